@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The facts that filters hand to each other, and the environ keys they travel under.
+
+Rule 1: a fact is a frozen dataclass, written once, by the one filter that owns it.
+Rule 2: a fact that is not known is absent (PEP 3333), never None; a filter that needs one says so
+in ``REQUIRES`` and the order is checked at start, so it may read ``environ[KEY]`` plainly.
+Rule 3: a client cannot forge a fact. A server turns header names into ``HTTP_*`` keys, so a dotted
+lower-case key never comes from the wire.
+
+============================  ==============  =====================================  =====================
+key                           written by      read by                                absent means
+============================  ==============  =====================================  =====================
+``metadata_wsgi.deadline``    ``deadline``    ``instance``, ``upstream``             refused at start
+``metadata_wsgi.source``      ``source``      ``instance``, ``signature``            refused at start
+``metadata_wsgi.instance``    ``instance``    ``signature``, ``metadata_app``        refused at start
+============================  ==============  =====================================  =====================
+
+``SIGNED`` is no key: it names, for the check of the order only, that the request now carries the
+headers that Nova authenticates by.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+DEADLINE = 'metadata_wsgi.deadline'
+SOURCE = 'metadata_wsgi.source'
+INSTANCE = 'metadata_wsgi.instance'
+SIGNED = 'the signature'
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Who is asking, by network position: an address that is unique only behind its router.
+
+    ``address`` is canonical text without a zone (lower case, compressed; a v4-mapped address is
+    given as IPv4). Exactly one of ``router_id`` and ``network_id`` is set.
+    """
+
+    address: str
+    router_id: str | None = None
+    network_id: str | None = None
+
+    def __str__(self) -> str:
+        where = f'router {self.router_id}' if self.router_id else f'network {self.network_id}'
+        return f'{self.address} behind {where}'
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """Which instance that is: ids as Quantum's port gives them (``device_id``, ``project_id``, ``id``)."""
+
+    instance_id: str
+    project_id: str
+    port_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When this request must have its answer; one for the whole way, spent by every part of it.
+
+    ``at_s`` is a moment of ``clock`` in seconds; the default clock is the monotonic one.
+    """
+
+    at_s: float
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False, compare=False)
+
+    @classmethod
+    def after(cls, seconds: float, clock: Callable[[], float] = time.monotonic) -> Deadline:
+        """The deadline that is ``seconds`` away from now."""
+        return cls(clock() + seconds, clock)
+
+    def remaining_s(self) -> float:
+        """Seconds that are left, never below zero."""
+        return max(0.0, self.at_s - self.clock())

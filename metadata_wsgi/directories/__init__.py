@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who finds the instance: a directory answers which instances are at an address behind a router.
+
+One file, one directory. ``instance`` asks it through the protocol below and decides what none or
+several mean; a directory decides nothing, retries nothing and knows no request.
+
+A directory of one's own is any class with ``find``; its factory takes paste's ``global_conf`` and is
+published as an entry point of the group ``metadata_wsgi.directories``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Protocol, cast
+
+from metadata_wsgi.context import Deadline, Instance, Source
+from metadata_wsgi.errors import ConfigError
+
+GROUP = 'metadata_wsgi.directories'
+
+
+class Directory(Protocol):
+    """Knows which instance has which address. Shared by all threads of a worker."""
+
+    def find(self, source: Source, deadline: Deadline) -> Sequence[Instance]:
+        """All instances that fit ``source``; empty when none does.
+
+        Raises DirectoryUnavailable when it cannot be known now (the caller asks again), DirectoryError
+        when asking again is of no use. Returns or raises before ``deadline``.
+        """
+
+
+Factory = Callable[[Mapping[str, str]], Directory]
+
+
+def load(name: str, global_conf: Mapping[str, str]) -> Directory:
+    """The directory that is published under ``name``, made from its own options."""
+    published = entry_points(group=GROUP)
+    try:
+        factory = cast(Factory, published[name].load())
+    except KeyError:
+        raise ConfigError(f'directory = {name}: there is none; choose one of {", ".join(sorted(published.names))}') from None
+    return factory(global_conf)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that this package raises.
+
+::
+
+    MetadataError
+    ├── ConfigError            an option, a paste file or an inventory that cannot work; stops the start
+    ├── RefusedError           the request itself is wrong; its text is for the guest (400)
+    ├── DirectoryError         nobody could be asked who is at an address
+    │   └── DirectoryUnavailable   ... for now: asked again until the deadline
+    ├── ExchangeError          the next hop gave no answer
+    │   ├── NotSent                ... and cannot have seen the request: even a POST may be repeated
+    │   └── MaybeSent              ... and may have acted on it: only a read may be repeated
+    └── PlumbingError          a namespace, rule, socket or process could not be made or removed
+
+A library's own exceptions are translated where the library is called.
+"""
+
+from __future__ import annotations
+
+
+class MetadataError(Exception):
+    """The root: catch it to catch what this package foresaw."""
+
+
+class ConfigError(MetadataError):
+    """What the operator wrote cannot work. The text names the option, the value and what would be right."""
+
+
+class RefusedError(MetadataError):
+    """The request cannot be answered by anybody. The text is a sentence for the guest."""
+
+
+class DirectoryError(MetadataError):
+    """The directory cannot say who is at an address, and asking again will not help.
+
+    For example: Quantum shows this agent's role no ports at all.
+    """
+
+
+class DirectoryUnavailable(DirectoryError):
+    """The directory cannot say so now: unreachable, slow, or failing."""
+
+
+class ExchangeError(MetadataError):
+    """The next hop on the way gave no complete answer."""
+
+
+class NotSent(ExchangeError):
+    """No byte of the request can have been acted on (refused, unreachable, no connection in time)."""
+
+
+class MaybeSent(ExchangeError):
+    """The request may have been received: the connection broke or stayed silent after it was written."""
+
+
+class PlumbingError(MetadataError):
+    """The kernel, or a program that speaks to it, refused. The text has its own words."""
