@@ -18,6 +18,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import entry_points
 
 from oslo_config import cfg
 
@@ -78,6 +79,13 @@ def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequ
             raise ConfigError(f'{opt.name} is missing from {where}. It is: {opt.help}')
 
 
+def refuse_misspelt(global_conf: Mapping[str, str]) -> None:
+    """Raise ConfigError for the first name in the files that is nobody's option but looks like one of ours."""
+    published = entry_points(group='oslo.config.opts')['metadata_wsgi'].load()
+    for sentence in misspelt(files(global_conf), published()):
+        raise ConfigError(sentence)
+
+
 def misspelt(paths: Sequence[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
     """One sentence for each name in ``paths`` that is none of ``known`` but looks like one of them.
 
@@ -102,16 +110,18 @@ def misspelt(paths: Sequence[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]
 
 
 # Options of other programs that stand in the same files and resemble ours.
-FOREIGN = frozenset({
-    'metadata_port',
-    'metadata_access_mark',
-    'metadata_proxy_shared_secrets',
-    'enable_metadata_proxy',
-    'enable_metadata_network',
-    'auth_urls',
-    'auth_uri',
-    'nova_metadata_url',
-})
+FOREIGN = frozenset(
+    {
+        'metadata_port',
+        'metadata_access_mark',
+        'metadata_proxy_shared_secrets',
+        'enable_metadata_proxy',
+        'enable_metadata_network',
+        'auth_urls',
+        'auth_uri',
+        'nova_metadata_url',
+    }
+)
 
 
 def _names_in(path: str) -> list[tuple[str, str]]:

@@ -75,3 +75,8 @@ class Deadline:
     def remaining_s(self) -> float:
         """Seconds that are left, never below zero."""
         return max(0.0, self.at_s - self.clock())
+
+    def share(self, part: float) -> Deadline:
+        """An earlier deadline, after ``part`` of what is left: so that one silent try leaves time for another."""
+        now_s = self.clock()
+        return Deadline(now_s + max(0.0, self.at_s - now_s) * part, self.clock)

@@ -40,52 +40,58 @@ RESERVED_PREFIXES: Final = (
     'x-metadata-',
     'x-project-',
 )
-RESERVED: Final = frozenset({
-    'forwarded',
-    'x-forwarded',
-    'x-real-ip',
-    'x-client-ip',
-    'x-original-uri',
-    'x-original-url',
-    'x-rewrite-url',
-    'x-http-method-override',
-})
+RESERVED: Final = frozenset(
+    {
+        'forwarded',
+        'x-forwarded',
+        'x-real-ip',
+        'x-client-ip',
+        'x-original-uri',
+        'x-original-url',
+        'x-rewrite-url',
+        'x-http-method-override',
+    }
+)
 
 # RFC 9110, 7.6.1, and the older names that still do harm when they are passed on.
-HOP_BY_HOP: Final = frozenset({
-    'connection',
-    'keep-alive',
-    'proxy-authenticate',
-    'proxy-authorization',
-    'proxy-connection',
-    'te',
-    'trailer',
-    'transfer-encoding',
-    'upgrade',
-    'expect',
-})
+HOP_BY_HOP: Final = frozenset(
+    {
+        'connection',
+        'keep-alive',
+        'proxy-authenticate',
+        'proxy-authorization',
+        'proxy-connection',
+        'te',
+        'trailer',
+        'transfer-encoding',
+        'upgrade',
+        'expect',
+    }
+)
 
 # What Nova is told besides the signature: how the guest wants the answer, and what it sends.
-UPSTREAM_ALLOWED: Final = frozenset({
-    'accept',
-    'accept-charset',
-    'accept-encoding',
-    'accept-language',
-    'content-encoding',
-    'content-type',
-    'if-match',
-    'if-modified-since',
-    'if-none-match',
-    'if-unmodified-since',
-    'range',
-    'user-agent',
-    'x-aws-ec2-metadata-token',
-    'x-aws-ec2-metadata-token-ttl-seconds',
-    FORWARDED_FOR,
-    INSTANCE_ID,
-    TENANT_ID,
-    SIGNATURE,
-})
+UPSTREAM_ALLOWED: Final = frozenset(
+    {
+        'accept',
+        'accept-charset',
+        'accept-encoding',
+        'accept-language',
+        'content-encoding',
+        'content-type',
+        'if-match',
+        'if-modified-since',
+        'if-none-match',
+        'if-unmodified-since',
+        'range',
+        'user-agent',
+        'x-aws-ec2-metadata-token',
+        'x-aws-ec2-metadata-token-ttl-seconds',
+        FORWARDED_FOR,
+        INSTANCE_ID,
+        TENANT_ID,
+        SIGNATURE,
+    }
+)
 
 
 def is_reserved(name: str) -> bool:

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The filters, one file each. The shipped pipeline, from the namespace proxy to Nova::
+
+    catch_errors   what nobody foresaw: traceback to the log, a constant sentence to the guest
+    deadline       establishes DEADLINE   until when there must be an answer
+    source         establishes SOURCE     who is asking, by network position
+    instance       reads SOURCE, DEADLINE; establishes INSTANCE
+    signature      reads SOURCE, INSTANCE; establishes SIGNED (the headers Nova authenticates by)
+
+and then the app ``upstream``, which reads SIGNED and DEADLINE.
+"""

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every option of the package, for the sample file, the reference and the search for misspelt names.
+
+Options are declared beside their use; this is only the list of those places. No other room imports it;
+it is published as the entry point ``metadata_wsgi`` of ``oslo.config.opts``.
+"""
+
+from __future__ import annotations
+
+from oslo_config import cfg
+
+from metadata_wsgi import paths, server, sockets, upstream
+from metadata_wsgi.commands import agent
+from metadata_wsgi.directories import quantum, static
+from metadata_wsgi.filters import deadline, instance, signature, source
+from metadata_wsgi.metadata_app import app as metadata_app
+
+DEFAULT = (agent, paths, sockets, server, deadline, source, instance, quantum, signature, upstream)
+
+
+def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+    """(group, options) pairs, in the order of the pipeline."""
+    return [
+        ('DEFAULT', [opt for module in DEFAULT for opt in module.OPTS]),
+        (static.GROUP, static.OPTS),
+        (metadata_app.GROUP, metadata_app.OPTS),
+    ]

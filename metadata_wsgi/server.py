@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gunicorn, embedded: a socket that is open already, workers on it, and signals as operators know them.
+
+SIGHUP  reads the paste file and the options again and replaces the workers one generation by the next;
+        a request that is under way is finished. What is wrong in them is logged, and the old ones stay.
+SIGTERM stops accepting, finishes what is under way (``GRACE_S``), ends.
+SIGUSR2 is not needed: while the agent restarts, the namespace proxies hold their guests' reads.
+
+The workers are gevent's: a request that waits (for Quantum, for Nova to come back, for a slow guest)
+costs a few kilobytes and no thread, so a few guests that wait cannot keep the others from being served.
+
+Everything that gunicorn could do to be lenient with malformed requests stays off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
+from oslo_config import cfg
+
+from metadata_wsgi.errors import MetadataError
+
+LOG = logging.getLogger(__name__)
+
+OPTS = [
+    cfg.IntOpt(
+        'metadata_workers',
+        min=1,
+        max=256,
+        help='Worker processes. Each serves a thousand waiting requests; the default is half the processors, at least one.',
+    ),
+    cfg.IntOpt(
+        'metadata_backlog',
+        default=4096,
+        min=1,
+        help='Connections that may wait to be accepted (net.core.somaxconn caps it).',
+    ),
+    cfg.IntOpt('metadata_connections', default=4096, min=16, help='Connections that one worker serves at a time.'),
+]
+
+GRACE_S = 12
+"""How long a stopping worker may finish what is under way: longer than any deadline's default."""
+
+
+class Log(Logger):
+    """gunicorn's messages go where all others go."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log.propagate = True
+        self.error_log.setLevel(logging.NOTSET)
+        self.access_log.propagate = False
+
+
+class Server(BaseApplication):
+    """Serves what ``load`` returns on ``listener``, in workers that call ``load`` themselves.
+
+    ``settings`` gives the number of workers and connections, and is asked again on SIGHUP; ``load``
+    is tried in a child process before any worker depends on it, and raises MetadataError when it cannot.
+    ``in_worker`` is called in each new worker.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        listener: socket.socket,
+        *,
+        settings: Callable[[], dict[str, Any]],
+        name: str,
+        in_worker: Callable[[], None] = lambda: None,
+        when_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._load = load
+        self._bind = f'fd://{listener.detach()}'
+        self._settings = settings
+        self._name = name
+        self._in_worker = in_worker
+        self._when_ready = when_ready
+        super().__init__(prog=name)
+
+    def load_config(self) -> None:
+        """Called by gunicorn at start and on SIGHUP."""
+        settings = {
+            'bind': [self._bind],
+            'proc_name': self._name,
+            'worker_class': 'gevent',
+            'keepalive': 75,
+            'timeout': 30,
+            'graceful_timeout': GRACE_S,
+            'logger_class': Log,
+            'control_socket_disable': True,
+            'preload_app': False,
+            # A header may not become another's value: names with underscores are dropped, and no peer may
+            # name the path or the scheme.
+            'header_map': 'drop',
+            'forwarder_headers': '',
+            'forwarded_allow_ips': '127.0.0.1',
+            'secure_scheme_headers': {},
+            'limit_request_line': 8190,
+            'limit_request_fields': 100,
+            'limit_request_field_size': 16380,
+            'post_fork': lambda arbiter, worker: self._in_worker(),
+            'when_ready': lambda arbiter: self._when_ready(),
+            **self._settings(),
+        }
+        for key, value in settings.items():
+            self.cfg.set(key, value)
+
+    def load(self) -> Any:
+        """Called by gunicorn in each worker."""
+        return self._load()
+
+    def try_loading(self) -> None:
+        """Raise MetadataError if a worker could not load. In a child, so that no library is imported here
+        that gevent has yet to change in the workers."""
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.close(reading)
+            try:
+                self._settings()
+                self._load()
+            except MetadataError as error:
+                os.write(writing, str(error).encode())
+            except BaseException as error:
+                LOG.exception('The pipeline cannot be loaded')
+                os.write(writing, f'the pipeline cannot be loaded: {type(error).__name__}: {error}'.encode())
+            finally:
+                os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, 'rb') as pipe:
+            complaint = pipe.read().decode()
+        os.waitpid(pid, 0)
+        if complaint:
+            raise MetadataError(complaint)
+
+    def run(self) -> None:
+        """Serve until told to stop."""
+        _Arbiter(self).run()
+
+
+class _Arbiter(Arbiter):
+    """gunicorn's master process, which keeps serving when what it should reload is wrong."""
+
+    def reload(self) -> None:
+        try:
+            self.app.try_loading()
+        except MetadataError as error:
+            LOG.error('Not reloaded, the former pipeline and options stay in force: %s', error)
+            return
+        super().reload()
+        LOG.info('Reloaded')
+
+    def handle_usr2(self) -> None:
+        LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies hold what guests ask')
+
+
+def default_workers() -> int:
+    """Half the processors, at least one, at most eight: the rest of the host has guests to run."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
+
+
+def refuse(program: str, error: Exception) -> int:
+    """Say on standard error why ``program`` does not start; returns its exit code."""
+    print(f'{program}: {error}', file=sys.stderr)  # noqa: T201
+    return 1

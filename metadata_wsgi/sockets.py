@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open the listening sockets: the agent's unix socket, and the namespace proxy's TCP port.
+
+The unix socket is the only door to the agent, so it is never open to more than it should be: it is
+made for its owner alone, and opened to others after its owner and group are right.
+``metadata_proxy_socket_mode`` says to whom:
+
+``user``    the owner, ``metadata_proxy_user``
+``group``   owner and group, ``metadata_proxy_group``
+``all``     every user of the host: then every one of them can ask as any guest
+``deduce``  ``user`` where only ``metadata_proxy_user`` is set, else ``group``
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import socket
+import stat
+import time
+from collections.abc import Callable
+
+from oslo_config import cfg
+
+from metadata_wsgi.errors import ConfigError
+
+OPTS = [
+    cfg.StrOpt(
+        'metadata_proxy_socket_mode',
+        default='deduce',
+        choices=['deduce', 'user', 'group', 'all'],
+        help='Who may connect to the socket: the owner, its group too, everybody; deduced from the two options below.',
+    ),
+    cfg.StrOpt(
+        'metadata_proxy_user', default='', help='Owner of the socket, a name or uid: whom the namespace proxies run as.'
+    ),
+    cfg.StrOpt('metadata_proxy_group', default='', help='Group of the socket, a name or gid.'),
+]
+
+MODES = {'user': 0o600, 'group': 0o660, 'all': 0o666}
+
+
+def mode(name: str, user: str, group: str) -> int:
+    """The permission bits that ``metadata_proxy_socket_mode`` ``name`` means. Connecting takes the write bit."""
+    if name == 'deduce':
+        name = 'user' if user and not group else 'group'
+    return MODES[name]
+
+
+def unix_listener(path: str, *, mode: int, user: str = '', group: str = '', backlog: int = 4096) -> socket.socket:
+    """Listen on ``path``; a stale socket is replaced, a living one refused. Raises ConfigError."""
+    uid, gid = _uid(user), _gid(group)
+    os.makedirs(os.path.dirname(path) or '.', mode=0o755, exist_ok=True)
+    _clear(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        listener.bind(path)
+        os.chown(path, uid, gid)
+        os.chmod(path, mode)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f'metadata_proxy_socket = {path}: {error.strerror or error}') from error
+    finally:
+        os.umask(before)
+    listener.listen(backlog)
+    return listener
+
+
+def tcp_listener(
+    host: str, port: int, *, backlog: int = 4096, patience_s: float = 30.0, sleep: Callable[[float], None] = time.sleep
+) -> socket.socket:
+    """Listen on ``host`` (empty: every address of the namespace, both families) and ``port``.
+
+    A port that is in use is asked for again for ``patience_s``: a predecessor may still be on its way
+    out. An IPv6 address may have a zone (``fe80::a9fe:a9fe%qr-1``). Raises ConfigError.
+    """
+    give_up_at = time.monotonic() + patience_s
+    while True:
+        try:
+            return _bound(host, port, backlog)
+        except OSError as error:
+            waiting = error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL) and time.monotonic() < give_up_at
+            if not waiting:
+                where = f'[{host}]:{port}' if ':' in host else f'{host or "any address"} port {port}'
+                raise ConfigError(f'metadata_port: cannot listen on {where}: {error.strerror or error}') from error
+        sleep(0.2)
+
+
+def _bound(host: str, port: int, backlog: int) -> socket.socket:
+    family, *_, address = socket.getaddrinfo(
+        host or '::', port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
+    )[0]
+    if not host and not _has_ipv6():
+        family, address = socket.AF_INET, ('0.0.0.0', port)  # noqa: S104 (the rules say who may come in)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # As Grizzly: a guest that vanished is noticed after 10 minutes.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 600)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(host)))
+        listener.bind(address)
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
+
+
+def _clear(path: str) -> None:
+    """Remove a socket on which nobody listens."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f'metadata_proxy_socket = {path}: {error.strerror}') from error
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigError(f'metadata_proxy_socket = {path}: is there and is no socket; name another path or remove it')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except OSError as error:
+            # EAGAIN is a living one with a full queue.
+            if error.errno != errno.EAGAIN:
+                raise ConfigError(f'metadata_proxy_socket = {path}: {error.strerror}') from error
+    raise ConfigError(
+        f'metadata_proxy_socket = {path}: another agent is running and listens there; stop it first, or name another path'
+    )
+
+
+def _uid(user: str) -> int:
+    if not user:
+        return -1
+    try:
+        return int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise ConfigError(f'metadata_proxy_user = {user}: there is no such user') from None
+
+
+def _gid(group: str) -> int:
+    if not group:
+        return -1
+    try:
+        return int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f'metadata_proxy_group = {group}: there is no such group') from None

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Forward the signed request to Nova's metadata API and relay its answer. Ends the pipeline.
+
+Sends method, raw target, body and an allow-list of headers (``wire.UPSTREAM_ALLOWED``), so that no
+header of a guest can mean something to Nova that it does not mean to us. Relays whatever Nova says:
+status, end-to-end headers, bytes; a redirect is not followed, nothing is decoded.
+
+Late rather than wrong: a GET or HEAD that meets a dead, silent or failing Nova (500, 502, 503, 504) is
+sent again until the deadline, then answered with what Nova said last, or 503 where it said nothing.
+A POST (the password) is sent once; again only where it cannot have been received.
+
+``nova_metadata_host`` may name several hosts, separated by commas, each with a port of its own if
+need be (``nova1,nova2:8776,[2001:db8::1]:8775``): they are tried in turn, and one that fails is put
+aside for a while. Reads DEADLINE and the signature.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from oslo_config import cfg
+
+from metadata_wsgi import answers, config, context, relay, wire
+from metadata_wsgi.errors import ConfigError, ExchangeError, NotSent, RefusedError
+from metadata_wsgi.patience import insist
+from metadata_wsgi.seldom import Seldom
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+
+LOG = logging.getLogger(__name__)
+
+OPTS = [
+    cfg.ListOpt(
+        'nova_metadata_host',
+        default=['127.0.0.1'],
+        deprecated_name='nova_metadata_ip',
+        help="Host of Nova's metadata API; several, separated by commas, are tried in turn.",
+    ),
+    cfg.PortOpt('nova_metadata_port', default=8775, help="TCP port of Nova's metadata API."),
+    cfg.StrOpt(
+        'nova_metadata_protocol',
+        default='http',
+        choices=['http', 'https'],
+        help='http, or https with the options below.',
+    ),
+    cfg.BoolOpt('nova_metadata_insecure', default=False, help="Accept any certificate of Nova's. For tests."),
+    cfg.StrOpt('nova_client_cert', default='', help='Client certificate for Nova, a PEM file.'),
+    cfg.StrOpt('nova_client_priv_key', default='', help='Private key of the client certificate, a PEM file.'),
+    cfg.StrOpt('auth_ca_cert', help="CA certificates that Nova's certificate is checked against, a PEM file."),
+    cfg.IntOpt(
+        'max_request_body', default=1 << 20, min=1020, help='Largest request body in bytes; above it a guest hears 413.'
+    ),
+]
+
+AGAIN = frozenset({500, 502, 503, 504})
+"""What Nova answers while something behind it is away. Everything else is its word."""
+
+ASIDE_S = 5.0
+
+
+class Hop(Protocol):
+    """Where requests can be sent; :class:`metadata_wsgi.relay.Hop` is the real one."""
+
+    name: str
+
+    def exchange(self, request: relay.Request, deadline: context.Deadline) -> relay.Answer:
+        """Send it once. Raises NotSent or MaybeSent."""
+
+
+class UpstreamApp:
+    """The proxy app: one request to one of ``hops``, patiently."""
+
+    REQUIRES = frozenset({context.DEADLINE, context.SIGNED})
+    PROVIDES: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        hops: Sequence[Hop],
+        *,
+        max_body_bytes: int = 1 << 20,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._hops = tuple(hops)
+        self._max_body_bytes = max_body_bytes
+        self._clock = clock
+        self._sleep = sleep
+        self._aside_until = dict.fromkeys(range(len(self._hops)), 0.0)
+        self._seldom_refused = Seldom(60)
+        self._seldom_away = Seldom(60)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Relay Nova's answer, or say why there is none."""
+        try:
+            request = self._request(environ)
+            answer = self._insist(request, environ[context.DEADLINE])
+        except relay.TooLarge:
+            return answers.too_large(self._max_body_bytes)(environ, start_response)
+        except RefusedError as error:
+            return answers.refused(str(error))(environ, start_response)
+        except ExchangeError as error:
+            if self._seldom_away.due():
+                LOG.error('Guests are answered 503: Nova gave no answer: %s', error)
+            return answers.unavailable()(environ, start_response)
+        if answer.status == 403 and self._seldom_refused.due():
+            LOG.error(
+                'Nova refuses our signature (403): compare metadata_proxy_shared_secret here with '
+                '[neutron] metadata_proxy_shared_secret in nova.conf; they must be the same'
+            )
+        return answer(environ, start_response)
+
+    def _request(self, environ: WSGIEnvironment) -> relay.Request:
+        headers = [(name, value) for name, value in relay.headers(environ) if name in wire.UPSTREAM_ALLOWED]
+        content = relay.body(environ, self._max_body_bytes)
+        return relay.Request(environ['REQUEST_METHOD'], relay.target(environ), headers, content)
+
+    def _insist(self, request: relay.Request, deadline: context.Deadline) -> relay.Answer:
+        return insist(
+            lambda: self._try_each(request, deadline),
+            deadline,
+            again_after=(ExchangeError,) if request.is_read else (NotSent,),
+            again_on=lambda answer: request.is_read and answer.status in AGAIN,
+            sleep=self._sleep,
+        )
+
+    def _try_each(self, request: relay.Request, deadline: context.Deadline) -> relay.Answer:
+        """One try at each host until one answers well; raises or returns what the last one gave."""
+        order = sorted(range(len(self._hops)), key=lambda index: self._aside_until[index] > self._clock())
+        for position, index in enumerate(order):
+            last = position == len(order) - 1
+            try:
+                # A silent host must leave time for another try, at another host or at itself.
+                answer = self._hops[index].exchange(request, deadline.share(2 / 3) if request.is_read else deadline)
+            except ExchangeError as error:
+                self._put_aside(index, error)
+                if last or not (request.is_read or isinstance(error, NotSent)):
+                    raise
+                continue
+            if last or not request.is_read or answer.status not in AGAIN:
+                self._aside_until[index] = 0.0
+                return answer
+            self._put_aside(index, f'it answered {answer.status}')
+        raise NotSent('no host of Nova is configured')
+
+    def _put_aside(self, index: int, why: object) -> None:
+        if self._aside_until[index] <= self._clock():
+            LOG.warning('Nova at %s fails: %s', self._hops[index].name, why)
+        self._aside_until[index] = self._clock() + ASIDE_S
+
+
+def app_factory(global_conf: Mapping[str, str]) -> UpstreamApp:
+    """For ``use = egg:metadata_wsgi#upstream``."""
+    conf = config.load(global_conf, OPTS)
+    tls = _tls(conf) if conf.nova_metadata_protocol == 'https' else None
+    hops = [relay.tcp_hop(*_host_port(text, conf.nova_metadata_port), tls=tls) for text in conf.nova_metadata_host]
+    if not hops:
+        raise ConfigError("nova_metadata_host is empty: name the host of Nova's metadata API")
+    return UpstreamApp(hops, max_body_bytes=conf.max_request_body)
+
+
+def _host_port(text: str, default_port: int) -> tuple[str, int]:
+    """``host``, ``host:port``, ``[v6]:port`` or a bare IPv6 address."""
+    host, port = text, str(default_port)
+    if text.startswith('['):
+        host, _, rest = text[1:].partition(']')
+        port = rest.removeprefix(':') or port
+    elif text.count(':') == 1:
+        host, port = text.split(':')
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f'nova_metadata_host = {text}: not a host; write host, host:port or [IPv6 address]:port')
+    return host, int(port)
+
+
+def _tls(conf: cfg.ConfigOpts) -> ssl.SSLContext:
+    try:
+        context_ = ssl.create_default_context(cafile=conf.auth_ca_cert or None)
+        if conf.nova_client_cert:
+            context_.load_cert_chain(conf.nova_client_cert, conf.nova_client_priv_key or None)
+    except (OSError, ssl.SSLError) as error:
+        names = 'auth_ca_cert, nova_client_cert, nova_client_priv_key'
+        raise ConfigError(f'{names}: cannot be used: {error}; each must be a readable PEM file') from error
+    if conf.nova_metadata_insecure:
+        context_.check_hostname = False
+        context_.verify_mode = ssl.CERT_NONE
+    return context_
