@@ -3,22 +3,27 @@
 
 cloud-init before 25.1 drops user-data after a single 500 or 503, and gives up the datasource after a
 single 404; it waits 10 s for each answer. So a read that fails is repeated here, on the host, after
-a random pause that doubles from 50 ms to 1 s, and the guest hears of the fault only when its time is
-over. The randomness keeps a thousand guests from knocking at the same moment when Nova comes back.
+a random pause of up to 50 ms that doubles to at most 1 s, and the guest hears of the fault only when
+its time is over. The randomness keeps a thousand guests from knocking at the same moment when Nova
+comes back.
+
+The loop is ours because every request passes through it several times: tenacity took 30 microseconds
+each time nothing failed.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
-
-import tenacity
 
 from metadata_wsgi.context import Deadline
 
 T = TypeVar('T')
 
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
 LAST_TRY_S = 0.05
 """With less than this left, no further try is begun."""
 
@@ -35,10 +40,17 @@ def insist(
 
     When the deadline forbids another try, the last result is returned, or the last exception raised.
     """
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(again_after) | tenacity.retry_if_result(again_on),
-        wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
-        stop=lambda state: deadline.remaining_s() - state.upcoming_sleep < LAST_TRY_S,
-        sleep=sleep,
-        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
-    )(attempt)
+    longest_s = FIRST_PAUSE_S
+    while True:
+        pause_s = random.uniform(0, longest_s)  # noqa: S311 (no secret, only spread)
+        try:
+            result = attempt()
+            if not again_on(result):
+                return result
+            if deadline.remaining_s() - pause_s < LAST_TRY_S:
+                return result
+        except again_after:
+            if deadline.remaining_s() - pause_s < LAST_TRY_S:
+                raise
+        sleep(pause_s)
+        longest_s = min(2 * longest_s, LONGEST_PAUSE_S)

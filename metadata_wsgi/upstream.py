@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from oslo_config import cfg
 
-from metadata_wsgi import answers, config, context, relay, wire
+from metadata_wsgi import answers, config, context, hop, relay, wire
 from metadata_wsgi.errors import ConfigError, ExchangeError, NotSent, RefusedError
 from metadata_wsgi.patience import insist
 from metadata_wsgi.seldom import Seldom
@@ -64,7 +64,7 @@ ASIDE_S = 5.0
 
 
 class Hop(Protocol):
-    """Where requests can be sent; :class:`metadata_wsgi.relay.Hop` is the real one."""
+    """Where requests can be sent; :class:`metadata_wsgi.hop.Hop` is the real one."""
 
     name: str
 
@@ -157,7 +157,7 @@ def app_factory(global_conf: Mapping[str, str]) -> UpstreamApp:
     """For ``use = egg:metadata_wsgi#upstream``."""
     conf = config.load(global_conf, OPTS)
     tls = _tls(conf) if conf.nova_metadata_protocol == 'https' else None
-    hops = [relay.tcp_hop(*_host_port(text, conf.nova_metadata_port), tls=tls) for text in conf.nova_metadata_host]
+    hops = [hop.tcp_hop(*_host_port(text, conf.nova_metadata_port), tls=tls) for text in conf.nova_metadata_host]
     if not hops:
         raise ConfigError("nova_metadata_host is empty: name the host of Nova's metadata API")
     return UpstreamApp(hops, max_body_bytes=conf.max_request_body)

@@ -58,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _application(args: argparse.Namespace) -> Any:
     # Imported in the worker, after gevent has changed what these modules import.
-    from metadata_wsgi import relay
+    from metadata_wsgi import hop
     from metadata_wsgi.namespace_proxy.app import NamespaceProxyApp
 
     return NamespaceProxyApp(
-        relay.unix_hop(args.metadata_proxy_socket or os.path.join(args.state_path, 'metadata_proxy')),
+        hop.unix_hop(args.metadata_proxy_socket or os.path.join(args.state_path, 'metadata_proxy')),
         router_id=args.router_id,
         network_id=args.network_id,
         prefix=args.metadata_header_prefix,
