@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is attached on this host, and what of it is only half there.
+
+Read from the kernel and the pid files, not from a record of ours: what somebody else removed is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from metadata_wsgi import paths
+from metadata_wsgi.plumbing import address, netns, process
+from metadata_wsgi.plumbing.attachment import NETWORK, NETWORK_PORT, PREFIXES, ROUTER, Place, kernel_families
+from metadata_wsgi.plumbing.rules import PREROUTING, Rule, rules_for
+
+YES, PARTLY, NO = 'yes', 'partly', 'no'
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """One router or network of this host that has anything of ours.
+
+    ``namespace`` is None if it is gone; ``port`` is where guests are sent to; ``rules`` is YES, PARTLY or NO (for a
+    network: whether the address is there); ``problems`` are sentences, none if all is well.
+    """
+
+    namespace: str | None
+    uuid: str
+    kind: str
+    pid: int | None
+    port: int
+    rules: str
+    problems: tuple[str, ...]
+
+    @property
+    def place(self) -> Place:
+        """Where it is, for detaching it."""
+        return Place.of(self.kind, self.uuid, self.namespace)
+
+
+class RuleReader(Protocol):
+    """Reads rules; :class:`metadata_wsgi.plumbing.iptables.Iptables` is the real one."""
+
+    def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
+        """Every rule of ours in the namespace."""
+
+
+def attached(iptables: RuleReader, *, state_path: str, families: Sequence[int] | None = None) -> list[Attached]:
+    """Everything attached on this host, by namespace: what has a pid file here, or rules of ours, or both."""
+    families = tuple(families or kernel_families())
+    return [_look(place, state_path, iptables, families) for place in _places(state_path, iptables, families)]
+
+
+def _places(state_path: str, iptables: RuleReader, families: Sequence[int]) -> Iterator[Place]:
+    seen = set()
+    for file in sorted(Path(paths.pid_file(state_path, '_')).parent.glob('*.pid')):
+        place = _place_of(file.stem, process.active(str(file), file.stem))
+        seen.add(place.namespace)
+        yield place
+    for namespace in netns.names():
+        if namespace not in seen and iptables.ours(namespace, families=families):
+            yield Place(*_named_after(namespace), namespace)
+
+
+def _place_of(uuid: str, pid: int | None) -> Place:
+    namespace = netns.name_of(pid) if pid else None
+    if namespace is None:
+        candidates = [Place.of(kind, uuid) for kind in (ROUTER, NETWORK)]
+        return next((place for place in candidates if netns.exists(place.namespace)), candidates[0])
+    # In a namespace of another name the port tells: only a network's proxy is on 80.
+    kind, name = _named_after(namespace)
+    if name != uuid and pid and process.listens(pid, NETWORK_PORT):
+        kind = NETWORK
+    return Place(kind, uuid, namespace)
+
+
+def _named_after(namespace: str) -> tuple[str, str]:
+    for kind, prefix in PREFIXES.items():
+        if namespace.startswith(prefix):
+            return kind, namespace.removeprefix(prefix)
+    return ROUTER, namespace
+
+
+def _look(place: Place, state_path: str, iptables: RuleReader, families: Sequence[int]) -> Attached:
+    pid = process.active(paths.pid_file(state_path, place.uuid), place.uuid)
+    there = netns.exists(place.namespace)
+    problems = [] if there else [f'there is no namespace {place.namespace}']
+    port, rules = NETWORK_PORT, NO
+    if place.kind == NETWORK:
+        rules = YES if there and address.present(place.namespace) else NO
+    else:
+        port, rules = judge(iptables.ours(place.namespace, families=families) if there else [], families)
+    if there and rules == PARTLY:
+        problems.append('the rules are only partly there; attach it again')
+    elif there and rules == NO:
+        missing = f'the address {address.ADDRESS} is' if place.kind == NETWORK else 'the rules are'
+        problems.append(f'{missing} missing; attach it again')
+    if pid is None:
+        problems.append('no proxy runs; attach it again')
+    elif netns.name_of(pid) != place.namespace:
+        problems.append(f'pid {pid} runs in another namespace; attach it again')
+    elif not process.listens(pid, port):
+        problems.append(f'pid {pid} does not listen on port {port}; attach it again')
+    return Attached(place.namespace if there else None, place.uuid, place.kind, pid, port, rules, tuple(problems))
+
+
+def judge(rules: Iterable[Rule], families: Sequence[int], default_port: int = 9697) -> tuple[int, str]:
+    """To which port a router's ``rules`` send its guests, and whether all are there: (port, YES|PARTLY|NO).
+
+    Port and interfaces are read from the redirect, the mark from the rule that sets it.
+    """
+    found = set(rules)
+    values = {}
+    for rule in found:
+        for flag in ('--to-ports', '-i', '--set-xmark'):
+            if flag in rule.args and (flag != '-i' or rule.chain == PREROUTING):
+                values[flag] = rule.args[rule.args.index(flag) + 1]
+    port = int(values.get('--to-ports', default_port))
+    wanted = rules_for(
+        port=port,
+        interfaces=values.get('-i', 'qr-+'),
+        mark=values.get('--set-xmark', '0x1/0xffff'),
+        families=families,
+    )
+    return port, YES if found == set(wanted) else PARTLY if found else NO

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attach the metadata path to a router's or an isolated network's namespace, and detach it.
+
+Attach: the namespace is there, rules (router) or address (network), process, and it listens. In that
+order, so that what closes the router is there before anything is opened. Detach: the other way round.
+
+Both can be repeated. A proxy that runs in this namespace, for this id, on this port is adopted, whoever
+started it; any other one of this id is replaced, also one that is left in a namespace that was deleted
+and made anew (its pid lives, but no guest reaches it).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from metadata_wsgi import paths
+from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.plumbing import address, netns, process
+from metadata_wsgi.plumbing.iptables import Iptables
+from metadata_wsgi.plumbing.rules import Rule, rules_for
+from metadata_wsgi.plumbing.run import Runner
+
+ROUTER, NETWORK = 'router', 'network'
+PREFIXES = {ROUTER: 'qrouter-', NETWORK: 'qdhcp-'}
+NETWORK_PORT = 80
+"""In a DHCP namespace the proxy itself is at the metadata address: there is nothing to redirect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to attach: ``kind`` is ROUTER or NETWORK, ``uuid`` its id, ``namespace`` the one it has on this host."""
+
+    kind: str
+    uuid: str
+    namespace: str
+
+    @classmethod
+    def of(cls, kind: str, uuid: str, namespace: str | None = None) -> Place:
+        """The place of a router or network in the namespace that Quantum's agents name after it, or in another."""
+        return cls(kind, uuid, namespace or PREFIXES[kind] + uuid)
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """How to start a proxy: the program, and what it is told. ``socket`` '' is the program's own default."""
+
+    program: str = 'quantum-ns-metadata-proxy'
+    state_path: str = '/var/lib/quantum'
+    socket: str = ''
+    log_dir: str = ''
+
+    def pid_file(self, uuid: str) -> str:
+        """Where its pid is."""
+        return paths.pid_file(self.state_path, uuid)
+
+    def argv(self, place: Place, port: int) -> list[str]:
+        """The command line, as an L3 agent of Grizzly writes it."""
+        words = [
+            self.program,
+            f'--pid_file={self.pid_file(place.uuid)}',
+            f'--{place.kind}_id={place.uuid}',
+            f'--state_path={self.state_path}',
+            f'--metadata_port={port}',
+        ]
+        if self.socket:
+            words.append(f'--metadata_proxy_socket={self.socket}')
+        if place.kind == NETWORK:
+            words.append(f'--metadata_host={address.ADDRESS}')
+        if self.log_dir:
+            words += [f'--log-file=quantum-ns-metadata-proxy-{place.uuid}.log', f'--log-dir={self.log_dir}']
+        return words
+
+
+class RuleKeeper(Protocol):
+    """Keeps the rules of namespaces; :class:`metadata_wsgi.plumbing.iptables.Iptables` is the real one."""
+
+    def apply(self, namespace: str, wanted: Sequence[Rule], *, families: Sequence[int]) -> bool:
+        """Make ``wanted`` the rules of ours in the namespace."""
+
+
+class Attachments:
+    """Attaches and detaches on this host. ``families``: 4 and 6, or what the kernel has if not given."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        proxy: Proxy,
+        iptables: RuleKeeper | None = None,
+        families: Sequence[int] | None = None,
+        start_within_s: float = 15.0,
+        end_within_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._runner = runner
+        self._proxy = proxy
+        self._iptables = iptables or Iptables(runner)
+        self._families = tuple(families or kernel_families())
+        self._start_within_s = start_within_s
+        self._end_within_s = end_within_s
+        self._clock = clock
+        self._sleep = sleep
+
+    def attach(
+        self,
+        place: Place,
+        *,
+        port: int = 9697,
+        interfaces: str = 'qr-+',
+        mark: str = '0x1/0xffff',
+        interface: str | None = None,
+    ) -> bool:
+        """Attach the path; True if a proxy was started, False if one was adopted.
+
+        ``port``, ``interfaces`` (internal ones) and ``mark`` are for routers; ``interface`` (which one gets the
+        address) for networks. Raises PlumbingError when the namespace is missing or something refuses.
+        """
+        if not netns.exists(place.namespace):
+            raise PlumbingError(
+                f'there is no namespace {place.namespace} on this host: is {place.kind} {place.uuid} here, '
+                f'and is its agent running? "ip netns list" shows what there is; --namespace names another one'
+            )
+        if place.kind == ROUTER:
+            wanted = rules_for(port=port, interfaces=interfaces, mark=mark, families=self._families)
+            self._iptables.apply(place.namespace, wanted, families=self._families)
+        else:
+            port = NETWORK_PORT
+            address.add(place.namespace, interface)
+        return self._start(place, port)
+
+    def detach(self, place: Place) -> bool:
+        """Remove rules or address, end the proxy; whether there was anything. The namespace may be gone already."""
+        there = False
+        if netns.exists(place.namespace):
+            there |= self._iptables.apply(place.namespace, (), families=self._families)
+            if place.kind == NETWORK:
+                there |= address.remove(place.namespace)
+        pid_file = self._proxy.pid_file(place.uuid)
+        there |= process.disable(pid_file, place.uuid, patience_s=self._end_within_s)
+        return there
+
+    def _start(self, place: Place, port: int) -> bool:
+        def serves(pid: int) -> bool:
+            return netns.name_of(pid) == place.namespace and process.listens(pid, port)
+
+        def spawn(_pid_file: str) -> None:
+            self._runner(self._proxy.argv(place, port), namespace=place.namespace)
+
+        pid_file = self._proxy.pid_file(place.uuid)
+        started = process.enable(pid_file, place.uuid, spawn, wanted=serves)
+        give_up_s = self._clock() + self._start_within_s
+        while started:
+            pid = process.active(pid_file, place.uuid)
+            if pid is not None and serves(pid):
+                break
+            if self._clock() >= give_up_s:
+                state = f'pid {pid} does not listen on port {port}' if pid else f'no process, pid file {pid_file}'
+                raise PlumbingError(
+                    f'{self._proxy.program} for {place.kind} {place.uuid} is not there after '
+                    f'{self._start_within_s:g} s ({state}); its log says why'
+                )
+            self._sleep(0.02)
+        return started
+
+
+def kernel_families() -> tuple[int, ...]:
+    """4, and 6 unless IPv6 is switched off in this kernel: then its rules cannot be, and need not be, there."""
+    return (4, 6) if os.path.exists('/proc/net/if_inet6') else (4,)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named network namespaces, as ``ip netns`` keeps them under /run/netns.
+
+A caller never changes its own namespace: what has to happen inside one happens in a thread that is
+made for it and ends with it, because setns(2) moves a thread and not a process.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from pyroute2 import netns
+
+from metadata_wsgi.errors import PlumbingError
+
+T = TypeVar('T')
+
+DIRECTORY = '/run/netns'
+
+
+def names() -> list[str]:
+    """All named namespaces of this host, sorted."""
+    return sorted(netns.listnetns(DIRECTORY))
+
+
+def exists(name: str) -> bool:
+    """Whether there is a namespace of that name."""
+    return name in names()
+
+
+def path(name: str) -> str:
+    """The file that stands for the namespace."""
+    return f'{DIRECTORY}/{name}'
+
+
+def name_of(pid: int) -> str | None:
+    """The name of the namespace in which the process runs; None if it has no name or there is no such process.
+
+    A namespace that was deleted and made anew under its old name is another one: a process that still
+    runs in the old one has no name.
+    """
+    try:
+        wanted = os.stat(f'/proc/{pid}/ns/net')
+    except OSError:
+        return None
+    for name in names():
+        try:
+            found = os.stat(path(name))
+        except OSError:
+            continue
+        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+            return name
+    return None
+
+
+def run_in(name: str, fn: Callable[[], T]) -> T:
+    """Call ``fn`` inside the namespace and return what it returns, or raise what it raises.
+
+    A socket that ``fn`` opens stays in that namespace wherever it is used afterwards. Raises PlumbingError
+    when there is no such namespace or entering it is not allowed.
+    """
+    inside = _Inside(name, fn)
+    thread = threading.Thread(target=inside, name=f'netns {name}')
+    thread.start()
+    thread.join()
+    if inside.error is not None:
+        try:
+            raise inside.error
+        finally:
+            inside.error = None
+    return inside.results[0]
+
+
+class _Inside:
+    def __init__(self, name: str, fn: Callable[[], object]) -> None:
+        self.results: list = []  # type: ignore[type-arg]
+        self.error: BaseException | None = None
+        self._name = name
+        self._fn = fn
+        self._caller = threading.get_native_id()
+
+    def __call__(self) -> None:
+        try:
+            self._enter()
+            self.results.append(self._fn())
+        except BaseException as error:
+            self.error = error
+
+    def _enter(self) -> None:
+        # Where gevent has replaced threads by greenlets, setns would move the caller.
+        if threading.get_native_id() == self._caller:
+            raise PlumbingError(f'namespace {self._name}: cannot be entered from a process without real threads')
+        try:
+            fd = os.open(path(self._name), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise PlumbingError(f'namespace {self._name}: {error.strerror}') from error
+        try:
+            netns.setns(fd)
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise PlumbingError(f'namespace {self._name}: cannot be entered: {why}') from error
+        finally:
+            os.close(fd)

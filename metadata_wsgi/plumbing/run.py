@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a program and hear what it says.
+
+The one door to other programs, so that a test can stand in it.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from typing import IO, Protocol
+
+from metadata_wsgi.errors import PlumbingError
+
+# Where iptables and ip live; missing from the PATH of some service managers and of su without "-".
+SBIN = ('/usr/local/sbin', '/usr/sbin', '/sbin')
+
+
+class Runner(Protocol):
+    """Runs programs."""
+
+    def __call__(self, argv: Sequence[str], *, stdin: str = '', namespace: str | None = None) -> str:
+        """Run ``argv``, in the network namespace of that name if one is given, and return its standard output.
+
+        Raises PlumbingError, with what the program wrote on standard error, when it cannot be run, does not
+        end in time, or ends with another exit code than 0.
+        """
+
+
+class SubprocessRunner:
+    """Runs real programs; one that takes longer than ``timeout_s`` seconds is killed."""
+
+    def __init__(self, *, timeout_s: float = 30.0) -> None:
+        self._timeout_s = timeout_s
+
+    def __call__(self, argv: Sequence[str], *, stdin: str = '', namespace: str | None = None) -> str:
+        """See Runner."""
+        argv = ['ip', 'netns', 'exec', namespace, *argv] if namespace else list(argv)
+        # Files and not pipes: a daemon that keeps its parent's standard error open would keep us waiting.
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            try:
+                done = subprocess.run(
+                    argv,
+                    input=stdin.encode(),
+                    stdout=out,
+                    stderr=err,
+                    timeout=self._timeout_s,
+                    env={**os.environ, 'PATH': search_path()},
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                raise PlumbingError(f'{shlex.join(argv)}: no end after {self._timeout_s:g} s') from None
+            except OSError as error:
+                raise PlumbingError(f'{shlex.join(argv)}: {error.strerror}') from error
+            if done.returncode:
+                words = ' '.join(_text(err).split()) or 'it said nothing'
+                raise PlumbingError(f'{shlex.join(argv)}: exit code {done.returncode}: {words}')
+            return _text(out)
+
+
+def search_path() -> str:
+    """PATH, and after it the directories in which system programs live."""
+    return os.pathsep.join(dict.fromkeys([*os.environ.get('PATH', os.defpath).split(os.pathsep), *SBIN]))
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode('utf-8', 'replace')

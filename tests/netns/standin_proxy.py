@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Stands where quantum-ns-metadata-proxy stands: its options, its pid file, and its id as the answer."""
+
+import argparse
+import http.server
+import os
+import socket
+import sys
+
+parser = argparse.ArgumentParser(allow_abbrev=False)
+for name in ('--pid_file', '--router_id', '--network_id', '--state_path', '--metadata_proxy_socket', '--metadata_host'):
+    parser.add_argument(name, default='')
+parser.add_argument('--metadata_port', type=int)
+parser.add_argument('--log-file')
+parser.add_argument('--log-dir')
+args = parser.parse_args()
+if args.state_path.endswith('/refuses'):
+    sys.exit('standin: cannot work here')
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f'proxy of {args.router_id or args.network_id}'.encode()
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET if args.metadata_host else socket.AF_INET6
+
+
+if os.fork():
+    os._exit(0)
+os.setsid()
+if os.fork():
+    os._exit(0)
+null = os.open(os.devnull, os.O_RDWR)
+for stream in (0, 1, 2):
+    os.dup2(null, stream)
+with open(args.pid_file, 'w') as file:
+    file.write(f'{os.getpid()}\n')
+Server((args.metadata_host or '::', args.metadata_port), Handler).serve_forever()

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+import socket
+import subprocess
+
+import pytest
+
+from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.plumbing import netns
+
+pytestmark = pytest.mark.netns
+
+
+def inode():
+    return os.stat('/proc/thread-self/ns/net').st_ino
+
+
+def test_a_namespace_is_found_by_its_name(world):
+    assert netns.exists(world.router)
+    assert world.router in netns.names()
+    assert os.path.exists(netns.path(world.router))
+
+
+def test_a_missing_namespace_is_an_error_and_is_not_made():
+    assert not netns.exists('there-is-none')
+    with pytest.raises(PlumbingError, match='namespace there-is-none: No such file'):
+        netns.run_in('there-is-none', inode)
+    assert not netns.exists('there-is-none')
+
+
+def test_the_function_runs_inside_and_the_caller_stays_outside(world):
+    before = inode()
+    assert netns.run_in(world.router, inode) == os.stat(netns.path(world.router)).st_ino
+    assert inode() == before != os.stat(netns.path(world.router)).st_ino
+
+
+def test_what_the_function_raises_is_raised(world):
+    with pytest.raises(ZeroDivisionError):
+        netns.run_in(world.router, lambda: 1 / 0)
+
+
+def test_a_socket_stays_where_it_was_opened(world):
+    listener = netns.run_in(world.router, lambda: socket.create_server(('10.1.1.1', 9697)))
+    with listener, netns.run_in(world.guest, lambda: socket.create_connection(('10.1.1.1', 9697), 5)):
+        listener.accept()[0].close()
+
+
+def test_a_processs_namespace_has_its_name_until_it_is_made_anew(world):
+    cat = ['ip', 'netns', 'exec', world.router, 'cat']
+    child = subprocess.Popen(cat, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        child.stdin.write(b'in it now\n')
+        child.stdin.flush()
+        child.stdout.readline()
+        assert netns.name_of(child.pid) == world.router
+        subprocess.run(['ip', 'netns', 'delete', world.router], check=True)
+        subprocess.run(['ip', 'netns', 'add', world.router], check=True)
+        assert netns.name_of(child.pid) is None
+    finally:
+        child.communicate()
+    assert netns.name_of(child.pid) is None

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules in a real router, with both kinds of iptables: who reaches the port, and what gets out."""
+
+import socket
+import subprocess
+
+import pytest
+
+from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.plumbing.iptables import Iptables
+from metadata_wsgi.plumbing.rules import rules_for
+from metadata_wsgi.plumbing.run import SubprocessRunner
+
+from .worlds import METADATA, get, saved, serving
+
+pytestmark = pytest.mark.netns
+
+WANTED = rules_for()
+
+
+@pytest.fixture
+def iptables(program):
+    return Iptables(SubprocessRunner(), binary=program)
+
+
+def in_router(world, *argv):
+    subprocess.run(['ip', 'netns', 'exec', world.router, *argv], check=True)
+
+
+def test_a_guest_reaches_the_proxy_by_the_metadata_address_only(world, iptables):
+    iptables.apply(world.router, WANTED)
+    with serving(world.router, 'proxy', 9697):
+        assert get(world.guest, METADATA) == 'proxy'
+        assert get(world.guest, '10.1.1.1', 9697, timeout_s=0.5) == ''
+        assert get(world.guest, '198.51.100.1', 9697, timeout_s=0.5) == ''
+
+
+def test_the_outside_reaches_the_proxy_by_no_address(world, iptables):
+    """Not by the router's, and not by the metadata address routed to it."""
+    subprocess.run(['ip', '-n', world.outside, 'address', 'del', f'{METADATA}/32', 'dev', 'lo'], check=True)
+    subprocess.run(['ip', '-n', world.outside, 'route', 'add', METADATA, 'via', '198.51.100.1'], check=True)
+    with serving(world.router, 'proxy', 9697):
+        assert get(world.outside, '198.51.100.1', 9697) == 'proxy'
+        iptables.apply(world.router, WANTED)
+        assert get(world.outside, '198.51.100.1', 9697, timeout_s=0.5) == ''
+        assert get(world.outside, '10.1.1.1', 9697, timeout_s=0.5) == ''
+        assert get(world.outside, METADATA, timeout_s=0.5) == ''
+
+
+def test_the_same_over_ipv6(world, iptables):
+    for name, link, addresses in (
+        (world.router, 'qr-in', ('fe80::a9fe:a9fe/64', 'fd00:1::1/64')),
+        (world.guest, 'eth0', ('fe80::2/64', 'fd00:1::2/64')),
+    ):
+        for address in addresses:
+            subprocess.run(['ip', '-n', name, 'address', 'add', address, 'dev', link, 'nodad'], check=True)
+    with serving(world.router, 'proxy', 9697, family=socket.AF_INET6):
+        assert get(world.guest, 'fd00:1::1', 9697) == 'proxy'
+        iptables.apply(world.router, WANTED)
+        assert get(world.guest, 'fe80::a9fe:a9fe%eth0') == 'proxy'
+        assert get(world.guest, 'fd00:1::1', 9697, timeout_s=0.5) == ''
+        assert get(world.guest, 'fe80::a9fe:a9fe%eth0', 9697, timeout_s=0.5) == ''
+
+
+def test_an_operator_in_the_namespace_reaches_the_proxy(world, iptables):
+    iptables.apply(world.router, WANTED)
+    with serving(world.router, 'proxy', 9697):
+        assert get(world.router, '127.0.0.1', 9697) == 'proxy'
+
+
+def test_not_even_by_the_loopback_address_where_the_kernel_would_route_it(world, iptables):
+    """With route_localnet a guest can send to the router's 127.0.0.1, which Grizzly's rule accepts."""
+    for name in (world.router, world.guest):
+        sysctl = ['ip', 'netns', 'exec', name, 'sysctl', '-qw', 'net.ipv4.conf.all.route_localnet=1']
+        subprocess.run(sysctl, check=True)
+    subprocess.run(['ip', '-n', world.guest, 'route', 'del', 'local', '127.0.0.0/8', 'table', 'local'], check=False)
+    for words in (
+        ['address', 'flush', 'dev', 'lo'],
+        ['route', 'add', '127.0.0.1', 'via', '10.1.1.1', 'src', '10.1.1.2'],
+    ):
+        subprocess.run(['ip', '-n', world.guest, *words], check=True)
+    with serving(world.router, 'proxy', 9697):
+        iptables.apply(world.router, ())
+        assert get(world.guest, '127.0.0.1', 9697, source='10.1.1.2') == 'proxy'
+        iptables.apply(world.router, WANTED)
+        assert get(world.guest, '127.0.0.1', 9697, timeout_s=0.5, source='10.1.1.2') == ''
+
+
+def test_nothing_for_the_metadata_address_leaves_the_router(world, iptables, program):
+    """Without the proxy, without the redirect, for another port; and without our rules it would."""
+    with serving(world.outside, 'impostor', 80), serving(world.outside, 'impostor', 8080):
+        assert get(world.guest, METADATA) == 'impostor'
+        iptables.apply(world.router, WANTED)
+        assert get(world.guest, METADATA, timeout_s=0.5) == ''
+        assert get(world.guest, METADATA, 8080, timeout_s=0.5) == ''
+        in_router(world, program, '-t', 'nat', '-F')
+        assert get(world.guest, METADATA, timeout_s=0.5) == ''
+        in_router(world, program, '-t', 'mangle', '-F')
+        assert get(world.guest, METADATA, timeout_s=0.5) == ''
+        assert get(world.guest, '198.51.100.2') == 'impostor'
+
+
+def test_the_agents_chains_may_be_flushed_and_the_router_stays_closed(world, iptables, program):
+    """An L3 agent writes its own chains anew and drops our rules there."""
+    iptables.apply(world.router, WANTED)
+    in_router(world, program, '-F', 'quantum-l3-agent-INPUT')
+    in_router(world, program, '-t', 'nat', '-F', 'quantum-l3-agent-PREROUTING')
+    with serving(world.router, 'proxy', 9697), serving(world.outside, 'impostor', 80):
+        assert get(world.guest, METADATA, timeout_s=0.5) == ''
+        assert get(world.guest, '10.1.1.1', 9697, timeout_s=0.5) == ''
+
+
+def test_the_rules_are_kept_as_written_so_that_a_second_time_does_nothing(world, iptables):
+    assert iptables.apply(world.router, WANTED) is True
+    assert iptables.apply(world.router, WANTED) is False
+    assert set(iptables.ours(world.router)) == set(WANTED)
+
+
+def test_a_mark_of_all_bits_is_kept_as_written_too(world, iptables):
+    wanted = rules_for(mark='0x10', interfaces='qr-in')
+    iptables.apply(world.router, wanted)
+    assert iptables.apply(world.router, wanted) is False
+
+
+def test_removal_leaves_everything_as_it_was(world, iptables, program):
+    six = program.replace('iptables', 'ip6tables')
+    for words in (
+        ['-N', 'quantum-l3-agent-INPUT'],
+        ['-A', 'INPUT', '-j', 'quantum-l3-agent-INPUT'],
+        ['-A', 'quantum-l3-agent-INPUT', '-s', '192.0.2.0/24', '-m', 'comment', '--comment', 'say "no"', '-j', 'DROP'],
+    ):
+        in_router(world, program, *words)
+    before = saved(world.router, program), saved(world.router, six)
+    assert len(before[0]) == 3
+    iptables.apply(world.router, rules_for(port=9000))
+    iptables.apply(world.router, WANTED)
+    assert '9000' not in str(saved(world.router, program))
+    assert iptables.apply(world.router, ()) is True
+    assert (saved(world.router, program), saved(world.router, six)) == before
+
+
+def test_the_kind_in_use_is_found_out(world, program):
+    in_router(world, program, '-A', 'FORWARD', '-s', '192.0.2.0/24', '-j', 'DROP')
+    Iptables(SubprocessRunner()).apply(world.router, WANTED, families=[4])
+    assert 'metadata_wsgi' in str(saved(world.router, program))
+    assert len(Iptables(SubprocessRunner()).ours(world.router, families=[4])) == len(rules_for(families=[4]))
+
+
+def test_a_refusal_is_in_iptables_own_words(world, iptables, program):
+    with pytest.raises(PlumbingError, match=f'{program}-restore.*exit code'):
+        iptables.apply(world.router, rules_for(interfaces='much-too-long-a-name'))

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small world of namespaces, made anew for each test and removed after it.
+
+::
+
+    guest 10.1.1.2 --- qr-in 10.1.1.1 [router] qg-out 198.51.100.1 --- 198.51.100.2 [outside]
+
+The outside claims to be 169.254.169.254 too, and answers: a packet that leaks out of the router is heard.
+"""
+
+import contextlib
+import http.client
+import http.server
+import socket
+import subprocess
+import threading
+import uuid
+
+from metadata_wsgi.plumbing import netns
+
+METADATA = '169.254.169.254'
+
+
+def ip(*words):
+    subprocess.run(['ip', *words], check=True, capture_output=True)
+
+
+def saved(namespace, program):
+    """What ``PROGRAM-save`` prints, without comments, counters, and tables and built-in chains with nothing in them."""
+    text = subprocess.run(['ip', 'netns', 'exec', namespace, f'{program}-save'], check=True, capture_output=True).stdout
+    table, kept = '', []
+    for line in text.decode().splitlines():
+        if line.startswith('*'):
+            table = line
+        elif line.startswith('-A') or (line.startswith(':') and ' - ' in line):
+            kept.append(f'{table} {line.partition(" [")[0]}')
+    return sorted(kept, key=lambda line: line.split()[:3])
+
+
+def get(namespace, host, port=80, timeout_s=5.0, source=''):
+    """The body of ``GET /`` asked from inside the namespace; '' when nobody answered."""
+
+    def ask():
+        connection = http.client.HTTPConnection(
+            host, port, timeout=timeout_s, source_address=(source, 0) if source else None
+        )
+        try:
+            connection.request('GET', '/')
+            return connection.getresponse().read().decode()
+        except OSError:
+            return ''
+        finally:
+            connection.close()
+
+    return netns.run_in(namespace, ask)
+
+
+@contextlib.contextmanager
+def serving(namespace, text, port=80, family=socket.AF_INET):
+    """An HTTP server in the namespace that answers ``text``."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *args):
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = family
+        daemon_threads = True
+
+    server = netns.run_in(namespace, lambda: Server(('', port), Handler))
+    thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class World:
+    """The namespaces' names; ``uuid`` is the router's id."""
+
+    def __init__(self):
+        self.uuid = str(uuid.uuid4())
+        self.router = f'qrouter-{self.uuid}'
+        self.guest = f'guest-{self.uuid}'
+        self.outside = f'outside-{self.uuid}'
+
+    def make(self):
+        for name in (self.router, self.guest, self.outside):
+            ip('netns', 'add', name)
+            ip('-n', name, 'link', 'set', 'lo', 'up')
+        self._cable(self.router, 'qr-in', '10.1.1.1/24', self.guest, 'eth0', '10.1.1.2/24')
+        self._cable(self.router, 'qg-out', '198.51.100.1/24', self.outside, 'eth0', '198.51.100.2/24')
+        ip('-n', self.guest, 'route', 'add', 'default', 'via', '10.1.1.1')
+        ip('-n', self.router, 'route', 'add', 'default', 'via', '198.51.100.2')
+        ip('-n', self.outside, 'route', 'add', '10.1.1.0/24', 'via', '198.51.100.1')
+        ip('-n', self.outside, 'address', 'add', f'{METADATA}/32', 'dev', 'lo')
+        ip('netns', 'exec', self.router, 'sysctl', '-qw', 'net.ipv4.ip_forward=1')
+
+    def _cable(self, one, name, address, other, other_name, other_address):
+        ip('-n', one, 'link', 'add', name, 'type', 'veth', 'peer', 'name', other_name, 'netns', other)
+        for namespace, link, cidr in ((one, name, address), (other, other_name, other_address)):
+            ip('-n', namespace, 'address', 'add', cidr, 'dev', link)
+            ip('-n', namespace, 'link', 'set', link, 'up')
+
+    def remove(self):
+        for name in (self.router, self.guest, self.outside):
+            if netns.exists(name):
+                ip('netns', 'delete', name)

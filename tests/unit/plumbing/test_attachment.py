@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is told to the proxy, and what is said where there is nothing to attach to. The rest: tests/netns."""
+
+import pytest
+
+from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.plumbing.attached import judge
+from metadata_wsgi.plumbing.attachment import Attachments, Place, Proxy
+from metadata_wsgi.plumbing.rules import rules_for
+
+UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
+
+
+def nothing_runs(argv, *, stdin='', namespace=None):
+    raise AssertionError(f'{argv} was run')
+
+
+def test_the_command_line_of_a_routers_proxy_is_the_l3_agents():
+    proxy = Proxy(state_path='/s', socket='/s/sock', log_dir='/l')
+    assert proxy.argv(Place.of('router', UUID), 9697) == [
+        'quantum-ns-metadata-proxy',
+        f'--pid_file=/s/external/pids/{UUID}.pid',
+        f'--router_id={UUID}',
+        '--state_path=/s',
+        '--metadata_port=9697',
+        '--metadata_proxy_socket=/s/sock',
+        f'--log-file=quantum-ns-metadata-proxy-{UUID}.log',
+        '--log-dir=/l',
+    ]
+
+
+def test_a_networks_proxy_is_bound_to_the_metadata_address():
+    """On all addresses it would answer whoever reaches the DHCP port (LP#1745618)."""
+    assert Proxy(state_path='/s').argv(Place.of('network', UUID), 80) == [
+        'quantum-ns-metadata-proxy',
+        f'--pid_file=/s/external/pids/{UUID}.pid',
+        f'--network_id={UUID}',
+        '--state_path=/s',
+        '--metadata_port=80',
+        '--metadata_host=169.254.169.254',
+    ]
+
+
+def test_a_missing_namespace_is_named_and_nothing_is_run(tmp_path):
+    attachments = Attachments(nothing_runs, proxy=Proxy(state_path=str(tmp_path)))
+    with pytest.raises(PlumbingError, match=f'there is no namespace qrouter-{UUID} on this host.*ip netns list'):
+        attachments.attach(Place.of('router', UUID))
+
+
+def test_detaching_where_the_namespace_is_gone_is_no_error(tmp_path):
+    attachments = Attachments(nothing_runs, proxy=Proxy(state_path=str(tmp_path)))
+    assert attachments.detach(Place.of('router', UUID)) is False
+
+
+@pytest.mark.parametrize('families', [(4,), (4, 6)])
+def test_rules_are_judged_by_what_they_themselves_say(families):
+    rules = rules_for(port=9000, interfaces='br-+', mark='0x2/0xff', families=families)
+    assert judge(rules, families) == (9000, 'yes')
+    assert judge((), families) == (9697, 'no')
+    for missing in rules:
+        assert judge([rule for rule in rules if rule != missing], families)[1] == 'partly'
+
+
+def test_a_stray_rule_of_another_port_makes_them_only_partly_right():
+    stray = rules_for(port=9000, families=(4,))[-1]
+    assert judge([*rules_for(families=(4,)), stray], (4,))[1] == 'partly'
