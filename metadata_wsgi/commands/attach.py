@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``metadata-wsgi attach``, ``detach`` and ``attached``: the path by hand, one router or network at a time.
+
+Where an L3 agent of Quantum runs, it attaches its routers itself; these verbs are for clouds without
+one, for repairs, and to see what is there. They need root. ``attached`` ends with 1 when something is
+only half attached, so that a monitor may call it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+from metadata_wsgi import config, paths
+from metadata_wsgi.errors import MetadataError, PlumbingError
+from metadata_wsgi.plumbing import attached
+from metadata_wsgi.plumbing.attachment import NETWORK, ROUTER, Attachments, Place, Proxy
+from metadata_wsgi.plumbing.iptables import Iptables
+from metadata_wsgi.plumbing.run import SubprocessRunner
+
+PROGRAM = 'metadata-wsgi'
+
+
+def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the three verbs; each sets ``run``, which takes the parsed arguments and returns an exit code."""
+    attach = subparsers.add_parser('attach', help='attach the metadata path to a router or an isolated network')
+    _add_place(attach.add_mutually_exclusive_group(required=True))
+    _add_everywhere(attach)
+    attach.add_argument('--namespace', help='its namespace (default: qrouter-<id> or qdhcp-<id>)')
+    attach.add_argument('--metadata-port', type=_port, default=9697, help="a router's port (default: %(default)s)")
+    attach.add_argument(
+        '--internal-interfaces',
+        type=_interface,
+        default='qr-+',
+        help="a router's interfaces towards guests; + at the end is any rest (default: %(default)s)",
+    )
+    attach.add_argument('--mark', default='0x1/0xffff', help='mark of redirected packets (default: %(default)s)')
+    attach.add_argument('--interface', type=_interface, help="a network's interface that gets 169.254.169.254")
+    attach.add_argument('--program', default=default_program(), help='the namespace proxy (default: %(default)s)')
+    attach.add_argument('--log-dir', default='', help="directory of the proxy's log file (default: it logs nowhere)")
+    attach.set_defaults(run=_attach)
+
+    detach = subparsers.add_parser('detach', help='detach it again and remove every trace')
+    which = detach.add_mutually_exclusive_group(required=True)
+    _add_place(which)
+    which.add_argument('--all', action='store_true', help='everything that "attached" shows')
+    _add_everywhere(detach)
+    detach.add_argument('--namespace', help='its namespace (default: qrouter-<id> or qdhcp-<id>)')
+    detach.set_defaults(run=_detach)
+
+    listing = subparsers.add_parser('attached', help='show what is attached on this host, and what only half')
+    _add_everywhere(listing)
+    listing.set_defaults(run=_attached)
+
+
+def default_program() -> str:
+    """The proxy that was installed beside this program, else the one on PATH."""
+    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), 'quantum-ns-metadata-proxy')
+    if os.access(beside, os.X_OK):
+        return beside
+    return shutil.which('quantum-ns-metadata-proxy') or 'quantum-ns-metadata-proxy'
+
+
+def _add_place(group: argparse._MutuallyExclusiveGroup) -> None:
+    group.add_argument('--router-id', type=_uuid, metavar='ID', help='a router, by its id')
+    group.add_argument('--network-id', type=_uuid, metavar='ID', help='a network without router, by its id')
+
+
+def _add_everywhere(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--config-file', action='append', default=[], help="the agent's files, for the two below")
+    parser.add_argument('--state-path', help='directory of pid files and socket')
+    parser.add_argument('--metadata-proxy-socket', help="the agent's socket")
+    parser.add_argument(
+        '--iptables', metavar='NAME', help='iptables, iptables-nft or iptables-legacy (default: the one in use)'
+    )
+
+
+def _one_sentence(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    @wraps(run)
+    def wrapped(args: argparse.Namespace) -> int:
+        try:
+            if os.geteuid() != 0:
+                raise PlumbingError('namespaces and rules can only be reached by root; run it with sudo')
+            return run(args)
+        except MetadataError as error:
+            print(f'{PROGRAM}: {error}', file=sys.stderr)
+            return 1
+
+    return wrapped
+
+
+@_one_sentence
+def _attach(args: argparse.Namespace) -> int:
+    place = _place(args)
+    started = _attachments(args, args.program, args.log_dir).attach(
+        place,
+        port=args.metadata_port,
+        interfaces=args.internal_interfaces,
+        mark=args.mark,
+        interface=args.interface,
+    )
+    how = 'a proxy was started' if started else 'its proxy runs already'
+    print(f'{place.kind} {place.uuid} is attached in {place.namespace}: {how}')
+    return 0
+
+
+@_one_sentence
+def _detach(args: argparse.Namespace) -> int:
+    attachments = _attachments(args)
+    places = [found.place for found in _found(args)] if args.all else [_place(args)]
+    for place in places:
+        there = attachments.detach(place)
+        print(f'{place.kind} {place.uuid} {"is detached" if there else "was not attached"}')
+    return 0
+
+
+@_one_sentence
+def _attached(args: argparse.Namespace) -> int:
+    found = _found(args)
+    print(table(found), end='')
+    return 1 if any(one.problems for one in found) else 0
+
+
+def table(found: list[attached.Attached]) -> str:
+    """What was found, as text in columns; below each line what is wrong with it."""
+    rows = [('KIND', 'ID', 'NAMESPACE', 'PID', 'PORT', 'RULES')]
+    rows += [(one.kind, one.uuid, one.namespace or '-', str(one.pid or '-'), str(one.port), one.rules) for one in found]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    text = lines[0] + '\n'
+    for line, one in zip(lines[1:], found, strict=True):
+        text += line + '\n' + ''.join(f'    ! {problem}\n' for problem in one.problems)
+    return text
+
+
+def _place(args: argparse.Namespace) -> Place:
+    kind, uuid = (ROUTER, args.router_id) if args.router_id else (NETWORK, args.network_id)
+    return Place.of(kind, uuid, args.namespace)
+
+
+def _paths(args: argparse.Namespace) -> tuple[str, str]:
+    """(state_path, metadata_proxy_socket): a flag wins over the file; a default socket follows the state path."""
+    conf = config.load({'config_file': ','.join(args.config_file)}, paths.OPTS)
+    if args.state_path:
+        conf.set_override('state_path', os.path.abspath(args.state_path))
+    if args.metadata_proxy_socket:
+        conf.set_override('metadata_proxy_socket', os.path.abspath(args.metadata_proxy_socket))
+    return conf.state_path, conf.metadata_proxy_socket
+
+
+def _attachments(args: argparse.Namespace, program: str = '', log_dir: str = '') -> Attachments:
+    state_path, socket = _paths(args)
+    proxy = Proxy(program=program, state_path=state_path, socket=socket, log_dir=log_dir and os.path.abspath(log_dir))
+    runner = SubprocessRunner()
+    return Attachments(runner, proxy=proxy, iptables=Iptables(runner, binary=args.iptables))
+
+
+def _found(args: argparse.Namespace) -> list[attached.Attached]:
+    return attached.attached(Iptables(SubprocessRunner(), binary=args.iptables), state_path=_paths(args)[0])
+
+
+def _uuid(text: str) -> str:
+    # It becomes a file's and a namespace's name, and is looked for in command lines: not any text will do.
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]{3,63}', text):
+        raise argparse.ArgumentTypeError(f'{text!r} is no id; it is 4 to 64 letters, digits and dashes')
+    return text
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f'{text!r} is no port; it is a number from 1 to 65535')
+    return int(text)
+
+
+def _interface(text: str) -> str:
+    # IFNAMSIZ is 16 with the end mark. A word of its own in iptables-restore's input: no blanks, no quotes.
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.@-]{0,13}[A-Za-z0-9_.+-]?', text):
+        raise argparse.ArgumentTypeError(f'{text!r} is no interface name')
+    return text

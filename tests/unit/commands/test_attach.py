@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator may say to attach, detach and attached, and what is said back."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+
+from metadata_wsgi.commands import attach
+from metadata_wsgi.plumbing.attached import Attached
+
+UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
+
+
+def parse(*argv):
+    parser = argparse.ArgumentParser(prog='metadata-wsgi', allow_abbrev=False)
+    attach.add_verbs(parser.add_subparsers(required=True))
+    return parser.parse_args(argv)
+
+
+def test_a_router_needs_nothing_but_its_id():
+    args = parse('attach', '--router-id', UUID)
+    assert (args.metadata_port, args.internal_interfaces, args.mark) == (9697, 'qr-+', '0x1/0xffff')
+    assert attach._place(args).namespace == f'qrouter-{UUID}'
+
+
+def test_a_network_and_a_namespace_of_another_name():
+    assert attach._place(parse('attach', '--network-id', UUID)).namespace == f'qdhcp-{UUID}'
+    assert attach._place(parse('detach', '--network-id', UUID, '--namespace', 'mine')).namespace == 'mine'
+
+
+@pytest.mark.parametrize(
+    ('argv', 'words'),
+    [
+        (['attach'], 'one of the arguments --router-id --network-id is required'),
+        (['attach', '--router-id', UUID, '--network-id', UUID], 'not allowed with argument'),
+        (['detach', '--all', '--router-id', UUID], 'not allowed with argument'),
+        (['attach', '--router-id', '../etc'], "'../etc' is no id"),
+        (['attach', '--router-id', '-x'], 'expected one argument'),
+        (['attach', '--router-id', UUID, '--metadata-port', '65536'], 'it is a number from 1 to 65535'),
+        (['attach', '--router-id', UUID, '--internal-interfaces', 'qr-+ -j ACCEPT'], 'is no interface name'),
+        (['attach', '--router-id', UUID, '--internal-interfaces', 'a-name-too-long+'], 'is no interface name'),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_says_what_is_wrong(argv, words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse(*argv)
+    assert exit_.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_flags_win_over_the_file_and_the_socket_follows_the_state_path(tmp_path):
+    file = tmp_path / 'agent.ini'
+    file.write_text('[DEFAULT]\nstate_path = /from/file\n')
+    common = ['attached', '--config-file', str(file)]
+    assert attach._paths(parse(*common)) == ('/from/file', '/from/file/metadata_proxy')
+    assert attach._paths(parse(*common, '--state-path', '/flag')) == ('/flag', '/flag/metadata_proxy')
+    assert attach._paths(parse(*common, '--metadata-proxy-socket', '/s')) == ('/from/file', '/s')
+
+
+def test_the_table_says_below_a_line_what_is_wrong_with_it():
+    whole = Attached('qrouter-aaaa', 'aaaa', 'router', 12, 9697, 'yes', ())
+    half = Attached(None, 'bbbbbb', 'network', None, 80, 'no', ('there is no namespace qdhcp-bbbbbb', 'no proxy runs'))
+    assert attach.table([whole, half]) == (
+        'KIND     ID      NAMESPACE     PID  PORT  RULES\n'
+        'router   aaaa    qrouter-aaaa  12   9697  yes\n'
+        'network  bbbbbb  -             -    80    no\n'
+        '    ! there is no namespace qdhcp-bbbbbb\n'
+        '    ! no proxy runs\n'
+    )
+
+
+def test_nobody_but_root_is_told_so_in_one_sentence():
+    code = (
+        'import argparse, os, sys\n'
+        'from metadata_wsgi.commands import attach\n'
+        'if os.geteuid() == 0: os.setuid(65534)\n'
+        'parser = argparse.ArgumentParser()\n'
+        'attach.add_verbs(parser.add_subparsers())\n'
+        'args = parser.parse_args(["attached"])\n'
+        'sys.exit(args.run(args))\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False, env=os.environ)
+    assert (done.returncode, done.stdout) == (1, '')
+    assert done.stderr == 'metadata-wsgi: namespaces and rules can only be reached by root; run it with sudo\n'
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='the sentence of somebody who is not root comes first: run it as root')
+def test_what_cannot_be_done_is_one_sentence_and_1(tmp_path, capsys):
+    args = parse('attach', '--router-id', UUID, '--state-path', str(tmp_path))
+    assert args.run(args) == 1
+    out, err = capsys.readouterr()
+    assert out == ''
+    assert err.startswith(f'metadata-wsgi: there is no namespace qrouter-{UUID} on this host')
+    args = parse('attach', '--router-id', UUID, '--config-file', str(tmp_path / 'none.ini'))
+    assert args.run(args) == 1
+    assert 'none.ini is no file' in capsys.readouterr().err
