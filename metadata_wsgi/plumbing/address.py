@@ -4,9 +4,9 @@
 The prefix is /16, as Quantum's DHCP agent sets it: with the address comes the route to 169.254.0.0/16,
 so that a guest that has only a link-local address of its own hears its answer.
 
-How do we know on removal that the address is ours? It carries our number as its origin (``proto``, Linux
-5.18; ``ip address show`` prints it). An address of the DHCP agent has none and stays. An older kernel keeps
-no origin; there the address stays too, and goes with its namespace.
+How do we know on removal that the address is ours? It carries our number as its origin (``IFA_PROTO``, Linux
+5.18). An address of the DHCP agent has none and stays. An older kernel keeps no origin; there the address
+stays too, and goes with its namespace.
 """
 
 from __future__ import annotations
