@@ -59,6 +59,8 @@ def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = ()) 
             raise ConfigError(f'config_file: {path} is no file; name one that exists')
     try:
         conf(args=list(args), project='metadata_wsgi', default_config_files=list(paths), default_config_dirs=[])
+    except cfg.RequiredOptError:
+        pass  # check says it, with what the option is for
     except cfg.ConfigFileParseError as error:
         raise ConfigError(f'{", ".join(paths)}: not a configuration file: {error}') from error
     except (cfg.Error, ValueError) as error:
@@ -71,10 +73,10 @@ def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequ
     for opt in opts:
         try:
             value = conf[opt.dest] if group == 'DEFAULT' else conf[group][opt.dest]
-        except (cfg.ConfigFileValueError, ValueError) as error:
-            raise ConfigError(f'{opt.name} in {where}: {error}') from error
-        except cfg.Error as error:
-            raise ConfigError(f'{opt.name} in {where}: {error}') from error
+        except (cfg.Error, ValueError) as error:
+            # oslo.config's own text has the value, which for a secret is nobody's business.
+            why = 'is of the wrong kind' if opt.secret else str(error).partition(' is not valid: ')[2] or str(error)
+            raise ConfigError(f'{opt.name} in {where}: {why}') from (None if opt.secret else error)
         if opt.required and value in (None, '', []):
             raise ConfigError(f'{opt.name} is missing from {where}. It is: {opt.help}')
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from metadata_wsgi import context
 from metadata_wsgi.errors import ConfigError
 
 WRAPS = ('app', 'application', 'middleware_wraps')
@@ -47,7 +48,7 @@ def name(link: Any) -> str:
     """What the operator calls this filter: its file's name for one of ours, else where its class lives."""
     kind = link if hasattr(link, '__qualname__') else type(link)
     module, _, last = kind.__module__.rpartition('.')
-    ours = module.startswith('metadata_wsgi') or kind.__module__ == 'metadata_wsgi.upstream'
+    ours = module.partition('.')[0] == __name__.partition('.')[0]
     return last if ours and last != 'app' else f'{kind.__module__}.{kind.__qualname__}'
 
 
@@ -60,10 +61,10 @@ def _complaint(link: Any, fact: str, later: list[Any]) -> str:
 
 # For the complaint only: who in the shipped paste file establishes what.
 OWNERS = {
-    'metadata_wsgi.deadline': 'deadline',
-    'metadata_wsgi.source': 'source',
-    'metadata_wsgi.instance': 'instance',
-    'the signature': 'signature',
+    context.DEADLINE: 'deadline',
+    context.SOURCE: 'source',
+    context.INSTANCE: 'instance',
+    context.SIGNED: 'signature',
 }
 
 

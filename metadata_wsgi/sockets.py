@@ -49,11 +49,34 @@ def mode(name: str, user: str, group: str) -> int:
     return MODES[name]
 
 
-def unix_listener(path: str, *, mode: int, user: str = '', group: str = '', backlog: int = 4096) -> socket.socket:
-    """Listen on ``path``; a stale socket is replaced, a living one refused. Raises ConfigError."""
+def unix_listener(
+    path: str,
+    *,
+    mode: int,
+    user: str = '',
+    group: str = '',
+    backlog: int = 4096,
+    patience_s: float = 3.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> socket.socket:
+    """Listen on ``path``; a stale socket is replaced, a living one refused. Raises ConfigError.
+
+    A living one is looked at again for ``patience_s``: the workers of an agent whose master was killed
+    need a second to notice.
+    """
     uid, gid = _uid(user), _gid(group)
-    os.makedirs(os.path.dirname(path) or '.', mode=0o755, exist_ok=True)
-    _clear(path)
+    try:
+        os.makedirs(os.path.dirname(path) or '.', mode=0o755, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f'metadata_proxy_socket = {path}: its directory cannot be made: {error.strerror}') from error
+    give_up_at = time.monotonic() + patience_s
+    while not _clear(path):
+        if time.monotonic() >= give_up_at:
+            raise ConfigError(
+                f'metadata_proxy_socket = {path}: another agent is running and listens there; '
+                'stop it first, or name another path'
+            )
+        sleep(0.2)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
@@ -119,12 +142,12 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _clear(path: str) -> None:
-    """Remove a socket on which nobody listens."""
+def _clear(path: str) -> bool:
+    """Remove a socket on which nobody listens; whether the path is free now."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
-        return
+        return True
     except OSError as error:
         raise ConfigError(f'metadata_proxy_socket = {path}: {error.strerror}') from error
     if not stat.S_ISSOCK(found.st_mode):
@@ -135,14 +158,12 @@ def _clear(path: str) -> None:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
-            return
+            return True
         except OSError as error:
             # EAGAIN is a living one with a full queue.
             if error.errno != errno.EAGAIN:
                 raise ConfigError(f'metadata_proxy_socket = {path}: {error.strerror}') from error
-    raise ConfigError(
-        f'metadata_proxy_socket = {path}: another agent is running and listens there; stop it first, or name another path'
-    )
+    return False
 
 
 def _uid(user: str) -> int:

@@ -45,6 +45,10 @@ OPTS = [
 # An id goes into a query to Quantum: nothing but what an id has may pass.
 _ID = re.compile(r'[0-9A-Za-z-]{1,64}\Z')
 
+# Narrow, because a proxy that appends instead of setting makes "<what the guest says>, <its address>": behind
+# a percent sign the true address would pass for a zone, and the guest would have chosen who it is.
+_ZONE = re.compile(r'[0-9A-Za-z._-]{1,15}\Z')
+
 
 class SourceFilter:
     """Establishes SOURCE from the headers of a trusted namespace proxy."""
@@ -95,8 +99,11 @@ def address(text: str | None) -> str:
     """
     if text is None:
         raise RefusedError('No address of who is asking.')
+    bare, percent, zone = text.strip().partition('%')
     try:
-        parsed = ipaddress.ip_address(text.strip().partition('%')[0])
+        parsed = ipaddress.ip_address(bare)
+        if percent and (parsed.version == 4 or not _ZONE.match(zone)):
+            raise ValueError(zone)
     except ValueError:
         raise RefusedError('The address of who is asking is none.') from None
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:

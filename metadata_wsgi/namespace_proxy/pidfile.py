@@ -14,13 +14,14 @@ from metadata_wsgi.errors import PlumbingError
 
 
 class PidFile:
-    """Locked from construction on; ``write`` puts the pid in; ``remove`` ends both.
+    """Locked from construction on; ``write`` puts the pid in; ``remove`` ends both, in the process that wrote.
 
     Raises PlumbingError when another process holds the lock, with its pid.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._owner = 0
         try:
             os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o755, exist_ok=True)
             self._fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
@@ -35,8 +36,9 @@ class PidFile:
 
     def write(self) -> None:
         """Put the calling process's pid into the file; called after daemonising."""
+        self._owner = os.getpid()
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, b'%d\n' % os.getpid(), 0)
+        os.pwrite(self._fd, b'%d\n' % self._owner, 0)
         os.fsync(self._fd)
 
     def forget(self) -> None:
@@ -44,7 +46,9 @@ class PidFile:
         os.close(self._fd)
 
     def remove(self) -> None:
-        """Remove the file, then let the lock go."""
+        """Remove the file, then let the lock go. Nothing happens in a worker, which leaves by the same way."""
+        if os.getpid() != self._owner:
+            return
         if os.path.exists(self.path):
             os.unlink(self.path)
         os.close(self._fd)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stand-ins for what is outside a part, each behind the Protocol (or the call) that the part knows."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from metadata_wsgi import relay
+from metadata_wsgi.context import Deadline, Instance, Source
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+    from metadata_wsgi import directories, upstream
+    from metadata_wsgi.namespace_proxy import app as namespace_proxy
+
+
+class FakeClock:
+    """A clock in seconds that moves only when somebody sleeps on it."""
+
+    def __init__(self, now_s: float = 1000.0) -> None:
+        self.now_s = now_s
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now_s += seconds
+
+
+class FakeDirectory:
+    """Answers ``find`` with what it was given: instances, or an exception to raise; the last one for ever."""
+
+    def __init__(self, *outcomes: Sequence[Instance] | Exception) -> None:
+        self._outcomes = list(outcomes)
+        self.asked: list[tuple[Source, Deadline]] = []
+
+    def find(self, source: Source, deadline: Deadline) -> Sequence[Instance]:
+        self.asked.append((source, deadline))
+        outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+class FakeHop:
+    """Answers ``exchange`` with what it was given: statuses, answers or exceptions; the last one for ever.
+
+    Each exchange takes ``takes_s`` of ``clock``, but raises ``late`` at the deadline where it takes longer.
+    """
+
+    def __init__(
+        self,
+        *outcomes: int | relay.Answer | Exception,
+        name: str = 'fake',
+        clock: FakeClock | None = None,
+        takes_s: float = 0.0,
+        late: Exception | None = None,
+    ) -> None:
+        self._outcomes: list[int | relay.Answer | Exception] = list(outcomes)
+        self.name = name
+        self.requests: list[relay.Request] = []
+        self._clock, self._takes_s, self._late = clock, takes_s, late
+
+    def exchange(self, request: relay.Request, deadline: Deadline) -> relay.Answer:
+        self.requests.append(request)
+        left_s = deadline.remaining_s()
+        if self._clock:
+            self._clock.now_s += min(self._takes_s, left_s)
+        if self._late and self._takes_s > left_s:
+            raise self._late
+        outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return relay.Answer(outcome, 'Said', [('x-said-by', self.name)], []) if isinstance(outcome, int) else outcome
+
+
+@dataclass
+class FakeNova:
+    """Checks who asks as Nova's metadata API does, in its order, and records what it was asked.
+
+    ``instances`` is instance id to project id; ``statuses`` are answered first, one a request.
+    """
+
+    secret: bytes
+    instances: Mapping[str, str]
+    statuses: list[int] = field(default_factory=list)
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        body = environ['wsgi.input'].read(int(environ.get('CONTENT_LENGTH') or 0))
+        with self.lock:
+            self.seen.append({**environ, 'body': body})
+            status = self.statuses.pop(0) if self.statuses else self._status(environ)
+        said = json.dumps({'uuid': environ.get('HTTP_X_INSTANCE_ID'), 'path': environ['PATH_INFO']}).encode()
+        headers = [('Content-Type', 'application/json'), ('Content-Length', str(len(said))), ('X-Nova', 'yes')]
+        start_response(f'{status} Nova', headers)
+        return [] if environ['REQUEST_METHOD'] == 'HEAD' else [said]
+
+    def _status(self, environ: WSGIEnvironment) -> int:
+        names = ('HTTP_X_INSTANCE_ID', 'HTTP_X_INSTANCE_ID_SIGNATURE', 'HTTP_X_TENANT_ID')
+        instance, signature, tenant = (environ.get(name) for name in names)
+        if not instance or not signature or not tenant:
+            return 400
+        if signature != hmac.new(self.secret, instance.encode(), hashlib.sha256).hexdigest():
+            return 403
+        return 200 if self.instances.get(instance) == tenant else 404
+
+
+if TYPE_CHECKING:  # held by mypy; tests/test_fakes.py holds the signatures at run time
+    _clock: Callable[[], float] = FakeClock()
+    _sleep: Callable[[float], None] = FakeClock().sleep
+    _directory: directories.Directory = FakeDirectory()
+    _hops: tuple[upstream.Hop, namespace_proxy.Hop] = (FakeHop(), FakeHop())
+    _nova: WSGIApplication = FakeNova(b'', {})

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import webtest
+
+from metadata_wsgi import context
+from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.filters.catch_errors import CatchErrorsFilter, filter_factory
+
+
+def broken(environ, start_response):
+    raise RuntimeError('something with pipes')
+
+
+broken.REQUIRES = frozenset()
+
+
+def test_an_answer_passes():
+    def app(environ, start_response):
+        start_response('200 OK', [('Content-Type', 'text/plain'), ('Content-Length', '2')])
+        return [b'ok']
+
+    assert webtest.TestApp(CatchErrorsFilter(app)).get('/').body == b'ok'
+
+
+def test_what_nobody_foresaw_is_a_503_and_a_traceback_in_the_log(caplog):
+    """A guest that hears 500 gives up its configuration."""
+    response = webtest.TestApp(CatchErrorsFilter(broken)).get('/', headers={'X-Secret': 'hunter2'}, status=503)
+    assert response.headers['Retry-After'] == '1'
+    assert 'something with pipes' not in response.text
+    assert 'RuntimeError: something with pipes' in caplog.text
+    assert 'hunter2' not in caplog.text
+
+
+def test_a_status_that_was_not_sent_yet_is_replaced():
+    """PEP 3333: by exc_info only."""
+
+    def half_way(environ, start_response):
+        start_response('200 OK', [('Content-Type', 'text/plain')])
+        raise RuntimeError
+
+    webtest.TestApp(CatchErrorsFilter(half_way)).get('/', status=503)
+
+
+def test_it_refuses_an_order_that_cannot_work():
+    """Whoever loads the pipeline: being outermost it is built last."""
+
+    def app(environ, start_response):
+        raise NotImplementedError
+
+    app.REQUIRES = frozenset({context.SOURCE})
+    with pytest.raises(ConfigError, match=r'app reads metadata_wsgi\.source, which no filter before it establishes'):
+        filter_factory({})(app)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+import pathlib
+
+import pytest
+
+from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.namespace_proxy.pidfile import PidFile
+
+
+def in_a_child(action):
+    """Run ``action`` in a forked child and wait for it."""
+    pid = os.fork()
+    if not pid:
+        try:
+            action()
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / 'external' / 'pids' / 'r1.pid')
+
+
+def test_it_has_the_pid_and_goes_at_the_end(path):
+    pid_file = PidFile(path)
+    pid_file.write()
+    assert pathlib.Path(path).read_text() == f'{os.getpid()}\n'
+    pid_file.remove()
+    assert not os.path.exists(path)
+
+
+def test_a_second_one_is_refused_with_the_firsts_pid(path):
+    first = PidFile(path)
+    first.write()
+    with pytest.raises(PlumbingError) as raised:
+        PidFile(path)
+    assert str(raised.value) == f'already running with pid {os.getpid()} (pid file {path})'
+    first.remove()
+
+
+def test_what_a_dead_process_left_is_taken_over(path):
+    """Longer than what is written now, to the last byte."""
+    in_a_child(lambda: PidFile(path).write())
+    pathlib.Path(path).write_text('12345678\n' * 3)
+    pid_file = PidFile(path)
+    pid_file.write()
+    assert pathlib.Path(path).read_text() == f'{os.getpid()}\n'
+    pid_file.remove()
+
+
+def test_a_worker_that_ends_leaves_the_file_alone(path):
+    """A worker of gunicorn leaves through the same ``finally`` as its master."""
+    pid_file = PidFile(path)
+    pid_file.write()
+
+    def worker():
+        pid_file.forget()
+        pid_file.remove()
+
+    in_a_child(worker)
+    assert pathlib.Path(path).read_text() == f'{os.getpid()}\n'
+    with pytest.raises(PlumbingError, match='already running'):
+        PidFile(path)
+    pid_file.remove()
+
+
+def test_a_place_where_none_can_be_is_named(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(PlumbingError, match=r'^pid_file .*/file/r1\.pid: '):
+        PidFile(str(tmp_path / 'file' / 'r1.pid'))

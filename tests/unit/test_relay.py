@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pure parts of the relay; ``test_relay_exchange`` has the sockets."""
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metadata_wsgi import relay, wire
+from metadata_wsgi.errors import RefusedError
+
+
+@pytest.mark.parametrize(
+    ('raw', 'target'),
+    [
+        ('/openstack', '/openstack'),
+        ('/a%2fb//../x', '/a%2fb//../x'),
+        ('/%C3%A9\xe9', '/%C3%A9\xe9'),
+        ('/?q=%zz&&', '/?q=%zz&&'),
+        ('//10.6.6.6/x', '//10.6.6.6/x'),
+        ('http://10.6.6.6/x?y', '/x?y'),
+        ('HTTPS://u:p@10.6.6.6', '/'),
+        ('http://10.6.6.6?y', '/?y'),
+    ],
+)
+def test_the_raw_target_passes_in_origin_form(raw, target):
+    """Who answers is not the guest's say, so an absolute URI loses its authority."""
+    assert relay.target({'RAW_URI': raw}) == target
+
+
+@pytest.mark.parametrize('raw', ['*', '', '10.6.6.6:80', 'ftp://10.6.6.6/', 'x/y', '/a b', '/a\x7f', '/a\r\nX: y', '/\t'])
+def test_what_is_no_target_is_refused(raw):
+    with pytest.raises(RefusedError):
+        relay.target({'RAW_URI': raw})
+
+
+@pytest.mark.parametrize(
+    ('path', 'query', 'target'),
+    [
+        ('/a b', '', '/a%20b'),
+        ('/\xc3\xa9', 'q=%zz', '/%C3%A9?q=%zz'),
+        ('/a?b', '', '/a%3Fb'),
+        ("/-._~!$&'()*+,;=:@", '', "/-._~!$&'()*+,;=:@"),
+    ],
+)
+def test_a_server_that_decodes_is_quoted_again(path, query, target):
+    assert relay.target({'SCRIPT_NAME': '', 'PATH_INFO': path, 'QUERY_STRING': query}) == target
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0xFF, exclude_characters='\x7f')))
+def test_a_path_is_never_touched(rest):
+    assert relay.target({'RAW_URI': '/' + rest}) == '/' + rest
+
+
+NAMES = st.sampled_from(
+    [*sorted(wire.HOP_BY_HOP), 'accept', 'x-custom', 'content-type', 'Connection', 'TE', 'Keep-Alive', 'X-Named']
+)
+VALUES = st.sampled_from(['close', 'keep-alive', 'x-named', 'X-Custom, te', ' accept ,', '', 'chunked'])
+
+
+@given(st.lists(st.tuples(NAMES, VALUES)))
+def test_what_is_hop_by_hop_never_passes(sent):
+    """Whichever case it has, and also where ``Connection`` names it."""
+    named = {token.strip().lower() for name, value in sent if name.lower() == 'connection' for token in value.split(',')}
+    kept = relay.end_to_end(sent)
+    assert not {name.lower() for name, _ in kept} & (wire.HOP_BY_HOP | named)
+    assert kept == [pair for pair in sent if pair in kept]
+    assert {name.lower() for name, _ in sent} - wire.HOP_BY_HOP - named == {name.lower() for name, _ in kept}
+
+
+def test_headers_are_those_of_the_request():
+    environ = {
+        'HTTP_ACCEPT': '*/*', 'HTTP_X_CUSTOM': '\xe9', 'CONTENT_TYPE': 'text/plain', 'CONTENT_LENGTH': '4',
+        'HTTP_CONNECTION': 'close, X-Secret', 'HTTP_X_SECRET': '1', 'REMOTE_ADDR': '10.1.1.2', 'metadata_wsgi.source': 1,
+    }  # fmt: skip
+    assert relay.headers(environ) == [('accept', '*/*'), ('x-custom', '\xe9'), ('content-type', 'text/plain')]
+
+
+@pytest.mark.parametrize(
+    ('environ', 'expected'),
+    [
+        ({'CONTENT_LENGTH': '4'}, b'pass'),
+        ({'CONTENT_LENGTH': '0'}, b''),
+        ({'CONTENT_LENGTH': ''}, b''),
+        ({}, b''),
+        ({'wsgi.input_terminated': True}, b'password'),
+    ],
+    ids=['by length', 'zero', 'empty', 'none said', 'chunked'],
+)
+def test_the_body_is_read_whole(environ, expected):
+    assert relay.body({'wsgi.input': io.BytesIO(b'password'), **environ}, 8) == expected
+
+
+@pytest.mark.parametrize('environ', [{'CONTENT_LENGTH': '9'}, {'wsgi.input_terminated': True}])
+def test_a_body_above_the_limit_is_refused(environ):
+    with pytest.raises(relay.TooLarge, match='at most 8 bytes'):
+        relay.body({'wsgi.input': io.BytesIO(b'passwords'), **environ}, 8)
+
+
+def test_a_body_that_ends_early_is_refused():
+    with pytest.raises(RefusedError, match='ended before its Content-Length'):
+        relay.body({'wsgi.input': io.BytesIO(b'pass'), 'CONTENT_LENGTH': '8'}, 8)
+
+
+@pytest.mark.parametrize(
+    ('method', 'body', 'is_read'),
+    [('GET', b'', True), ('HEAD', b'', True), ('GET', b'x', False), ('POST', b'', False), ('DELETE', b'', False)],
+)
+def test_only_a_bare_read_may_be_sent_twice(method, body, is_read):
+    assert relay.Request(method, '/', [], body).is_read is is_read
+
+
+@pytest.mark.parametrize(('reason', 'status'), [('OK', '200 OK'), ('', '200 ')])
+def test_a_status_line_without_a_reason_is_one(reason, status):
+    """PEP 3333 wants a space there."""
+    said = []
+    relay.Answer(200, reason, [], [])({}, lambda status, headers: said.append(status))
+    assert said == [status]
