@@ -16,6 +16,7 @@ bounded, and a break cuts the guest's connection, which it notices by the length
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections import deque
@@ -25,7 +26,7 @@ from typing import Any
 from gunicorn_h1c import IncompleteError, ParseError, parse_response
 
 from metadata_wsgi.context import Deadline
-from metadata_wsgi.errors import MaybeSent, NotSent
+from metadata_wsgi.errors import MaybeSent, NotSent, RefusedError
 from metadata_wsgi.relay import Answer, Headers, Request, end_to_end
 
 BUFFER_BYTES = 1 << 20
@@ -33,6 +34,9 @@ CHUNK_BYTES = 1 << 16
 HEAD_BYTES = 1 << 16
 STALL_S = 10.0
 """How long a large answer, once begun, may stand still."""
+
+_CHUNK_SIZE = re.compile(rb'[0-9A-Fa-f]{1,15}\Z')
+_NOT_IN_A_LINE = re.compile(r'[\x00\r\n]|[^\x00-\xff]')
 
 
 class Hop:
@@ -63,6 +67,9 @@ class Hop:
                 kept = self._idle.pop()
             except IndexError:  # another thread was quicker
                 break
+            if not kept.quiet():
+                kept.close()
+                continue
             try:
                 return self._on(kept, head, request, deadline)
             except _Stale:
@@ -73,7 +80,7 @@ class Hop:
         try:
             opened = _Connection(self._connect(min(connect_s, remaining_s)))
         except OSError as error:
-            raise NotSent(f'{self.name}: {error or type(error).__name__}') from error
+            raise NotSent(f'{self.name}: {str(error) or type(error).__name__}') from error
         return self._on(opened, head, request, deadline)
 
     def _on(self, connection: _Connection, head: bytes, request: Request, deadline: Deadline) -> Answer:
@@ -93,7 +100,7 @@ class Hop:
             connection.close()
             if connection.kept and not connection.heard and not isinstance(error, TimeoutError):
                 raise _Stale from error
-            raise MaybeSent(f'{self.name}: {error or type(error).__name__}') from error
+            raise MaybeSent(f'{self.name}: {str(error) or type(error).__name__}') from error
         self._put_back(connection, closing)
         content = b''.join(begun)
         kept_headers = _end_to_end(headers)
@@ -102,7 +109,7 @@ class Hop:
         return Answer(status, reason, kept_headers, [content] if content else [])
 
     def _put_back(self, connection: _Connection, closing: bool) -> None:
-        if closing or not connection.clean or len(self._idle) == self._idle.maxlen:
+        if closing or not connection.clean or connection.ahead or len(self._idle) == self._idle.maxlen:
             connection.close()
             return
         connection.kept, connection.heard = True, False
@@ -123,6 +130,27 @@ class _Connection:
         self.heard = False
         self.clean = True
         self.until: Deadline | None = None
+
+    def __del__(self) -> None:
+        # A large answer that was thrown away for a better one, or a hop that is no more.
+        self._sock.close()
+
+    @property
+    def ahead(self) -> bool:
+        """Whether more has come than the answer: whose it is, nobody can say."""
+        return bool(self._data)
+
+    def quiet(self) -> bool:
+        """Whether nothing has come since the last answer, neither its end nor bytes that would be taken for
+        the next one."""
+        self._sock.settimeout(0)
+        try:
+            self._sock.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            return False
+        return False
 
     def send(self, data: bytes) -> None:
         self._sock.settimeout(self._patience_s())
@@ -182,17 +210,20 @@ class _Connection:
             piece, self._data = self._data[:left], self._data[left:]
             left -= len(piece)
             yield piece
-        if self._data:
-            self.clean = False
 
     def _chunks(self) -> Iterator[bytes]:
-        while size := int(self._line().partition(b';')[0].strip() or b'x', 16):
+        while size := self._chunk_size():
             yield from self._exactly(size)
-            self.clean = True
             if self._line():
                 raise ValueError('a chunk of the answer has not its length')
         while self._line():  # trailers belong to this connection
             pass
+
+    def _chunk_size(self) -> int:
+        digits = self._line().partition(b';')[0].rstrip(b' \t')
+        if not _CHUNK_SIZE.match(digits):  # int takes signs and underscores too
+            raise ValueError('a chunk of the answer has no length')
+        return int(digits, 16)
 
     def _until_closed(self) -> Iterator[bytes]:
         while True:
@@ -291,6 +322,10 @@ def _head(request: Request, host: str) -> bytes:
         lines.append('accept-encoding: identity')
     if not request.is_read:
         lines.append(f'content-length: {len(request.body)}')
+    # An instance id is what Quantum says, and a tenant may write a port's device_id: a line break in it would
+    # let the tenant add headers of its own behind the signature.
+    if any(_NOT_IN_A_LINE.search(line) for line in lines):
+        raise RefusedError('The request has a character that no request may have.')
     return ('\r\n'.join(lines) + '\r\n\r\n').encode('latin-1')
 
 

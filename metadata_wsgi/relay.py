@@ -80,8 +80,8 @@ def target(environ: WSGIEnvironment) -> str:
         scheme, separator, rest = raw.partition('://')
         if not separator or scheme.lower() not in ('http', 'https'):
             raise RefusedError('The request target must be a path.')
-        slash = rest.find('/')
-        raw = rest[slash:] if slash >= 0 else '/'
+        path = re.search(r'[/?].*', rest, re.DOTALL)
+        raw = '/' + path[0].removeprefix('/') if path else '/'
     if _FORBIDDEN.search(raw):
         raise RefusedError('The request target has a character that no target may have.')
     return raw

@@ -166,12 +166,12 @@ def app_factory(global_conf: Mapping[str, str]) -> UpstreamApp:
 def _host_port(text: str, default_port: int) -> tuple[str, int]:
     """``host``, ``host:port``, ``[v6]:port`` or a bare IPv6 address."""
     host, port = text, str(default_port)
-    if text.startswith('['):
+    if text.startswith('[') and ']' in text:
         host, _, rest = text[1:].partition(']')
         port = rest.removeprefix(':') or port
     elif text.count(':') == 1:
         host, port = text.split(':')
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not host or host.startswith('[') or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f'nova_metadata_host = {text}: not a host; write host, host:port or [IPv6 address]:port')
     return host, int(port)
 
