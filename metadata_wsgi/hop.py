@@ -95,7 +95,7 @@ class Hop:
                 begun.append(piece)
                 size += len(piece)
                 if size >= BUFFER_BYTES:
-                    return Answer(status, reason, _end_to_end(headers), _Rest(begun, pieces, connection))
+                    return Answer(status, reason, end_to_end(headers), _Rest(begun, pieces, connection))
         except (OSError, ValueError) as error:
             connection.close()
             if connection.kept and not connection.heard and not isinstance(error, TimeoutError):
@@ -103,7 +103,7 @@ class Hop:
             raise MaybeSent(f'{self.name}: {str(error) or type(error).__name__}') from error
         self._put_back(connection, closing)
         content = b''.join(begun)
-        kept_headers = _end_to_end(headers)
+        kept_headers = end_to_end(headers)
         if request.method != 'HEAD' and status not in (204, 304) and 'content-length' not in dict(kept_headers):
             kept_headers.append(('content-length', str(len(content))))
         return Answer(status, reason, kept_headers, [content] if content else [])
@@ -327,8 +327,3 @@ def _head(request: Request, host: str) -> bytes:
     if any(_NOT_IN_A_LINE.search(line) for line in lines):
         raise RefusedError('The request has a character that no request may have.')
     return ('\r\n'.join(lines) + '\r\n\r\n').encode('latin-1')
-
-
-def _end_to_end(headers: Headers) -> Headers:
-    # The server that speaks to the guest writes a Date and a Server line of its own.
-    return [(name, value) for name, value in end_to_end(headers) if name not in ('date', 'server')]

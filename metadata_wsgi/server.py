@@ -90,7 +90,7 @@ class Server(BaseApplication):
         settings = {
             'bind': [self._bind],
             'proc_name': self._name,
-            'worker_class': 'gevent',
+            'worker_class': 'metadata_wsgi.worker.MetadataWorker',
             'keepalive': 75,
             'timeout': 30,
             'graceful_timeout': GRACE_S,

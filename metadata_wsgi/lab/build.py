@@ -14,7 +14,8 @@ from contextlib import suppress
 
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.lab import guests, plan, topology
-from metadata_wsgi.plumbing.attachment import Attachment, attach
+from metadata_wsgi.plumbing.attachment import NETWORK, ROUTER, Attachments, Place, Proxy
+from metadata_wsgi.plumbing.run import SubprocessRunner
 
 Say = Callable[[str], None]
 
@@ -35,9 +36,10 @@ def up(paste_file: str, say: Say) -> list[tuple[plan.Guest, guests.Received]]:
     say(f"Agent     quantum-metadata-agent, the pipeline 'agent', on {plan.STATE_PATH}/metadata_proxy")
     _start('agent', [program('quantum-metadata-agent'), '--config-file', f'{plan.STATE_PATH}/metadata_agent.ini'])
     _wait_for(f'{plan.STATE_PATH}/metadata_proxy', 'agent')
+    attachments = _attachments()
     for guest in plan.GUESTS:
         say(f'Attach    {guest.gateway_namespace}: rules and namespace proxy')
-        attach(_attachment(guest))
+        attachments.attach(_place(guest))
     say(f'Ask       curl {guests.URL}/... inside each guest')
     return [(guest, guests.ask(guest)) for guest in plan.GUESTS]
 
@@ -75,15 +77,18 @@ def _write_files() -> None:
             file.write(text)
 
 
-def _attachment(guest: plan.Guest) -> Attachment:
-    return Attachment(
-        router_id=guest.router_id,
-        network_id=None if guest.routed else guest.network_id,
-        state_path=plan.STATE_PATH,
-        metadata_proxy_socket=f'{plan.STATE_PATH}/metadata_proxy',
+def _attachments() -> Attachments:
+    proxy = Proxy(
         program=program('quantum-ns-metadata-proxy'),
+        state_path=plan.STATE_PATH,
+        socket=f'{plan.STATE_PATH}/metadata_proxy',
         log_dir=plan.STATE_PATH,
     )
+    return Attachments(SubprocessRunner(), proxy=proxy)
+
+
+def _place(guest: plan.Guest) -> Place:
+    return Place.of(ROUTER, guest.router_id) if guest.router_id else Place.of(NETWORK, guest.network_id)
 
 
 def _nova(paste_file: str) -> list[str]:

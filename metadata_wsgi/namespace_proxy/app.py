@@ -33,7 +33,7 @@ MARGIN_S = 0.3
 
 
 class Hop(Protocol):
-    """The way to the agent; :func:`metadata_wsgi.relay.unix_hop` makes the real one."""
+    """The way to the agent; :func:`metadata_wsgi.hop.unix_hop` makes the real one."""
 
     def exchange(self, request: relay.Request, deadline: Deadline) -> relay.Answer:
         """Send it once. Raises NotSent or MaybeSent."""

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gunicorn worker of the metadata path: one greenlet for each connection, limits for each guest.
+
+What it changes in gunicorn's gevent worker, and why:
+
+- Head and first piece of body leave in one segment: a guest's and our own client read once.
+- The answer's own Date and Server are kept; gunicorn would add a second pair.
+- A worker that stops closes kept connections as soon as they are idle, so a restart does not wait for
+  namespace proxies that only keep a connection open. What is under way is finished.
+- A refused request is answered with a constant sentence, 400, 414 or 431, and the connection closed.
+- One guest may hold ``guest_connections`` connections, must send a head within ``HEAD_S`` and may
+  let a body or an answer stand still for ``STALL_S``; the guests beside it notice nothing (haproxy's limit is
+  for the whole router: 1,100 half-sent requests of one guest delayed the others by 29 s).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+import gevent
+from gunicorn import http
+from gunicorn.http import errors
+from gunicorn.http.wsgi import FileWrapper, Response, WSGIErrorsWrapper
+from gunicorn.util import http_date
+from gunicorn.workers.ggevent import GeventWorker
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+LOG = logging.getLogger(__name__)
+
+HEAD_S = 10.0
+STALL_S = 10.0
+KEEP_S = 75.0
+GUEST_CONNECTIONS = 128
+"""A boot is 28 requests, some of them at once; cloud-init, Ignition and an agent may ask together."""
+
+REFUSALS = {
+    errors.LimitRequestLine: (414, 'URI Too Long'),
+    errors.LimitRequestHeaders: (431, 'Request Header Fields Too Large'),
+}
+# A peer that goes away is no fault of ours, and none that an operator could mend.
+GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF})
+
+
+class MetadataWorker(GeventWorker):
+    """Serves guests (TCP) or namespace proxies (a unix socket)."""
+
+    guest_connections = GUEST_CONNECTIONS
+
+    def init_process(self) -> None:
+        """Called by gunicorn in the new process."""
+        self._idle: set[Any] = set()
+        self._held: Counter[str] = Counter()
+        self._errors = WSGIErrorsWrapper(self.cfg)
+        super().init_process()
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """SIGTERM: finish what is under way, let go of what is only kept."""
+        super().handle_exit(sig, frame)
+        gevent.spawn(self._let_go)
+
+    def _let_go(self) -> None:
+        for client in list(self._idle):
+            try:
+                client.shutdown(2)
+            except OSError as error:
+                LOG.debug('A kept connection was gone already: %s', error)
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        """Serve one connection, in a greenlet of its own."""
+        guest = addr[0] if isinstance(addr, tuple) else ''
+        self._held[guest] += 1
+        try:
+            if guest and self._held[guest] > self.guest_connections:
+                LOG.debug('More than %d connections of %s', self.guest_connections, guest)
+                return
+            self._serve(listener.getsockname(), client, addr)
+        except OSError as error:
+            if error.errno not in GONE and not isinstance(error, TimeoutError):
+                LOG.warning('Connection broken: %s', error)
+        finally:
+            self._held[guest] -= 1
+            if not self._held[guest]:
+                del self._held[guest]
+            client.close()
+
+    def _serve(self, server: Any, client: Any, addr: Any) -> None:
+        client.settimeout(STALL_S)
+        parser = http.get_parser(self.cfg, client, addr)
+        wait_s = HEAD_S
+        while True:
+            try:
+                request = self._next(parser, client, wait_s)
+            except StopIteration:
+                return
+            except errors.NoMoreData:
+                return
+            except errors.ParseException as error:
+                _refuse(client, error)
+                return
+            if request is None or not self._answer(request, client, addr, server):
+                return
+            wait_s = KEEP_S
+
+    def _next(self, parser: Any, client: Any, wait_s: float) -> Any:
+        """The next request's head; None when it does not come in time."""
+        kept = wait_s == KEEP_S
+        if kept:
+            if not self.alive:
+                return None
+            self._idle.add(client)
+            client.settimeout(KEEP_S)
+        request = None
+        late = gevent.Timeout.start_new(wait_s)
+        try:
+            request = next(parser)
+        except gevent.Timeout as timeout:
+            if timeout is not late:
+                raise
+        finally:
+            late.close()
+            if kept:
+                self._idle.discard(client)
+                client.settimeout(STALL_S)
+        return request
+
+    def _answer(self, request: Any, client: Any, addr: Any, server: Any) -> bool:
+        """Call the application; whether the connection may serve another request."""
+        reply = Reply(request, client, self.cfg)
+        if not self.alive:
+            reply.force_close()
+        try:
+            body = self.wsgi(self._environ(request, client, addr, server), reply.start_response)
+            try:
+                for piece in body:
+                    reply.write(piece)
+                reply.close()
+            finally:
+                if hasattr(body, 'close'):
+                    body.close()
+        except OSError:
+            raise
+        except errors.ParseException as error:
+            # A malformed body shows itself only while it is read.
+            if not reply.headers_sent:
+                _refuse(client, error)
+            return False
+        except Exception:
+            # Begun and not ended: the guest must see a broken answer, not a short one.
+            LOG.exception('The answer was cut')
+            return False
+        return not reply.should_close()
+
+    def _environ(self, request: Any, client: Any, addr: Any, server: Any) -> WSGIEnvironment:
+        if request._expected_100_continue:
+            client.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
+        host, port = (str(server[0]), str(server[1])) if isinstance(server, tuple) else ('localhost', '')
+        environ: WSGIEnvironment = {
+            'REQUEST_METHOD': request.method,
+            'SCRIPT_NAME': '',
+            'PATH_INFO': unquote_to_bytes(request.path.encode('latin-1')).decode('latin-1'),
+            'QUERY_STRING': request.query or '',
+            'RAW_URI': request.uri,
+            'SERVER_NAME': host,
+            'SERVER_PORT': port,
+            'SERVER_PROTOCOL': f'HTTP/{request.version[0]}.{request.version[1]}',
+            'SERVER_SOFTWARE': 'metadata_wsgi',
+            'REMOTE_ADDR': str(addr[0]) if isinstance(addr, tuple) else '',
+            'gunicorn.socket': client,
+            'wsgi.version': (1, 0),
+            'wsgi.url_scheme': 'http',
+            'wsgi.input': request.body,
+            'wsgi.input_terminated': True,
+            'wsgi.errors': self._errors,
+            'wsgi.file_wrapper': FileWrapper,
+            'wsgi.multithread': True,
+            'wsgi.multiprocess': True,
+            'wsgi.run_once': False,
+        }
+        for name, value in request.headers:
+            key = name.replace('-', '_')
+            if key in ('CONTENT_TYPE', 'CONTENT_LENGTH'):
+                environ[key] = value
+                continue
+            key = 'HTTP_' + key
+            environ[key] = f'{environ[key]},{value}' if key in environ else value
+        return environ
+
+
+class Reply(Response):
+    """An answer on the wire."""
+
+    def __init__(self, request: Any, client: Any, cfg: Any) -> None:
+        super().__init__(request, client, cfg)
+        self.headers_sent: bool = False
+        self._pending = b''
+
+    def default_headers(self) -> list[str]:
+        """Status line, and what the application did not say itself."""
+        said = {name.lower() for name, _ in self.headers}
+        lines = [f'HTTP/{self.req.version[0]}.{self.req.version[1]} {self.status}\r\n']
+        if 'date' not in said:
+            lines.append(f'Date: {http_date()}\r\n')
+        lines.append('Connection: close\r\n' if self.should_close() else 'Connection: keep-alive\r\n')
+        if self.chunked:
+            lines.append('Transfer-Encoding: chunked\r\n')
+        return lines
+
+    def send_headers(self) -> None:
+        """Called before the first piece of the body, or where there is none."""
+        if self.headers_sent:
+            return
+        self.headers_sent = True
+        lines = self.default_headers()
+        lines += [f'{name}: {value}\r\n' for name, value in self.headers]
+        self._pending = (''.join(lines) + '\r\n').encode('latin-1')
+
+    def _emit_body(self, data: bytes) -> None:
+        if self.chunked:
+            data = b'%X\r\n%b\r\n' % (len(data), data)
+        pending, self._pending = self._pending, b''
+        self.sock.sendall(pending + data)
+
+    def close(self) -> None:
+        """The answer is complete."""
+        self.send_headers()
+        if self.response_length is not None and self.sent != self.response_length and not self._omits_body:
+            # The guest must notice: it was promised more.
+            self.force_close()
+        if self.chunked:
+            self._pending += b'0\r\n\r\n'
+        if self._pending:
+            self.sock.sendall(self._pending)
+            self._pending = b''
+
+
+def _refuse(client: Any, error: Exception) -> None:
+    """Answer a request that HTTP calls malformed or ambiguous, in words of ours."""
+    LOG.info('Refused a malformed request: %s', type(error).__name__)
+    status, reason = REFUSALS.get(type(error), (400, 'Bad Request'))
+    body = f'{reason}.\n'.encode()
+    head = (
+        f'HTTP/1.1 {status} {reason}\r\nConnection: close\r\n'
+        f'Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n'
+    )
+    try:
+        client.sendall(head.encode() + body)
+        # What is still coming must be read, or the kernel answers with a reset that overtakes this answer.
+        client.shutdown(1)
+        client.settimeout(1.0)
+        for _ in range(16):
+            if not client.recv(65536):
+                break
+    except OSError as gone:
+        LOG.debug('Nobody heard the refusal: %s', gone)
