@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""YAML as values that know the line they stand on, so that every complaint can name it.
+
+Rule 1: no object is made from a tag; a document is composed to nodes and the keys decide what they are. So
+``mac: 52:54:00:12:34:56`` is a MAC and not a number of base 60, and ``id: 0123`` keeps its zero.
+Rule 2: reading is bounded: a size, a depth, and no alias to anything but a scalar, because nested aliases
+make a small file a huge document.
+"""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import yaml
+
+from metadata_wsgi.errors import ConfigError
+
+MAX_BYTES = 16 * 1024 * 1024
+MAX_DEPTH = 32
+
+_NULL = 'tag:yaml.org,2002:null'
+_BINARY = 'tag:yaml.org,2002:binary'
+# libyaml's is ten times as fast, and absent from some builds of PyYAML.
+_LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of the file. ``what`` is what an operator calls it, for complaints."""
+
+    path: str
+    node: yaml.Node
+    what: str
+
+    def wrong(self, reason: str) -> ConfigError:
+        """The complaint about this value, for the caller to raise."""
+        return ConfigError(f'{self.path}:{self.node.start_mark.line + 1}: {reason}')
+
+    def text(self) -> str:
+        """One line of text, as written: whatever YAML would make of it, ``0123`` and ``yes`` are text."""
+        text = self.block().strip()
+        if not text or not text.isprintable():
+            raise self.wrong(f'{self.what} must be one line of text')
+        return text
+
+    def block(self) -> str:
+        """Text of any number of lines."""
+        if not isinstance(self.node, yaml.ScalarNode):
+            raise self.wrong(f'{self.what} must be text, not a {_kind(self.node)}')
+        if self.node.tag == _NULL and not self.node.value:
+            raise self.wrong(f'{self.what} has no value')
+        return str(self.node.value)
+
+    def octets(self) -> bytes:
+        """Text as UTF-8, or what ``!!binary`` encodes."""
+        text = self.block()
+        if self.node.tag != _BINARY:
+            return text.encode()
+        try:
+            return base64.b64decode(''.join(text.split()), validate=True)
+        except ValueError as error:
+            raise self.wrong(f'{self.what} is not base64: {error}') from None
+
+    def list(self) -> list[Value]:
+        """The entries of a list."""
+        if not isinstance(self.node, yaml.SequenceNode):
+            raise self.wrong(f'{self.what} must be a list, not {_a(self.node)}')
+        return [Value(self.path, node, f'an entry of {self.what}') for node in self.node.value]
+
+    def pairs(self) -> dict[str, Value]:
+        """The entries of a mapping, by key."""
+        if not isinstance(self.node, yaml.MappingNode):
+            raise self.wrong(f'{self.what} must be a mapping of keys to values, not {_a(self.node)}')
+        found: dict[str, Value] = {}
+        for key_node, node in self.node.value:
+            key = Value(self.path, key_node, f'a key of {self.what}')
+            name = key.text()
+            if name in found:
+                raise key.wrong(f'{name} stands twice in {self.what}')
+            found[name] = Value(self.path, node, name)
+        return found
+
+    def record(self, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Value]:
+        """The entries of a mapping that has all of ``required`` and nothing but ``required`` and ``optional``."""
+        found = self.pairs()
+        known = [*required, *optional]
+        for name in found:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                right = f'did you mean {close[0]}?' if close else f'there are {", ".join(known)}'
+                raise self._key(name).wrong(f'{name} is no key of {self.what}; {right}')
+        for name in required:
+            if name not in found:
+                raise self.wrong(f'{name} is missing from {self.what}')
+        return found
+
+    def json(self) -> str:
+        """A mapping of anything that JSON can say, as JSON."""
+        self.pairs()
+        constructor = yaml.SafeLoader('')
+        try:
+            return json.dumps(constructor.construct_document(self.node), allow_nan=False)
+        except yaml.MarkedYAMLError as error:
+            raise ConfigError(f'{self.path}:{_line(error)}: {self.what}: {error.problem}') from None
+        except (TypeError, ValueError) as error:
+            raise self.wrong(f'{self.what} cannot be written as JSON: {error}') from None
+        finally:
+            constructor.dispose()
+
+    def _key(self, name: str) -> Value:
+        node = next(key for key, _ in self.node.value if key.value == name)
+        return Value(self.path, node, self.what)
+
+
+def document(data: bytes, path: str) -> Value:
+    """The one document in ``data``; raises ConfigError ``path:line: reason`` for what is no plain YAML."""
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f'{path}:1: the file has more than {MAX_BYTES} bytes; split the cloud or remove user_data')
+    try:
+        node = yaml.compose(data.decode('utf-8-sig'), Loader=_LOADER)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b'\n') + 1
+        raise ConfigError(f'{path}:{line}: the file is not UTF-8') from None
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f'{path}:{_line(error)}: not YAML: {error.problem or error.context}') from None
+    except yaml.reader.ReaderError as error:
+        line = data.decode('utf-8-sig')[: error.position].count('\n') + 1
+        raise ConfigError(f'{path}:{line}: not YAML: {error.reason}') from None
+    except RecursionError:
+        raise ConfigError(f'{path}:1: nested more than {MAX_DEPTH} deep') from None
+    if node is None:
+        raise ConfigError(f'{path}:1: the file is empty')
+    root = Value(path, node, 'the inventory')
+    _bound(root)
+    return root
+
+
+def _bound(root: Value) -> None:
+    """Refuse depth, and a list or mapping that is reached twice: it can only be so through an alias."""
+    seen: set[int] = set()
+    waiting = [(root.node, 1)]
+    while waiting:
+        node, depth = waiting.pop()
+        if isinstance(node, yaml.ScalarNode):
+            continue
+        if id(node) in seen:
+            raise Value(root.path, node, '').wrong(f'an alias to this {_kind(node)}; only text may have aliases')
+        seen.add(id(node))
+        if depth > MAX_DEPTH:
+            raise Value(root.path, node, '').wrong(f'nested more than {MAX_DEPTH} deep')
+        for child in node.value:
+            waiting.extend((one, depth + 1) for one in (child if isinstance(child, tuple) else (child,)))
+
+
+def _line(error: yaml.MarkedYAMLError) -> int:
+    mark = error.problem_mark or error.context_mark
+    return mark.line + 1 if mark else 1
+
+
+def _kind(node: yaml.Node) -> str:
+    return 'list' if isinstance(node, yaml.SequenceNode) else 'mapping'
+
+
+def _a(node: yaml.Node) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        return f'a {_kind(node)}'
+    return 'text' if node.value else 'nothing'
