@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""network_data.json: how a guest sets up its interfaces, derived from its ports and their subnets. Pure.
+
+An address whose network has no subnet for it, or one with ``dhcp: true``, becomes "ask DHCP": a mask that nobody
+wrote down cannot be told. An IPv6 address that is link-local is no network: a guest makes it itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any
+
+from metadata_wsgi.inventory import Instance, Port, Subnet
+
+
+def network_data(instance: Instance) -> dict[str, Any]:
+    """Links, networks and name servers, in the order of the ports and their addresses."""
+    networks: list[dict[str, Any]] = []
+    services: list[dict[str, str]] = []
+    for port in instance.ports:
+        for address in port.addresses:
+            if ipaddress.ip_address(address).is_link_local:
+                continue
+            subnet = next((one for one in port.network.subnets if address in one), None)
+            networks.append({'id': f'network{len(networks)}', **_network(port, address, subnet)})
+            services.extend(one for one in _services(subnet) if one not in services)
+    return {'links': [_link(port) for port in instance.ports], 'networks': networks, 'services': services}
+
+
+def _link(port: Port) -> dict[str, Any]:
+    return {
+        'id': _link_id(port),
+        'vif_id': port.id,
+        'type': 'phy',
+        'mtu': port.network.mtu,
+        'ethernet_mac_address': port.mac,
+    }
+
+
+def _link_id(port: Port) -> str:
+    # A tap's name in OpenStack: 14 characters, because an interface's name has at most 15 (IFNAMSIZ).
+    return f'tap{port.id[:11]}'
+
+
+def _network(port: Port, address: str, subnet: Subnet | None) -> dict[str, Any]:
+    version = ipaddress.ip_address(address).version
+    if subnet is None or subnet.dhcp:
+        return {'type': f'ipv{version}_dhcp', 'link': _link_id(port), 'network_id': port.network.id}
+    return {
+        'type': f'ipv{version}',
+        'link': _link_id(port),
+        'ip_address': address,
+        'netmask': subnet.netmask,
+        'routes': _routes(subnet),
+        'network_id': port.network.id,
+        'services': _services(subnet),
+    }
+
+
+def _routes(subnet: Subnet) -> list[dict[str, str]]:
+    if subnet.gateway is None:
+        return []
+    anywhere = '0.0.0.0' if subnet.version == 4 else '::'  # noqa: S104 - a destination, nothing listens there
+    return [{'network': anywhere, 'netmask': anywhere, 'gateway': subnet.gateway}]
+
+
+def _services(subnet: Subnet | None) -> list[dict[str, str]]:
+    return [{'type': 'dns', 'address': address} for address in (subnet.dns if subnet else ())]
