@@ -56,6 +56,7 @@ def unix_listener(
     user: str = '',
     group: str = '',
     backlog: int = 4096,
+    kind: int = socket.SOCK_STREAM,
     patience_s: float = 3.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> socket.socket:
@@ -70,14 +71,14 @@ def unix_listener(
     except OSError as error:
         raise ConfigError(f'metadata_proxy_socket = {path}: its directory cannot be made: {error.strerror}') from error
     give_up_at = time.monotonic() + patience_s
-    while not _clear(path):
+    while not _clear(path, kind):
         if time.monotonic() >= give_up_at:
             raise ConfigError(
                 f'metadata_proxy_socket = {path}: another agent is running and listens there; '
                 'stop it first, or name another path'
             )
         sleep(0.2)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX, kind)
     before = os.umask(0o177)
     try:
         listener.bind(path)
@@ -142,7 +143,7 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _clear(path: str) -> bool:
+def _clear(path: str, kind: int) -> bool:
     """Remove a socket on which nobody listens; whether the path is free now."""
     try:
         found = os.stat(path)
@@ -152,7 +153,7 @@ def _clear(path: str) -> bool:
         raise ConfigError(f'metadata_proxy_socket = {path}: {error.strerror}') from error
     if not stat.S_ISSOCK(found.st_mode):
         raise ConfigError(f'metadata_proxy_socket = {path}: is there and is no socket; name another path or remove it')
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)

@@ -28,7 +28,7 @@ def names() -> list[str]:
 
 def exists(name: str) -> bool:
     """Whether there is a namespace of that name."""
-    return name in names()
+    return os.path.exists(path(name))
 
 
 def path(name: str) -> str:

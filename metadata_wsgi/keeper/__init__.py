@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keeper: the one privileged part of a host with many routers. It opens sockets and keeps them.
+
+A listening socket stays in the network namespace where it was opened, whoever serves it. So one small
+process, root, opens a socket in each router's namespace and hands it to unprivileged workers, which never
+change namespace: a router costs a socket, not a process. The workers may be killed, upgraded and
+restarted: the sockets, and the connections that wait in them, stay with the keeper.
+
+It accepts no connection of a guest and reads no byte of one. What it can be asked has three verbs:
+``attach``, ``detach`` and ``list`` (``protocol``), on a socket that only root can open. Workers ask
+nothing: they follow (``following``) and are sent what there is to serve, and every change of it.
+
+When the keeper itself is restarted the workers keep serving what they have and hand it back to the new
+one: nothing is closed in between.
+"""

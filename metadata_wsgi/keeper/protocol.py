@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the keeper is told and tells: JSON objects, one to a packet of a unix SEQPACKET socket.
+
+On ``<state_path>/keeper`` (root's), a request and its answer::
+
+    {"verb": "attach", "listener": {...}}   ->  {"opened": true}, or false where it was there already
+    {"verb": "detach", "key": "..."}        ->  {"closed": true}, or false where there was none
+    {"verb": "list"}                        ->  {"listeners": [{...}, ...]}, in several packets, the last one empty
+                                                {"error": "a sentence"} where something was refused
+
+On ``<state_path>/listeners`` (the workers'), after a worker's ``{"mode": "..."}``::
+
+    worker -> keeper   {"holds": {...}} with the socket: what it still serves of an earlier keeper
+                       {"holds": null}: that was all
+    keeper -> worker   {"serve": {...}} with the socket, {"leave": "key"}, {"complete": true}
+
+Sockets travel beside the packet (SCM_RIGHTS, unix(7)).
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass
+from typing import Any
+
+PACKET_BYTES = 1 << 16
+SHARED, ONE_HOP = 'shared', 'one_hop'
+MODES = (SHARED, ONE_HOP)
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A socket that guests of one namespace connect to.
+
+    ``mode`` says who serves it: the shared namespace proxy or, in one hop, the agent. Exactly one of the
+    two ids is set. ``host`` is the address it is bound to, '' for all of the namespace.
+    """
+
+    mode: str
+    namespace: str
+    port: int
+    router_id: str | None = None
+    network_id: str | None = None
+    host: str = ''
+
+    @property
+    def key(self) -> str:
+        """What tells it from others: a router or network has one listener for each address."""
+        return f'{self.router_id or self.network_id} {self.host}'.rstrip()
+
+    @classmethod
+    def from_json(cls, fields: Any) -> Listener:
+        """Check and take what came in a packet; ValueError says what is wrong with it."""
+        if not isinstance(fields, dict):
+            raise ValueError('listener: not an object')
+        try:
+            listener = cls(**fields)
+        except TypeError as error:
+            raise ValueError(f'listener: {error}') from None
+        texts = (listener.mode, listener.namespace, listener.host, listener.router_id or '', listener.network_id or '')
+        if not all(isinstance(text, str) and '/' not in text and '\0' not in text for text in texts):
+            raise ValueError('listener: every field but port is a name')
+        if listener.mode not in MODES:
+            raise ValueError(f'mode {listener.mode}: one of {", ".join(MODES)}')
+        if bool(listener.router_id) == bool(listener.network_id):
+            raise ValueError('exactly one of router_id and network_id')
+        if not isinstance(listener.port, int) or not 0 < listener.port < 65536:
+            raise ValueError(f'port {listener.port}: not a TCP port')
+        if not listener.namespace or listener.namespace in ('.', '..'):
+            raise ValueError('namespace: a name is needed')
+        return listener
+
+    def to_json(self) -> dict[str, Any]:
+        """As it goes into a packet."""
+        return asdict(self)
+
+
+def send(sock: socket.socket, message: dict[str, Any], descriptor: int | None = None) -> None:
+    """Send one packet, with a socket beside it if ``descriptor`` is given."""
+    packet = json.dumps(message).encode()
+    beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [descriptor]))] if descriptor is not None else []
+    sock.sendmsg([packet], beside)
+
+
+def receive(sock: socket.socket) -> tuple[dict[str, Any], int | None]:
+    """Receive one packet and the descriptor beside it. EOFError at the end, ValueError for what is none."""
+    packet, beside, flags, _ = sock.recvmsg(PACKET_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array('i')
+    for level, kind, data in beside:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    descriptor = descriptors[0] if descriptors else None
+    try:
+        if not packet:
+            raise EOFError
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) > 1:
+            raise ValueError('a packet that is too long')
+        message = json.loads(packet)
+        if not isinstance(message, dict):
+            raise ValueError('a packet that is no object')
+    except BaseException:
+        for number in descriptors:
+            os.close(number)
+        raise
+    return message, descriptor
