@@ -106,7 +106,8 @@ class Value:
             return json.dumps(constructor.construct_document(self.node), allow_nan=False)
         except yaml.MarkedYAMLError as error:
             raise ConfigError(f'{self.path}:{_line(error)}: {self.what}: {error.problem}') from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            # The last two are how PyYAML fails at a scalar that is not what its tag says, as in !!bool maybe.
             raise self.wrong(f'{self.what} cannot be written as JSON: {error}') from None
         finally:
             constructor.dispose()
@@ -121,39 +122,43 @@ def document(data: bytes, path: str) -> Value:
     if len(data) > MAX_BYTES:
         raise ConfigError(f'{path}:1: the file has more than {MAX_BYTES} bytes; split the cloud or remove user_data')
     try:
-        node = yaml.compose(data.decode('utf-8-sig'), Loader=_LOADER)
+        text = data.decode('utf-8-sig')
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b'\n') + 1
         raise ConfigError(f'{path}:{line}: the file is not UTF-8') from None
+    try:
+        _bound(text, path)
+        node = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f'{path}:{_line(error)}: not YAML: {error.problem or error.context}') from None
     except yaml.reader.ReaderError as error:
-        line = data.decode('utf-8-sig')[: error.position].count('\n') + 1
+        line = text[: error.position].count('\n') + 1
         raise ConfigError(f'{path}:{line}: not YAML: {error.reason}') from None
-    except RecursionError:
-        raise ConfigError(f'{path}:1: nested more than {MAX_DEPTH} deep') from None
     if node is None:
         raise ConfigError(f'{path}:1: the file is empty')
-    root = Value(path, node, 'the inventory')
-    _bound(root)
-    return root
+    return Value(path, node, 'the inventory')
 
 
-def _bound(root: Value) -> None:
-    """Refuse depth, and a list or mapping that is reached twice: it can only be so through an alias."""
-    seen: set[int] = set()
-    waiting = [(root.node, 1)]
-    while waiting:
-        node, depth = waiting.pop()
-        if isinstance(node, yaml.ScalarNode):
-            continue
-        if id(node) in seen:
-            raise Value(root.path, node, '').wrong(f'an alias to this {_kind(node)}; only text may have aliases')
-        seen.add(id(node))
+def _bound(text: str, path: str) -> None:
+    """Refuse what is too deep and what has an alias but is no scalar.
+
+    Before it is composed, because libyaml's composer recurses: a deep document ends the process.
+    """
+    depth = 0
+    scalars: set[str | None] = set()
+    for event in yaml.parse(text, Loader=_LOADER):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            scalars.discard(event.anchor)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.ScalarEvent):
+            scalars.add(event.anchor)
+        elif isinstance(event, yaml.AliasEvent) and event.anchor not in scalars:
+            raise ConfigError(f'{path}:{line}: *{event.anchor} is no text above; only text may have aliases')
         if depth > MAX_DEPTH:
-            raise Value(root.path, node, '').wrong(f'nested more than {MAX_DEPTH} deep')
-        for child in node.value:
-            waiting.extend((one, depth + 1) for one in (child if isinstance(child, tuple) else (child,)))
+            raise ConfigError(f'{path}:{line}: nested more than {MAX_DEPTH} deep')
 
 
 def _line(error: yaml.MarkedYAMLError) -> int:
