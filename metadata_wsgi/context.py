@@ -10,6 +10,7 @@ lower-case key never comes from the wire.
 ============================  ==============  =====================================  =====================
 key                           written by      read by                                absent means
 ============================  ==============  =====================================  =====================
+``metadata_wsgi.namespace``   the worker      ``socket_source``, namespace proxy     came in on the host
 ``metadata_wsgi.deadline``    ``deadline``    ``instance``, ``upstream``             refused at start
 ``metadata_wsgi.source``      ``source``      ``instance``, ``signature``            refused at start
 ``metadata_wsgi.instance``    ``instance``    ``signature``, ``metadata_app``        refused at start
@@ -25,10 +26,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+NAMESPACE = 'metadata_wsgi.namespace'
 DEADLINE = 'metadata_wsgi.deadline'
 SOURCE = 'metadata_wsgi.source'
 INSTANCE = 'metadata_wsgi.instance'
 SIGNED = 'the signature'
+
+
+@dataclass(frozen=True, slots=True)
+class Namespace:
+    """Which namespace a connection came in: told by the socket it was accepted on, never by its bytes.
+
+    Exactly one of ``router_id`` and ``network_id`` is set.
+    """
+
+    router_id: str | None = None
+    network_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

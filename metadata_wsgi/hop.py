@@ -181,7 +181,8 @@ class _Connection:
         headers = [(name.decode('latin-1').lower(), value.decode('latin-1')) for name, value in head['headers']]
         if any(not name for name, _ in headers):
             raise ValueError('a header of the answer is folded')
-        tokens = {token.strip().lower() for name, value in headers if name == 'connection' for token in value.split(',')}
+        said = ','.join(value for name, value in headers if name == 'connection')
+        tokens = {token.strip().lower() for token in said.split(',')}
         closing = 'close' in tokens or (head['minor_version'] == 0 and 'keep-alive' not in tokens)
         return head['status'], head['message'].decode('latin-1'), headers, closing
 

@@ -53,10 +53,13 @@ def name(link: Any) -> str:
 
 
 def _complaint(link: Any, fact: str, later: list[Any]) -> str:
+    here = name(link)
     for other in later:
         if fact in getattr(other, 'PROVIDES', frozenset()):
-            return f'{name(link)} reads {fact}, which {name(other)} establishes only after it: put {name(other)} before {name(link)}'
-    return f'{name(link)} reads {fact}, which no filter before it establishes: put one that does ({OWNERS.get(fact, "your own")}) before it'
+            late = name(other)
+            return f'{here} reads {fact}, which {late} establishes only after it: put {late} before {here}'
+    owner = OWNERS.get(fact, 'your own')
+    return f'{here} reads {fact}, which no filter before it establishes: put one that does ({owner}) before it'
 
 
 # For the complaint only: who in the shipped paste file establishes what.

@@ -65,7 +65,8 @@ def _refuse_two_minds(path: str, given: Mapping[str, str]) -> None:
     for key, value in given.items():
         if key in written and written[key] != value:
             raise ConfigError(
-                f'{path}: {key} = {written[key]} in [DEFAULT], but {value} was given on the command line; keep one of them'
+                f'{path}: {key} = {written[key]} in [DEFAULT], but {value} was given on the command line; '
+                'keep one of them'
             )
 
 
@@ -73,11 +74,12 @@ def _explain(error: Exception) -> str:
     """One sentence for what paste raised, with the nearest right name where there is one."""
     text = ' '.join(str(error).split())
     if option := re.search(r"got an unexpected keyword argument '([^']+)'", text):
-        return f'{option[1]} is no option that this filter takes in the paste file; values belong in the configuration files'
+        return f'{option[1]} is no option of this filter in the paste file; values belong in the configuration files'
     if missing := re.search(r"Entry point '([^']+)' not found in egg '?([^' ]+)", text):
         names = sorted({ep.name for kind in ('filter', 'app') for ep in entry_points(group=f'paste.{kind}_factory')})
         close = difflib.get_close_matches(missing[1], names, n=1) or [f'one of {", ".join(names)}']
         return f'there is no filter {missing[1]} in {missing[2]}; did you mean {close[0]}?'
     if section := re.search(r"No section '?([^' ]+)'? \(prefixed by", text):
-        return f'there is no section for {section[1]}: write [filter:{section[1]}] with a use line, or take it out of the pipeline'
+        name = section[1]
+        return f'there is no section for {name}: write [filter:{name}] with a use line, or take it out of the pipeline'
     return text or type(error).__name__

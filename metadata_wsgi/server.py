@@ -27,6 +27,7 @@ from gunicorn.glogging import Logger
 from oslo_config import cfg
 
 from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.worker import MetadataWorker
 
 LOG = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ OPTS = [
         'metadata_workers',
         min=1,
         max=256,
-        help='Worker processes. Each serves a thousand waiting requests; the default is half the processors, at least one.',
+        help='Worker processes; each serves thousands of waiting requests. By default half the processors.',
     ),
     cfg.IntOpt(
         'metadata_backlog',
@@ -64,7 +65,7 @@ class Server(BaseApplication):
 
     ``settings`` gives the number of workers and connections, and is asked again on SIGHUP; ``load``
     is tried in a child process before any worker depends on it, and raises MetadataError when it cannot.
-    ``in_worker`` is called in each new worker.
+    ``in_worker`` is called in each new worker; ``keeper`` is whom to follow, and in which mode.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Server(BaseApplication):
         settings: Callable[[], dict[str, Any]],
         name: str,
         in_worker: Callable[[], None] = lambda: None,
+        keeper: tuple[str, str] | None = None,
         when_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._load = load
@@ -82,6 +84,7 @@ class Server(BaseApplication):
         self._settings = settings
         self._name = name
         self._in_worker = in_worker
+        self._worker_class = _worker_class(keeper)
         self._when_ready = when_ready
         super().__init__(prog=name)
 
@@ -90,7 +93,7 @@ class Server(BaseApplication):
         settings = {
             'bind': [self._bind],
             'proc_name': self._name,
-            'worker_class': 'metadata_wsgi.worker.MetadataWorker',
+            'worker_class': self._worker_class,
             'keepalive': 75,
             'timeout': 30,
             'graceful_timeout': GRACE_S,
@@ -160,6 +163,11 @@ class _Arbiter(Arbiter):
 
     def handle_usr2(self) -> None:
         LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies hold what guests ask')
+
+
+def _worker_class(keeper: tuple[str, str] | None) -> type:
+    """Our worker, told whom to follow: gunicorn makes the workers, and knows no such setting."""
+    return type('MetadataWorker', (MetadataWorker,), {'keeper': keeper})
 
 
 def default_workers() -> int:

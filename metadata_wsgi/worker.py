@@ -8,6 +8,7 @@ What it changes in gunicorn's gevent worker, and why:
 - A worker that stops closes kept connections as soon as they are idle, so a restart does not wait for
   namespace proxies that only keep a connection open. What is under way is finished.
 - A refused request is answered with a constant sentence, 400, 414 or 431, and the connection closed.
+- Beside the sockets that gunicorn opened it serves those of the keeper, each with the namespace it is in.
 - One guest may hold ``guest_connections`` connections, must send a head within ``HEAD_S`` and may
   let a body or an answer stand still for ``STALL_S``; the guests beside it notice nothing (haproxy's limit is
   for the whole router: 1,100 half-sent requests of one guest delayed the others by 29 s).
@@ -17,16 +18,24 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
+import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 import gevent
+from gevent.pool import Pool
+from gevent.server import StreamServer
 from gunicorn import http
 from gunicorn.http import errors
 from gunicorn.http.wsgi import FileWrapper, Response, WSGIErrorsWrapper
 from gunicorn.util import http_date
 from gunicorn.workers.ggevent import GeventWorker
+
+from metadata_wsgi import context
+from metadata_wsgi.keeper.following import Following
+from metadata_wsgi.keeper.protocol import Listener
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -51,13 +60,59 @@ class MetadataWorker(GeventWorker):
     """Serves guests (TCP) or namespace proxies (a unix socket)."""
 
     guest_connections = GUEST_CONNECTIONS
+    keeper: tuple[str, str] | None = None
+    """Path of the keeper's ``listeners`` socket and the mode in which to follow it; set by the server."""
 
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
         self._idle: set[Any] = set()
         self._held: Counter[str] = Counter()
         self._errors = WSGIErrorsWrapper(self.cfg)
+        self._pool = Pool(self.worker_connections)
+        self._servers: dict[str, StreamServer] = {}
         super().init_process()
+
+    def run(self) -> None:
+        """Called by gunicorn: serve until told to stop, then finish what is under way."""
+        for number, listening in enumerate(self.sockets):
+            self._listen(f'#{number}', listening, None)
+        following = self._follow()
+        while self.alive:
+            self.notify()
+            gevent.sleep(1.0)
+        if following:
+            following.stop()
+        for server in self._servers.values():
+            server.close()
+        self._let_go()
+        give_up_at = time.monotonic() + self.cfg.graceful_timeout
+        while len(self._pool) and time.monotonic() < give_up_at:
+            self.notify()
+            gevent.sleep(0.05)
+        self._pool.kill(timeout=1)
+
+    def _listen(self, key: str, listening: Any, namespace: context.Namespace | None) -> None:
+        def accepted(client: Any, addr: Any) -> None:
+            self.serve(listening.getsockname(), client, addr, namespace)
+
+        listening.setblocking(False)
+        self._servers[key] = StreamServer(listening, handle=accepted, spawn=self._pool)
+        self._servers[key].start()
+
+    def _follow(self) -> Following | None:
+        if self.keeper is None:
+            return None
+
+        def serve(listener: Listener, handed: socket.socket) -> None:
+            self._listen(listener.key, handed, context.Namespace(listener.router_id, listener.network_id))
+
+        def leave(listener: Listener) -> None:
+            self._servers.pop(listener.key).close()
+
+        path, mode = self.keeper
+        following = Following(path, mode, serve=serve, leave=leave)
+        gevent.spawn(following.run)
+        return following
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """SIGTERM: finish what is under way, let go of what is only kept."""
@@ -71,7 +126,7 @@ class MetadataWorker(GeventWorker):
             except OSError as error:
                 LOG.debug('A kept connection was gone already: %s', error)
 
-    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+    def serve(self, server: Any, client: Any, addr: Any, namespace: context.Namespace | None) -> None:
         """Serve one connection, in a greenlet of its own."""
         guest = addr[0] if isinstance(addr, tuple) else ''
         self._held[guest] += 1
@@ -79,7 +134,7 @@ class MetadataWorker(GeventWorker):
             if guest and self._held[guest] > self.guest_connections:
                 LOG.debug('More than %d connections of %s', self.guest_connections, guest)
                 return
-            self._serve(listener.getsockname(), client, addr)
+            self._requests(server, client, addr, namespace)
         except OSError as error:
             if error.errno not in GONE and not isinstance(error, TimeoutError):
                 LOG.warning('Connection broken: %s', error)
@@ -89,7 +144,7 @@ class MetadataWorker(GeventWorker):
                 del self._held[guest]
             client.close()
 
-    def _serve(self, server: Any, client: Any, addr: Any) -> None:
+    def _requests(self, server: Any, client: Any, addr: Any, namespace: context.Namespace | None) -> None:
         client.settimeout(STALL_S)
         parser = http.get_parser(self.cfg, client, addr)
         wait_s = HEAD_S
@@ -103,7 +158,12 @@ class MetadataWorker(GeventWorker):
             except errors.ParseException as error:
                 _refuse(client, error)
                 return
-            if request is None or not self._answer(request, client, addr, server):
+            if request is None:
+                return
+            environ = self._environ(request, client, addr, server)
+            if namespace is not None:
+                environ[context.NAMESPACE] = namespace
+            if not self._answer(request, client, environ):
                 return
             wait_s = KEEP_S
 
@@ -129,13 +189,13 @@ class MetadataWorker(GeventWorker):
                 client.settimeout(STALL_S)
         return request
 
-    def _answer(self, request: Any, client: Any, addr: Any, server: Any) -> bool:
+    def _answer(self, request: Any, client: Any, environ: WSGIEnvironment) -> bool:
         """Call the application; whether the connection may serve another request."""
         reply = Reply(request, client, self.cfg)
         if not self.alive:
             reply.force_close()
         try:
-            body = self.wsgi(self._environ(request, client, addr, server), reply.start_response)
+            body = self.wsgi(environ, reply.start_response)
             try:
                 for piece in body:
                     reply.write(piece)

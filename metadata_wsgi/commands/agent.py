@@ -9,15 +9,21 @@ oslo.log's. SIGHUP reloads, SIGTERM drains.
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 from oslo_log import log
 
 from metadata_wsgi import config, paths, pipeline, server, sockets
+from metadata_wsgi.context import NAMESPACE
 from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.keeper.protocol import ONE_HOP
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 LOG = logging.getLogger(__name__)
 
@@ -25,6 +31,11 @@ PROGRAM = 'quantum-metadata-agent'
 
 OPTS = [
     cfg.StrOpt('api_paste_config', help='The paste file. The one that came with the package is the default.'),
+    cfg.BoolOpt(
+        'metadata_one_hop',
+        default=False,
+        help='Serve the routers that are attached with --mode one_hop, through the pipeline one_hop.',
+    ),
 ]
 
 
@@ -34,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         conf = _configure(sys.argv[1:] if argv is None else argv)
         global_conf = {'config_file': ','.join(conf.config_file)} if conf.config_file else {}
         agent = server.Server(
-            lambda: pipeline.load(conf.api_paste_config or pipeline.shipped(), 'agent', global_conf),
+            lambda: _application(conf, global_conf),
             _listen(conf),
             settings=lambda: _settings(conf),
             name=PROGRAM,
+            keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
         )
         agent.try_loading()
     except MetadataError as error:
@@ -55,6 +67,19 @@ def _configure(argv: Sequence[str]) -> cfg.ConfigOpts:
     config.check(conf, opts, 'DEFAULT', conf.config_file)
     log.setup(conf, 'metadata_wsgi')
     return conf
+
+
+def _application(conf: cfg.ConfigOpts, global_conf: dict[str, str]) -> Any:
+    path = conf.api_paste_config or pipeline.shipped()
+    from_proxies = pipeline.load(path, 'agent', global_conf)
+    if not conf.metadata_one_hop:
+        return from_proxies
+    from_guests = pipeline.load(path, 'one_hop', global_conf)
+
+    def by_socket(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return (from_guests if NAMESPACE in environ else from_proxies)(environ, start_response)
+
+    return by_socket
 
 
 def _listen(conf: cfg.ConfigOpts) -> Any:

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     walk = _Walk(sys.stdout.write)
     for link in links:
         directory = getattr(link, 'directory', None)
-        if hasattr(directory, 'on_query'):
+        if directory is not None and hasattr(directory, 'on_query'):
             directory.on_query = walk.query
     for outer, inner in itertools.pairwise(links):
         _put_between(outer, inner, _Station(walk, outer, inner, send=args.send, last=inner is links[-1]))

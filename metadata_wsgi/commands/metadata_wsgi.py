@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from metadata_wsgi import server
-from metadata_wsgi.commands import attach, check, explain, lab
+from metadata_wsgi.commands import attach, check, explain, keeper, lab
 from metadata_wsgi.errors import MetadataError
 
 PROGRAM = 'metadata-wsgi'
@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest='verb', metavar='verb', required=True)
     lab.add_verb(verbs)
     attach.add_verbs(verbs)
+    keeper.add_verb(verbs)
     check.add_verbs(verbs)
     explain.add_verb(verbs)
     args = parser.parse_args(argv)

@@ -12,12 +12,14 @@ import argparse
 import logging
 import logging.handlers
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from metadata_wsgi import server, sockets
 from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.keeper.protocol import SHARED
 from metadata_wsgi.namespace_proxy import daemon
 from metadata_wsgi.namespace_proxy.pidfile import PidFile
 
@@ -28,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
-    namespace_id = args.router_id or args.network_id
+    namespace_id = args.router_id or args.network_id or ('shared' if args.shared else None)
     try:
         if not namespace_id:
-            raise ConfigError('give --router_id or --network_id: whose guests are served here')
+            raise ConfigError('give --router_id or --network_id: whose guests are served here; or --shared')
         _start_log(args, namespace_id)
         pid_file = PidFile(args.pid_file) if args.pid_file else None
-        listener = sockets.tcp_listener(args.metadata_host, args.metadata_port)
+        listener = _listen(args)
     except MetadataError as error:
         return server.refuse(PROGRAM, _about(namespace_id, error))
     ready = daemon.detach() if args.daemonize else lambda: None
@@ -49,11 +51,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             name=' '.join([PROGRAM, *argv]),
             in_worker=pid_file.forget if pid_file else lambda: None,
             when_ready=ready,
+            keeper=(os.path.join(args.state_path, 'listeners'), SHARED) if args.shared else None,
         ).run()
     finally:
         if pid_file:
             pid_file.remove()
     return 0
+
+
+def _listen(args: argparse.Namespace) -> socket.socket:
+    if args.shared:
+        # Guests come in on the keeper's sockets; this one keeps a second shared proxy from starting.
+        return sockets.unix_listener(os.path.join(args.state_path, 'shared_proxy'), mode=0o600)
+    return sockets.tcp_listener(args.metadata_host, args.metadata_port)
 
 
 def _application(args: argparse.Namespace) -> Any:
@@ -103,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     option('pid_file', help='where the pid is written; locked while the proxy runs')
     option('router_id', help='id of the router whose namespace this is; wins over network_id')
     option('network_id', help='id of the isolated network whose namespace this is')
+    option('shared', action='store_true', help='serve every namespace that is attached with --mode shared')
     option('state_path', default='/var/lib/quantum', help='directory of the agent (default: %(default)s)')
     option('metadata_port', type=int, default=9697, help='TCP port to listen on (default: %(default)s)')
     option('metadata_host', default='', help='address to listen on, with zone if link-local (default: all)')

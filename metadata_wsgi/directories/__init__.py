@@ -40,5 +40,6 @@ def load(name: str, global_conf: Mapping[str, str]) -> Directory:
     try:
         factory = cast(Factory, published[name].load())
     except KeyError:
-        raise ConfigError(f'directory = {name}: there is none; choose one of {", ".join(sorted(published.names))}') from None
+        known = ', '.join(sorted(published.names))
+        raise ConfigError(f'directory = {name}: there is none; choose one of {known}') from None
     return factory(global_conf)

@@ -15,7 +15,6 @@ Neutron's haproxy. Establishes SOURCE.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 from oslo_config import cfg
 
 from metadata_wsgi import answers, config, context, wire
+from metadata_wsgi.addresses import canonical
 from metadata_wsgi.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -46,8 +46,6 @@ OPTS = [
 _ID = re.compile(r'[0-9A-Za-z-]{1,64}\Z')
 
 # Narrow, because a proxy that appends instead of setting makes "<what the guest says>, <its address>": behind
-# a percent sign the true address would pass for a zone, and the guest would have chosen who it is.
-_ZONE = re.compile(r'[0-9A-Za-z._-]{1,15}\Z')
 
 
 class SourceFilter:
@@ -99,16 +97,10 @@ def address(text: str | None) -> str:
     """
     if text is None:
         raise RefusedError('No address of who is asking.')
-    bare, percent, zone = text.strip().partition('%')
     try:
-        parsed = ipaddress.ip_address(bare)
-        if percent and (parsed.version == 4 or not _ZONE.match(zone)):
-            raise ValueError(zone)
+        return canonical(text.strip())
     except ValueError:
         raise RefusedError('The address of who is asking is none.') from None
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
-        return str(parsed.ipv4_mapped)
-    return str(parsed)
 
 
 def _environ_key(header: str) -> str:

@@ -139,9 +139,7 @@ def _port(value: Value, name: str, networks: Mapping[str, Network], instances: M
         if not owner.startswith(_OWNERS):
             raise record['device_owner'].wrong(f'{owner} owns no instance: begin with {" or ".join(_OWNERS)}')
         project = instance.project_id
-    return Port(
-        name, network, _mac(record['mac']), tuple(addresses), owner, instance.id if instance else None, project
-    )
+    return Port(name, network, _mac(record['mac']), tuple(addresses), owner, instance.id if instance else None, project)
 
 
 def _instance(value: Value, name: str) -> Instance:

@@ -146,9 +146,7 @@ def app_factory(global_conf: Mapping[str, str]) -> MetadataApp:
     path = conf.inventory or config.load(global_conf, SHARED_OPTS, 'static').static.inventory
     inventory = WatchedInventory(path)
     _make(conf.password_dir)
-    return MetadataApp(
-        shared_secret=secret.encode(), current=inventory.current, passwords=Passwords(conf.password_dir)
-    )
+    return MetadataApp(shared_secret=secret.encode(), current=inventory.current, passwords=Passwords(conf.password_dir))
 
 
 def _make(directory: str) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Say which neighbour is asking, and pass the request to the agent.
 
-*Sets* (never appends) ``X-Forwarded-For`` from the connection's peer and the router or network id from
-its own command line; deletes every header a guest may not say, in every spelling (LP#1865036), and
-those that belong to the connection. The path, the query and the body are not looked at.
+*Sets* (never appends) ``X-Forwarded-For`` from the connection's peer, and the router or network id from its
+own command line or, shared by many namespaces, from the socket the connection came in on; deletes every
+header a guest may not say, in every spelling (LP#1865036), and those that belong to the connection.
+The path, the query and the body are not looked at.
 
 Holds a read while the agent is away (restarted, upgraded, reloaded): asked again until the deadline,
 then 503 with ``Retry-After: 1``. It knows no secret, no Nova, no OpenStack and reads no file.
@@ -11,14 +12,14 @@ then 503 with ``Retry-After: 1``. It knows no secret, no Nova, no OpenStack and 
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from metadata_wsgi import answers, relay, wire
-from metadata_wsgi.context import Deadline
+from metadata_wsgi.addresses import canonical
+from metadata_wsgi.context import NAMESPACE, Deadline, Namespace
 from metadata_wsgi.errors import ExchangeError, NotSent, RefusedError
 from metadata_wsgi.patience import insist
 from metadata_wsgi.seldom import Seldom
@@ -40,7 +41,10 @@ class Hop(Protocol):
 
 
 class NamespaceProxyApp:
-    """Proxy of one namespace. ``prefix`` is the trusted one of the agent, e.g. ``X-Quantum``."""
+    """Proxy of the namespace with that id or, without one, of the namespace each connection came in.
+
+    ``prefix`` is the one that the agent trusts, e.g. ``X-Quantum``.
+    """
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -57,14 +61,9 @@ class NamespaceProxyApp:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        # A router wins over a network, as in Grizzly.
-        name, value = (
-            (wire.router_id(prefix.lower()), router_id) if router_id else (wire.network_id(prefix.lower()), network_id)
-        )
-        if not value:
-            raise ValueError('neither router_id nor network_id')
         self._hop = hop
-        self._namespace_header = (name, value)
+        self._namespace = Namespace(router_id, network_id) if router_id or network_id else None
+        self._prefix = prefix.lower()
         self._answer_within_s = answer_within_s
         self._max_body_bytes = max_body_bytes
         self._clock = clock
@@ -92,9 +91,18 @@ class NamespaceProxyApp:
             return answers.unavailable()(environ, start_response)
         return answer(environ, start_response)
 
+    def _id_header(self, environ: WSGIEnvironment) -> tuple[str, str]:
+        namespace: Namespace | None = self._namespace or environ.get(NAMESPACE)
+        if namespace is None:
+            raise RefusedError('This did not come from a namespace.')
+        # A router wins over a network, as in Grizzly.
+        if namespace.router_id:
+            return wire.router_id(self._prefix), namespace.router_id
+        return wire.network_id(self._prefix), namespace.network_id or ''
+
     def _request(self, environ: WSGIEnvironment) -> relay.Request:
         said = [(name, value) for name, value in relay.headers(environ) if not wire.is_reserved(name)]
-        said += [(wire.FORWARDED_FOR, _address(environ['REMOTE_ADDR'])), self._namespace_header]
+        said += [(wire.FORWARDED_FOR, canonical(environ['REMOTE_ADDR'])), self._id_header(environ)]
         content = relay.body(environ, self._max_body_bytes)
         return relay.Request(environ['REQUEST_METHOD'], relay.target(environ), said, content)
 
@@ -103,10 +111,3 @@ def _with_time_left(request: relay.Request, deadline: Deadline) -> relay.Request
     left_ms = max(0, int((deadline.remaining_s() - MARGIN_S) * 1000))
     timed = [*request.headers, (wire.REMAINING_MS, str(left_ms))]
     return relay.Request(request.method, request.target, timed, request.body)
-
-
-def _address(peer: str) -> str:
-    """The peer's address as the agent wants it: a dual-stack socket shows IPv4 as ``::ffff:10.1.1.2``."""
-    parsed = ipaddress.ip_address(peer.partition('%')[0])
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return str(mapped or parsed)

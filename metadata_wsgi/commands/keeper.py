@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``metadata-wsgi keeper``: run the privileged part of a host with many routers, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+from metadata_wsgi import config, paths, sockets
+from metadata_wsgi.keeper.serving import Keeper
+
+
+def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb."""
+    parser = subparsers.add_parser('keeper', help='open sockets in namespaces, keep them for the workers; needs root')
+    parser.add_argument('--config-file', action='append', default=[], help='configuration file, may be repeated')
+    parser.add_argument('--state-path', help='directory of its two sockets (default: state_path)')
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM. The workers' socket belongs to metadata_proxy_user and metadata_proxy_group."""
+    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s')
+    global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
+    owner = config.load(global_conf, sockets.OPTS)
+    state_path = args.state_path or config.load(global_conf, paths.OPTS).state_path
+    Keeper(state_path, user=owner.metadata_proxy_user, group=owner.metadata_proxy_group).run()
+    return 0

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Say who is asking, from the socket the request came in on: one hop, without a namespace proxy.
+
+A listening socket stays in the namespace where the keeper opened it, so the worker knows by the socket
+in which router's or network's namespace a guest connected; the address is the connection's own. A
+guest says nothing about itself: every header that could name somebody is deleted, in every spelling.
+
+What is traded: the process that reads guests' bytes is then the one that holds Nova's secret and the
+credentials for Quantum, where in two hops it holds nothing. The privileges stay apart all the same: the
+worker is an unprivileged user that can enter no namespace, and the keeper reads no guest's byte.
+
+Takes the place of ``source`` in a pipeline for sockets of the keeper; a request that came in on
+another socket is answered 400. Establishes SOURCE. It has no options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from metadata_wsgi import answers, context, wire
+from metadata_wsgi.addresses import canonical
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+class SocketSourceFilter:
+    """Establishes SOURCE from NAMESPACE and the connection's peer."""
+
+    REQUIRES: frozenset[str] = frozenset()
+    PROVIDES = frozenset({context.SOURCE})
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self.app = app
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Write the source down and go on."""
+        namespace: context.Namespace | None = environ.get(context.NAMESPACE)
+        if namespace is None:
+            return answers.refused('This did not come from a namespace.')(environ, start_response)
+        for key in [key for key in environ if key.startswith('HTTP_') and wire.is_reserved(key[5:])]:
+            del environ[key]
+        environ[context.SOURCE] = context.Source(
+            canonical(environ['REMOTE_ADDR']), namespace.router_id, namespace.network_id
+        )
+        return self.app(environ, start_response)
+
+
+def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], SocketSourceFilter]:
+    """For ``use = egg:metadata_wsgi#socket_source``."""
+    return SocketSourceFilter
