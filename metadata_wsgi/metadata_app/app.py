@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -152,8 +153,8 @@ def app_factory(global_conf: Mapping[str, str]) -> MetadataApp:
 def _make(directory: str) -> None:
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
     except OSError as error:
-        reason = f'{error.strerror}; name a directory that can be made'
+        reason = f'{error.strerror}; name a directory that we may make and write to'
         raise ConfigError(f'password_dir = {directory}: {reason}') from error
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise ConfigError(f'password_dir = {directory}: no file can be made in it; name a writable directory')
