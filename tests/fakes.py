@@ -87,17 +87,20 @@ class FakeHop:
 class FakeNova:
     """Checks who asks as Nova's metadata API does, in its order, and records what it was asked.
 
-    ``instances`` is instance id to project id; ``statuses`` are answered first, one a request.
+    ``instances`` is instance id to project id; ``statuses`` are answered first, one a request; ``before``
+    is called before each answer.
     """
 
     secret: bytes
     instances: Mapping[str, str]
     statuses: list[int] = field(default_factory=list)
     seen: list[dict[str, Any]] = field(default_factory=list)
+    before: Callable[[], object] = lambda: None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         body = environ['wsgi.input'].read(int(environ.get('CONTENT_LENGTH') or 0))
+        self.before()
         with self.lock:
             self.seen.append({**environ, 'body': body})
             status = self.statuses.pop(0) if self.statuses else self._status(environ)

@@ -7,7 +7,7 @@ import inspect
 
 import pytest
 
-from metadata_wsgi import directories, relay, upstream
+from metadata_wsgi import directories, hop, upstream
 from metadata_wsgi.namespace_proxy import app as namespace_proxy
 from tests import fakes
 
@@ -31,6 +31,6 @@ def test_a_fake_has_the_methods_of_its_protocol(protocol, fake):
 def test_the_real_hop_takes_what_the_protocol_gives(protocol):
     """It may take more, with defaults."""
     wanted = list(inspect.signature(protocol.exchange).parameters)
-    real = inspect.signature(relay.Hop.exchange).parameters
+    real = inspect.signature(hop.Hop.exchange).parameters
     assert list(real)[: len(wanted)] == wanted
     assert all(parameter.default is not inspect.Parameter.empty for parameter in list(real.values())[len(wanted) :])

@@ -61,7 +61,9 @@ def test_the_last_exception_is_raised_itself():
 
 def test_the_last_rejected_result_is_returned():
     clock = FakeClock()
-    assert insist(lambda: 503, Deadline.after(9, clock), again_on=lambda status: status == 503, sleep=clock.sleep) == 503
+    assert (
+        insist(lambda: 503, Deadline.after(9, clock), again_on=lambda status: status == 503, sleep=clock.sleep) == 503
+    )
     assert len(clock.slept) > 5
 
 

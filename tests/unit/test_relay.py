@@ -29,7 +29,9 @@ def test_the_raw_target_passes_in_origin_form(raw, target):
     assert relay.target({'RAW_URI': raw}) == target
 
 
-@pytest.mark.parametrize('raw', ['*', '', '10.6.6.6:80', 'ftp://10.6.6.6/', 'x/y', '/a b', '/a\x7f', '/a\r\nX: y', '/\t'])
+@pytest.mark.parametrize(
+    'raw', ['*', '', '10.6.6.6:80', 'ftp://10.6.6.6/', 'x/y', '/a b', '/a\x7f', '/a\r\nX: y', '/\t']
+)
 def test_what_is_no_target_is_refused(raw):
     with pytest.raises(RefusedError):
         relay.target({'RAW_URI': raw})
@@ -62,7 +64,9 @@ VALUES = st.sampled_from(['close', 'keep-alive', 'x-named', 'X-Custom, te', ' ac
 @given(st.lists(st.tuples(NAMES, VALUES)))
 def test_what_is_hop_by_hop_never_passes(sent):
     """Whichever case it has, and also where ``Connection`` names it."""
-    named = {token.strip().lower() for name, value in sent if name.lower() == 'connection' for token in value.split(',')}
+    named = {
+        token.strip().lower() for name, value in sent if name.lower() == 'connection' for token in value.split(',')
+    }
     kept = relay.end_to_end(sent)
     assert not {name.lower() for name, _ in kept} & (wire.HOP_BY_HOP | named)
     assert kept == [pair for pair in sent if pair in kept]
@@ -72,7 +76,8 @@ def test_what_is_hop_by_hop_never_passes(sent):
 def test_headers_are_those_of_the_request():
     environ = {
         'HTTP_ACCEPT': '*/*', 'HTTP_X_CUSTOM': '\xe9', 'CONTENT_TYPE': 'text/plain', 'CONTENT_LENGTH': '4',
-        'HTTP_CONNECTION': 'close, X-Secret', 'HTTP_X_SECRET': '1', 'REMOTE_ADDR': '10.1.1.2', 'metadata_wsgi.source': 1,
+        'HTTP_CONNECTION': 'close, X-Secret', 'HTTP_X_SECRET': '1', 'REMOTE_ADDR': '10.1.1.2',
+        'metadata_wsgi.source': 1,
     }  # fmt: skip
     assert relay.headers(environ) == [('accept', '*/*'), ('x-custom', '\xe9'), ('content-type', 'text/plain')]
 

@@ -101,7 +101,9 @@ def test_a_place_where_none_can_be_is_named(tmp_path, name):
         sockets.unix_listener(str(tmp_path / name), mode=0o660)
 
 
-@pytest.mark.parametrize(('host', 'client'), [('', '127.0.0.1'), ('', '::1'), ('127.0.0.1', '127.0.0.1'), ('::1', '::1')])
+@pytest.mark.parametrize(
+    ('host', 'client'), [('', '127.0.0.1'), ('', '::1'), ('127.0.0.1', '127.0.0.1'), ('::1', '::1')]
+)
 def test_a_port_is_open_to_the_families_it_names(host, client):
     with sockets.tcp_listener(host, 0) as listener:
         port = listener.getsockname()[1]

@@ -35,7 +35,13 @@ def test_the_answer_is_relayed():
 def test_only_the_allow_list_goes_to_nova():
     hop = FakeHop(200)
     Asked(hop).ask(
-        Accept='*/*', X_Instance_ID='i1', X_Metadata_Provider='p', X_Custom='1', Cookie='c', Authorization='a', TE='gzip'
+        Accept='*/*',
+        X_Instance_ID='i1',
+        X_Metadata_Provider='p',
+        X_Custom='1',
+        Cookie='c',
+        Authorization='a',
+        TE='gzip',
     )
     assert sorted(name for name, _ in hop.requests[0].headers) == ['accept', 'x-instance-id']
 
@@ -109,8 +115,8 @@ def test_a_403_says_which_secret_to_compare_once(caplog):
     asked = Asked(FakeHop(403))
     assert [asked.ask().status_int for _ in range(3)] == [403] * 3
     assert [record.getMessage() for record in caplog.records] == [
-        'Nova refuses our signature (403): compare metadata_proxy_shared_secret here with '
-        '[neutron] metadata_proxy_shared_secret in nova.conf; they must be the same'
+        ('Nova refuses our signature (403): compare metadata_proxy_shared_secret here with '
+        '[neutron] metadata_proxy_shared_secret in nova.conf; they must be the same')
     ]
 
 
@@ -173,7 +179,9 @@ def test_the_hosts_are_those_of_the_file(factory, text, names):
     assert [hop.name for hop in factory(text)._hops] == names
 
 
-@pytest.mark.parametrize('host', ['nova:http', ':8775', 'nova:0', 'nova:65536', '[2001:db8::1', '[]:80', '[2001:db8::1]x'])
+@pytest.mark.parametrize(
+    'host', ['nova:http', ':8775', 'nova:0', 'nova:65536', '[2001:db8::1', '[]:80', '[2001:db8::1]x']
+)
 def test_a_host_that_is_none_is_refused(factory, host):
     with pytest.raises(ConfigError) as raised:
         factory(f'nova_metadata_host = {host}\n')

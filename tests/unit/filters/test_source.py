@@ -128,10 +128,14 @@ ADDRESSES = st.one_of(
     st.none(),
     st.ip_addresses().map(str),
     st.lists(st.ip_addresses().map(str), min_size=2, max_size=3).map(', '.join),
-    st.tuples(st.ip_addresses().map(str), st.sampled_from(['%', ',', ' ', '/', ':']), st.text('%,. 019af:', max_size=9)).map(''.join),
+    st.tuples(
+        st.ip_addresses().map(str), st.sampled_from(['%', ',', ' ', '/', ':']), st.text('%,. 019af:', max_size=9)
+    ).map(''.join),
     st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30),
 )
-IDS = st.one_of(st.none(), st.uuids().map(str), st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40))
+IDS = st.one_of(
+    st.none(), st.uuids().map(str), st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40)
+)
 
 
 @given(ADDRESSES, IDS, IDS, IDS)

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A filter of your own: user-data is there for the first boot only, by hiding it from listed projects.
+
+User-data often holds a password for the first boot, and any program on the guest can read it later. This
+filter answers 404 to ``user_data`` and ``user-data`` for every instance of the projects that are listed in
+the paste file. It reads the fact INSTANCE, so it must stand after ``instance``; ``REQUIRES`` says so, and a
+pipeline in which it stands elsewhere does not start.
+
+In the paste file (no entry point is needed, only a module that Python finds)::
+
+    [pipeline:agent]
+    pipeline = catch_errors deadline source instance hide_user_data signature upstream
+
+    [filter:hide_user_data]
+    paste.filter_factory = hide_user_data:filter_factory
+    projects = 6f70656e737461636b, 7175616e74756d
+"""
+
+import webob.exc
+
+from metadata_wsgi import context
+
+
+class HideUserDataFilter:
+    """404 for the user-data of ``projects``; everything else passes."""
+
+    REQUIRES = frozenset({context.INSTANCE})
+    PROVIDES = frozenset()
+
+    def __init__(self, app, *, projects):
+        self.app = app
+        self._projects = frozenset(projects)
+
+    def __call__(self, environ, start_response):
+        """Hide it or go on."""
+        last = environ['PATH_INFO'].rstrip('/').rpartition('/')[2]
+        if last in ('user_data', 'user-data') and environ[context.INSTANCE].project_id in self._projects:
+            return webob.exc.HTTPNotFound()(environ, start_response)
+        return self.app(environ, start_response)
+
+
+def filter_factory(global_conf, projects=''):
+    """For ``paste.filter_factory = hide_user_data:filter_factory``."""
+    return lambda app: HideUserDataFilter(app, projects=[name.strip() for name in projects.split(',') if name.strip()])

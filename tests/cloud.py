@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands around the path in tests: an inventory of guests, a configuration file, and a fake Nova on loopback."""
+
+from __future__ import annotations
+
+import socketserver
+import threading
+import wsgiref.simple_server
+from pathlib import Path
+
+from tests.fakes import FakeNova
+
+SHIPPED = Path(__file__).parent.parent / 'etc' / 'api-paste.ini'
+
+ROUTER, OTHER_ROUTER, NETWORK = 'router-a', 'router-b', 'network-c'
+SECRET = 'a secret of tests'
+
+# Two tenants with one address, each behind a router of its own; a third in an isolated network; and at
+# 10.1.1.9 behind the first router two ports that cannot be told apart.
+INVENTORY = """
+routers:
+- {id: router-a, networks: [network-a, network-a2]}
+- {id: router-b, networks: [network-b]}
+networks:
+- {id: network-a, subnets: [{cidr: 127.0.0.0/8}, {cidr: 10.1.1.0/24}]}
+- {id: network-a2, subnets: [{cidr: 10.1.1.0/24}]}
+- {id: network-b, subnets: [{cidr: 127.0.0.0/8}, {cidr: 10.1.1.0/24}]}
+- {id: network-c, subnets: [{cidr: 10.1.1.0/24}]}
+ports:
+- {id: port-a, network: network-a, mac: 'fa:16:3e:00:00:01', addresses: [127.0.0.1, 10.1.1.2],
+   instance: instance-a, project: project-a}
+- {id: port-b, network: network-b, mac: 'fa:16:3e:00:00:02', addresses: [127.0.0.1, 10.1.1.2],
+   instance: instance-b, project: project-b}
+- {id: port-c, network: network-c, mac: 'fa:16:3e:00:00:03', addresses: [10.1.1.2],
+   instance: instance-c, project: project-c}
+- {id: port-d, network: network-a, mac: 'fa:16:3e:00:00:04', addresses: [10.1.1.9],
+   instance: instance-d, project: project-a}
+- {id: port-e, network: network-a2, mac: 'fa:16:3e:00:00:05', addresses: [10.1.1.9],
+   instance: instance-e, project: project-a}
+instances:
+- {id: instance-a, project: project-a, name: vm-a}
+- {id: instance-b, project: project-b, name: vm-b}
+- {id: instance-c, project: project-c, name: vm-c}
+- {id: instance-d, project: project-a, name: vm-d}
+- {id: instance-e, project: project-a, name: vm-e}
+"""
+
+
+class _Server(socketserver.ThreadingMixIn, wsgiref.simple_server.WSGIServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+
+class _Handler(wsgiref.simple_server.WSGIRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+    def get_environ(self):
+        return {**super().get_environ(), 'RAW_URI': self.requestline.split()[1]}
+
+
+class Cloud:
+    """``guest`` (127.0.0.1) is in networks behind ``router_id``; ``nova`` records what arrives."""
+
+    router_id = ROUTER
+
+    def __init__(self, directory: Path) -> None:
+        self.state_path = directory / 'state'
+        self.socket = self.state_path / 'metadata_proxy'
+        self.conf_file = directory / 'metadata_agent.ini'
+        self.nova = FakeNova(
+            SECRET.encode(), {'instance-a': 'project-a', 'instance-b': 'project-b', 'instance-c': 'project-c'}
+        )
+        self.server = wsgiref.simple_server.make_server('127.0.0.1', 0, self.nova, _Server, _Handler)
+        self._inventory = directory / 'inventory.yaml'
+        self._inventory.write_text(INVENTORY)
+        self.configure()
+
+    def configure(self, **options: object) -> None:
+        """Write the configuration file, with ``options`` more in [DEFAULT]; None takes one out."""
+        values = {
+            'state_path': self.state_path,
+            'directory': 'static',
+            'nova_metadata_host': '127.0.0.1',
+            'nova_metadata_port': self.server.server_port,
+            'metadata_proxy_shared_secret': SECRET,
+            'metadata_workers': 1,
+            **options,
+        }
+        lines = [f'{name} = {value}' for name, value in values.items() if value is not None]
+        self.conf_file.write_text('\n'.join(['[DEFAULT]', *lines, '[static]', f'inventory = {self._inventory}', '']))
+
+    def __enter__(self) -> Cloud:
+        threading.Thread(target=self.server.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()

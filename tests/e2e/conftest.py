@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real programs as subprocesses, on unix sockets under ``tmp_path`` and on loopback. No root."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cloud import Cloud
+
+BIN = Path(sys.prefix, 'bin')
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def eventually(true, what, within_s=20.0):
+    """Wait until ``true()`` is; fails with ``what`` otherwise."""
+    give_up_at = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < give_up_at, f'not within {within_s} s: {what}'
+        time.sleep(0.02)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path):
+        super().__init__('localhost', timeout=20)
+        self._path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def request(connection, method, target, headers=None, body=None):
+    """(status, headers without Date, Server and Connection, body) of one request on a new connection."""
+    with contextlib.closing(connection):
+        connection.request(method, target, body, headers or {})
+        response = connection.getresponse()
+        kept = {k.lower(): v for k, v in response.getheaders() if k.lower() not in ('date', 'server', 'connection')}
+        return response.status, kept, response.read()
+
+
+class Program:
+    """A started program, its output in a file."""
+
+    def __init__(self, log, *argv, cwd=None):
+        self.log = log
+        with log.open('ab') as out:
+            self.process = subprocess.Popen(
+                [str(part) for part in argv], stdout=out, stderr=subprocess.STDOUT, cwd=cwd, start_new_session=True
+            )
+        self.pid = self.process.pid
+
+    def text(self):
+        return self.log.read_text(errors='replace')
+
+    def workers(self):
+        return [int(pid) for pid in Path(f'/proc/{self.pid}/task/{self.pid}/children').read_text().split()]
+
+    def has_workers(self):
+        """Only then does the master hear signals: before, they end it."""
+        return 'Booting worker' in self.text()
+
+    def kill(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self, within_s=20):
+        return self.process.wait(within_s)
+
+    def end(self):
+        """SIGKILL to the whole process group, which this one leads."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait(10)
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """Starts programs by name and arguments; ends them all."""
+    started = []
+
+    def start(name, *argv, **kwargs):
+        program = Program(tmp_path / f'{name}-{len(started)}.log', BIN / name, *argv, **kwargs)
+        started.append(program)
+        return program
+
+    yield start
+    for program in started:
+        program.end()
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    with Cloud(tmp_path) as made:
+        yield made
+
+
+def nobody_is_refused(path):
+    """Whether the pipeline on ``path`` says 400 to a request that says nothing of who asks."""
+    try:
+        return request(UnixConnection(path), 'GET', '/')[0] == 400
+    except OSError:
+        return False
+
+
+def answers(path):
+    """Whether somebody accepts on the unix socket ``path``."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+@pytest.fixture
+def agent(programs, cloud):
+    """Starts an agent on the cloud's socket and waits for it."""
+
+    def start():
+        program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+        eventually(
+            lambda: program.process.poll() is not None or (program.has_workers() and nobody_is_refused(cloud.socket)),
+            'the agent has loaded its pipeline',
+        )
+        assert program.process.poll() is None, program.text()
+        return program
+
+    return start
+
+
+@pytest.fixture
+def proxy(programs, cloud, tmp_path):
+    """Starts a namespace proxy for ``cloud.router_id`` on loopback; returns (program, port)."""
+
+    def start(port=None, *extra):
+        port = port or free_port()
+        program = programs(
+            'quantum-ns-metadata-proxy', '--nodaemonize', '--verbose', f'--router_id={cloud.router_id}',
+            f'--state_path={cloud.state_path}', f'--metadata_port={port}', '--metadata_host=127.0.0.1',
+            f'--pid_file={tmp_path / "pids" / "r.pid"}', *extra,
+        )  # fmt: skip
+
+        eventually(lambda: program.process.poll() is not None or program.has_workers(), 'the proxy has workers')
+        assert program.process.poll() is None, program.text()
+        return program, port
+
+    return start
+
+
+@pytest.fixture
+def guest():
+    """Asks as a guest: (port, method, target, ...) -> (status, headers, body)."""
+
+    def ask(port, method='GET', target='/openstack/latest/meta_data.json', **kwargs):
+        return request(http.client.HTTPConnection('127.0.0.1', port, timeout=20), method, target, **kwargs)
+
+    return ask

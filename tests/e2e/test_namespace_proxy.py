@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest on loopback, the namespace proxy, the agent and a fake Nova: the whole way in real processes."""
+
+import os
+import pathlib
+import signal
+import socket
+
+import pytest
+
+from tests.e2e.conftest import BIN, eventually, free_port
+from tests.e2e.test_agent import Load
+
+PASSWORD = '/openstack/2013-04-04/password'
+
+
+def test_a_guest_hears_nova(agent, proxy, guest, cloud):
+    agent()
+    _, port = proxy()
+    status, headers, body = guest(port)
+    assert (status, headers['x-nova']) == (200, 'yes')
+    assert body == b'{"uuid": "instance-a", "path": "/openstack/latest/meta_data.json"}'
+    assert guest(port, 'HEAD')[2] == b''
+    assert guest(port, 'POST', PASSWORD, body=b'secret' * 1000)[0] == 200
+    heard = [(seen['REQUEST_METHOD'], seen['HTTP_X_FORWARDED_FOR'], len(seen['body'])) for seen in cloud.nova.seen]
+    assert heard == [('GET', '127.0.0.1', 0), ('HEAD', '127.0.0.1', 0), ('POST', '127.0.0.1', 6000)]
+
+
+@pytest.mark.parametrize('target', ['/a%2fb//../x', '/%C3%A9', '/?q=%zz', '//x'])
+def test_a_target_arrives_as_it_was_sent(agent, proxy, guest, cloud, target):
+    agent()
+    _, port = proxy()
+    assert guest(port, target=target)[0] == 200
+    assert cloud.nova.seen[0]['RAW_URI'] == target
+
+
+def test_a_guest_cannot_be_another(agent, proxy, guest, cloud):
+    agent()
+    _, port = proxy()
+    forged = {
+        'X-Forwarded-For': '10.1.1.2', 'X_Forwarded_For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-b',
+        'X_Quantum_Router_ID': 'router-b', 'X-Quantum-Network-ID': 'network-c', 'X-Instance-ID': 'instance-b',
+        'X-Tenant-ID': 'project-b', 'X-Metadata-Provider': 'lb', 'X-Metadata-Remaining-Ms': '1',
+        'Connection': 'X-Quantum-Router-ID, X-Forwarded-For', 'X-Neutron-Router-ID': 'router-b',
+    }  # fmt: skip
+    status, _, body = guest(port, headers=forged)
+    assert status == 200
+    assert b'instance-a' in body
+
+
+def raw(port, data):
+    """What comes back for ``data``, until the proxy closes."""
+    with socket.create_connection(('127.0.0.1', port), 15) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        said = b''
+        while piece := sock.recv(65536):
+            said += piece
+    return said
+
+
+@pytest.mark.parametrize(
+    'data',
+    [
+        b'GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n',
+        b'GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!',
+        b'GET / HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n\r\nhello',
+        b'GET / HTTP/1.1\r\nHost: x\r\nX-Folded: a\r\n b\r\n\r\n',
+        b'GET / HTTP/1.1\r\nHost : x\r\n\r\n',
+        b'GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n',
+        b'nonsense\r\n\r\n',
+    ],
+    ids=['length and chunks', 'two lengths', 'signed length', 'folded', 'space', 'two codings', 'no request'],
+)
+def test_an_ambiguous_request_is_a_400_and_goes_no_further(agent, proxy, cloud, data):
+    agent()
+    _, port = proxy()
+    smuggled = b'GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n'
+    assert raw(port, data + smuggled).startswith(b'HTTP/1.1 400 ')
+    assert cloud.nova.seen == []
+
+
+def test_a_chunked_password_arrives_with_a_length(agent, proxy, cloud):
+    agent()
+    _, port = proxy()
+    head = b'POST /openstack/2013-04-04/password HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n'
+    assert raw(port, head + b'3\r\nsec\r\n3\r\nret\r\n0\r\n\r\n').startswith(b'HTTP/1.1 200 ')
+    assert (cloud.nova.seen[0]['body'], cloud.nova.seen[0]['CONTENT_LENGTH']) == (b'secret', '6')
+
+
+def test_a_body_over_the_limit_is_a_413(agent, proxy, guest, cloud):
+    agent()
+    _, port = proxy()
+    assert guest(port, 'POST', PASSWORD, body=b'x' * ((1 << 20) + 1))[0] == 413
+    assert cloud.nova.seen == []
+
+
+def test_a_killed_agent_that_comes_back_is_no_failed_read(agent, proxy, guest):
+    first = agent()
+    _, port = proxy()
+    with Load(lambda: guest(port)) as load:
+        first.end()
+        agent()
+        done = load.done
+        eventually(lambda: load.done > done + 40, 'requests are answered')
+    assert load.failed == []
+
+
+def test_an_agent_that_is_stopped_and_started_is_no_failed_read(agent, proxy, guest):
+    first = agent()
+    _, port = proxy()
+    with Load(lambda: guest(port)) as load:
+        first.kill(signal.SIGTERM)
+        assert first.wait(9) == 0
+        agent()
+        done = load.done
+        eventually(lambda: load.done > done + 40, 'requests are answered')
+    assert load.failed == []
+
+
+def test_sighup_of_both_under_load_drops_nothing(agent, proxy, guest):
+    programs = [agent()]
+    program, port = proxy()
+    programs.append(program)
+    with Load(lambda: guest(port)) as load:
+        for program in programs:
+            before = program.workers()
+            program.kill(signal.SIGHUP)
+            eventually(lambda p=program, before=before: not set(before) & set(p.workers()), 'the workers are new')
+    assert load.failed == []
+
+
+def test_without_an_agent_a_guest_hears_503_in_time(proxy, guest):
+    program, port = proxy(None, '--answer_within=0.5')
+    status, headers, _ = guest(port)
+    assert (status, headers['retry-after']) == (503, '1')
+    eventually(lambda: 'no answer from the metadata agent' in program.text(), 'it says so')
+
+
+@pytest.fixture
+def pid_path(tmp_path):
+    return tmp_path / 'pids' / 'r.pid'
+
+
+def test_the_pid_file_has_the_master_and_goes_with_it(proxy, pid_path):
+    program, _ = proxy()
+    assert pid_path.read_text() == f'{program.pid}\n'
+    program.kill(signal.SIGTERM)
+    assert program.wait() == 0
+    assert not pid_path.exists()
+
+
+def test_the_pid_file_outlives_the_workers(proxy, pid_path):
+    program, _ = proxy()
+    eventually(program.workers, 'there is a worker')
+    before = program.workers()
+    program.kill(signal.SIGHUP)
+    eventually(lambda: program.workers() and not set(before) & set(program.workers()), 'the workers are new')
+    assert pid_path.read_text() == f'{program.pid}\n'
+
+
+def test_a_second_one_for_the_same_router_is_refused(proxy, programs, pid_path, cloud):
+    first, _ = proxy()
+    second = programs(
+        'quantum-ns-metadata-proxy', '--nodaemonize', '--router_id=router-a', f'--pid_file={pid_path}',
+        f'--metadata_port={free_port()}', f'--state_path={cloud.state_path}',
+    )  # fmt: skip
+    assert second.wait() == 1
+    assert second.text() == (
+        f'quantum-ns-metadata-proxy: router-a: already running with pid {first.pid} (pid file {pid_path})\n'
+    )
+
+
+def test_after_a_sigkill_of_the_master_it_starts_at_once(proxy, pid_path):
+    """The pid file is stale, and the workers hold the port for up to a second more."""
+    first, port = proxy()
+    eventually(first.workers, 'there is a worker')
+    first.kill(signal.SIGKILL)
+    first.wait()
+    assert pid_path.read_text() == f'{first.pid}\n'
+    second, _ = proxy(port)
+    eventually(lambda: pid_path.read_text() == f'{second.pid}\n', 'the pid file is the new one')
+    eventually(second.workers, 'there is a worker')
+
+
+def test_the_command_line_keeps_the_id(proxy):
+    """Process managers find a proxy by it."""
+    program, _ = proxy()
+    eventually(program.workers, 'there is a worker')
+    assert '--router_id=router-a' in pathlib.Path(f'/proc/{program.pid}/cmdline').read_text()
+
+
+def test_as_a_daemon_it_returns_when_it_listens(tmp_path, cloud, pid_path):
+    port = free_port()
+    argv = [
+        str(BIN / 'quantum-ns-metadata-proxy'), '--router_id=router-a', f'--pid_file={pid_path}',
+        f'--metadata_port={port}', '--metadata_host=127.0.0.1', f'--state_path={cloud.state_path}',
+        f'--log-file={tmp_path / "proxy.log"}',
+    ]  # fmt: skip
+    assert os.spawnv(os.P_WAIT, argv[0], argv) == 0
+    pid = int(pid_path.read_text())
+    try:
+        socket.create_connection(('127.0.0.1', port), 5).close()
+        assert os.getsid(pid) != os.getsid(0)
+        assert os.spawnv(os.P_WAIT, argv[0], argv) == 1
+    finally:
+        os.kill(pid, signal.SIGTERM)
+    eventually(lambda: not pid_path.exists(), 'it ends')
+
+
+@pytest.mark.parametrize(
+    ('argv', 'code', 'words'),
+    [
+        ([], 1, 'give --router_id or --network_id'),
+        (['--router_id=r', '--metadata_port=x'], 2, 'metadata_port'),
+        (['--router_id=r', '--metadata_host=nowhere'], 1, 'r: metadata_port: cannot listen on nowhere'),
+        (['--router_id=r', '--pid_file=/proc/none/r.pid'], 1, 'r: pid_file /proc/none/r.pid: '),
+        (['--router_id=r', '--log-file=/proc/none/r.log'], 1, 'r: log_file /proc/none/r.log: '),
+    ],
+)
+def test_a_wrong_command_line_is_refused_with_a_sentence(programs, argv, code, words):
+    program = programs('quantum-ns-metadata-proxy', '--nodaemonize', *argv)
+    assert program.wait() == code
+    assert words in program.text()
+    assert 'Traceback' not in program.text()

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shipped paste file, from the namespace proxy's headers to a Nova on loopback: what the guest gets."""
+
+import hashlib
+import hmac
+
+import pytest
+import webtest
+
+from metadata_wsgi import pipeline
+from tests.cloud import SECRET, SHIPPED, Cloud
+
+A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
+B = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-b'}
+C = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Network-ID': 'network-c'}
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    with Cloud(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def path_(cloud):
+    """Loads the shipped pipeline with options of its own, and asks it."""
+
+    def load(**options):
+        cloud.configure(**options)
+        return webtest.TestApp(pipeline.load(str(SHIPPED), 'agent', {'config_file': str(cloud.conf_file)}))
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ('headers', 'instance', 'project'),
+    [(A, 'instance-a', 'project-a'), (B, 'instance-b', 'project-b'), (C, 'instance-c', 'project-c')],
+)
+def test_three_guests_at_one_address_are_three_instances(path_, cloud, headers, instance, project):
+    response = path_().get('/openstack/latest/meta_data.json', headers=headers)
+    assert response.json == {'uuid': instance, 'path': '/openstack/latest/meta_data.json'}
+    asked = cloud.nova.seen[0]
+    assert (asked['HTTP_X_TENANT_ID'], asked['HTTP_X_FORWARDED_FOR']) == (project, '10.1.1.2')
+    assert asked['HTTP_X_INSTANCE_ID_SIGNATURE'] == (
+        hmac.new(SECRET.encode(), instance.encode(), hashlib.sha256).hexdigest()
+    )
+
+
+def test_nova_hears_nothing_else_that_names_anybody(path_, cloud):
+    path_().get('/', headers={**A, 'X-Instance-ID': 'instance-b', 'X-Metadata-Provider': 'x', 'X-Custom': '1'})
+    heard = {key for key in cloud.nova.seen[0] if key.startswith('HTTP_')}
+    assert heard == {
+        'HTTP_ACCEPT_ENCODING', 'HTTP_HOST', 'HTTP_X_FORWARDED_FOR', 'HTTP_X_INSTANCE_ID',
+        'HTTP_X_INSTANCE_ID_SIGNATURE', 'HTTP_X_TENANT_ID',
+    }  # fmt: skip
+    assert cloud.nova.seen[0]['HTTP_X_INSTANCE_ID'] == 'instance-a'
+
+
+@pytest.mark.parametrize('status', [200, 202, 302, 400, 404, 405, 409, 418])
+def test_novas_answer_is_unchanged(path_, cloud, status):
+    cloud.nova.statuses = [status]
+    response = path_().get('/x', headers=A, expect_errors=True)
+    assert (response.status, response.headers['X-Nova']) == (f'{status} Nova', 'yes')
+    assert response.headers['Content-Type'] == 'application/json'
+    assert len(cloud.nova.seen) == 1
+
+
+def test_no_instance_is_a_404(path_, cloud):
+    path_().get('/', headers={**A, 'X-Forwarded-For': '10.1.1.77'}, status=404)
+    assert cloud.nova.seen == []
+
+
+def test_an_address_behind_another_router_is_not_found(path_, cloud):
+    path_().get('/', headers={**A, 'X-Quantum-Router-ID': 'router-of-nobody'}, status=404)
+
+
+def test_more_than_one_instance_is_a_404_and_a_warning_with_the_ports(path_, cloud, caplog):
+    path_().get('/', headers={**A, 'X-Forwarded-For': '10.1.1.9'}, status=404)
+    assert 'port-d' in caplog.text
+    assert 'port-e' in caplog.text
+    assert cloud.nova.seen == []
+
+
+@pytest.mark.parametrize('status', [500, 502, 503, 504])
+@pytest.mark.parametrize('method', ['GET', 'HEAD'])
+def test_a_failing_nova_is_outlasted(path_, cloud, status, method):
+    cloud.nova.statuses = [status, status]
+    assert path_().request('/', method=method, headers=A).status_int == 200
+    assert len(cloud.nova.seen) == 3
+
+
+def test_novas_own_word_when_the_time_is_over(path_, cloud):
+    cloud.nova.statuses = [500] * 1000
+    response = path_(answer_within=0.4).get('/', headers=A, status=500)
+    assert response.headers['X-Nova'] == 'yes'
+
+
+def test_a_nova_that_is_away_is_a_503_with_retry_after(path_, cloud):
+    cloud.server.server_close()
+    response = path_(answer_within=0.4).get('/', headers=A, status=503)
+    assert response.headers['Retry-After'] == '1'
+
+
+def test_the_time_that_is_left_comes_from_the_namespace_proxy(path_, cloud):
+    cloud.server.server_close()
+    path_(answer_within=3000).get('/', headers={**A, 'X-Metadata-Remaining-Ms': '200'}, status=503)
+
+
+def test_a_403_is_relayed_and_the_log_names_the_secret_to_compare(path_, cloud, caplog):
+    response = path_(metadata_proxy_shared_secret='another').get('/', headers=A, status=403)
+    assert response.headers['X-Nova'] == 'yes'
+    assert 'compare metadata_proxy_shared_secret here with [neutron] metadata_proxy_shared_secret' in caplog.text
+    assert 'another' not in caplog.text
+
+
+@pytest.mark.parametrize('method', ['POST', 'PUT'])
+def test_a_password_arrives_whole_and_once(path_, cloud, method):
+    cloud.nova.statuses = [500]
+    path_().request(
+        '/openstack/2013-04-04/password', method=method, body=b'secret' * 100, headers=A, expect_errors=True
+    )
+    assert [(seen['body'], seen['CONTENT_LENGTH']) for seen in cloud.nova.seen] == [(b'secret' * 100, '600')]
+
+
+@pytest.mark.parametrize(
+    'headers',
+    [
+        {**A, **C},
+        {'X-Forwarded-For': '10.1.1.2'},
+        {'X-Quantum-Router-ID': 'router-a'},
+        {**A, 'X-Forwarded-For': 'guest'},
+        {**A, 'X-Forwarded-For': '10.1.1.2,10.1.1.3'},
+        {**A, 'X-Neutron-Network-ID': 'network-c'},
+    ],
+    ids=['both ids', 'no id', 'no address', 'an address that is none', 'two addresses', 'another prefix'],
+)
+def test_what_names_nobody_is_a_400(path_, cloud, headers):
+    path_().get('/', headers=headers, status=400)
+    assert cloud.nova.seen == []
+
+
+def test_a_body_over_the_limit_is_a_413(path_, cloud):
+    path_(max_request_body=1020).post('/', b'x' * 1021, headers=A, status=413)
+    assert cloud.nova.seen == []
+
+
+def test_a_filter_that_breaks_is_a_503(path_, cloud, caplog):
+    """What nobody foresaw: here a directory's answer that is no text."""
+    from metadata_wsgi import context
+
+    response = path_().get(
+        '/', headers=A, extra_environ={context.INSTANCE: context.Instance(None, 'p', 'q')}, status=503
+    )
+    assert response.headers['Retry-After'] == '1'
+    assert 'Traceback' in caplog.text
+
+
+def test_the_same_pipeline_is_main_for_gunicorn(cloud):
+    """``gunicorn --paste`` asks for ``main``, with the configuration file named in the paste file or default."""
+    app = pipeline.load(str(SHIPPED), 'main', {'config_file': str(cloud.conf_file)})
+    assert webtest.TestApp(app).get('/', headers=B).json['uuid'] == 'instance-b'
+
+
+def test_a_cloud_without_nova_answers_itself(cloud):
+    """The ``standalone`` pipeline."""
+    text = cloud.conf_file.read_text()
+    inventory = next(line for line in text.splitlines() if line.startswith('inventory'))
+    cloud.conf_file.write_text(f'{text}\n[metadata_app]\n{inventory}\n')
+    app = webtest.TestApp(pipeline.load(str(SHIPPED), 'standalone', {'config_file': str(cloud.conf_file)}))
+    assert app.get('/openstack/latest/meta_data.json', headers=B).json['uuid'] == 'instance-b'
+    assert cloud.nova.seen == []

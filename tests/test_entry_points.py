@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is published resolves, and says what the order check needs to know."""
+
+import configparser
+import inspect
+from importlib.metadata import distribution, entry_points
+from pathlib import Path
+
+import pytest
+from oslo_config import cfg
+
+from metadata_wsgi import opts
+
+SETUP = Path(__file__).parent.parent / 'setup.cfg'
+OURS = list(distribution('metadata_wsgi').entry_points)
+
+
+@pytest.mark.parametrize('entry', OURS, ids=lambda entry: f'{entry.group}:{entry.name}')
+def test_an_entry_point_resolves(entry):
+    assert callable(entry.load())
+
+
+def test_the_installed_ones_are_those_of_setup_cfg():
+    """Else the package was installed before they changed: install it again."""
+    parser = configparser.ConfigParser()
+    parser.read(SETUP)
+    written = {
+        (group, *(part.strip() for part in line.split('=')))
+        for group, lines in parser['options.entry_points'].items()
+        for line in lines.strip().splitlines()
+    }
+    assert {(entry.group, entry.name, entry.value) for entry in OURS} == written
+
+
+@pytest.mark.parametrize('entry', [*entry_points(group='paste.filter_factory')], ids=lambda entry: f'{entry.value}')
+def test_a_filters_factory_takes_no_options_of_the_paste_file(entry):
+    """So that a stray one there is refused, not ignored."""
+    if entry.value.startswith('metadata_wsgi.'):
+        kinds = {parameter.kind for parameter in inspect.signature(entry.load()).parameters.values()}
+        assert inspect.Parameter.VAR_KEYWORD not in kinds
+
+
+def test_every_option_has_a_help_and_one_place():
+    published = [(group, opt) for group, options in opts.list_opts() for opt in options]
+    assert [opt.name for _, opt in published if not (opt.help or '').endswith('.')] == []
+    names = [(group, opt.name) for group, opt in published]
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_every_published_option_can_be_registered_at_once():
+    conf = cfg.ConfigOpts()
+    for group, options in opts.list_opts():
+        conf.register_opts(options, group=None if group == 'DEFAULT' else group)
+
+
+def test_what_is_secret_is_marked():
+    """oslo.config masks only those in its logs."""
+    unmarked = {
+        opt.name
+        for _, options in opts.list_opts()
+        for opt in options
+        if not opt.secret and any(word in opt.name for word in ('secret', 'admin_password', 'token'))
+    }
+    assert unmarked == set()
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'auth_url', 'admin_user', 'admin_password', 'admin_tenant_name', 'auth_region', 'endpoint_type',
+        'nova_metadata_ip', 'nova_metadata_port', 'metadata_proxy_shared_secret', 'metadata_proxy_socket',
+        'nova_metadata_host', 'nova_metadata_protocol', 'nova_metadata_insecure', 'nova_client_cert',
+        'nova_client_priv_key', 'auth_ca_cert', 'metadata_proxy_socket_mode', 'metadata_workers', 'metadata_backlog',
+    ],
+)  # fmt: skip
+def test_a_name_that_operators_have_is_an_option(name):
+    """Grizzly's and today's; an existing metadata_agent.ini works unedited."""
+    options = dict(opts.list_opts())['DEFAULT']
+    known = {opt.dest for opt in options} | {
+        old.name.replace('-', '_') for opt in options for old in opt.deprecated_opts
+    }
+    assert name in known

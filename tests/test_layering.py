@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of rooms in ``doc/architecture.md`` is held against the imports."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / 'metadata_wsgi'
+MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob('*.py'))
+# The distribution's name in the table -> what is imported.
+LIBRARIES = {
+    'oslo.config': 'oslo_config', 'oslo.log': 'oslo_log', 'PyYAML': 'yaml', 'PasteDeploy': 'paste',
+    '-': '', 'stdlib': '',
+}  # fmt: skip
+
+
+def table():
+    """room -> (rooms it may import, libraries it may import); a room 'x/*' is every module of that package."""
+    rooms = {}
+    for line in (ROOT / 'doc' / 'architecture.md').read_text().splitlines():
+        cells = [cell.strip() for cell in line.split('|')[1:-1]]
+        if len(cells) != 4 or not cells[0].startswith('`'):
+            continue
+        words = re.sub(r'\([^)]*\)', ' ', cells[2]).replace('`', '')
+        may = {word.strip().removesuffix('/*') for word in re.split('[,;]', words)} - {'', 'nothing'}
+        libraries = {LIBRARIES.get(name, name) for name in re.split(r'[,;]\s*', re.sub(r'\([^)]*\)', '', cells[3]))}
+        for room in re.findall('`([^`]+)`', cells[0]):
+            rooms[room.removesuffix('/*')] = (may, {name.strip() for name in libraries} - {''})
+    return rooms
+
+
+def room_of(module):
+    """``filters`` for filters/source.py, ``relay`` for relay.py, '' for the package itself."""
+    return module.parts[0].removesuffix('.py').replace('__init__', '') if len(module.parts) == 1 else module.parts[0]
+
+
+def imports(module):
+    """(full names imported from our package, top-level names of other libraries)."""
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse((PACKAGE / module).read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{module}: relative import'
+            names = [f'{node.module}.{alias.name}' for alias in node.names]
+        for name in names:
+            top, _, rest = name.partition('.')
+            if top == 'metadata_wsgi':
+                ours.add(rest)
+            elif top not in sys.stdlib_module_names and top != '_typeshed':
+                others.add(top)
+    return ours, others
+
+
+ROOMS = table()
+
+
+def test_the_table_was_understood():
+    assert ROOMS['context'] == (set(), set())
+    assert ROOMS['hop'] == ({'context', 'errors', 'relay'}, {'gunicorn_h1c'})
+    assert {'filters', 'directories', 'commands', 'opts', 'plumbing'} <= set(ROOMS)
+
+
+def test_every_room_is_in_the_table():
+    assert {room_of(module) for module in MODULES} - {''} - set(ROOMS) == set()
+
+
+@pytest.mark.parametrize('module', MODULES, ids=str)
+def test_a_room_imports_only_what_the_table_allows(module):
+    room = room_of(module)
+    if room == '':
+        assert imports(module) == (set(), set())
+        return
+    may, libraries = ROOMS[room]
+    if 'anything' in may:
+        return
+    ours, others = imports(module)
+    allowed = may | {room}
+    assert {name for name in ours if name.split('.')[0] not in allowed} == set()
+    assert others - libraries == set()
+
+
+def test_no_filter_imports_another():
+    for module in MODULES:
+        if module.parts[0] == 'filters':
+            assert not {name for name in imports(module)[0] if name.split('.')[0] == 'filters'}
+
+
+def test_only_instance_knows_a_directory():
+    knows = {str(module) for module in MODULES if 'directories' in imports(module)[0] and module.parts[0] == 'filters'}
+    assert knows == {'filters/instance.py'}
+
+
+def test_nobody_imports_the_programs():
+    """``opts`` lists the options of everything, commands too."""
+    for module in MODULES:
+        if room_of(module) not in ('commands', 'opts'):
+            assert not {name for name in imports(module)[0] if name.split('.')[0] in ('commands', 'opts')}
+
+
+def test_a_key_of_the_environ_is_spelt_in_one_place():
+    """In ``context``; elsewhere its name is imported."""
+    keys = {'metadata_wsgi.deadline', 'metadata_wsgi.source', 'metadata_wsgi.instance', 'the signature'}
+    for module in MODULES:
+        if str(module) == 'context.py':
+            continue
+        tree = ast.parse((PACKAGE / module).read_text())
+        spelt = {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert not spelt & keys, module
+
+
+def test_importing_any_module_does_nothing():
+    """No option in oslo's global CONF, no thread, no child, no file handle left, no gevent patch."""
+    names = ['.'.join(('metadata_wsgi', *module.with_suffix('').parts)).removesuffix('.__init__') for module in MODULES]
+    code = (
+        'import importlib, os, sys, threading, warnings\n'
+        'warnings.simplefilter("ignore")\n'
+        'environ, fds = dict(os.environ), set(os.listdir("/proc/self/fd"))\n'
+        f'for name in {names!r}: importlib.import_module(name)\n'
+        'from oslo_config import cfg\n'
+        'ours = set(cfg.CONF) - {"config_file", "config_dir", "config_source", "shell_completion"}\n'
+        'import gevent.monkey\n'
+        'print(ours, threading.active_count(), dict(os.environ) == environ, gevent.monkey.saved,\n'
+        '      open(f"/proc/self/task/{os.getpid()}/children").read())\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == 'set() 1 True {}'

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is shipped beside the code loads, and says what the code says."""
+
+import configparser
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PASTE = ROOT / 'etc' / 'api-paste.ini'
+
+
+@pytest.fixture
+def paste():
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(PASTE)
+    return parser
+
+
+def test_every_pipeline_is_made_of_sections_that_are_there(paste):
+    for section in paste.sections():
+        if section.startswith('pipeline:'):
+            *filters, app = paste[section]['pipeline'].split()
+            assert [name for name in filters if f'filter:{name}' not in paste] == []
+            assert f'app:{app}' in paste
+
+
+def test_every_use_line_names_what_is_published(paste):
+    published = {
+        f'egg:metadata_wsgi#{entry.name}'
+        for group in ('paste.filter_factory', 'paste.app_factory')
+        for entry in entry_points(group=group)
+    }
+    used = {paste[section]['use'] for section in paste.sections() if 'use' in paste[section]} - {'agent'}
+    assert used <= published
+
+
+def test_every_filter_has_a_comment_that_says_what_it_does():
+    text = PASTE.read_text()
+    for section in re.finditer(r'^\[(filter|app|pipeline):', text, re.MULTILINE):
+        assert text[: section.start()].rstrip().splitlines()[-1].startswith('#'), text[section.start() :][:40]
+
+
+def test_the_paste_file_is_installed():
+    assert 'etc/metadata_wsgi = etc/api-paste.ini' in (ROOT / 'setup.cfg').read_text()
+
+
+@pytest.mark.parametrize('program', sorted(path.name for path in (ROOT / 'bin').iterdir()))
+def test_a_program_has_help(program):
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', ROOT / 'bin' / program, '--help'], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'usage: ' in done.stdout
+
+
+PROGRAMS = [
+    path.relative_to(ROOT)
+    for folder in ('metadata_wsgi', 'tests', 'bin', 'examples')
+    for path in sorted((ROOT / folder).rglob('*'))
+    if path.is_file() and (path.suffix == '.py' or folder == 'bin')
+]
+
+
+@pytest.mark.parametrize('path', PROGRAMS, ids=str)
+def test_a_file_names_its_licence_first(path):
+    lines = (ROOT / path).read_text().splitlines()
+    assert '# SPDX-License-Identifier: Apache-2.0' in lines[:2]
