@@ -94,7 +94,7 @@ def test_a_module_that_does_not_exist(refusal):
 
 def test_a_misspelt_option_in_the_paste_file(refusal):
     sentence = refusal('egg:metadata_wsgi#deadline', 'egg:metadata_wsgi#deadline\nanswer_withn = 4')
-    assert 'answer_withn is no option that this filter takes in the paste file' in sentence
+    assert 'answer_withn is no option of this filter in the paste file' in sentence
     assert 'values belong in the configuration files' in sentence
 
 

@@ -4,7 +4,7 @@ import webtest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metadata_wsgi import wire
+from metadata_wsgi import context, wire
 from metadata_wsgi.errors import MaybeSent, NotSent
 from metadata_wsgi.namespace_proxy.app import NamespaceProxyApp
 from tests.fakes import FakeClock, FakeHop
@@ -47,9 +47,25 @@ def test_the_id_is_its_own(options, header):
     assert header in hop.requests[0].headers
 
 
-def test_neither_id_is_a_mistake_of_the_caller():
-    with pytest.raises(ValueError, match='neither router_id nor network_id'):
-        NamespaceProxyApp(FakeHop(200))
+@pytest.mark.parametrize(
+    ('namespace', 'header'),
+    [
+        (context.Namespace(router_id='r1'), ('x-quantum-router-id', 'r1')),
+        (context.Namespace(network_id='n1'), ('x-quantum-network-id', 'n1')),
+    ],
+)
+def test_one_that_serves_many_namespaces_takes_the_id_from_the_socket(namespace, header):
+    hop = FakeHop(200)
+    app = webtest.TestApp(NamespaceProxyApp(hop, clock=FakeClock()))
+    app.get('/', extra_environ={context.NAMESPACE: namespace, 'REMOTE_ADDR': '10.1.1.2'})
+    assert header in hop.requests[0].headers
+
+
+def test_without_a_namespace_nobody_is_asked():
+    hop = FakeHop(200)
+    app = webtest.TestApp(NamespaceProxyApp(hop, clock=FakeClock()))
+    app.get('/', extra_environ={'REMOTE_ADDR': '10.1.1.2'}, status=400)
+    assert hop.requests == []
 
 
 @pytest.mark.parametrize(
