@@ -70,7 +70,9 @@ def exchange(hop, request=GET, within_s=5.0):
          + gzip.compress(b'x', mtime=0), 200,
          [('content-encoding', 'gzip'), ('content-length', '21')], gzip.compress(b'x', mtime=0)),
     ],
-    ids=['plain', 'chunked', 'empty', '204', '304', 'redirect', '100', 'no-reason', 'latin-1', 'cookies', 'hop', 'gzip'],
+    ids=[
+        'plain', 'chunked', 'empty', '204', '304', 'redirect', '100', 'no reason', 'latin-1', 'cookies', 'hop', 'gzip',
+    ],
 )  # fmt: skip
 def test_the_answer_is_what_was_said(served, said, status, headers, body):
     _, hop = served(says(said))

@@ -28,9 +28,8 @@ def test_who_asks_is_told_by_the_socket(namespace, peer, source):
 
 def test_what_a_guest_says_of_itself_goes_no_further():
     forged = {'HTTP_X_FORWARDED_FOR': '10.6.6.6', 'HTTP_X_QUANTUM_ROUTER_ID': 'r2', 'HTTP_X_INSTANCE_ID': 'i2'}
-    environ, _ = next_sees(
-        {context.NAMESPACE: context.Namespace(router_id='r1'), 'REMOTE_ADDR': '10.1.1.2', 'HTTP_ACCEPT': '*/*', **forged}
-    )
+    came = {context.NAMESPACE: context.Namespace(router_id='r1'), 'REMOTE_ADDR': '10.1.1.2'}
+    environ, _ = next_sees({**came, 'HTTP_ACCEPT': '*/*', **forged})
     assert {key for key in environ if key.startswith('HTTP_')} == {'HTTP_ACCEPT'}
     assert environ[context.SOURCE].address == '10.1.1.2'
 
