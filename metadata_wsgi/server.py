@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gunicorn, embedded: a socket that is open already, workers on it, and signals as operators know them.
+"""gunicorn, embedded: sockets that are open already, workers on it, and signals as operators know them.
 
 SIGHUP  reads the paste file and the options again and replaces the workers one generation by the next;
         a request that is under way is finished. What is wrong in them is logged, and the old ones stay.
@@ -18,7 +18,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
@@ -61,7 +61,7 @@ class Log(Logger):
 
 
 class Server(BaseApplication):
-    """Serves what ``load`` returns on ``listener``, in workers that call ``load`` themselves.
+    """Serves what ``load`` returns on ``listeners``, in workers that call ``load`` themselves.
 
     ``settings`` gives the number of workers and connections, and is asked again on SIGHUP; ``load``
     is tried in a child process before any worker depends on it, and raises MetadataError when it cannot.
@@ -71,7 +71,7 @@ class Server(BaseApplication):
     def __init__(
         self,
         load: Callable[[], Any],
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         *,
         settings: Callable[[], dict[str, Any]],
         name: str,
@@ -80,7 +80,7 @@ class Server(BaseApplication):
         when_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._load = load
-        self._bind = f'fd://{listener.detach()}'
+        self._bind = [f'fd://{listener.detach()}' for listener in listeners]
         self._settings = settings
         self._name = name
         self._in_worker = in_worker
@@ -91,7 +91,7 @@ class Server(BaseApplication):
     def load_config(self) -> None:
         """Called by gunicorn at start and on SIGHUP."""
         settings = {
-            'bind': [self._bind],
+            'bind': self._bind,
             'proc_name': self._name,
             'worker_class': self._worker_class,
             'keepalive': 75,

@@ -15,16 +15,19 @@ from __future__ import annotations
 
 import errno
 import grp
+import logging
 import os
 import pwd
 import socket
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from oslo_config import cfg
 
 from metadata_wsgi.errors import ConfigError
+
+LOG = logging.getLogger(__name__)
 
 OPTS = [
     cfg.StrOpt(
@@ -39,6 +42,7 @@ OPTS = [
     cfg.StrOpt('metadata_proxy_group', default='', help='Group of the socket, a name or gid.'),
 ]
 
+IPV6_FREEBIND = 78  # <linux/in6.h>, Linux 4.15; the socket module has no name for it
 MODES = {'user': 0o600, 'group': 0o660, 'all': 0o666}
 
 
@@ -93,13 +97,29 @@ def unix_listener(
     return listener
 
 
+def tcp_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
+    """Listen on each of ``hosts``; ConfigError if the first cannot be had, a warning for each of the others.
+
+    The first is the one that must serve, IPv4; it loses nothing where IPv6 is switched off or an interface missing.
+    """
+    listeners = [tcp_listener(hosts[0], port)]
+    for host in hosts[1:]:
+        try:
+            # The first one has waited for a predecessor of both.
+            listeners.append(tcp_listener(host, port, patience_s=1.0))
+        except ConfigError as error:
+            LOG.warning('Serving %s only: %s', hosts[0], error)
+    return listeners
+
+
 def tcp_listener(
     host: str, port: int, *, backlog: int = 4096, patience_s: float = 30.0, sleep: Callable[[float], None] = time.sleep
 ) -> socket.socket:
     """Listen on ``host`` (empty: every address of the namespace, both families) and ``port``.
 
     A port that is in use is asked for again for ``patience_s``: a predecessor may still be on its way
-    out. An IPv6 address may have a zone (``fe80::a9fe:a9fe%qr-1``). Raises ConfigError.
+    out. An IPv6 address may have a zone (``fe80::a9fe:a9fe%qr-1``); such an address need not be there yet, because
+    the kernel takes seconds to check it for duplicates, and may come and go. Raises ConfigError.
     """
     give_up_at = time.monotonic() + patience_s
     while True:
@@ -127,6 +147,8 @@ def _bound(host: str, port: int, backlog: int) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 600)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(bool(host)))
+            if '%' in host:
+                listener.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
         listener.bind(address)
         listener.listen(backlog)
     except OSError:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         global_conf = {'config_file': ','.join(conf.config_file)} if conf.config_file else {}
         agent = server.Server(
             lambda: _application(conf, global_conf),
-            _listen(conf),
+            [_listen(conf)],
             settings=lambda: _settings(conf),
             name=PROGRAM,
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError('give --router_id or --network_id: whose guests are served here; or --shared')
         _start_log(args, namespace_id)
         pid_file = PidFile(args.pid_file) if args.pid_file else None
-        listener = _listen(args)
+        listeners = _listen(args)
     except MetadataError as error:
         return server.refuse(PROGRAM, _about(namespace_id, error))
     ready = daemon.detach() if args.daemonize else lambda: None
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             pid_file.write()
         server.Server(
             lambda: _application(args),
-            listener,
+            listeners,
             settings=lambda: {'workers': 1, 'worker_connections': 1024, 'backlog': 4096},
             # Where setproctitle is installed gunicorn rewrites the command line; this keeps the id in it.
             name=' '.join([PROGRAM, *argv]),
@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _listen(args: argparse.Namespace) -> socket.socket:
+def _listen(args: argparse.Namespace) -> list[socket.socket]:
     if args.shared:
         # Guests come in on the keeper's sockets; this one keeps a second shared proxy from starting.
-        return sockets.unix_listener(os.path.join(args.state_path, 'shared_proxy'), mode=0o600)
-    return sockets.tcp_listener(args.metadata_host, args.metadata_port)
+        return [sockets.unix_listener(os.path.join(args.state_path, 'shared_proxy'), mode=0o600)]
+    return sockets.tcp_listeners(args.metadata_host or [''], args.metadata_port)
 
 
 def _application(args: argparse.Namespace) -> Any:
@@ -116,7 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     option('shared', action='store_true', help='serve every namespace that is attached with --mode shared')
     option('state_path', default='/var/lib/quantum', help='directory of the agent (default: %(default)s)')
     option('metadata_port', type=int, default=9697, help='TCP port to listen on (default: %(default)s)')
-    option('metadata_host', default='', help='address to listen on, with zone if link-local (default: all)')
+    option(
+        'metadata_host',
+        action='append',
+        default=[],
+        help='address to listen on, with zone if link-local (default: all); may be repeated: the first one must '
+        'be there, without the others it starts with a warning',
+    )
     option('metadata_proxy_socket', help="the agent's socket (default: <state_path>/metadata_proxy)")
     option('metadata_header_prefix', default='X-Quantum', help='prefix of the id headers (default: %(default)s)')
     option('answer_within', type=float, default=9.0, help='seconds from request to answer (default: %(default)s)')

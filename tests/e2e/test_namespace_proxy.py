@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest on loopback, the namespace proxy, the agent and a fake Nova: the whole way in real processes."""
 
+import http.client
 import os
 import pathlib
 import signal
@@ -8,7 +9,7 @@ import socket
 
 import pytest
 
-from tests.e2e.conftest import BIN, eventually, free_port
+from tests.e2e.conftest import BIN, eventually, free_port, request
 from tests.e2e.test_agent import Load
 
 PASSWORD = '/openstack/2013-04-04/password'
@@ -135,6 +136,27 @@ def test_without_an_agent_a_guest_hears_503_in_time(proxy, guest):
     status, headers, _ = guest(port)
     assert (status, headers['retry-after']) == (503, '1')
     eventually(lambda: 'no answer from the metadata agent' in program.text(), 'it says so')
+
+
+def test_several_addresses_are_served_also_after_a_reload(proxy):
+    program, port = proxy(None, '--metadata_host=::1', '--answer_within=0.1')
+
+    def both():
+        return [
+            request(http.client.HTTPConnection(host, port, timeout=20), 'GET', '/')[0] for host in ('127.0.0.1', '::1')
+        ]
+
+    assert both() == [503, 503]
+    before = program.workers()
+    program.kill(signal.SIGHUP)
+    eventually(lambda: program.workers() and not set(before) & set(program.workers()), 'the workers are new')
+    assert both() == [503, 503]
+
+
+def test_an_address_that_cannot_be_had_costs_the_first_one_nothing(proxy, guest):
+    program, port = proxy(None, '--metadata_host=fe80::a9fe:a9fe%no-interface', '--answer_within=0.1')
+    assert guest(port)[0] == 503
+    assert 'Serving 127.0.0.1 only: ' in program.text()
 
 
 @pytest.fixture

@@ -131,3 +131,36 @@ def test_a_predecessor_on_its_way_out_is_waited_for():
 def test_an_address_that_is_none_of_ours_is_named(host):
     with pytest.raises(ConfigError, match=r'^metadata_port: cannot listen on '):
         sockets.tcp_listener(host, 0, patience_s=0)
+
+
+NOWHERE = 'fe80::a9fe:a9fe%no-interface'
+
+
+def test_a_link_local_address_is_listened_on_before_the_kernel_lets_it_be_used():
+    """Its check takes seconds, and IPv4 must not wait for it; also it may come and go."""
+    with sockets.tcp_listener('fe80::a9fe:a9fe%lo', 0) as listener:
+        address, _, _, zone = listener.getsockname()
+        assert (address, socket.if_indextoname(zone)) == ('fe80::a9fe:a9fe', 'lo')
+
+
+def test_several_addresses_are_listened_on(caplog):
+    listeners = sockets.tcp_listeners(['127.0.0.1', 'fe80::a9fe:a9fe%lo'], 0)
+    assert [listener.getsockname()[0] for listener in listeners] == ['127.0.0.1', 'fe80::a9fe:a9fe']
+    assert caplog.messages == []
+    for listener in listeners:
+        listener.close()
+
+
+def test_a_further_address_that_cannot_be_had_is_a_warning(caplog):
+    (listener,) = sockets.tcp_listeners(['127.0.0.1', NOWHERE], 0)
+    assert listener.getsockname()[0] == '127.0.0.1'
+    listener.close()
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith(
+        f'Serving 127.0.0.1 only: metadata_port: cannot listen on [{NOWHERE}]:0: '
+    )
+
+
+def test_the_first_address_must_be_there():
+    with pytest.raises(ConfigError, match='no-interface'):
+        sockets.tcp_listeners([NOWHERE, '127.0.0.1'], 0)
