@@ -40,9 +40,12 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
         help="a router's interfaces towards guests; + at the end is any rest (default: %(default)s)",
     )
     attach.add_argument('--mark', default='0x1/0xffff', help='mark of redirected packets (default: %(default)s)')
-    attach.add_argument('--interface', type=_interface, help="a network's interface that gets 169.254.169.254")
+    attach.add_argument('--interface', type=_interface, help="a network's interface that gets the addresses")
     attach.add_argument('--program', default=default_program(), help='the namespace proxy (default: %(default)s)')
     attach.add_argument('--log-dir', default='', help="directory of the proxy's log file (default: it logs nowhere)")
+    attach.add_argument(
+        '--no-wait', action='store_true', help='do not wait until IPv6 can be used (2 s), nor see whether it can'
+    )
     attach.set_defaults(run=_attach)
 
     detach = subparsers.add_parser('detach', help='detach it again and remove every trace')
@@ -103,6 +106,7 @@ def _attach(args: argparse.Namespace) -> int:
         interfaces=args.internal_interfaces,
         mark=args.mark,
         interface=args.interface,
+        wait_for_ipv6=not args.no_wait,
     )
     how = 'a proxy was started' if started else 'its proxy runs already'
     print(f'{place.kind} {place.uuid} is attached in {place.namespace}: {how}')
@@ -127,7 +131,7 @@ def _attached(args: argparse.Namespace) -> int:
 
 
 def table(found: list[attached.Attached]) -> str:
-    """What was found, as text in columns; below each line what is wrong with it."""
+    """What was found, as text in columns; below each line what is wrong with it, and what is only worth knowing."""
     rows = [('KIND', 'ID', 'NAMESPACE', 'PID', 'PORT', 'RULES')]
     rows += [(one.kind, one.uuid, one.namespace or '-', str(one.pid or '-'), str(one.port), one.rules) for one in found]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -135,6 +139,7 @@ def table(found: list[attached.Attached]) -> str:
     text = lines[0] + '\n'
     for line, one in zip(lines[1:], found, strict=True):
         text += line + '\n' + ''.join(f'    ! {problem}\n' for problem in one.problems)
+        text += ''.join(f'    - {note}\n' for note in one.notes)
     return text
 
 

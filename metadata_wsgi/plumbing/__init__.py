@@ -14,6 +14,8 @@ is left alone.
 ``rules``        the packet rules of a router, as data (pure)
 ``iptables``     bring a namespace's rules to what ``rules`` says, or out of it
 ``address``      169.254.169.254 on the interface of a DHCP namespace
+``links``        the interfaces of a namespace, and fe80::a9fe:a9fe on them
+``link_local``   which of them get it, and what to do where somebody else has it
 ``process``      the proxy's process: adopt, start, end; pid files as in Grizzly
 ``attachment``   all of it in the right order, for one router or network
 ===============  =============================================================================

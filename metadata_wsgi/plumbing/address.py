@@ -53,10 +53,12 @@ def remove(namespace: str) -> bool:
     return removed
 
 
-def present(namespace: str) -> bool:
-    """Whether an interface of the namespace has the address, whoever put it there."""
+def where(namespace: str) -> str | None:
+    """The name of the interface that has the address, whoever put it there; None if none has."""
     with _netlink(namespace) as link:
-        return bool(_found(link))
+        having = {found['index'] for found in _found(link)}
+        names = [link_.get_attr('IFLA_IFNAME') for link_ in link.get_links() if link_['index'] in having]
+    return str(names[0]) if names else None
 
 
 def _netlink(namespace: str) -> Any:

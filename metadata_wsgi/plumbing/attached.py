@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from metadata_wsgi import paths
-from metadata_wsgi.plumbing import address, netns, process
+from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.plumbing import address, link_local, links, netns, process
 from metadata_wsgi.plumbing.attachment import NETWORK, NETWORK_PORT, PREFIXES, ROUTER, Place, kernel_families
 from metadata_wsgi.plumbing.rules import PREROUTING, Rule, rules_for
 
@@ -24,7 +25,8 @@ class Attached:
     """One router or network of this host that has anything of ours.
 
     ``namespace`` is None if it is gone; ``port`` is where guests are sent to; ``rules`` is YES, PARTLY or NO (for a
-    network: whether the address is there); ``problems`` are sentences, none if all is well.
+    network: whether the address is there); ``problems`` are sentences, none if all is well; ``notes`` are what is
+    worth knowing and needs no repair.
     """
 
     namespace: str | None
@@ -34,6 +36,7 @@ class Attached:
     port: int
     rules: str
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def place(self) -> Place:
@@ -89,10 +92,14 @@ def _look(place: Place, state_path: str, iptables: RuleReader, families: Sequenc
     there = netns.exists(place.namespace)
     problems = [] if there else [f'there is no namespace {place.namespace}']
     port, rules = NETWORK_PORT, NO
+    interfaces = ''
     if place.kind == NETWORK:
-        rules = YES if there and address.present(place.namespace) else NO
+        interfaces = (address.where(place.namespace) if there else None) or ''
+        rules = YES if interfaces else NO
     else:
-        port, rules = judge(iptables.ours(place.namespace, families=families) if there else [], families)
+        found = iptables.ours(place.namespace, families=families) if there else []
+        port, rules = judge(found, families)
+        interfaces = _said(found).get('-i', '')
     if there and rules == PARTLY:
         problems.append('the rules are only partly there; attach it again')
     elif there and rules == NO:
@@ -104,7 +111,35 @@ def _look(place: Place, state_path: str, iptables: RuleReader, families: Sequenc
         problems.append(f'pid {pid} runs in another namespace; attach it again')
     elif not process.listens(pid, port):
         problems.append(f'pid {pid} does not listen on port {port}; attach it again')
-    return Attached(place.namespace if there else None, place.uuid, place.kind, pid, port, rules, tuple(problems))
+    notes: list[str] = []
+    # What is wrong already is repaired by the same attach.
+    if interfaces and 6 in families and not problems:
+        problems, notes = _ipv6(place, interfaces, port)
+    where = place.namespace if there else None
+    return Attached(where, place.uuid, place.kind, pid, port, rules, tuple(problems), tuple(notes))
+
+
+def _ipv6(place: Place, interfaces: str, port: int) -> tuple[list[str], list[str]]:
+    """(problems, notes) of the IPv6 address on those interfaces."""
+    problems, notes = [], []
+    try:
+        with links.opened(place.namespace) as opened:
+            for interface, mac in link_local.lacking(opened, interfaces).items():
+                if not mac:
+                    problems.append(f'{links.ADDRESS} is missing on {interface.name}; attach it again')
+                elif place.kind == ROUTER:
+                    problems.append(f'{links.ADDRESS} is missing on {interface.name}: {mac} on its network has it')
+                else:
+                    # The usual state of all but one where a network has several DHCP agents.
+                    notes.append(f'{links.ADDRESS} is held by {mac} on the network, another DHCP agent if all is well')
+            problems += [
+                f'the proxy does not serve {links.ADDRESS} on {interface.name}; attach it again'
+                for interface in link_local.usable(opened, interfaces)
+                if opened.refuses(interface, port)
+            ]
+    except PlumbingError as error:
+        problems.append(str(error))
+    return problems, notes
 
 
 def judge(rules: Iterable[Rule], families: Sequence[int], default_port: int = 9697) -> tuple[int, str]:
@@ -113,11 +148,7 @@ def judge(rules: Iterable[Rule], families: Sequence[int], default_port: int = 96
     Port and interfaces are read from the redirect, the mark from the rule that sets it.
     """
     found = set(rules)
-    values = {}
-    for rule in found:
-        for flag in ('--to-ports', '-i', '--set-xmark'):
-            if flag in rule.args and (flag != '-i' or rule.chain == PREROUTING):
-                values[flag] = rule.args[rule.args.index(flag) + 1]
+    values = _said(found)
     port = int(values.get('--to-ports', default_port))
     wanted = rules_for(
         port=port,
@@ -126,3 +157,12 @@ def judge(rules: Iterable[Rule], families: Sequence[int], default_port: int = 96
         families=families,
     )
     return port, YES if found == set(wanted) else PARTLY if found else NO
+
+
+def _said(rules: Iterable[Rule]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for rule in rules:
+        for flag in ('--to-ports', '-i', '--set-xmark'):
+            if flag in rule.args and (flag != '-i' or rule.chain == PREROUTING):
+                values[flag] = rule.args[rule.args.index(flag) + 1]
+    return values

@@ -4,6 +4,9 @@
 Attach: the namespace is there, rules (router) or address (network), process, and it listens. In that
 order, so that what closes the router is there before anything is opened. Detach: the other way round.
 
+IPv6 comes beside it and last: what fails there is a warning, and IPv4 is served by then. In a DHCP namespace
+the proxy is bound to fe80::a9fe:a9fe before the address is there, so neither waits for the other.
+
 Both can be repeated. A proxy that runs in this namespace, for this id, on this port is adopted, whoever
 started it; any other one of this id is replaced, also one that is left in a namespace that was deleted
 and made anew (its pid lives, but no guest reaches it).
@@ -11,6 +14,7 @@ and made anew (its pid lives, but no guest reaches it).
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -19,10 +23,12 @@ from typing import Protocol
 
 from metadata_wsgi import paths
 from metadata_wsgi.errors import PlumbingError
-from metadata_wsgi.plumbing import address, netns, process
+from metadata_wsgi.plumbing import address, link_local, links, netns, process
 from metadata_wsgi.plumbing.iptables import Iptables
 from metadata_wsgi.plumbing.rules import Rule, rules_for
 from metadata_wsgi.plumbing.run import Runner
+
+LOG = logging.getLogger(__name__)
 
 ROUTER, NETWORK = 'router', 'network'
 PREFIXES = {ROUTER: 'qrouter-', NETWORK: 'qdhcp-'}
@@ -57,8 +63,8 @@ class Proxy:
         """Where its pid is."""
         return paths.pid_file(self.state_path, uuid)
 
-    def argv(self, place: Place, port: int) -> list[str]:
-        """The command line, as an L3 agent of Grizzly writes it."""
+    def argv(self, place: Place, port: int, interface: str | None = None) -> list[str]:
+        """The command line, as an L3 agent of Grizzly writes it; ``interface`` is a network's that gets IPv6 too."""
         words = [
             self.program,
             f'--pid_file={self.pid_file(place.uuid)}',
@@ -70,6 +76,8 @@ class Proxy:
             words.append(f'--metadata_proxy_socket={self.socket}')
         if place.kind == NETWORK:
             words.append(f'--metadata_host={address.ADDRESS}')
+            if interface:
+                words.append(f'--metadata_host={links.ADDRESS}%{interface}')
         if self.log_dir:
             words += [f'--log-file=quantum-ns-metadata-proxy-{place.uuid}.log', f'--log-dir={self.log_dir}']
         return words
@@ -114,11 +122,13 @@ class Attachments:
         interfaces: str = 'qr-+',
         mark: str = '0x1/0xffff',
         interface: str | None = None,
+        wait_for_ipv6: bool = True,
     ) -> bool:
         """Attach the path; True if a proxy was started, False if one was adopted.
 
         ``port``, ``interfaces`` (internal ones) and ``mark`` are for routers; ``interface`` (which one gets the
-        address) for networks. Raises PlumbingError when the namespace is missing or something refuses.
+        address) for networks. ``wait_for_ipv6``: until the kernel has checked its address, about 2 s; IPv4 is
+        served meanwhile. Raises PlumbingError when the namespace is missing or something refuses.
         """
         if not netns.exists(place.namespace):
             raise PlumbingError(
@@ -131,7 +141,12 @@ class Attachments:
         else:
             port = NETWORK_PORT
             address.add(place.namespace, interface)
-        return self._start(place, port)
+            interfaces = address.where(place.namespace) or ''
+        ipv6 = self._begin_ipv6(place, interfaces)
+        started = self._start(place, port, interfaces if ipv6 else None)
+        if ipv6 and wait_for_ipv6:
+            started |= self._settle_ipv6(place, interfaces, port, started)
+        return started
 
     def detach(self, place: Place) -> bool:
         """Remove rules or address, end the proxy; whether there was anything. The namespace may be gone already."""
@@ -140,16 +155,48 @@ class Attachments:
             there |= self._iptables.apply(place.namespace, (), families=self._families)
             if place.kind == NETWORK:
                 there |= address.remove(place.namespace)
+            with links.opened(place.namespace) as opened:
+                there |= link_local.remove(opened)
         pid_file = self._proxy.pid_file(place.uuid)
         there |= process.disable(pid_file, place.uuid, patience_s=self._end_within_s)
         return there
 
-    def _start(self, place: Place, port: int) -> bool:
+    def _begin_ipv6(self, place: Place, interfaces: str) -> bool:
+        if 6 not in self._families:
+            return False
+        try:
+            with links.opened(place.namespace) as opened:
+                link_local.begin(opened, interfaces)
+        except PlumbingError as error:
+            LOG.warning('%s %s is attached without IPv6: %s', place.kind, place.uuid, error)
+            return False
+        return True
+
+    def _settle_ipv6(self, place: Place, interfaces: str, port: int, started: bool) -> bool:
+        """Wait for IPv6; whether the proxy was replaced, because it did not serve the address."""
+        try:
+            with links.opened(place.namespace) as opened:
+                for sentence in link_local.settle(opened, interfaces, clock=self._clock, sleep=self._sleep):
+                    LOG.warning('%s %s: %s', place.kind, place.uuid, sentence)
+                unserved = [found for found in link_local.usable(opened, interfaces) if opened.refuses(found, port)]
+        except PlumbingError as error:
+            LOG.warning('%s %s is attached without IPv6: %s', place.kind, place.uuid, error)
+            return False
+        if not unserved:
+            return False
+        if started:
+            LOG.warning('%s %s: its proxy does not serve %s; its log says why', place.kind, place.uuid, links.ADDRESS)
+            return False
+        # It was started without it, or for an interface of that name that has been replaced.
+        process.disable(self._proxy.pid_file(place.uuid), place.uuid, patience_s=self._end_within_s)
+        return self._start(place, port, interfaces)
+
+    def _start(self, place: Place, port: int, interface: str | None) -> bool:
         def serves(pid: int) -> bool:
             return netns.name_of(pid) == place.namespace and process.listens(pid, port)
 
         def spawn(_pid_file: str) -> None:
-            self._runner(self._proxy.argv(place, port), namespace=place.namespace)
+            self._runner(self._proxy.argv(place, port, interface), namespace=place.namespace)
 
         pid_file = self._proxy.pid_file(place.uuid)
         started = process.enable(pid_file, place.uuid, spawn, wanted=serves)

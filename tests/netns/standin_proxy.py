@@ -7,11 +7,13 @@ import http.server
 import os
 import socket
 import sys
+import threading
 
 parser = argparse.ArgumentParser(allow_abbrev=False)
-for name in ('--pid_file', '--router_id', '--network_id', '--state_path', '--metadata_proxy_socket', '--metadata_host'):
+for name in ('--pid_file', '--router_id', '--network_id', '--state_path', '--metadata_proxy_socket'):
     parser.add_argument(name, default='')
 parser.add_argument('--metadata_port', type=int)
+parser.add_argument('--metadata_host', action='append', default=[])
 parser.add_argument('--log-file')
 parser.add_argument('--log-dir')
 args = parser.parse_args()
@@ -29,7 +31,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    address_family = socket.AF_INET if args.metadata_host else socket.AF_INET6
+    daemon_threads = True
+
+    def __init__(self, host):
+        self.address_family = socket.AF_INET6 if ':' in host else socket.AF_INET
+        super().__init__((host, args.metadata_port), Handler)
+
+    def server_bind(self):
+        if '%' in self.server_address[0]:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, 78, 1)  # IPV6_FREEBIND: the address may come later
+            self.server_address = socket.getaddrinfo(*self.server_address)[0][4]
+        super().server_bind()
 
 
 if os.fork():
@@ -42,4 +54,7 @@ for stream in (0, 1, 2):
     os.dup2(null, stream)
 with open(args.pid_file, 'w') as file:
     file.write(f'{os.getpid()}\n')
-Server((args.metadata_host or '::', args.metadata_port), Handler).serve_forever()
+servers = [Server(host) for host in args.metadata_host or ['::']]
+for server in servers[1:]:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+servers[0].serve_forever()

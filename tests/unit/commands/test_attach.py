@@ -23,6 +23,7 @@ def parse(*argv):
 def test_a_router_needs_nothing_but_its_id():
     args = parse('attach', '--router-id', UUID)
     assert (args.metadata_port, args.internal_interfaces, args.mark) == (9697, 'qr-+', '0x1/0xffff')
+    assert args.no_wait is False
     assert attach._place(args).namespace == f'qrouter-{UUID}'
 
 
@@ -70,6 +71,11 @@ def test_the_table_says_below_a_line_what_is_wrong_with_it():
         '    ! there is no namespace qdhcp-bbbbbb\n'
         '    ! no proxy runs\n'
     )
+
+
+def test_a_note_is_told_from_a_problem():
+    noted = Attached('qdhcp-aaaa', 'aaaa', 'network', 12, 80, 'yes', (), ('another has it',))
+    assert attach.table([noted]).splitlines()[2:] == ['    - another has it']
 
 
 def test_nobody_but_root_is_told_so_in_one_sentence():

@@ -41,6 +41,18 @@ def test_a_networks_proxy_is_bound_to_the_metadata_address():
     ]
 
 
+def test_a_networks_proxy_is_told_of_ipv6_with_the_zone_and_second():
+    """The first address must be there; the second may be missing."""
+    assert Proxy(state_path='/s').argv(Place.of('network', UUID), 80, 'tap0')[-2:] == [
+        '--metadata_host=169.254.169.254',
+        '--metadata_host=fe80::a9fe:a9fe%tap0',
+    ]
+
+
+def test_a_routers_proxy_listens_on_all_addresses_of_both_families():
+    assert not [word for word in Proxy().argv(Place.of('router', UUID), 9697, 'qr-+') if 'host' in word]
+
+
 def test_a_missing_namespace_is_named_and_nothing_is_run(tmp_path):
     attachments = Attachments(nothing_runs, proxy=Proxy(state_path=str(tmp_path)))
     with pytest.raises(PlumbingError, match=f'there is no namespace qrouter-{UUID} on this host.*ip netns list'):

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fe80::a9fe:a9fe as a guest has it: asked with curl, through a router and without one, also where a rival has it.
+
+::
+
+    guest 10.1.1.2 ---[switch]--- 10.1.1.1 the router's or DHCP server's namespace
+                         |
+                       rival, which may have fe80::a9fe:a9fe too
+"""
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from metadata_wsgi.plumbing import links, netns, process
+from metadata_wsgi.plumbing.attached import attached
+from metadata_wsgi.plumbing.attachment import Attachments, Place, Proxy
+from metadata_wsgi.plumbing.iptables import Iptables
+from metadata_wsgi.plumbing.run import SubprocessRunner
+from tests.rawserver import RawServer, keeps_saying
+
+from .worlds import METADATA, get, ip
+
+pytestmark = pytest.mark.netns
+
+STANDIN = str(Path(__file__).with_name('standin_proxy.py'))
+PROGRAM = str(Path(sys.prefix, 'bin', 'quantum-ns-metadata-proxy'))
+URL6 = f'http://[{links.ADDRESS}%25eth0]/openstack'
+URL4 = f'http://{METADATA}/openstack'
+OK = b'HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nthis'
+
+
+class Wire:
+    """A switch, a guest, and whoever else is plugged in."""
+
+    def __init__(self):
+        self.id = uuid.uuid4().hex[:8]
+        self.names = []
+        self.switch, self.guest, self.rival = (self.namespace(f'{kind}-{self.id}') for kind in ('sw', 'guest', 'rival'))
+        ip('-n', self.switch, 'link', 'add', 'br0', 'type', 'bridge')
+        ip('-n', self.switch, 'link', 'set', 'br0', 'up')
+        self.plug(self.guest, 'eth0', '10.1.1.2/24')
+        self.plug(self.rival, 'eth0', '10.1.1.9/24')
+
+    def namespace(self, name):
+        ip('netns', 'add', name)
+        self.names.append(name)
+        ip('-n', name, 'link', 'set', 'lo', 'up')
+        return name
+
+    def plug(self, namespace, interface, cidr):
+        port = f'p{uuid.uuid4().hex[:8]}'
+        ip('-n', namespace, 'link', 'add', interface, 'type', 'veth', 'peer', 'name', port, 'netns', self.switch)
+        ip('-n', self.switch, 'link', 'set', port, 'master', 'br0', 'up')
+        ip('-n', namespace, 'address', 'add', cidr, 'dev', interface)
+        if interface == 'eth0':
+            # Up for a while already: its own link-local address has been checked.
+            ip('netns', 'exec', namespace, 'sysctl', '-qw', 'net.ipv6.conf.eth0.accept_dad=0')
+        ip('-n', namespace, 'link', 'set', interface, 'up')
+
+    def rival_takes_it(self):
+        ip('-n', self.rival, 'address', 'add', f'{links.ADDRESS}/64', 'dev', 'eth0', 'nodad')
+
+    def rival_leaves(self):
+        ip('-n', self.rival, 'address', 'del', f'{links.ADDRESS}/64', 'dev', 'eth0')
+
+    def mac(self, namespace, interface='eth0'):
+        return self._json('-n', namespace, 'link', 'show', interface)[0]['address']
+
+    def address(self, namespace, interface):
+        """fe80::a9fe:a9fe on the interface as ``ip`` shows it; None if it is not there."""
+        found = self._json('-n', namespace, '-6', 'address', 'show', 'dev', interface)
+        infos = [info for one in found for info in one.get('addr_info', ())]
+        return next((info for info in infos if info['local'] == links.ADDRESS), None)
+
+    def _json(self, *words):
+        return json.loads(subprocess.run(['ip', '-j', *words], check=True, capture_output=True).stdout)
+
+    def remove(self):
+        for name in self.names:
+            if netns.exists(name):
+                ip('netns', 'delete', name)
+
+
+@pytest.fixture
+def wire():
+    wire = Wire()
+    try:
+        yield wire
+    finally:
+        wire.remove()
+
+
+@pytest.fixture(params=['router', 'network'])
+def place(request, wire):
+    return a_router(wire) if request.param == 'router' else a_network(wire)
+
+
+@pytest.fixture
+def router(wire):
+    return a_router(wire)
+
+
+@pytest.fixture
+def network(wire):
+    return a_network(wire)
+
+
+def a_router(wire):
+    place = Place.of('router', str(uuid.uuid4()))
+    wire.plug(wire.namespace(place.namespace), 'qr-1', '10.1.1.1/24')
+    ip('-n', wire.guest, 'route', 'add', 'default', 'via', '10.1.1.1')
+    return place
+
+
+def a_network(wire):
+    place = Place.of('network', str(uuid.uuid4()))
+    wire.plug(wire.namespace(place.namespace), 'tap0', '10.1.1.1/24')
+    ip('-n', wire.guest, 'route', 'add', METADATA, 'via', '10.1.1.1')
+    return place
+
+
+def interface_of(place):
+    return 'qr-1' if place.kind == 'router' else 'tap0'
+
+
+class Host:
+    """A state directory, attachments that start ``program``, and in the agent's place one who records what he hears."""
+
+    def __init__(self, state_path, program):
+        self.state_path = str(state_path)
+        self.proxy = Proxy(program=program, state_path=self.state_path, log_dir=self.state_path)
+        self.attachments = Attachments(SubprocessRunner(), proxy=self.proxy, end_within_s=5)
+        self.agent = RawServer(keeps_saying(OK), path=f'{self.state_path}/metadata_proxy')
+
+    def find(self, place):
+        found = attached(Iptables(SubprocessRunner()), state_path=self.state_path)
+        return next(one for one in found if one.uuid == place.uuid)
+
+    def pid(self, place):
+        return process.active(self.proxy.pid_file(place.uuid), place.uuid)
+
+    def close(self):
+        for file in Path(self.state_path).glob('external/pids/*.pid'):
+            process.disable(str(file), file.stem, patience_s=5)
+        self.agent.close()
+
+
+@pytest.fixture
+def start_host(tmp_path):
+    with contextlib.ExitStack() as stack:
+
+        def start(program):
+            host = Host(tmp_path, program)
+            stack.callback(host.close)
+            return host
+
+        yield start
+
+
+@pytest.fixture
+def host(start_host):
+    return start_host(STANDIN)
+
+
+def curl(namespace, url):
+    """The body, or '' when nobody answered."""
+    argv = ['ip', 'netns', 'exec', namespace, 'curl', '-gsS', '-m', '8', url]
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+
+
+def link_local(wire, namespace):
+    (info,) = wire._json('-n', namespace, '-6', 'address', 'show', 'dev', 'eth0')[0]['addr_info']
+    return info['local']
+
+
+def test_a_guest_is_served_over_both_families_by_the_real_proxy(wire, place, start_host):
+    """The agent hears the guest's own address, without a zone, and whose network it is."""
+    host = start_host(PROGRAM)
+    assert host.attachments.attach(place) is True
+    assert (curl(wire.guest, URL6), curl(wire.guest, URL4)) == ('this', 'this')
+    six, four = (head.decode().lower() for head in host.agent.requests)
+    assert f'\r\nx-forwarded-for: {link_local(wire, wire.guest)}\r\n' in six
+    assert '\r\nx-forwarded-for: 10.1.1.2\r\n' in four
+    assert all(f'\r\nx-quantum-{place.kind}-id: {place.uuid}\r\n' in head for head in (four, six))
+    assert host.find(place).problems == ()
+    # Again, and nothing is done; then off, and nothing is left.
+    pid = host.pid(place)
+    assert host.attachments.attach(place) is False
+    assert host.pid(place) == pid
+    assert host.attachments.detach(place) is True
+    assert wire.address(place.namespace, interface_of(place)) is None
+    assert host.attachments.detach(place) is False
+
+
+def test_nobody_takes_it_for_the_source_of_the_routers_own_packets(wire, router, host):
+    """A guest would lose its default route at detach if it came from there."""
+    host.attachments.attach(router)
+    found = wire.address(router.namespace, 'qr-1')
+    assert (found['prefixlen'], found['deprecated'], found['preferred_life_time']) == (128, True, 0)
+
+
+@pytest.mark.parametrize('kind', ['router', 'network'])
+def test_a_rival_costs_ipv6_only_and_is_named_until_he_is_gone(wire, host, kind, caplog):
+    place = a_router(wire) if kind == 'router' else a_network(wire)
+    wire.rival_takes_it()
+    assert host.attachments.attach(place) is True
+    assert len(caplog.messages) == 1
+    assert f'is not on {interface_of(place)}, because {wire.mac(wire.rival)} on its network has it' in caplog.text
+    assert wire.address(place.namespace, interface_of(place)) is None
+    assert get(wire.guest, METADATA) == f'proxy of {place.uuid}'
+    found = host.find(place)
+    # Another DHCP agent of the same network is no fault of anybody.
+    told, silent = (found.problems, found.notes) if kind == 'router' else (found.notes, found.problems)
+    assert (len(told), silent) == (1, ())
+    assert wire.mac(wire.rival) in told[0]
+    caplog.clear()
+    wire.rival_leaves()
+    assert host.attachments.attach(place) is False
+    assert caplog.messages == []
+    assert curl(wire.guest, URL6) == f'proxy of {place.uuid}'
+    assert (host.find(place).problems, host.find(place).notes) == ((), ())
+
+
+def test_a_rival_who_leaves_while_it_is_tried_again(wire, router, host, caplog):
+    """IPv4 is served meanwhile."""
+    wire.rival_takes_it()
+    attaching = threading.Thread(target=host.attachments.attach, args=(router,))
+    attaching.start()
+    give_up_at = time.monotonic() + 15
+    while not get(wire.guest, METADATA, timeout_s=1) and time.monotonic() < give_up_at:
+        time.sleep(0.05)
+    assert attaching.is_alive()
+    wire.rival_leaves()
+    attaching.join(30)
+    assert caplog.messages == []
+    assert curl(wire.guest, URL6) == f'proxy of {router.uuid}'
+
+
+def test_an_interface_that_came_later_is_seen_and_gets_it(wire, router, host):
+    host.attachments.attach(router)
+    other = Wire()
+    try:
+        other.plug(router.namespace, 'qr-2', '10.2.2.1/24')
+        assert host.find(router).problems == ('fe80::a9fe:a9fe is missing on qr-2; attach it again',)
+        assert host.attachments.attach(router) is False
+        assert host.find(router).problems == ()
+        assert curl(other.guest, URL6) == f'proxy of {router.uuid}'
+    finally:
+        other.remove()
+
+
+def test_two_interfaces_on_one_network_are_no_rivals(wire, router, host, caplog):
+    """An IPv4 and an IPv6 subnet of one network have an interface each."""
+    wire.plug(router.namespace, 'qr-2', '10.1.2.1/24')
+    host.attachments.attach(router)
+    having = [name for name in ('qr-1', 'qr-2') if wire.address(router.namespace, name)]
+    assert len(having) == 1
+    assert curl(wire.guest, URL6) == f'proxy of {router.uuid}'
+    assert (host.find(router).problems, caplog.messages) == ((), [])
+
+
+def test_an_interface_without_ipv6_lacks_nothing(wire, router, host, caplog):
+    disabled = 'net.ipv6.conf.qr-1.disable_ipv6=1'
+    subprocess.run(['ip', 'netns', 'exec', router.namespace, 'sysctl', '-qw', disabled], check=True)
+    host.attachments.attach(router)
+    assert get(wire.guest, METADATA) == f'proxy of {router.uuid}'
+    assert (host.find(router).problems, caplog.messages) == ((), [])
+
+
+def test_a_kernel_without_ipv6_lacks_nothing(wire, place, host):
+    attachments = Attachments(SubprocessRunner(), proxy=host.proxy, families=(4,))
+    attachments.attach(place)
+    assert wire.address(place.namespace, interface_of(place)) is None
+    assert get(wire.guest, METADATA) == f'proxy of {place.uuid}'
+    found = attached(Iptables(SubprocessRunner()), state_path=host.state_path, families=(4,))
+    assert [one.problems for one in found if one.uuid == place.uuid] == [()]
+
+
+def test_a_proxy_that_serves_ipv4_only_is_seen_and_replaced(wire, network, host):
+    """It was started before its network had IPv6, or by an agent that knows none."""
+    Attachments(SubprocessRunner(), proxy=host.proxy, families=(4,)).attach(network)
+    old = host.pid(network)
+    assert host.find(network).problems == ('fe80::a9fe:a9fe is missing on tap0; attach it again',)
+    assert host.attachments.attach(network) is True
+    assert host.pid(network) != old
+    assert curl(wire.guest, URL6) == curl(wire.guest, URL4) == f'proxy of {network.uuid}'
+
+
+def test_a_proxy_of_an_interface_that_was_made_anew_is_replaced(wire, network, host):
+    """It is bound to the number of the old one, whatever the name."""
+    host.attachments.attach(network)
+    ip('-n', network.namespace, 'link', 'delete', 'tap0')
+    wire.plug(network.namespace, 'tap0', '10.1.1.1/24')
+    assert host.attachments.attach(network) is True
+    assert curl(wire.guest, URL6) == f'proxy of {network.uuid}'
+
+
+def test_who_does_not_wait_finds_it_there_a_little_later(wire, router, host):
+    host.attachments.attach(router, wait_for_ipv6=False)
+    give_up_at = time.monotonic() + 15
+    while wire.address(router.namespace, 'qr-1').get('tentative') and time.monotonic() < give_up_at:
+        time.sleep(0.05)
+    assert curl(wire.guest, URL6) == f'proxy of {router.uuid}'
+
+
+def test_the_dhcp_agents_own_address_is_used_and_stays(wire, network, host):
+    ip('-n', network.namespace, 'address', 'add', f'{links.ADDRESS}/64', 'dev', 'tap0')
+    host.attachments.attach(network)
+    assert curl(wire.guest, URL6) == f'proxy of {network.uuid}'
+    host.attachments.detach(network)
+    assert wire.address(network.namespace, 'tap0')['prefixlen'] == 64
