@@ -7,14 +7,14 @@ in ``REQUIRES`` and the order is checked at start, so it may read ``environ[KEY]
 Rule 3: a client cannot forge a fact. A server turns header names into ``HTTP_*`` keys, so a dotted
 lower-case key never comes from the wire.
 
-============================  ==============  =====================================  =====================
+============================  ==============  =====================================  =======================
 key                           written by      read by                                absent means
-============================  ==============  =====================================  =====================
-``metadata_wsgi.namespace``   the worker      ``socket_source``, namespace proxy     came in on the host
+============================  ==============  =====================================  =======================
+``metadata_wsgi.namespace``   the worker      ``socket_source``, namespace proxy     not the keeper's socket
 ``metadata_wsgi.deadline``    ``deadline``    ``instance``, ``upstream``             refused at start
 ``metadata_wsgi.source``      ``source``      ``instance``, ``signature``            refused at start
 ``metadata_wsgi.instance``    ``instance``    ``signature``, ``metadata_app``        refused at start
-============================  ==============  =====================================  =====================
+============================  ==============  =====================================  =======================
 
 ``SIGNED`` is no key: it names, for the check of the order only, that the request now carries the
 headers that Nova authenticates by.

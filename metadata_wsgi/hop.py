@@ -116,7 +116,7 @@ class Hop:
         self._idle.append(connection)
 
 
-class _Stale(Exception):  # noqa: N818 (never leaves this file)
+class _Stale(Exception):
     """A kept connection was closed by the other side before it said anything."""
 
 

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from oslo_config import cfg
 
-from metadata_wsgi import paths, server, sockets, upstream
+from metadata_wsgi import paths, server, sockets, trust, upstream
 from metadata_wsgi.commands import agent
 from metadata_wsgi.directories import quantum, static
 from metadata_wsgi.filters import deadline, instance, signature, source
 from metadata_wsgi.metadata_app import app as metadata_app
 
-DEFAULT = (agent, paths, sockets, server, deadline, source, instance, quantum, signature, upstream)
+DEFAULT = (agent, paths, sockets, server, deadline, source, instance, quantum, trust, signature, upstream)
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
     """(group, options) pairs, in the order of the pipeline."""
     return [
         ('DEFAULT', [opt for module in DEFAULT for opt in module.OPTS]),
+        *((group, quantum.GROUP_OPTS) for group in quantum.GROUPS),
         (static.GROUP, static.OPTS),
         (metadata_app.GROUP, metadata_app.OPTS),
     ]

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from oslo_config import cfg
 
-from metadata_wsgi import answers, config, context, hop, relay, wire
+from metadata_wsgi import answers, config, context, hop, relay, trust, wire
 from metadata_wsgi.errors import ConfigError, ExchangeError, NotSent, RefusedError
 from metadata_wsgi.patience import insist
 from metadata_wsgi.seldom import Seldom
@@ -51,7 +51,6 @@ OPTS = [
     cfg.BoolOpt('nova_metadata_insecure', default=False, help="Accept any certificate of Nova's. For tests."),
     cfg.StrOpt('nova_client_cert', default='', help='Client certificate for Nova, a PEM file.'),
     cfg.StrOpt('nova_client_priv_key', default='', help='Private key of the client certificate, a PEM file.'),
-    cfg.StrOpt('auth_ca_cert', help="CA certificates that Nova's certificate is checked against, a PEM file."),
     cfg.IntOpt(
         'max_request_body', default=1 << 20, min=1020, help='Largest request body in bytes; above it a guest hears 413.'
     ),
@@ -155,7 +154,7 @@ class UpstreamApp:
 
 def app_factory(global_conf: Mapping[str, str]) -> UpstreamApp:
     """For ``use = egg:metadata_wsgi#upstream``."""
-    conf = config.load(global_conf, OPTS)
+    conf = config.load(global_conf, [*OPTS, *trust.OPTS])
     tls = _tls(conf) if conf.nova_metadata_protocol == 'https' else None
     hops = [hop.tcp_hop(*_host_port(text, conf.nova_metadata_port), tls=tls) for text in conf.nova_metadata_host]
     if not hops:

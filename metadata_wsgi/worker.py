@@ -110,7 +110,7 @@ class MetadataWorker(GeventWorker):
             self._servers.pop(listener.key).close()
 
         path, mode = self.keeper
-        following = Following(path, mode, serve=serve, leave=leave)
+        following = Following(path, mode, serve=serve, leave=leave, sleep=gevent.sleep)
         gevent.spawn(following.run)
         return following
 

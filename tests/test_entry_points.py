@@ -10,6 +10,7 @@ import pytest
 from oslo_config import cfg
 
 from metadata_wsgi import opts
+from metadata_wsgi.directories import quantum
 
 SETUP = Path(__file__).parent.parent / 'setup.cfg'
 OURS = list(distribution('metadata_wsgi').entry_points)
@@ -42,7 +43,8 @@ def test_a_filters_factory_takes_no_options_of_the_paste_file(entry):
 
 def test_every_option_has_a_help_and_one_place():
     published = [(group, opt) for group, options in opts.list_opts() for opt in options]
-    assert [opt.name for _, opt in published if not (opt.help or '').endswith('.')] == []
+    ours = [opt for group, opt in published if group not in quantum.GROUPS]  # there they are keystoneauth's
+    assert [opt.name for opt in ours if not (opt.help or '').endswith('.')] == []
     names = [(group, opt.name) for group, opt in published]
     assert sorted(set(names)) == sorted(names)
 

@@ -130,6 +130,9 @@ def document(data: bytes, path: str) -> Value:
         _bound(text, path)
         node = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
+        # Newer libyaml has a limit of its own, which a scanner that reads ahead may meet before ours.
+        if error.problem and 'nesting' in error.problem:
+            raise ConfigError(f'{path}:{_line(error)}: nested more than {MAX_DEPTH} deep') from None
         raise ConfigError(f'{path}:{_line(error)}: not YAML: {error.problem or error.context}') from None
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count('\n') + 1

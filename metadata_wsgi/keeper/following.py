@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable
 
 from metadata_wsgi.keeper import protocol
@@ -21,7 +20,7 @@ class Following:
     """Follows the keeper at ``path``; ``serve`` and ``leave`` are called for what comes and goes.
 
     ``serve`` gets the listener and a socket that is its own to close; ``leave`` the listener. ``run`` is to
-    be called in a thread or greenlet of its own and returns only after ``stop``.
+    be called in a thread or greenlet of its own, with the ``sleep`` of that kind, and returns only after ``stop``.
     """
 
     def __init__(
@@ -31,7 +30,7 @@ class Following:
         *,
         serve: Callable[[Listener, socket.socket], None],
         leave: Callable[[Listener], None],
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None],
     ) -> None:
         self._path = path
         self._mode = mode

@@ -51,8 +51,10 @@ def test_other_orders_that_can_work_are_taken(names):
     [
         (
             'deadline source signature instance',
-            ('signature reads metadata_wsgi.instance, which instance establishes only after it: '
-            'put instance before signature'),
+            (
+                'signature reads metadata_wsgi.instance, which instance establishes only after it: '
+                'put instance before signature'
+            ),
         ),
         (
             'deadline instance source signature',
@@ -60,18 +62,24 @@ def test_other_orders_that_can_work_are_taken(names):
         ),
         (
             'source instance deadline signature',
-            ('instance reads metadata_wsgi.deadline, which deadline establishes only after it: '
-            'put deadline before instance'),
+            (
+                'instance reads metadata_wsgi.deadline, which deadline establishes only after it: '
+                'put deadline before instance'
+            ),
         ),
         (
             'source instance signature',
-            ('instance reads metadata_wsgi.deadline, which no filter before it establishes: '
-            'put one that does (deadline) before it'),
+            (
+                'instance reads metadata_wsgi.deadline, which no filter before it establishes: '
+                'put one that does (deadline) before it'
+            ),
         ),
         (
             'deadline source instance',
-            ('upstream reads the signature, which no filter before it establishes: '
-            'put one that does (signature) before it'),
+            (
+                'upstream reads the signature, which no filter before it establishes: '
+                'put one that does (signature) before it'
+            ),
         ),
     ],
 )

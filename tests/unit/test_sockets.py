@@ -156,9 +156,7 @@ def test_a_further_address_that_cannot_be_had_is_a_warning(caplog):
     assert listener.getsockname()[0] == '127.0.0.1'
     listener.close()
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith(
-        f'Serving 127.0.0.1 only: metadata_port: cannot listen on [{NOWHERE}]:0: '
-    )
+    assert caplog.messages[0].startswith(f'Serving 127.0.0.1 only: metadata_port: cannot listen on [{NOWHERE}]:0: ')
 
 
 def test_the_first_address_must_be_there():

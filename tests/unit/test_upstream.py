@@ -115,8 +115,10 @@ def test_a_403_says_which_secret_to_compare_once(caplog):
     asked = Asked(FakeHop(403))
     assert [asked.ask().status_int for _ in range(3)] == [403] * 3
     assert [record.getMessage() for record in caplog.records] == [
-        ('Nova refuses our signature (403): compare metadata_proxy_shared_secret here with '
-        '[neutron] metadata_proxy_shared_secret in nova.conf; they must be the same')
+        (
+            'Nova refuses our signature (403): compare metadata_proxy_shared_secret here with '
+            '[neutron] metadata_proxy_shared_secret in nova.conf; they must be the same'
+        )
     ]
 
 

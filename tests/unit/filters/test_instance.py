@@ -43,8 +43,10 @@ def test_several_are_a_404_and_a_warning_that_names_the_ports(caplog):
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             'WARNING',
-            ('2 instances fit 10.1.1.2 behind router r1, so none is told: '
-            'ports port1 (instance i1, project p1), port2 (instance i2, project p2)'),
+            (
+                '2 instances fit 10.1.1.2 behind router r1, so none is told: '
+                'ports port1 (instance i1, project p1), port2 (instance i2, project p2)'
+            ),
         )
     ]
 

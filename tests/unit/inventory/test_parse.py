@@ -174,13 +174,19 @@ def test_a_file_that_is_no_inventory(data, complaint):
 
 
 def test_a_small_file_of_nested_aliases_is_refused_before_it_grows():
-    bomb = 'a: &a [x, x]\n' + ''.join(f'{b}: &{b} [*{a}, *{a}]\n' for a, b in zip('abcdefghi', 'bcdefghij', strict=True))
+    bomb = 'a: &a [x, x]\n' + ''.join(
+        f'{b}: &{b} [*{a}, *{a}]\n' for a, b in zip('abcdefghi', 'bcdefghij', strict=True)
+    )
     assert refusal(bomb) == 'f.yaml:2: *a is no text above; only text may have aliases'
 
 
 def test_text_is_as_written_whatever_yaml_would_make_of_it():
     """YAML reads 52:54:00:12:34:56 as a number of base 60, 0123 as octal, yes as true and 1.0 as a fraction."""
-    text = GOOD.replace('id: n2', 'id: 0123').replace('name: web', 'name: yes\n  hostname: 1.0').replace('role: web', 'n: 0x1')
+    text = (
+        GOOD.replace('id: n2', 'id: 0123')
+        .replace('name: web', 'name: yes\n  hostname: 1.0')
+        .replace('role: web', 'n: 0x1')
+    )
     found = parse(text.encode(), 'f.yaml')
     assert '0123' in found.networks
     assert (found.instances['i1'].name, found.instances['i1'].hostname) == ('yes', '1.0')
@@ -240,7 +246,9 @@ def test_the_sample_has_every_key():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(('name', 'reason'), [('gone', 'cannot be read: No such file or directory'), ('.', 'no regular file')])
+@pytest.mark.parametrize(
+    ('name', 'reason'), [('gone', 'cannot be read: No such file or directory'), ('.', 'no regular file')]
+)
 def test_a_file_that_cannot_be_read(tmp_path, name, reason):
     with pytest.raises(ConfigError) as raised:
         read(str(tmp_path / name))
@@ -253,7 +261,20 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
         read(str(tmp_path / 'pipe'))
 
 
-PIECES = [*'[]{}|"\'\n#%\t\x85?', '- ', '  ', 'id', ': ', 'ports', 'networks', 'n1', '&a ', '*a', '!!binary ', '!!bool ']
+PIECES = [
+    *'[]{}|"\'\n#%\t\x85?',
+    '- ',
+    '  ',
+    'id',
+    ': ',
+    'ports',
+    'networks',
+    'n1',
+    '&a ',
+    '*a',
+    '!!binary ',
+    '!!bool ',
+]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map(''.join), st.integers(0, len(GOOD)))
