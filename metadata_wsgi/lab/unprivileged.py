@@ -63,17 +63,32 @@ def _keep(command: Sequence[str], environment: dict[str, str]) -> int:
     ready = f'{_kept_file()}.ready'
     if os.path.exists(ready):
         os.unlink(ready)
-    keeper = subprocess.Popen(command, env=environment, start_new_session=True)
+    # What outlives us may not hold our standard output: whoever reads it would wait for its end.
+    reading, writing = os.pipe()
+    keeper = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL, stdout=writing, stderr=writing
+    )
+    os.close(writing)
+    os.set_blocking(reading, False)
     with open(_kept_file(), 'w') as file:
         file.write(f'{keeper.pid}\n')
-    while not os.path.exists(ready):
+    code = None
+    while code is None and not os.path.exists(ready):
         code = keeper.poll()
-        if code is not None:
-            os.unlink(_kept_file())
-            return code
+        _pass_on(reading)
         time.sleep(0.05)
-    os.unlink(ready)
-    return 0
+    _pass_on(reading)
+    os.close(reading)
+    os.unlink(_kept_file() if code is not None else ready)
+    return code or 0
+
+
+def _pass_on(reading: int) -> None:
+    try:
+        while said := os.read(reading, 65536):
+            os.write(1, said)
+    except BlockingIOError:
+        pass
 
 
 def down() -> bool:
