@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The newcomer's first command, whole: in mount and network namespaces of its own, so no other lab is disturbed."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.netns
+
+PROGRAM = str(Path(sys.prefix, 'bin', 'metadata-wsgi'))
+ROW = re.compile(r'^(red|blue|alone) +\w+ +(?:router|network) \S+ +(\S+) +(\S{36}) +(\S+)$', re.MULTILINE)
+TRACES = (
+    'find /run/netns /run/metadata_wsgi-lab -mindepth 1 2>/dev/null; '
+    'ps -eo args | grep -e quantum- -e gunicorn | grep -v -e grep -e defunct; true'
+)
+
+
+@pytest.fixture
+def machine():
+    """Runs shell commands on a machine of their own: no other /run, network or process is seen there."""
+    if not shutil.which('unshare'):
+        pytest.skip('unshare is not installed')
+    fork = ('unshare', '--mount', '--net', '--pid', '--fork', '--kill-child', '--mount-proc')
+    script = 'mount -t tmpfs none /run && mkdir /run/netns && ip link set lo up && echo ready && exec sleep infinity'
+    first = subprocess.Popen([*fork, 'sh', '-c', script], stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == 'ready\n'
+    inside = Path(f'/proc/{first.pid}/task/{first.pid}/children').read_text().split()[0]
+
+    def run(command, within_s=60):
+        enter = ('nsenter', '--target', inside, '--mount', '--net', '--pid', '--wd=/')
+        return subprocess.run(
+            [*enter, 'sh', '-c', command], capture_output=True, text=True, timeout=within_s, check=False
+        )
+
+    yield run
+    os.kill(int(inside), signal.SIGKILL)
+    first.wait(10)
+    first.stdout.close()
+
+
+def test_three_guests_at_one_address_are_three_instances_and_no_trace_is_left(machine):
+    done = machine(f'{PROGRAM} lab')
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = ROW.findall(done.stdout)
+    assert [row[0] for row in rows] == ['red', 'blue', 'alone']
+    assert {row[1] for row in rows} == {'10.1.1.2'}
+    assert len({row[2] for row in rows}) == 3
+    assert [row[3] for row in rows] == ['vm-red', 'vm-blue', 'vm-alone']
+    assert machine(TRACES).stdout == ''
+
+
+def test_what_is_kept_is_what_an_operator_knows_and_down_removes_it(machine):
+    done = machine(f'{PROGRAM} lab --keep')
+    assert done.returncode == 0, done.stdout + done.stderr
+    router = re.search(r'router (\S{36})', done.stdout)[1]
+    assert f'--router_id={router}' in machine('ps -eo args').stdout
+    assert 'metadata_proxy' in machine('ss -xlp').stdout
+    rules = machine(f'ip netns exec qrouter-{router} iptables-save').stdout
+    assert re.search(r'-A quantum-l3-agent-INPUT -d 127.0.0.1/32 -p tcp -m tcp --dport 9697 .*-j ACCEPT', rules)
+    assert re.search(r'-A quantum-l3-agent-PREROUTING -d 169.254.169.254/32 .*--dport 80 .*--to-ports 9697', rules)
+    shell = re.search(r'A shell in a guest: +(.*) bash', done.stdout)[1]
+    assert machine(f'{shell} curl -s http://169.254.169.254/latest/meta-data/hostname').stdout == 'vm-red'
+    assert machine(f'{PROGRAM} lab down').returncode == 0
+    assert machine(TRACES).stdout == ''
+
+
+def test_after_one_that_was_killed_half_way_the_next_works(machine):
+    """Its processes and namespaces are there still: how many, depends on when it met the signal."""
+    killed = machine(f'timeout -s KILL 1.5 {PROGRAM} lab')
+    assert killed.returncode != 0
+    begun = time.monotonic()
+    while not machine('ls /run/netns').stdout and time.monotonic() - begun < 5:
+        machine(f'timeout -s KILL 3 {PROGRAM} lab')
+    assert machine('ls /run/netns').stdout
+    done = machine(f'{PROGRAM} lab')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(ROW.findall(done.stdout)) == 3
+    assert machine(TRACES).stdout == ''
