@@ -18,7 +18,7 @@ PROGRAM = str(Path(sys.prefix, 'bin', 'metadata-wsgi'))
 ROW = re.compile(r'^(red|blue|alone) +\w+ +(?:router|network) \S+ +(\S+) +(\S{36}) +(\S+)$', re.MULTILINE)
 TRACES = (
     'find /run/netns /run/metadata_wsgi-lab -mindepth 1 2>/dev/null; '
-    'ps -eo args | grep -e quantum- -e gunicorn | grep -v -e grep -e defunct; true'
+    'ps -ww -eo args | grep -e quantum- -e gunicorn | grep -v -e grep -e defunct; true'
 )
 
 
@@ -60,7 +60,7 @@ def test_what_is_kept_is_what_an_operator_knows_and_down_removes_it(machine):
     done = machine(f'{PROGRAM} lab --keep')
     assert done.returncode == 0, done.stdout + done.stderr
     router = re.search(r'router (\S{36})', done.stdout)[1]
-    assert f'--router_id={router}' in machine('ps -eo args').stdout
+    assert f'--router_id={router}' in machine('ps -ww -eo args').stdout
     assert 'metadata_proxy' in machine('ss -xlp').stdout
     rules = machine(f'ip netns exec qrouter-{router} iptables-save').stdout
     assert re.search(r'-A quantum-l3-agent-INPUT -d 127.0.0.1/32 -p tcp -m tcp --dport 9697 .*-j ACCEPT', rules)
