@@ -82,7 +82,11 @@ class Program:
         return self.process.wait(within_s)
 
     def end(self):
-        """SIGKILL to the whole process group, which this one leads."""
+        """SIGTERM and, for what does not heed it in time, SIGKILL to the whole process group, which this one leads."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait(10)

@@ -61,7 +61,7 @@ def test_what_is_kept_is_what_an_operator_knows_and_down_removes_it(machine):
     assert done.returncode == 0, done.stdout + done.stderr
     router = re.search(r'router (\S{36})', done.stdout)[1]
     assert f'--router_id={router}' in machine('ps -ww -eo args').stdout
-    assert 'metadata_proxy' in machine('ss -xlp').stdout
+    assert 'metadata_proxy' in machine('ip netns exec metadata-lab-host ss -xlp').stdout
     rules = machine(f'ip netns exec qrouter-{router} iptables-save').stdout
     assert re.search(r'-A quantum-l3-agent-INPUT -d 127.0.0.1/32 -p tcp -m tcp --dport 9697 .*-j ACCEPT', rules)
     assert re.search(r'-A quantum-l3-agent-PREROUTING -d 169.254.169.254/32 .*--dport 80 .*--to-ports 9697', rules)
