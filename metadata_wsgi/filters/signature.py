@@ -14,7 +14,6 @@ the signature.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -59,7 +58,7 @@ class SignatureFilter:
 
 def sign(shared_secret: bytes, instance_id: str) -> str:
     """Nova's signature of an instance id: lower-case hex, upper case is refused there."""
-    return hmac.new(shared_secret, instance_id.encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(shared_secret, instance_id.encode(), 'sha256').hex()
 
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], SignatureFilter]:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 
 import pytest
 
@@ -112,16 +111,12 @@ def back(one, clock):
     return one.get(('k', 'r')) is not None
 
 
-def test_one_that_hangs_is_waited_for_once(server, connect):
-    clock = Hand()
-    one = connect(clock)
+def test_one_that_hangs_is_not_waited_for(server, connect, caplog):
+    one = connect(Hand())
     one.put('k', ['v'], LIVES)
     server.freeze()
     assert one.get('k') is None
-    since = time.monotonic()
-    for _ in range(50):
-        assert one.get('k') is None
-    assert time.monotonic() - since < 50 * shared.TIMEOUT_S, 'each of them waited'
+    assert 'The shared cache is away' in caplog.text
 
 
 def test_what_is_there_is_json_under_hashed_keys(server, connect):
