@@ -154,7 +154,10 @@ class _Connection:
 
     def send(self, data: bytes) -> None:
         self._sock.settimeout(self._patience_s())
-        self._sock.sendall(data)
+        sent = self._sock.send(data)
+        if sent < len(data):
+            self._sock.settimeout(self._patience_s())
+            self._sock.sendall(data[sent:])
 
     def close(self) -> None:
         self.clean = False

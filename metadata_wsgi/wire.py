@@ -7,6 +7,7 @@ compared so: field names have no case (RFC 9110, 5.1).
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 FORWARDED_FOR: Final = 'x-forwarded-for'
@@ -94,6 +95,7 @@ UPSTREAM_ALLOWED: Final = frozenset(
 )
 
 
+@functools.lru_cache(maxsize=256)
 def is_reserved(name: str) -> bool:
     """Whether ``name`` (any case, ``-`` or ``_``) is one that a guest may not say."""
     name = name.lower().replace('_', '-')

@@ -17,6 +17,7 @@ What it changes in gunicorn's gevent worker, and why:
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import socket
 import time
@@ -68,6 +69,7 @@ class MetadataWorker(GeventWorker):
         self._idle: set[Any] = set()
         self._held: Counter[str] = Counter()
         self._errors = WSGIErrorsWrapper(self.cfg)
+        self._settings = Still(self.cfg)
         self._pool = Pool(self.worker_connections)
         self._servers: dict[str, StreamServer] = {}
         super().init_process()
@@ -92,8 +94,10 @@ class MetadataWorker(GeventWorker):
         self._pool.kill(timeout=1)
 
     def _listen(self, key: str, listening: Any, namespace: context.Namespace | None) -> None:
+        name = listening.getsockname()
+
         def accepted(client: Any, addr: Any) -> None:
-            self.serve(listening.getsockname(), client, addr, namespace)
+            self.serve(name, client, addr, namespace)
 
         listening.setblocking(False)
         self._servers[key] = StreamServer(listening, handle=accepted, spawn=self._pool)
@@ -146,7 +150,9 @@ class MetadataWorker(GeventWorker):
 
     def _requests(self, server: Any, client: Any, addr: Any, namespace: context.Namespace | None) -> None:
         client.settimeout(STALL_S)
-        parser = http.get_parser(self.cfg, client, addr)
+        # Where no peer may say anything about others, the parser need not ask which may.
+        may_say = self._settings.secure_scheme_headers or self._settings.forwarder_headers
+        parser = http.get_parser(self._settings, client, addr if may_say else '')
         wait_s = HEAD_S
         while True:
             try:
@@ -191,7 +197,7 @@ class MetadataWorker(GeventWorker):
 
     def _answer(self, request: Any, client: Any, environ: WSGIEnvironment) -> bool:
         """Call the application; whether the connection may serve another request."""
-        reply = Reply(request, client, self.cfg)
+        reply = Reply(request, client, self._settings)
         if not self.alive:
             reply.force_close()
         try:
@@ -252,6 +258,19 @@ class MetadataWorker(GeventWorker):
         return environ
 
 
+class Still:
+    """gunicorn's settings as plain attributes, for what is read several times a request: a worker's do not change."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.__dict__.update(
+            {name: setting.get() for name, setting in cfg.settings.items() if not hasattr(type(cfg), name)}
+        )
+        self._cfg = cfg
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cfg, name)
+
+
 class Reply(Response):
     """An answer on the wire."""
 
@@ -265,7 +284,7 @@ class Reply(Response):
         said = {name.lower() for name, _ in self.headers}
         lines = [f'HTTP/{self.req.version[0]}.{self.req.version[1]} {self.status}\r\n']
         if 'date' not in said:
-            lines.append(f'Date: {http_date()}\r\n')
+            lines.append(f'Date: {_date(int(time.time()))}\r\n')
         lines.append('Connection: close\r\n' if self.should_close() else 'Connection: keep-alive\r\n')
         if self.chunked:
             lines.append('Transfer-Encoding: chunked\r\n')
@@ -284,7 +303,7 @@ class Reply(Response):
         if self.chunked:
             data = b'%X\r\n%b\r\n' % (len(data), data)
         pending, self._pending = self._pending, b''
-        self.sock.sendall(pending + data)
+        _send(self.sock, pending + data)
 
     def close(self) -> None:
         """The answer is complete."""
@@ -295,8 +314,20 @@ class Reply(Response):
         if self.chunked:
             self._pending += b'0\r\n\r\n'
         if self._pending:
-            self.sock.sendall(self._pending)
+            _send(self.sock, self._pending)
             self._pending = b''
+
+
+@functools.lru_cache(maxsize=1)
+def _date(second: int) -> str:
+    return http_date(second)
+
+
+def _send(client: Any, data: bytes) -> None:
+    """As sendall, which asks the kernel for the size of its buffer first; nearly every answer fits into it."""
+    sent = client.send(data)
+    if sent < len(data):
+        client.sendall(data[sent:])
 
 
 def _refuse(client: Any, error: Exception) -> None:

@@ -7,17 +7,19 @@ import hashlib
 import hmac
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from metadata_wsgi import relay
 from metadata_wsgi.context import Deadline, Instance, Source
+from metadata_wsgi.memory.own import Lives
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from metadata_wsgi import directories, upstream
+    from metadata_wsgi.memory import own
     from metadata_wsgi.namespace_proxy import app as namespace_proxy
 
 
@@ -49,6 +51,24 @@ class FakeDirectory:
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+
+class FakeBehind:
+    """A memory behind another: entries are (value, age in seconds, lives)."""
+
+    def __init__(self, **entries: tuple[Any, float, Lives]) -> None:
+        self.entries: dict[Hashable, tuple[Any, float, Lives]] = dict(entries)
+        self.asked: list[Hashable] = []
+
+    def get(self, key: Hashable) -> tuple[Any, float, Lives] | None:
+        self.asked.append(key)
+        return self.entries.get(key)
+
+    def put(self, key: Hashable, value: Any, lives: Lives) -> None:
+        self.entries[key] = (value, 0.0, lives)
+
+    def forget(self, key: Hashable) -> None:
+        self.entries.pop(key, None)
 
 
 class FakeHop:
@@ -123,5 +143,6 @@ if TYPE_CHECKING:  # held by mypy; tests/test_fakes.py holds the signatures at r
     _clock: Callable[[], float] = FakeClock()
     _sleep: Callable[[float], None] = FakeClock().sleep
     _directory: directories.Directory = FakeDirectory()
+    _behind: own.Behind = FakeBehind()
     _hops: tuple[upstream.Hop, namespace_proxy.Hop] = (FakeHop(), FakeHop())
     _nova: WSGIApplication = FakeNova(b'', {})

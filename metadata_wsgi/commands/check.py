@@ -13,7 +13,7 @@ import os
 import stat
 from typing import Any
 
-from metadata_wsgi import config, context, opts, order, pipeline
+from metadata_wsgi import config, context, directories, opts, order, pipeline
 from metadata_wsgi.commands import agent
 from metadata_wsgi.errors import ConfigError, DirectoryError
 
@@ -81,7 +81,7 @@ def show_pipeline(args: argparse.Namespace) -> int:
 
 def _probe(link: Any) -> str:
     """Ask the directory of an ``instance`` filter whether it can see anything; the complaint, or ''."""
-    probe = getattr(getattr(link, 'directory', None), 'probe', None)
+    probe = getattr(directories.innermost(getattr(link, 'directory', None)), 'probe', None)
     if probe is None:
         return ''
     try:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from metadata_wsgi import config, context, order, relay, wire
+from metadata_wsgi import config, context, directories, order, relay, wire
 from metadata_wsgi.commands import check
 from metadata_wsgi.filters import source
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     links = order.chain(app)
     walk = _Walk(sys.stdout.write)
     for link in links:
-        directory = getattr(link, 'directory', None)
+        directory = directories.innermost(getattr(link, 'directory', None))
         if directory is not None and hasattr(directory, 'on_query'):
             directory.on_query = walk.query
     for outer, inner in itertools.pairwise(links):

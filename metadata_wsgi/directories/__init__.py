@@ -10,9 +10,9 @@ published as an entry point of the group ``metadata_wsgi.directories``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from metadata_wsgi.context import Deadline, Instance, Source
 from metadata_wsgi.errors import ConfigError
@@ -31,6 +31,17 @@ class Directory(Protocol):
         """
 
 
+class Remember(Protocol):
+    """Remembers steps of a lookup. A directory that has such steps has an attribute ``remember``, None until the
+    filter ``cache`` sets it."""
+
+    def __call__(self, key: Hashable, ask: Callable[[Deadline], Any], deadline: Deadline) -> Any:
+        """What is remembered of ``key``, else what ``ask`` says, once for all who want to know it now."""
+
+    def anew(self, key: Hashable, ask: Callable[[Deadline], Any], deadline: Deadline) -> Any:
+        """What ``ask`` says now, which is then remembered."""
+
+
 Factory = Callable[[Mapping[str, str]], Directory]
 
 
@@ -43,3 +54,10 @@ def load(name: str, global_conf: Mapping[str, str]) -> Directory:
         known = ', '.join(sorted(published.names))
         raise ConfigError(f'directory = {name}: there is none; choose one of {known}') from None
     return factory(global_conf)
+
+
+def innermost(directory: Any) -> Any:
+    """The directory that really asks, behind those that remember (their attribute ``inner``)."""
+    while hasattr(directory, 'inner'):
+        directory = directory.inner
+    return directory

@@ -2,7 +2,8 @@
 """The directory itself: finds instances, and notices when it can see none.
 
 A role with too few rights is answered 200 with an empty list, as a router without guests is. So an empty
-result is believed only while it is known, for ``SIGHT_S``, that ports of other projects can be seen.
+result is believed only while it is known, for ``SIGHT_S``, that ports of other projects can be seen. And only
+with networks of the router that were asked for just now: a network may have been added since.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from metadata_wsgi.context import Deadline, Instance, Source
+from metadata_wsgi.directories import Remember
 from metadata_wsgi.directories.quantum import lookups
 from metadata_wsgi.directories.quantum.access import Grant
 from metadata_wsgi.directories.quantum.api import OnQuery
@@ -70,10 +72,15 @@ class Sight:
 
 
 class QuantumDirectory:
-    """Finds instances through ``api``. ``on_query`` may be set: it is told of each query, for explanations."""
+    """Finds instances through ``api``.
+
+    ``on_query`` may be set: it is told of each query, for explanations. ``remember`` too: it remembers the
+    networks of routers.
+    """
 
     def __init__(self, api: Api, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.on_query: OnQuery = _log
+        self.remember: Remember | None = None
         self._api = api
         self._clock = clock
         self._sees_until_s = 0.0
@@ -84,13 +91,11 @@ class QuantumDirectory:
         Raises DirectoryUnavailable when Quantum or Keystone is away, DirectoryError when it refuses us or
         shows us nothing.
         """
-        networks = self._networks(source, deadline)
-        ports = [
-            port
-            for query in lookups.at(source.address, networks)
-            for port in self._api.ports(query, deadline, self.on_query)
-        ]
-        found = lookups.instances_at(source.address, frozenset(networks), ports)
+        networks, remembered = self._networks(source, deadline)
+        found = self._at(source, networks, deadline)
+        if not found and remembered and self.remember is not None:
+            networks = self.remember.anew(source.router_id, lambda until: self._ask_networks(source, until), deadline)
+            found = self._at(source, networks, deadline)
         if not found and self._clock() >= self._sees_until_s:
             self.probe(deadline)
         return found
@@ -120,11 +125,32 @@ class QuantumDirectory:
         """Close the kept connections."""
         self._api.close()
 
-    def _networks(self, source: Source, deadline: Deadline) -> list[str]:
+    def _networks(self, source: Source, deadline: Deadline) -> tuple[list[str], bool]:
+        """The networks on which the source may be, and whether they are remembered ones."""
+        asked = []
+
+        def ask(until: Deadline) -> list[str]:
+            asked.append(source)
+            return self._ask_networks(source, until)
+
         if source.network_id:
-            return [source.network_id]
+            return [source.network_id], False
+        if self.remember is None:
+            return ask(deadline), False
+        networks: list[str] = self.remember(source.router_id, ask, deadline)
+        return networks, not asked
+
+    def _ask_networks(self, source: Source, deadline: Deadline) -> list[str]:
         query = lookups.networks_of(source.router_id or '')
         return lookups.network_ids(self._api.ports(query, deadline, self.on_query))
+
+    def _at(self, source: Source, networks: list[str], deadline: Deadline) -> tuple[Instance, ...]:
+        ports = [
+            port
+            for query in lookups.at(source.address, networks)
+            for port in self._api.ports(query, deadline, self.on_query)
+        ]
+        return lookups.instances_at(source.address, frozenset(networks), ports)
 
 
 def _log(query: str, seconds: float, count: int) -> None:

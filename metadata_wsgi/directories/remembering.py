@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A directory that remembers what another one said: short, once for many, and for longer while that one is away.
+
+How long an answer is told to guests, by its age:
+
+- One instance: at most ``fresh_s``. A tenth of it and more is left off at random, so that the guests that
+  booted together do not ask together again.
+- None or several: at most ``none_s``, because the guest that asks too early shall not wait.
+- While the other directory is away: one instance up to ``stale_s``; none and several never.
+
+The networks of a router, which a directory may ask for in a step of its own (``remember``), are part of ``fresh_s``:
+a fifth of it is theirs, the rest the instance's, so that the two together never exceed it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from metadata_wsgi.context import Deadline, Instance, Source
+from metadata_wsgi.directories import Directory
+from metadata_wsgi.memory.own import Lives, Memory
+from metadata_wsgi.memory.recall import Recall, lived
+
+STEP = 0.2
+"""The part of ``fresh_s`` that is the router's networks'."""
+SETTLED_S = 1.0
+"""An answer that is younger is not asked for again."""
+
+
+class RememberingDirectory:
+    """Asks ``inner`` where ``memory`` has no answer. ``steps`` is the memory for a router's networks."""
+
+    def __init__(
+        self, inner: Directory, memory: Memory, steps: Memory, *, fresh_s: float, none_s: float, stale_s: float
+    ) -> None:
+        self.inner = inner
+        self._memory = memory
+
+        def lives(found: Sequence[Instance]) -> Lives:
+            if len(found) != 1:
+                return Lives(lived(none_s), 0.0)
+            return Lives(lived(fresh_s * (1 - STEP)), stale_s)
+
+        self._recall = Recall(memory, lives=lives)
+        if hasattr(inner, 'remember'):
+            networks = Recall(steps, lives=lambda found: Lives(fresh_s * STEP, 0.0))
+            inner.remember = networks
+
+    def find(self, source: Source, deadline: Deadline) -> Sequence[Instance]:
+        """The instances that fit ``source``, as ``inner`` says or said a while ago. Raises what it raises."""
+        found: Sequence[Instance] = self._recall(_key(source), self._ask(source), deadline)
+        return found
+
+    def known(self, source: Source) -> Instance | None:
+        """The instance, if one is remembered and fresh. Asks nobody."""
+        kept = self._memory.fresh(_key(source))
+        return kept.value[0] if kept is not None and len(kept.value) == 1 else None
+
+    def moved(self, source: Source, deadline: Deadline) -> bool:
+        """Whether another answer than the remembered one is true, which is then the remembered one.
+
+        False where none is remembered, or one that is younger than ``SETTLED_S``; also while ``inner`` is away,
+        for then nobody knows. Raises DirectoryError when asking is of no use.
+        """
+        key = _key(source)
+        kept = self._memory.usable(key) or self._memory.fresh(key)
+        if kept is None or self._memory.clock() - kept.since_s < SETTLED_S or self._recall.is_away():
+            return False
+        return bool(self._recall.anew(key, self._ask(source), deadline) != kept.value)
+
+    def forget(self, source: Source) -> None:
+        """Ask ``inner`` the next time."""
+        self._memory.forget(_key(source))
+
+    def _ask(self, source: Source) -> Callable[[Deadline], Sequence[Instance]]:
+        return lambda deadline: tuple(self.inner.find(source, deadline))
+
+
+def pack(found: Sequence[Instance]) -> Any:
+    """What JSON can carry of an answer."""
+    return [[one.instance_id, one.project_id, one.port_id] for one in found]
+
+
+def unpack(packed: Any) -> tuple[Instance, ...]:
+    """The answer again. TypeError or ValueError for what is none."""
+    if not all(isinstance(text, str) for one in packed for text in one):
+        raise TypeError('an id that is no text')
+    return tuple(Instance(instance_id, project_id, port_id) for instance_id, project_id, port_id in packed)
+
+
+def _key(source: Source) -> tuple[str, str, str]:
+    return source.address, source.router_id or '', source.network_id or ''

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real memcached or Redis behind the caches: shared by workers, and no fault when it is away."""
+
+import contextlib
+import http.client
+import shutil
+import signal
+import socket
+import subprocess
+
+import pytest
+
+from metadata_wsgi.memory import shared
+from metadata_wsgi.memory.own import Lives
+from tests.e2e.conftest import UnixConnection, eventually, free_port, request
+from tests.pipeline.test_caches import with_filters
+
+# dogpile.cache calls what redis would like to be called otherwise.
+pytestmark = pytest.mark.filterwarnings('ignore:Call to deprecated setex:DeprecationWarning')
+
+LIVES = Lives(60.0, 60.0)
+A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
+
+
+class Server:
+    """memcached or Redis on a loopback port; may be stopped and started again."""
+
+    def __init__(self, kind):
+        self.kind, self.port, self.process = kind, free_port(), None
+        self.url = f'memcached://127.0.0.1:{self.port}' if kind == 'memcached' else f'redis://127.0.0.1:{self.port}/0'
+
+    def start(self):
+        memcached = ['memcached', '-u', 'nobody', '-l', '127.0.0.1', '-p', str(self.port), '-t', '1', '-m', '8']
+        redis = ['redis-server', '--bind', '127.0.0.1', '--port', str(self.port), '--save', '', '--appendonly', 'no']
+        self.process = subprocess.Popen(
+            memcached if self.kind == 'memcached' else redis, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        eventually(self.listens, f'{self.kind} listens')
+
+    def listens(self):
+        with socket.socket() as probe:
+            return probe.connect_ex(('127.0.0.1', self.port)) == 0
+
+    def stop(self):
+        self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        self.process.wait(20)
+
+    def freeze(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+
+@pytest.fixture(params=[('memcached', 'memcached'), ('redis', 'redis-server')], ids=lambda param: param[0])
+def server(request):
+    kind, program = request.param
+    if shutil.which(program) is None:
+        pytest.skip(f'{program} is not installed')
+    made = Server(kind)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def connect(server):
+    """Connects to the server with a clock; closes the connections afterwards."""
+    regions = []
+
+    def to(clock):
+        regions.append(shared.connect(server.url, longest_s=60))
+        return shared.Shared(regions[-1], 'lookup', pack=list, unpack=tuple, clock=clock)
+
+    yield to
+    for region in regions:
+        backend = region.backend
+        (backend.client if server.kind == 'memcached' else backend.writer_client).close()
+
+
+class Hand:
+    """A clock that is set by hand: nobody sleeps until a pause is over."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def test_it_goes_away_and_comes_back(server, connect, caplog):
+    clock = Hand()
+    one, other = connect(clock), connect(clock)
+    one.put(('k', 'r'), ['v'], LIVES)
+    assert other.get(('k', 'r'))[0] == ('v',)
+    one.forget(('k', 'r'))
+    assert other.get(('k', 'r')) is None
+
+    server.stop()
+    one.put(('k', 'r'), ['v'], LIVES)
+    assert one.get(('k', 'r')) is None
+    assert 'The shared cache is away' in caplog.text
+
+    server.start()
+    # pymemcache's own pause is measured in real seconds.
+    eventually(lambda: back(one, clock), 'it is used again')
+    assert connect(clock).get(('k', 'r'))[0] == ('back',)
+
+
+def back(one, clock):
+    clock.now_s += shared.AWAY_S
+    one.put(('k', 'r'), ['back'], LIVES)
+    return one.get(('k', 'r')) is not None
+
+
+def test_one_that_hangs_is_not_waited_for(server, connect, caplog):
+    one = connect(Hand())
+    one.put('k', ['v'], LIVES)
+    server.freeze()
+    assert one.get('k') is None
+    assert 'The shared cache is away' in caplog.text
+
+
+def test_what_is_there_is_json_under_hashed_keys(server, connect):
+    if server.kind != 'memcached':
+        pytest.skip('looked at in memcached')
+    connect(Hand()).put(('10.1.1.2', 'router-a'), ['v'], LIVES)
+    with contextlib.closing(socket.create_connection(('127.0.0.1', server.port), 10)) as peer:
+        peer.sendall(b'lru_crawler metadump all\r\n')
+        dump = b''
+        while b'END' not in dump:
+            dump += peer.recv(65536)
+        key = dump.split(b'key=')[1].split(b' ')[0].replace(b'%3A', b':')
+        assert b'10.1.1.2' not in dump
+        peer.sendall(b'get ' + key + b'\r\n')
+        assert b'|{"value":["v"],' in peer.recv(65536)
+
+
+def test_the_agent_serves_with_it_without_it_and_with_it_again(server, cloud, agent, tmp_path):
+    """One worker's lookups and answers are the next worker's."""
+    paste = with_filters(tmp_path, 'cache', 'cache_answers')
+    cloud.configure(
+        api_paste_config=paste, cache_url=server.url, answer_cache_shared=True, answer_cache_seconds=600,
+        lookup_cache_seconds=600,
+    )  # fmt: skip
+    program = agent()
+
+    def ask(path):
+        status, _, body = request(UnixConnection(cloud.socket), 'GET', path, headers=A)
+        return status, body.partition(b'"uuid": ')[2][:12]
+
+    good = (200, b'"instance-a"')
+    assert ask('/one') == good
+    reload(program)
+    assert ask('/one') == good
+    assert [seen['PATH_INFO'] for seen in cloud.nova.seen] == ['/one']
+
+    server.stop()
+    assert [ask(f'/two/{number}') for number in range(20)] == [good] * 20
+    server.start()
+    assert ask('/three') == good
+    assert program.process.poll() is None
+    assert 'Traceback' not in program.text()
+
+
+def reload(program):
+    """Another worker in the place of the only one."""
+    before = program.workers()
+    program.kill(signal.SIGHUP)
+    eventually(lambda: program.workers() and not set(before) & set(program.workers()), 'the worker was replaced')
+
+
+def test_two_connections_at_once_use_it(server, cloud, agent, tmp_path):
+    """gevent's greenlets, each connection one, share the client."""
+    cloud.configure(
+        api_paste_config=with_filters(tmp_path, 'cache', 'cache_answers'), cache_url=server.url,
+        answer_cache_shared=True,
+    )  # fmt: skip
+    program = agent()
+    connections = [UnixConnection(cloud.socket) for _ in range(20)]
+    for number, connection in enumerate(connections):
+        connection.request('GET', f'/{number}', headers=A)
+    statuses = []
+    for connection in connections:
+        response: http.client.HTTPResponse = connection.getresponse()
+        statuses.append(response.status)
+        response.read()
+        connection.close()
+    assert statuses == [200] * 20
+    assert 'shared cache is away' not in program.text()

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shipped paste file with the caches named in its pipelines, as doc/caches.md says."""
+
+import pytest
+import webtest
+
+from metadata_wsgi import order, pipeline
+from metadata_wsgi.errors import ConfigError
+from tests.cloud import SHIPPED, Cloud
+
+A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
+B = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-b'}
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    with Cloud(tmp_path) as made:
+        yield made
+
+
+def with_filters(directory, before_instance='', after_instance=''):
+    """The shipped paste file with these filters named around ``instance``, in every pipeline."""
+    named = f' {before_instance} instance {after_instance} '.replace('  ', ' ')
+    path = directory / 'api-paste.ini'
+    path.write_text(
+        '\n'.join(
+            line.replace(' instance ', named) if line.startswith('pipeline =') else line
+            for line in SHIPPED.read_text().splitlines()
+        )
+    )
+    return path
+
+
+@pytest.fixture
+def load(cloud, tmp_path):
+    """Loads a pipeline with filters around ``instance`` and options of its own."""
+
+    def make(before_instance='cache', after_instance='cache_answers', name='agent', **options):
+        cloud.configure(**options)
+        path = with_filters(tmp_path, before_instance, after_instance)
+        return pipeline.load(str(path), name, {'config_file': str(cloud.conf_file)})
+
+    return make
+
+
+@pytest.mark.parametrize('name', ['agent', 'one_hop', 'standalone'])
+def test_the_order_is_accepted_in_every_pipeline(load, name):
+    names = [order.name(link) for link in order.chain(load(name=name))]
+    assert names[names.index('cache') :][:3] == ['cache', 'instance', 'cache_answers']
+
+
+def test_the_cache_behind_instance_is_refused(load):
+    with pytest.raises(ConfigError, match='put cache before instance'):
+        load(before_instance='', after_instance='cache')
+
+
+def test_remembered_answers_before_instance_are_refused(load):
+    with pytest.raises(ConfigError, match='put instance before cache_answers'):
+        load(before_instance='cache_answers', after_instance='')
+
+
+def test_two_guests_at_one_address_get_their_own_each_time(load, cloud):
+    app = webtest.TestApp(load())
+    for _ in range(3):
+        for headers, instance in ((A, 'instance-a'), (B, 'instance-b')):
+            assert app.get('/openstack/latest/meta_data.json', headers=headers).json['uuid'] == instance
+    assert len(cloud.nova.seen) == 2
+
+
+def test_without_cache_answers_every_request_reaches_nova(load, cloud):
+    app = webtest.TestApp(load(after_instance=''))
+    for _ in range(3):
+        app.get('/x', headers=A)
+    assert len(cloud.nova.seen) == 3
+
+
+def test_a_password_is_asked_for_each_time(load, cloud):
+    app = webtest.TestApp(load())
+    for _ in range(2):
+        app.get('/openstack/latest/password', headers=A)
+    assert len(cloud.nova.seen) == 2
+
+
+def test_an_unknown_address_is_a_404_each_time(load, cloud):
+    app = webtest.TestApp(load())
+    for _ in range(2):
+        app.get('/', headers={**A, 'X-Forwarded-For': '10.1.1.77'}, status=404)
+    assert cloud.nova.seen == []
+
+
+def test_a_failing_nova_is_not_remembered(load, cloud):
+    app = webtest.TestApp(load(answer_within=0.4))
+    cloud.nova.statuses = [404]
+    app.get('/x', headers=A, status=404)
+    assert app.get('/x', headers=A).json['uuid'] == 'instance-a'
+
+
+def test_a_cache_url_that_is_none_stops_the_start(load):
+    with pytest.raises(ConfigError, match='cache_url has the scheme nowhere'):
+        load(cache_url='nowhere://host')
+
+
+def test_the_url_that_older_agents_had_is_taken(load):
+    load(cache_url='memory://?default_ttl=5')
