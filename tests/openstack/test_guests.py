@@ -78,6 +78,7 @@ def test_a_router_that_quantum_does_not_know_is_a_404_and_asks_for_no_address(ho
     assert done.returncode == 1
     assert 'answer        404' in done.stdout
     asked = services.requests_from('metadata_wsgi', 'neutron')[before:]
+    assert asked
     assert not any('ip_address' in line for line in asked)
 
 
