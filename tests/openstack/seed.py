@@ -271,4 +271,3 @@ def _guest(name: str, project: str, network: str, subnet: str, router: str) -> G
 
 def _addresses(guest: Guest) -> list[tuple[str, str]]:
     return [(V4, ADDRESS), *([(V6, ADDRESS_V6)] if guest.name == 'dual' else [])]
-

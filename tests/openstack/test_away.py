@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Services go away and come back, tokens end: guests are answered late rather than wrong, and nobody restarts the agent."""
+"""Services go away and come back, tokens end: guests are answered late rather than wrong, and no agent is restarted."""
 
 import subprocess
 import time
@@ -16,10 +16,21 @@ META_DATA = '/openstack/latest/meta_data.json'
 
 @pytest.fixture
 def away(services):
-    """Stops a service; all of them run again afterwards, as they were configured."""
+    """Stops a service; all of them run again afterwards."""
     yield services.stop
-    services.configure()
     services.start()
+
+
+@pytest.fixture
+def short_tokens(services):
+    """Lets Keystone give tokens that last 12 s."""
+    services.stop('keystone')
+    services.configure(token_lasts_s=12)
+    services.start('keystone')
+    yield
+    services.stop('keystone')
+    services.configure()
+    services.start('keystone')
 
 
 def wait_for(true, what, patience_s=60.0):
@@ -41,7 +52,21 @@ def unread(port):
 
 
 def is_late(answer):
-    return (answer.status, answer.headers['retry-after']) == (503, '1')
+    return (answer.status, answer.headers.get('retry-after')) == (503, '1')
+
+
+def recovers(host):
+    """Wait until both guests are answered; until then they are told to come again, nothing else.
+
+    What was just started may need longer for its first answer than a guest waits.
+    """
+
+    def served():
+        answers = [host.curl(name, META_DATA) for name in ('a', 'b')]
+        assert all(answer.status == 200 or is_late(answer) for answer in answers), answers
+        return [answer.status for answer in answers] == [200, 200]
+
+    wait_for(served, 'an answer')
 
 
 @pytest.mark.parametrize('name', ['keystone', 'neutron', 'nova'])
@@ -51,19 +76,18 @@ def test_a_service_that_is_away_is_a_503_and_no_restart_is_needed_when_it_is_bac
     assert is_late(host.curl('a', META_DATA))
     assert is_late(host.curl('b', META_DATA))
     services.start(name)
-    assert host.curl('a', META_DATA).status == 200
-    assert host.curl('b', META_DATA).status == 200
+    recovers(host)
 
 
 @pytest.mark.parametrize('name', ['neutron', 'nova'])
 def test_a_service_that_goes_away_is_a_503_until_it_is_back(host, services, away, name):
     """The agent has its token and kept connections, which are of no use any more."""
     host.serve(host.grizzly(answer_within=2))
-    assert host.curl('a', META_DATA).status == 200
+    recovers(host)
     away(name)
     assert is_late(host.curl('a', META_DATA))
     services.start(name)
-    assert host.curl('a', META_DATA).status == 200
+    recovers(host)
 
 
 @pytest.mark.parametrize('name', ['keystone', 'neutron', 'nova'])
@@ -111,10 +135,8 @@ def new_token_works(services):
         user.close()
 
 
-def test_tokens_that_end_are_renewed_before_and_no_guest_notices(host, services, away):
-    away('keystone')
-    services.configure(token_lasts_s=12)
-    services.start('keystone')
+@pytest.mark.usefixtures('short_tokens')
+def test_tokens_that_end_are_renewed_before_and_no_guest_notices(host, services):
     host.serve(host.grizzly())
     given = tokens_given(services)
     while tokens_given(services) < given + 3:
