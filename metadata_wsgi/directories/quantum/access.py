@@ -99,12 +99,19 @@ class Access:
             self._renewing.release()
 
     def distrust(self, grant: Grant, why: str) -> None:
-        """Let go of ``grant`` and answer everybody with ``why`` for a while, before a new one is fetched."""
-        with self._renewing:
+        """Let go of ``grant`` and answer everybody with ``why`` for a while, before a new one is fetched.
+
+        Does nothing while another one is being fetched, which may take longer than who calls has time for.
+        """
+        if not self._renewing.acquire(blocking=False):
+            return
+        try:
             if self._grant is grant:
                 self._grant = None
                 self._session.invalidate()
                 self._distrusted = (why, self._clock() + REMEMBERED_S)
+        finally:
+            self._renewing.release()
 
     def _renew(self, deadline: Deadline, refused: Grant | None) -> Grant:
         held, now_s = self._grant, self._clock()
@@ -134,6 +141,11 @@ class Access:
             with within(deadline):
                 headers = self._session.get_auth_headers()
                 endpoint = self._endpoint or self._session.get_endpoint(skip_discovery=True, **self._where)
+            if headers is None:
+                raise DirectoryError('there are no credentials for Quantum in the configuration')
+            if not endpoint:
+                raise DirectoryError(f"Keystone's catalogue has no endpoint of {self._sought()}")
+            return self._granted(endpoint, headers)
         except AWAY as error:
             raise DirectoryUnavailable(f'Keystone gives no token now: {_text(error)}') from error
         except exceptions.Unauthorized as error:
@@ -144,10 +156,12 @@ class Access:
             raise DirectoryError(f'Keystone knows no such Quantum: {_text(error)}') from error
         except exceptions.ClientException as error:
             raise DirectoryError(f'Keystone gives no token: {_text(error)}') from error
-        if not endpoint or headers is None:
-            missing = 'endpoint' if headers else 'credentials'
-            raise DirectoryError(f'there is no {missing} for Quantum in the configuration')
-        return self._granted(endpoint, headers)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            # keystoneauth takes an answer apart without looking: something else than Keystone spoke.
+            raise DirectoryUnavailable(f'Keystone answered with something that is no token ({error!r:.100})') from error
+
+    def _sought(self) -> str:
+        return ', '.join(f'{name} {value}' for name, value in self._where.items() if value)
 
     def _granted(self, endpoint: str, headers: Mapping[str, str]) -> Grant:
         token = getattr(self._session.auth, 'auth_ref', None)

@@ -105,7 +105,7 @@ def _versioned(endpoint: str) -> str:
 def _checked(response: Any, grant: Grant) -> dict[str, Any]:
     try:
         body = response.json()
-        if all('network_id' in port or 'id' in port for port in body['ports']):
+        if all(isinstance(port, dict) and ('network_id' in port or 'id' in port) for port in body['ports']):
             return body
     except (ValueError, KeyError, TypeError):
         pass

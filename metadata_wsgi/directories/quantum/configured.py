@@ -68,7 +68,7 @@ def read(global_conf: Mapping[str, str]) -> Connection:
     conf = config.load(global_conf, [*OPTS, *trust.OPTS])
     for group in GROUPS:
         grouped = config.load(global_conf, GROUP_OPTS, group)
-        if grouped[group].auth_type:
+        if grouped[group].auth_type or grouped[group].auth_section:
             return _by_plugin(grouped, group, conf.quantum_connections, conf.auth_ca_cert)
     return _as_in_grizzly(conf, config.files(global_conf))
 
@@ -87,7 +87,12 @@ def connect(connection: Connection) -> PortsApi:
 
 
 def _by_plugin(conf: cfg.ConfigOpts, group: str, connections: int, ca_cert: str | None) -> Connection:
-    where = f'[{group}] auth_type = {conf[group].auth_type}'
+    # The plugin's options may be in a section of their own.
+    loading.register_auth_conf_options(conf, group)
+    section = conf[group].auth_section or group
+    if not conf[section].auth_type:
+        raise ConfigError(f'[{group}] auth_section = {section}: there is no auth_type in [{section}]')
+    where = f'[{section}] auth_type = {conf[section].auth_type}'
     try:
         plugin = loading.load_auth_from_conf_options(conf, group)
     except exceptions.NoMatchingPlugin:
@@ -103,7 +108,7 @@ def _by_plugin(conf: cfg.ConfigOpts, group: str, connections: int, ca_cert: str 
     selected = {
         'service_type': ours.service_type or 'network',
         'service_name': ours.service_name,
-        'interface': ours.valid_interfaces or ['internal', 'public'],
+        'interface': ours.valid_interfaces or ([ours.interface] if ours.interface else ['internal', 'public']),
         'region_name': ours.region_name,
     }
     verify = False if ours.insecure else ours.cafile or ca_cert or True

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One cloud and one host for all tests here. Each test says how the agent is configured; guests stay attached."""
+
+import os
+import shutil
+
+import pytest
+
+from tests.openstack.cloud import running
+from tests.openstack.host import Host
+
+
+def pytest_collection_modifyitems(items):
+    missing = [program for program in ('ip', 'iptables', 'curl', 'setpriv') if not shutil.which(program)]
+    for item in items:
+        if 'openstack' in item.keywords and (os.geteuid() or missing):
+            why = f'makes network namespaces: run it as root, with {", ".join(missing) or "what is there"}'
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture(scope='session')
+def openstack():
+    with running() as openstack:
+        yield openstack
+
+
+@pytest.fixture(scope='session')
+def services(openstack):
+    return openstack.services
+
+
+@pytest.fixture(scope='session')
+def seed(openstack):
+    return openstack.seed
+
+
+@pytest.fixture(scope='session')
+def host(openstack, tmp_path_factory):
+    host = Host(tmp_path_factory.mktemp('host'), openstack)
+    try:
+        yield host
+    finally:
+        host.remove()

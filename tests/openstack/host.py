@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host of the cloud: guests' namespaces, the agent, and a namespace proxy wherever a guest was attached."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from metadata_wsgi.lab import topology
+from metadata_wsgi.plumbing import netns
+from tests.clients.way import BIN, METADATA, Guest
+from tests.openstack.cloud import OpenStack
+from tests.openstack.seed import CLAIMED, GHOST
+from tests.openstack.services import REGION, SHARED_SECRET
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What curl saw in the guest; ``status`` is 0 where there was no answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Host:
+    """One host. Its agent serves what ``serve`` said last; guests are made and attached when they are first needed."""
+
+    def __init__(self, directory: Path, openstack: OpenStack) -> None:
+        self.openstack = openstack
+        self.conf_file = directory / 'metadata_agent.ini'
+        self._directory = directory
+        self._guests: dict[str, Guest] = {}
+        self._agent: subprocess.Popen[bytes] | None = None
+        self._log = directory / 'agent.log'
+
+    def grizzly(self, user: str = 'service', **options: object) -> str:
+        """A configuration file with Grizzly's options, of a user in the project ``service``."""
+        services = self.openstack.services
+        return self.written({
+            'auth_url': services.keystone.replace('/v3', '/v2.0'),
+            'auth_region': REGION,
+            'admin_user': user,
+            'admin_password': f'password of {user}',
+            'admin_tenant_name': 'service',
+            **options,
+        })  # fmt: skip
+
+    def written(self, options: Mapping[str, object], sections: str = '') -> str:
+        """A configuration file with ``options`` and what every agent here needs."""
+        values = {
+            'state_path': self._directory,
+            'nova_metadata_ip': '127.0.0.1',
+            'nova_metadata_port': self.openstack.services.port('nova'),
+            'metadata_proxy_shared_secret': SHARED_SECRET,
+            'metadata_workers': 1,
+            **options,
+        }
+        return '\n'.join(['[DEFAULT]', *(f'{name} = {value}' for name, value in values.items()), sections, ''])
+
+    def serve(self, configuration: str) -> None:
+        """Let a new agent serve it, one that has asked nobody anything yet."""
+        self.configure(configuration)
+        self._end_agent()
+        with self._log.open('wb') as log:
+            self._agent = subprocess.Popen(
+                [BIN / 'quantum-metadata-agent', '--config-file', self.conf_file],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        give_up_at = time.monotonic() + 30
+        while not self._listens():
+            assert time.monotonic() < give_up_at, f'the agent does not answer: {self.said()}'
+            assert self._agent.poll() is None, f'the agent ended: {self.said()}'
+            time.sleep(0.05)
+
+    def configure(self, configuration: str) -> None:
+        """Write the file that the agent and ``metadata-wsgi`` read."""
+        self.conf_file.write_text(configuration)
+        self.conf_file.chmod(0o600)
+
+    def guest(self, name: str) -> Guest:
+        """The guest of the seed's instance of that name; made, and attached with ``metadata-wsgi attach``."""
+        if name not in self._guests:
+            known = self.openstack.seed[name]
+            mac = known.mac or 'fa:16:3e:00:00:01'
+            routed = bool(known.router_id)
+            guest = self._guests[name] = Guest(known.router_id or known.network_id, mac, routed=routed)
+            topology.make_guest(guest)  # type: ignore[arg-type]
+            if name == 'a':
+                guest.also_has(GHOST)
+            if name == 'b':
+                guest.also_has(CLAIMED)
+            which = ('--router-id',) if routed else ('--interface', guest.gateway_interface, '--network-id')
+            self._attachment('attach', *which, guest.router_id, '--log-dir', str(self._directory))
+        return self._guests[name]
+
+    def curl(self, name: str, path: str, *, host: str = METADATA, source: str = '') -> Answer:
+        """What curl gives in that guest."""
+        words = ['--silent', '--show-error', '--noproxy', '*', '--globoff', '--path-as-is', '--max-time', '30']
+        words += ['--interface', source] if source else []
+        argv = ['ip', 'netns', 'exec', self.guest(name).namespace, 'curl', *words, '--dump-header', '/dev/stderr']
+        done = subprocess.run([*argv, f'http://{host}{path}'], capture_output=True)
+        status, *lines = done.stderr.decode('latin-1').splitlines() or ['']
+        if not status.startswith('HTTP/'):
+            return Answer(0, {}, done.stderr)
+        headers = dict(line.split(': ', 1) for line in lines if ': ' in line)
+        return Answer(int(status.split()[1]), {name.lower(): value for name, value in headers.items()}, done.stdout)
+
+    def metadata_wsgi(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """What ``metadata-wsgi`` says."""
+        verb, *rest = words
+        argv = [BIN / 'metadata-wsgi', verb, '--config-file', self.conf_file, *rest]
+        return subprocess.run(argv, capture_output=True, text=True)
+
+    def said(self) -> str:
+        """The agent's log."""
+        return self._log.read_text()
+
+    def remove(self) -> None:
+        """Detach and remove everything."""
+        self._end_agent()
+        for guest in self._guests.values():
+            if netns.exists(guest.gateway_namespace):
+                self._attachment('detach', '--router-id' if guest.routed else '--network-id', guest.router_id)
+            for name in (guest.namespace, guest.gateway_namespace):
+                if netns.exists(name):
+                    subprocess.run(['ip', 'netns', 'delete', name], check=True)
+        shutil.rmtree(self._directory / 'external', ignore_errors=True)
+
+    def _attachment(self, verb: str, *words: str) -> None:
+        guest = next(guest for guest in self._guests.values() if guest.router_id in words)
+        done = self.metadata_wsgi(verb, *words, '--namespace', guest.gateway_namespace)
+        assert done.returncode == 0, done.stderr
+
+    def _end_agent(self) -> None:
+        if self._agent is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._agent.pid, signal.SIGKILL)
+            self._agent.wait(10)
+            self._agent = None
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(5)
+            try:
+                probe.connect(str(self._directory / 'metadata_proxy'))
+                probe.sendall(b'GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n')
+                return probe.recv(100).startswith(b'HTTP/1.1 400')
+            except OSError:
+                return False

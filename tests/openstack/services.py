@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keystone, the Neutron API and Nova's metadata API on loopback, each a gunicorn with an SQLite database.
+
+Facts about them:
+
+- They read ``sys.argv`` themselves, so gunicorn's options come through its environment variable.
+- Neutron's migrations change constraints, which SQLite cannot do: its tables are made from its models.
+- Neutron keeps what Keystone said of a token for minutes. Here it asks each time, so that a revoked token is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import requests
+
+from tests.openstack.install import log_end
+
+ADMIN_PASSWORD = 'admin of tests'
+SHARED_SECRET = 'a secret of Nova and the agent'
+REGION = 'RegionOne'
+APPLICATIONS = {
+    'keystone': 'keystone.wsgi.api:application',
+    'neutron': 'neutron.wsgi.api:application',
+    'nova': 'nova.wsgi.metadata:application',
+}
+START_WITHIN_S = 120.0
+TOKEN_LASTS_S = 3600
+
+KEYSTONE_CONF = """
+[DEFAULT]
+log_file = {top}/keystone.log
+[database]
+connection = sqlite:///{top}/keystone.sqlite
+[token]
+provider = fernet
+expiration = {token_lasts_s}
+[fernet_tokens]
+key_repository = {top}/keystone/tokens
+[credential]
+key_repository = {top}/keystone/credentials
+"""
+NEUTRON_CONF = """
+[DEFAULT]
+log_file = {top}/neutron.log
+state_path = {top}/state
+api_paste_config = {venv}/etc/neutron/api-paste.ini
+core_plugin = ml2
+service_plugins = router
+transport_url = fake://
+dhcp_agent_notification = false
+notify_nova_on_port_status_changes = false
+notify_nova_on_port_data_changes = false
+# Every tenant here has more networks than it should.
+[quotas]
+quota_network = -1
+quota_subnet = -1
+quota_port = -1
+quota_router = -1
+[database]
+connection = sqlite:///{top}/neutron.sqlite
+[keystone_authtoken]
+www_authenticate_uri = {keystone}
+token_cache_time = -1
+{admin}
+[oslo_concurrency]
+lock_path = {top}/state
+[oslo_messaging_notifications]
+driver = noop
+[ml2]
+mechanism_drivers = openvswitch
+type_drivers = vxlan
+tenant_network_types = vxlan
+extension_drivers = port_security
+[ml2_type_vxlan]
+vni_ranges = 1:2000
+"""
+NOVA_CONF = """
+[DEFAULT]
+log_file = {top}/nova.log
+state_path = {top}/state
+host = here
+transport_url = fake://
+[api_database]
+connection = sqlite:///{top}/nova_api.sqlite
+[database]
+connection = sqlite:///{top}/nova_cell1.sqlite
+[neutron]
+service_metadata_proxy = true
+metadata_proxy_shared_secret = {secret}
+{admin}
+[oslo_concurrency]
+lock_path = {top}/state
+[oslo_messaging_notifications]
+driver = noop
+"""
+ADMIN = """
+auth_type = password
+auth_url = {keystone}
+username = admin
+password = {password}
+project_name = admin
+user_domain_name = Default
+project_domain_name = Default
+region_name = {region}
+"""
+GUNICORN_CONF = """
+wsgi_app = {application!r}
+bind = '127.0.0.1:{port}'
+worker_class = 'gthread'
+threads = 8
+keepalive = 75
+timeout = 120
+graceful_timeout = 2
+accesslog = '{top}/{name}.access.log'
+errorlog = '{top}/{name}.gunicorn.log'
+capture_output = True
+control_socket_disable = True
+"""
+
+
+@dataclass
+class Services:
+    """The three in ``top``, run by the programs of ``venv``, on ``first_port`` and the two after it."""
+
+    top: Path
+    venv: Path
+    first_port: int
+    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def keystone(self) -> str:
+        """URL of Keystone's v3 API."""
+        return f'http://127.0.0.1:{self.port("keystone")}/v3'
+
+    @property
+    def neutron(self) -> str:
+        """URL of Neutron as the catalogue has it: without a version."""
+        return f'http://127.0.0.1:{self.port("neutron")}'
+
+    def port(self, name: str) -> int:
+        """The port of one of them."""
+        return self.first_port + list(APPLICATIONS).index(name)
+
+    def configure(self, token_lasts_s: int = TOKEN_LASTS_S) -> None:
+        """Write all configuration files; a service that runs reads its own when it is started again."""
+        for name in ('keystone', 'neutron', 'nova', 'state'):
+            (self.top / name).mkdir(parents=True, exist_ok=True)
+        admin = ADMIN.format(keystone=self.keystone, password=ADMIN_PASSWORD, region=REGION)
+        values = {
+            'top': self.top, 'venv': self.venv, 'keystone': self.keystone, 'admin': admin, 'secret': SHARED_SECRET,
+            'token_lasts_s': token_lasts_s,
+        }  # fmt: skip
+        for name, text in (('keystone', KEYSTONE_CONF), ('neutron', NEUTRON_CONF), ('nova', NOVA_CONF)):
+            (self.top / name / f'{name}.conf').write_text(text.format_map(values))
+        for name, application in APPLICATIONS.items():
+            text = GUNICORN_CONF.format(application=application, port=self.port(name), top=self.top, name=name)
+            (self.top / f'{name}.gunicorn.py').write_text(text)
+        # Nova looks for it beside nova.conf.
+        shutil.copy(self.venv / 'etc' / 'nova' / 'api-paste.ini', self.top / 'nova')
+
+    def make_databases(self) -> None:
+        """Make the tables, Keystone's keys, its administrator and its own entry in the catalogue."""
+        with ThreadPoolExecutor() as at_once:
+            for made in [at_once.submit(make) for make in (self._make_keystone, self._make_neutron, self._make_nova)]:
+                made.result()
+
+    def start(self, *names: str) -> None:
+        """Start what does not run, all or only ``names``, and wait until it answers."""
+        wanted = names or tuple(APPLICATIONS)
+        for name in wanted:
+            if name not in self._running:
+                self._running[name] = self._spawn(name)
+        for name in wanted:
+            self._wait(name)
+
+    def stop(self, *names: str) -> None:
+        """Stop what runs, all or only ``names``; nothing listens on their ports afterwards."""
+        for name in names or tuple(self._running):
+            process = self._running.pop(name, None)
+            if process is None:
+                continue
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+    def freeze(self, name: str) -> None:
+        """Let it accept connections and say nothing, until ``thaw``."""
+        os.killpg(self._running[name].pid, signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        """Let it go on."""
+        os.killpg(self._running[name].pid, signal.SIGCONT)
+
+    def requests_from(self, agent: str, name: str) -> list[str]:
+        """The lines of a service's access log that are of a client who calls itself ``agent``."""
+        lines = (self.top / f'{name}.access.log').read_text().splitlines()
+        return [line for line in lines if f'"{agent}' in line]
+
+    def said(self) -> str:
+        """The ends of all logs."""
+        return '\n'.join(log_end(log) for log in sorted(self.top.glob('*.log')) if '.access.' not in log.name)
+
+    def run(self, program: str, *words: str, said: str = '') -> str:
+        """What a program of the virtual environment prints; it is told ``said``. RuntimeError when it fails."""
+        argv = [str(self.venv / 'bin' / program), *words]
+        done = subprocess.run(argv, input=said, capture_output=True, text=True, cwd=self.top)
+        if done.returncode:
+            raise RuntimeError(f'{" ".join(argv)} ended with {done.returncode}: {done.stderr[-2000:]}')
+        return done.stdout
+
+    def _make_keystone(self) -> None:
+        def manage(*words: str) -> None:
+            self.run('keystone-manage', '--config-file', str(self.top / 'keystone' / 'keystone.conf'), *words)
+
+        me = pwd.getpwuid(os.getuid()).pw_name
+        manage('db_sync')
+        for keys in ('fernet_setup', 'credential_setup'):
+            manage(keys, '--keystone-user', me, '--keystone-group', me)
+        urls = (f'--bootstrap-{interface}-url={self.keystone}' for interface in ('public', 'internal', 'admin'))
+        manage('bootstrap', f'--bootstrap-password={ADMIN_PASSWORD}', f'--bootstrap-region-id={REGION}', *urls)
+
+    def _make_neutron(self) -> None:
+        script = Path(__file__).with_name('neutron_tables.py')
+        self.run('python', str(script), f'sqlite:///{self.top}/neutron.sqlite')
+
+    def _make_nova(self) -> None:
+        def manage(*words: str) -> None:
+            self.run('nova-manage', '--config-file', str(self.top / 'nova' / 'nova.conf'), *words)
+
+        manage('api_db', 'sync')
+        manage('cell_v2', 'map_cell0', '--database_connection', f'sqlite:///{self.top}/nova_cell0.sqlite')
+        manage('db', 'sync')
+        manage('cell_v2', 'create_cell', '--name', 'cell1')
+
+    def _spawn(self, name: str) -> subprocess.Popen[bytes]:
+        environment = {
+            **os.environ,
+            'GUNICORN_CMD_ARGS': f'--config {self.top}/{name}.gunicorn.py',
+            'OS_KEYSTONE_CONFIG_DIR': f'{self.top}/keystone',
+            'OS_NEUTRON_CONFIG_DIR': f'{self.top}/neutron',
+            'OS_NEUTRON_CONFIG_FILES': 'neutron.conf',
+            'OS_NOVA_CONFIG_DIR': f'{self.top}/nova',
+            'no_proxy': '127.0.0.1',
+        }
+        with (self.top / f'{name}.stdout.log').open('ab') as log:
+            return subprocess.Popen(
+                # It ends with the tests, however these end.
+                ['setpriv', '--pdeathsig', 'TERM', str(self.venv / 'bin' / 'gunicorn')],
+                env=environment, cwd=self.top, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def _wait(self, name: str) -> None:
+        give_up_at = time.monotonic() + START_WITHIN_S
+        while not self._answers(name):
+            if time.monotonic() > give_up_at or self._running[name].poll() is not None:
+                raise RuntimeError(f'{name} does not answer: {self.said()}')
+            time.sleep(0.1)
+
+    def _answers(self, name: str) -> bool:
+        try:
+            url = f'http://127.0.0.1:{self.port(name)}/'
+            return requests.get(url, timeout=START_WITHIN_S, proxies={'http': ''}).status_code < 500
+        except requests.RequestException:
+            return False

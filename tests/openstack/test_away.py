@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Services go away and come back, tokens end: guests are answered late rather than wrong, and no agent is restarted."""
+
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.openstack.seed import Admin
+
+pytestmark = [pytest.mark.openstack, pytest.mark.netns]
+
+META_DATA = '/openstack/latest/meta_data.json'
+
+
+@pytest.fixture
+def away(services):
+    """Stops a service; all of them run again afterwards."""
+    yield services.stop
+    services.start()
+
+
+@pytest.fixture
+def short_tokens(services):
+    """Lets Keystone give tokens that last 12 s."""
+    services.stop('keystone')
+    services.configure(token_lasts_s=12)
+    services.start('keystone')
+    yield
+    services.stop('keystone')
+    services.configure()
+    services.start('keystone')
+
+
+def wait_for(true, what, patience_s=60.0):
+    give_up_at = time.monotonic() + patience_s
+    while not true():
+        assert time.monotonic() < give_up_at, f'{what} did not happen'
+        time.sleep(0.05)
+
+
+def tokens_given(services):
+    """How many tokens agents have asked for."""
+    return sum('POST /v3/auth/tokens' in line for line in services.requests_from('metadata_wsgi', 'keystone'))
+
+
+def unread(port):
+    """Whether somebody has sent bytes to that port which nobody has read."""
+    listed = subprocess.run(['ss', '-Htn', f'sport = :{port}'], capture_output=True, text=True, check=True).stdout
+    return any(int(line.split()[1]) for line in listed.splitlines())
+
+
+def is_late(answer):
+    return (answer.status, answer.headers.get('retry-after')) == (503, '1')
+
+
+def recovers(host):
+    """Wait until both guests are answered; until then they are told to come again, nothing else.
+
+    What was just started may need longer for its first answer than a guest waits.
+    """
+
+    def served():
+        answers = [host.curl(name, META_DATA) for name in ('a', 'b')]
+        assert all(answer.status == 200 or is_late(answer) for answer in answers), answers
+        return [answer.status for answer in answers] == [200, 200]
+
+    wait_for(served, 'an answer')
+
+
+@pytest.mark.parametrize('name', ['keystone', 'neutron', 'nova'])
+def test_a_service_that_is_away_is_a_503_and_no_restart_is_needed_when_it_is_back(host, services, away, name):
+    away(name)
+    host.serve(host.grizzly(answer_within=2))
+    assert is_late(host.curl('a', META_DATA))
+    assert is_late(host.curl('b', META_DATA))
+    services.start(name)
+    recovers(host)
+
+
+@pytest.mark.parametrize('name', ['neutron', 'nova'])
+def test_a_service_that_goes_away_is_a_503_until_it_is_back(host, services, away, name):
+    """The agent has its token and kept connections, which are of no use any more."""
+    host.serve(host.grizzly(answer_within=2))
+    recovers(host)
+    away(name)
+    assert is_late(host.curl('a', META_DATA))
+    services.start(name)
+    recovers(host)
+
+
+@pytest.mark.parametrize('name', ['keystone', 'neutron', 'nova'])
+def test_a_service_that_is_back_before_the_deadline_is_no_fault_for_the_guest(host, services, name):
+    """It accepts, says nothing, and goes on: the guest's one request is held meanwhile."""
+    host.serve(host.grizzly(answer_within=25))
+    services.freeze(name)
+    try:
+        with ThreadPoolExecutor() as at_once:
+            asked = at_once.submit(host.curl, 'a', META_DATA)
+            wait_for(lambda: unread(services.port(name)), f'a request to {name}')
+            services.thaw(name)
+            assert asked.result().status == 200
+    finally:
+        services.thaw(name)
+
+
+def test_a_token_that_is_refused_is_renewed_once_for_all(host, services):
+    """A new password ends a user's tokens; here it is the old one again, so the next token is good."""
+    host.serve(host.grizzly('metadata'))
+    for name in ('a', 'b'):
+        assert host.curl(name, META_DATA).status == 200
+    given, seen = tokens_given(services), len(services.requests_from('metadata_wsgi', 'neutron'))
+    admin = Admin(services)
+    user = admin.keystone('GET', 'users?name=metadata')['users'][0]['id']
+    admin.keystone('PATCH', f'users/{user}', {'user': {'password': 'password of metadata'}})
+    admin.close()
+    # Keystone notes the end of tokens in seconds: one that is given in the same second is ended as well.
+    wait_for(lambda: new_token_works(services), 'a token that is good')
+    with ThreadPoolExecutor(8) as at_once:
+        answers = list(at_once.map(lambda name: host.curl(name, META_DATA), ['a', 'b'] * 4))
+    assert [answer.status for answer in answers] == [200] * 8
+    refused = [line for line in services.requests_from('metadata_wsgi', 'neutron')[seen:] if '" 401 ' in line]
+    assert refused
+    assert tokens_given(services) == given + 1
+
+
+def new_token_works(services):
+    user = Admin(services, 'metadata', 'password of metadata', 'service')
+    try:
+        return bool(user.neutron('GET', 'networks?limit=1&fields=id'))
+    except RuntimeError:
+        return False
+    finally:
+        user.close()
+
+
+@pytest.mark.usefixtures('short_tokens')
+def test_tokens_that_end_are_renewed_before_and_no_guest_notices(host, services):
+    host.serve(host.grizzly())
+    given = tokens_given(services)
+    while tokens_given(services) < given + 3:
+        assert host.curl('a', META_DATA).status == 200

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each guest gets its own metadata, in its own namespace, from the real services."""
+
+import json
+
+import pytest
+from pyroute2 import IPRoute
+
+from tests.clients.way import METADATA_V6
+from tests.openstack.seed import ADDRESS_V6, CLAIMED, GHOST, NETWORKS_OF_MANY, Admin
+
+pytestmark = [pytest.mark.openstack, pytest.mark.netns]
+
+META_DATA = '/openstack/latest/meta_data.json'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def agent(host):
+    """The agent with Grizzly's options, and an auth_url of Keystone's API v2.0, which is no more."""
+    host.serve(host.grizzly())
+
+
+def uuid_in(answer):
+    assert answer.status == 200, answer
+    return json.loads(answer.body)['uuid']
+
+
+@pytest.mark.parametrize('name', ['a', 'b', 'isolated', 'dual', 'many', 'dvr', 'ha'])
+def test_a_guest_gets_its_own(host, seed, name):
+    """All of them are at 10.1.1.2; what differs is where."""
+    assert uuid_in(host.curl(name, META_DATA)) == seed[name].instance_id
+    assert host.curl(name, '/latest/meta-data/hostname').body.decode() == seed[name].hostname
+    assert host.curl(name, '/latest/meta-data/instance-id').body.decode() == seed[name].ec2_id
+    assert host.curl(name, '/openstack/latest/user_data').body == seed[name].user_data
+    assert host.curl(name, '/latest/user-data').body == seed[name].user_data
+    assert host.curl(name, '/latest/meta-data/public-keys/0/openssh-key').body.decode() == seed[name].public_key
+
+
+def test_the_guests_really_have_one_address(openstack, seed):
+    admin = Admin(openstack.services)
+    ports = admin.neutron('GET', 'ports?fixed_ips=ip_address%3D10.1.1.2')['ports']
+    admin.close()
+    names = ('a', 'b', 'isolated', 'dual', 'many', 'dvr', 'ha')
+    assert {seed[name].instance_id for name in names} <= {port['device_id'] for port in ports}
+
+
+def test_the_router_of_many_networks_has_as_many(openstack, seed):
+    """More than one URL can name: Neutron answers 414 to a hundred."""
+    admin = Admin(openstack.services)
+    ports = admin.neutron('GET', f'ports?device_id={seed["many"].router_id}')['ports']
+    admin.close()
+    assert len({port['network_id'] for port in ports}) == NETWORKS_OF_MANY
+
+
+def test_an_instance_that_nova_does_not_know_is_a_404(host):
+    assert host.curl('a', META_DATA, source=GHOST).status == 404
+
+
+def test_an_address_that_no_port_has_is_a_404(host):
+    host.guest('a').also_has('10.1.1.99')
+    assert host.curl('a', META_DATA, source='10.1.1.99').status == 404
+
+
+def test_a_port_that_claims_another_tenants_instance_gets_nothing(host, seed):
+    """Nova compares the project that the port is in (bug 1235450), so it must be told."""
+    for path in (META_DATA, '/latest/user-data', '/latest/meta-data/hostname'):
+        answer = host.curl('b', path, source=CLAIMED)
+        assert answer.status == 404
+        assert seed['a'].instance_id.encode() not in answer.body
+        assert seed['a'].hostname.encode() not in answer.body
+    # The guest beside it is served.
+    assert uuid_in(host.curl('b', META_DATA)) == seed['b'].instance_id
+
+
+def test_a_router_that_quantum_does_not_know_is_a_404_and_asks_for_no_address(host, seed, services):
+    before = len(services.requests_from('metadata_wsgi', 'neutron'))
+    done = host.metadata_wsgi('explain', '--router-id', '00000000-0000-4000-8000-000000000000', '10.1.1.2')
+    assert done.returncode == 1
+    assert 'answer        404' in done.stdout
+    asked = services.requests_from('metadata_wsgi', 'neutron')[before:]
+    assert asked
+    assert not any('ip_address' in line for line in asked)
+
+
+def test_over_ipv6_by_the_link_local_address(host, seed):
+    """fe80::a9fe:a9fe, asked from an address that is made of the port's MAC, which Quantum does not list."""
+    assert uuid_in(host.curl('dual', META_DATA, host=f'[{METADATA_V6}]')) == seed['dual'].instance_id
+
+
+def test_over_ipv6_by_the_ports_address(host, seed):
+    guest = host.guest('dual')
+    for namespace, interface, address in (
+        (guest.gateway_namespace, guest.gateway_interface, '2001:db8:1::1'),
+        (guest.namespace, 'eth0', ADDRESS_V6),
+    ):
+        with IPRoute(netns=namespace) as links:
+            index = links.link_lookup(ifname=interface)[0]
+            # IFA_F_NODAD: nobody else is there to have it.
+            links.addr('add', index=index, address=address, prefixlen=64, flags=0x02)
+    answer = host.curl('dual', META_DATA, host=f'[{METADATA_V6}]', source=f'host!{ADDRESS_V6}')
+    assert uuid_in(answer) == seed['dual'].instance_id
+
+
+def test_a_wrong_secret_is_novas_403_and_a_line_in_the_log_that_says_what_to_compare(host):
+    try:
+        host.serve(host.grizzly(metadata_proxy_shared_secret='another than Nova has'))
+        assert host.curl('a', META_DATA).status == 403
+        assert host.curl('a', META_DATA).status == 403
+        lines = [line for line in host.said().splitlines() if '403' in line and 'signature' in line]
+        assert len(lines) == 1
+        assert 'compare metadata_proxy_shared_secret here with [neutron] metadata_proxy_shared_secret' in lines[0]
+        assert 'another than Nova has' not in host.said()
+    finally:
+        host.serve(host.grizzly())

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""With which credentials the agent may ask, and what is said of those that will not do."""
+
+import json
+
+import pytest
+
+from tests.openstack.services import REGION, SHARED_SECRET
+
+pytestmark = [pytest.mark.openstack, pytest.mark.netns]
+
+META_DATA = '/openstack/latest/meta_data.json'
+
+
+@pytest.mark.parametrize('user', ['metadata', 'service'])
+def test_the_roles_admin_and_service_will_do(host, seed, user):
+    host.serve(host.grizzly(user))
+    assert json.loads(host.curl('a', META_DATA).body)['uuid'] == seed['a'].instance_id
+    checked = host.metadata_wsgi('check-config')
+    assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, 'ok'), checked.stderr
+    assert 'shows ports of other projects' in checked.stdout
+
+
+def test_a_role_that_sees_nothing_is_a_503_never_a_404(host):
+    """Neutron answers it 200 and an empty list, as it does for a router without guests."""
+    host.serve(host.grizzly('reader'))
+    for _ in range(2):
+        answer = host.curl('a', META_DATA)
+        assert (answer.status, answer.headers['retry-after']) == (503, '1')
+    assert 'give the user the role service' in host.said()
+    checked = host.metadata_wsgi('check-config')
+    assert checked.returncode == 1
+    assert 'give the user the role service (or admin)' in checked.stderr
+
+
+def test_a_wrong_password_is_a_503_and_named_without_it(host):
+    host.serve(host.grizzly(admin_password='wrongpass', debug=True))
+    assert host.curl('a', META_DATA).status == 503
+    checked = host.metadata_wsgi('check-config')
+    assert checked.returncode == 1
+    assert 'Keystone refuses the credentials (401)' in checked.stderr
+    assert 'wrongpass' not in host.said() + checked.stdout + checked.stderr
+
+
+def test_the_region_chooses_the_endpoint(host):
+    """Nobody listens at the other region's: it is a fault that may pass."""
+    host.serve(host.grizzly(auth_region='RegionTwo', answer_within=2))
+    assert host.curl('a', META_DATA).status == 503
+    assert '127.0.0.1:9' in host.said()
+
+
+@pytest.mark.parametrize('group', ['quantum', 'neutron'])
+def test_an_application_credential(host, seed, services, group):
+    credential = seed.application_credential
+    host.serve(host.written({}, f"""
+[{group}]
+auth_type = v3applicationcredential
+auth_url = {services.keystone}
+application_credential_id = {credential['id']}
+application_credential_secret = {credential['secret']}
+region_name = {REGION}
+valid_interfaces = internal
+"""))  # fmt: skip
+    assert json.loads(host.curl('b', META_DATA).body)['uuid'] == seed['b'].instance_id
+    checked = host.metadata_wsgi('check-config')
+    assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, 'ok'), checked.stderr
+
+
+def test_a_password_of_keystoneauths_own_plugin(host, seed, services):
+    host.serve(host.written({}, f"""
+[quantum]
+auth_type = password
+auth_url = {services.keystone}
+username = service
+password = password of service
+project_name = service
+user_domain_id = default
+project_domain_id = default
+region_name = {REGION}
+"""))  # fmt: skip
+    assert json.loads(host.curl('b', META_DATA).body)['uuid'] == seed['b'].instance_id
+
+
+def test_explain_walks_the_pipeline_and_shows_no_secret(host, seed):
+    host.configure(host.grizzly())
+    said = host.metadata_wsgi('explain', '--router-id', seed['a'].router_id, '10.1.1.2', '--send')
+    assert said.returncode == 0, said.stderr
+    lines = said.stdout.splitlines()
+    assert any(line.startswith('source') and seed['a'].router_id in line for line in lines)
+    assert any(line.startswith('instance') and seed['a'].instance_id in line for line in lines)
+    assert sum('GET /v2.0/ports?' in line for line in lines) == 2
+    assert any(line.startswith('answer        200') for line in lines)
+    assert seed['a'].hostname in said.stdout
+    assert '(masked)' in said.stdout
+    for secret in ('password of service', SHARED_SECRET, 'gAAAA'):
+        assert secret not in said.stdout + said.stderr
+
+
+def test_explain_without_sending(host, seed):
+    host.configure(host.grizzly())
+    said = host.metadata_wsgi('explain', '--network-id', seed['isolated'].network_id, '10.1.1.2')
+    assert said.returncode == 0, said.stderr
+    assert seed['isolated'].instance_id in said.stdout
+    assert 'not sent' in said.stdout
+
+
+def test_no_token_and_no_password_is_logged(host):
+    """A token of Keystone's begins with gAAAA."""
+    host.serve(host.grizzly(debug=True, verbose=True))
+    assert host.curl('a', META_DATA).status == 200
+    assert 'GET /v2.0/ports?' in host.said()
+    for secret in ('password of service', SHARED_SECRET, 'gAAAA'):
+        assert secret not in host.said()
