@@ -2,7 +2,8 @@
 """What curl in a guest sees when something behind the path is wrong: status and Retry-After, row by row.
 
 ``METADATA_WSGI_ANSWERS`` names a file that the table is written to, with the seconds that each answer took; no
-test looks at these. Without it the agent's deadline is a shorter one, to save time. Cases that can be told apart by their target or address share a scene and wait together.
+test looks at these. Without it the agent's deadline is a shorter one, to save time. Cases that can be told apart by
+their target or address share a scene and wait together.
 """
 
 from __future__ import annotations
@@ -189,7 +190,8 @@ CASES = [
     Case(WRITE, 'POST', 200, curl=post(1020), nova=1, path=PASSWORD),
     Case(WRITE, 'POST, Nova answers 500', 500, curl=post(1020), inject=nova(Status(500)), nova=1, path=PASSWORD),
     Case(WRITE, 'POST, Nova hangs', 503, '1', curl=post(1020), inject=nova(hang), nova=1, path=PASSWORD),
-    Case(WRITE, 'POST, Nova cuts its answer', 503, '1', curl=(*source(BARE_ADDRESS), *post(1020)), inject=nova(cut), nova=1, path=PASSWORD),
+    Case(WRITE, 'POST, Nova cuts its answer', 503, '1', curl=(*source(BARE_ADDRESS), *post(1020)), inject=nova(cut),
+         nova=1, path=PASSWORD),
     Case(WRITE, 'PUT, Nova answers 503', 503, curl=('--request', 'PUT', '--data-binary', 'x'),
          inject=nova(Status(503)), nova=1),
     Case(WHO, 'both ids', 400, curl=as_proxy(A, R, 'X-Quantum-Network-ID: x'), nova=0, asker=SOCKET),
