@@ -2,7 +2,7 @@
 """One way for all tests of this package, a cloud-init where it is installed, and a table of its boots.
 
 ``METADATA_WSGI_BOOTS`` names a file that the table is also written to. ``METADATA_WSGI_NIGHTLY=1`` lets every fault
-meet every request, which takes about ten minutes; without it each fault meets some.
+meet every request, and every question to Quantum, which takes hours; without it each fault meets some.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from tests.clients import boot as cloud_init
 from tests.clients.crawls import CRAWLS
 from tests.clients.openstack import PASSWORD, OpenStack, port
-from tests.clients.table import Table
+from tests.clients.table import Table, write
 from tests.clients.way import Guest, Way
 from tests.injector import Injector
 
@@ -75,8 +75,7 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(text)
     file = os.environ.get('METADATA_WSGI_BOOTS')
     if text and file:
-        with open(file, 'w') as opened:
-            opened.write(text + '\n')
+        write(file, text)
 
 
 @pytest.fixture(scope='session')

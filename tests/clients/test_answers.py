@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ import pytest
 
 from tests.clients.conftest import AMBIGUOUS_ADDRESS, BARE_ADDRESS, NOBODYS_ADDRESS, ROUTER, UNLUCKY_ADDRESSES
 from tests.clients.curl import Saw, curl
+from tests.clients.table import write
 from tests.injector import Refused, Status, cut, hang, target
 
 pytestmark = pytest.mark.netns
@@ -46,9 +47,10 @@ LIMITS = 'over the limits'
 Inject = Callable[..., None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """``inject`` is called with the way's ``Behind`` and the target of the request, before curl is.
+    """``inject`` is called with the way's ``Behind`` and the target of the request, before curl is; a scene begins
+    with an agent that has no token yet, and ``options`` of the one case that is ALONE.
 
     ``nova`` is how often Nova may have been asked for the target; None: as often as there was time for.
     """
@@ -61,6 +63,7 @@ class Case:
     inject: Inject = lambda behind, asked: None
     nova: int | None = None
     scene: str = TOGETHER
+    options: Mapping[str, object] = field(default_factory=dict)
     asker: str = 'a guest'
     path: str = '/openstack/latest/meta_data.json'
 
@@ -100,18 +103,8 @@ def away(service, for_s):
 
 
 def restart(behind, **options):
-    """Another agent, that has no token yet."""
+    """Another agent, with the deadline of these tests."""
     behind.restart(**({} if FILE else {'answer_within': 3.0}), **options)
-
-
-def new_agent(inject=lambda behind, asked: None, **options):
-    """Begin with an agent of these options."""
-
-    def run(behind, asked):
-        restart(behind, **options)
-        inject(behind, asked)
-
-    return run
 
 
 def agent_ends(behind, asked):
@@ -165,14 +158,14 @@ CASES = [
          scene=ALONE),
     Case(LOOKUP, 'Quantum refuses connections for 1 s', 200, inject=away('quantum', 1.0), nova=1,
          scene=ALONE),
-    Case(LOOKUP, 'Keystone answers 500', 503, '1', inject=new_agent(all_of('keystone', Status(500))), nova=0,
+    Case(LOOKUP, 'Keystone answers 500', 503, '1', inject=all_of('keystone', Status(500)), nova=0,
          scene=ALONE),
-    Case(LOOKUP, 'Keystone hangs', 503, '1', inject=new_agent(all_of('keystone', hang)), nova=0, scene=ALONE),
-    Case(LOOKUP, 'Keystone refuses connections', 503, '1', inject=new_agent(away('keystone', LONG_S)),
+    Case(LOOKUP, 'Keystone hangs', 503, '1', inject=all_of('keystone', hang), nova=0, scene=ALONE),
+    Case(LOOKUP, 'Keystone refuses connections', 503, '1', inject=away('keystone', LONG_S),
          nova=0, scene=ALONE),
-    Case(LOOKUP, "Keystone refuses the agent's password", 503, '1', inject=new_agent(admin_password='wrong'), nova=0,
+    Case(LOOKUP, "Keystone refuses the agent's password", 503, '1', options={'admin_password': 'wrong'}, nova=0,
          scene=ALONE),
-    Case(RIGHTS, 'the role sees no port', 503, '1', inject=new_agent(admin_user='reader'), nova=0, scene=ALONE),
+    Case(RIGHTS, 'the role sees no port', 503, '1', options={'admin_user': 'reader'}, nova=0, scene=ALONE),
     *(
         Case(NOVA, f'{code} for ever', code, inject=nova(Status(code)))
         for code in (500, 502, 503, 504)
@@ -230,6 +223,7 @@ class Shown:
 
     def _run(self, cases: list[Case]) -> None:
         self.behind.forget()
+        restart(self.behind, **cases[0].options)
         for case in cases:
             case.inject(self.behind, case.target)
         with ThreadPoolExecutor(len(cases)) as pool:
@@ -237,8 +231,8 @@ class Shown:
         for case in cases:
             self.nova[case] = [seen for seen in self.behind.nova.requests if seen.target == case.target]
             self.log[case] = self.behind.way.said('quantum-metadata-agent*', most=10**6)
-        if cases[0].scene == ALONE:
-            self._mend()
+        for injector in (self.behind.keystone, self.behind.quantum, self.behind.nova):
+            injector.mend()
 
     def _ask(self, case: Case) -> Saw:
         words = [word.replace('{directory}', str(self.directory)) for word in case.curl]
@@ -246,12 +240,6 @@ class Shown:
             path = self.behind.way.directory / 'metadata_proxy'
             return curl('--unix-socket', str(path), *words, f'http://localhost{case.target}')
         return curl(*words, URL + case.target, namespace=self.behind.way.guest.namespace)
-
-    def _mend(self) -> None:
-        """What refuses listens again, and the agent is as in the beginning."""
-        for injector in (self.behind.keystone, self.behind.quantum, self.behind.nova):
-            injector.mend()
-        restart(self.behind)
 
     def __str__(self) -> str:
         """Markdown."""
@@ -268,10 +256,11 @@ def shown(shared_behind, tmp_path_factory):
     directory = tmp_path_factory.mktemp('bodies')
     (directory / '2MiB').write_bytes(b'x' * (2 << 20))
     made = Shown(shared_behind, directory)
-    restart(shared_behind)
     yield made
+    shared_behind.forget()
+    shared_behind.restart()
     if FILE:
-        Path(FILE).write_text(f'{made}\n')
+        write(FILE, str(made))
 
 
 @pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)
