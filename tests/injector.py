@@ -108,10 +108,12 @@ class Status:
     """Answer ``code`` without asking the service, with a body that nobody should ever take for metadata."""
 
     code: int
+    headers: tuple[tuple[str, str], ...] = ()
 
     def __call__(self, exchange: Exchange) -> None:
         body = b'<html>injected</html>'
-        exchange.say(self.code, http.client.responses[self.code], [('Content-Type', 'text/html')], body, len(body))
+        headers = [('Content-Type', 'text/html'), *self.headers]
+        exchange.say(self.code, http.client.responses[self.code], headers, body, len(body))
 
 
 def hang(exchange: Exchange) -> None:
@@ -209,6 +211,14 @@ class Injector:
             self._refusing = threading.Timer(for_s, self._listen_again)
             self._refusing.daemon = True
             self._refusing.start()
+
+    def mend(self) -> None:
+        """Refuse no longer."""
+        with self._lock:
+            waiting, self._refusing = self._refusing, None
+        if waiting and waiting.is_alive():
+            waiting.cancel()
+            self._listen_again()
 
     def close(self) -> None:
         """End it."""

@@ -37,3 +37,6 @@ EC2 = [
     '/2009-04-04/user-data',
     *(f'/2009-04-04/meta-data/{part}' for part in _TREE),
 ]
+
+CRAWLS = {'OpenStack': OPENSTACK, 'Ec2': EC2}
+"""By the name of the datasource."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 HEAD = ('datasource', 'service', 'fault', 'lasting', 'requests', 'boots complete', 'slowest boot s', 'at')
 
@@ -46,3 +47,10 @@ class Table:
             requests = str(len({row.request for row in rows}))
             lines.append((*key, requests, complete, f'{slowest.seconds:.1f}', slowest.request))
         return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def write(file: str, table: str) -> None:
+    """Put a table into a file in the place of the one that is there; the text before that stays."""
+    path = Path(file)
+    text = path.read_text() if path.exists() else ''
+    path.write_text(text.partition('|')[0] + table + '\n')

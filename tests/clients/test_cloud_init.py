@@ -7,29 +7,15 @@ boot here that is complete is the path's merit.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
-from tests.clients import crawls
 from tests.clients.boot import boot
 from tests.clients.conftest import INSTANCE, KEY, MAC, NETWORK, PORT, PROJECT
+from tests.clients.crawls import CRAWLS
+from tests.clients.faults import FAULTS, LASTING, nightly, plan
 from tests.clients.table import Row
-from tests.injector import Refused, Status, cut, hang
 
 pytestmark = [pytest.mark.netns, pytest.mark.cloudinit]
-
-CRAWLS = {'OpenStack': crawls.OPENSTACK, 'Ec2': crawls.EC2}
-FAULTS = {
-    '500': Status(500),
-    '502': Status(502),
-    '503': Status(503),
-    '504': Status(504),
-    'refused': Refused(),
-    'hanging': hang,
-    'cut mid-body': cut,
-}
-NIGHTLY = os.environ.get('METADATA_WSGI_NIGHTLY', '') not in ('', '0')
 
 TREE = {
     'ami-id': 'ami-00000000',
@@ -71,24 +57,13 @@ def boots(way, tmp_path):
     return start
 
 
-@pytest.fixture(scope='session')
-def undisturbed(shared_way, tmp_path_factory):
-    """What a boot comes to when nothing fails, by datasource; the tests below that check it have no fault."""
-    way, nova = shared_way
-    nova.forget()
-    return {name: boot(way.guest.namespace, name, tmp_path_factory.mktemp('boot')) for name in CRAWLS}
-
-
 @pytest.fixture
 def survives(boots, nova, table, undisturbed, way):
     """Boots with a fault, writes the row down and fails unless the boot is what it is without the fault."""
 
     def run(datasource, number, name, lasting='once'):
         crawl = CRAWLS[datasource]
-        fault, how = FAULTS[name], {'once': {'times': 1}, 'twice': {'times': 2}, '5 s': {'for_s': 5.0}}[lasting]
-        if (name, lasting) == ('refused', '5 s'):
-            fault, how = Refused(5.0), {}
-        nova.plan(fault, at=position(crawl, number), **how)
+        plan(nova, name, lasting, position(crawl, number))
         booted = boots(datasource)
         complete = booted == undisturbed[datasource]
         table.add(Row(datasource, 'Nova', name, lasting, crawl[number], complete, booted.seconds))
@@ -163,16 +138,25 @@ def test_nova_fails_once(survives, datasource, number, name):
     survives(datasource, number, name)
 
 
-@pytest.mark.parametrize(('datasource', 'number', 'name'), some('OpenStack', (2,)) + some('Ec2', (4,), ['503']))
-@pytest.mark.parametrize('lasting', ['twice', '5 s'])
+@pytest.mark.parametrize(
+    ('datasource', 'number', 'name', 'lasting'),
+    [
+        *(pytest.param(*case.values, 'twice', id=f'{case.id}-twice') for case in some('OpenStack', (2,))),
+        *(
+            pytest.param(*case.values, '5 s', id=f'{case.id}-5-s')
+            for case in some('OpenStack', (2,), ('500', 'refused', 'hanging', 'cut mid-body'))
+            + some('Ec2', (4,), ('503',))
+        ),
+    ],
+)
 def test_nova_fails_for_longer(survives, datasource, number, name, lasting):
     survives(datasource, number, name, lasting)
 
 
-@pytest.mark.skipif(not NIGHTLY, reason='METADATA_WSGI_NIGHTLY=1 lets each fault meet each request')
 @pytest.mark.parametrize(
-    ('datasource', 'number', 'name'), [case for name in CRAWLS for case in some(name, range(len(CRAWLS[name])))]
+    ('datasource', 'number', 'name'),
+    nightly(*(case for name in CRAWLS for case in some(name, range(len(CRAWLS[name]))))),
 )
-@pytest.mark.parametrize('lasting', ['once', 'twice'])
+@pytest.mark.parametrize('lasting', LASTING)
 def test_nova_fails_anywhere(survives, datasource, number, name, lasting):
     survives(datasource, number, name, lasting)

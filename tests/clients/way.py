@@ -128,10 +128,14 @@ class Way:
         self._wait(lambda: _connects(socket.AF_INET, ('127.0.0.1', port)), 'gunicorn')
         return port
 
-    def start_agent(self) -> None:
-        """Start the agent, or another one in its place: it has asked nobody anything yet."""
+    def end_agent(self) -> None:
+        """Kill the agent, if there is one."""
         if self._agent is not None:
             self._end(self._agent)
+
+    def start_agent(self) -> None:
+        """Start the agent, or another one in its place: it has asked nobody anything yet."""
+        self.end_agent()
         path = self.directory / 'metadata_proxy'
         self._agent = self._start('quantum-metadata-agent', '--config-file', str(self.conf_file))
         self._wait(lambda: _refuses_nobody(str(path)), 'quantum-metadata-agent')
@@ -151,9 +155,9 @@ class Way:
             if netns.exists(name):
                 subprocess.run(['ip', 'netns', 'delete', name], check=True)
 
-    def said(self) -> str:
-        """The end of each program's log."""
-        return '\n'.join(f'{log.name}: {log.read_text()[-3000:]}' for log in sorted(self.directory.glob('*.log')))
+    def said(self, logs: str = '*.log', most: int = 3000) -> str:
+        """The end of each program's log, or of those that fit a pattern."""
+        return '\n'.join(f'{log.name}: {log.read_text()[-most:]}' for log in sorted(self.directory.glob(logs)))
 
     def _start(self, name: str, *argv: str) -> subprocess.Popen[bytes]:
         with (self.directory / f'{name}.log').open('ab') as log:

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Keystone and a Quantum of a few lines, one server on loopback, that answer as the real ones were noted to.
+
+Keystone gives a token for a password (201, token in ``X-Subject-Token``, a catalogue with one network service);
+Quantum lists ports to whoever shows that token, filtered as the real one filters. A user of role ``reader`` sees only
+its own project's ports, of which there are none: 200 and an empty list.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+PASSWORD = 'a password of tests'
+OUR_PROJECT = '5f0f2f5c9d4e4f9e8a532c7b8a6affff'
+
+
+def port(network_id: str, owner: str, device_id: str, project_id: str, *addresses: str, **more: str) -> dict[str, Any]:
+    """A port as the API shows it."""
+    return {
+        'id': str(uuid.uuid4()),
+        'network_id': network_id,
+        'device_owner': owner,
+        'device_id': device_id,
+        'project_id': project_id,
+        'tenant_id': project_id,
+        'mac_address': 'fa:16:3e:00:00:00',
+        'fixed_ips': [{'ip_address': address, 'subnet_id': 'a-subnet'} for address in addresses],
+        **more,
+    }
+
+
+class OpenStack:
+    """Serves ``ports``. ``network_url`` is what the catalogue says of Quantum: by default this server."""
+
+    def __init__(self, ports: Sequence[dict[str, Any]]) -> None:
+        self.ports = ports
+        self.roles_by_token: dict[str, str] = {}
+        outer = self
+
+        class Handler(_Handler):
+            openstack = outer
+
+        self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        self._server.daemon_threads = True
+        self.listens_on = self._server.server_port
+        self.network_url = f'http://127.0.0.1:{self.listens_on}'
+
+    def __enter__(self) -> OpenStack:
+        threading.Thread(target=self._server.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def token(self, user: str) -> tuple[str, dict[str, Any]]:
+        """A new token of a user, whose role has the user's name, and what Keystone says of it."""
+        token_id = uuid.uuid4().hex
+        self.roles_by_token[token_id] = user
+        endpoints = [
+            {'id': interface, 'interface': interface, 'region': 'One', 'region_id': 'One', 'url': self.network_url}
+            for interface in ('admin', 'internal', 'public')
+        ]
+        domain = {'id': 'default', 'name': 'Default'}
+        now = datetime.now(UTC)
+        return token_id, {
+            'methods': ['password'],
+            'issued_at': f'{now:%Y-%m-%dT%H:%M:%S.000000Z}',
+            'expires_at': f'{now + timedelta(hours=1):%Y-%m-%dT%H:%M:%S.000000Z}',
+            'user': {'id': user, 'name': user, 'domain': domain},
+            'project': {'id': OUR_PROJECT, 'name': 'service', 'domain': domain},
+            'roles': [{'id': user, 'name': user}],
+            'catalog': [{'id': 'network', 'name': 'quantum', 'type': 'network', 'endpoints': endpoints}],
+        }
+
+    def list(self, role: str, query: dict[str, list[str]]) -> list[dict[str, Any]]:
+        """The ports that ``query`` selects; a filter that is repeated means "or"."""
+        fields = query.pop('fields', [])
+        query.pop('limit', None)
+        addresses = [value.removeprefix('ip_address=') for value in query.pop('fixed_ips', [])]
+        found = [
+            known
+            for known in self.ports
+            if (role == 'service' or known['project_id'] == OUR_PROJECT)
+            and all(known[name] in wanted for name, wanted in query.items())
+            and (not addresses or any(fixed['ip_address'] in addresses for fixed in known['fixed_ips']))
+        ]
+        return [{name: known[name] for name in fields or known} for known in found]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    disable_nagle_algorithm = True
+    openstack: OpenStack
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        user = body['auth']['identity']['password']['user']
+        if self.path != '/v3/auth/tokens' or user['password'] != PASSWORD:
+            return self._say(401, {'error': {'code': 401, 'title': 'Unauthorized', 'message': 'no'}})
+        token_id, token = self.openstack.token(user['name'])
+        return self._say(201, {'token': token}, ('X-Subject-Token', token_id))
+
+    def do_GET(self) -> None:
+        asked = urlsplit(self.path)
+        role = self.openstack.roles_by_token.get(self.headers.get('X-Auth-Token', ''))
+        if role is None:
+            return self._say(401, {'error': 'no token'})
+        if asked.path != '/v2.0/ports':
+            return self._say(404, {})
+        return self._say(200, {'ports': self.openstack.list(role, parse_qs(asked.query))})
+
+    def _say(self, status: int, body: object, *headers: tuple[str, str]) -> None:
+        said = json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in (*headers, ('Content-Type', 'application/json'), ('Content-Length', str(len(said)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(said)
+
+    def log_message(self, *args: object) -> None:
+        pass

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two fronts, two agents, and one Nova behind all of them, on loopback and unix sockets.
+
+A front is our namespace proxy, or haproxy configured to the same effect as Neutron's driver does it. An agent is
+ours, or the one of the Neutron that ``METADATA_WSGI_NEUTRON_PYTHON`` (a Python that can import it) has. The guest is
+127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+from tests.cloud import INVENTORY, ROUTER, SECRET, SHIPPED
+from tests.e2e.conftest import BIN, Program, answers, eventually, free_port, nobody_is_refused
+
+PYTHON = os.environ.get('METADATA_WSGI_NEUTRON_PYTHON', '')
+FRONTS, AGENTS = ('ours', 'haproxy'), ('ours', 'neutron')
+
+HAPROXY = """\
+global
+    maxconn 1024
+defaults
+    mode http
+    option http-server-close
+    option forwardfor
+    retries 3
+    timeout connect 30s
+    timeout client 32s
+    timeout server 32s
+    timeout http-request 30s
+listen metadata
+    bind :::{port} v4v6
+    server agent {socket}
+    http-request del-header {other}
+    http-request set-header {header} {uuid}
+"""
+
+PORTS = [
+    {'network_id': 'network-a', 'device_owner': 'network:router_interface', 'device_id': ROUTER, 'fixed_ips': []},
+    {
+        'network_id': 'network-a',
+        'device_owner': 'compute:nova',
+        'device_id': 'instance-a',
+        'project_id': 'project-a',
+        'fixed_ips': [{'ip_address': '127.0.0.1'}],
+    },
+]
+
+
+def why_not():
+    """Why there is no agent of Neutron's; '' when there is one."""
+    if not PYTHON:
+        return 'METADATA_WSGI_NEUTRON_PYTHON names no Python that has Neutron'
+    found = subprocess.run([PYTHON, '-W', 'ignore', '-c', 'import neutron'], check=False, capture_output=True)
+    return f'{PYTHON} has no Neutron' if found.returncode else ''
+
+
+@pytest.fixture(scope='session')
+def programs(tmp_path_factory):
+    """Starts programs by their path; ends them all."""
+    directory = tmp_path_factory.mktemp('programs')
+    started = []
+
+    def start(*argv):
+        started.append(Program(directory / f'{len(started)}.log', *argv))
+        return started[-1]
+
+    yield start
+    for program in started:
+        program.end()
+
+
+def accepts(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(('127.0.0.1', port)) == 0
+
+
+@pytest.fixture(scope='session')
+def directory(tmp_path_factory):
+    """Where configuration, sockets and the inventory are."""
+    made = tmp_path_factory.mktemp('either')
+    (made / 'inventory.yaml').write_text(INVENTORY)
+    return made
+
+
+@pytest.fixture(scope='session')
+def nova(programs, directory):
+    """Serves the pipeline ``nova``; its port."""
+    conf_file, port = directory / 'nova.ini', free_port()
+    conf_file.write_text(
+        f'[DEFAULT]\nmetadata_proxy_shared_secret = {SECRET}\n'
+        f'[metadata_app]\ninventory = {directory}/inventory.yaml\npassword_dir = {directory}/passwords\n'
+    )
+    program = programs(
+        BIN / 'gunicorn', '--paste', f'{SHIPPED}#nova', '--paste-global', f'config_file={conf_file}',
+        '--worker-class', 'gevent', '--no-control-socket', '--bind', f'127.0.0.1:{port}',
+    )  # fmt: skip
+    eventually(lambda: accepts(port), f"Nova's stand-in listens: {program.text()}")
+    return port
+
+
+def write(path, nova_port, *lines):
+    """A configuration file with what both agents are told by the same names."""
+    state_path = path.parent / path.stem
+    state_path.mkdir()
+    told = [
+        '[DEFAULT]',
+        f'state_path = {state_path}',
+        f'metadata_proxy_shared_secret = {SECRET}',
+        'nova_metadata_host = 127.0.0.1',
+        f'nova_metadata_port = {nova_port}',
+        'metadata_workers = 1',
+    ]
+    path.write_text('\n'.join([*told, *lines, '']))
+    return state_path / 'metadata_proxy'
+
+
+@pytest.fixture(scope='session')
+def ours(programs, directory, nova):
+    """Our agent's socket; it trusts the prefix that Neutron's front uses."""
+    conf_file = directory / 'ours.ini'
+    static = ('[static]', f'inventory = {directory}/inventory.yaml')
+    path = write(conf_file, nova, 'directory = static', 'metadata_header_prefix = X-Neutron', *static)
+    program = programs(BIN / 'quantum-metadata-agent', '--config-file', conf_file)
+    eventually(lambda: nobody_is_refused(path), f'our agent answers: {program.text()}')
+    return path
+
+
+@pytest.fixture(scope='session')
+def neutrons(programs, directory, nova):
+    """The socket of Neutron's agent."""
+    if reason := why_not():
+        pytest.skip(reason)
+    conf_file, ports = directory / 'neutron.ini', directory / 'ports.json'
+    ports.write_text(json.dumps(PORTS))
+    lock = ('[oslo_concurrency]', f'lock_path = {directory}')
+    path = write(conf_file, nova, 'transport_url = fake:///', '[AGENT]', 'report_interval = 0', *lock)
+    launcher = os.path.join(os.path.dirname(__file__), 'neutron_agent.py')
+    program = programs(PYTHON, '-W', 'ignore', launcher, ports, '--config-file', conf_file)
+    eventually(lambda: program.process.poll() is not None or answers(path), 'Neutrons agent listens', 60)
+    assert program.process.poll() is None, program.text()
+    return path
+
+
+@pytest.fixture(scope='session')
+def port_of(programs, directory, request):
+    """(front, agent, kind) -> the port on which guests of the router or network ask; started when first asked for."""
+    known = {}
+
+    def start(front, agent, kind):
+        path = request.getfixturevalue({'ours': 'ours', 'neutron': 'neutrons'}[agent])
+        port, uuid = free_port(), {'router': ROUTER, 'network': 'network-a'}[kind]
+        if front == 'ours':
+            program = programs(
+                BIN / 'quantum-ns-metadata-proxy', '--nodaemonize', f'--{kind}_id={uuid}',
+                f'--metadata_proxy_socket={path}', f'--metadata_port={port}', '--metadata_host=127.0.0.1',
+                '--metadata_header_prefix=X-Neutron', f'--pid_file={directory}/{port}.pid',
+            )  # fmt: skip
+        else:
+            if not shutil.which('haproxy'):
+                pytest.skip('haproxy is not installed')
+            headers = {'router': 'X-Neutron-Router-ID', 'network': 'X-Neutron-Network-ID'}
+            header = headers.pop(kind)
+            conf_file = directory / f'{port}.cfg'
+            (other,) = headers.values()
+            conf_file.write_text(HAPROXY.format(port=port, socket=path, header=header, other=other, uuid=uuid))
+            program = programs('haproxy', '-db', '-f', conf_file)
+        eventually(lambda: program.process.poll() is not None or accepts(port), 'the front listens')
+        assert program.process.poll() is None, program.text()
+        return port
+
+    def find(*which):
+        if which not in known:
+            known[which] = start(*which)
+        return known[which]
+
+    return find
