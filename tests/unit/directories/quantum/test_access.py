@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,8 +20,8 @@ AWAY = exceptions.ConnectFailure('no route')
 class Asked:
     """Access to a fake Keystone on a fake clock."""
 
-    def __init__(self, endpoint=None, lasts_s=3600.0):
-        self.clock = FakeClock()
+    def __init__(self, endpoint=None, lasts_s=3600.0, clock=None):
+        self.clock = clock or FakeClock()
         self.keystone = FakeKeystone(self.clock, lasts_s)
         self.access = access.Access(
             self.keystone, where=WHERE, endpoint=endpoint, clock=self.clock, now=self.keystone.now
@@ -112,16 +113,22 @@ def in_another_thread(call):
 
 
 def test_the_first_token_is_fetched_once_for_all_threads():
-    asked = Asked()
-    together = threading.Barrier(8)
+    """All of them have seen that there is none before it is fetched."""
+    looked, all_looked = [], threading.Event()
 
-    def token():
-        together.wait(10)
-        return asked.token()
+    class Clock(FakeClock):
+        def __call__(self):
+            looked.append(threading.get_ident())
+            # Once for its deadline, once with the grant that it found.
+            if sum(times >= 2 for times in Counter(looked).values()) == 8:
+                all_looked.set()
+            return super().__call__()
 
+    asked = Asked(clock=Clock())
+    asked.keystone.before = lambda: all_looked.wait(20)
     with ThreadPoolExecutor(8) as threads:
-        tokens = {future.result() for future in [threads.submit(token) for _ in range(8)]}
-    assert tokens == {'token-1'}
+        tokens = {future.result() for future in [threads.submit(asked.token) for _ in range(8)]}
+    assert (tokens, asked.keystone.fetched) == ({'token-1'}, 1)
 
 
 def test_who_has_no_time_does_not_wait_for_anothers_renewal():
@@ -205,6 +212,13 @@ def test_an_endpoint_that_the_catalogue_does_not_have_is_named():
     asked = Asked()
     asked.keystone.endpoint = None
     with pytest.raises(DirectoryError, match='no endpoint of service_type network, interface admin'):
+        asked.token()
+
+
+def test_a_plugin_without_credentials_is_an_error():
+    asked = Asked()
+    asked.keystone.get_auth_headers = lambda: None
+    with pytest.raises(DirectoryError, match='no credentials for Quantum'):
         asked.token()
 
 
