@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             identity=workers,
         )
         agent.try_loading()
+        for sentence in config.exposed(conf.config_file or config.files({}), config.published()):
+            LOG.warning('%s', sentence)
     except MetadataError as error:
         return server.refuse(PROGRAM, error)
     agent.run()
