@@ -74,6 +74,7 @@ class Server(BaseApplication):
     is tried in a child process before any worker depends on it, and raises MetadataError when it cannot.
     ``in_worker`` is called in each new worker; ``keeper`` is whom to follow, and in which mode. ``identity``
     is whom the workers become before they serve; None: they stay who they are, and give up only their privileges.
+    ``any_destination``: serve also who did not ask the metadata address (``destination``).
     """
 
     def __init__(
@@ -87,13 +88,14 @@ class Server(BaseApplication):
         keeper: tuple[str, str] | None = None,
         when_ready: Callable[[], None] = lambda: None,
         identity: Identity | None = None,
+        any_destination: bool = False,
     ) -> None:
         self._load = load
         self._bind = [f'fd://{listener.detach()}' for listener in listeners]
         self._settings = settings
         self._name = name
         self._in_worker = in_worker
-        self._worker_class = _worker_class(keeper)
+        self._worker_class = _worker_class(keeper, any_destination)
         self._when_ready = when_ready
         self._identity = identity
         super().__init__(prog=name)
@@ -177,9 +179,9 @@ class _Arbiter(Arbiter):
         LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies hold what guests ask')
 
 
-def _worker_class(keeper: tuple[str, str] | None) -> type:
+def _worker_class(keeper: tuple[str, str] | None, any_destination: bool) -> type:
     """Our worker, told whom to follow: gunicorn makes the workers, and knows no such setting."""
-    return type('MetadataWorker', (MetadataWorker,), {'keeper': keeper})
+    return type('MetadataWorker', (MetadataWorker,), {'keeper': keeper, 'any_destination': any_destination})
 
 
 def _confine(worker: Any, identity: Identity | None) -> None:

@@ -38,6 +38,12 @@ OPTS = [
         default=False,
         help='Serve the routers that are attached with --mode one_hop, through the pipeline one_hop.',
     ),
+    cfg.BoolOpt(
+        'metadata_any_destination',
+        default=False,
+        help='In one hop, serve also guests that did not ask 169.254.169.254:80 or [fe80::a9fe:a9fe]:80: '
+        'where something else than our rules brings them here, and keeps strangers out.',
+    ),
 ]
 
 
@@ -54,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             name=PROGRAM,
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
             identity=workers,
+            any_destination=conf.metadata_any_destination,
         )
         agent.try_loading()
         for sentence in config.exposed(conf.config_file or config.files({}), config.published()):

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             when_ready=ready,
             keeper=(os.path.join(args.state_path, 'listeners'), SHARED) if args.shared else None,
             identity=workers,
+            any_destination=args.any_destination,
         ).run()
     finally:
         if pid_file:
@@ -159,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         help="whom it serves as if root starts it (default: whoever may connect to the agent's socket)",
     )
     option('metadata_proxy_group', default='', help='its group (default: likewise)')
+    option('any_destination', action='store_true', help='serve also who did not ask the metadata address')
     option('metadata_header_prefix', default='X-Quantum', help='prefix of the id headers (default: %(default)s)')
     option('answer_within', type=float, default=9.0, help='seconds from request to answer (default: %(default)s)')
     option('log_file', help='log there instead of standard error')
