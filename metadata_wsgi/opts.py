@@ -18,8 +18,8 @@ from metadata_wsgi.memory import shared
 from metadata_wsgi.metadata_app import app as metadata_app
 
 DEFAULT = (
-    agent, paths, sockets, identity, server, peer_credentials, deadline, source, cache, instance, quantum, cache_answers,
-    shared, trust, signature, upstream,
+    agent, paths, sockets, identity, server, peer_credentials, deadline, source, cache, instance, quantum,
+    cache_answers, shared, trust, signature, upstream,
 )  # fmt: skip
 
 

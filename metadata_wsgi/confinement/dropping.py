@@ -71,8 +71,11 @@ def _empty_bounding_set() -> None:
 
 def _capabilities_none() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    none = (ctypes.c_uint32 * 6)()
-    _check(_LIBC.capset(header, none))
+    held = (ctypes.c_uint32 * 6)()
+    _check(_LIBC.capget(header, held))
+    # Asked first: where there is nothing to give up a service's own filter may refuse the call.
+    if any(held):
+        _check(_LIBC.capset(header, (ctypes.c_uint32 * 6)()))
 
 
 def _filter() -> None:
