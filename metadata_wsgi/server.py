@@ -74,6 +74,7 @@ class Server(BaseApplication):
     is tried in a child process before any worker depends on it, and raises MetadataError when it cannot.
     ``in_worker`` is called in each new worker; ``keeper`` is whom to follow, and in which mode. ``identity``
     is whom the workers become before they serve; None: they stay who they are, and give up only their privileges.
+    ``when_tried`` is called in the child after it could load: for what is only worth a warning.
     ``any_destination``: serve also who did not ask the metadata address (``destination``).
     """
 
@@ -89,6 +90,7 @@ class Server(BaseApplication):
         when_ready: Callable[[], None] = lambda: None,
         identity: Identity | None = None,
         any_destination: bool = False,
+        when_tried: Callable[[], None] = lambda: None,
     ) -> None:
         self._load = load
         self._bind = [f'fd://{listener.detach()}' for listener in listeners]
@@ -97,6 +99,7 @@ class Server(BaseApplication):
         self._in_worker = in_worker
         self._worker_class = _worker_class(keeper, any_destination)
         self._when_ready = when_ready
+        self._when_tried = when_tried
         self._identity = identity
         super().__init__(prog=name)
 
@@ -143,6 +146,7 @@ class Server(BaseApplication):
             try:
                 self._settings()
                 self._load()
+                self._when_tried()
             except MetadataError as error:
                 os.write(writing, str(error).encode())
             except BaseException as error:

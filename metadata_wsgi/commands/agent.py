@@ -61,10 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
             identity=workers,
             any_destination=conf.metadata_any_destination,
+            when_tried=lambda: _warn(conf),
         )
         agent.try_loading()
-        for sentence in config.exposed(conf.config_file or config.files({}), config.published()):
-            LOG.warning('%s', sentence)
     except MetadataError as error:
         return server.refuse(PROGRAM, error)
     agent.run()
@@ -93,6 +92,11 @@ def _application(conf: cfg.ConfigOpts, global_conf: dict[str, str]) -> Any:
         return (from_guests if NAMESPACE in environ else from_proxies)(environ, start_response)
 
     return by_socket
+
+
+def _warn(conf: cfg.ConfigOpts) -> None:
+    for sentence in config.exposed(conf.config_file or config.files({}), config.published()):
+        LOG.warning('%s', sentence)
 
 
 def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
