@@ -9,7 +9,7 @@ pipeline in which it stands elsewhere does not start.
 In the paste file (no entry point is needed, only a module that Python finds)::
 
     [pipeline:agent]
-    pipeline = catch_errors deadline source instance hide_user_data signature upstream
+    pipeline = catch_errors peer_credentials deadline source instance hide_user_data signature upstream
 
     [filter:hide_user_data]
     paste.filter_factory = hide_user_data:filter_factory

@@ -21,6 +21,11 @@ def refused(reason: str) -> WSGIApplication:
     return _plain(webob.exc.HTTPBadRequest, reason)
 
 
+def forbidden() -> WSGIApplication:
+    """403: who connected is no namespace proxy."""
+    return _plain(webob.exc.HTTPForbidden, 'Only namespace proxies may ask here.')
+
+
 def no_instance() -> WSGIApplication:
     """404: the lookup succeeded, and no instance, or more than one, is at this address."""
     return _plain(webob.exc.HTTPNotFound, 'No instance was found for this address.')

@@ -11,12 +11,17 @@ oslo.config alone would let three mistakes pass, so :func:`load` looks for them:
 bounds (it raises only when read), a required option that is not set (it reads as None), and a
 misspelt name (it is ignored). A name that is merely unknown is no mistake: these files are shared
 with Quantum and Neutron, whose options for other programs stand in them.
+
+A secret need not stand in these files. Where ``NAME_file`` is declared beside a secret option ``NAME``, the
+secret is read from that file, or from systemd's credential ``NAME`` (LoadCredential=), without the
+line's end. Whatever is said here of a file or an option, its value is not.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 
@@ -48,6 +53,7 @@ def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = '
     conf.register_opts(opts, group=None if group == 'DEFAULT' else group)
     paths = files(global_conf)
     parse(conf, paths)
+    fetch_secrets(conf, opts, group)
     check(conf, opts, group, paths)
     return conf
 
@@ -59,12 +65,70 @@ def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = ()) 
             raise ConfigError(f'config_file: {path} is no file; name one that exists')
     try:
         conf(args=list(args), project='metadata_wsgi', default_config_files=list(paths), default_config_dirs=[])
-    except cfg.RequiredOptError:
-        pass  # check says it, with what the option is for
-    except cfg.ConfigFileParseError as error:
-        raise ConfigError(f'{", ".join(paths)}: not a configuration file: {error}') from error
+    except (cfg.RequiredOptError, cfg.NoSuchOptError, cfg.TemplateSubstitutionError):
+        pass  # check says it, of the option and with what it is for; the last two are a $ in a value
+    except cfg.ConfigFileParseError:
+        raise ConfigError(f'{", ".join(paths)}: not a configuration file{_where_broken(paths)}') from None
     except (cfg.Error, ValueError) as error:
         raise ConfigError(f'{", ".join(paths) or "no configuration file"}: {error}') from error
+
+
+def fetch_secrets(conf: cfg.ConfigOpts, opts: Sequence[cfg.Opt], group: str = 'DEFAULT') -> None:
+    """Give secret options that are not set the values of their files, or of systemd's credentials."""
+    declared = {opt.name for opt in opts}
+    for opt in opts:
+        if not opt.secret or f'{opt.name}_file' not in declared:
+            continue
+        values = conf if group == 'DEFAULT' else conf[group]
+        path = values[f'{opt.name}_file']
+        try:
+            value = values[opt.dest]
+        except (cfg.Error, ValueError):
+            continue  # check says so
+        if path and value:
+            raise ConfigError(f'{opt.name} and {opt.name}_file are both set in [{group}]; keep one of them')
+        credential = os.path.join(os.environ.get('CREDENTIALS_DIRECTORY') or '/nonexistent', opt.name)
+        if not path and not value and os.path.exists(credential):
+            path = credential
+        if path:
+            conf.set_override(opt.name, _secret_in(path, opt.name), None if group == 'DEFAULT' else group)
+
+
+def _secret_in(path: str, name: str) -> str:
+    try:
+        with open(path, encoding='utf-8') as file:
+            text = file.read().rstrip('\r\n')
+    except OSError as error:
+        raise ConfigError(f'{name}_file = {path}: {error.strerror}') from error
+    except UnicodeDecodeError:
+        raise ConfigError(f'{name}_file = {path}: is no text') from None
+    if not text:
+        raise ConfigError(f'{name}_file = {path}: is empty')
+    return text
+
+
+def exposed(paths: Iterable[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
+    """One sentence for each of ``paths``, or of the secrets' files that they name, that every user can read.
+
+    ``known`` are (group, options) pairs: a file without a secret may be open.
+    """
+    names = {opt.name for _, opts in known for opt in opts if opt.secret}
+    sentences = []
+    for path in paths:
+        with open(path, encoding='utf-8', errors='replace') as file:
+            pairs = [(line.partition('=')[0].strip(), line.partition('=')[2].strip()) for line in file]
+        held = [path] if any(name in names and value for name, value in pairs) else []
+        held += [value for name, value in pairs if name.removesuffix('_file') in names and name.endswith('_file')]
+        for secret in held:
+            try:
+                mode = stat.S_IMODE(os.stat(secret).st_mode)
+            except OSError:
+                continue  # load says so
+            if mode & stat.S_IROTH:
+                sentences.append(
+                    f'{secret} holds a secret and every user can read it (mode {mode:04o}); chmod o-r {secret}'
+                )
+    return sentences
 
 
 def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequence[str]) -> None:
@@ -75,7 +139,11 @@ def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequ
             value = conf[opt.dest] if group == 'DEFAULT' else conf[group][opt.dest]
         except (cfg.Error, ValueError) as error:
             # oslo.config's own text has the value, which for a secret is nobody's business.
-            why = 'is of the wrong kind' if opt.secret else str(error).partition(' is not valid: ')[2] or str(error)
+            why = (
+                'cannot be used (in a value $ is written $$)'
+                if opt.secret
+                else str(error).partition(' is not valid: ')[2] or str(error)
+            )
             raise ConfigError(f'{opt.name} in {where}: {why}') from (None if opt.secret else error)
         if opt.required and value in (None, '', []):
             raise ConfigError(f'{opt.name} is missing from {where}. It is: {opt.help}')
@@ -83,9 +151,14 @@ def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequ
 
 def refuse_misspelt(global_conf: Mapping[str, str]) -> None:
     """Raise ConfigError for the first name in the files that is nobody's option but looks like one of ours."""
-    published = entry_points(group='oslo.config.opts')['metadata_wsgi'].load()
     for sentence in misspelt(files(global_conf), published()):
         raise ConfigError(sentence)
+
+
+def published() -> list[tuple[str, list[cfg.Opt]]]:
+    """Every option of the package, as (group, options) pairs."""
+    found: list[tuple[str, list[cfg.Opt]]] = entry_points(group='oslo.config.opts')['metadata_wsgi'].load()()
+    return found
 
 
 def misspelt(paths: Sequence[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
@@ -111,6 +184,18 @@ def misspelt(paths: Sequence[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]
     return sentences
 
 
+def _where_broken(paths: Sequence[str]) -> str:
+    """Which line cannot be parsed and why; not the line itself, as oslo.config has it: it may be a secret's."""
+    for path in paths:
+        try:
+            cfg.ConfigParser(path, {}).parse()
+        except cfg.ParseError as error:
+            return f': {path}: {error.msg} at line {error.lineno}'
+        except (OSError, UnicodeDecodeError):
+            continue
+    return ''
+
+
 # Options of other programs that stand in the same files and resemble ours.
 FOREIGN = frozenset(
     {
@@ -130,6 +215,8 @@ def _names_in(path: str) -> list[tuple[str, str]]:
     sections: dict[str, dict[str, list[str]]] = {}
     try:
         cfg.ConfigParser(path, sections).parse()
-    except (cfg.ParseError, OSError) as error:
+    except cfg.ParseError as error:
+        raise ConfigError(f'{path}: not a configuration file: {error.msg} at line {error.lineno}') from None
+    except OSError as error:
         raise ConfigError(f'{path}: not a configuration file: {error}') from error
     return [(group, name) for group, values in sections.items() for name in values]

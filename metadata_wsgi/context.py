@@ -16,6 +16,9 @@ key                           written by      read by                           
 ``metadata_wsgi.instance``    ``instance``    ``signature``, ``metadata_app``        refused at start
 ============================  ==============  =====================================  =======================
 
+``metadata_wsgi.other_signature`` is written by ``signature`` while the shared secret is being changed, and read by
+``upstream``; absent, there is one secret.
+
 ``SIGNED`` is no key: it names, for the check of the order only, that the request now carries the
 headers that Nova authenticates by.
 """
@@ -30,6 +33,7 @@ NAMESPACE = 'metadata_wsgi.namespace'
 DEADLINE = 'metadata_wsgi.deadline'
 SOURCE = 'metadata_wsgi.source'
 INSTANCE = 'metadata_wsgi.instance'
+OTHER_SIGNATURE = 'metadata_wsgi.other_signature'
 SIGNED = 'the signature'
 
 

@@ -11,14 +11,15 @@ from oslo_config import cfg
 
 from metadata_wsgi import paths, server, sockets, trust, upstream
 from metadata_wsgi.commands import agent
+from metadata_wsgi.confinement import identity
 from metadata_wsgi.directories import quantum, static
-from metadata_wsgi.filters import cache, cache_answers, deadline, instance, signature, source
+from metadata_wsgi.filters import cache, cache_answers, deadline, instance, peer_credentials, signature, source
 from metadata_wsgi.memory import shared
 from metadata_wsgi.metadata_app import app as metadata_app
 
 DEFAULT = (
-    agent, paths, sockets, server, deadline, source, cache, instance, quantum, cache_answers, shared, trust, signature,
-    upstream,
+    agent, paths, sockets, identity, server, peer_credentials, deadline, source, cache, instance, quantum,
+    cache_answers, shared, trust, signature, upstream,
 )  # fmt: skip
 
 

@@ -9,12 +9,17 @@ SIGUSR2 is not needed: while the agent restarts, the namespace proxies hold thei
 The workers are gevent's: a request that waits (for Quantum, for Nova to come back, for a slow guest)
 costs a few kilobytes and no thread, so a few guests that wait cannot keep the others from being served.
 
+The master keeps root's rights, if it has them, and reads no request: it reads the configuration again and makes
+workers. A worker loads the pipeline as root, then gives everything up (``confinement``), then accepts. So secrets and
+keys may belong to root alone. A log file is opened by root too: after logrotate has moved it, send SIGHUP.
+
 Everything that gunicorn could do to be lenient with malformed requests stays off.
 """
 
 from __future__ import annotations
 
 import logging
+import logging.handlers
 import os
 import socket
 import sys
@@ -26,6 +31,8 @@ from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from oslo_config import cfg
 
+from metadata_wsgi.confinement import dropping
+from metadata_wsgi.confinement.identity import Identity
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.worker import MetadataWorker
 
@@ -65,7 +72,10 @@ class Server(BaseApplication):
 
     ``settings`` gives the number of workers and connections, and is asked again on SIGHUP; ``load``
     is tried in a child process before any worker depends on it, and raises MetadataError when it cannot.
-    ``in_worker`` is called in each new worker; ``keeper`` is whom to follow, and in which mode.
+    ``in_worker`` is called in each new worker; ``keeper`` is whom to follow, and in which mode. ``identity``
+    is whom the workers become before they serve; None: they stay who they are, and give up only their privileges.
+    ``when_tried`` is called in the child after it could load: for what is only worth a warning.
+    ``any_destination``: serve also who did not ask the metadata address (``destination``).
     """
 
     def __init__(
@@ -78,14 +88,19 @@ class Server(BaseApplication):
         in_worker: Callable[[], None] = lambda: None,
         keeper: tuple[str, str] | None = None,
         when_ready: Callable[[], None] = lambda: None,
+        identity: Identity | None = None,
+        any_destination: bool = False,
+        when_tried: Callable[[], None] = lambda: None,
     ) -> None:
         self._load = load
         self._bind = [f'fd://{listener.detach()}' for listener in listeners]
         self._settings = settings
         self._name = name
         self._in_worker = in_worker
-        self._worker_class = _worker_class(keeper)
+        self._worker_class = _worker_class(keeper, any_destination)
         self._when_ready = when_ready
+        self._when_tried = when_tried
+        self._identity = identity
         super().__init__(prog=name)
 
     def load_config(self) -> None:
@@ -110,6 +125,7 @@ class Server(BaseApplication):
             'limit_request_fields': 100,
             'limit_request_field_size': 16380,
             'post_fork': lambda arbiter, worker: self._in_worker(),
+            'post_worker_init': lambda worker: _confine(worker, self._identity),
             'when_ready': lambda arbiter: self._when_ready(),
             **self._settings(),
         }
@@ -130,6 +146,7 @@ class Server(BaseApplication):
             try:
                 self._settings()
                 self._load()
+                self._when_tried()
             except MetadataError as error:
                 os.write(writing, str(error).encode())
             except BaseException as error:
@@ -146,6 +163,7 @@ class Server(BaseApplication):
 
     def run(self) -> None:
         """Serve until told to stop."""
+        dropping.no_core_files()
         _Arbiter(self).run()
 
 
@@ -165,9 +183,21 @@ class _Arbiter(Arbiter):
         LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies hold what guests ask')
 
 
-def _worker_class(keeper: tuple[str, str] | None) -> type:
+def _worker_class(keeper: tuple[str, str] | None, any_destination: bool) -> type:
     """Our worker, told whom to follow: gunicorn makes the workers, and knows no such setting."""
-    return type('MetadataWorker', (MetadataWorker,), {'keeper': keeper})
+    return type('MetadataWorker', (MetadataWorker,), {'keeper': keeper, 'any_destination': any_destination})
+
+
+def _confine(worker: Any, identity: Identity | None) -> None:
+    """Called in a worker that has loaded the pipeline and does not accept yet."""
+    if identity is not None:
+        # Its sign of life to the master is a file's time, which only the owner may set.
+        os.fchown(worker.tmp.fileno(), identity.uid, identity.gid)
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.handlers.WatchedFileHandler):
+                # That user could not open it again, and every log call would raise.
+                setattr(handler, 'reopenIfNeeded', lambda: None)  # noqa: B010 (a method, for mypy)
+    dropping.drop(identity)
 
 
 def default_workers() -> int:

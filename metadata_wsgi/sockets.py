@@ -9,6 +9,9 @@ made for its owner alone, and opened to others after its owner and group are rig
 ``group``   owner and group, ``metadata_proxy_group``
 ``all``     every user of the host: then every one of them can ask as any guest
 ``deduce``  ``user`` where only ``metadata_proxy_user`` is set, else ``group``
+
+Where neither user nor group is set and root starts the agent, the group is that of the agent's workers
+(``confinement.identity``), which the namespace proxies, told nothing, become too.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ def unix_listener(
     A living one is looked at again for ``patience_s``: the workers of an agent whose master was killed
     need a second to notice.
     """
-    uid, gid = _uid(user), _gid(group)
+    uid, gid = uid_of(user), gid_of(group)
     try:
         os.makedirs(os.path.dirname(path) or '.', mode=0o755, exist_ok=True)
     except OSError as error:
@@ -189,7 +192,8 @@ def _clear(path: str, kind: int) -> bool:
     return False
 
 
-def _uid(user: str) -> int:
+def uid_of(user: str) -> int:
+    """The number of ``metadata_proxy_user``, -1 for ''. Raises ConfigError."""
     if not user:
         return -1
     try:
@@ -198,7 +202,8 @@ def _uid(user: str) -> int:
         raise ConfigError(f'metadata_proxy_user = {user}: there is no such user') from None
 
 
-def _gid(group: str) -> int:
+def gid_of(group: str) -> int:
+    """The number of ``metadata_proxy_group``, -1 for ''. Raises ConfigError."""
     if not group:
         return -1
     try:

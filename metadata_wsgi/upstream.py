@@ -9,6 +9,9 @@ Late rather than wrong: a GET or HEAD that meets a dead, silent or failing Nova 
 sent again until the deadline, then answered with what Nova said last, or 503 where it said nothing.
 A POST (the password) is sent once; again only where it cannot have been received.
 
+While the shared secret is being changed there are two signatures. A request that Nova refuses for the one (403)
+is sent with the other, a POST too: refused, nothing came of it. The one that was taken goes first from then on.
+
 ``nova_metadata_host`` may name several hosts, separated by commas, each with a port of its own if
 need be (``nova1,nova2:8776,[2001:db8::1]:8775``): they are tried in turn, and one that fails is put
 aside for a while. Reads DEADLINE and the signature.
@@ -91,13 +94,16 @@ class UpstreamApp:
         self._sleep = sleep
         self._aside_until = dict.fromkeys(range(len(self._hops)), 0.0)
         self._seldom_refused = Seldom(60)
+        self._seldom_other = Seldom(600)
+        # One slot: whether the other signature was the one that Nova took last.
+        self._other_first = [False]
         self._seldom_away = Seldom(60)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Relay Nova's answer, or say why there is none."""
         try:
             request = self._request(environ)
-            answer = self._insist(request, environ[context.DEADLINE])
+            answer = self._signed(request, environ.get(context.OTHER_SIGNATURE, ''), environ[context.DEADLINE])
         except relay.TooLarge:
             return answers.too_large(self._max_body_bytes)(environ, start_response)
         except RefusedError as error:
@@ -117,6 +123,23 @@ class UpstreamApp:
         headers = [(name, value) for name, value in relay.headers(environ) if name in wire.UPSTREAM_ALLOWED]
         content = relay.body(environ, self._max_body_bytes)
         return relay.Request(environ['REQUEST_METHOD'], relay.target(environ), headers, content)
+
+    def _signed(self, request: relay.Request, other_signature: str, deadline: context.Deadline) -> relay.Answer:
+        if not other_signature:
+            return self._insist(request, deadline)
+        ours = {False: request, True: _with_signature(request, other_signature)}
+        other_first = self._other_first[0]
+        answer = self._insist(ours[other_first], deadline)
+        if answer.status != 403:
+            return answer
+        if hasattr(answer.body, 'close'):
+            answer.body.close()
+        answer = self._insist(ours[not other_first], deadline)
+        if answer.status != 403:
+            self._other_first[0] = not other_first
+            if self._seldom_other.due():
+                LOG.info('Nova refused one shared secret and took the %s one', 'new' if other_first else 'old')
+        return answer
 
     def _insist(self, request: relay.Request, deadline: context.Deadline) -> relay.Answer:
         return insist(
@@ -150,6 +173,11 @@ class UpstreamApp:
         if self._aside_until[index] <= self._clock():
             LOG.warning('Nova at %s fails: %s', self._hops[index].name, why)
         self._aside_until[index] = self._clock() + ASIDE_S
+
+
+def _with_signature(request: relay.Request, signature: str) -> relay.Request:
+    headers = [(name, signature if name == wire.SIGNATURE else value) for name, value in request.headers]
+    return relay.Request(request.method, request.target, headers, request.body)
 
 
 def app_factory(global_conf: Mapping[str, str]) -> UpstreamApp:

@@ -12,6 +12,7 @@ What it changes in gunicorn's gevent worker, and why:
 - One guest may hold ``guest_connections`` connections, must send a head within ``HEAD_S`` and may
   let a body or an answer stand still for ``STALL_S``; the guests beside it notice nothing (haproxy's limit is
   for the whole router: 1,100 half-sent requests of one guest delayed the others by 29 s).
+- A guest that did not ask the metadata address came past the rules: its connection is closed.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from gunicorn.http.wsgi import FileWrapper, Response, WSGIErrorsWrapper
 from gunicorn.util import http_date
 from gunicorn.workers.ggevent import GeventWorker
 
-from metadata_wsgi import context
+from metadata_wsgi import context, destination
 from metadata_wsgi.keeper.following import Following
 from metadata_wsgi.keeper.protocol import Listener
+from metadata_wsgi.seldom import Seldom
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -64,10 +66,14 @@ class MetadataWorker(GeventWorker):
     keeper: tuple[str, str] | None = None
     """Path of the keeper's ``listeners`` socket and the mode in which to follow it; set by the server."""
 
+    any_destination = False
+    """Whether to serve those too who asked another address; set by the server."""
+
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
         self._idle: set[Any] = set()
         self._held: Counter[str] = Counter()
+        self._seldom = Seldom(60)
         self._errors = WSGIErrorsWrapper(self.cfg)
         self._settings = Still(self.cfg)
         self._pool = Pool(self.worker_connections)
@@ -133,6 +139,9 @@ class MetadataWorker(GeventWorker):
     def serve(self, server: Any, client: Any, addr: Any, namespace: context.Namespace | None) -> None:
         """Serve one connection, in a greenlet of its own."""
         guest = addr[0] if isinstance(addr, tuple) else ''
+        if guest and not self._came_by_the_rules(client, guest):
+            client.close()
+            return
         self._held[guest] += 1
         try:
             if guest and self._held[guest] > self.guest_connections:
@@ -147,6 +156,17 @@ class MetadataWorker(GeventWorker):
             if not self._held[guest]:
                 del self._held[guest]
             client.close()
+
+    def _came_by_the_rules(self, client: Any, guest: str) -> bool:
+        try:
+            if self.any_destination or destination.is_metadata(client, guest):
+                return True
+        except OSError as error:
+            LOG.debug('Gone before it was served: %s', error)
+            return False
+        if self._seldom.due():
+            LOG.warning('Refused %s, who did not ask the metadata address: are the rules of this router there?', guest)
+        return False
 
     def _requests(self, server: Any, client: Any, addr: Any, namespace: context.Namespace | None) -> None:
         client.settimeout(STALL_S)

@@ -12,12 +12,14 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 from oslo_log import log
 
 from metadata_wsgi import config, paths, pipeline, server, sockets
+from metadata_wsgi.confinement import identity
 from metadata_wsgi.context import NAMESPACE
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper.protocol import ONE_HOP
@@ -36,6 +38,12 @@ OPTS = [
         default=False,
         help='Serve the routers that are attached with --mode one_hop, through the pipeline one_hop.',
     ),
+    cfg.BoolOpt(
+        'metadata_any_destination',
+        default=False,
+        help='In one hop, serve also guests that did not ask 169.254.169.254:80 or [fe80::a9fe:a9fe]:80: '
+        'where something else than our rules brings them here, and keeps strangers out.',
+    ),
 ]
 
 
@@ -43,13 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     try:
         conf = _configure(sys.argv[1:] if argv is None else argv)
+        workers = _workers(conf)
         global_conf = {'config_file': ','.join(conf.config_file)} if conf.config_file else {}
         agent = server.Server(
             lambda: _application(conf, global_conf),
-            [_listen(conf)],
+            [_listen(conf, workers)],
             settings=lambda: _settings(conf),
             name=PROGRAM,
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
+            identity=workers,
+            any_destination=conf.metadata_any_destination,
+            when_tried=lambda: _warn(conf),
         )
         agent.try_loading()
     except MetadataError as error:
@@ -60,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _configure(argv: Sequence[str]) -> cfg.ConfigOpts:
     conf = cfg.ConfigOpts()
-    opts = [*OPTS, *paths.OPTS, *sockets.OPTS, *server.OPTS]
+    opts = [*OPTS, *paths.OPTS, *sockets.OPTS, *identity.OPTS, *server.OPTS]
     conf.register_opts(opts)
     log.register_options(conf)
     config.parse(conf, config.files({}), argv)
@@ -82,8 +94,32 @@ def _application(conf: cfg.ConfigOpts, global_conf: dict[str, str]) -> Any:
     return by_socket
 
 
-def _listen(conf: cfg.ConfigOpts) -> Any:
+def _warn(conf: cfg.ConfigOpts) -> None:
+    for sentence in config.exposed(conf.config_file or config.files({}), config.published()):
+        LOG.warning('%s', sentence)
+
+
+def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
+    workers = identity.of_workers(conf.metadata_user, conf.metadata_group)
+    if workers is None:
+        return None
+    if workers.name == 'nobody' and not conf.metadata_user:
+        LOG.warning(
+            'The workers run as nobody, whom other services may use too: make a user of their own, '
+            'useradd --system %s, or name one in metadata_user',
+            identity.USUAL[0],
+        )
+    if conf.metadata_one_hop and conf.metadata_proxy_group:
+        # The keeper's socket for workers belongs to that group.
+        return replace(workers, groups=(sockets.gid_of(conf.metadata_proxy_group),))
+    return workers
+
+
+def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
     user, group = conf.metadata_proxy_user, conf.metadata_proxy_group
+    if workers and not user and not group:
+        # Told nothing, the namespace proxies become the same.
+        group = str(workers.gid)
     return sockets.unix_listener(
         conf.metadata_proxy_socket,
         mode=sockets.mode(conf.metadata_proxy_socket_mode, user, group),

@@ -9,8 +9,6 @@ list, which looks like "no such instance" for every guest.
 from __future__ import annotations
 
 import argparse
-import os
-import stat
 from typing import Any
 
 from metadata_wsgi import config, context, directories, opts, order, pipeline
@@ -60,7 +58,7 @@ def check_config(args: argparse.Namespace) -> int:
     print(
         f'pipeline        {" ".join(order.name(link) for link in order.chain(app))}: every filter finds what it reads'
     )
-    complaints = [complaint for file in files if (complaint := _readable_by_others(file))]
+    complaints = config.exposed(files, opts.list_opts())
     complaints += [complaint for link in order.chain(app) if (complaint := _probe(link))]
     if complaints:
         raise ConfigError('; '.join(complaints))
@@ -89,16 +87,3 @@ def _probe(link: Any) -> str:
     except DirectoryError as error:
         return f'directory: {error}'
     return ''
-
-
-def _readable_by_others(path: str) -> str:
-    mode = stat.S_IMODE(os.stat(path).st_mode)
-    if mode & stat.S_IROTH and _has_secret(path):
-        return f'{path} holds a secret and every user can read it (mode {mode:04o}); chmod o-r {path}'
-    return ''
-
-
-def _has_secret(path: str) -> bool:
-    secrets = {opt.name for _, group_opts in opts.list_opts() for opt in group_opts if opt.secret}
-    with open(path, encoding='utf-8', errors='replace') as file:
-        return any(line.partition('=')[0].strip() in secrets and line.partition('=')[2].strip() for line in file)

@@ -158,6 +158,8 @@ def _environ(args: argparse.Namespace) -> WSGIEnvironment:
         'wsgi.multithread': False,
         'wsgi.multiprocess': False,
         'wsgi.run_once': True,
+        # No server between us and the pipeline: peer_credentials has nobody to ask about.
+        'paste.testing': True,
         'HTTP_X_FORWARDED_FOR': args.address,
         'HTTP_' + header.upper().replace('-', '_'): args.router_id or args.network_id,
         'HTTP_ACCEPT': '*/*',

@@ -7,6 +7,7 @@ import argparse
 import logging
 
 from metadata_wsgi import config, paths, sockets
+from metadata_wsgi.confinement import dropping, identity
 from metadata_wsgi.keeper.serving import Keeper
 
 
@@ -19,10 +20,17 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM. The workers' socket belongs to metadata_proxy_user and metadata_proxy_group."""
+    """Serve until SIGTERM. The workers' socket belongs to metadata_proxy_user and metadata_proxy_group, by default
+    to the group that the workers have by default."""
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s')
     global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
     owner = config.load(global_conf, sockets.OPTS)
     state_path = args.state_path or config.load(global_conf, paths.OPTS).state_path
-    Keeper(state_path, user=owner.metadata_proxy_user, group=owner.metadata_proxy_group).run()
+    user, group = owner.metadata_proxy_user, owner.metadata_proxy_group
+    if not user and not group:
+        conf = config.load(global_conf, identity.OPTS)
+        workers = identity.of_workers(conf.metadata_user, conf.metadata_group)
+        group = str(workers.gid) if workers else ''
+    dropping.no_core_files()
+    Keeper(state_path, user=user, group=group).run()
     return 0

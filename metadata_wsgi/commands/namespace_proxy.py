@@ -2,8 +2,9 @@
 """``quantum-ns-metadata-proxy``: the namespace proxy for one router or network.
 
 Takes the command line that an L3 or DHCP agent of Grizzly passes, in the namespace it is started in.
-Reads no configuration file. The id stays in the command line of its process, by which process
-managers find it. It refuses to start twice for one pid file.
+Reads no configuration file. Started by root it opens its sockets, then serves as an unprivileged user.
+The id stays in the command line of its process, by which process managers find it. It refuses to start
+twice for one pid file.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from metadata_wsgi import server, sockets
+from metadata_wsgi.confinement import identity
 from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.keeper.protocol import SHARED
 from metadata_wsgi.namespace_proxy import daemon
 from metadata_wsgi.namespace_proxy.pidfile import PidFile
+
+LOG = logging.getLogger(__name__)
 
 PROGRAM = 'quantum-ns-metadata-proxy'
 
@@ -35,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not namespace_id:
             raise ConfigError('give --router_id or --network_id: whose guests are served here; or --shared')
         _start_log(args, namespace_id)
+        workers = _workers(args)
         pid_file = PidFile(args.pid_file) if args.pid_file else None
         listeners = _listen(args)
     except MetadataError as error:
@@ -52,11 +57,36 @@ def main(argv: Sequence[str] | None = None) -> int:
             in_worker=pid_file.forget if pid_file else lambda: None,
             when_ready=ready,
             keeper=(os.path.join(args.state_path, 'listeners'), SHARED) if args.shared else None,
+            identity=workers,
+            any_destination=args.any_destination,
         ).run()
     finally:
         if pid_file:
             pid_file.remove()
     return 0
+
+
+def _workers(args: argparse.Namespace) -> identity.Identity | None:
+    user, group = args.metadata_proxy_user, args.metadata_proxy_group
+    options = ('metadata_proxy_user', 'metadata_proxy_group')
+    if os.geteuid() != 0 or user or group:
+        return identity.of_workers(user, group, options=options)
+    # Told nothing, as by Grizzly's L3 agent: whoever may connect to the agent's socket.
+    workers = identity.of_workers(*identity.beside(_socket(args)), options=options)
+    directory = os.path.dirname(os.path.abspath(_socket(args)))
+    if workers and not identity.may_enter(workers, directory):
+        LOG.warning(
+            'Serving as root, without capabilities: %s may not enter %s, where the agent is; '
+            'open it to pass through (chmod o+x) or name metadata_proxy_user',
+            workers.name,
+            directory,
+        )
+        return identity.ROOT
+    return workers
+
+
+def _socket(args: argparse.Namespace) -> str:
+    return str(args.metadata_proxy_socket or os.path.join(args.state_path, 'metadata_proxy'))
 
 
 def _listen(args: argparse.Namespace) -> list[socket.socket]:
@@ -72,7 +102,7 @@ def _application(args: argparse.Namespace) -> Any:
     from metadata_wsgi.namespace_proxy.app import NamespaceProxyApp
 
     return NamespaceProxyApp(
-        hop.unix_hop(args.metadata_proxy_socket or os.path.join(args.state_path, 'metadata_proxy')),
+        hop.unix_hop(_socket(args)),
         router_id=args.router_id,
         network_id=args.network_id,
         prefix=args.metadata_header_prefix,
@@ -124,6 +154,13 @@ def _parser() -> argparse.ArgumentParser:
         'be there, without the others it starts with a warning',
     )
     option('metadata_proxy_socket', help="the agent's socket (default: <state_path>/metadata_proxy)")
+    option(
+        'metadata_proxy_user',
+        default='',
+        help="whom it serves as if root starts it (default: whoever may connect to the agent's socket)",
+    )
+    option('metadata_proxy_group', default='', help='its group (default: likewise)')
+    option('any_destination', action='store_true', help='serve also who did not ask the metadata address')
     option('metadata_header_prefix', default='X-Quantum', help='prefix of the id headers (default: %(default)s)')
     option('answer_within', type=float, default=9.0, help='seconds from request to answer (default: %(default)s)')
     option('log_file', help='log there instead of standard error')

@@ -2,6 +2,7 @@
 """The filters, one file each. The shipped pipeline, from the namespace proxy to Nova::
 
     catch_errors   what nobody foresaw: traceback to the log, a constant sentence to the guest
+    peer_credentials   only namespace proxies may speak to us
     deadline       establishes DEADLINE   until when there must be an answer
     source         establishes SOURCE     who is asking, by network position
     instance       reads SOURCE, DEADLINE; establishes INSTANCE

@@ -49,6 +49,7 @@ SHARED_OPTS = [
 ]
 # The signature filter's too, which signs with what is compared here.
 SECRET_OPTS = [
+    cfg.StrOpt('metadata_proxy_shared_secret_file', help='A file with the secret.'),
     cfg.StrOpt(
         'metadata_proxy_shared_secret',
         secret=True,

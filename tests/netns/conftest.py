@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
+
+from tests.cloud import Cloud
+from tests.e2e.conftest import BIN, Program, eventually, nobody_is_refused
 
 from .worlds import World
 
@@ -28,3 +33,46 @@ def program(request):
     if not shutil.which(request.param):
         pytest.skip(f'{request.param} is not installed')
     return request.param
+
+
+@pytest.fixture
+def directory():
+    """One that every user may pass through; pytest's own are closed, and closed again by each run beside this."""
+    with tempfile.TemporaryDirectory(prefix='metadata-wsgi-') as made:
+        os.chmod(made, 0o755)
+        yield Path(made)
+
+
+@pytest.fixture
+def start(directory):
+    started = []
+
+    def start(name, *argv):
+        program = Program(directory / f'{name}-{len(started)}.log', *argv)
+        started.append(program)
+        return program
+
+    yield start
+    for program in started:
+        program.end()
+
+
+@pytest.fixture
+def cloud(directory):
+    with Cloud(directory) as made:
+        made.conf_file.chmod(0o600)
+        yield made
+
+
+@pytest.fixture
+def agent(start, cloud):
+    def started(*before):
+        program = start('agent', *before, BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file)
+        eventually(
+            lambda: program.process.poll() is not None or (program.has_workers() and nobody_is_refused(cloud.socket)),
+            'the agent serves',
+        )
+        assert program.process.poll() is None, program.text()
+        return program
+
+    return started

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import traceback
+
 import pytest
 from oslo_config import cfg
 
@@ -108,3 +110,65 @@ def test_what_is_no_mistake_is_let_pass(conf_file, text):
 
 def test_files_are_those_that_are_named():
     assert config.files({'config_file': ' /a.ini, /b.ini ,'}) == ['/a.ini', '/b.ini']
+
+
+SECRET_OPTS = [
+    cfg.StrOpt('metadata_proxy_shared_secret', required=True, secret=True, help='Secret shared with Nova.'),
+    cfg.StrOpt('metadata_proxy_shared_secret_file'),
+]
+
+
+def test_a_secret_comes_from_a_file_of_its_own(conf_file, tmp_path):
+    (tmp_path / 'secret').write_text(' of a file \n')
+    path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {tmp_path}/secret\n')
+    conf = config.load({'config_file': path}, SECRET_OPTS)
+    assert conf.metadata_proxy_shared_secret == ' of a file '
+
+
+def test_a_secret_comes_from_systemds_credential_unless_it_is_set(conf_file, tmp_path, monkeypatch):
+    (tmp_path / 'metadata_proxy_shared_secret').write_text('of systemd')
+    monkeypatch.setenv('CREDENTIALS_DIRECTORY', str(tmp_path))
+    assert config.load({'config_file': conf_file('[DEFAULT]\n')}, SECRET_OPTS)['metadata_proxy_shared_secret'] == (
+        'of systemd'
+    )
+    path = conf_file('[DEFAULT]\nmetadata_proxy_shared_secret = set\n')
+    assert config.load({'config_file': path}, SECRET_OPTS).metadata_proxy_shared_secret == 'set'
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        (
+            'metadata_proxy_shared_secret = s3cr3t\nmetadata_proxy_shared_secret_file = /x\n',
+            'are both set in [DEFAULT]',
+        ),
+        ('metadata_proxy_shared_secret_file = /nonexistent/x\n', '_file = /nonexistent/x: No such file or directory'),
+        ('metadata_proxy_shared_secret_file = /dev/null\n', '_file = /dev/null: is empty'),
+        ('metadata_proxy_shared_secret\ns3cr3t\n', 'not a configuration file: '),
+        ('metadata_proxy_shared_secret = s3cr3t$x\n', 'metadata_proxy_shared_secret in [DEFAULT] of '),
+    ],
+)
+def test_a_secret_that_cannot_be_had_is_a_sentence_without_it(conf_file, text, words):
+    with pytest.raises(ConfigError) as raised:
+        config.load({'config_file': conf_file('[DEFAULT]\n' + text)}, SECRET_OPTS)
+    told = ''.join(traceback.format_exception(raised.value))
+    assert words in told
+    assert 's3cr3t' not in told
+
+
+def test_a_secret_that_every_user_can_read_is_named(conf_file, tmp_path):
+    known = [('DEFAULT', SECRET_OPTS)]
+    secret = tmp_path / 'secret'
+    secret.write_text('s')
+    path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {secret}\n')
+    secret.chmod(0o600)
+    assert config.exposed([path], known) == []
+    secret.chmod(0o644)
+    assert config.exposed([path], known) == [
+        f'{secret} holds a secret and every user can read it (mode 0644); chmod o-r {secret}'
+    ]
+    with_it = tmp_path / conf_file('[DEFAULT]\nmetadata_proxy_shared_secret = s\n', 'b.ini')
+    with_it.chmod(0o604)
+    assert len(config.exposed([with_it], known)) == 1
+    with_it.chmod(0o640)
+    assert config.exposed([with_it], known) == []

@@ -47,7 +47,7 @@ def refusal(cloud, tmp_path):
     return load
 
 
-AGENT = 'catch_errors deadline source instance signature upstream'
+AGENT = 'catch_errors peer_credentials deadline source instance signature upstream'
 
 
 def test_signature_before_instance(refusal):

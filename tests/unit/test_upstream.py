@@ -16,12 +16,13 @@ class Asked:
         app = upstream.UpstreamApp(hops, clock=self.clock, sleep=self.clock.sleep, max_body_bytes=max_body_bytes)
         self.app = webtest.TestApp(app)
 
-    def ask(self, method='GET', path='/openstack', within_s=9.0, body=b'', **headers):
+    def ask(self, method='GET', path='/openstack', within_s=9.0, body=b'', other='', **headers):
+        facts = {context.OTHER_SIGNATURE: other} if other else {}
         return self.app.request(
             path,
             method=method,
             headers={name.replace('_', '-'): value for name, value in headers.items()},
-            environ={context.DEADLINE: context.Deadline.after(within_s, self.clock)},
+            environ={context.DEADLINE: context.Deadline.after(within_s, self.clock), **facts},
             body=body,
             expect_errors=True,
         )
@@ -199,3 +200,34 @@ def test_no_host_is_refused(factory):
 def test_a_certificate_that_cannot_be_read_is_refused(factory, option):
     with pytest.raises(ConfigError, match=f'{option}.*cannot be used.*each must be a readable PEM file'):
         factory(f'nova_metadata_protocol = https\n{option} = /nonexistent.pem\n')
+
+
+def signatures(hop):
+    return [dict(request.headers)['x-instance-id-signature'] for request in hop.requests]
+
+
+@pytest.mark.parametrize('method', ['GET', 'POST'])
+def test_what_nova_refuses_for_one_signature_is_sent_with_the_other(method):
+    hop = FakeHop(403, 200)
+    asked = Asked(hop)
+    body = b'password' if method == 'POST' else b''
+    assert asked.ask(method, body=body, other='old', X_Instance_ID_Signature='new').status_int == 200
+    assert signatures(hop) == ['new', 'old']
+    assert [request.body for request in hop.requests] == [body, body]
+    # Remembered, and forgotten when it is refused in its turn.
+    hop._outcomes = [200, 403, 200, 200]
+    for _ in range(3):
+        asked.ask(other='old', X_Instance_ID_Signature='new')
+    assert signatures(hop)[2:] == ['old', 'old', 'new', 'new']
+
+
+def test_a_signature_that_nova_refuses_either_way_is_a_403():
+    hop = FakeHop(403)
+    assert Asked(hop).ask(other='old', X_Instance_ID_Signature='new').status_int == 403
+    assert signatures(hop) == ['new', 'old']
+
+
+def test_with_one_secret_nothing_is_sent_twice():
+    hop = FakeHop(403)
+    assert Asked(hop).ask(X_Instance_ID_Signature='new').status_int == 403
+    assert signatures(hop) == ['new']

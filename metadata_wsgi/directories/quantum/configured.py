@@ -29,6 +29,7 @@ OPTS = [
     cfg.StrOpt('auth_url', help='Keystone, for example http://127.0.0.1:5000/v3; with the four options below.'),
     cfg.StrOpt('admin_user', help='User whose role may see the ports of every project (service or admin).'),
     cfg.StrOpt('admin_password', secret=True, help="That user's password."),
+    cfg.StrOpt('admin_password_file', help='A file with the password, instead of the option above.'),
     cfg.StrOpt('admin_tenant_name', help='Project in which the user has that role.'),
     cfg.StrOpt('auth_region', help="Region of Quantum in Keystone's catalogue, by default the first one there."),
     cfg.StrOpt(

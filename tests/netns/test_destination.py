@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proxy's own check of what a guest asked, with the rules and without them, whoever serves the socket."""
+
+import socket
+
+import pytest
+
+from metadata_wsgi.keeper import asking
+from metadata_wsgi.keeper.protocol import ONE_HOP, SHARED, Listener
+from metadata_wsgi.plumbing import netns
+from metadata_wsgi.plumbing.iptables import Iptables
+from metadata_wsgi.plumbing.rules import rules_for
+from metadata_wsgi.plumbing.run import SubprocessRunner
+from tests.e2e.conftest import BIN, eventually
+
+from .worlds import METADATA, get, ip
+
+pytestmark = pytest.mark.netns
+
+SERVED = 'The metadata service is not available now.\n'
+"""By a namespace proxy without an agent behind it: it was let in."""
+
+
+@pytest.fixture
+def iptables():
+    return Iptables(SubprocessRunner())
+
+
+@pytest.fixture
+def proxy(start, cloud, world):
+    """A namespace proxy in the router's namespace, without an agent."""
+
+    def started(*more, port=9697):
+        program = start(
+            'proxy', 'ip', 'netns', 'exec', world.router, BIN / 'quantum-ns-metadata-proxy', '--nodaemonize',
+            '--verbose', '--router_id=router-a', f'--state_path={cloud.state_path}', f'--metadata_port={port}',
+            '--answer_within=0.1', *more,
+        )  # fmt: skip
+        eventually(lambda: program.process.poll() is not None or program.has_workers(), 'the proxy has a worker')
+        assert program.process.poll() is None, program.text()
+        return program
+
+    return started
+
+
+def kept(start, cloud, mode, world):
+    """Attach the router through a keeper, in that mode."""
+    start('keeper', BIN / 'metadata-wsgi', 'keeper', '--config-file', cloud.conf_file)
+    eventually(lambda: asking.is_there(str(cloud.state_path)), 'the keeper is there')
+    with asking.connected(str(cloud.state_path)) as keeper:
+        keeper.attach(Listener(mode=mode, namespace=world.router, host='', port=9697, router_id=cloud.router_id))
+
+
+def serve_process(request):
+    request.getfixturevalue('proxy')()
+    return SERVED
+
+
+def serve_shared(request):
+    start, cloud, world = (request.getfixturevalue(name) for name in ('start', 'cloud', 'world'))
+    kept(start, cloud, SHARED, world)
+    start(
+        'shared', BIN / 'quantum-ns-metadata-proxy', '--nodaemonize', '--verbose', '--shared',
+        f'--state_path={cloud.state_path}', '--answer_within=0.1',
+    )  # fmt: skip
+    return SERVED
+
+
+def serve_one_hop(request):
+    start, cloud, world = (request.getfixturevalue(name) for name in ('start', 'cloud', 'world'))
+    cloud.configure(metadata_one_hop='true')
+    kept(start, cloud, ONE_HOP, world)
+    request.getfixturevalue('agent')()
+    return '{"uuid": "instance-a", "path": "/"}'
+
+
+@pytest.mark.parametrize('serve', [serve_process, serve_shared, serve_one_hop])
+def test_only_what_was_redirected_is_served(request, serve, world, iptables):
+    served = serve(request)
+    iptables.apply(world.router, rules_for())
+    eventually(lambda: get(world.guest, METADATA) == served, 'the guest is served by the metadata address')
+    assert get(world.guest, '10.1.1.1', 9697, timeout_s=0.5) == ''
+    # Without any rule the port is open, and still nobody is served there.
+    iptables.apply(world.router, ())
+    for namespace, address in (
+        (world.guest, '10.1.1.1'), (world.guest, '198.51.100.1'), (world.outside, '198.51.100.1'),
+        (world.outside, '10.1.1.1'),
+    ):  # fmt: skip
+        assert reaches(namespace, address, 9697), address
+        assert get(namespace, address, 9697) == '', address
+
+
+def reaches(namespace, address, port):
+    """Whether a connection can be made."""
+
+    def connect():
+        with socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET) as connection:
+            connection.settimeout(2)
+            return connection.connect_ex((address, port)) == 0
+
+    return netns.run_in(namespace, connect)
+
+
+def test_the_same_over_ipv6(world, iptables, proxy):
+    for name, link, addresses in (
+        (world.router, 'qr-in', ('fe80::a9fe:a9fe/64', 'fd00:1::1/64')),
+        (world.guest, 'eth0', ('fe80::2/64', 'fd00:1::2/64')),
+    ):
+        for address in addresses:
+            ip('-n', name, 'address', 'add', address, 'dev', link, 'nodad')
+    proxy()
+    iptables.apply(world.router, rules_for())
+    assert get(world.guest, 'fe80::a9fe:a9fe%eth0') == SERVED
+    iptables.apply(world.router, ())
+    assert reaches(world.guest, 'fd00:1::1', 9697)
+    assert get(world.guest, 'fd00:1::1', 9697) == ''
+    assert get(world.guest, 'fe80::a9fe:a9fe%eth0', 9697) == ''
+
+
+def test_at_the_metadata_address_itself_as_in_a_dhcp_namespace(world, proxy):
+    ip('-n', world.router, 'address', 'add', f'{METADATA}/32', 'dev', 'qr-in')
+    proxy(f'--metadata_host={METADATA}', port=80)
+    assert get(world.guest, METADATA) == SERVED
+
+
+def test_an_operator_over_loopback_is_served(world, proxy):
+    proxy()
+    assert get(world.router, '127.0.0.1', 9697) == SERVED
+
+
+def test_it_is_said_once_and_can_be_switched_off(world, proxy):
+    program = proxy()
+    for _ in range(3):
+        assert get(world.guest, '10.1.1.1', 9697) == ''
+    assert program.text().count('who did not ask the metadata address') == 1
+    program.end()
+    proxy('--any_destination')
+    assert get(world.guest, '10.1.1.1', 9697) == SERVED
