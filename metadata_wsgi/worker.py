@@ -386,6 +386,10 @@ class Reply(Response):
         self.headers_sent: bool = False
         self._pending = b''
 
+    def should_close(self) -> bool:
+        """Also after a refusal: what is behind a request that is none is not looked at."""
+        return bool(super().should_close()) or self.status_code in (400, 413)
+
     def default_headers(self) -> list[str]:
         """Status line, and what the application did not say itself."""
         said = {name.lower() for name, _ in self.headers}
