@@ -11,6 +11,7 @@ A target is a function of bytes. It needs no atheris, so ``tests/fuzz/test_targe
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import socket
@@ -24,12 +25,12 @@ SEEDS = Path(__file__).parent / 'seeds'
 WIRE = Path(__file__).parent.parent / 'wire'
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
-try:
+if __name__ == '__main__':
     import atheris
-except ImportError:  # the targets can be called without it
+
+    instrumented = functools.partial(atheris.instrument_imports, include=['metadata_wsgi', 'gunicorn', 'yaml'])
+else:  # called by a test, which needs no atheris
     instrumented = contextlib.nullcontext
-else:
-    instrumented = atheris.instrument_imports
 
 with instrumented():
     from gunicorn.config import Config
