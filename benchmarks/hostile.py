@@ -17,10 +17,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.cloud import NETWORK, ROUTER, SECRET
+from tests.cloud import NETWORK, OTHER_ROUTER, ROUTER, SECRET
 from tests.rawserver import RawServer, keeps_saying
 from tests.wire.cases import REFUSALS, REFUSED, cases
 from tests.wire.conftest import HEARD, SENDER, Heard, Hops
@@ -61,18 +62,28 @@ report_interval = 0
 lock_path = {directory}
 """
 
-PORTS = {
-    'networks': {ROUTER: ['network-a'], 'router-b': ['network-b']},
-    'ports': [
-        {
-            'device_id': f'instance-{one}',
-            'project_id': f'project-{one}',
-            'network_id': f'network-{one}',
-            'address': host,
-        }
-        for one, host in [('a', '127.0.0.1'), ('b', '127.0.0.1'), ('b', '10.1.1.2'), (NETWORK[-1], '10.1.1.2')]
-    ],
-}
+NOVAS, ROUTERS = 'compute:nova', 'network:router_interface'
+
+
+def port(network: str, owner: str, device: str, project: str = '', address: str = '') -> dict[str, Any]:
+    """A port as neutron-server would give it."""
+    return {
+        'network_id': network,
+        'device_owner': owner,
+        'device_id': device,
+        'project_id': project,
+        'fixed_ips': [{'ip_address': address}] if address else [],
+    }
+
+
+PORTS = [
+    port('network-a', ROUTERS, ROUTER),
+    port('network-b', ROUTERS, OTHER_ROUTER),
+    port('network-a', NOVAS, 'instance-a', 'project-a', '127.0.0.1'),
+    port('network-b', NOVAS, 'instance-b', 'project-b', '127.0.0.1'),
+    port('network-b', NOVAS, 'instance-b', 'project-b', '10.1.1.2'),
+    port(NETWORK, NOVAS, 'instance-c', 'project-c', '10.1.1.2'),
+]
 
 
 @contextlib.contextmanager
@@ -84,13 +95,13 @@ def peer(python: str):
         path = directory / 'agent.socket'
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
-            port = probe.getsockname()[1]
+            at = probe.getsockname()[1]
         (directory / 'ports.json').write_text(json.dumps(PORTS))
         (directory / 'agent.ini').write_text(
             AGENT.format(directory=directory, socket=path, secret=SECRET, nova=nova.port)
         )
-        (directory / 'haproxy.cfg').write_text(HAPROXY.format(port=port, socket=path, router=ROUTER))
-        agent = Path(__file__).parent / 'peers' / 'neutron_agent.py'
+        (directory / 'haproxy.cfg').write_text(HAPROXY.format(port=at, socket=path, router=ROUTER))
+        agent = Path(__file__).parent.parent / 'tests' / 'either_half' / 'neutron_agent.py'
         log = ends.enter_context((directory / 'log').open('w'))
         for argv in (
             [python, str(agent), str(directory / 'ports.json'), '--config-file', str(directory / 'agent.ini')],
@@ -99,7 +110,7 @@ def peer(python: str):
             started = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True, cwd=directory)
             ends.callback(started.wait)
             ends.callback(os.killpg, started.pid, 15)
-        hops = Hops({'proxy': ('127.0.0.1', port)}, nova)
+        hops = Hops({'proxy': ('127.0.0.1', at)}, nova)
         give_up_at = time.monotonic() + 120
         while not hops.answers('proxy'):
             if time.monotonic() > give_up_at:
@@ -144,6 +155,8 @@ def main(python: str) -> None:
                 status, _ = hops.send('proxy', case.data('proxy'), timeout_s=10.0)
             except TimeoutError:
                 status = None
+            # haproxy may answer before its agent has heard all.
+            time.sleep(0.2)
             verdict = judged(status, hops.heard(), expect, most)
             if time.monotonic() - begun > 8:
                 verdict = '; '.join(filter(None, [verdict, 'no answer within 10 s']))

@@ -73,7 +73,7 @@ class Hops:
         with socket.socket(socket.AF_INET if isinstance(place, tuple) else socket.AF_UNIX) as sock:
             sock.settimeout(timeout_s)
             sock.connect(place)
-            with contextlib.suppress(ConnectionError):
+            with contextlib.suppress(OSError):  # it was refused before it was sent
                 sock.sendall(data)
                 sock.shutdown(socket.SHUT_WR)
             with contextlib.suppress(ConnectionError):
