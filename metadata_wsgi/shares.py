@@ -16,6 +16,7 @@ the new one is refused in the /64, and waits its turn in the last case.
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 from collections import Counter
 from collections.abc import Hashable
@@ -85,6 +86,7 @@ class Shares:
         return False
 
 
+@functools.lru_cache(maxsize=4096)
 def _prefix(address: str) -> str:
     """The /64 of an IPv6 address; an IPv4 one (v4-mapped too) is itself."""
     parsed = ipaddress.ip_address(address.partition('%')[0])

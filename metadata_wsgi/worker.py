@@ -21,6 +21,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import re
 import socket
 import time
 from collections.abc import Hashable, Iterator
@@ -57,6 +58,8 @@ DRAIN_S = 1.0
 DRAIN_PIECES = 256
 GUEST_CONNECTIONS = 128
 """A boot is 28 requests, some of them at once; cloud-init, Ignition and an agent may ask together."""
+
+OPTION = re.compile(r'[ \t]*,[ \t]*')
 
 REFUSALS = {
     errors.LimitRequestLine: (414, 'URI Too Long'),
@@ -296,15 +299,16 @@ class OneRequest(Request):
     # every byte that comes.
     max_buffer_headers = property(lambda self: HEAD_BYTES, lambda self, computed: None)
 
+    def set_body_reader(self) -> None:
+        """Called by gunicorn when the head is complete."""
+        super().set_body_reader()
+        # gunicorn sees it only where it stands alone.
+        if any(name == 'CONNECTION' and 'close' in OPTION.split(value.lower()) for name, value in self.headers):
+            self.force_close()
+
     def should_close(self) -> bool:
-        """Also where ``close`` is one option of several, and where the body was not read to its end."""
-        options = {
-            option.strip().lower()
-            for name, value in self.headers
-            if name == 'CONNECTION'
-            for option in value.split(',')
-        }
-        return bool(super().should_close()) or 'close' in options or unread(self)
+        """Also where the body was not read to its end: what follows is no request."""
+        return bool(super().should_close()) or unread(self)
 
 
 class Parser(RequestParser):

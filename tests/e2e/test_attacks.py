@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One guest attacks the namespace proxy with 2,000 connections while another boots: the boot succeeds.
 
-What the boot's slowest request took, alone and beside the attack, is printed; no test asserts a time.
+What the boot's slowest request took, alone and beside the attack, is printed. That is no assertion but for the 10 s
+after which a guest gives up.
 """
 
 import contextlib
@@ -86,11 +87,14 @@ class Attack:
 
 
 def boot(port):
-    """(statuses, the slowest request's milliseconds) of 28 requests, each on a new connection."""
+    """(statuses, the slowest request's milliseconds) of 28 requests, each on a new connection.
+
+    Fails where one takes 10 s: guests wait no longer.
+    """
     statuses, slowest_s = [], 0.0
     for target in BOOT:
         since = time.monotonic()
-        connection = http.client.HTTPConnection('127.0.0.1', port, timeout=20, source_address=(OTHER, 0))
+        connection = http.client.HTTPConnection('127.0.0.1', port, timeout=10, source_address=(OTHER, 0))
         with contextlib.closing(connection):
             connection.request('GET', target)
             answer = connection.getresponse()

@@ -63,12 +63,12 @@ class Hops:
     """Where to send bytes, and what Nova heard."""
 
     def __init__(self, places, nova):
-        self._places = places
+        self.places = places
         self._nova = nova
 
     def send(self, hop, data, timeout_s=15.0):
         """(status of the first answer or None, all that came back)."""
-        place = self._places[hop]
+        place = self.places[hop]
         said = b''
         with socket.socket(socket.AF_INET if isinstance(place, tuple) else socket.AF_UNIX) as sock:
             sock.settimeout(timeout_s)
