@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from metadata_wsgi import wire
@@ -96,28 +96,40 @@ def headers(environ: WSGIEnvironment) -> Headers:
 
 
 def end_to_end(sent: Headers) -> Headers:
-    """``sent`` without what belongs to the connection, by RFC or because ``Connection`` names it."""
+    """``sent`` without what belongs to the connection, by RFC or because ``Connection`` names it.
+
+    A header that says who somebody is stays, whatever ``Connection`` says: it is ours; a guest's was deleted
+    at the door.
+    """
     named = {
         token.strip().lower() for name, value in sent if name.lower() == 'connection' for token in value.split(',')
     }
-    dropped = wire.HOP_BY_HOP | named
+    dropped = wire.HOP_BY_HOP | {name for name in named if not wire.is_reserved(name)}
     return [(name, value) for name, value in sent if name.lower() not in dropped]
 
 
 def body(environ: WSGIEnvironment, limit: int) -> bytes:
-    """The whole request body. TooLarge above ``limit`` bytes, RefusedError when the guest stopped half way."""
+    """The whole request body. TooLarge above ``limit`` bytes, RefusedError when it is malformed or ends half way."""
     declared = environ.get('CONTENT_LENGTH') or ''
     if declared and int(declared) > limit:
         raise TooLarge(f'A request body may have at most {limit} bytes.')
     stream = environ['wsgi.input']
     if declared:
-        content: bytes = stream.read(int(declared))
+        content = _read(stream, int(declared))
         if len(content) < int(declared):
             raise RefusedError('The request body ended before its Content-Length.')
         return content
     if not environ.get('wsgi.input_terminated'):
         return b''
-    content = stream.read(limit + 1)
+    content = _read(stream, limit + 1)
     if len(content) > limit:
         raise TooLarge(f'A request body may have at most {limit} bytes.')
+    return content
+
+
+def _read(stream: Any, size: int) -> bytes:
+    try:
+        content: bytes = stream.read(size)
+    except Exception as error:  # each server raises what it likes for a malformed, late or broken body
+        raise RefusedError('The request body is malformed or did not come in time.') from error
     return content

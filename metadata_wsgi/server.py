@@ -54,6 +54,26 @@ OPTS = [
     cfg.IntOpt('metadata_connections', default=4096, min=16, help='Connections that one worker serves at a time.'),
 ]
 
+STRICT: dict[str, Any] = {
+    # A header may not become another's value: names with underscores are dropped, and no peer may
+    # name the path or the scheme.
+    'header_map': 'drop',
+    'forwarder_headers': '',
+    'forwarded_allow_ips': '127.0.0.1',
+    'secure_scheme_headers': {},
+    # Nothing that RFC 9112 calls malformed is mended; what one server mends another reads differently.
+    'permit_obsolete_folding': False,
+    'strip_header_spaces': False,
+    'casefold_http_method': False,
+    'permit_unconventional_http_method': False,
+    'permit_unconventional_http_version': False,
+    'proxy_protocol': 'off',
+    'limit_request_line': 8190,
+    'limit_request_fields': 100,
+    'limit_request_field_size': 16380,
+}
+"""gunicorn's settings that decide how it reads a request."""
+
 GRACE_S = 12
 """How long a stopping worker may finish what is under way: longer than any deadline's default."""
 
@@ -115,15 +135,7 @@ class Server(BaseApplication):
             'logger_class': Log,
             'control_socket_disable': True,
             'preload_app': False,
-            # A header may not become another's value: names with underscores are dropped, and no peer may
-            # name the path or the scheme.
-            'header_map': 'drop',
-            'forwarder_headers': '',
-            'forwarded_allow_ips': '127.0.0.1',
-            'secure_scheme_headers': {},
-            'limit_request_line': 8190,
-            'limit_request_fields': 100,
-            'limit_request_field_size': 16380,
+            **STRICT,
             'post_fork': lambda arbiter, worker: self._in_worker(),
             'post_worker_init': lambda worker: _confine(worker, self._identity),
             'when_ready': lambda arbiter: self._when_ready(),

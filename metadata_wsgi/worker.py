@@ -9,9 +9,11 @@ What it changes in gunicorn's gevent worker, and why:
   namespace proxies that only keep a connection open. What is under way is finished.
 - A refused request is answered with a constant sentence, 400, 414 or 431, and the connection closed.
 - Beside the sockets that gunicorn opened it serves those of the keeper, each with the namespace it is in.
-- One guest may hold ``guest_connections`` connections, must send a head within ``HEAD_S`` and may
-  let a body or an answer stand still for ``STALL_S``; the guests beside it notice nothing (haproxy's limit is
-  for the whole router: 1,100 half-sent requests of one guest delayed the others by 29 s).
+- One guest may hold ``guest_connections`` connections (``shares`` has the rules), must send a head within
+  ``HEAD_S`` and ``HEAD_BYTES`` and a body within ``BODY_S``, and may let a body or an answer stand still for
+  ``STALL_S``; the guests beside it notice nothing (haproxy's limit is for the whole router: 1,100 half-sent requests
+  of one guest delayed the others by 29 s).
+- A connection whose request was not read to its end is closed: gunicorn would read on, as long as the guest sends.
 - A guest that did not ask the metadata address came past the rules: its connection is closed.
 """
 
@@ -20,17 +22,20 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import re
 import socket
 import time
-from collections import Counter
+from collections.abc import Hashable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 import gevent
 from gevent.pool import Pool
 from gevent.server import StreamServer
-from gunicorn import http
 from gunicorn.http import errors
+from gunicorn.http.body import ChunkedReader, LengthReader
+from gunicorn.http.message import Request
+from gunicorn.http.parser import RequestParser
 from gunicorn.http.wsgi import FileWrapper, Response, WSGIErrorsWrapper
 from gunicorn.util import http_date
 from gunicorn.workers.ggevent import GeventWorker
@@ -39,6 +44,7 @@ from metadata_wsgi import context, destination
 from metadata_wsgi.keeper.following import Following
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.seldom import Seldom
+from metadata_wsgi.shares import Shares
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -46,10 +52,16 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 HEAD_S = 10.0
+HEAD_BYTES = 1 << 15
+BODY_S = 30.0
 STALL_S = 10.0
 KEEP_S = 75.0
+DRAIN_S = 1.0
+DRAIN_PIECES = 256
 GUEST_CONNECTIONS = 128
 """A boot is 28 requests, some of them at once; cloud-init, Ignition and an agent may ask together."""
+
+OPTION = re.compile(r'[ \t]*,[ \t]*')
 
 REFUSALS = {
     errors.LimitRequestLine: (414, 'URI Too Long'),
@@ -72,8 +84,8 @@ class MetadataWorker(GeventWorker):
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
         self._idle: set[Any] = set()
-        self._held: Counter[str] = Counter()
         self._seldom = Seldom(60)
+        self._shares = Shares(each=self.guest_connections, total=self.worker_connections - 1)
         self._errors = WSGIErrorsWrapper(self.cfg)
         self._settings = Still(self.cfg)
         self._pool = Pool(self.worker_connections)
@@ -138,23 +150,22 @@ class MetadataWorker(GeventWorker):
 
     def serve(self, server: Any, client: Any, addr: Any, namespace: context.Namespace | None) -> None:
         """Serve one connection, in a greenlet of its own."""
-        guest = addr[0] if isinstance(addr, tuple) else ''
-        if guest and not self._came_by_the_rules(client, guest):
+        if isinstance(addr, tuple) and not self._came_by_the_rules(client, addr[0]):
             client.close()
             return
-        self._held[guest] += 1
+        # A namespace proxy has no address, and many guests behind it.
+        keys = self._shares.take(namespace, addr[0]) if isinstance(addr, tuple) else ()
+        if keys is None:
+            LOG.debug('%s holds all the connections that it may', addr[0])
+            client.close()
+            return
         try:
-            if guest and self._held[guest] > self.guest_connections:
-                LOG.debug('More than %d connections of %s', self.guest_connections, guest)
-                return
-            self._requests(server, client, addr, namespace)
+            self._requests(server, client, addr, namespace, keys)
         except OSError as error:
             if error.errno not in GONE and not isinstance(error, TimeoutError):
                 LOG.warning('Connection broken: %s', error)
         finally:
-            self._held[guest] -= 1
-            if not self._held[guest]:
-                del self._held[guest]
+            self._shares.release(keys)
             client.close()
 
     def _came_by_the_rules(self, client: Any, guest: str) -> bool:
@@ -168,15 +179,18 @@ class MetadataWorker(GeventWorker):
             LOG.warning('Refused %s, who did not ask the metadata address: are the rules of this router there?', guest)
         return False
 
-    def _requests(self, server: Any, client: Any, addr: Any, namespace: context.Namespace | None) -> None:
+    def _requests(
+        self, server: Any, client: Any, addr: Any, namespace: context.Namespace | None, keys: tuple[Hashable, ...]
+    ) -> None:
         client.settimeout(STALL_S)
         # Where no peer may say anything about others, the parser need not ask which may.
         may_say = self._settings.secure_scheme_headers or self._settings.forwarder_headers
-        parser = http.get_parser(self._settings, client, addr if may_say else '')
+        requests = parser(self._settings, client, addr if may_say else '')
         wait_s = HEAD_S
         while True:
             try:
-                request = self._next(parser, client, wait_s)
+                with Turn(self._shares, client, keys):
+                    request = self._next(requests, client, wait_s)
             except StopIteration:
                 return
             except errors.NoMoreData:
@@ -189,7 +203,10 @@ class MetadataWorker(GeventWorker):
             environ = self._environ(request, client, addr, server)
             if namespace is not None:
                 environ[context.NAMESPACE] = namespace
-            if not self._answer(request, client, environ):
+            turn = Turn(self._shares, client, keys)
+            if expects_body(request):
+                environ['wsgi.input'] = Body(request.body, turn)
+            if not self._answer(request, client, environ, turn):
                 return
             wait_s = KEEP_S
 
@@ -215,7 +232,7 @@ class MetadataWorker(GeventWorker):
                 client.settimeout(STALL_S)
         return request
 
-    def _answer(self, request: Any, client: Any, environ: WSGIEnvironment) -> bool:
+    def _answer(self, request: Any, client: Any, environ: WSGIEnvironment, turn: Turn) -> bool:
         """Call the application; whether the connection may serve another request."""
         reply = Reply(request, client, self._settings)
         if not self.alive:
@@ -224,7 +241,8 @@ class MetadataWorker(GeventWorker):
             body = self.wsgi(environ, reply.start_response)
             try:
                 for piece in body:
-                    reply.write(piece)
+                    with turn:
+                        reply.write(piece)
                 reply.close()
             finally:
                 if hasattr(body, 'close'):
@@ -239,6 +257,9 @@ class MetadataWorker(GeventWorker):
         except Exception:
             # Begun and not ended: the guest must see a broken answer, not a short one.
             LOG.exception('The answer was cut')
+            return False
+        if unread(request):
+            _drain(client)
             return False
         return not reply.should_close()
 
@@ -291,6 +312,96 @@ class Still:
         return getattr(self._cfg, name)
 
 
+class OneRequest(Request):
+    """A request, and where it ends."""
+
+    # gunicorn's own bound is the number of fields times the size of each: megabytes, looked through again with
+    # every byte that comes.
+    max_buffer_headers = property(lambda self: HEAD_BYTES, lambda self, computed: None)
+
+    def set_body_reader(self) -> None:
+        """Called by gunicorn when the head is complete."""
+        super().set_body_reader()
+        # gunicorn sees it only where it stands alone.
+        if any(name == 'CONNECTION' and 'close' in OPTION.split(value.lower()) for name, value in self.headers):
+            self.force_close()
+
+    def should_close(self) -> bool:
+        """Also where the body was not read to its end: what follows is no request."""
+        return bool(super().should_close()) or unread(self)
+
+
+class Parser(RequestParser):
+    """The requests of one connection."""
+
+    mesg_class = OneRequest
+
+
+def parser(cfg: Any, client: Any, addr: Any) -> Parser:
+    """The requests that ``client`` sends, one after the other."""
+    return Parser(cfg, client, addr)
+
+
+class Turn:
+    """While it is entered it is the guest's turn, to say something or to take it."""
+
+    def __init__(self, shares: Shares, client: Any, keys: tuple[Hashable, ...]) -> None:
+        self._shares = shares
+        self._client = client
+        self._keys = keys
+
+    def __enter__(self) -> None:
+        if self._keys:
+            self._shares.waits(self._client, self._keys)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._keys:
+            self._shares.speaks(self._client)
+
+
+class Body:
+    """``wsgi.input``: a body that must be there in ``BODY_S``, however steadily it drips."""
+
+    def __init__(self, body: Any, turn: Turn) -> None:
+        self._body = body
+        self._turn = turn
+        self._until = time.monotonic() + BODY_S
+
+    def _within(self, method: Any, *args: Any) -> Any:
+        late = TimeoutError('the body came too slowly')
+        with self._turn, gevent.Timeout(max(0.001, self._until - time.monotonic()), late):
+            return method(*args)
+
+    def read(self, size: int | None = None) -> bytes:
+        """PEP 3333."""
+        return self._within(self._body.read, size)
+
+    def readline(self, size: int | None = None) -> bytes:
+        """PEP 3333."""
+        return self._within(self._body.readline, size)
+
+    def readlines(self, size: int | None = None) -> list[bytes]:
+        """PEP 3333."""
+        return self._within(self._body.readlines, size)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b'')
+
+
+def expects_body(request: Any) -> bool:
+    """Whether the head says that a body follows."""
+    reader = request.body.reader
+    return isinstance(reader, ChunkedReader) or reader.length > 0
+
+
+def unread(request: Any) -> bool:
+    """Whether it is not known where the next request begins, because this one's body was not read to its end."""
+    reader = request.body.reader
+    if request.body.failed:
+        return True
+    return reader.length > 0 if isinstance(reader, LengthReader) else reader.parser is not None
+
+
 class Reply(Response):
     """An answer on the wire."""
 
@@ -298,6 +409,10 @@ class Reply(Response):
         super().__init__(request, client, cfg)
         self.headers_sent: bool = False
         self._pending = b''
+
+    def should_close(self) -> bool:
+        """Also after a refusal: what is behind a request that is none is not looked at."""
+        return bool(super().should_close()) or self.status_code in (400, 413)
 
     def default_headers(self) -> list[str]:
         """Status line, and what the application did not say itself."""
@@ -361,11 +476,20 @@ def _refuse(client: Any, error: Exception) -> None:
     )
     try:
         client.sendall(head.encode() + body)
-        # What is still coming must be read, or the kernel answers with a reset that overtakes this answer.
+    except OSError as gone:
+        LOG.debug('Nobody heard the refusal: %s', gone)
+        return
+    _drain(client)
+
+
+def _drain(client: Any) -> None:
+    """Read on for a moment: while something comes, the kernel would send a reset that overtakes the answer."""
+    until = time.monotonic() + DRAIN_S
+    try:
         client.shutdown(1)
-        client.settimeout(1.0)
-        for _ in range(16):
+        for _ in range(DRAIN_PIECES):
+            client.settimeout(max(0.001, until - time.monotonic()))
             if not client.recv(65536):
                 break
     except OSError as gone:
-        LOG.debug('Nobody heard the refusal: %s', gone)
+        LOG.debug('Not read to its end: %s', gone)

@@ -8,6 +8,8 @@ written to the log.
 Being outermost it is built last, so it also asks, once, whether every filter inside it finds what it
 reads, and whether the configuration files have a misspelt option; a pipeline that cannot work does not
 start, by whichever server it is loaded.
+At the first request it looks at the server: under a gunicorn whose settings are lenient with malformed
+requests (``strictness`` names them) every guest is answered 503, and the log says which setting.
 It establishes nothing and trusts nobody. It has no options.
 """
 
@@ -19,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from metadata_wsgi import answers, config, order
+from metadata_wsgi.strictness import leniences
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -34,9 +37,20 @@ class CatchErrorsFilter:
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
+        self._leniences: list[str] | None = None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Call the rest of the pipeline; on any exception before the body, answer 503."""
+        if self._leniences is None:
+            self._leniences = leniences(start_response)
+            if self._leniences:
+                LOG.critical(
+                    'Every guest is answered 503: gunicorn mends malformed requests (%s), by which a guest could '
+                    "pass for another; take these out of gunicorn's settings",
+                    ', '.join(self._leniences),
+                )
+        if self._leniences:
+            return answers.unavailable()(environ, start_response)
         try:
             return self.app(environ, start_response)
         except Exception:

@@ -60,14 +60,15 @@ class Listener:
             listener = cls(**fields)
         except TypeError as error:
             raise ValueError(f'listener: {error}') from None
-        texts = (listener.mode, listener.namespace, listener.host, listener.router_id or '', listener.network_id or '')
+        ids = ['' if said is None else said for said in (listener.router_id, listener.network_id)]
+        texts = (listener.mode, listener.namespace, listener.host, *ids)
         if not all(isinstance(text, str) and '/' not in text and '\0' not in text for text in texts):
             raise ValueError('listener: every field but port is a name')
         if listener.mode not in MODES:
             raise ValueError(f'mode {listener.mode}: one of {", ".join(MODES)}')
         if bool(listener.router_id) == bool(listener.network_id):
             raise ValueError('exactly one of router_id and network_id')
-        if not isinstance(listener.port, int) or not 0 < listener.port < 65536:
+        if type(listener.port) is not int or not 0 < listener.port < 65536:
             raise ValueError(f'port {listener.port}: not a TCP port')
         if not listener.namespace or listener.namespace in ('.', '..'):
             raise ValueError('namespace: a name is needed')
@@ -98,7 +99,7 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], int | None]:
             raise EOFError
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) > 1:
             raise ValueError('a packet that is too long')
-        message = json.loads(packet)
+        message = _parsed(packet)
         if not isinstance(message, dict):
             raise ValueError('a packet that is no object')
     except BaseException:
@@ -106,3 +107,11 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], int | None]:
             os.close(number)
         raise
     return message, descriptor
+
+
+def _parsed(packet: bytes) -> Any:
+    try:
+        return json.loads(packet)
+    except RecursionError:
+        # Some thousand brackets from a worker must not end the one process that can open a namespace.
+        raise ValueError('a packet of too many brackets') from None

@@ -122,3 +122,30 @@ def test_a_status_line_without_a_reason_is_one(reason, status):
     said = []
     relay.Answer(200, reason, [], [])({}, lambda status, headers: said.append(status))
     assert said == [status]
+
+
+def test_connection_cannot_take_away_who_somebody_is():
+    """In one hop the guest's own Connection is still there when the signature is written."""
+    environ = {
+        'HTTP_CONNECTION': 'X-Instance-ID, x_tenant_id, Accept, close',
+        'HTTP_X_INSTANCE_ID': 'instance-a',
+        'HTTP_X_TENANT_ID': 'project-a',
+        'HTTP_ACCEPT': '*/*',
+        'HTTP_USER_AGENT': 'x',
+    }
+    assert dict(relay.headers(environ)) == {
+        'x-instance-id': 'instance-a',
+        'x-tenant-id': 'project-a',
+        'user-agent': 'x',
+    }
+
+
+class Broken:
+    def read(self, size):
+        raise ValueError('as some server says it')
+
+
+@pytest.mark.parametrize('environ', [{'CONTENT_LENGTH': '5'}, {'wsgi.input_terminated': True}])
+def test_a_body_that_a_server_cannot_read_is_the_guests_fault(environ):
+    with pytest.raises(RefusedError):
+        relay.body({**environ, 'wsgi.input': Broken()}, 10)

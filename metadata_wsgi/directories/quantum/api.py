@@ -19,7 +19,7 @@ from keystoneauth1 import exceptions
 from metadata_wsgi.context import Deadline
 from metadata_wsgi.directories.quantum.access import Access, Grant
 from metadata_wsgi.directories.quantum.bounded import within
-from metadata_wsgi.directories.quantum.lookups import Port, Query
+from metadata_wsgi.directories.quantum.lookups import FIELDS, Port, Query
 from metadata_wsgi.errors import DirectoryError, DirectoryUnavailable
 
 PAGES = 100
@@ -105,16 +105,29 @@ def _versioned(endpoint: str) -> str:
 def _checked(response: Any, grant: Grant) -> dict[str, Any]:
     try:
         body = response.json()
-        if all(isinstance(port, dict) and ('network_id' in port or 'id' in port) for port in body['ports']):
+        if all(_is_port(port) for port in body['ports']) and all(
+            _is_link(link) for link in body.get('ports_links', ())
+        ):
             return body
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise DirectoryUnavailable(f'Quantum at {grant.endpoint} answered 200 with something that is no list of ports')
 
 
+def _is_port(port: Any) -> bool:
+    """Whether what is there of a port is what it should be; a question may have asked for a few of its fields only."""
+    texts = all(isinstance(port[field] or '', str) for field in FIELDS if field in port and field != 'fixed_ips')
+    addresses = all(isinstance(fixed['ip_address'], str) for fixed in port.get('fixed_ips') or ())
+    return texts and addresses and bool(port.get('network_id') or port.get('id'))
+
+
+def _is_link(link: Any) -> bool:
+    return isinstance(link.get('rel', ''), str) and isinstance(urlsplit(link.get('href', '')).query, str)
+
+
 def _next(body: dict[str, Any]) -> Query:
     """What the next page is asked with. Only the query counts: the host stays ours, whatever the link says."""
-    for link in body.get('ports_links') or ():
+    for link in body.get('ports_links', ()):
         if link.get('rel') == 'next':
             return tuple(parse_qsl(urlsplit(link.get('href', '')).query))
     return ()

@@ -48,7 +48,7 @@ def networks_of(router_id: str) -> Query:
 
 def network_ids(ports: Iterable[Port]) -> list[str]:
     """The networks of ``ports``, each once: a dual-stack router has two ports on one network."""
-    return list(dict.fromkeys(port['network_id'] for port in ports))
+    return list(dict.fromkeys(port['network_id'] for port in ports if port.get('network_id')))
 
 
 def at(address: str, networks: Sequence[str]) -> Iterator[Query]:
@@ -73,8 +73,8 @@ def instances_at(address: str, networks: Collection[str], ports: Iterable[Port])
     found: dict[tuple[str, str], Instance] = {}
     for port in ports:
         project_id = port.get('project_id') or port.get('tenant_id')
-        if project_id and port.get('device_id') and port['network_id'] in networks and _is_guest(port, address):
-            instance = Instance(port['device_id'], project_id, port['id'])
+        if project_id and port.get('device_id') and port.get('network_id') in networks and _is_guest(port, address):
+            instance = Instance(port['device_id'], project_id, port.get('id') or '')
             found.setdefault((instance.instance_id, instance.project_id), instance)
     return tuple(found.values())
 
@@ -85,4 +85,11 @@ def _is_guest(port: Port, address: str) -> bool:
     mac = mac_in(address)
     if mac:
         return str(port.get('mac_address')).lower() == mac
-    return canonical(address) in {canonical(fixed['ip_address']) for fixed in port.get('fixed_ips') or ()}
+    return canonical(address) in {_canonical(fixed['ip_address']) for fixed in port.get('fixed_ips') or ()}
+
+
+def _canonical(text: str) -> str | None:
+    try:
+        return canonical(text)
+    except ValueError:
+        return None

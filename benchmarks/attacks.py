@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The attacks of ``tests/e2e/test_attacks.py`` on the peer: one guest's 2,000 connections while another boots.
+
+``attacks.py PYTHON`` (PYTHON: one that has neutron installed) prints what became of the other guest's 28 requests.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.hostile import peer
+from tests.e2e.test_attacks import ATTACKS, BOOT, Attack, boot
+
+
+def main(python: str) -> None:
+    """Each attack on a peer of its own."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    for name, (sources, begin, drip) in ATTACKS.items():
+        with peer(python) as hops:
+            _, port = hops.places['proxy']
+            _, undisturbed_ms = boot(port)
+            with Attack(port, sources, begin, drip) as attack:
+                try:
+                    statuses, disturbed_ms = boot(port)
+                    became = f'{statuses.count(200)} of {len(BOOT)} answered 200, the slowest {disturbed_ms:.1f} ms'
+                except OSError as error:
+                    became = f'the boot failed: {str(error) or type(error).__name__}'
+        print(f'{attack.opened} {name}: alone the slowest {undisturbed_ms:.1f} ms; beside them {became}', flush=True)
+
+
+if __name__ == '__main__':
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(sys.argv[1])

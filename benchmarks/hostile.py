@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wire cases of ``tests/wire`` sent at the peer: haproxy as Neutron sets it up, and Neutron's metadata agent.
+
+``hostile.py PYTHON`` (PYTHON: one that has neutron installed) prints what the peer did with each case where that is
+not what this path must do, and counts. Needs haproxy, and nothing that root has. The recording Nova is the tests'.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.cloud import NETWORK, OTHER_ROUTER, ROUTER, SECRET
+from tests.rawserver import RawServer, keeps_saying
+from tests.wire.cases import REFUSALS, REFUSED, cases
+from tests.wire.conftest import HEARD, SENDER, Heard, Hops
+
+HAPROXY = """
+global
+    maxconn 1024
+    nbthread 2
+defaults
+    mode http
+    option dontlognull
+    option http-server-close
+    option forwardfor
+    retries 3
+    timeout http-request 30s
+    timeout connect 30s
+    timeout client 32s
+    timeout server 32s
+    timeout http-keep-alive 30s
+listen listener
+    bind 127.0.0.1:{port}
+    server metadata {socket}
+    http-request del-header X-Neutron-Network-ID
+    http-request set-header X-Neutron-Router-ID {router}
+"""
+
+AGENT = """
+[DEFAULT]
+transport_url = fake:///
+state_path = {directory}
+metadata_proxy_socket = {socket}
+metadata_proxy_shared_secret = {secret}
+nova_metadata_host = 127.0.0.1
+nova_metadata_port = {nova}
+[agent]
+report_interval = 0
+[oslo_concurrency]
+lock_path = {directory}
+"""
+
+NOVAS, ROUTERS = 'compute:nova', 'network:router_interface'
+
+
+def port(network: str, owner: str, device: str, project: str = '', address: str = '') -> dict[str, Any]:
+    """A port as neutron-server would give it."""
+    return {
+        'network_id': network,
+        'device_owner': owner,
+        'device_id': device,
+        'project_id': project,
+        'fixed_ips': [{'ip_address': address}] if address else [],
+    }
+
+
+PORTS = [
+    port('network-a', ROUTERS, ROUTER),
+    port('network-b', ROUTERS, OTHER_ROUTER),
+    port('network-a', NOVAS, 'instance-a', 'project-a', '127.0.0.1'),
+    port('network-b', NOVAS, 'instance-b', 'project-b', '127.0.0.1'),
+    port('network-b', NOVAS, 'instance-b', 'project-b', '10.1.1.2'),
+    port(NETWORK, NOVAS, 'instance-c', 'project-c', '10.1.1.2'),
+]
+
+
+@contextlib.contextmanager
+def peer(python: str):
+    """Hops with the one place ``proxy``, and its Nova."""
+    nova = RawServer(keeps_saying(HEARD))
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as ends:
+        directory = Path(name)
+        path = directory / 'agent.socket'
+        with socket.socket() as probe:
+            probe.bind(('127.0.0.1', 0))
+            at = probe.getsockname()[1]
+        (directory / 'ports.json').write_text(json.dumps(PORTS))
+        (directory / 'agent.ini').write_text(
+            AGENT.format(directory=directory, socket=path, secret=SECRET, nova=nova.port)
+        )
+        (directory / 'haproxy.cfg').write_text(HAPROXY.format(port=at, socket=path, router=ROUTER))
+        agent = Path(__file__).parent.parent / 'tests' / 'either_half' / 'neutron_agent.py'
+        log = ends.enter_context((directory / 'log').open('w'))
+        for argv in (
+            [python, str(agent), str(directory / 'ports.json'), '--config-file', str(directory / 'agent.ini')],
+            ['haproxy', '-db', '-f', str(directory / 'haproxy.cfg')],
+        ):
+            started = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True, cwd=directory)
+            ends.callback(started.wait)
+            ends.callback(os.killpg, started.pid, 15)
+        hops = Hops({'proxy': ('127.0.0.1', at)}, nova)
+        give_up_at = time.monotonic() + 120
+        while not hops.answers('proxy'):
+            if time.monotonic() > give_up_at:
+                sys.exit((directory / 'log').read_text())
+            time.sleep(0.5)
+        hops.heard()
+        yield hops
+    nova.close()
+
+
+def judged(status: int | None, heard: list[Heard], expect: str, most: int) -> str:
+    """What is to be said of one case; '' where the peer did what this path must do."""
+    said = []
+    for one in heard:
+        names = dict(one.headers)
+        wrong = [name for name, value in SENDER.items() if names.get(name, '').removeprefix('::ffff:') != value]
+        if wrong:
+            said.append(f'Nova heard {", ".join(f"{name}: {names.get(name)}" for name in wrong)}')
+        if int(names.get('content-length', 0)) != len(one.body):
+            said.append('Nova heard a body that is not as long as it says')
+    if any('smuggled' in one.target for one in heard):
+        said.append('Nova heard the hidden request')
+    if len(heard) > most:
+        said.append(f'Nova heard {len(heard)} requests where {most} may be')
+    if expect == REFUSED and status not in (None, *REFUSALS):
+        said.append(f'answered {status}')
+    if expect == '200' and status != 200:
+        said.append(f'answered {status or "nothing"} where 200 was right')
+    if expect == '200' and status == 200 and len(heard) < most:
+        said.append(f'Nova heard {len(heard)} requests of {most}')
+    return '; '.join(said)
+
+
+def main(python: str) -> None:
+    """Send all cases; print what there is to say."""
+    counts: collections.Counter[str] = collections.Counter()
+    with peer(python) as hops:
+        for case in cases():
+            expect, most = case.expected('proxy')
+            begun = time.monotonic()
+            try:
+                status, _ = hops.send('proxy', case.data('proxy'), timeout_s=10.0)
+            except TimeoutError:
+                status = None
+            # haproxy may answer before its agent has heard all.
+            time.sleep(0.2)
+            verdict = judged(status, hops.heard(), expect, most)
+            if time.monotonic() - begun > 8:
+                verdict = '; '.join(filter(None, [verdict, 'no answer within 10 s']))
+            counts[verdict] += 1
+            if verdict:
+                print(f'{case.name}: {verdict}', flush=True)
+    print(f'{sum(counts.values())} cases, {counts[""]} as this path must do them')
+    for verdict, count in counts.most_common():
+        if verdict:
+            print(f'{count:4} {verdict}')
+
+
+if __name__ == '__main__':
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(sys.argv[1])

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Coverage-guided fuzzing of what parses bytes of guests, of Nova, of Quantum, of workers and of operators.
+
+``python tests/fuzz/fuzz.py TARGET [options of libFuzzer] [corpus directories]``, for example
+``fuzz.py request -max_total_time=60``. TARGET ``all`` runs each for that long, one after the other. A finding
+is an exception that the part does not promise, or a promise that is broken; its input is left in ``crash-*``.
+
+A target is a function of bytes. It needs no atheris, so ``tests/fuzz/test_targets.py`` calls it with its seeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+SEEDS = Path(__file__).parent / 'seeds'
+WIRE = Path(__file__).parent.parent / 'wire'
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+if __name__ == '__main__':
+    import atheris
+
+    instrumented = functools.partial(atheris.instrument_imports, include=['metadata_wsgi', 'gunicorn', 'yaml'])
+else:  # called by a test, which needs no atheris
+    instrumented = contextlib.nullcontext
+
+with instrumented():
+    from gunicorn.config import Config
+    from gunicorn.http.errors import NoMoreData, ParseException
+
+    from metadata_wsgi import addresses, context, hop, inventory, relay, server, wire, worker
+    from metadata_wsgi.directories.quantum import api, lookups
+    from metadata_wsgi.errors import ConfigError, DirectoryError
+    from metadata_wsgi.filters.source import SourceFilter
+    from metadata_wsgi.keeper import protocol
+    from metadata_wsgi.namespace_proxy.app import NamespaceProxyApp
+
+GUEST = ('10.1.1.2', 40000)
+
+
+class NextHop:
+    """Keeps what it was given to send."""
+
+    name = 'next'
+
+    def __init__(self):
+        self.heads = []
+
+    def exchange(self, request, deadline):
+        self.heads.append(hop._head(request, 'localhost') + request.body)
+        return relay.Answer(200, 'OK', [], [])
+
+
+class Bytes:
+    """A socket that says ``data`` in pieces, then is closed; what is sent to it is forgotten."""
+
+    def __init__(self, data, size=7):
+        self._pieces = [data[start : start + size] for start in range(0, len(data), size)][::-1]
+
+    def recv(self, size, *flags):
+        return self._pieces.pop() if self._pieces else b''
+
+    def sendall(self, data):
+        pass
+
+    def settimeout(self, seconds):
+        pass
+
+    def close(self):
+        pass
+
+
+def _config():
+    made = Config()
+    for name, value in server.STRICT.items():
+        made.set(name, value)
+    return made
+
+
+CONFIG = _config()
+WORKER = types.SimpleNamespace(_errors=sys.stderr)
+
+
+def _environs(data, addr):
+    """What a worker would call the application with, for each request in ``data``."""
+    sock = Bytes(data)
+    parser = worker.parser(CONFIG, sock, addr)
+    while True:
+        try:
+            request = next(parser)
+        except (StopIteration, ParseException, NoMoreData):
+            return
+        yield worker.MetadataWorker._environ(WORKER, request, sock, addr, ('169.254.169.254', 80))
+
+
+def _ignore(status, headers, exc_info=None):
+    return lambda data: None
+
+
+def request(data):
+    """A guest's bytes, through the namespace proxy and into the agent: whatever they are, the guest stays itself."""
+    sent = NextHop()
+    proxy = NamespaceProxyApp(sent, router_id='router-a')
+    for environ in _environs(data, GUEST):
+        before = len(sent.heads)
+        proxy(environ, _ignore)
+        assert len(sent.heads) <= before + 1
+    for head in sent.heads:
+        sources = []
+
+        def app(environ, start_response, sources=sources):
+            sources.append(environ[context.SOURCE])
+            left = [name for name, _ in relay.headers(environ) if wire.is_reserved(name)]
+            assert not left, left
+            relay.target(environ)
+            relay.body(environ, 1 << 20)
+            return []
+
+        agent = SourceFilter(app, prefix='X-Quantum')
+        for environ in _environs(head, ''):
+            agent(environ, _ignore)
+        assert sources == [context.Source('10.1.1.2', 'router-a')], (sources, head)
+
+
+def answer(data):
+    """What a next hop answers: taken whole, or refused."""
+    for method in ('GET', 'HEAD'):
+        connection = hop._Connection(Bytes(data))
+        with contextlib.suppress(OSError, ValueError):
+            status, _, headers, _ = connection.read_head()
+            assert status >= 200
+            assert not any(re.search(r'[\r\n\0]', name + value) for name, value in headers)
+            for _ in connection.read_body(method, status, headers):
+                pass
+
+
+def address(data):
+    """A text in the place of an address."""
+    text = data.decode('latin-1')
+    with contextlib.suppress(ValueError):
+        found = addresses.canonical(text)
+        assert addresses.canonical(found) == found
+        assert re.fullmatch(r'[0-9a-f.:]+', found), found
+
+
+def cloud(data):
+    """An operator's inventory."""
+    with contextlib.suppress(ConfigError):
+        inventory.parse(data, 'fuzzed')
+
+
+class Response:
+    """What requests would give."""
+
+    def __init__(self, data):
+        self._data = data
+
+    def json(self):
+        return json.loads(self._data)
+
+
+GRANT = types.SimpleNamespace(endpoint='http://quantum')
+
+
+def quantum(data):
+    """What Quantum answers: ports, or an error that says that they are none."""
+    with contextlib.suppress(DirectoryError):
+        body = api._checked(Response(data), GRANT)
+        following = api._next(body)
+        assert all(isinstance(name, str) and isinstance(value, str) for name, value in following)
+        networks = lookups.network_ids(body['ports'])
+        for query in lookups.at('10.1.1.2', networks):
+            str(query)
+        for where in ('10.1.1.2', 'fe80::f816:3eff:fe00:1', '2001:db8::1'):
+            for instance in lookups.instances_at(where, networks, body['ports']):
+                assert all(isinstance(text, str) for text in (instance.instance_id, instance.project_id))
+
+
+def keeper(data):
+    """What a worker that somebody took over sends to the privileged process."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with here, there, contextlib.suppress(ValueError, EOFError):
+        there.send(data[:60000])
+        there.close()
+        message, _ = protocol.receive(here)
+        listener = protocol.Listener.from_json(message)
+        assert isinstance(listener.key, str)
+        assert protocol.Listener.from_json(json.loads(json.dumps(listener.to_json()))) == listener
+
+
+TARGETS = {function.__name__: function for function in (request, answer, address, cloud, quantum, keeper)}
+
+
+def _wire_seeds():
+    from tests.wire.cases import cases
+
+    return [case.data('proxy') for case in cases()]
+
+
+def seeds(name):
+    """Inputs to begin with."""
+    found = [path.read_bytes() for path in sorted((SEEDS / name).glob('*'))]
+    return found + (_wire_seeds() if name == 'request' else [])
+
+
+def _fuzz(name, options):
+    with tempfile.TemporaryDirectory() as corpus:
+        for number, seed in enumerate(seeds(name)):
+            Path(corpus, f'seed-{number}').write_bytes(seed)
+        atheris.Setup([sys.argv[0], '-max_len=20000', '-timeout=20', *options, corpus], TARGETS[name])
+        atheris.Fuzz()
+
+
+def main(argv):
+    """Run it; the exit code is libFuzzer's, of the first target that found something."""
+    if not argv or argv[0] not in (*TARGETS, 'all'):
+        return f'fuzz.py TARGET [options of libFuzzer]; TARGET is one of {", ".join(TARGETS)}, all'
+    if argv[0] != 'all':
+        return _fuzz(argv[0], argv[1:])
+    codes = [subprocess.run([sys.executable, __file__, name, *argv[1:]]).returncode for name in TARGETS]
+    return next((code for code in codes if code), 0)
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

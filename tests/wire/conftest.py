@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real programs, once for all wire tests, and behind them a Nova that keeps every byte it hears."""
+
+import contextlib
+import hashlib
+import hmac
+import re
+import socket
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from metadata_wsgi import wire
+from tests.cloud import ROUTER, SECRET, Cloud
+from tests.e2e.conftest import BIN, Program, eventually, free_port, nobody_is_refused
+from tests.rawserver import RawServer, keeps_saying
+
+HEARD = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/plain\r\n\r\nheard'
+
+
+@dataclass
+class Heard:
+    """A request as Nova heard it."""
+
+    method: str
+    target: str
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @classmethod
+    def of(cls, data):
+        head, _, body = data.partition(b'\r\n\r\n')
+        first, *lines = head.decode('latin-1').split('\r\n')
+        method, target, version = first.split(' ')
+        assert version == 'HTTP/1.1'
+        headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(':') for line in lines)]
+        return cls(method, target, headers, body)
+
+
+SIGNATURE = hmac.new(SECRET.encode(), b'instance-a', hashlib.sha256).hexdigest()
+SENDER = {
+    wire.FORWARDED_FOR: '127.0.0.1',
+    wire.INSTANCE_ID: 'instance-a',
+    wire.TENANT_ID: 'project-a',
+    wire.SIGNATURE: SIGNATURE,
+}
+ALLOWED = wire.UPSTREAM_ALLOWED | {'host', 'content-length'}
+
+
+def is_the_sender(heard):
+    """Fails unless the request names its sender, once, and nobody else in any header."""
+    names = [name for name, _ in heard.headers]
+    assert len(names) == len(set(names)), names
+    assert set(names) <= ALLOWED, names
+    assert all(re.fullmatch(r'[a-z0-9-]+', name) for name in names)
+    said = dict(heard.headers)
+    assert {name: said.get(name) for name in SENDER} == SENDER
+    assert int(said.get('content-length', 0)) == len(heard.body)
+
+
+class Hops:
+    """Where to send bytes, and what Nova heard."""
+
+    def __init__(self, places, nova):
+        self.places = places
+        self._nova = nova
+
+    def send(self, hop, data, timeout_s=15.0):
+        """(status of the first answer or None, all that came back)."""
+        place = self.places[hop]
+        said = b''
+        with socket.socket(socket.AF_INET if isinstance(place, tuple) else socket.AF_UNIX) as sock:
+            sock.settimeout(timeout_s)
+            sock.connect(place)
+            with contextlib.suppress(OSError):  # it was refused before it was sent
+                sock.sendall(data)
+                sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionError):
+                while piece := sock.recv(65536):
+                    said += piece
+        said = said.removeprefix(b'HTTP/1.1 100 Continue\r\n\r\n')
+        found = re.match(rb'HTTP/1\.[01] (\d{3}) ', said)
+        return int(found[1]) if found else None, said
+
+    def answers(self, hop):
+        """Whether it is up."""
+        try:
+            return self.send(hop, b'GET / HTTP/1.1\r\n\r\n')[0] == 200
+        except ConnectionError:
+            return False
+
+    def heard(self):
+        """What reached Nova since it was asked last."""
+        seen, self._nova.requests[:] = list(self._nova.requests), []
+        return [Heard.of(data) for data in seen]
+
+
+@pytest.fixture(scope='session')
+def hops(tmp_path_factory):
+    """Namespace proxy, agent and one hop as processes."""
+    directory = tmp_path_factory.mktemp('wire')
+    nova = RawServer(keeps_saying(HEARD))
+    started = []
+
+    def start(name, *argv):
+        started.append(Program(directory / f'{name}.log', *argv))
+        return started[-1]
+
+    with Cloud(directory) as cloud:
+        cloud.configure(nova_metadata_port=nova.port)
+        agent = start('agent', BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file)
+        port, one_hop_port = free_port(), free_port()
+        start(
+            'proxy', BIN / 'quantum-ns-metadata-proxy', '--nodaemonize', f'--router_id={ROUTER}',
+            f'--state_path={cloud.state_path}', f'--metadata_port={port}', '--metadata_host=127.0.0.1',
+        )  # fmt: skip
+        start('one_hop', sys.executable, '-m', 'tests.wire.one_hop', one_hop_port, cloud.conf_file)
+        try:
+            eventually(
+                lambda: agent.has_workers() and nobody_is_refused(cloud.socket), 'the agent has loaded its pipeline'
+            )
+            places = {'proxy': ('127.0.0.1', port), 'agent': str(cloud.socket), 'one_hop': ('127.0.0.1', one_hop_port)}
+            made = Hops(places, nova)
+            for hop in ('proxy', 'one_hop'):
+                eventually(lambda hop=hop: made.answers(hop), f'{hop} answers')
+            made.heard()
+            yield made
+            assert 'Traceback' not in ''.join(program.text() for program in started)
+        finally:
+            for program in started:
+                program.end()
+            nova.close()
