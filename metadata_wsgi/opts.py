@@ -12,7 +12,17 @@ from oslo_config import cfg
 from metadata_wsgi import paths, server, sockets, trust, upstream
 from metadata_wsgi.commands import agent
 from metadata_wsgi.directories import quantum, static
-from metadata_wsgi.filters import cache, cache_answers, deadline, instance, signature, source
+from metadata_wsgi.filters import (
+    cache,
+    cache_answers,
+    deadline,
+    instance,
+    path_policy,
+    rate_limit,
+    session_token,
+    signature,
+    source,
+)
 from metadata_wsgi.memory import shared
 from metadata_wsgi.metadata_app import app as metadata_app
 
@@ -28,5 +38,6 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
         ('DEFAULT', [opt for module in DEFAULT for opt in module.OPTS]),
         *((group, quantum.GROUP_OPTS) for group in quantum.GROUPS),
         (static.GROUP, static.OPTS),
+        *((module.GROUP, module.OPTS) for module in (rate_limit, session_token, path_policy)),
         (metadata_app.GROUP, metadata_app.OPTS),
     ]
