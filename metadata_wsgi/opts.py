@@ -13,6 +13,16 @@ from metadata_wsgi import paths, server, sockets, trust, upstream
 from metadata_wsgi.commands import agent
 from metadata_wsgi.directories import quantum, static
 from metadata_wsgi.filters import (
+    (,
+    deadline,
+    instance,
+    metrics,
+    path_policy,
+    rate_limit,
+    session_token,
+    signature,
+    source,
+)
     cache,
     cache_answers,
     deadline,
@@ -38,6 +48,6 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
         ('DEFAULT', [opt for module in DEFAULT for opt in module.OPTS]),
         *((group, quantum.GROUP_OPTS) for group in quantum.GROUPS),
         (static.GROUP, static.OPTS),
-        *((module.GROUP, module.OPTS) for module in (rate_limit, session_token, path_policy)),
+        *((module.GROUP, module.OPTS) for module in (rate_limit, session_token, path_policy, metrics)),
         (metadata_app.GROUP, metadata_app.OPTS),
     ]

@@ -106,3 +106,33 @@ def test_all_of_them_at_once(load):
     )
     app.get('/x', headers=A, status=404)
     app.get('/y', headers=A, status=200)
+
+
+def test_the_host_asks_for_its_health_and_a_guest_does_not_reach_that(load, cloud):
+    app = load('healthcheck', after='catch_errors')
+    assert app.get('/healthcheck').text == 'directory: not asked lately\nnova: not asked lately\n'
+    assert app.get('/healthcheck', headers=A).json['path'] == '/healthcheck'
+    app.get('/', headers={**A, 'X-Forwarded-For': '10.1.1.77'}, status=404)
+    assert [line.partition(',')[0] for line in app.get('/healthcheck', status=200).text.splitlines()] == [
+        'directory: reachable',
+        'nova: reachable',
+    ]
+    cloud.server.server_close()
+    app.get('/', headers={**A, 'X-Metadata-Remaining-Ms': '200'}, status=503)
+    assert 'nova: not reachable' in app.get('/healthcheck', status=503).text
+
+
+def test_a_guest_of_the_one_hop_does_not_reach_it_either(load, cloud):
+    came = {context.NAMESPACE: context.Namespace(router_id='router-a'), 'REMOTE_ADDR': '10.1.1.2'}
+    app = load('healthcheck', after='catch_errors', name='one_hop')
+    assert app.get('/healthcheck', extra_environ=came).json['path'] == '/healthcheck'
+
+
+def test_every_request_is_a_line_in_the_log(load, caplog):
+    app = load('request_log', after='catch_errors')
+    with caplog.at_level('INFO', 'metadata_wsgi.filters.request_log'):
+        app.get('/latest/x?secret', headers=A)
+        app.get('/', status=400)
+    lines = [record.getMessage().rpartition(' 2')[0] or record.getMessage() for record in caplog.records]
+    assert lines[0].startswith('10.1.1.2 behind router router-a instance instance-a GET /latest/x')
+    assert lines[1].startswith('nobody instance - GET / 400 ')

@@ -232,13 +232,15 @@ def test_the_sample_shows_two_tenants_at_one_address_and_an_isolated_network():
 @pytest.mark.parametrize('text', ['1970-01-02T00:00:00Z', '1970-01-02', '1970-01-02T01:00:00+01:00'])
 def test_when_a_port_was_created(text):
     port = f"{{id: p, network: n, mac: '52:54:00:00:00:01', created_at: {text}}}"
-    assert parse(f'networks: [{{id: n}}]\nports: [{port}]'.encode(), 'x').ports['p'].created_at_s == 86400.0
+    assert (
+        parse(f'networks: [{{id: n}}]\ninstances: []\nports: [{port}]'.encode(), 'x').ports['p'].created_at_s == 86400.0
+    )
 
 
 def test_a_moment_that_is_none_is_refused():
     port = "{id: p, network: n, mac: '52:54:00:00:00:01', created_at: yesterday}"
     with pytest.raises(ConfigError, match='yesterday is no moment: write it as'):
-        parse(f'networks: [{{id: n}}]\nports: [{port}]'.encode(), 'x')
+        parse(f'networks: [{{id: n}}]\ninstances: []\nports: [{port}]'.encode(), 'x')
 
 
 def test_the_sample_has_every_key():
