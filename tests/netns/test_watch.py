@@ -37,9 +37,9 @@ class Host:
     def run(self, *argv, check=True):
         return subprocess.run(self.inside(*argv), check=check, capture_output=True, text=True)
 
-    def is_empty(self):
-        done = self.run('cat', '/proc/self/mounts', check=False)
-        return ' /run/netns tmpfs ' in done.stdout
+    def is_made(self):
+        """The shell becomes ``sleep`` once the mount is there."""
+        return Path(f'/proc/{self._keeper.pid}/comm').read_text() == 'sleep\n'
 
     def watching(self):
         argv = self.inside(PROGRAM, 'watch', f'--state-path={self.state_path}', '--interval=0.2')
@@ -79,7 +79,7 @@ class Host:
 def host(tmp_path):
     host = Host(tmp_path)
     try:
-        eventually(host.is_empty, 'it has a /run/netns of its own')
+        eventually(host.is_made, 'it has a /run/netns of its own')
         yield host
     finally:
         host.end()
