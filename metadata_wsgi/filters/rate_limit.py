@@ -117,8 +117,13 @@ class RateLimitFilter:
 
 
 def _guest(environ: WSGIEnvironment) -> str:
+    """The name of the guest's counter; without blanks, which memcached takes for the end of a key."""
     instance: context.Instance | None = environ.get(context.INSTANCE)
-    return f'port {instance.port_id}' if instance else str(environ[context.SOURCE])
+    if instance:
+        return f'port/{instance.port_id}'
+    source: context.Source = environ[context.SOURCE]
+    where = f'router/{source.router_id}' if source.router_id else f'network/{source.network_id}'
+    return f'{where}/{source.address}'
 
 
 class StoredCounters:

@@ -33,7 +33,7 @@ def test_two_boots_pass_through_all_workers_together_and_no_more(cloud, agent, t
         running = agent()
         assert statuses(cloud, A, 56) == [200] * 56
         # Every later one is refused; only a little of the window has passed.
-        assert 429 in statuses(cloud, A, 56)
+        assert 429 in statuses(cloud, A, 56), running.text()
         assert statuses(cloud, B, 1) == [200]
         if started:
             started.kill()

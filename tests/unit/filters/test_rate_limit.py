@@ -46,7 +46,7 @@ def test_an_instance_is_one_guest_whatever_address_it_asks_from():
     counters = FakeCounters(2)
     ask = guest(counters)
     said = [ask(source, **{context.INSTANCE: INSTANCE}).status_int for source in (V4, V6, LINK_LOCAL)]
-    assert (said, set(counters.hits)) == ([200, 200, 429], {'port port1'})
+    assert (said, set(counters.hits)) == ([200, 200, 429], {'port/port1'})
 
 
 def test_before_the_instance_is_known_a_guest_is_an_address_behind_a_router():
@@ -54,7 +54,7 @@ def test_before_the_instance_is_known_a_guest_is_an_address_behind_a_router():
     counters = FakeCounters(1)
     ask = guest(counters)
     assert [ask(source).status_int for source in (V4, other, V4)] == [200, 200, 429]
-    assert set(counters.hits) == {'10.1.1.2 behind router r1', '10.1.1.2 behind router r2'}
+    assert set(counters.hits) == {'router/r1/10.1.1.2', 'router/r2/10.1.1.2'}
 
 
 def test_while_the_counters_are_away_every_request_passes_and_it_is_said_once(caplog):
