@@ -13,20 +13,11 @@ from metadata_wsgi import paths, server, sockets, trust, upstream
 from metadata_wsgi.commands import agent
 from metadata_wsgi.directories import quantum, static
 from metadata_wsgi.filters import (
-    (,
-    deadline,
-    instance,
-    metrics,
-    path_policy,
-    rate_limit,
-    session_token,
-    signature,
-    source,
-)
     cache,
     cache_answers,
     deadline,
     instance,
+    metrics,
     path_policy,
     rate_limit,
     session_token,

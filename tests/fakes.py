@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from metadata_wsgi import directories, upstream
-    from metadata_wsgi.memory import own
     from metadata_wsgi.filters import rate_limit
+    from metadata_wsgi.memory import own
     from metadata_wsgi.namespace_proxy import app as namespace_proxy
 
 

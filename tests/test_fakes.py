@@ -8,8 +8,8 @@ import inspect
 import pytest
 
 from metadata_wsgi import directories, hop, upstream
-from metadata_wsgi.memory import own, shared
 from metadata_wsgi.filters import rate_limit
+from metadata_wsgi.memory import own, shared
 from metadata_wsgi.namespace_proxy import app as namespace_proxy
 from tests import fakes
 

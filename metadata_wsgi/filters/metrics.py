@@ -6,7 +6,7 @@ One histogram, ``metadata_wsgi_request_seconds`` (its ``_count`` is the number o
 ``status``   the answer's, or ``fault`` where a filter broke and the guest was answered 503
 ``reached``  ``door``: nobody found out who asks (400). ``source``: not which instance it is (404 none, 503 the
              directory is away, 429). ``instance``: a filter behind answered itself (429 rate_limit, 401 session_token,
-             404 path_policy). ``upstream``: Nova's answer, or 503 where it gave none.
+             404 path_policy, 200 cache_answers). ``upstream``: Nova's answer, or 503 where it gave none.
 
 The filter stands behind ``catch_errors`` and only counts. No guest can read what it counts: that is served by an app of
 its own, ``metrics_page``, in a process of its own on the host, for example::

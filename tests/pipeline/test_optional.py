@@ -24,10 +24,10 @@ def cloud(tmp_path):
 def load(cloud, tmp_path):
     """Loads ``agent`` (or another pipeline) with ``filters`` after the filter ``after``, and more options."""
 
-    def with_(filters, options='', after='instance', name='agent'):
+    def with_(filters, options='', after='instance', name='agent', more=lambda text: text):
         text = SHIPPED.read_text().replace(f' {after} ', f' {after} {filters} ')
         path = tmp_path / 'api-paste.ini'
-        path.write_text(text)
+        path.write_text(more(text))
         cloud.conf_file.write_text(cloud.conf_file.read_text() + options)
         return webtest.TestApp(pipeline.load(str(path), name, {'config_file': str(cloud.conf_file)}))
 
@@ -136,3 +136,15 @@ def test_every_request_is_a_line_in_the_log(load, caplog):
     lines = [record.getMessage().rpartition(' 2')[0] or record.getMessage() for record in caplog.records]
     assert lines[0].startswith('10.1.1.2 behind router router-a instance instance-a GET /latest/x')
     assert lines[1].startswith('nobody instance - GET / 400 ')
+
+
+def test_with_the_caches_a_guest_is_refused_before_it_is_answered_from_memory(load, cloud):
+    filters = 'rate_limit session_token path_policy cache_answers'
+    options = f'[session_token]\nkeys = {KEY}\nrequired = true\n[path_policy]\nrule = hide GET /latest/user-data\n'
+    app = load(filters, options, more=lambda text: text.replace(' source instance ', ' source cache instance '))
+    token = app.put('/latest/api/token', headers={**A, TTL: '60'}).text
+    for _ in range(3):
+        assert app.get('/latest/x', headers={**A, TOKEN: token}).json['uuid'] == 'instance-a'
+        app.get('/latest/x', headers=A, status=401)
+        app.get('/latest/user-data', headers={**A, TOKEN: token}, status=404)
+    assert len(cloud.nova.seen) == 1
