@@ -21,14 +21,34 @@ def refused(reason: str) -> WSGIApplication:
     return _plain(webob.exc.HTTPBadRequest, reason)
 
 
-def forbidden() -> WSGIApplication:
-    """403: who connected is no namespace proxy."""
-    return _plain(webob.exc.HTTPForbidden, 'Only namespace proxies may ask here.')
-
-
 def no_instance() -> WSGIApplication:
     """404: the lookup succeeded, and no instance, or more than one, is at this address."""
     return _plain(webob.exc.HTTPNotFound, 'No instance was found for this address.')
+
+
+def no_token() -> WSGIApplication:
+    """401: a session token is needed and there is none, or it is another guest's, or its time is over."""
+    return _plain(webob.exc.HTTPUnauthorized, 'A session token of this instance is needed.')
+
+
+def forbidden(reason: str) -> WSGIApplication:
+    """403: understood, and not for whoever asks so. ``reason`` says why, in our words."""
+    return _plain(webob.exc.HTTPForbidden, reason)
+
+
+def hidden() -> WSGIApplication:
+    """404: nothing is there, as far as this guest is told."""
+    return _plain(webob.exc.HTTPNotFound, 'The resource could not be found.')
+
+
+def not_allowed(allowed: str) -> WSGIApplication:
+    """405: only the method ``allowed``."""
+    return _plain(webob.exc.HTTPMethodNotAllowed, f'Only {allowed} is allowed here.', ('Allow', allowed))
+
+
+def too_often(retry_after_s: int) -> WSGIApplication:
+    """429: the guest may ask again in ``retry_after_s`` seconds, at least 1."""
+    return _plain(webob.exc.HTTPTooManyRequests, 'Too many requests.', ('Retry-After', str(max(1, retry_after_s))))
 
 
 def too_large(limit: int) -> WSGIApplication:

@@ -13,12 +13,14 @@ key                           written by      read by                           
 ``metadata_wsgi.namespace``   the worker      ``socket_source``, namespace proxy     not the keeper's socket
 ``metadata_wsgi.deadline``    ``deadline``    ``instance``, ``upstream``             refused at start
 ``metadata_wsgi.source``      ``source``      ``instance``, ``signature``            refused at start
+``metadata_wsgi.forwarded``   ``source``      ``session_token``                      refused at start
 ``metadata_wsgi.instance``    ``instance``    ``signature``, ``metadata_app``        refused at start
 ============================  ==============  =====================================  =======================
 
 ``metadata_wsgi.other_signature`` is written by ``signature`` while the shared secret is being changed, and read by
 ``upstream``; absent, there is one secret.
 
+``FORWARDED`` is a bool: whether the guest itself said for whom it asks (``X-Forwarded-For``), as a proxy in it does.
 ``SIGNED`` is no key: it names, for the check of the order only, that the request now carries the
 headers that Nova authenticates by.
 """
@@ -32,6 +34,7 @@ from dataclasses import dataclass, field
 NAMESPACE = 'metadata_wsgi.namespace'
 DEADLINE = 'metadata_wsgi.deadline'
 SOURCE = 'metadata_wsgi.source'
+FORWARDED = 'metadata_wsgi.forwarded'
 INSTANCE = 'metadata_wsgi.instance'
 OTHER_SIGNATURE = 'metadata_wsgi.other_signature'
 SIGNED = 'the signature'
@@ -67,11 +70,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """Which instance that is: ids as Quantum's port gives them (``device_id``, ``project_id``, ``id``)."""
+    """Which instance that is: ids as Quantum's port gives them (``device_id``, ``project_id``, ``id``).
+
+    ``created_at_s``: when the port was created, in seconds since 1970; None where the directory does not say.
+    """
 
     instance_id: str
     project_id: str
     port_id: str
+    created_at_s: float | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,19 @@ from metadata_wsgi import paths, server, sockets, trust, upstream
 from metadata_wsgi.commands import agent
 from metadata_wsgi.confinement import identity
 from metadata_wsgi.directories import quantum, static
-from metadata_wsgi.filters import cache, cache_answers, deadline, instance, peer_credentials, signature, source
+from metadata_wsgi.filters import (
+    cache,
+    cache_answers,
+    deadline,
+    instance,
+    metrics,
+    path_policy,
+    peer_credentials,
+    rate_limit,
+    session_token,
+    signature,
+    source,
+)
 from metadata_wsgi.memory import shared
 from metadata_wsgi.metadata_app import app as metadata_app
 
@@ -29,5 +41,6 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
         ('DEFAULT', [opt for module in DEFAULT for opt in module.OPTS]),
         *((group, quantum.GROUP_OPTS) for group in quantum.GROUPS),
         (static.GROUP, static.OPTS),
+        *((module.GROUP, module.OPTS) for module in (rate_limit, session_token, path_policy, metrics)),
         (metadata_app.GROUP, metadata_app.OPTS),
     ]

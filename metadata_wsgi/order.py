@@ -66,6 +66,7 @@ def _complaint(link: Any, fact: str, later: list[Any]) -> str:
 OWNERS = {
     context.DEADLINE: 'deadline',
     context.SOURCE: 'source',
+    context.FORWARDED: 'source',
     context.INSTANCE: 'instance',
     context.SIGNED: 'signature',
 }

@@ -17,6 +17,17 @@ SIGNATURE: Final = 'x-instance-id-signature'
 REMAINING_MS: Final = 'x-metadata-remaining-ms'
 """How many milliseconds the namespace proxy will still wait for the agent's answer."""
 
+GUEST_FORWARDED: Final = 'x-metadata-guest-forwarded'
+"""``1`` from the namespace proxy where the guest itself sent one of ``FORWARDING``, which the proxy deletes."""
+HOP_LIMIT: Final = 'x-metadata-hop-limit'
+"""In an answer: over how many hops it may go to the guest. Acted on and removed where the guest's socket is."""
+
+TOKEN_TTL: Final = 'x-aws-ec2-metadata-token-ttl-seconds'  # noqa: S105 (a header's name)
+"""How long a session token is to last, asked and answered."""
+
+FORWARDING: Final = frozenset({FORWARDED_FOR, 'forwarded'})
+"""What a proxy says about for whom it asks; a guest's own program does not."""
+
 PREFIXES: Final = ('x-quantum', 'x-neutron', 'x-ovn')
 """Every prefix under which some agent has taken a router's or network's id. One of them is trusted."""
 
@@ -86,7 +97,7 @@ UPSTREAM_ALLOWED: Final = frozenset(
         'range',
         'user-agent',
         'x-aws-ec2-metadata-token',
-        'x-aws-ec2-metadata-token-ttl-seconds',
+        TOKEN_TTL,
         FORWARDED_FOR,
         INSTANCE_ID,
         TENANT_ID,

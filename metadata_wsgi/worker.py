@@ -40,7 +40,7 @@ from gunicorn.http.wsgi import FileWrapper, Response, WSGIErrorsWrapper
 from gunicorn.util import http_date
 from gunicorn.workers.ggevent import GeventWorker
 
-from metadata_wsgi import context, destination
+from metadata_wsgi import context, destination, wire
 from metadata_wsgi.keeper.following import Following
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.seldom import Seldom
@@ -66,6 +66,11 @@ OPTION = re.compile(r'[ \t]*,[ \t]*')
 REFUSALS = {
     errors.LimitRequestLine: (414, 'URI Too Long'),
     errors.LimitRequestHeaders: (431, 'Request Header Fields Too Large'),
+}
+HOPS = {
+    socket.AF_INET: ((socket.IPPROTO_IP, socket.IP_TTL),),
+    # Both, because the connection of an IPv4 guest to a socket of both families is one of this kind.
+    socket.AF_INET6: ((socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS), (socket.IPPROTO_IP, socket.IP_TTL)),
 }
 # A peer that goes away is no fault of ours, and none that an operator could mend.
 GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF})
@@ -405,6 +410,8 @@ def unread(request: Any) -> bool:
 class Reply(Response):
     """An answer on the wire."""
 
+    headers: list[tuple[str, str]]
+
     def __init__(self, request: Any, client: Any, cfg: Any) -> None:
         super().__init__(request, client, cfg)
         self.headers_sent: bool = False
@@ -431,8 +438,23 @@ class Reply(Response):
             return
         self.headers_sent = True
         lines = self.default_headers()
+        self._keep_near()
         lines += [f'{name}: {value}\r\n' for name, value in self.headers]
         self._pending = (''.join(lines) + '\r\n').encode('latin-1')
+
+    def _keep_near(self) -> None:
+        """Act on the answer's hop limit, if it has one, where the guest's own socket is; a unix socket passes it on.
+
+        It stays on the connection: whoever is too far away for this answer has lost the connection with it.
+        """
+        limits = [value for name, value in self.headers if name.lower() == wire.HOP_LIMIT]
+        if not limits or self.sock.family not in HOPS:
+            return
+        self.headers = [(name, value) for name, value in self.headers if name.lower() != wire.HOP_LIMIT]
+        hops = int(limits[0]) if limits[0].isdecimal() else 0
+        if 0 < hops < 256:
+            for level, option in HOPS[self.sock.family]:
+                self.sock.setsockopt(level, option, hops)
 
     def _emit_body(self, data: bytes) -> None:
         if self.chunked:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
     from metadata_wsgi import directories, upstream
+    from metadata_wsgi.filters import rate_limit
     from metadata_wsgi.memory import own
     from metadata_wsgi.namespace_proxy import app as namespace_proxy
 
@@ -36,6 +37,20 @@ class FakeClock:
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.now_s += seconds
+
+
+class FakeCounters:
+    """Lets ``amount`` requests of each guest pass, then says ``wait_s``; raises ``away`` instead where it is set."""
+
+    def __init__(self, amount: int = 0, wait_s: float = 1.0, away: Exception | None = None) -> None:
+        self._amount, self._wait_s, self.away = amount, wait_s, away
+        self.hits: list[str] = []
+
+    def hit(self, guest: str) -> float:
+        self.hits.append(guest)
+        if self.away:
+            raise self.away
+        return 0.0 if self.hits.count(guest) <= self._amount else self._wait_s
 
 
 class FakeDirectory:
@@ -144,5 +159,6 @@ if TYPE_CHECKING:  # held by mypy; tests/test_fakes.py holds the signatures at r
     _sleep: Callable[[float], None] = FakeClock().sleep
     _directory: directories.Directory = FakeDirectory()
     _behind: own.Behind = FakeBehind()
+    _counters: rate_limit.Counters = FakeCounters()
     _hops: tuple[upstream.Hop, namespace_proxy.Hop] = (FakeHop(), FakeHop())
     _nova: WSGIApplication = FakeNova(b'', {})

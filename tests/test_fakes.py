@@ -8,6 +8,7 @@ import inspect
 import pytest
 
 from metadata_wsgi import directories, hop, upstream
+from metadata_wsgi.filters import rate_limit
 from metadata_wsgi.memory import own, shared
 from metadata_wsgi.namespace_proxy import app as namespace_proxy
 from tests import fakes
@@ -19,6 +20,7 @@ from tests import fakes
         (directories.Directory, fakes.FakeDirectory),
         (own.Behind, fakes.FakeBehind),
         (own.Behind, shared.Shared),
+        (rate_limit.Counters, fakes.FakeCounters),
         (upstream.Hop, fakes.FakeHop),
         (namespace_proxy.Hop, fakes.FakeHop),
     ],

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from metadata_wsgi import server
-from metadata_wsgi.commands import attach, check, explain, keeper, lab
+from metadata_wsgi.commands import attach, check, explain, keeper, lab, status, watch
 from metadata_wsgi.errors import MetadataError
 
 PROGRAM = 'metadata-wsgi'
@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     keeper.add_verb(verbs)
     check.add_verbs(verbs)
     explain.add_verb(verbs)
+    status.add_verb(verbs)
+    watch.add_verb(verbs)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)

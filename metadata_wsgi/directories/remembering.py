@@ -79,14 +79,18 @@ class RememberingDirectory:
 
 def pack(found: Sequence[Instance]) -> Any:
     """What JSON can carry of an answer."""
-    return [[one.instance_id, one.project_id, one.port_id] for one in found]
+    return [[one.instance_id, one.project_id, one.port_id, one.created_at_s] for one in found]
 
 
 def unpack(packed: Any) -> tuple[Instance, ...]:
     """The answer again. TypeError or ValueError for what is none."""
-    if not all(isinstance(text, str) for one in packed for text in one):
-        raise TypeError('an id that is no text')
-    return tuple(Instance(instance_id, project_id, port_id) for instance_id, project_id, port_id in packed)
+    instances = tuple(Instance(*one) for one in packed)
+    for one in instances:
+        if not all(isinstance(text, str) for text in (one.instance_id, one.project_id, one.port_id)):
+            raise TypeError('an id that is no text')
+        if not isinstance(one.created_at_s, float | None):
+            raise TypeError('a moment that is none')
+    return instances
 
 
 def _key(source: Source) -> tuple[str, str, str]:

@@ -37,7 +37,7 @@ class StaticDirectory:
         """The instances that have the source's address behind its router or on its network."""
         ports = self._current().guests_at(source.address, router_id=source.router_id, network_id=source.network_id)
         return tuple(
-            Instance(port.instance_id, port.project_id, port.id)
+            Instance(port.instance_id, port.project_id, port.id, port.created_at_s)
             for port in ports
             if port.instance_id is not None and port.project_id is not None
         )

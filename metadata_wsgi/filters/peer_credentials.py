@@ -79,7 +79,7 @@ class PeerCredentialsFilter:
                 'metadata_peer_users say whose',
                 who,
             )
-        return answers.forbidden()(environ, start_response)
+        return answers.forbidden('Only namespace proxies may ask here.')(environ, start_response)
 
 
 def _peer(connection: Any) -> tuple[int, int, int] | None:

@@ -10,7 +10,8 @@ credentials for Quantum, where in two hops it holds nothing. The privileges stay
 worker is an unprivileged user that can enter no namespace, and the keeper reads no guest's byte.
 
 Takes the place of ``source`` in a pipeline for sockets of the keeper; a request that came in on
-another socket is answered 400. Establishes SOURCE. It has no options.
+another socket is answered 400. Establishes SOURCE, and FORWARDED: whether the guest said for whom it asks.
+It has no options.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from metadata_wsgi.addresses import canonical
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+_FORWARDING = tuple('HTTP_' + name.upper().replace('-', '_') for name in wire.FORWARDING)
+
 
 class SocketSourceFilter:
     """Establishes SOURCE from NAMESPACE and the connection's peer."""
 
     REQUIRES: frozenset[str] = frozenset()
-    PROVIDES = frozenset({context.SOURCE})
+    PROVIDES = frozenset({context.SOURCE, context.FORWARDED})
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
@@ -39,6 +42,7 @@ class SocketSourceFilter:
         namespace: context.Namespace | None = environ.get(context.NAMESPACE)
         if namespace is None:
             return answers.refused('This did not come from a namespace.')(environ, start_response)
+        environ[context.FORWARDED] = any(key in environ for key in _FORWARDING)
         for key in [key for key in environ if key.startswith('HTTP_') and wire.is_reserved(key[5:])]:
             del environ[key]
         environ[context.SOURCE] = context.Source(

@@ -10,7 +10,7 @@ these headers and deletes a guest's own. What arrives twice arrives joined by a 
 so is an id under a prefix that is not the trusted one (LP#1865036), and both ids at once.
 
 ``metadata_header_prefix`` is ``X-Quantum`` for our namespace proxy and Grizzly's, ``X-Neutron`` for
-Neutron's haproxy. Establishes SOURCE.
+Neutron's haproxy. Establishes SOURCE, and FORWARDED: whether the guest said for whom it asks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SourceFilter:
     """Establishes SOURCE from the headers of a trusted namespace proxy."""
 
     REQUIRES: frozenset[str] = frozenset()
-    PROVIDES = frozenset({context.SOURCE})
+    PROVIDES = frozenset({context.SOURCE, context.FORWARDED})
 
     def __init__(self, app: WSGIApplication, *, prefix: str) -> None:
         self.app = app
@@ -71,6 +71,7 @@ class SourceFilter:
             source = self._source(environ)
         except RefusedError as error:
             return answers.refused(str(error))(environ, start_response)
+        environ[context.FORWARDED] = _FORWARDED_KEY in environ
         for key in [key for key in environ if key.startswith('HTTP_') and wire.is_reserved(key[5:])]:
             del environ[key]
         environ[context.SOURCE] = source
@@ -105,6 +106,9 @@ def address(text: str | None) -> str:
 
 def _environ_key(header: str) -> str:
     return 'HTTP_' + header.upper().replace('-', '_')
+
+
+_FORWARDED_KEY = _environ_key(wire.GUEST_FORWARDED)
 
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], SourceFilter]:

@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from metadata_wsgi.errors import ConfigError
@@ -120,7 +121,7 @@ def _router(value: Value, name: str, networks: Mapping[str, Network]) -> Router:
 
 
 def _port(value: Value, name: str, networks: Mapping[str, Network], instances: Mapping[str, Instance]) -> Port:
-    record = value.record(('id', 'network', 'mac'), ('addresses', 'instance', 'project', 'device_owner'))
+    record = value.record(('id', 'network', 'mac'), ('addresses', 'instance', 'project', 'device_owner', 'created_at'))
     network = _known(record['network'], networks, 'network')
     addresses = []
     for one in record['addresses'].list() if 'addresses' in record else ():
@@ -139,7 +140,16 @@ def _port(value: Value, name: str, networks: Mapping[str, Network], instances: M
         if not owner.startswith(_OWNERS):
             raise record['device_owner'].wrong(f'{owner} owns no instance: begin with {" or ".join(_OWNERS)}')
         project = instance.project_id
-    return Port(name, network, _mac(record['mac']), tuple(addresses), owner, instance.id if instance else None, project)
+    return Port(
+        name,
+        network,
+        _mac(record['mac']),
+        tuple(addresses),
+        owner,
+        instance.id if instance else None,
+        project,
+        _moment(record['created_at']) if 'created_at' in record else None,
+    )
 
 
 def _instance(value: Value, name: str) -> Instance:
@@ -231,6 +241,14 @@ def _mtu(value: Value) -> int:
     if not text.isascii() or not text.isdecimal() or not 68 <= int(text[:6]) <= 65535:
         raise value.wrong(f'mtu {text} must be a number of bytes from 68 to 65535')
     return int(text)
+
+
+def _moment(value: Value) -> float:
+    try:
+        moment = datetime.fromisoformat(value.text())
+    except ValueError:
+        raise value.wrong(f'{value.text()} is no moment: write it as 2026-01-31T13:30:00Z') from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _flag(value: Value) -> bool:

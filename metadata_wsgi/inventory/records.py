@@ -57,7 +57,10 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port on a network. Without an instance it is a router's or a DHCP server's, and never a guest."""
+    """A port on a network. Without an instance it is a router's or a DHCP server's, and never a guest.
+
+    ``created_at_s``: when it was created, in seconds since 1970, if the file says so.
+    """
 
     id: str
     network: Network
@@ -66,6 +69,7 @@ class Port:
     device_owner: str
     instance_id: str | None = None
     project_id: str | None = None
+    created_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 
 *Sets* (never appends) ``X-Forwarded-For`` from the connection's peer, and the router or network id from its
 own command line or, shared by many namespaces, from the socket the connection came in on; deletes every
-header a guest may not say, in every spelling (LP#1865036), and those that belong to the connection.
+header a guest may not say, in every spelling (LP#1865036), and those that belong to the connection. That a
+guest said for whom it asks is told the agent in one bit, ``X-Metadata-Guest-Forwarded``, never in its words.
 The path, the query and the body are not looked at.
 
 Holds a read while the agent is away (restarted, upgraded, reloaded): asked again until the deadline,
@@ -31,6 +32,8 @@ LOG = logging.getLogger(__name__)
 
 MARGIN_S = 0.3
 """The agent is told of this much less time than there is, so that its own answer arrives in time."""
+
+_FORWARDING = tuple('HTTP_' + name.upper().replace('-', '_') for name in wire.FORWARDING)
 
 
 class Hop(Protocol):
@@ -102,6 +105,8 @@ class NamespaceProxyApp:
 
     def _request(self, environ: WSGIEnvironment) -> relay.Request:
         said = [(name, value) for name, value in relay.headers(environ) if not wire.is_reserved(name)]
+        if any(key in environ for key in _FORWARDING):
+            said.append((wire.GUEST_FORWARDED, '1'))
         said += [(wire.FORWARDED_FOR, canonical(environ['REMOTE_ADDR'])), self._id_header(environ)]
         content = relay.body(environ, self._max_body_bytes)
         return relay.Request(environ['REQUEST_METHOD'], relay.target(environ), said, content)

@@ -30,7 +30,7 @@ def eventually(true, what, within_s=20.0):
     """Wait until ``true()`` is; fails with ``what`` otherwise."""
     give_up_at = time.monotonic() + within_s
     while not true():
-        assert time.monotonic() < give_up_at, f'not within {within_s} s: {what}'
+        assert time.monotonic() < give_up_at, f'not within {within_s} s: {what() if callable(what) else what}'
         time.sleep(0.02)
 
 

@@ -149,4 +149,6 @@ def test_the_complaint_knows_who_establishes_each_fact():
     links = order.chain(pipeline('deadline source instance signature'))
     owners = {fact: order.name(link) for link in links for fact in link.PROVIDES}
     assert owners == order.OWNERS
-    assert set(owners) == {context.DEADLINE, context.SOURCE, context.INSTANCE, context.SIGNED}
+    assert set(owners) == {
+        context.DEADLINE, context.SOURCE, context.FORWARDED, context.INSTANCE, context.SIGNED,
+    }  # fmt: skip

@@ -15,6 +15,7 @@ Facts, tried against Neutron 29:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from metadata_wsgi.addresses import canonical
@@ -36,7 +37,10 @@ ROUTER_INTERFACES = (
 GUESTS = ('compute:', 'baremetal:')
 """How the owner of a guest's port begins; what follows is the availability zone."""
 
-FIELDS = ('id', 'device_id', 'device_owner', 'project_id', 'tenant_id', 'network_id', 'mac_address', 'fixed_ips')
+FIELDS = (
+    'id', 'device_id', 'device_owner', 'project_id', 'tenant_id', 'network_id', 'mac_address', 'fixed_ips',
+    'created_at',
+)  # fmt: skip
 NETWORKS_AT_ONCE = 50
 
 
@@ -74,9 +78,18 @@ def instances_at(address: str, networks: Collection[str], ports: Iterable[Port])
     for port in ports:
         project_id = port.get('project_id') or port.get('tenant_id')
         if project_id and port.get('device_id') and port.get('network_id') in networks and _is_guest(port, address):
-            instance = Instance(port['device_id'], project_id, port.get('id') or '')
+            instance = Instance(port['device_id'], project_id, port.get('id') or '', _created_at_s(port))
             found.setdefault((instance.instance_id, instance.project_id), instance)
     return tuple(found.values())
+
+
+def _created_at_s(port: Port) -> float | None:
+    """When the port was created; None where Quantum has no timestamps (Grizzly's), or none that we can read."""
+    try:
+        created = datetime.fromisoformat(port['created_at'])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return (created if created.tzinfo else created.replace(tzinfo=UTC)).timestamp()
 
 
 def _is_guest(port: Port, address: str) -> bool:

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+
 import pytest
 
 from metadata_wsgi.context import Deadline, Instance, Source
@@ -163,6 +165,8 @@ def test_what_is_forgotten_is_not_told_even_while_the_directory_is_away(remember
 def test_an_answer_survives_json():
     assert unpack(pack((OLD, NEW))) == (OLD, NEW)
     assert unpack(pack(())) == ()
+    aged = Instance('i', 'p', 'port', 1.5)
+    assert [one.created_at_s for one in unpack(json.loads(json.dumps(pack((aged, OLD)))))] == [1.5, None]
 
 
 @pytest.mark.parametrize('packed', [None, 7, 'ab', [['i', 'p']], [['i', 'p', None]], [['i', 'p', 'q', 'r']], [7]])

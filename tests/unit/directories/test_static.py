@@ -24,6 +24,7 @@ instances:
 - {id: i2, project: blue, name: two}
 - {id: i3, project: green, name: three}
 """
+# When a port was created does not count when instances are compared.
 ONE, TWO, THREE = Instance('i1', 'red', 'p1'), Instance('i2', 'blue', 'p2'), Instance('i3', 'green', 'p3')
 
 
@@ -79,3 +80,14 @@ def test_a_wrong_file_stops_the_start(tmp_path):
     (tmp_path / 'cloud.yaml').write_text('networks: []\n')
     with pytest.raises(ConfigError, match=r'cloud\.yaml:1: ports is missing from the inventory'):
         static.factory(conf(tmp_path, f'[static]\ninventory = {tmp_path}/cloud.yaml\n'))
+
+
+def test_when_the_port_was_created_is_told():
+    cloud = CLOUD.replace('instance: i1}', "instance: i1, created_at: '1970-01-01T00:01:00Z'}")
+    found = [
+        static.StaticDirectory(lambda: parse(cloud.encode(), 'x')).find(
+            Source('10.1.1.2', router_id=router), Deadline.after(1)
+        )
+        for router in ('r1', 'r2')
+    ]
+    assert [one[0].created_at_s for one in found] == [60.0, None]

@@ -34,6 +34,14 @@ def test_what_a_guest_says_of_itself_goes_no_further():
     assert environ[context.SOURCE].address == '10.1.1.2'
 
 
+@pytest.mark.parametrize(
+    ('key', 'forwarded'), [('HTTP_ACCEPT', False), ('HTTP_X_FORWARDED_FOR', True), ('HTTP_FORWARDED', True)]
+)
+def test_whether_the_guest_said_for_whom_it_asks_is_kept(key, forwarded):
+    came = {context.NAMESPACE: context.Namespace(router_id='r1'), 'REMOTE_ADDR': '10.1.1.2', key: 'x'}
+    assert next_sees(came)[0][context.FORWARDED] is forwarded
+
+
 def test_what_came_in_on_the_host_is_refused():
     environ, said = next_sees({'REMOTE_ADDR': '10.1.1.2'})
     assert (environ, said) == (None, ['400 Bad Request'])

@@ -36,6 +36,14 @@ def test_an_address_behind_a_router():
     assert environ[context.SOURCE] == context.Source('10.1.1.2', router_id=ROUTER)
 
 
+@pytest.mark.parametrize('forwarded', [False, True])
+def test_whether_the_guest_said_for_whom_it_asks_is_kept(forwarded):
+    told = {'X-Metadata-Guest-Forwarded': '1'} if forwarded else {}
+    _, environ = ask({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ROUTER, **told})
+    assert environ[context.FORWARDED] is forwarded
+    assert not any(key.startswith('HTTP_X_METADATA') for key in environ)
+
+
 def test_an_address_in_an_isolated_network():
     _, environ = ask({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Network-ID': 'n1'})
     assert environ[context.SOURCE] == context.Source('10.1.1.2', network_id='n1')

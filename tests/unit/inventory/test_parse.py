@@ -229,6 +229,20 @@ def test_the_sample_shows_two_tenants_at_one_address_and_an_isolated_network():
     assert isolated == set()
 
 
+@pytest.mark.parametrize('text', ['1970-01-02T00:00:00Z', '1970-01-02', '1970-01-02T01:00:00+01:00'])
+def test_when_a_port_was_created(text):
+    port = f"{{id: p, network: n, mac: '52:54:00:00:00:01', created_at: {text}}}"
+    assert (
+        parse(f'networks: [{{id: n}}]\ninstances: []\nports: [{port}]'.encode(), 'x').ports['p'].created_at_s == 86400.0
+    )
+
+
+def test_a_moment_that_is_none_is_refused():
+    port = "{id: p, network: n, mac: '52:54:00:00:00:01', created_at: yesterday}"
+    with pytest.raises(ConfigError, match='yesterday is no moment: write it as'):
+        parse(f'networks: [{{id: n}}]\ninstances: []\nports: [{port}]'.encode(), 'x')
+
+
 def test_the_sample_has_every_key():
     """It is the manual, so a key that is read stands there."""
     sample = yaml.safe_load(SAMPLE.read_text())
@@ -238,7 +252,7 @@ def test_the_sample_has_every_key():
         'routers': {'id', 'name', 'networks'},
         'networks': {'id', 'name', 'mtu', 'subnets'},
         'subnets': {'cidr', 'gateway', 'dns', 'dhcp'},
-        'ports': {'id', 'network', 'mac', 'addresses', 'instance', 'project', 'device_owner'},
+        'ports': {'id', 'network', 'mac', 'addresses', 'instance', 'project', 'device_owner', 'created_at'},
         'instances': {
             'id', 'project', 'name', 'hostname', 'availability_zone', 'instance_type', 'image', 'security_groups',
             'public_keys', 'metadata', 'user_data', 'vendor_data', 'vendor_data2',

@@ -28,8 +28,29 @@ def test_who_asks_is_set_and_not_appended():
     hop = FakeHop(200)
     ask(hop, headers={'X-Forwarded-For': '10.6.6.6', 'X-Quantum-Router-ID': 'other', 'X-Quantum-Network-ID': 'n'})
     told = {name: value for name, value in hop.requests[0].headers if wire.is_reserved(name)}
-    assert told == {'x-forwarded-for': '10.1.1.2', 'x-quantum-router-id': 'r1', 'x-metadata-remaining-ms': '8700'}
-    assert len([name for name, _ in hop.requests[0].headers if wire.is_reserved(name)]) == 3
+    assert told == {
+        'x-forwarded-for': '10.1.1.2', 'x-quantum-router-id': 'r1', 'x-metadata-remaining-ms': '8700',
+        'x-metadata-guest-forwarded': '1',
+    }  # fmt: skip
+    assert len([name for name, _ in hop.requests[0].headers if wire.is_reserved(name)]) == 4
+
+
+@pytest.mark.parametrize(
+    ('headers', 'told'),
+    [
+        ({}, None),
+        ({'X-Forwarded-For': '10.6.6.6'}, '1'),
+        ({'Forwarded': 'for=10.6.6.6'}, '1'),
+        ({'X-Forwarded-For': ''}, '1'),
+        ({'X-Forwarded-For': '10.6.6.6', 'Connection': 'X-Forwarded-For'}, '1'),
+        ({'X-Metadata-Guest-Forwarded': '0'}, None),
+        ({'X-Forwarded-For': '10.6.6.6', 'X-Metadata-Guest-Forwarded': '0'}, '1'),
+    ],
+)
+def test_that_a_guest_said_for_whom_it_asks_is_told_in_one_bit(headers, told):
+    hop = FakeHop(200)
+    ask(hop, headers=headers)
+    assert said(hop).get('x-metadata-guest-forwarded') == told
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``metadata-wsgi status``: is the agent there, does it work, what is attached, and what went wrong last.
+
+Asked of what is there (the socket, the kernel, the log), not of a record. Ends with 1 when something is wrong, so
+that a monitor may call it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import socket
+import struct
+from pathlib import Path
+
+from oslo_config import cfg
+from oslo_log import log
+
+from metadata_wsgi import config, paths
+from metadata_wsgi.commands import attach
+from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.filters import healthcheck
+from metadata_wsgi.plumbing import attached
+from metadata_wsgi.plumbing.iptables import Iptables
+from metadata_wsgi.plumbing.run import SubprocessRunner
+
+FAULTS = (' WARNING ', ' ERROR ', ' CRITICAL ')
+SHOWN = 5
+TAIL = 1 << 18
+ANSWER_S = 5.0
+
+
+def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the verb."""
+    parser = subparsers.add_parser('status', help='say whether the agent is there and works, and what is attached')
+    parser.add_argument('--config-file', action='append', default=[], help="the agent's files, may be repeated")
+    parser.add_argument('--state-path', help='directory of pid files and socket')
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a paragraph for each; 1 when something is wrong."""
+    conf = cfg.ConfigOpts()
+    conf.register_opts(paths.OPTS)
+    log.register_options(conf)
+    config.parse(conf, config.files({'config_file': ','.join(args.config_file)}))
+    if args.state_path:
+        conf.set_override('state_path', os.path.abspath(args.state_path))
+    well = agent(conf.metadata_proxy_socket)
+    well &= attachments(conf.state_path)
+    if conf.log_file:
+        faults(os.path.join(conf.log_dir or '', conf.log_file))
+    else:
+        print('faults      the agent logs to standard error: ask journalctl, or whoever started it')
+    return 0 if well else 1
+
+
+def agent(path: str) -> bool:
+    """Say who serves the socket at ``path``, and what its healthcheck answers; whether all is well."""
+    try:
+        pid = _served_by(path)
+    except OSError as error:
+        print(f'agent       nobody answers at {path} ({error.strerror}): start quantum-metadata-agent')
+        return False
+    workers = _children(pid)
+    print(f'agent       pid {pid} serves {path}; {len(workers)} workers: {", ".join(map(str, workers))}')
+    try:
+        status, text = _ask(path, healthcheck.PATH)
+    except (OSError, http.client.HTTPException) as error:
+        print(f'health      no answer: {str(error) or type(error).__name__}')
+        return False
+    if status not in (200, 503):
+        # 400: the pipeline wants to know who asks, as it does of guests.
+        print('health      the filter healthcheck is not in its pipeline; it answers')
+        return status == 400
+    print('health      ' + '; '.join(text.splitlines()))
+    return status == 200
+
+
+def attachments(state_path: str) -> bool:
+    """Say what is attached; whether all of it is well."""
+    if os.geteuid() != 0:
+        print('attached    only root can see it')
+        return True
+    try:
+        found = attached.attached(Iptables(SubprocessRunner()), state_path=state_path)
+    except MetadataError as error:
+        print(f'attached    {error}')
+        return False
+    wrong = [one for one in found if one.problems]
+    print(f'attached    {len(found)} routers and networks, {len(wrong)} of them only half')
+    if wrong:
+        print(attach.table(wrong), end='')
+    return not wrong
+
+
+def faults(path: str) -> None:
+    """Print the last lines of the log that are warnings or worse."""
+    try:
+        with open(path, 'rb') as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            lines = file.read().decode(errors='replace').splitlines()
+    except OSError as error:
+        print(f'faults      {path}: {error.strerror}')
+        return
+    found = [line for line in lines if any(level in line for level in FAULTS)][-SHOWN:]
+    print(f'faults      {path}: {"the last ones" if found else "none lately"}')
+    for line in found:
+        print('            ' + ''.join(letter if letter.isprintable() else '?' for letter in line))
+
+
+def _served_by(path: str) -> int:
+    """The process that listens on the unix socket (unix(7): the peer's credentials are those of its listen())."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(ANSWER_S)
+        probe.connect(path)
+        pid: int = struct.unpack('3i', probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        return pid
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f'/proc/{pid}/task/{pid}/children').read_text(encoding='ascii').split()]
+    except OSError:
+        return []
+
+
+def _ask(path: str, target: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection('agent', timeout=ANSWER_S)
+    with socket.socket(socket.AF_UNIX) as plugged:
+        plugged.settimeout(ANSWER_S)
+        plugged.connect(path)
+        connection.sock = plugged
+        connection.request('GET', target)
+        response = connection.getresponse()
+        return response.status, response.read().decode(errors='replace')

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far a session token goes: to the guest, and not to a container behind it. Real namespace proxy, real agent.
+
+::
+
+    [pod] 172.20.0.2 --- 172.20.0.1 [guest, which masquerades] 10.1.1.2 --- qr-in [router: rules, namespace proxy]
+"""
+
+import http.client
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metadata_wsgi.plumbing import netns, process
+from metadata_wsgi.plumbing.attachment import Attachments, Place, Proxy
+from metadata_wsgi.plumbing.run import SubprocessRunner
+from tests.cloud import SHIPPED
+from tests.e2e.conftest import eventually, nobody_is_refused
+
+from .worlds import METADATA, ip
+
+pytestmark = pytest.mark.netns
+
+BIN = Path(sys.prefix, 'bin')
+TTL, TOKEN = 'X-aws-ec2-metadata-token-ttl-seconds', 'X-aws-ec2-metadata-token'
+
+
+def ask(namespace, method, path, headers=None, within_s=20.0):
+    """(status, headers, body) of a request from inside the namespace; None when nothing came back in time."""
+
+    def inside():
+        connection = http.client.HTTPConnection(METADATA, 80, timeout=within_s)
+        try:
+            connection.request(method, path, headers=headers or {})
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read().decode()
+        except TimeoutError:
+            return None
+        finally:
+            connection.close()
+
+    return netns.run_in(namespace, inside)
+
+
+@pytest.fixture
+def pod(world):
+    """A container in the guest: one hop further away, and seen as the guest."""
+    name = f'pod-{world.uuid}'
+    try:
+        ip('netns', 'add', name)
+        ip('-n', name, 'link', 'add', 'eth0', 'type', 'veth', 'peer', 'name', 'pod0', 'netns', world.guest)
+        for namespace, link, cidr in ((name, 'eth0', '172.20.0.2/24'), (world.guest, 'pod0', '172.20.0.1/24')):
+            ip('-n', namespace, 'address', 'add', cidr, 'dev', link)
+            ip('-n', namespace, 'link', 'set', link, 'up')
+        ip('-n', name, 'route', 'add', 'default', 'via', '172.20.0.1')
+        ip('netns', 'exec', world.guest, 'sysctl', '-qw', 'net.ipv4.ip_forward=1')
+        ip('netns', 'exec', world.guest, 'iptables', '-t', 'nat', '-A', 'POSTROUTING', '-o', 'eth0', '-j', 'MASQUERADE')
+        yield name
+    finally:
+        ip('netns', 'delete', name)
+
+
+@pytest.fixture
+def path(world, tmp_path, request):
+    """The path of ``world``'s router, with session tokens; the answers come from the agent itself.
+
+    Its parameter is the hop limit.
+    """
+    inventory = tmp_path / 'inventory.yaml'
+    inventory.write_text(
+        f'routers: [{{id: {world.uuid}, networks: [n]}}]\nnetworks: [{{id: n}}]\n'
+        "ports: [{id: p, network: n, mac: '52:54:00:00:00:01', addresses: [10.1.1.2], instance: i}]\n"
+        'instances: [{id: i, project: red, name: web}]\n'
+    )
+    paste = tmp_path / 'api-paste.ini'
+    paste.write_text(
+        SHIPPED.read_text().replace('instance signature upstream', 'instance session_token signature metadata')
+    )
+    conf = tmp_path / 'agent.ini'
+    conf.write_text(
+        f'[DEFAULT]\nstate_path = {tmp_path}\nmetadata_workers = 1\nmetadata_proxy_shared_secret = a secret of tests\n'
+        f'api_paste_config = {paste}\ndirectory = static\n[static]\ninventory = {inventory}\n'
+        f'[metadata_app]\ninventory = {inventory}\n[session_token]\nkeys = {"k" * 32}\n'
+        f'hop_limit = {getattr(request, "param", 1)}\n'
+    )
+    proxy = Proxy(program=str(BIN / 'quantum-ns-metadata-proxy'), state_path=str(tmp_path))
+    with (tmp_path / 'agent.log').open('wb') as log:
+        agent = subprocess.Popen(
+            [BIN / 'quantum-metadata-agent', '--config-file', conf], stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        eventually(lambda: nobody_is_refused(tmp_path / 'metadata_proxy'), (tmp_path / 'agent.log').read_text)
+        Attachments(SubprocessRunner(), proxy=proxy).attach(Place.of('router', world.uuid), wait_for_ipv6=False)
+        yield
+    finally:
+        process.disable(proxy.pid_file(world.uuid), world.uuid, patience_s=1)
+        agent.terminate()
+        agent.wait(20)
+
+
+def test_a_token_reaches_the_guest_and_not_a_container_behind_it(world, pod, path):
+    status, headers, token = ask(world.guest, 'PUT', '/latest/api/token', {TTL: '60'})
+    assert (status, headers[TTL]) == (200, '60')
+    assert 'X-Metadata-Hop-Limit' not in headers
+    assert ask(world.guest, 'GET', '/latest/meta-data/instance-id', {TOKEN: token})[0] == 200
+    assert ask(world.guest, 'GET', '/latest/meta-data/instance-id', {TOKEN: token[:-2]})[0] == 401
+    # The container is on the way, and what is no token reaches it.
+    assert ask(pod, 'GET', '/latest/meta-data/')[0] == 200
+    assert ask(pod, 'PUT', '/latest/api/token', {TTL: 'x'})[0] == 400
+    assert ask(pod, 'PUT', '/latest/api/token', {TTL: '60'}, within_s=2.0) is None
+
+
+@pytest.mark.parametrize('path', [2], indirect=True)
+def test_with_a_limit_of_two_it_reaches_the_container_too(pod, path):
+    assert ask(pod, 'PUT', '/latest/api/token', {TTL: '60'})[0] == 200
+
+
+def test_a_proxy_in_the_guest_is_given_none(world, path):
+    assert ask(world.guest, 'PUT', '/latest/api/token', {TTL: '60', 'X-Forwarded-For': '192.0.2.1'})[0] == 403

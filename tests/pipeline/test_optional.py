@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shipped paste file with an optional filter put into its pipelines as its comment there says."""
+
+import pytest
+import webtest
+
+from metadata_wsgi import context, pipeline
+from metadata_wsgi.errors import ConfigError
+from tests.cloud import SHIPPED, Cloud
+
+A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
+B = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-b'}
+KEY = 'k' * 32
+TTL, TOKEN = 'X-aws-ec2-metadata-token-ttl-seconds', 'X-aws-ec2-metadata-token'
+
+
+@pytest.fixture
+def cloud(tmp_path):
+    with Cloud(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def load(cloud, tmp_path):
+    """Loads ``agent`` (or another pipeline) with ``filters`` after the filter ``after``, and more options."""
+
+    def with_(filters, options='', after='instance', name='agent', more=lambda text: text):
+        text = SHIPPED.read_text().replace(f' {after} ', f' {after} {filters} ')
+        path = tmp_path / 'api-paste.ini'
+        path.write_text(more(text))
+        cloud.conf_file.write_text(cloud.conf_file.read_text() + options)
+        return webtest.TestApp(pipeline.load(str(path), name, {'config_file': str(cloud.conf_file)}))
+
+    return with_
+
+
+@pytest.mark.parametrize('after', ['instance', 'source'])
+def test_rate_limit_lets_boots_pass_and_stops_what_asks_for_ever(load, cloud, after):
+    app = load('rate_limit', '[rate_limit]\nboots_per_minute = 2\n', after)
+    said = [app.get('/', headers=A, expect_errors=True).status_int for _ in range(60)]
+    assert said == [200] * 56 + [429] * 4
+    assert int(app.get('/', headers=A, status=429).headers['Retry-After']) >= 1
+    assert app.get('/', headers=B).json['uuid'] == 'instance-b'
+    assert len(cloud.nova.seen) == 57
+
+
+def test_rate_limit_before_anybody_said_who_asks_is_refused(load):
+    with pytest.raises(ConfigError, match='put source before rate_limit'):
+        load('rate_limit', after='deadline')
+
+
+def test_rate_limit_with_counters_that_are_away_lets_everything_pass(load, caplog):
+    app = load('rate_limit', '[rate_limit]\nboots_per_minute = 2\ncounters = redis://127.0.0.1:1\n')
+    assert {app.get('/', headers=A).status_int for _ in range(60)} == {200}
+    assert [record.getMessage() for record in caplog.records if 'rate_limit' in record.name] == [
+        'The counters of rate_limit are away, so every request passes: ConnectionError'
+    ]
+
+
+def test_a_guest_asks_for_a_session_token_and_shows_it(load, cloud):
+    app = load('session_token', f'[session_token]\nkeys = {KEY}\nrequired = true\n')
+    app.get('/', headers=A, status=401)
+    given = app.put('/latest/api/token', headers={**A, TTL: '60'})
+    assert app.get('/', headers={**A, TOKEN: given.text}).json['uuid'] == 'instance-a'
+    app.get('/', headers={**B, TOKEN: given.text}, status=401)
+    app.put('/latest/api/token', headers={**A, TTL: '60', 'X-Metadata-Guest-Forwarded': '1'}, status=403)
+    assert [key for key in cloud.nova.seen[0] if 'TOKEN' in key] == []
+    assert len(cloud.nova.seen) == 1
+
+
+def test_a_guest_of_the_one_hop_gets_a_session_token_unless_it_is_a_proxy(load):
+    app = load('session_token', f'[session_token]\nkeys = {KEY}\n', name='one_hop')
+    came = {context.NAMESPACE: context.Namespace(router_id='router-a'), 'REMOTE_ADDR': '10.1.1.2'}
+    token = app.put('/latest/api/token', headers={TTL: '60'}, extra_environ=came).text
+    app.get('/', headers={TOKEN: token}, extra_environ=came, status=200)
+    app.get('/', headers={TOKEN: token[:-2]}, extra_environ=came, status=401)
+    app.put('/latest/api/token', headers={TTL: '60', 'X-Forwarded-For': '1.2.3.4'}, extra_environ=came, status=403)
+
+
+def test_session_token_without_a_key_stops_the_start(load):
+    with pytest.raises(ConfigError, match=r'keys is missing from \[session_token\]'):
+        load('session_token')
+
+
+def test_path_policy_hides_user_data_an_hour_after_the_port_was_made(load, cloud):
+    inventory = cloud.conf_file.parent / 'inventory.yaml'
+    inventory.write_text(
+        inventory.read_text().replace('instance: instance-b,', 'instance: instance-b, created_at: 2999-01-01,')
+    )
+    app = load('path_policy', '[path_policy]\nrule = hide GET /openstack/*/user_data after 60\n')
+    app.get('/openstack/latest//user%5fdata/', headers=A, status=404)
+    assert app.get('/openstack/latest/user_data', headers=B).json['uuid'] == 'instance-b'
+    assert app.get('/openstack/latest/meta_data.json', headers=A).json['uuid'] == 'instance-a'
+    assert len(cloud.nova.seen) == 2
+
+
+@pytest.mark.parametrize('name', ['session_token', 'path_policy'])
+def test_what_needs_the_instance_is_refused_before_it(load, name):
+    with pytest.raises(ConfigError, match=f'put instance before {name}'):
+        load(name, f'[session_token]\nkeys = {KEY}\n', after='source')
+
+
+def test_all_of_them_at_once(load):
+    app = load(
+        'rate_limit session_token path_policy', f'[session_token]\nkeys = {KEY}\n[path_policy]\nrule = hide * /x\n'
+    )
+    app.get('/x', headers=A, status=404)
+    app.get('/y', headers=A, status=200)
+
+
+def test_the_host_asks_for_its_health_and_a_guest_does_not_reach_that(load, cloud):
+    app = load('healthcheck', after='catch_errors')
+    assert app.get('/healthcheck').text == 'directory: not asked lately\nnova: not asked lately\n'
+    assert app.get('/healthcheck', headers=A).json['path'] == '/healthcheck'
+    app.get('/', headers={**A, 'X-Forwarded-For': '10.1.1.77'}, status=404)
+    assert [line.partition(',')[0] for line in app.get('/healthcheck', status=200).text.splitlines()] == [
+        'directory: reachable',
+        'nova: reachable',
+    ]
+    cloud.server.server_close()
+    app.get('/', headers={**A, 'X-Metadata-Remaining-Ms': '200'}, status=503)
+    assert 'nova: not reachable' in app.get('/healthcheck', status=503).text
+
+
+def test_a_guest_of_the_one_hop_does_not_reach_it_either(load, cloud):
+    came = {context.NAMESPACE: context.Namespace(router_id='router-a'), 'REMOTE_ADDR': '10.1.1.2'}
+    app = load('healthcheck', after='catch_errors', name='one_hop')
+    assert app.get('/healthcheck', extra_environ=came).json['path'] == '/healthcheck'
+
+
+def test_every_request_is_a_line_in_the_log(load, caplog):
+    app = load('request_log', after='catch_errors')
+    with caplog.at_level('INFO', 'metadata_wsgi.filters.request_log'):
+        app.get('/latest/x?secret', headers=A)
+        app.get('/', status=400)
+    lines = [record.getMessage().rpartition(' 2')[0] or record.getMessage() for record in caplog.records]
+    assert lines[0].startswith('10.1.1.2 behind router router-a instance instance-a GET /latest/x')
+    assert lines[1].startswith('nobody instance - GET / 400 ')
+
+
+def test_with_the_caches_a_guest_is_refused_before_it_is_answered_from_memory(load, cloud):
+    filters = 'rate_limit session_token path_policy cache_answers'
+    options = f'[session_token]\nkeys = {KEY}\nrequired = true\n[path_policy]\nrule = hide GET /latest/user-data\n'
+    app = load(filters, options, more=lambda text: text.replace(' source instance ', ' source cache instance '))
+    token = app.put('/latest/api/token', headers={**A, TTL: '60'}).text
+    for _ in range(3):
+        assert app.get('/latest/x', headers={**A, TOKEN: token}).json['uuid'] == 'instance-a'
+        app.get('/latest/x', headers=A, status=401)
+        app.get('/latest/user-data', headers={**A, TOKEN: token}, status=404)
+    assert len(cloud.nova.seen) == 1
