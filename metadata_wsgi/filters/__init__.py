@@ -8,5 +8,8 @@
     instance       reads SOURCE, DEADLINE; establishes INSTANCE
     signature      reads SOURCE, INSTANCE; establishes SIGNED (the headers Nova authenticates by)
 
-and then the app ``upstream``, which reads SIGNED and DEADLINE.
+and then the app ``upstream``, which reads SIGNED and DEADLINE. Two that remember, off until named::
+
+    cache          before instance        which instance is where; establishes INSTANCE where it remembers one
+    cache_answers  after instance         what Nova told it
 """
