@@ -20,6 +20,9 @@ key                           written by      read by                           
 ``metadata_wsgi.other_signature`` is written by ``signature`` while the shared secret is being changed, and read by
 ``upstream``; absent, there is one secret.
 
+The filter ``cache``, where it is named, reads the deadline and the source and writes the instance that it remembers,
+in the name of ``instance``, which then has nothing to do; ``cache_answers`` reads all three.
+
 ``FORWARDED`` is a bool: whether the guest itself said for whom it asks (``X-Forwarded-For``), as a proxy in it does.
 ``SIGNED`` is no key: it names, for the check of the order only, that the request now carries the
 headers that Nova authenticates by.

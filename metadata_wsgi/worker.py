@@ -311,6 +311,7 @@ class Still:
         self.__dict__.update(
             {name: setting.get() for name, setting in cfg.settings.items() if not hasattr(type(cfg), name)}
         )
+        self.__dict__['is_ssl'] = cfg.is_ssl
         self._cfg = cfg
 
     def __getattr__(self, name: str) -> Any:

@@ -38,8 +38,8 @@ class Remember(Protocol):
     def __call__(self, key: Hashable, ask: Callable[[Deadline], Any], deadline: Deadline) -> Any:
         """What is remembered of ``key``, else what ``ask`` says, once for all who want to know it now."""
 
-    def anew(self, key: Hashable, ask: Callable[[Deadline], Any], deadline: Deadline) -> Any:
-        """What ``ask`` says now, which is then remembered."""
+    def other(self, key: Hashable, than: Any, ask: Callable[[Deadline], Any], deadline: Deadline) -> Any:
+        """What ``ask`` says now that ``than``, which was remembered, is in doubt."""
 
 
 Factory = Callable[[Mapping[str, str]], Directory]

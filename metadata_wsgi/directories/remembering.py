@@ -67,7 +67,7 @@ class RememberingDirectory:
         kept = self._memory.usable(key) or self._memory.fresh(key)
         if kept is None or self._memory.clock() - kept.since_s < SETTLED_S or self._recall.is_away():
             return False
-        return bool(self._recall.anew(key, self._ask(source), deadline) != kept.value)
+        return bool(self._recall.other(key, kept.value, self._ask(source), deadline) != kept.value)
 
     def forget(self, source: Source) -> None:
         """Ask ``inner`` the next time."""

@@ -14,4 +14,6 @@ and then the app ``upstream``, which reads SIGNED and DEADLINE. Off until the pa
     session_token  reads INSTANCE, FORWARDED IMDSv2
     path_policy    reads INSTANCE            hides paths
     healthcheck, metrics, request_log        only watch, right behind catch_errors
+    cache          before instance        which instance is where; establishes INSTANCE where it remembers one
+    cache_answers  after instance         what Nova told it
 """

@@ -139,11 +139,11 @@ class Memory:
         if self._behind is not None:
             self._behind.forget(key)
 
-    def join(self, key: Hashable, *, anew: bool = False) -> tuple[Flight, bool]:
-        """The flight for ``key``, and whether the caller leads it and must ``leave`` it. ``anew`` leads always."""
+    def join(self, key: Hashable) -> tuple[Flight, bool]:
+        """The flight for ``key``, and whether the caller leads it and must ``leave`` it."""
         with self._lock:
             flight = self._flights.get(key)
-            if flight is not None and not anew:
+            if flight is not None:
                 return flight, False
             flight = self._flights[key] = Flight()
             return flight, True

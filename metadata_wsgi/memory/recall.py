@@ -44,21 +44,27 @@ class Recall:
         old = self.memory.usable(key)
         if old is not None and self.is_away():
             return old.value
-        flight, leads = self.memory.join(key)
-        if leads:
-            return self._lead(flight, key, ask, deadline)
-        if not flight.wait(deadline.remaining_s()):
-            raise DirectoryUnavailable('the time was over before another request had found out')
-        if flight.outcome is None:
-            raise flight.error or DirectoryUnavailable('another request gave up finding out')
-        return flight.outcome[0]
+        return self._once(key, lambda flight: self._find_out(flight, key, ask, deadline), deadline)
 
-    def anew(self, key: Hashable, ask: Ask, deadline: Deadline) -> Any:
-        """What ``ask`` says now, whatever is remembered; raises what it raises, and then nothing is forgotten."""
-        flight, _ = self.memory.join(key, anew=True)
+    def other(self, key: Hashable, than: Any, ask: Ask, deadline: Deadline) -> Any:
+        """What ``ask`` says now that ``than``, which was remembered, is in doubt; or said meanwhile to another who
+        doubted it. Raises what ``ask`` raises, and then nothing is forgotten."""
+        return self._once(key, lambda flight: self._renew(flight, key, than, ask, deadline), deadline)
+
+    def is_away(self) -> bool:
+        """Whether nobody could be asked a moment ago."""
+        return self.memory.clock() < self._ask_after_s
+
+    def _once(self, key: Hashable, find: Callable[[Flight], Any], deadline: Deadline) -> Any:
+        flight, leads = self.memory.join(key)
+        if not leads:
+            if not flight.wait(deadline.remaining_s()):
+                raise DirectoryUnavailable('the time was over before another request had found out')
+            if flight.outcome is None:
+                raise flight.error or DirectoryUnavailable('another request gave up finding out')
+            return flight.outcome[0]
         try:
-            value = ask(deadline)
-            self.memory.keep(key, value, self._lives(value), flight=flight)
+            value = find(flight)
             flight.outcome = (value,)
         except Exception as error:
             flight.error = error
@@ -67,19 +73,12 @@ class Recall:
             self.memory.leave(key, flight)
         return value
 
-    def is_away(self) -> bool:
-        """Whether nobody could be asked a moment ago."""
-        return self.memory.clock() < self._ask_after_s
-
-    def _lead(self, flight: Flight, key: Hashable, ask: Ask, deadline: Deadline) -> Any:
-        try:
-            value = self._find_out(flight, key, ask, deadline)
-            flight.outcome = (value,)
-        except Exception as error:
-            flight.error = error
-            raise
-        finally:
-            self.memory.leave(key, flight)
+    def _renew(self, flight: Flight, key: Hashable, than: Any, ask: Ask, deadline: Deadline) -> Any:
+        known = self.memory.fresh(key)
+        if known is not None and known.value is not than:
+            return known.value
+        value = ask(deadline)
+        self.memory.keep(key, value, self._lives(value), flight=flight)
         return value
 
     def _find_out(self, flight: Flight, key: Hashable, ask: Ask, deadline: Deadline) -> Any:

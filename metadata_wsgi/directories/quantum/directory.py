@@ -94,8 +94,11 @@ class QuantumDirectory:
         networks, remembered = self._networks(source, deadline)
         found = self._at(source, networks, deadline)
         if not found and remembered and self.remember is not None:
-            networks = self.remember.anew(source.router_id, lambda until: self._ask_networks(source, until), deadline)
-            found = self._at(source, networks, deadline)
+            now = self.remember.other(
+                source.router_id, networks, lambda until: self._ask_networks(source, until), deadline
+            )
+            if set(now) != set(networks):
+                found = self._at(source, now, deadline)
         if not found and self._clock() >= self._sees_until_s:
             self.probe(deadline)
         return found

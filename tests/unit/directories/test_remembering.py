@@ -186,7 +186,7 @@ class Ports:
     """Quantum's answers: networks of a router, ports on networks; counts both."""
 
     def __init__(self, networks):
-        self.networks, self.routers_asked, self.ports_asked = networks, 0, 0
+        self.networks, self.routers_asked, self.ports_asked, self.hidden = networks, 0, 0, False
 
     def ports(self, query, deadline, on_query, pages=100):
         names = dict(query)
@@ -204,7 +204,7 @@ class Ports:
                 'network_id': network, 'fixed_ips': [{'ip_address': address}],
             }
             for network in self.networks
-            if network in wanted
+            if network in wanted and not self.hidden
         ]  # fmt: skip
 
     class access:  # noqa: N801
@@ -243,6 +243,18 @@ def test_a_guest_on_a_network_that_is_new_to_the_router_is_found_at_once(remembe
     assert [one.instance_id for one in ask(directory, Source('10.1.1.3', router_id='r1'))] == ['i-10.1.1.3']
     ask(directory, Source('10.1.1.4', router_id='r1'))
     assert ports.routers_asked == 2
+
+
+def test_networks_that_are_the_same_as_before_are_not_searched_again(remembering, clock, ask):
+    ports = Ports([])
+    directory = remembering(QuantumDirectory(ports, clock=clock))
+    ask(directory)
+    ports.networks = ['n1']
+    ask(directory, Source('10.1.1.3', router_id='r1'))
+    before = ports.ports_asked
+    ports.hidden = True
+    assert ask(directory, Source('10.1.1.9', router_id='r1')) == ()
+    assert (ports.routers_asked, ports.ports_asked) == (3, before + 1)
 
 
 def test_without_a_cache_each_lookup_asks_for_the_networks(clock, ask):

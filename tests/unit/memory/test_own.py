@@ -88,15 +88,6 @@ def test_who_was_overtaken_by_forget_changes_nothing(memory):
     assert memory.fresh('k').value == 'new'
 
 
-def test_who_asks_anew_overtakes(memory):
-    early, _ = memory.join('k')
-    late, leads = memory.join('k', anew=True)
-    assert leads
-    memory.keep('k', 'new', LIVES, flight=late)
-    memory.keep('k', 'old', LIVES, flight=early)
-    assert memory.fresh('k').value == 'new'
-
-
 def test_the_memory_behind_hears_of_changes_and_is_asked_last(clock):
     behind = FakeBehind()
     memory = Memory(limit=100, behind=behind, clock=clock)

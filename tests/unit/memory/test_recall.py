@@ -99,16 +99,24 @@ def test_it_asks_again_when_they_may_be_back(recall, clock):
     assert recall('k', Asked('new'), Deadline.after(9.0, clock)) == 'new'
 
 
-def test_asking_anew_passes_over_what_is_remembered(recall, deadline):
+def test_what_is_in_doubt_is_asked_for_again(recall, deadline):
     recall('k', Asked('old'), deadline)
-    assert recall.anew('k', Asked('new'), deadline) == 'new'
+    assert recall.other('k', 'old', Asked('new'), deadline) == 'new'
     assert recall('k', Asked('newer'), deadline) == 'new'
 
 
-def test_asking_anew_in_vain_forgets_nothing(recall, deadline):
+def test_what_another_who_doubted_it_found_out_meanwhile_is_the_answer(recall, deadline):
+    """A hundred guests that were not found on a router's networks are one more question for these."""
+    doubted = recall('k', Asked(['n1']), deadline)
+    ask = Asked(['n1'])
+    assert [recall.other('k', doubted, ask, deadline) for _ in range(3)] == [['n1']] * 3
+    assert len(ask.given_s) == 1
+
+
+def test_doubting_in_vain_forgets_nothing(recall, deadline):
     recall('k', Asked('old'), deadline)
     with pytest.raises(DirectoryUnavailable):
-        recall.anew('k', Asked(DirectoryUnavailable('no route')), deadline)
+        recall.other('k', 'old', Asked(DirectoryUnavailable('no route')), deadline)
     assert recall('k', Asked('new'), deadline) == 'old'
 
 
