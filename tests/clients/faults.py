@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from tests.injector import At, Injector, Refused, Status, cut, hang
 
@@ -17,6 +18,8 @@ FAULTS = {
     'cut mid-body': cut,
 }
 LASTING = ('once', 'twice', '5 s')
+HOW = tuple((name, lasting) for name in FAULTS for lasting in LASTING)
+"""Each fault for each time."""
 NIGHTLY = os.environ.get('METADATA_WSGI_NIGHTLY', '') not in ('', '0')
 
 
@@ -30,6 +33,6 @@ def plan(injector: Injector, name: str, lasting: str, at: At) -> None:
         injector.plan(FAULTS[name], at=at, times=LASTING.index(lasting) + 1)
 
 
-def nightly(*cases: object) -> list[object]:
+def nightly(cases: Iterable[tuple[object, ...]]) -> list[tuple[object, ...]]:
     """The cases in a nightly run; none, which pytest counts as one skipped test, in any other."""
     return list(cases) if NIGHTLY else []

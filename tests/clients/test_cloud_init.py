@@ -12,7 +12,7 @@ import pytest
 from tests.clients.boot import boot
 from tests.clients.conftest import INSTANCE, KEY, MAC, NETWORK, PORT, PROJECT
 from tests.clients.crawls import CRAWLS
-from tests.clients.faults import FAULTS, LASTING, nightly, plan
+from tests.clients.faults import FAULTS, HOW, nightly, plan
 from tests.clients.table import Row
 
 pytestmark = [pytest.mark.netns, pytest.mark.cloudinit]
@@ -154,9 +154,8 @@ def test_nova_fails_for_longer(survives, datasource, number, name, lasting):
 
 
 @pytest.mark.parametrize(
-    ('datasource', 'number', 'name'),
-    nightly(*(case for name in CRAWLS for case in some(name, range(len(CRAWLS[name]))))),
+    ('datasource', 'number', 'name', 'lasting'),
+    nightly((name, number, *how) for name in CRAWLS for number in range(len(CRAWLS[name])) for how in HOW),
 )
-@pytest.mark.parametrize('lasting', LASTING)
 def test_nova_fails_anywhere(survives, datasource, number, name, lasting):
     survives(datasource, number, name, lasting)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.clients.boot import boot
 from tests.clients.crawls import CRAWLS
-from tests.clients.faults import FAULTS, LASTING, nightly, plan
+from tests.clients.faults import FAULTS, HOW, nightly, plan
 from tests.clients.table import Row
 from tests.injector import target
 
@@ -83,16 +83,15 @@ def test_they_fail_for_5_s(survives, service, number, name):
 
 
 @pytest.mark.parametrize(
-    ('datasource', 'number'), nightly(*((name, number) for name in CRAWLS for number in range(QUESTIONS[name])))
+    ('datasource', 'number', 'name', 'lasting'),
+    nightly((name, number, *how) for name in CRAWLS for number in range(QUESTIONS[name]) for how in HOW),
 )
-@pytest.mark.parametrize('name', FAULTS)
-@pytest.mark.parametrize('lasting', LASTING)
 def test_quantum_fails_anywhere(survives, datasource, number, name, lasting):
     survives(datasource, 'Quantum', number, name, lasting)
 
 
-@pytest.mark.parametrize('datasource', nightly(*CRAWLS))
-@pytest.mark.parametrize('name', FAULTS)
-@pytest.mark.parametrize('lasting', LASTING)
+@pytest.mark.parametrize(
+    ('datasource', 'name', 'lasting'), nightly((datasource, *how) for datasource in CRAWLS for how in HOW)
+)
 def test_keystone_fails_at_either_datasource(survives, datasource, name, lasting):
     survives(datasource, 'Keystone', 0, name, lasting)

@@ -35,6 +35,7 @@ from tests.cloud import SHIPPED
 BIN = Path(sys.prefix, 'bin')
 METADATA = '169.254.169.254'
 METADATA_V6 = 'fe80::a9fe:a9fe%eth0'
+IFA_F_TENTATIVE = 0x40
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,13 @@ class Guest:
         """Give it a second address, from which it can ask as somebody else."""
         with IPRoute(netns=self.namespace) as links:
             links.addr('add', index=links.link_lookup(ifname='eth0')[0], address=address, prefixlen=24)
+
+    def has_settled(self) -> bool:
+        """Whether its link-local address is there and no other one can have it (RFC 4862, 5.4): only then it asks."""
+        with IPRoute(netns=self.namespace) as links:
+            eth0 = links.link_lookup(ifname='eth0')[0]
+            found = [address['flags'] for address in links.get_addr(family=socket.AF_INET6, index=eth0)]
+        return bool(found) and not any(flags & IFA_F_TENTATIVE for flags in found)
 
     def ask(
         self,
@@ -125,7 +133,7 @@ class Way:
             *('--paste', f'{SHIPPED}#nova', '--paste-global', f'config_file={self.conf_file}'),
             *('--worker-class', 'gevent', '--no-control-socket', '--bind', f'127.0.0.1:{port}'),
         )
-        self._wait(lambda: _connects(socket.AF_INET, ('127.0.0.1', port)), 'gunicorn')
+        self.wait(lambda: _connects(socket.AF_INET, ('127.0.0.1', port)), 'gunicorn')
         return port
 
     def end_agent(self) -> None:
@@ -138,7 +146,7 @@ class Way:
         self.end_agent()
         path = self.directory / 'metadata_proxy'
         self._agent = self._start('quantum-metadata-agent', '--config-file', str(self.conf_file))
-        self._wait(lambda: _refuses_nobody(str(path)), 'quantum-metadata-agent')
+        self.wait(lambda: _refuses_nobody(str(path)), 'quantum-metadata-agent')
 
     def attach(self) -> None:
         """Make the namespaces, lay the rules, start the namespace proxy."""
@@ -173,7 +181,8 @@ class Way:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
 
-    def _wait(self, true: Callable[[], bool], name: str, patience_s: float = 30.0) -> None:
+    def wait(self, true: Callable[[], bool], name: str, patience_s: float = 30.0) -> None:
+        """Until ``true()`` is; fails where that takes longer than ``patience_s``."""
         give_up_at = time.monotonic() + patience_s
         while not true():
             assert time.monotonic() < give_up_at, f'{name} does not answer: {self.said()}'

@@ -2,8 +2,8 @@
 """Two fronts, two agents, and one Nova behind all of them, on loopback and unix sockets.
 
 A front is our namespace proxy, or haproxy configured to the same effect as Neutron's driver does it. An agent is
-ours, or the one of the Neutron that ``METADATA_WSGI_NEUTRON_PYTHON`` (a Python that can import it) has. The guest is
-127.0.0.1.
+ours, or that of a Neutron: the one that tests/openstack installs, or, where ``METADATA_WSGI_NEUTRON_PYTHON`` names a
+Python that can import it, that one's. The guest is 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 
 import pytest
 
 from tests.cloud import INVENTORY, ROUTER, SECRET, SHIPPED
 from tests.e2e.conftest import BIN, Program, answers, eventually, free_port, nobody_is_refused
+from tests.openstack import cloud, install
 
 PYTHON = os.environ.get('METADATA_WSGI_NEUTRON_PYTHON', '')
-FRONTS, AGENTS = ('ours', 'haproxy'), ('ours', 'neutron')
 
 HAPROXY = """\
 global
@@ -53,12 +52,9 @@ PORTS = [
 ]
 
 
-def why_not():
-    """Why there is no agent of Neutron's; '' when there is one."""
-    if not PYTHON:
-        return 'METADATA_WSGI_NEUTRON_PYTHON names no Python that has Neutron'
-    found = subprocess.run([PYTHON, '-W', 'ignore', '-c', 'import neutron'], check=False, capture_output=True)
-    return f'{PYTHON} has no Neutron' if found.returncode else ''
+def neutron_python():
+    """A Python that can import Neutron."""
+    return PYTHON or install.install(cloud.directory()) / 'bin' / 'python'
 
 
 @pytest.fixture(scope='session')
@@ -135,14 +131,12 @@ def ours(programs, directory, nova):
 @pytest.fixture(scope='session')
 def neutrons(programs, directory, nova):
     """The socket of Neutron's agent."""
-    if reason := why_not():
-        pytest.skip(reason)
     conf_file, ports = directory / 'neutron.ini', directory / 'ports.json'
     ports.write_text(json.dumps(PORTS))
     lock = ('[oslo_concurrency]', f'lock_path = {directory}')
     path = write(conf_file, nova, 'transport_url = fake:///', '[AGENT]', 'report_interval = 0', *lock)
     launcher = os.path.join(os.path.dirname(__file__), 'neutron_agent.py')
-    program = programs(PYTHON, '-W', 'ignore', launcher, ports, '--config-file', conf_file)
+    program = programs(neutron_python(), '-W', 'ignore', launcher, ports, '--config-file', conf_file)
     eventually(lambda: program.process.poll() is not None or answers(path), 'Neutrons agent listens', 60)
     assert program.process.poll() is None, program.text()
     return path
