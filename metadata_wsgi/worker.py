@@ -34,7 +34,7 @@ from gunicorn.http.wsgi import FileWrapper, Response, WSGIErrorsWrapper
 from gunicorn.util import http_date
 from gunicorn.workers.ggevent import GeventWorker
 
-from metadata_wsgi import context
+from metadata_wsgi import context, sockets
 from metadata_wsgi.keeper.following import Following
 from metadata_wsgi.keeper.protocol import Listener
 
@@ -66,6 +66,8 @@ class MetadataWorker(GeventWorker):
 
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
+        if self.keeper:
+            sockets.raise_descriptor_limit()
         self._idle: set[Any] = set()
         self._held: Counter[str] = Counter()
         self._errors = WSGIErrorsWrapper(self.cfg)
@@ -108,10 +110,13 @@ class MetadataWorker(GeventWorker):
             return None
 
         def serve(listener: Listener, handed: socket.socket) -> None:
-            self._listen(listener.key, handed, context.Namespace(listener.router_id, listener.network_id))
+            if self.alive:
+                self._listen(listener.key, handed, context.Namespace(listener.router_id, listener.network_id))
 
         def leave(listener: Listener) -> None:
-            self._servers.pop(listener.key).close()
+            server = self._servers.pop(listener.key, None)
+            if server:
+                server.close()
 
         path, mode = self.keeper
         following = Following(path, mode, serve=serve, leave=leave, sleep=gevent.sleep)

@@ -17,6 +17,7 @@ is left alone.
 ``links``        the interfaces of a namespace, and fe80::a9fe:a9fe on them
 ``link_local``   which of them get it, and what to do where somebody else has it
 ``process``      the proxy's process: adopt, start, end; pid files as in Grizzly
+``place``        what can be attached, and by whom it can be served (pure)
 ``attachment``   all of it in the right order, for one router or network
 ===============  =============================================================================
 """

@@ -10,6 +10,7 @@ import pytest
 
 from metadata_wsgi.commands import attach
 from metadata_wsgi.plumbing.attached import Attached
+from metadata_wsgi.plumbing.place import Place
 
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
 
@@ -24,20 +25,23 @@ def test_a_router_needs_nothing_but_its_id():
     args = parse('attach', '--router-id', UUID)
     assert (args.metadata_port, args.internal_interfaces, args.mark) == (9697, 'qr-+', '0x1/0xffff')
     assert args.no_wait is False
-    assert attach._place(args).namespace == f'qrouter-{UUID}'
+    assert args.mode is None
+    assert attach._places(args) == [Place('router', UUID, f'qrouter-{UUID}')]
 
 
 def test_a_network_and_a_namespace_of_another_name():
-    assert attach._place(parse('attach', '--network-id', UUID)).namespace == f'qdhcp-{UUID}'
-    assert attach._place(parse('detach', '--network-id', UUID, '--namespace', 'mine')).namespace == 'mine'
+    assert attach._places(parse('attach', '--network-id', UUID)) == [Place('network', UUID, f'qdhcp-{UUID}')]
+    (place,) = attach._places(parse('detach', '--network-id', UUID, '--namespace', 'mine'))
+    assert place.namespace == 'mine'
 
 
 @pytest.mark.parametrize(
     ('argv', 'words'),
     [
-        (['attach'], 'one of the arguments --router-id --network-id is required'),
+        (['attach'], 'one of the arguments --router-id --network-id --file is required'),
         (['attach', '--router-id', UUID, '--network-id', UUID], 'not allowed with argument'),
         (['detach', '--all', '--router-id', UUID], 'not allowed with argument'),
+        (['attach', '--router-id', UUID, '--mode', 'two_hop'], "invalid choice: 'two_hop'"),
         (['attach', '--router-id', '../etc'], "'../etc' is no id"),
         (['attach', '--router-id', '-x'], 'expected one argument'),
         (['attach', '--router-id', UUID, '--metadata-port', '65536'], 'it is a number from 1 to 65535'),
@@ -65,9 +69,9 @@ def test_the_table_says_below_a_line_what_is_wrong_with_it():
     whole = Attached('qrouter-aaaa', 'aaaa', 'router', 12, 9697, 'yes', ())
     half = Attached(None, 'bbbbbb', 'network', None, 80, 'no', ('there is no namespace qdhcp-bbbbbb', 'no proxy runs'))
     assert attach.table([whole, half]) == (
-        'KIND     ID      NAMESPACE     PID  PORT  RULES\n'
-        'router   aaaa    qrouter-aaaa  12   9697  yes\n'
-        'network  bbbbbb  -             -    80    no\n'
+        'KIND     ID      NAMESPACE     MODE     PID  PORT  RULES\n'
+        'router   aaaa    qrouter-aaaa  process  12   9697  yes\n'
+        'network  bbbbbb  -             process  -    80    no\n'
         '    ! there is no namespace qdhcp-bbbbbb\n'
         '    ! no proxy runs\n'
     )

@@ -5,7 +5,8 @@ import pytest
 
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.plumbing.attached import judge
-from metadata_wsgi.plumbing.attachment import Attachments, Place, Proxy
+from metadata_wsgi.plumbing.attachment import Attachments, Proxy
+from metadata_wsgi.plumbing.place import Place
 from metadata_wsgi.plumbing.rules import rules_for
 
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
