@@ -159,10 +159,10 @@ class Attachments:
 
     def settle(self, place: Place, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> bool:
         """Wait for IPv6 where ``attach`` did not; whether somebody else serves the place now."""
-        if 6 not in self._families:
-            return False
         if place.kind == NETWORK:
             port, interfaces = NETWORK_PORT, address.where(place.namespace) or ''
+        if not self._has_interface_for_ipv6(place, interfaces):
+            return False
         return self._settle_ipv6(place, mode, interfaces, port, started=False)
 
     def detach(self, place: Place) -> bool:
@@ -172,8 +172,9 @@ class Attachments:
             there |= self._iptables.apply(place.namespace, (), families=self._families)
             if place.kind == NETWORK:
                 there |= address.remove(place.namespace)
-            with links.opened(place.namespace) as opened:
-                there |= link_local.remove(opened)
+            if set(links.names(place.namespace)) - {'lo'}:
+                with links.opened(place.namespace) as opened:
+                    there |= link_local.remove(opened)
         if self._keeping:
             there |= self._keeping.detach(place)
         return there | self._end_process(place)
@@ -196,8 +197,13 @@ class Attachments:
     def _end_process(self, place: Place) -> bool:
         return process.disable(self._proxy.pid_file(place.uuid), place.uuid, patience_s=self._end_within_s)
 
+    def _has_interface_for_ipv6(self, place: Place, interfaces: str) -> bool:
+        return 6 in self._families and any(
+            link_local.matches(interfaces, name) for name in links.names(place.namespace)
+        )
+
     def _begin_ipv6(self, place: Place, interfaces: str) -> bool:
-        if 6 not in self._families:
+        if not self._has_interface_for_ipv6(place, interfaces):
             return False
         try:
             with links.opened(place.namespace) as opened:
