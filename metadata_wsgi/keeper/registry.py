@@ -144,6 +144,12 @@ class Registry(Generic[K]):
             outcome.append((listener, again))
         return outcome
 
+    def close(self) -> None:
+        """Close our hold of everything and tell nobody: the end of this process, not of what it kept."""
+        for _, kept in self._kept.values():
+            kept.close()
+        self._kept.clear()
+
     def follow(self, follower: Follower) -> None:
         """Tell ``follower`` of all there is to serve in its mode, and of every change from now on."""
         for listener, kept in self._kept.values():

@@ -56,7 +56,7 @@ class Keeper:
         self._running = False
 
     def run(self) -> None:
-        """Serve until stopped. Nothing is closed then: the workers go on, and hand it to the next keeper."""
+        """Serve until stopped. The workers go on with what they have, and hand it to the next keeper."""
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
         while self._running:
@@ -64,6 +64,15 @@ class Keeper:
         if not len(self._registry):
             # Who finds no socket knows that nothing is kept; otherwise it is the next keeper who knows.
             os.unlink(self._path)
+        self.close()
+
+    def close(self) -> None:
+        """Close this process's descriptors; what a worker serves stays open in the worker."""
+        for key in list(self._selector.get_map().values()):
+            self._selector.unregister(key.fileobj)
+            key.fileobj.close()  # type: ignore[union-attr]
+        self._selector.close()
+        self._registry.close()
 
     def breathe(self) -> None:
         """One turn: hear who speaks, tell who follows, look after namespaces that came or went."""
@@ -134,7 +143,8 @@ class Keeper:
         verb, id_ = message.get('verb'), message.get('id')
         try:
             if verb == 'attach':
-                return [{'changed': self._registry.attach(Listener.from_json(message.get('listener')), taken)}]
+                listener = Listener.from_json(message.get('listener'))
+                return [{'changed': self._registry.attach(listener, taken)}]
             if verb == 'detach':
                 closed = [self._registry.detach(one.key) for one in self._registry if one.id == id_]
                 return [{'closed': any(closed)}]
@@ -162,6 +172,14 @@ class Keeper:
     def _hear(self, connection: socket.socket) -> None:
         message, descriptor = protocol.receive(connection)
         handed = socket.socket(fileno=descriptor) if descriptor is not None else None
+        try:
+            self._heard(connection, message, handed)
+        except ValueError:
+            if handed:
+                handed.close()
+            raise
+
+    def _heard(self, connection: socket.socket, message: dict[str, Any], handed: socket.socket | None) -> None:
         follower = self._followers[connection]
         if follower is None and message.get('mode') in protocol.MODES:
             self._followers[connection] = Follower(message['mode'])
@@ -169,7 +187,7 @@ class Keeper:
             listener = Listener.from_json(message['holds'])
             if not self._registry.adopt(listener, handed):
                 follower.waiting.append(({'leave': listener.key}, None))
-        elif follower and 'holds' in message:
+        elif follower and 'holds' in message and handed is None:
             self._registry.follow(follower)
         else:
             raise ValueError('not what a worker says')
