@@ -47,6 +47,11 @@ class KeptSockets:
         with asking.connected(self._state_path) as keeper:
             return keeper.detach(place.uuid)
 
+    def workers(self) -> dict[str, int]:
+        """How many workers follow the keeper, by mode. Raises PlumbingError where there is no keeper."""
+        with asking.connected(self._state_path) as keeper:
+            return keeper.list('')[1]
+
     def kept(self) -> list[Kept]:
         """All that is kept, one for each router or network; nothing where there never was a keeper."""
         if not self._was_there():
