@@ -40,14 +40,18 @@ def inventory(ids):
             'networks': [{'id': f'net-{id_}'} for id_ in ids],
             'ports': [
                 {
-                    'id': f'port-{id_}', 'network': f'net-{id_}', 'mac': 'fa:16:3e:00:00:01', 'addresses': ['127.0.0.1'],
-                    'instance': f'vm-{id_}', 'project': 'p',
+                    'id': f'port-{id_}',
+                    'network': f'net-{id_}',
+                    'mac': 'fa:16:3e:00:00:01',
+                    'addresses': ['127.0.0.1'],
+                    'instance': f'vm-{id_}',
+                    'project': 'p',
                 }
                 for id_ in ids
             ],
             'instances': [{'id': f'vm-{id_}', 'project': 'p', 'name': id_} for id_ in ids],
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture
