@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from metadata_wsgi.commands import attach
+from metadata_wsgi.errors import ConfigError, PlumbingError
 from metadata_wsgi.plumbing.attached import Attached
 from metadata_wsgi.plumbing.place import Place
 
@@ -109,3 +110,52 @@ def test_what_cannot_be_done_is_one_sentence_and_1(tmp_path, capsys):
     args = parse('attach', '--router-id', UUID, '--config-file', str(tmp_path / 'none.ini'))
     assert args.run(args) == 1
     assert 'none.ini is no file' in capsys.readouterr().err
+
+
+def test_many_are_named_by_repeating_or_in_a_list(tmp_path):
+    again = parse('attach', '--router-id', 'aaaa', '--router-id', 'bbbb', '--router-id', 'aaaa')
+    assert [place.uuid for place in attach._places(again)] == ['aaaa', 'bbbb']
+    listed = tmp_path / 'list'
+    listed.write_text('# all of them\nrouter aaaa\n\n  network bbbb mine  # elsewhere\nrouter aaaa\n')
+    assert attach._places(parse('detach', '--file', str(listed))) == [
+        Place('router', 'aaaa', 'qrouter-aaaa'),
+        Place('network', 'bbbb', 'mine'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('router aaaa\naaaa\n', 'line 2: it is "router ID" or "network ID"'),
+        ('subnet aaaa\n', 'line 1'),
+        ('router aaaa ns more\n', 'line 1'),
+        ('router ../etc\n', "line 1: '../etc' is no id"),
+    ],
+)
+def test_a_line_that_cannot_be_is_named(tmp_path, text, words):
+    listed = tmp_path / 'list'
+    listed.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        attach._places(parse('attach', '--file', str(listed)))
+    with pytest.raises(ConfigError, match='cannot be read'):
+        attach._places(parse('attach', '--file', str(tmp_path / 'none')))
+
+
+def test_one_namespace_is_not_that_of_many(tmp_path):
+    for words in (['--router-id', 'aaaa', '--router-id', 'bbbb'], ['--file', str(tmp_path)]):
+        with pytest.raises(ConfigError, match='for one router or network'):
+            attach._places(parse('attach', '--namespace', 'mine', *words))
+
+
+def test_one_that_fails_does_not_keep_the_others_from_it(capsys):
+    places = [Place.of('router', f'{number:04}') for number in range(20)]
+
+    def act(place):
+        if place.uuid == '0007':
+            raise PlumbingError('not this one')
+        return place.uuid
+
+    assert attach._each(places, act, at_once=4) == [places[7]]
+    out, err = capsys.readouterr()
+    assert out.split() == [place.uuid for place in places if place != places[7]]
+    assert err == 'metadata-wsgi: not this one\n'
