@@ -29,7 +29,7 @@ from metadata_wsgi.keeper.places import KeptSockets
 from metadata_wsgi.plumbing import attached
 from metadata_wsgi.plumbing.attachment import Attachments, Proxy
 from metadata_wsgi.plumbing.iptables import Iptables
-from metadata_wsgi.plumbing.place import MODES, NETWORK, ONE_HOP, PROCESS, ROUTER, SHARED, Place
+from metadata_wsgi.plumbing.place import MODES, NETWORK, NOBODY_SERVES, ONE_HOP, PROCESS, ROUTER, SHARED, Place
 from metadata_wsgi.plumbing.run import SubprocessRunner
 
 PROGRAM = 'metadata-wsgi'
@@ -148,10 +148,18 @@ def _attach(args: argparse.Namespace) -> int:
 
     places = _places(args)
     failed = _each(places, attach, AT_ONCE)
+    _warn_of_nobody(state_path, {options(place)['mode'] for place in places if place not in failed})
     if not args.no_wait:
         # The kernel checks all addresses at the same time.
         failed += _each([place for place in places if place not in failed], settle, WAITING_AT_ONCE)
     return 1 if failed else 0
+
+
+def _warn_of_nobody(state_path: str, modes: set[str]) -> None:
+    kept_modes = modes - {PROCESS}
+    workers = KeptSockets(state_path).workers() if kept_modes else {}
+    for mode in sorted(kept_modes - set(workers)):
+        print(f'{PROGRAM}: {NOBODY_SERVES[mode]}', file=sys.stderr)
 
 
 HOW = {

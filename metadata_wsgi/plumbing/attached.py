@@ -15,7 +15,7 @@ from metadata_wsgi import paths
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.plumbing import address, link_local, links, netns, process
 from metadata_wsgi.plumbing.attachment import kernel_families
-from metadata_wsgi.plumbing.place import NETWORK, NETWORK_PORT, PREFIXES, PROCESS, ROUTER, SHARED, Kept, Place
+from metadata_wsgi.plumbing.place import NETWORK, NETWORK_PORT, NOBODY_SERVES, PREFIXES, PROCESS, ROUTER, Kept, Place
 from metadata_wsgi.plumbing.rules import PREROUTING, Rule, rules_for
 
 YES, PARTLY, NO = 'yes', 'partly', 'no'
@@ -140,10 +140,7 @@ def _kept_problems(kept: Kept, pid: int | None, port: int) -> list[str]:
     if pid is not None:
         problems.append(f'pid {pid} runs beside the keeper; attach it again')
     if not kept.workers:
-        program = (
-            'quantum-ns-metadata-proxy --shared' if kept.mode == SHARED else 'the agent, with metadata_one_hop = true'
-        )
-        problems.append(f'its sockets are kept, and guests wait, but nobody serves them: start {program}')
+        problems.append(NOBODY_SERVES[kept.mode])
     return problems
 
 

@@ -175,14 +175,17 @@ class Attachments:
             if set(links.names(place.namespace)) - {'lo'}:
                 with links.opened(place.namespace) as opened:
                     there |= link_local.remove(opened)
-        if self._keeping:
-            there |= self._keeping.detach(place)
-        return there | self._end_process(place)
+        try:
+            if self._keeping:
+                there |= self._keeping.detach(place)
+        finally:
+            # Also where the keeper is away and cannot be told.
+            there |= self._end_process(place)
+        return there
 
     def _serve(self, place: Place, mode: str, port: int, interface: str | None) -> bool:
         if mode == PROCESS:
-            if self._keeping:
-                self._keeping.detach(place)
+            self._let_go(place)
             return self._start(place, port, interface)
         if self._keeping is None:
             raise PlumbingError(f'mode {mode} needs the keeper')
@@ -193,6 +196,14 @@ class Attachments:
             for one in taken:
                 one.close()
         return changed | self._end_process(place)
+
+    def _let_go(self, place: Place) -> None:
+        try:
+            if self._keeping:
+                self._keeping.detach(place)
+        except PlumbingError as error:
+            # Whether it kept anything here is not known; if it did, the port is not free, and the process says so.
+            LOG.warning('%s %s: %s', place.kind, place.uuid, error)
 
     def _end_process(self, place: Place) -> bool:
         return process.disable(self._proxy.pid_file(place.uuid), place.uuid, patience_s=self._end_within_s)

@@ -29,6 +29,13 @@ class Place:
         return cls(kind, uuid, namespace or PREFIXES[kind] + uuid)
 
 
+NOBODY_SERVES = {
+    SHARED: 'nobody serves what is kept in mode shared, guests wait: start quantum-ns-metadata-proxy --shared',
+    ONE_HOP: 'nobody serves what is kept in mode one_hop, guests wait: '
+    'start quantum-metadata-agent with metadata_one_hop = true',
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What the keeper has of a place: sockets at ``hosts`` ('' is every address); how many ``workers`` serve it."""

@@ -220,7 +220,7 @@ def test_the_whole_proxy_is_replaced_and_refuses_nobody(host, worlds, routers, l
     host.proxy.kill(signal.SIGTERM)
     host.proxy.wait()
     code, out, _ = host.metadata_wsgi('attached')
-    assert (code, out.count('nobody serves them: start quantum-ns-metadata-proxy --shared')) == (1, 2)
+    assert (code, out.count('start quantum-ns-metadata-proxy --shared')) == (1, 2)
     host.proxy = host._start(
         'quantum-ns-metadata-proxy', '--shared', '--nodaemonize', f'--state_path={host.cloud.state_path}'
     )
@@ -250,3 +250,10 @@ def test_rules_that_somebody_removed_are_seen_and_laid_again(host, worlds, route
     assert (code, out.count('the rules are only partly there')) == (1, 1)
     host.attach('one_hop', *routers)
     assert host.metadata_wsgi('attached')[0] == 0
+
+
+def test_what_nobody_serves_yet_is_attached_with_a_warning(host, routers):
+    host.proxy.kill(signal.SIGTERM)
+    host.proxy.wait()
+    code, _, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'shared', *routers)
+    assert (code, err.count('start quantum-ns-metadata-proxy --shared')) == (0, 1)

@@ -6,7 +6,7 @@ import pytest
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.plumbing.attached import attached, judge
 from metadata_wsgi.plumbing.attachment import Attachments, Proxy
-from metadata_wsgi.plumbing.place import Kept, Place
+from metadata_wsgi.plumbing.place import NOBODY_SERVES, Kept, Place
 from metadata_wsgi.plumbing.rules import rules_for
 
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
@@ -92,7 +92,7 @@ def test_what_is_kept_is_listed_although_its_namespace_is_gone_and_nobody_serves
     assert (found.mode, found.pid, found.namespace) == ('one_hop', None, None)
     assert found.problems == (
         f'there is no namespace qrouter-{UUID}',
-        'its sockets are kept, and guests wait, but nobody serves them: start the agent, with metadata_one_hop = true',
+        NOBODY_SERVES['one_hop'],
     )
 
 
@@ -106,3 +106,24 @@ def test_a_keeper_is_needed_for_more_than_processes(tmp_path):
     attachments = Attachments(nothing_runs, proxy=Proxy(state_path=str(tmp_path)))
     with pytest.raises(PlumbingError, match='mode shared needs the keeper'):
         attachments._serve(Place.of('router', UUID), 'shared', 9697, None)
+
+
+class KeeperAway:
+    """A keeper that was there and does not answer."""
+
+    def attach(self, place, mode, port, hosts, taken=()):
+        raise PlumbingError('no keeper answers')
+
+    def close(self, place, mode, port, host):
+        raise PlumbingError('no keeper answers')
+
+    def detach(self, place):
+        raise PlumbingError('no keeper answers')
+
+
+def test_a_keeper_that_is_away_fails_a_detach_and_not_the_start_of_a_process(tmp_path, caplog):
+    attachments = Attachments(nothing_runs, proxy=Proxy(state_path=str(tmp_path)), keeping=KeeperAway())
+    with pytest.raises(PlumbingError, match='no keeper answers'):
+        attachments.detach(Place.of('router', UUID))
+    attachments._let_go(Place.of('router', UUID))
+    assert f'router {UUID}: no keeper answers' in caplog.text
