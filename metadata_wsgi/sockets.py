@@ -21,6 +21,7 @@ import grp
 import logging
 import os
 import pwd
+import resource
 import socket
 import stat
 import time
@@ -98,6 +99,12 @@ def unix_listener(
         os.umask(before)
     listener.listen(backlog)
     return listener
+
+
+def raise_descriptor_limit() -> None:
+    """As far as this process may: a thousand routers are more descriptors than a login shell's limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def tcp_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:

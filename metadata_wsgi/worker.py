@@ -40,7 +40,7 @@ from gunicorn.http.wsgi import FileWrapper, Response, WSGIErrorsWrapper
 from gunicorn.util import http_date
 from gunicorn.workers.ggevent import GeventWorker
 
-from metadata_wsgi import context, destination, wire
+from metadata_wsgi import context, destination, sockets, wire
 from metadata_wsgi.keeper.following import Following
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.seldom import Seldom
@@ -88,6 +88,8 @@ class MetadataWorker(GeventWorker):
 
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
+        if self.keeper:
+            sockets.raise_descriptor_limit()
         self._idle: set[Any] = set()
         self._seldom = Seldom(60)
         self._shares = Shares(each=self.guest_connections, total=self.worker_connections - 1)
@@ -131,10 +133,13 @@ class MetadataWorker(GeventWorker):
             return None
 
         def serve(listener: Listener, handed: socket.socket) -> None:
-            self._listen(listener.key, handed, context.Namespace(listener.router_id, listener.network_id))
+            if self.alive:
+                self._listen(listener.key, handed, context.Namespace(listener.router_id, listener.network_id))
 
         def leave(listener: Listener) -> None:
-            self._servers.pop(listener.key).close()
+            server = self._servers.pop(listener.key, None)
+            if server:
+                server.close()
 
         path, mode = self.keeper
         following = Following(path, mode, serve=serve, leave=leave, sleep=gevent.sleep)

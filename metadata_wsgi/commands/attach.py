@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi attach``, ``detach`` and ``attached``: the path by hand, one router or network at a time.
+"""``metadata-wsgi attach``, ``detach`` and ``attached``: the path by hand, for one router or network or for many.
 
 Where an L3 agent of Quantum runs, it attaches its routers itself; these verbs are for clouds without
 one, for repairs, and to see what is there. They need root. ``attached`` ends with 1 when something is
-only half attached, so that a monitor may call it.
+only half attached, so that a monitor may call it. Of many, each is attached whatever becomes of the others.
+
+Who serves a router is its mode (``doc/one_hop.md``). Without ``--mode`` it stays what it is, and is ``process``
+for one that is not attached yet: that needs nothing but the agent, is what an L3 agent starts, ends and adopts,
+and what breaks in it breaks for one router. ``shared`` and ``one_hop`` need the keeper; they are for many routers.
 """
 
 from __future__ import annotations
@@ -13,24 +17,40 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
+from pathlib import Path
+from typing import Any
 
 from metadata_wsgi import config, paths
-from metadata_wsgi.errors import MetadataError, PlumbingError
+from metadata_wsgi.errors import ConfigError, MetadataError, PlumbingError
+from metadata_wsgi.keeper.places import KeptSockets
 from metadata_wsgi.plumbing import attached
-from metadata_wsgi.plumbing.attachment import NETWORK, ROUTER, Attachments, Place, Proxy
+from metadata_wsgi.plumbing.attachment import Attachments, Proxy
 from metadata_wsgi.plumbing.iptables import Iptables
+from metadata_wsgi.plumbing.place import MODES, NETWORK, NOBODY_SERVES, ONE_HOP, PROCESS, ROUTER, SHARED, Place
 from metadata_wsgi.plumbing.run import SubprocessRunner
 
 PROGRAM = 'metadata-wsgi'
 
+AT_ONCE = 8
+WAITING_AT_ONCE = 64
+"""Places that only wait for the kernel to check an address."""
+
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the three verbs; each sets ``run``, which takes the parsed arguments and returns an exit code."""
-    attach = subparsers.add_parser('attach', help='attach the metadata path to a router or an isolated network')
+    attach = subparsers.add_parser('attach', help='attach the metadata path to routers or isolated networks')
     _add_place(attach.add_mutually_exclusive_group(required=True))
     _add_everywhere(attach)
+    attach.add_argument(
+        '--mode',
+        choices=MODES,
+        help='who serves the guests: "process", a namespace proxy of its own; "shared", one proxy for all '
+        'namespaces; "one_hop", the agent itself. The last two need "metadata-wsgi keeper" and suit hosts with '
+        'many routers (default: as it is attached already, else process)',
+    )
     attach.add_argument('--namespace', help='its namespace (default: qrouter-<id> or qdhcp-<id>)')
     attach.add_argument('--metadata-port', type=_port, default=9697, help="a router's port (default: %(default)s)")
     attach.add_argument(
@@ -70,8 +90,15 @@ def default_program() -> str:
 
 
 def _add_place(group: argparse._MutuallyExclusiveGroup) -> None:
-    group.add_argument('--router-id', type=_uuid, metavar='ID', help='a router, by its id')
-    group.add_argument('--network-id', type=_uuid, metavar='ID', help='a network without router, by its id')
+    group.add_argument('--router-id', type=_uuid, metavar='ID', action='append', help='a router; may be repeated')
+    group.add_argument(
+        '--network-id', type=_uuid, metavar='ID', action='append', help='a network without router; may be repeated'
+    )
+    group.add_argument(
+        '--file',
+        metavar='LIST',
+        help='many: lines "router ID" or "network ID", then its namespace if another; - is stdin',
+    )
 
 
 def _add_everywhere(parser: argparse.ArgumentParser) -> None:
@@ -99,28 +126,81 @@ def _one_sentence(run: Callable[[argparse.Namespace], int]) -> Callable[[argpars
 
 @_one_sentence
 def _attach(args: argparse.Namespace) -> int:
-    place = _place(args)
-    started = _attachments(args, args.program, args.log_dir).attach(
-        place,
-        port=args.metadata_port,
-        interfaces=args.internal_interfaces,
-        mark=args.mark,
-        interface=args.interface,
-        wait_for_ipv6=not args.no_wait,
-    )
-    how = 'a proxy was started' if started else 'its proxy runs already'
-    print(f'{place.kind} {place.uuid} is attached in {place.namespace}: {how}')
-    return 0
+    attachments = _attachments(args, args.program, args.log_dir)
+    state_path = _paths(args)[0]
+    modes: dict[str, str] = {}
+    if not args.mode:
+        modes = {one.place.uuid: one.mode for one in KeptSockets(state_path).kept()}
+
+    def options(place: Place) -> dict[str, Any]:
+        mode = args.mode or modes.get(place.uuid, PROCESS)
+        return {'mode': mode, 'port': args.metadata_port, 'interfaces': args.internal_interfaces}
+
+    def attach(place: Place) -> str:
+        more = {'mark': args.mark, 'interface': args.interface, 'wait_for_ipv6': False}
+        changed = attachments.attach(place, **options(place), **more)
+        how = HOW[options(place)['mode']][changed]
+        return f'{place.kind} {place.uuid} is attached in {place.namespace}: {how}'
+
+    def settle(place: Place) -> str:
+        attachments.settle(place, **options(place))
+        return ''
+
+    places = _places(args)
+    failed = _each(places, attach, AT_ONCE)
+    _warn_of_nobody(state_path, {options(place)['mode'] for place in places if place not in failed})
+    if not args.no_wait:
+        # The kernel checks all addresses at the same time.
+        failed += _each([place for place in places if place not in failed], settle, WAITING_AT_ONCE)
+    return 1 if failed else 0
+
+
+def _warn_of_nobody(state_path: str, modes: set[str]) -> None:
+    kept_modes = modes - {PROCESS}
+    workers = KeptSockets(state_path).workers() if kept_modes else {}
+    for mode in sorted(kept_modes - set(workers)):
+        print(f'{PROGRAM}: {NOBODY_SERVES[mode]}', file=sys.stderr)
+
+
+HOW = {
+    PROCESS: ('its proxy runs already', 'a proxy was started'),
+    SHARED: ('the shared proxy serves it already', 'the shared proxy serves it'),
+    ONE_HOP: ('the agent serves it already', 'the agent serves it'),
+}
 
 
 @_one_sentence
 def _detach(args: argparse.Namespace) -> int:
     attachments = _attachments(args)
-    places = [found.place for found in _found(args)] if args.all else [_place(args)]
-    for place in places:
-        there = attachments.detach(place)
-        print(f'{place.kind} {place.uuid} {"is detached" if there else "was not attached"}')
-    return 0
+    places = [found.place for found in _found(args)] if args.all else _places(args)
+
+    def detach(place: Place) -> str:
+        return f'{place.kind} {place.uuid} {"is detached" if attachments.detach(place) else "was not attached"}'
+
+    return 1 if _each(places, detach, AT_ONCE) else 0
+
+
+def _each(places: Sequence[Place], act: Callable[[Place], str], at_once: int) -> list[Place]:
+    """Do it for each, some at the same time, and print what it says; returns those for which it failed."""
+
+    def tried(place: Place) -> tuple[str, MetadataError | None]:
+        try:
+            return act(place), None
+        except MetadataError as error:
+            return '', error
+
+    if len(places) < 2:
+        outcomes: Iterable[tuple[str, MetadataError | None]] = map(tried, places)
+    else:
+        outcomes = ThreadPoolExecutor(min(at_once, len(places))).map(tried, places)
+    failed = []
+    for place, (sentence, error) in zip(places, outcomes, strict=True):
+        if error:
+            print(f'{PROGRAM}: {error}', file=sys.stderr)
+            failed.append(place)
+        elif sentence:
+            print(sentence)
+    return failed
 
 
 @_one_sentence
@@ -132,8 +212,11 @@ def _attached(args: argparse.Namespace) -> int:
 
 def table(found: list[attached.Attached]) -> str:
     """What was found, as text in columns; below each line what is wrong with it, and what is only worth knowing."""
-    rows = [('KIND', 'ID', 'NAMESPACE', 'PID', 'PORT', 'RULES')]
-    rows += [(one.kind, one.uuid, one.namespace or '-', str(one.pid or '-'), str(one.port), one.rules) for one in found]
+    rows = [('KIND', 'ID', 'NAMESPACE', 'MODE', 'PID', 'PORT', 'RULES')]
+    rows += [
+        (one.kind, one.uuid, one.namespace or '-', one.mode, str(one.pid or '-'), str(one.port), one.rules)
+        for one in found
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     text = lines[0] + '\n'
@@ -143,9 +226,32 @@ def table(found: list[attached.Attached]) -> str:
     return text
 
 
-def _place(args: argparse.Namespace) -> Place:
-    kind, uuid = (ROUTER, args.router_id) if args.router_id else (NETWORK, args.network_id)
-    return Place.of(kind, uuid, args.namespace)
+def _places(args: argparse.Namespace) -> list[Place]:
+    if args.file:
+        if args.namespace:
+            raise ConfigError('--namespace is for one router or network; in the list it stands behind the id')
+        return list(dict.fromkeys(_listed(args.file)))
+    kind, ids = (ROUTER, args.router_id) if args.router_id else (NETWORK, args.network_id)
+    if args.namespace and len(ids) > 1:
+        raise ConfigError('--namespace is for one router or network')
+    return [Place.of(kind, uuid, args.namespace) for uuid in dict.fromkeys(ids)]
+
+
+def _listed(name: str) -> Iterable[Place]:
+    try:
+        text = sys.stdin.read() if name == '-' else Path(name).read_text(encoding='utf-8')
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f'{name}: cannot be read: {error}') from error
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.partition('#')[0].split()
+        if not words:
+            continue
+        if words[0] not in (ROUTER, NETWORK) or not 2 <= len(words) <= 3:
+            raise ConfigError(f'{name} line {number}: it is "router ID" or "network ID", and its namespace if another')
+        try:
+            yield Place.of(words[0], _uuid(words[1]), words[2] if len(words) == 3 else None)
+        except argparse.ArgumentTypeError as error:
+            raise ConfigError(f'{name} line {number}: {error}') from error
 
 
 def _paths(args: argparse.Namespace) -> tuple[str, str]:
@@ -162,11 +268,14 @@ def _attachments(args: argparse.Namespace, program: str = '', log_dir: str = '')
     state_path, socket = _paths(args)
     proxy = Proxy(program=program, state_path=state_path, socket=socket, log_dir=log_dir and os.path.abspath(log_dir))
     runner = SubprocessRunner()
-    return Attachments(runner, proxy=proxy, iptables=Iptables(runner, binary=args.iptables))
+    iptables = Iptables(runner, binary=args.iptables)
+    return Attachments(runner, proxy=proxy, iptables=iptables, keeping=KeptSockets(state_path))
 
 
 def _found(args: argparse.Namespace) -> list[attached.Attached]:
-    return attached.attached(Iptables(SubprocessRunner(), binary=args.iptables), state_path=_paths(args)[0])
+    state_path = _paths(args)[0]
+    kept = KeptSockets(state_path).kept()
+    return attached.attached(Iptables(SubprocessRunner(), binary=args.iptables), state_path=state_path, kept=kept)
 
 
 def _uuid(text: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,33 +15,54 @@ from metadata_wsgi.keeper import protocol
 from metadata_wsgi.keeper.protocol import Listener
 
 PATIENCE_S = 10.0
+TRIES, PAUSE_S = 25, 0.2
 
 
 class KeeperClient:
-    """A connection to the keeper whose sockets are in ``state_path``. PlumbingError when it refuses or is not there."""
+    """A connection to the keeper. PlumbingError when it refuses or is not there."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self._connection = connection
+        self._sleep = sleep
 
-    def attach(self, listener: Listener) -> bool:
-        """Have ``listener`` opened and kept; False where it was there already."""
-        return bool(self._ask({'verb': 'attach', 'listener': listener.to_json()})['opened'])
+    def attach(self, listener: Listener, taken: socket.socket | None = None) -> bool:
+        """Have ``listener`` opened and kept, or ``taken`` kept as it; False where it was there already.
 
-    def detach(self, key: str) -> bool:
-        """Have the listener ``key`` closed; whether there was one."""
-        return bool(self._ask({'verb': 'detach', 'key': key})['closed'])
+        A port that is in use is asked for again for a while: after a restart of the keeper by a worker that
+        has not handed it back yet, else by a predecessor on its way out.
+        """
+        for tries_left in reversed(range(TRIES)):
+            try:
+                message = {'verb': 'attach', 'listener': listener.to_json()}
+                return bool(self._ask(message, taken.fileno() if taken else None)['changed'])
+            except _Again:
+                if not tries_left:
+                    raise
+                self._sleep(PAUSE_S)
+        raise AssertionError
 
-    def list(self) -> list[Listener]:
-        """All that is kept."""
+    def detach(self, id_: str) -> bool:
+        """Have every listener of the router or network closed; whether there was one."""
+        return bool(self._ask({'verb': 'detach', 'id': id_})['closed'])
+
+    def close(self, listener: Listener) -> bool:
+        """Have one listener closed; whether it was there."""
+        return bool(self._ask({'verb': 'close', 'key': listener.key})['closed'])
+
+    def list(self, id_: str | None = None) -> tuple[list[Listener], dict[str, int]]:
+        """All that is kept, or what is of one id, and how many workers follow, by mode."""
         found: list[Listener] = []
-        page = self._ask({'verb': 'list'})['listeners']
-        while page:
-            found += [Listener.from_json(fields) for fields in page]
-            page = self._hear()['listeners']
-        return found
+        page = self._ask({'verb': 'list', 'id': id_})
+        while page['listeners']:
+            found += [Listener.from_json(fields) for fields in page['listeners']]
+            page = self._hear()
+        return found, page['workers']
 
-    def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
-        protocol.send(self._connection, message)
+    def _ask(self, message: dict[str, Any], descriptor: int | None = None) -> dict[str, Any]:
+        try:
+            protocol.send(self._connection, message, descriptor)
+        except OSError as error:
+            raise PlumbingError(f'the keeper could not be asked: {error.strerror or error}') from error
         return self._hear()
 
     def _hear(self) -> dict[str, Any]:
@@ -49,22 +71,18 @@ class KeeperClient:
         except (EOFError, OSError, ValueError) as error:
             raise PlumbingError(f'the keeper gave no answer: {str(error) or type(error).__name__}') from error
         if 'error' in answer:
-            raise PlumbingError(f'the keeper refused: {answer["error"]}')
+            kind = _Again if answer.get('again') else PlumbingError
+            raise kind(f'the keeper refused: {answer["error"]}')
         return answer
+
+
+class _Again(PlumbingError):
+    """Refused for now."""
 
 
 def path(state_path: str) -> str:
     """Where the keeper is asked."""
     return os.path.join(state_path, 'keeper')
-
-
-def is_there(state_path: str) -> bool:
-    """Whether a keeper runs on this host for ``state_path``."""
-    try:
-        with connected(state_path):
-            return True
-    except PlumbingError:
-        return False
 
 
 @contextmanager

@@ -3,16 +3,22 @@
 
 On ``<state_path>/keeper`` (root's), a request and its answer::
 
-    {"verb": "attach", "listener": {...}}   ->  {"opened": true}, or false where it was there already
-    {"verb": "detach", "key": "..."}        ->  {"closed": true}, or false where there was none
-    {"verb": "list"}                        ->  {"listeners": [{...}, ...]}, in several packets, the last one empty
-                                                {"error": "a sentence"} where something was refused
+    {"verb": "attach", "listener": {...}}   ->  {"changed": true}, or false where it was there already; with a
+                                                socket beside it that one is kept, and none is opened
+    {"verb": "detach", "id": "..."}         ->  {"closed": true}: all of a router or network; false: there was none
+    {"verb": "close", "key": "..."}         ->  the same for one listener
+    {"verb": "list"}, {..., "id": "..."}    ->  {"listeners": [{...}, ...]}, in several packets; the last one is empty
+                                                and says who follows: {"workers": {"shared": 1, ...}}
+                                                {"error": "a sentence", "again": true} where something was
+                                                refused; again: the port may be free in a moment
 
 On ``<state_path>/listeners`` (the workers'), after a worker's ``{"mode": "..."}``::
 
     worker -> keeper   {"holds": {...}} with the socket: what it still serves of an earlier keeper
                        {"holds": null}: that was all
     keeper -> worker   {"serve": {...}} with the socket, {"leave": "key"}, {"complete": true}
+
+``attach`` is one packet and its answer, so a shell script can do it with any language's sockets.
 
 Sockets travel beside the packet (SCM_RIGHTS, unix(7)).
 """
@@ -49,7 +55,12 @@ class Listener:
     @property
     def key(self) -> str:
         """What tells it from others: a router or network has one listener for each address."""
-        return f'{self.router_id or self.network_id} {self.host}'.rstrip()
+        return f'{self.id} {self.host}'.rstrip()
+
+    @property
+    def id(self) -> str:
+        """The router's or network's."""
+        return self.router_id or self.network_id or ''
 
     @classmethod
     def from_json(cls, fields: Any) -> Listener:

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper.protocol import Listener
+
+REMEMBERED = 4096
 
 
 class Kept(Protocol):
@@ -19,6 +22,22 @@ class Kept(Protocol):
 
 
 K = TypeVar('K', bound=Kept)
+
+
+class Opener(Protocol[K]):
+    """What is done to sockets; :class:`metadata_wsgi.keeper.opening.NamespaceOpener` is the real one."""
+
+    def open(self, listener: Listener) -> K:
+        """Listen as ``listener`` says. Raises MetadataError."""
+
+    def fits(self, listener: Listener, kept: K) -> bool:
+        """Whether ``kept`` is what ``open`` would give: it listens there, in the namespace that has the name now."""
+
+    def are_one(self, kept: K, other: K) -> bool:
+        """Whether both are the same socket of the kernel."""
+
+    def is_gone(self, listener: Listener) -> bool:
+        """Whether there is no namespace of that name any more."""
 
 
 @dataclass(eq=False)
@@ -34,39 +53,68 @@ class Follower:
 
 
 class Registry(Generic[K]):
-    """The listeners by key. ``open_`` opens one in its namespace; it may raise."""
+    """The listeners by key, and the followers that have heard ``follow``."""
 
-    def __init__(self, open_: Callable[[Listener], K]) -> None:
-        self._open = open_
+    def __init__(self, opener: Opener[K]) -> None:
+        self._opener = opener
         self._kept: dict[str, tuple[Listener, K]] = {}
         self._followers: list[Follower] = []
+        self._let_go: deque[str] = deque(maxlen=REMEMBERED)
 
     def __iter__(self) -> Iterator[Listener]:
-        return (listener for listener, _ in self._kept.values())
+        return iter([listener for listener, _ in self._kept.values()])
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def attach(self, listener: Listener) -> bool:
-        """Keep ``listener``; whether it had to be opened. One of the same key that differs is replaced."""
+    def followers(self) -> dict[str, int]:
+        """How many workers follow, by mode."""
+        return dict(Counter(follower.mode for follower in self._followers))
+
+    def attach(self, listener: Listener, taken: K | None = None) -> bool:
+        """Keep ``listener``; whether anything changed. One of the same key that differs is replaced.
+
+        Where only the mode differs the socket stays, and so does who waits in it: others serve it from now on.
+        ``taken`` is a socket that listens there already; it is kept instead of one that would have to be opened.
+        """
+        if taken is not None and not self._opener.fits(listener, taken):
+            taken.close()
+            raise ValueError('the socket beside it does not listen there')
         there = self._kept.get(listener.key)
-        if there and there[0] == listener:
-            return False
-        if there:
-            self.detach(listener.key)
-        self.adopt(listener, self._open(listener))
+        if there and self._opener.fits(*there):
+            if taken is not None:
+                taken.close()
+            if there[0] == listener:
+                return False
+            if there[0] == replace(listener, mode=there[0].mode):
+                self._tell(there[0], {'leave': listener.key}, None)
+                self._keep(listener, there[1])
+                return True
+        # Opened before the other is closed: what cannot be replaced stays.
+        opened = taken if taken is not None else self._opener.open(listener)
+        self.detach(listener.key)
+        self._keep(listener, opened)
         return True
 
-    def adopt(self, listener: Listener, kept: K) -> None:
-        """Keep an open socket; one that is there already stays, and this one is closed."""
-        if listener.key in self._kept:
+    def adopt(self, listener: Listener, kept: K) -> bool:
+        """Take back a socket that a worker has of an earlier keeper; False if the worker must let go of it.
+
+        It must where it was detached meanwhile, or its namespace has gone, or another socket took its place.
+        """
+        there = self._kept.get(listener.key)
+        if there:
+            welcome = self._opener.are_one(there[1], kept)
+        else:
+            welcome = listener.key not in self._let_go and self._opener.fits(listener, kept)
+        if welcome and not there:
+            self._keep(listener, kept)
+        else:
             kept.close()
-            return
-        self._kept[listener.key] = (listener, kept)
-        self._tell(listener, {'serve': listener.to_json()}, kept)
+        return welcome
 
     def detach(self, key: str) -> bool:
         """Let go of the listener ``key``; whether there was one. Its workers are told before it closes."""
+        self._let_go.append(key)
         there = self._kept.pop(key, None)
         if there is None:
             return False
@@ -74,6 +122,33 @@ class Registry(Generic[K]):
         self._tell(listener, {'leave': key}, None)
         kept.close()
         return True
+
+    def look_after(self) -> list[tuple[Listener, bool]]:
+        """Let go of sockets whose namespace has gone, and open them again where there is a new one of its name.
+
+        Returns what was lost, and whether it was opened again: no guest reaches a namespace that has lost its
+        name, but a socket in it would keep it, its interfaces and its addresses in the kernel.
+        """
+        lost = [there for there in self._kept.values() if not self._opener.fits(*there)]
+        outcome = []
+        for listener, _ in lost:
+            again = False
+            if not self._opener.is_gone(listener):
+                try:
+                    again = self.attach(listener)
+                except MetadataError:
+                    # Half made as yet; it is looked at again, or attached by whoever made it.
+                    again = False
+            if not again:
+                self.detach(listener.key)
+            outcome.append((listener, again))
+        return outcome
+
+    def close(self) -> None:
+        """Close our hold of everything and tell nobody: the end of this process, not of what it kept."""
+        for _, kept in self._kept.values():
+            kept.close()
+        self._kept.clear()
 
     def follow(self, follower: Follower) -> None:
         """Tell ``follower`` of all there is to serve in its mode, and of every change from now on."""
@@ -88,10 +163,16 @@ class Registry(Generic[K]):
         if follower in self._followers:
             self._followers.remove(follower)
 
+    def _keep(self, listener: Listener, kept: K) -> None:
+        self._kept[listener.key] = (listener, kept)
+        if listener.key in self._let_go:
+            self._let_go.remove(listener.key)
+        self._tell(listener, {'serve': listener.to_json()}, kept)
+
     def _tell(self, listener: Listener, message: dict[str, Any], kept: K | None) -> None:
         for follower in self._followers:
             if follower.mode == listener.mode:
-                # What is closed before it was sent need not be sent.
+                # What is closed before it was sent cannot be sent any more.
                 if 'leave' in message:
                     follower.waiting = deque(
                         packet for packet in follower.waiting if packet[0].get('serve') != listener.to_json()

@@ -14,7 +14,8 @@ from contextlib import suppress
 
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.lab import guests, plan, topology
-from metadata_wsgi.plumbing.attachment import NETWORK, ROUTER, Attachments, Place, Proxy
+from metadata_wsgi.plumbing.attachment import Attachments, Proxy
+from metadata_wsgi.plumbing.place import NETWORK, ROUTER, Place
 from metadata_wsgi.plumbing.run import SubprocessRunner
 
 Say = Callable[[str], None]

@@ -13,10 +13,12 @@ is left alone.
 ``netns``        which namespaces there are; call a function inside one
 ``rules``        the packet rules of a router, as data (pure)
 ``iptables``     bring a namespace's rules to what ``rules`` says, or out of it
+``netfilter``    which kinds of iptables have anything in a namespace
 ``address``      169.254.169.254 on the interface of a DHCP namespace
 ``links``        the interfaces of a namespace, and fe80::a9fe:a9fe on them
 ``link_local``   which of them get it, and what to do where somebody else has it
 ``process``      the proxy's process: adopt, start, end; pid files as in Grizzly
+``place``        what can be attached, and by whom it can be served (pure)
 ``attachment``   all of it in the right order, for one router or network
 ===============  =============================================================================
 """

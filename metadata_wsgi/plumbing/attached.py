@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is attached on this host, and what of it is only half there.
 
-Read from the kernel and the pid files, not from a record of ours: what somebody else removed is seen.
+Read from the kernel, the pid files and the keeper, not from a record of ours: what somebody else removed is seen.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Protocol
 from metadata_wsgi import paths
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.plumbing import address, link_local, links, netns, process
-from metadata_wsgi.plumbing.attachment import NETWORK, NETWORK_PORT, PREFIXES, ROUTER, Place, kernel_families
+from metadata_wsgi.plumbing.attachment import kernel_families
+from metadata_wsgi.plumbing.place import NETWORK, NETWORK_PORT, NOBODY_SERVES, PREFIXES, PROCESS, ROUTER, Kept, Place
 from metadata_wsgi.plumbing.rules import PREROUTING, Rule, rules_for
 
 YES, PARTLY, NO = 'yes', 'partly', 'no'
@@ -24,9 +25,9 @@ YES, PARTLY, NO = 'yes', 'partly', 'no'
 class Attached:
     """One router or network of this host that has anything of ours.
 
-    ``namespace`` is None if it is gone; ``port`` is where guests are sent to; ``rules`` is YES, PARTLY or NO (for a
-    network: whether the address is there); ``problems`` are sentences, none if all is well; ``notes`` are what is
-    worth knowing and needs no repair.
+    ``namespace`` is None if it is gone; ``mode`` is one of ``place.MODES``, ``pid`` that of a process of its own;
+    ``port`` is where guests are sent to; ``rules`` is YES, PARTLY or NO (for a network: whether the address is there);
+    ``problems`` are sentences, none if all is well; ``notes`` are what is worth knowing and needs no repair.
     """
 
     namespace: str | None
@@ -37,6 +38,7 @@ class Attached:
     rules: str
     problems: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    mode: str = PROCESS
 
     @property
     def place(self) -> Place:
@@ -51,18 +53,24 @@ class RuleReader(Protocol):
         """Every rule of ours in the namespace."""
 
 
-def attached(iptables: RuleReader, *, state_path: str, families: Sequence[int] | None = None) -> list[Attached]:
-    """Everything attached on this host, by namespace: what has a pid file here, or rules of ours, or both."""
+def attached(
+    iptables: RuleReader, *, state_path: str, families: Sequence[int] | None = None, kept: Iterable[Kept] = ()
+) -> list[Attached]:
+    """Everything attached on this host: what has a pid file here, or is kept by the keeper, or has rules of ours."""
     families = tuple(families or kernel_families())
-    return [_look(place, state_path, iptables, families) for place in _places(state_path, iptables, families)]
+    by_place = {(one.place.kind, one.place.uuid): one for one in kept}
+    places = _places(state_path, iptables, families, [one.place for one in by_place.values()])
+    return [_look(place, state_path, iptables, families, by_place.get((place.kind, place.uuid))) for place in places]
 
 
-def _places(state_path: str, iptables: RuleReader, families: Sequence[int]) -> Iterator[Place]:
-    seen = set()
+def _places(state_path: str, iptables: RuleReader, families: Sequence[int], kept: Sequence[Place]) -> Iterator[Place]:
+    seen = {place.namespace for place in kept}
+    yield from sorted(kept, key=lambda place: place.namespace)
     for file in sorted(Path(paths.pid_file(state_path, '_')).parent.glob('*.pid')):
         place = _place_of(file.stem, process.active(str(file), file.stem))
+        if place not in kept:
+            yield place
         seen.add(place.namespace)
-        yield place
     for namespace in netns.names():
         if namespace not in seen and iptables.ours(namespace, families=families):
             yield Place(*_named_after(namespace), namespace)
@@ -87,7 +95,7 @@ def _named_after(namespace: str) -> tuple[str, str]:
     return ROUTER, namespace
 
 
-def _look(place: Place, state_path: str, iptables: RuleReader, families: Sequence[int]) -> Attached:
+def _look(place: Place, state_path: str, iptables: RuleReader, families: Sequence[int], kept: Kept | None) -> Attached:
     pid = process.active(paths.pid_file(state_path, place.uuid), place.uuid)
     there = netns.exists(place.namespace)
     problems = [] if there else [f'there is no namespace {place.namespace}']
@@ -105,18 +113,35 @@ def _look(place: Place, state_path: str, iptables: RuleReader, families: Sequenc
     elif there and rules == NO:
         missing = f'the address {address.ADDRESS} is' if place.kind == NETWORK else 'the rules are'
         problems.append(f'{missing} missing; attach it again')
-    if pid is None:
-        problems.append('no proxy runs; attach it again')
-    elif netns.name_of(pid) != place.namespace:
-        problems.append(f'pid {pid} runs in another namespace; attach it again')
-    elif not process.listens(pid, port):
-        problems.append(f'pid {pid} does not listen on port {port}; attach it again')
+    problems += _kept_problems(kept, pid, port) if kept else _process_problems(place, pid, port)
     notes: list[str] = []
     # What is wrong already is repaired by the same attach.
     if interfaces and 6 in families and not problems:
         problems, notes = _ipv6(place, interfaces, port)
     where = place.namespace if there else None
-    return Attached(where, place.uuid, place.kind, pid, port, rules, tuple(problems), tuple(notes))
+    mode = kept.mode if kept else PROCESS
+    return Attached(where, place.uuid, place.kind, pid, port, rules, tuple(problems), tuple(notes), mode)
+
+
+def _process_problems(place: Place, pid: int | None, port: int) -> list[str]:
+    if pid is None:
+        return ['no proxy runs; attach it again']
+    if netns.name_of(pid) != place.namespace:
+        return [f'pid {pid} runs in another namespace; attach it again']
+    if not process.listens(pid, port):
+        return [f'pid {pid} does not listen on port {port}; attach it again']
+    return []
+
+
+def _kept_problems(kept: Kept, pid: int | None, port: int) -> list[str]:
+    problems = []
+    if kept.port != port:
+        problems.append(f'the keeper listens on port {kept.port}, guests are sent to {port}; attach it again')
+    if pid is not None:
+        problems.append(f'pid {pid} runs beside the keeper; attach it again')
+    if not kept.workers:
+        problems.append(NOBODY_SERVES[kept.mode])
+    return problems
 
 
 def _ipv6(place: Place, interfaces: str, port: int) -> tuple[list[str], list[str]]:

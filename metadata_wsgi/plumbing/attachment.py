@@ -10,12 +10,17 @@ the proxy is bound to fe80::a9fe:a9fe before the address is there, so neither wa
 Both can be repeated. A proxy that runs in this namespace, for this id, on this port is adopted, whoever
 started it; any other one of this id is replaced, also one that is left in a namespace that was deleted
 and made anew (its pid lives, but no guest reaches it).
+
+In the modes SHARED and ONE_HOP the keeper listens there instead of a process (``Keeping``). From a process to the
+keeper its listening socket is taken over before the process ends, and between those two modes the socket stays:
+no guest is refused. Back to a process it is closed before the process listens, a second later.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,29 +30,11 @@ from metadata_wsgi import paths
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.plumbing import address, link_local, links, netns, process
 from metadata_wsgi.plumbing.iptables import Iptables
+from metadata_wsgi.plumbing.place import NETWORK, NETWORK_PORT, PROCESS, ROUTER, Place
 from metadata_wsgi.plumbing.rules import Rule, rules_for
 from metadata_wsgi.plumbing.run import Runner
 
 LOG = logging.getLogger(__name__)
-
-ROUTER, NETWORK = 'router', 'network'
-PREFIXES = {ROUTER: 'qrouter-', NETWORK: 'qdhcp-'}
-NETWORK_PORT = 80
-"""In a DHCP namespace the proxy itself is at the metadata address: there is nothing to redirect."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where to attach: ``kind`` is ROUTER or NETWORK, ``uuid`` its id, ``namespace`` the one it has on this host."""
-
-    kind: str
-    uuid: str
-    namespace: str
-
-    @classmethod
-    def of(cls, kind: str, uuid: str, namespace: str | None = None) -> Place:
-        """The place of a router or network in the namespace that Quantum's agents name after it, or in another."""
-        return cls(kind, uuid, namespace or PREFIXES[kind] + uuid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +77,26 @@ class RuleKeeper(Protocol):
         """Make ``wanted`` the rules of ours in the namespace."""
 
 
+class Keeping(Protocol):
+    """The keeper; :class:`metadata_wsgi.keeper.places.KeptSockets` is the real one. It raises PlumbingError."""
+
+    def attach(
+        self, place: Place, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
+    ) -> bool:
+        """Have sockets opened there, or ``taken`` kept; whether anything changed."""
+
+    def close(self, place: Place, mode: str, port: int, host: str) -> None:
+        """Have one of them closed."""
+
+    def detach(self, place: Place) -> bool:
+        """Have all of them closed; whether there were any."""
+
+
 class Attachments:
-    """Attaches and detaches on this host. ``families``: 4 and 6, or what the kernel has if not given."""
+    """Attaches and detaches on this host. ``families``: 4 and 6, or what the kernel has if not given.
+
+    Without ``keeping`` there is the mode PROCESS only. Threads may share it.
+    """
 
     def __init__(
         self,
@@ -99,6 +104,7 @@ class Attachments:
         *,
         proxy: Proxy,
         iptables: RuleKeeper | None = None,
+        keeping: Keeping | None = None,
         families: Sequence[int] | None = None,
         start_within_s: float = 15.0,
         end_within_s: float = 10.0,
@@ -108,6 +114,7 @@ class Attachments:
         self._runner = runner
         self._proxy = proxy
         self._iptables = iptables or Iptables(runner)
+        self._keeping = keeping
         self._families = tuple(families or kernel_families())
         self._start_within_s = start_within_s
         self._end_within_s = end_within_s
@@ -118,14 +125,16 @@ class Attachments:
         self,
         place: Place,
         *,
+        mode: str = PROCESS,
         port: int = 9697,
         interfaces: str = 'qr-+',
         mark: str = '0x1/0xffff',
         interface: str | None = None,
         wait_for_ipv6: bool = True,
     ) -> bool:
-        """Attach the path; True if a proxy was started, False if one was adopted.
+        """Attach the path; True if somebody else serves it than before, False if it was served so already.
 
+        ``mode`` is one of ``place.MODES``.
         ``port``, ``interfaces`` (internal ones) and ``mark`` are for routers; ``interface`` (which one gets the
         address) for networks. ``wait_for_ipv6``: until the kernel has checked its address, about 2 s; IPv4 is
         served meanwhile. Raises PlumbingError when the namespace is missing or something refuses.
@@ -143,26 +152,69 @@ class Attachments:
             address.add(place.namespace, interface)
             interfaces = address.where(place.namespace) or ''
         ipv6 = self._begin_ipv6(place, interfaces)
-        started = self._start(place, port, interfaces if ipv6 else None)
+        changed = self._serve(place, mode, port, interfaces if ipv6 else None)
         if ipv6 and wait_for_ipv6:
-            started |= self._settle_ipv6(place, interfaces, port, started)
-        return started
+            changed |= self._settle_ipv6(place, mode, interfaces, port, changed)
+        return changed
+
+    def settle(self, place: Place, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> bool:
+        """Wait for IPv6 where ``attach`` did not; whether somebody else serves the place now."""
+        if place.kind == NETWORK:
+            port, interfaces = NETWORK_PORT, address.where(place.namespace) or ''
+        if not self._has_interface_for_ipv6(place, interfaces):
+            return False
+        return self._settle_ipv6(place, mode, interfaces, port, started=False)
 
     def detach(self, place: Place) -> bool:
-        """Remove rules or address, end the proxy; whether there was anything. The namespace may be gone already."""
+        """Remove rules or address, end who serves it; whether there was anything. The namespace may be gone already."""
         there = False
         if netns.exists(place.namespace):
             there |= self._iptables.apply(place.namespace, (), families=self._families)
             if place.kind == NETWORK:
                 there |= address.remove(place.namespace)
-            with links.opened(place.namespace) as opened:
-                there |= link_local.remove(opened)
-        pid_file = self._proxy.pid_file(place.uuid)
-        there |= process.disable(pid_file, place.uuid, patience_s=self._end_within_s)
+            if set(links.names(place.namespace)) - {'lo'}:
+                with links.opened(place.namespace) as opened:
+                    there |= link_local.remove(opened)
+        try:
+            if self._keeping:
+                there |= self._keeping.detach(place)
+        finally:
+            # Also where the keeper is away and cannot be told.
+            there |= self._end_process(place)
         return there
 
+    def _serve(self, place: Place, mode: str, port: int, interface: str | None) -> bool:
+        if mode == PROCESS:
+            self._let_go(place)
+            return self._start(place, port, interface)
+        if self._keeping is None:
+            raise PlumbingError(f'mode {mode} needs the keeper')
+        taken = process.take(self._proxy.pid_file(place.uuid), place.uuid, port)
+        try:
+            changed = self._keeping.attach(place, mode, port, _hosts(place, interface), _here(place, taken))
+        finally:
+            for one in taken:
+                one.close()
+        return changed | self._end_process(place)
+
+    def _let_go(self, place: Place) -> None:
+        try:
+            if self._keeping:
+                self._keeping.detach(place)
+        except PlumbingError as error:
+            # Whether it kept anything here is not known; if it did, the port is not free, and the process says so.
+            LOG.warning('%s %s: %s', place.kind, place.uuid, error)
+
+    def _end_process(self, place: Place) -> bool:
+        return process.disable(self._proxy.pid_file(place.uuid), place.uuid, patience_s=self._end_within_s)
+
+    def _has_interface_for_ipv6(self, place: Place, interfaces: str) -> bool:
+        return 6 in self._families and any(
+            link_local.matches(interfaces, name) for name in links.names(place.namespace)
+        )
+
     def _begin_ipv6(self, place: Place, interfaces: str) -> bool:
-        if 6 not in self._families:
+        if not self._has_interface_for_ipv6(place, interfaces):
             return False
         try:
             with links.opened(place.namespace) as opened:
@@ -172,7 +224,7 @@ class Attachments:
             return False
         return True
 
-    def _settle_ipv6(self, place: Place, interfaces: str, port: int, started: bool) -> bool:
+    def _settle_ipv6(self, place: Place, mode: str, interfaces: str, port: int, started: bool) -> bool:
         """Wait for IPv6; whether the proxy was replaced, because it did not serve the address."""
         try:
             with links.opened(place.namespace) as opened:
@@ -188,8 +240,11 @@ class Attachments:
             LOG.warning('%s %s: its proxy does not serve %s; its log says why', place.kind, place.uuid, links.ADDRESS)
             return False
         # It was started without it, or for an interface of that name that has been replaced.
-        process.disable(self._proxy.pid_file(place.uuid), place.uuid, patience_s=self._end_within_s)
-        return self._start(place, port, interfaces)
+        if mode == PROCESS:
+            self._end_process(place)
+        elif self._keeping and place.kind == NETWORK:
+            self._keeping.close(place, mode, port, f'{links.ADDRESS}%{interfaces}')
+        return self._serve(place, mode, port, interfaces)
 
     def _start(self, place: Place, port: int, interface: str | None) -> bool:
         def serves(pid: int) -> bool:
@@ -213,6 +268,18 @@ class Attachments:
                 )
             self._sleep(0.02)
         return started
+
+
+def _hosts(place: Place, interface: str | None) -> list[str]:
+    """Where the keeper listens: as a proxy that is started by ``Proxy.argv``."""
+    if place.kind == ROUTER:
+        return ['']
+    return [address.ADDRESS, *([f'{links.ADDRESS}%{interface}'] if interface else [])]
+
+
+def _here(place: Place, taken: Sequence[socket.socket]) -> list[socket.socket]:
+    """Those that are in the namespace that has the name now."""
+    return [one for one in taken if netns.identity_of(one) == netns.identity(place.namespace)]
 
 
 def kernel_families() -> tuple[int, ...]:

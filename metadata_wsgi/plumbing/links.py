@@ -76,6 +76,11 @@ class Links(Protocol):
         """Whether nobody listens on the address there, asked from inside."""
 
 
+def names(namespace: str) -> list[str]:
+    """The names of its interfaces: much cheaper than ``opened``, where that is all one needs to know."""
+    return [name for _, name in netns.run_in(namespace, socket.if_nameindex)]
+
+
 @contextmanager
 def opened(namespace: str) -> Iterator[Links]:
     """The interfaces of ``namespace``. Raises PlumbingError if it cannot be entered."""

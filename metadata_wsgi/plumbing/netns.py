@@ -7,7 +7,9 @@ made for it and ends with it, because setns(2) moves a thread and not a process.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,6 +21,7 @@ from metadata_wsgi.errors import PlumbingError
 T = TypeVar('T')
 
 DIRECTORY = '/run/netns'
+SIOCGSKNS = 0x894C  # <linux/sockios.h>: a descriptor of the namespace a socket is in; root's
 
 
 def names() -> list[str]:
@@ -34,6 +37,33 @@ def exists(name: str) -> bool:
 def path(name: str) -> str:
     """The file that stands for the namespace."""
     return f'{DIRECTORY}/{name}'
+
+
+def identity(name: str) -> tuple[int, int] | None:
+    """What tells the namespace that has this name now from one that had it before; None if there is none."""
+    try:
+        found = os.stat(path(name))
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def identity_of(sock: socket.socket) -> tuple[int, int]:
+    """The ``identity`` of the namespace in which ``sock`` was opened. OSError where the kernel does not say."""
+    fd = fcntl.ioctl(sock, SIOCGSKNS)
+    try:
+        found = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return found.st_dev, found.st_ino
+
+
+def changed_at() -> float:
+    """When a name last came or went, in the file system's clock; 0 if there never was one."""
+    try:
+        return os.stat(DIRECTORY).st_mtime
+    except OSError:
+        return 0.0
 
 
 def name_of(pid: int) -> str | None:

@@ -12,9 +12,11 @@ held by a pidfd (Linux 5.3) *before* its command line is read, and signalled thr
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -81,6 +83,38 @@ def listens(pid_: int, port: int) -> bool:
         return any(f'socket:[{inode}]' in inodes for found, inode in _listeners(pid_) if found == port)
     except OSError:
         return False
+
+
+def take(pid_file: str, uuid: str, port: int) -> list[socket.socket]:
+    """The sockets on which the running process of ``uuid`` listens on that port, as ours too.
+
+    They stay open when the process ends, and so does the queue of who wants in: none of them is refused.
+    None before Linux 5.6 (pidfd_getfd(2)); then they have to be opened anew.
+    """
+    number = pid(pid_file)
+    with _held(number, uuid) as pidfd:
+        if pidfd is None:
+            return []
+        inodes = {f'socket:[{inode}]' for found, inode in _listeners(number or 0) if found == port}
+        taken: dict[str, socket.socket] = {}
+        try:
+            for fd in os.scandir(f'/proc/{number}/fd'):
+                with contextlib.suppress(OSError):
+                    name = os.readlink(fd.path)
+                    if name in inodes and name not in taken:
+                        taken[name] = socket.socket(fileno=_getfd(pidfd, int(fd.name)))
+        except OSError:
+            return list(taken.values())
+        return list(taken.values())
+
+
+def _getfd(pidfd: int, fd: int) -> int:
+    # The number is the same on every architecture that got it in 5.6 or later; os has no name for it.
+    libc = ctypes.CDLL(None, use_errno=True)
+    got: int = libc.syscall(438, pidfd, fd, 0)
+    if got < 0:
+        raise OSError(ctypes.get_errno(), 'pidfd_getfd')
+    return got
 
 
 def _listeners(pid_: int) -> Iterator[tuple[int, str]]:

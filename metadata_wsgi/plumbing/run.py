@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import IO, Protocol
 
 from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.plumbing import netns
 
 # Where iptables and ip live; missing from the PATH of some service managers and of su without "-".
 SBIN = ('/usr/local/sbin', '/usr/sbin', '/sbin')
@@ -38,7 +39,9 @@ class SubprocessRunner:
 
     def __call__(self, argv: Sequence[str], *, stdin: str = '', namespace: str | None = None) -> str:
         """See Runner."""
-        argv = ['ip', 'netns', 'exec', namespace, *argv] if namespace else list(argv)
+        if namespace:
+            # A child is born where the thread is that starts it.
+            return netns.run_in(namespace, lambda: self(argv, stdin=stdin))
         # Files and not pipes: a daemon that keeps its parent's standard error open would keep us waiting.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             try:

@@ -28,7 +28,8 @@ from pyroute2 import IPRoute
 
 from metadata_wsgi.lab import topology
 from metadata_wsgi.plumbing import netns
-from metadata_wsgi.plumbing.attachment import ROUTER, Attachments, Place, Proxy
+from metadata_wsgi.plumbing.attachment import Attachments, Proxy
+from metadata_wsgi.plumbing.place import ROUTER, Place
 from metadata_wsgi.plumbing.run import SubprocessRunner
 from tests.cloud import SHIPPED
 

@@ -4,6 +4,7 @@
 import os
 import signal
 import subprocess
+import time
 import uuid
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.plumbing import netns, process
 from metadata_wsgi.plumbing.attached import attached
-from metadata_wsgi.plumbing.attachment import Attachments, Place, Proxy
+from metadata_wsgi.plumbing.attachment import Attachments, Proxy
 from metadata_wsgi.plumbing.iptables import Iptables
+from metadata_wsgi.plumbing.place import Place
 from metadata_wsgi.plumbing.run import SubprocessRunner
 
 from .worlds import METADATA, get, ip, saved
@@ -106,6 +108,9 @@ def test_a_killed_proxy_is_seen_and_replaced(world, router, host):
     os.kill(host.pid(world.uuid), signal.SIGKILL)
     with open(host.proxy.pid_file(world.uuid)) as file:
         assert file.read()
+    # Killed, but not yet gone.
+    while host.pid(world.uuid):
+        time.sleep(0.01)
     assert host.find(world.uuid).problems == ('no proxy runs; attach it again',)
     assert host.attachments.attach(router) is True
     assert get(world.guest, METADATA) == f'proxy of {world.uuid}'

@@ -21,8 +21,9 @@ import pytest
 
 from metadata_wsgi.plumbing import links, netns, process
 from metadata_wsgi.plumbing.attached import attached
-from metadata_wsgi.plumbing.attachment import Attachments, Place, Proxy
+from metadata_wsgi.plumbing.attachment import Attachments, Proxy
 from metadata_wsgi.plumbing.iptables import Iptables
+from metadata_wsgi.plumbing.place import Place
 from metadata_wsgi.plumbing.run import SubprocessRunner
 from tests.rawserver import RawServer, keeps_saying
 

@@ -6,7 +6,8 @@ import subprocess
 import pytest
 
 from metadata_wsgi.errors import PlumbingError
-from metadata_wsgi.plumbing import netns
+from metadata_wsgi.plumbing import links, netfilter, netns
+from metadata_wsgi.plumbing.run import SubprocessRunner
 
 pytestmark = pytest.mark.netns
 
@@ -59,3 +60,39 @@ def test_a_processs_namespace_has_its_name_until_it_is_made_anew(world):
     finally:
         child.communicate()
     assert netns.name_of(child.pid) is None
+
+
+def test_a_namespace_made_anew_under_its_name_is_another(world):
+    former = netns.identity(world.router)
+    with netns.run_in(world.router, socket.socket) as opened:
+        assert netns.identity_of(opened) == former
+        world.remove()
+        assert netns.identity(world.router) is None
+        world.make()
+        assert netns.identity_of(opened) == former != netns.identity(world.router)
+
+
+def test_a_program_is_run_inside(world):
+    said = SubprocessRunner()(['readlink', '/proc/self/ns/net'], namespace=world.router)
+    assert said == f'net:[{netns.identity(world.router)[1]}]\n'
+    with pytest.raises(PlumbingError, match='there-is-none'):
+        SubprocessRunner()(['true'], namespace='there-is-none')
+
+
+def test_which_kinds_of_iptables_have_anything(world, program):
+    assert netfilter.kinds(world.router) == frozenset()
+    add = ['ip', 'netns', 'exec', world.router, program, '-A', 'INPUT', '-j', 'ACCEPT']
+    subprocess.run(add, check=True)
+    assert netfilter.kinds(world.router) == {program.removeprefix('iptables-')}
+    # Nobody knows: then both are looked at.
+    assert netfilter.kinds('there-is-none') == {'legacy', 'nft'}
+
+
+def test_only_ip6tables_is_noticed_too(world, program):
+    add = ['ip', 'netns', 'exec', world.router, program.replace('iptables', 'ip6tables'), '-A', 'INPUT', '-j', 'ACCEPT']
+    subprocess.run(add, check=True)
+    assert netfilter.kinds(world.router) == {program.removeprefix('iptables-')}
+
+
+def test_the_interfaces_by_name(world):
+    assert {'lo', 'qr-in', 'qg-out'} <= set(links.names(world.router))

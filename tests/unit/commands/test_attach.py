@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from metadata_wsgi.commands import attach
+from metadata_wsgi.errors import ConfigError, PlumbingError
 from metadata_wsgi.plumbing.attached import Attached
+from metadata_wsgi.plumbing.place import Place
 
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
 
@@ -24,20 +26,23 @@ def test_a_router_needs_nothing_but_its_id():
     args = parse('attach', '--router-id', UUID)
     assert (args.metadata_port, args.internal_interfaces, args.mark) == (9697, 'qr-+', '0x1/0xffff')
     assert args.no_wait is False
-    assert attach._place(args).namespace == f'qrouter-{UUID}'
+    assert args.mode is None
+    assert attach._places(args) == [Place('router', UUID, f'qrouter-{UUID}')]
 
 
 def test_a_network_and_a_namespace_of_another_name():
-    assert attach._place(parse('attach', '--network-id', UUID)).namespace == f'qdhcp-{UUID}'
-    assert attach._place(parse('detach', '--network-id', UUID, '--namespace', 'mine')).namespace == 'mine'
+    assert attach._places(parse('attach', '--network-id', UUID)) == [Place('network', UUID, f'qdhcp-{UUID}')]
+    (place,) = attach._places(parse('detach', '--network-id', UUID, '--namespace', 'mine'))
+    assert place.namespace == 'mine'
 
 
 @pytest.mark.parametrize(
     ('argv', 'words'),
     [
-        (['attach'], 'one of the arguments --router-id --network-id is required'),
+        (['attach'], 'one of the arguments --router-id --network-id --file is required'),
         (['attach', '--router-id', UUID, '--network-id', UUID], 'not allowed with argument'),
         (['detach', '--all', '--router-id', UUID], 'not allowed with argument'),
+        (['attach', '--router-id', UUID, '--mode', 'two_hop'], "invalid choice: 'two_hop'"),
         (['attach', '--router-id', '../etc'], "'../etc' is no id"),
         (['attach', '--router-id', '-x'], 'expected one argument'),
         (['attach', '--router-id', UUID, '--metadata-port', '65536'], 'it is a number from 1 to 65535'),
@@ -65,9 +70,9 @@ def test_the_table_says_below_a_line_what_is_wrong_with_it():
     whole = Attached('qrouter-aaaa', 'aaaa', 'router', 12, 9697, 'yes', ())
     half = Attached(None, 'bbbbbb', 'network', None, 80, 'no', ('there is no namespace qdhcp-bbbbbb', 'no proxy runs'))
     assert attach.table([whole, half]) == (
-        'KIND     ID      NAMESPACE     PID  PORT  RULES\n'
-        'router   aaaa    qrouter-aaaa  12   9697  yes\n'
-        'network  bbbbbb  -             -    80    no\n'
+        'KIND     ID      NAMESPACE     MODE     PID  PORT  RULES\n'
+        'router   aaaa    qrouter-aaaa  process  12   9697  yes\n'
+        'network  bbbbbb  -             process  -    80    no\n'
         '    ! there is no namespace qdhcp-bbbbbb\n'
         '    ! no proxy runs\n'
     )
@@ -105,3 +110,52 @@ def test_what_cannot_be_done_is_one_sentence_and_1(tmp_path, capsys):
     args = parse('attach', '--router-id', UUID, '--config-file', str(tmp_path / 'none.ini'))
     assert args.run(args) == 1
     assert 'none.ini is no file' in capsys.readouterr().err
+
+
+def test_many_are_named_by_repeating_or_in_a_list(tmp_path):
+    again = parse('attach', '--router-id', 'aaaa', '--router-id', 'bbbb', '--router-id', 'aaaa')
+    assert [place.uuid for place in attach._places(again)] == ['aaaa', 'bbbb']
+    listed = tmp_path / 'list'
+    listed.write_text('# all of them\nrouter aaaa\n\n  network bbbb mine  # elsewhere\nrouter aaaa\n')
+    assert attach._places(parse('detach', '--file', str(listed))) == [
+        Place('router', 'aaaa', 'qrouter-aaaa'),
+        Place('network', 'bbbb', 'mine'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('router aaaa\naaaa\n', 'line 2: it is "router ID" or "network ID"'),
+        ('subnet aaaa\n', 'line 1'),
+        ('router aaaa ns more\n', 'line 1'),
+        ('router ../etc\n', "line 1: '../etc' is no id"),
+    ],
+)
+def test_a_line_that_cannot_be_is_named(tmp_path, text, words):
+    listed = tmp_path / 'list'
+    listed.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        attach._places(parse('attach', '--file', str(listed)))
+    with pytest.raises(ConfigError, match='cannot be read'):
+        attach._places(parse('attach', '--file', str(tmp_path / 'none')))
+
+
+def test_one_namespace_is_not_that_of_many(tmp_path):
+    for words in (['--router-id', 'aaaa', '--router-id', 'bbbb'], ['--file', str(tmp_path)]):
+        with pytest.raises(ConfigError, match='for one router or network'):
+            attach._places(parse('attach', '--namespace', 'mine', *words))
+
+
+def test_one_that_fails_does_not_keep_the_others_from_it(capsys):
+    places = [Place.of('router', f'{number:04}') for number in range(20)]
+
+    def act(place):
+        if place.uuid == '0007':
+            raise PlumbingError('not this one')
+        return place.uuid
+
+    assert attach._each(places, act, at_once=4) == [places[7]]
+    out, err = capsys.readouterr()
+    assert out.split() == [place.uuid for place in places if place != places[7]]
+    assert err == 'metadata-wsgi: not this one\n'

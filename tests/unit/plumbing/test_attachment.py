@@ -4,8 +4,9 @@
 import pytest
 
 from metadata_wsgi.errors import PlumbingError
-from metadata_wsgi.plumbing.attached import judge
-from metadata_wsgi.plumbing.attachment import Attachments, Place, Proxy
+from metadata_wsgi.plumbing.attached import attached, judge
+from metadata_wsgi.plumbing.attachment import Attachments, Proxy
+from metadata_wsgi.plumbing.place import NOBODY_SERVES, Kept, Place
 from metadata_wsgi.plumbing.rules import rules_for
 
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
@@ -76,3 +77,53 @@ def test_rules_are_judged_by_what_they_themselves_say(families):
 def test_a_stray_rule_of_another_port_makes_them_only_partly_right():
     stray = rules_for(port=9000, families=(4,))[-1]
     assert judge([*rules_for(families=(4,)), stray], (4,))[1] == 'partly'
+
+
+class NoRules:
+    """What ``attached`` reads rules from."""
+
+    def ours(self, namespace, *, families):
+        return []
+
+
+def test_what_is_kept_is_listed_although_its_namespace_is_gone_and_nobody_serves_it(tmp_path):
+    kept = Kept(Place.of('router', UUID), 'one_hop', 9697, ('',), workers=0)
+    found = next(one for one in attached(NoRules(), state_path=str(tmp_path), kept=[kept]) if one.uuid == UUID)
+    assert (found.mode, found.pid, found.namespace) == ('one_hop', None, None)
+    assert found.problems == (
+        f'there is no namespace qrouter-{UUID}',
+        NOBODY_SERVES['one_hop'],
+    )
+
+
+def test_a_port_that_guests_are_not_sent_to_is_a_problem(tmp_path):
+    kept = Kept(Place.of('router', UUID), 'shared', 9000, ('',), workers=1)
+    found = next(one for one in attached(NoRules(), state_path=str(tmp_path), kept=[kept]) if one.uuid == UUID)
+    assert found.problems[1:] == ('the keeper listens on port 9000, guests are sent to 9697; attach it again',)
+
+
+def test_a_keeper_is_needed_for_more_than_processes(tmp_path):
+    attachments = Attachments(nothing_runs, proxy=Proxy(state_path=str(tmp_path)))
+    with pytest.raises(PlumbingError, match='mode shared needs the keeper'):
+        attachments._serve(Place.of('router', UUID), 'shared', 9697, None)
+
+
+class KeeperAway:
+    """A keeper that was there and does not answer."""
+
+    def attach(self, place, mode, port, hosts, taken=()):
+        raise PlumbingError('no keeper answers')
+
+    def close(self, place, mode, port, host):
+        raise PlumbingError('no keeper answers')
+
+    def detach(self, place):
+        raise PlumbingError('no keeper answers')
+
+
+def test_a_keeper_that_is_away_fails_a_detach_and_not_the_start_of_a_process(tmp_path, caplog):
+    attachments = Attachments(nothing_runs, proxy=Proxy(state_path=str(tmp_path)), keeping=KeeperAway())
+    with pytest.raises(PlumbingError, match='no keeper answers'):
+        attachments.detach(Place.of('router', UUID))
+    attachments._let_go(Place.of('router', UUID))
+    assert f'router {UUID}: no keeper answers' in caplog.text

@@ -3,6 +3,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -129,3 +130,26 @@ def test_a_process_that_is_gone_listens_nowhere(start):
     child, port = start(LISTEN)
     child.communicate()
     assert not process.listens(child.pid, int(port))
+
+
+def test_a_socket_that_is_taken_over_outlives_its_process_with_who_waits_in_it(start, pid_file):
+    child, port = start(LISTEN)
+    write(pid_file, child.pid)
+    (taken,) = process.take(pid_file, UUID, int(port))
+    with taken, socket.create_connection(('127.0.0.1', int(port)), timeout=5) as waiting:
+        child.kill()
+        child.wait()
+        accepted, _ = taken.accept()
+        with accepted:
+            accepted.sendall(b'served')
+            assert waiting.recv(6) == b'served'
+
+
+def test_nothing_is_taken_from_a_process_of_somebody_else_or_of_another_port(start, pid_file):
+    child, port = start(LISTEN)
+    write(pid_file, child.pid)
+    assert process.take(pid_file, OTHER, int(port)) == []
+    assert process.take(pid_file, UUID, int(port) - 1) == []
+    child.kill()
+    child.wait()
+    assert process.take(pid_file, UUID, int(port)) == []

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host in the modes shared and one_hop: the real keeper, shared proxy and agent before a fake Nova, and load."""
+
+import contextlib
+import http.client
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from metadata_wsgi.keeper.places import KeptSockets
+from metadata_wsgi.plumbing import netns
+from tests.cloud import Cloud
+from tests.e2e.conftest import BIN, Program, eventually
+
+TARGET = '/openstack/latest/meta_data.json'
+
+
+class Host:
+    """The programs of one state directory; ``cloud`` has the inventory and the fake Nova."""
+
+    def __init__(self, directory: Path, cloud: Cloud):
+        self.cloud = cloud
+        self._directory = directory
+        self._started = []
+        cloud.configure(metadata_one_hop=True)
+        cloud.state_path.mkdir()
+
+    def start(self):
+        """Everything, and wait until both kinds of worker follow."""
+        self.start_keeper()
+        self.proxy = self._start(
+            'quantum-ns-metadata-proxy',
+            '--shared',
+            '--nodaemonize',
+            '--verbose',
+            f'--state_path={self.cloud.state_path}',
+        )
+        self.agent = self._start('quantum-metadata-agent', '--config-file', self.cloud.conf_file)
+        eventually(lambda: self.workers() == {'shared': 1, 'one_hop': 1}, 'both follow the keeper')
+        return self
+
+    def start_keeper(self):
+        listeners = self.cloud.state_path / 'listeners'
+        listeners.unlink(missing_ok=True)
+        self.keeper = self._start('metadata-wsgi', 'keeper', '--config-file', self.cloud.conf_file)
+        eventually(listeners.exists, 'the keeper listens')
+
+    def workers(self):
+        return self.kept.workers()
+
+    @property
+    def kept(self):
+        return KeptSockets(str(self.cloud.state_path))
+
+    def metadata_wsgi(self, verb, *argv):
+        """(exit code, standard output, standard error) of ``metadata-wsgi VERB``."""
+        words = [BIN / 'metadata-wsgi', verb, '--config-file', self.cloud.conf_file, *argv]
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False, timeout=120)
+        return done.returncode, done.stdout, done.stderr
+
+    def attach(self, mode, *argv):
+        code, out, err = self.metadata_wsgi('attach', '--no-wait', '--mode', mode, *argv)
+        assert (code, err) == (0, '')
+        return out
+
+    def text(self):
+        """All logs, for a failed test."""
+        return '\n'.join(program.text() for program in self._started)
+
+    def _start(self, name, *argv):
+        log = self._directory / f'{name}-{len(self._started)}.log'
+        self._started.append(Program(log, Path(sys.prefix, 'bin', name), *argv))
+        return self._started[-1]
+
+    def close(self):
+        for program in self._started:
+            program.end()
+        for file in self.cloud.state_path.glob('external/pids/*.pid'):
+            with contextlib.suppress(OSError, ValueError):
+                subprocess.run(['kill', '-9', file.read_text().strip()], check=False, capture_output=True)
+
+
+def ask(host='169.254.169.254', port=80, timeout_s=20.0):
+    """The instance id that the caller's own namespace is given, or (status, body) where it is no 200."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    with contextlib.closing(connection):
+        connection.request('GET', TARGET)
+        response = connection.getresponse()
+        body = response.read()
+        return json.loads(body)['uuid'] if response.status == 200 else (response.status, body)
+
+
+class Load:
+    """Guests that ask without pause, each request on a new connection: ``guests`` is namespace to expected answer."""
+
+    def __init__(self, guests, host='169.254.169.254', port=80):
+        self.answered = 0
+        self.failures = []
+        self._to = (host, port)
+        self._going = True
+        self._threads = [
+            threading.Thread(target=netns.run_in, args=(guest, lambda wanted=wanted: self._ask(wanted)))
+            for guest, wanted in guests
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, wanted):
+        while self._going:
+            try:
+                got = ask(*self._to)
+            except (OSError, http.client.HTTPException) as error:
+                got = error
+            if got == wanted:
+                self.answered += 1
+            else:
+                self.failures.append(got)
+            time.sleep(0.005)
+
+    def more(self, count=30):
+        """Wait until so many more were answered, or one failed."""
+        enough = self.answered + count
+        eventually(lambda: self.answered >= enough or self.failures, f'{count} more answers', within_s=60)
+
+    def stop(self):
+        self._going = False
+        for thread in self._threads:
+            thread.join()

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""attach --mode shared and one_hop in real namespaces, with the real programs: whose answer, and what survives what."""
+
+import os
+import signal
+import subprocess
+import uuid
+
+import pytest
+
+from metadata_wsgi.plumbing import netns
+from tests.cloud import Cloud
+from tests.e2e.conftest import eventually
+
+from .manyfold import TARGET, Host, Load, ask
+from .worlds import METADATA, World, ip, saved
+
+pytestmark = pytest.mark.netns
+
+KEPT = ('shared', 'one_hop')
+
+
+@pytest.fixture
+def host(tmp_path):
+    with Cloud(tmp_path) as cloud:
+        made = Host(tmp_path, cloud)
+        try:
+            yield made.start()
+        finally:
+            made.close()
+
+
+@pytest.fixture
+def worlds():
+    """Two routers whose guests have the same address: router-a's and router-b's."""
+    made = [World(), World()]
+    try:
+        for world in made:
+            world.make()
+        yield made
+    finally:
+        for world in made:
+            world.remove()
+
+
+@pytest.fixture
+def isolated():
+    """network-c's DHCP namespace, and its guest."""
+    place, guest = f'qdhcp-{uuid.uuid4()}', f'guest-{uuid.uuid4()}'
+    try:
+        for name in (place, guest):
+            ip('netns', 'add', name)
+            ip('-n', name, 'link', 'set', 'lo', 'up')
+        ip('-n', place, 'link', 'add', 'tap0', 'type', 'veth', 'peer', 'name', 'eth0', 'netns', guest)
+        for name, link, cidr in ((place, 'tap0', '10.1.1.3/24'), (guest, 'eth0', '10.1.1.2/24')):
+            ip('-n', name, 'address', 'add', cidr, 'dev', link)
+            ip('-n', name, 'link', 'set', link, 'up')
+        ip('-n', guest, 'route', 'add', METADATA, 'via', '10.1.1.3')
+        yield place, guest
+    finally:
+        for name in (place, guest):
+            ip('netns', 'delete', name)
+
+
+@pytest.fixture
+def routers(worlds, tmp_path):
+    """The words that name both routers to attach and detach."""
+    listed = tmp_path / 'routers'
+    lines = [f'router {id_} {world.router}\n' for id_, world in zip(('router-a', 'router-b'), worlds, strict=True)]
+    listed.write_text('# two of them\n\n' + ''.join(lines))
+    return ('--file', str(listed))
+
+
+@pytest.fixture
+def load(worlds):
+    """Both guests ask, two of each at a time; ended with the test."""
+    started = []
+
+    def start():
+        guests = [(world.guest, instance) for world, instance in zip(worlds, ('instance-a', 'instance-b'), strict=True)]
+        started.append(Load(guests * 2))
+        started[-1].more()
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+def curl(guest, *words):
+    command = ['ip', 'netns', 'exec', guest, 'curl', '-gs', '-m', '20', *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+@pytest.mark.parametrize('mode', KEPT)
+def test_each_guest_gets_its_own_answer_and_nothing_is_left_behind(host, worlds, routers, mode):
+    before = [saved(world.router, program) for world in worlds for program in ('iptables', 'ip6tables')]
+    host.attach(mode, *routers)
+    answers = [curl(world.guest, f'http://{METADATA}{TARGET}') for world in worlds]
+    assert ['instance-a' in answers[0], 'instance-b' in answers[1]] == [True, True], (answers, host.text())
+    code, out, _ = host.metadata_wsgi('attached')
+    lines = [line.split() for line in out.splitlines()[1:]]
+    assert [line[:2] + line[3:] for line in sorted(lines)] == [
+        ['router', 'router-a', mode, '-', '9697', 'yes'],
+        ['router', 'router-b', mode, '-', '9697', 'yes'],
+    ]
+    assert code == 0
+    assert host.metadata_wsgi('detach', *routers)[:2] == (
+        0,
+        'router router-a is detached\nrouter router-b is detached\n',
+    )
+    assert before == [saved(world.router, program) for world in worlds for program in ('iptables', 'ip6tables')]
+    assert host.metadata_wsgi('detach', *routers)[1].count('was not attached') == 2
+    # Deleted for good: no socket of anybody keeps the namespace.
+    assert host.kept.kept() == []
+
+
+@pytest.mark.parametrize('mode', KEPT)
+def test_what_a_guest_says_of_itself_counts_for_nothing(host, worlds, routers, mode):
+    host.attach(mode, *routers)
+    said = [f'X-{prefix}-Router-ID: router-b' for prefix in ('Quantum', 'Neutron')]
+    said += ['X-Forwarded-For: 10.1.1.9', 'X-Instance-ID: instance-b', 'X_Quantum_Router_ID: router-b']
+    words = [word for header in said for word in ('-H', header)]
+    assert 'instance-a' in curl(worlds[0].guest, *words, f'http://{METADATA}{TARGET}')
+
+
+@pytest.mark.parametrize('mode', KEPT)
+def test_an_isolated_network_over_both_families(host, isolated, mode):
+    place, guest = isolated
+    words = ('--network-id', 'network-c', '--namespace', place)
+    code, _, err = host.metadata_wsgi('attach', '--mode', mode, *words)
+    assert (code, err) == (0, '')
+    assert 'instance-c' in curl(guest, f'http://{METADATA}{TARGET}')
+    # Its link-local address is in no inventory: that the lookup is what refuses it shows that it was asked.
+    assert 'No instance' in curl(guest, f'http://[fe80::a9fe:a9fe%25eth0]{TARGET}')
+    assert [kept.hosts for kept in host.kept.kept()] == [(METADATA, 'fe80::a9fe:a9fe%tap0')]
+    assert host.metadata_wsgi('attached')[0] == 0
+    assert host.metadata_wsgi('detach', *words)[:2] == (0, 'network network-c is detached\n')
+
+
+def test_a_second_time_adopts_and_a_mode_that_is_not_given_stays(host, worlds, routers):
+    assert host.attach('one_hop', *routers).count('the agent serves it\n') == 2
+    assert host.attach('one_hop', *routers).count('the agent serves it already\n') == 2
+    _, out, _ = host.metadata_wsgi('attach', '--no-wait', *routers)
+    assert out.count('the agent serves it already\n') == 2
+
+
+def test_from_a_process_to_shared_to_one_hop_no_guest_is_refused(host, worlds, routers, load):
+    host.attach('process', *routers)
+    asking = load()
+    for mode in ('shared', 'one_hop', 'shared'):
+        host.attach(mode, *routers)
+        asking.more()
+        assert asking.failures == [], host.text()
+    assert not list(host.cloud.state_path.glob('external/pids/*.pid'))
+
+
+def test_and_back_to_a_process(host, worlds, routers):
+    host.attach('shared', *routers)
+    host.attach('process', *routers)
+    assert host.kept.kept() == []
+    assert netns.run_in(worlds[1].guest, ask) == 'instance-b'
+
+
+def test_one_that_cannot_be_attached_does_not_keep_the_others_from_it(host, worlds, tmp_path):
+    listed = tmp_path / 'some'
+    listed.write_text(f'router router-x\nrouter router-b {worlds[1].router}\n')
+    code, out, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'shared', '--file', str(listed))
+    assert (code, 'router-b is attached' in out, 'no namespace qrouter-router-x' in err) == (1, True, True)
+    assert netns.run_in(worlds[1].guest, ask) == 'instance-b'
+
+
+@pytest.mark.parametrize('mode', KEPT)
+def test_a_keeper_that_is_killed_costs_no_guest_anything(host, worlds, routers, load, mode):
+    host.attach(mode, *routers)
+    asking = load()
+    host.keeper.kill(signal.SIGKILL)
+    host.keeper.wait()
+    asking.more()
+    code, _, err = host.metadata_wsgi('attached')
+    assert (code, 'start metadata-wsgi keeper' in err) == (1, True)
+    host.start_keeper()
+    eventually(lambda: len(host.kept.kept()) == 2, 'the worker has handed back what it serves')
+    assert host.attach(mode, *routers).count('already') == 2
+    asking.more()
+    assert asking.failures == [], host.text()
+
+
+def test_what_is_attached_before_the_worker_hands_it_back_is_the_same_socket(host, worlds, routers, load):
+    host.attach('shared', *routers)
+    asking = load()
+    host.keeper.kill(signal.SIGKILL)
+    host.keeper.wait()
+    host.start_keeper()
+    host.attach('shared', *routers)
+    asking.more()
+    assert asking.failures == []
+
+
+@pytest.mark.parametrize('mode', KEPT)
+def test_a_worker_that_is_killed_refuses_nobody(host, worlds, routers, load, mode):
+    """What it had begun to answer is cut; who waits to be let in is let in by its successor."""
+    host.attach(mode, *routers)
+    asking = load()
+    program = host.proxy if mode == 'shared' else host.agent
+    for _ in range(3):
+        (worker,) = program.workers()
+        os.kill(worker, signal.SIGKILL)
+        eventually(lambda former=worker: program.workers() not in ([former], []), 'a successor')
+        before = asking.answered
+        eventually(lambda before=before: asking.answered > before + 20, 'the successor answers')
+    assert [failure for failure in asking.failures if isinstance(failure, ConnectionRefusedError)] == []
+    # At most what each of the four guests had under way.
+    assert len(asking.failures) <= 3 * 4, asking.failures
+
+
+def test_the_whole_proxy_is_replaced_and_refuses_nobody(host, worlds, routers, load):
+    host.attach('shared', *routers)
+    asking = load()
+    host.proxy.kill(signal.SIGTERM)
+    host.proxy.wait()
+    code, out, _ = host.metadata_wsgi('attached')
+    assert (code, out.count('start quantum-ns-metadata-proxy --shared')) == (1, 2)
+    host.proxy = host._start(
+        'quantum-ns-metadata-proxy', '--shared', '--nodaemonize', f'--state_path={host.cloud.state_path}'
+    )
+    asking.more()
+    assert asking.failures == []
+
+
+def test_a_namespace_made_anew_is_entered_again_and_one_that_is_deleted_let_go(host, worlds, routers):
+    host.attach('shared', *routers)
+    worlds[0].remove()
+    eventually(lambda: len(host.kept.kept()) == 1, 'the keeper let go of what was deleted')
+    worlds[0].make()
+    host.attach('shared', *routers)
+    assert netns.run_in(worlds[0].guest, ask) == 'instance-a'
+    former = netns.identity(worlds[1].router)
+    worlds[1].remove()
+    worlds[1].make()
+    assert netns.identity(worlds[1].router) != former
+    assert host.attach('shared', *routers)
+    assert netns.run_in(worlds[1].guest, ask) == 'instance-b'
+
+
+def test_rules_that_somebody_removed_are_seen_and_laid_again(host, worlds, routers):
+    host.attach('one_hop', *routers)
+    subprocess.run(['ip', 'netns', 'exec', worlds[0].router, 'iptables', '-t', 'nat', '-F'], check=True)
+    code, out, _ = host.metadata_wsgi('attached')
+    assert (code, out.count('the rules are only partly there')) == (1, 1)
+    host.attach('one_hop', *routers)
+    assert host.metadata_wsgi('attached')[0] == 0
+
+
+def test_what_nobody_serves_yet_is_attached_with_a_warning(host, routers):
+    host.proxy.kill(signal.SIGTERM)
+    host.proxy.wait()
+    code, _, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'shared', *routers)
+    assert (code, err.count('start quantum-ns-metadata-proxy --shared')) == (0, 1)
