@@ -213,7 +213,7 @@ def _notes(results: Results) -> list[str]:
     for one in machines[:1]:
         text += [', '.join(f'{key} {value}' for key, value in one.items() if key != 'kind') + '.', '']
     text += [
-        '- In the place of Nova a haproxy answers some 600 bytes from memory, to requests with id, tenant and signature.',
+        '- In the place of Nova a haproxy answers 600 bytes from memory, to requests with id, tenant and signature.',
         '- "two processes" is the shared namespace proxy and the agent, "one hop" the agent on sockets in the namespaces;',
         '  lookups are from the static directory; every request reaches Nova, except where answers are cached.',
         "- wrk's times begin when the request is sent, the storm's before the connection. Failed is every status but 200",
