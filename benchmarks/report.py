@@ -213,14 +213,14 @@ def _notes(results: Results) -> list[str]:
     for one in machines[:1]:
         text += [', '.join(f'{key} {value}' for key, value in one.items() if key != 'kind') + '.', '']
     text += [
-        '- In the place of Nova a haproxy answers 600 bytes from memory, to requests with id, tenant and signature.',
-        '- "two processes" is the shared namespace proxy and the agent, "one hop" the agent on sockets in the namespaces;',
+        '- In the place of Nova a haproxy answers 600 bytes from memory, to signed requests.',
+        '- "two processes" is the shared namespace proxy and the agent, "one hop" the agent alone;',
         '  lookups are from the static directory; every request reaches Nova, except where answers are cached.',
-        "- wrk's times begin when the request is sent, the storm's before the connection. Failed is every status but 200",
-        '  and every broken connection; a quick refusal is in the times.',
+        "- wrk's times begin when the request is sent, the storm's before the connection. Failed is every status but",
+        '  200 and every broken connection; a quick refusal is in the times.',
         '- Memory is the proportional set size of all processes of the path after attaching, less that before.',
-        '- Attaching is one call for each router, as an L3 agent makes it, until all of them accept connections. The',
-        '  redirect rules, the same for all, were there before.',
+        '- Attaching is one call for each router, as an L3 agent makes it, until all accept connections. The redirect',
+        '  rules, the same for all, were there before.',
         "- The peer's `metadata_workers` and ours are their defaults, half the processors.",
     ]
     loud = [one for one in results if one.get('foreign_cores', 0) > 0.25]
