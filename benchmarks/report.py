@@ -219,8 +219,8 @@ def _notes(results: Results) -> list[str]:
         "- wrk's times begin when the request is sent, the storm's before the connection. Failed is every status but",
         '  200 and every broken connection; a quick refusal is in the times.',
         '- Memory is the proportional set size of all processes of the path after attaching, less that before.',
-        '- Attaching is one call for each router, as an L3 agent makes it, until all accept connections. The redirect',
-        '  rules, the same for all, were there before.',
+        '- Attaching is what an L3 agent does that starts with so many routers, until all of them accept connections:',
+        '  here a packet to the keeper for each, in the place of a haproxy. The redirect rules were there before.',
         "- The peer's `metadata_workers` and ours are their defaults, half the processors.",
     ]
     loud = [one for one in results if one.get('foreign_cores', 0) > 0.25]

@@ -101,11 +101,15 @@ class Stage:
 
     def attach(self, routers: Iterable[str]) -> None:
         """Returns once a connection can be made to the port in each router's namespace."""
-        program = str(self.directory / 'start_ns_proxy')
-        waiting = []
-        for router in routers:
-            self._run([program, namespace(router), router, str(PORT), self.socket])
-            waiting.append(router)
+        waiting = list(routers)
+        calls = [[namespace(router), router, str(PORT), self.socket] for router in waiting]
+        if (self.directory / 'start_ns_proxies').exists():
+            lines = ''.join(' '.join(call) + '\n' for call in calls)
+            (self.state / 'routers').write_text(lines)
+            self._run([str(self.directory / 'start_ns_proxies')], stdin=self.state / 'routers')
+        else:
+            for call in calls:
+                self._run([str(self.directory / 'start_ns_proxy'), *call])
         end = time.monotonic() + 120
         while waiting := [router for router in waiting if not netns.run_in(namespace(router), _accepts)]:
             if time.monotonic() > end:
@@ -193,11 +197,11 @@ class Stage:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-    def _run(self, argv: list[str], *, check: bool = True) -> str:
+    def _run(self, argv: list[str], *, check: bool = True, stdin: Path = Path(os.devnull)) -> str:
         # Standard error goes to a file: what a daemon inherits of a pipe would be waited for.
-        with open(self.state / 'errors', 'w+') as errors:
+        with open(self.state / 'errors', 'w+') as errors, open(stdin) as input_:
             done = subprocess.run(
-                argv, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE if not check else errors,
+                argv, env=self.env, stdin=input_, stdout=subprocess.PIPE if not check else errors,
                 stderr=errors, text=True, check=False,
             )  # fmt: skip
             if check and done.returncode:
