@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ STORM_ROUTERS, STORM_GUESTS, STORM_S = 50, 500, 150.0
 FOREIGN_CORES = 0.25
 """How much of the machine others may use during a measurement before it is made again."""
 TRIES = 3
+PROGRAMS = ('haproxy', 'wrk', 'curl', 'ip', 'iptables', 'nsenter', 'perl')
 
 
 @dataclass
@@ -274,6 +276,8 @@ def main() -> int:
         return 0
     if os.geteuid():
         parser.error('namespaces are made: run it as root')
+    if missing := [program for program in PROGRAMS if not shutil.which(program)]:
+        parser.error(f'install {", ".join(missing)} first: they are started')
     plan = _plan(args)
     if 'neutron' in {*plan.steady, *plan.storm, *plan.routers}:
         _say('Neutron is installed, if it is not there yet')

@@ -123,10 +123,8 @@ class Server(BaseApplication):
             # name the path or the scheme.
             'header_map': 'drop',
             'forwarder_headers': '',
+            'forwarded_allow_ips': '127.0.0.1',
             'secure_scheme_headers': {},
-            # There being nothing that a trusted peer could say more, nobody is asked whether it is one: that
-            # parsed the guest's address, with each request.
-            'forwarded_allow_ips': '*',
             'limit_request_line': 8190,
             'limit_request_fields': 100,
             'limit_request_field_size': 16380,
