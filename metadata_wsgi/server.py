@@ -18,6 +18,7 @@ Everything that gunicorn could do to be lenient with malformed requests stays of
 
 from __future__ import annotations
 
+import gc
 import logging
 import logging.handlers
 import os
@@ -76,6 +77,9 @@ STRICT: dict[str, Any] = {
 
 GRACE_S = 12
 """How long a stopping worker may finish what is under way: longer than any deadline's default."""
+
+GARBAGE = 20_000
+"""Objects made and not yet freed, before Python looks for cycles among them."""
 
 
 class Log(Logger):
@@ -137,7 +141,7 @@ class Server(BaseApplication):
             'preload_app': False,
             **STRICT,
             'post_fork': lambda arbiter, worker: self._in_worker(),
-            'post_worker_init': lambda worker: _confine(worker, self._identity),
+            'post_worker_init': self._loaded,
             'when_ready': lambda arbiter: self._when_ready(),
             **self._settings(),
         }
@@ -147,6 +151,10 @@ class Server(BaseApplication):
     def load(self) -> Any:
         """Called by gunicorn in each worker."""
         return self._load()
+
+    def _loaded(self, worker: Any) -> None:
+        _collect_seldom()
+        _confine(worker, self._identity)
 
     def try_loading(self) -> None:
         """Raise MetadataError if a worker could not load. In a child, so that no library is imported here
@@ -193,6 +201,14 @@ class _Arbiter(Arbiter):
 
     def handle_usr2(self) -> None:
         LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies hold what guests ask')
+
+
+def _collect_seldom() -> None:
+    """Called in a worker that has loaded. What is loaded lives as long as the worker: Python's collector of cycles
+    need not look at it again and again, and a request makes hardly a cycle."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE)
 
 
 def _worker_class(keeper: tuple[str, str] | None, any_destination: bool) -> type:

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results to doc/benchmark.md and its plots: ratios first, then the figures, then the machine."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import plot
+
+DOC = Path(__file__).resolve().parent.parent / 'doc'
+NAMES = {
+    'neutron': 'Neutron 29 and haproxy',
+    'two_hop': 'two processes',
+    'two_hop_cached': 'two processes, answers cached',
+    'one_hop': 'one hop',
+    'one_hop_cached': 'one hop, answers cached',
+    'floor': 'two bare haproxy hops',
+}
+Results = list[dict[str, Any]]
+
+
+def write(paths: Sequence[Path]) -> None:
+    """Everything anew from these files of results."""
+    results = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    text = [
+        '# How fast, how small',
+        '',
+        'What operators run today and this path, measured in turns on one machine by `tox -e bench`',
+        "(`benchmarks/run.py`). Today's is haproxy in each router's namespace, configured by Neutron's own driver, and",
+        'the metadata agent of Neutron 29 behind it, its remote calls answered in process. The floor is two haproxies',
+        'with constant headers. Medians, and the least and the most of the runs. CPU is what the processes of the path',
+        'used, user and system, for each good answer; the ratios hold on other machines, the times do not.',
+        '',
+    ]
+    text += _ratios(results)
+    text += _steady(results)
+    text += _storm(results)
+    text += _density(results)
+    text += _notes(results)
+    (DOC / 'benchmark.md').write_text('\n'.join(text).rstrip() + '\n')
+
+
+def _of(results: Results, kind: str, peer: str | None = None, **which: Any) -> Results:
+    return [
+        result
+        for result in results
+        if result['kind'] == kind
+        and peer in (None, result.get('peer'))
+        and all(result.get(key) == value for key, value in which.items())
+    ]
+
+
+def _peers(results: Results) -> list[str]:
+    there = {result['peer'] for result in results}
+    return [peer for peer in NAMES if peer in there]
+
+
+def _median(results: Iterable[dict[str, Any]], key: str) -> float | None:
+    values = [result[key] for result in results if result.get(key) is not None]
+    return statistics.median(values) if values else None
+
+
+def _range(results: Results, key: str) -> str:
+    """Median (least to most)."""
+    values = [result[key] for result in results if result.get(key) is not None]
+    if not values:
+        return '-'
+    text = _number(statistics.median(values))
+    return f'{text} ({_number(min(values))}-{_number(max(values))})' if len(values) > 1 else text
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f'{value:,.0f}'
+    return f'{value:.1f}' if value >= 10 else f'{value:.2f}'
+
+
+def _failed(results: Results) -> str:
+    failed, good = (sum(result[key] for result in results) for key in ('failed', 'good'))
+    if not failed:
+        return '0'
+    return f'{failed:,} ({100 * failed / (failed + good):.1f} %)'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = ['| ' + ' | '.join(head) + ' |', '|---' * len(head) + '|']
+    return [*lines, *('| ' + ' | '.join(row) + ' |' for row in rows), '']
+
+
+def _ratios(results: Results) -> list[str]:
+    """Each figure of Neutron's, divided by ours."""
+    load = {'connections': 'new', 'at_once': 8}
+    figures = [
+        ('CPU per request, new connections, 8 at once', 'steady', 'cpu_us', load),
+        ('requests per second there', 'steady', 'per_s', load),
+        ('slowest 1 %, new connections, 64 at once', 'steady', 'p99_ms', {'connections': 'new', 'at_once': 64}),
+        ('boot storm, seconds', 'storm', 'seconds', {}),
+        ('boot storm, CPU per request', 'storm', 'cpu_us', {}),
+        ('memory for one more router', 'density', 'memory_kib', {}),
+        ('time to attach a router', 'density', 'each_ms', {}),
+    ]
+    for result in _of(results, 'density'):
+        result['each_ms'] = 1000 * result['attach_s'] / result['routers']
+    ours = [peer for peer in _peers([r for r in results if 'peer' in r]) if peer not in ('neutron', 'floor')]
+    rows = []
+    for name, kind, key, which in figures:
+        theirs = _median(_largest(_of(results, kind, 'neutron', **which)), key)
+        cells = [name]
+        for peer in ours:
+            own = _median(_largest(_of(results, kind, peer, **which)), key)
+            if not theirs or own is None:
+                cells.append('-')
+                continue
+            if key == 'per_s':
+                cells.append(f'{own / theirs:.1f} times')
+            else:
+                cells.append(f'1/{theirs / own:.1f}' if own > 0 else 'none')
+        if set(cells[1:]) != {'-'}:
+            rows.append(cells)
+    return _table(['compared with Neutron 29 and haproxy', *(NAMES[peer] for peer in ours)], rows) if rows else []
+
+
+def _largest(results: Results) -> Results:
+    """Of density results, those with the most routers; all of any other."""
+    most = max((result.get('routers', 0) for result in results), default=0)
+    return [result for result in results if result.get('routers', 0) == most]
+
+
+def _bars(name: str, title: str, results: Results, key: str, beside: str) -> list[str]:
+    values = []
+    for peer in _peers(results):
+        found = [result[key] for result in _of(results, results[0]['kind'], peer) if result[key] is not None]
+        if found:
+            median = statistics.median(found)
+            values.append((peer, NAMES[peer], median, min(found), max(found), f'{_number(median)} {beside}'))
+    if not values:
+        return []
+    (DOC / f'benchmark-{name}.svg').write_text(plot.bars(title, values))
+    return [f'![{title}](benchmark-{name}.svg)', '']
+
+
+def _steady(results: Results) -> list[str]:
+    text = []
+    found = _of(results, 'steady')
+    for connections in dict.fromkeys(result['connections'] for result in found):
+        for at_once in sorted({result['at_once'] for result in found if result['connections'] == connections}):
+            here = _of(results, 'steady', connections=connections, at_once=at_once)
+            what = 'A new connection for each request' if connections == 'new' else 'Kept connections'
+            text += [f'## {what}, {at_once} at once', '']
+            if connections == 'new' and at_once == 8:
+                text += _bars('cpu', 'CPU per request, new connections, 8 at once', here, 'cpu_us', 'µs')
+            if connections == 'new' and at_once == 64:
+                text += _bars('p99', 'Slowest 1 % of answers, 64 at once', here, 'p99_ms', 'ms')
+            rows = []
+            for peer in _peers(here):
+                own = _of(here, 'steady', peer)
+                keys = ('cpu_us', 'per_s', 'p50_ms', 'p99_ms')
+                rows.append([NAMES[peer], *(_range(own, key) for key in keys), _failed(own), str(len(own))])
+            head = ['', 'CPU per request, µs', 'requests/s', 'median ms', '99 % within ms', 'failed', 'runs']
+            text += _table(head, rows)
+    return text
+
+
+def _storm(results: Results) -> list[str]:
+    found = _of(results, 'storm')
+    if not found:
+        return []
+    guests, asked = found[0]['guests'], found[0]['asked'] // found[0]['guests']
+    text = [f'## A storm of boots: {guests} guests, {asked} requests each, on new connections, behind 50 routers', '']
+    text += _bars('storm', 'Seconds until the last guest has booted', found, 'seconds', 's')
+    rows = []
+    for peer in _peers(found):
+        own = _of(found, 'storm', peer)
+        keys = ('seconds', 'cpu_us', 'p50_ms', 'p99_ms')
+        rows.append([NAMES[peer], *(_range(own, key) for key in keys), _failed(own), str(len(own))])
+    head = ['', 'seconds', 'CPU per request, µs', 'median ms', '99 % within ms', 'failed', 'runs']
+    return text + _table(head, rows)
+
+
+def _density(results: Results) -> list[str]:
+    found = _of(results, 'density')
+    if not found:
+        return []
+    text = ['## Many routers on one host', '']
+    rows, series = [], {'cpu_us': {}, 'memory_kib': {}, 'attach_s': {}}  # type: ignore[var-annotated]
+    for peer in _peers(found):
+        for routers in sorted({result['routers'] for result in _of(found, 'density', peer)}):
+            own = _of(found, 'density', peer, routers=routers)
+            cells = [_range(own, key) for key in ('memory_kib', 'attach_s', 'files', 'cpu_us')]
+            processes = f'{_median(own, "processes"):.0f}'
+            rows.append([NAMES[peer], f'{routers:,}', *cells, processes, _failed(own), str(len(own))])
+            for key, by_peer in series.items():
+                if value := _median(own, key):
+                    by_peer.setdefault(peer, []).append((routers, value))
+    panels = [
+        ('CPU per request, µs', series['cpu_us']),
+        ('Memory per router, KiB', series['memory_kib']),
+        ('Attaching all of them, s', series['attach_s']),
+    ]
+    (DOC / 'benchmark-growth.svg').write_text(plot.lines(panels, NAMES, 'routers on the host'))
+    text += ['![Growth with the number of routers](benchmark-growth.svg)', '']
+    head = ['', 'routers', 'KiB per router', 'all attached, s', 'descriptors per router', 'CPU per request, µs']
+    return text + _table([*head, 'processes', 'failed', 'runs'], rows)
+
+
+def _notes(results: Results) -> list[str]:
+    machines = _of(results, 'machine')
+    text = ['## The machine, and what to know', '']
+    for one in machines[:1]:
+        text += [', '.join(f'{key} {value}' for key, value in one.items() if key != 'kind') + '.', '']
+    text += [
+        '- In the place of Nova a haproxy answers 600 bytes from memory, to signed requests.',
+        '- "two processes" is the shared namespace proxy and the agent, "one hop" the agent alone;',
+        '  lookups are from the static directory; every request reaches Nova, except where answers are cached.',
+        "- wrk's times begin when the request is sent, the storm's before the connection. Failed is every status but",
+        '  200 and every broken connection; a quick refusal is in the times.',
+        '- Memory is the proportional set size of all processes of the path after attaching, less that before.',
+        '- Attaching is what an L3 agent does that starts with so many routers, until all of them accept connections:',
+        '  here a packet to the keeper for each, in the place of a haproxy. The redirect rules were there before.',
+        "- The peer's `metadata_workers` and ours are their defaults, half the processors.",
+    ]
+    loud = [one for one in results if one.get('foreign_cores', 0) > 0.25]
+    measured = [one for one in results if 'foreign_cores' in one]
+    if loud:
+        text += [f'- In {len(loud)} of {len(measured)} measurements others used more than a quarter of a processor.']
+    for one in _of(results, 'error'):
+        text += [f'- {NAMES.get(one["peer"], one["peer"])}, {one["case"]}: not measured, it failed.']
+    text += [f'- Not complete: {one["why"]}.' for one in _of(results, 'cut')]
+    return text
