@@ -39,7 +39,11 @@ def test_an_agent_without_healthcheck(cloud, agent):
 
 def test_an_agent_with_healthcheck_before_and_after_nova_went_away(cloud, tmp_path):
     paste = tmp_path / 'api-paste.ini'
-    paste.write_text(SHIPPED.read_text().replace(' catch_errors deadline', ' catch_errors healthcheck deadline'))
+    paste.write_text(
+        SHIPPED.read_text().replace(
+            ' catch_errors peer_credentials deadline', ' catch_errors healthcheck peer_credentials deadline'
+        )
+    )
     log = tmp_path / 'agent.log'
     cloud.configure(api_paste_config=paste, answer_within=0.5, log_file=log)
     # It logs to the file, where the fixture "agent" does not look.
