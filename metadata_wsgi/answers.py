@@ -31,7 +31,7 @@ def no_token() -> WSGIApplication:
     return _plain(webob.exc.HTTPUnauthorized, 'A session token of this instance is needed.')
 
 
-def not_given(reason: str) -> WSGIApplication:
+def forbidden(reason: str) -> WSGIApplication:
     """403: understood, and not for whoever asks so. ``reason`` says why, in our words."""
     return _plain(webob.exc.HTTPForbidden, reason)
 

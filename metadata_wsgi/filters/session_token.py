@@ -102,7 +102,7 @@ class SessionTokenFilter:
         if path == PATH:
             return self._give(environ, instance, ttl)(environ, start_response)
         if path.endswith('/api/token') and environ['REQUEST_METHOD'] == 'PUT':
-            return answers.not_given('Session tokens are given under latest only.')(environ, start_response)
+            return answers.forbidden('Session tokens are given under latest only.')(environ, start_response)
         if shown is None and not self._required:
             return self.app(environ, start_response)
         if shown is None or not any(opens(key, instance.port_id, shown, self._clock()) for key in self._keys):
@@ -113,7 +113,7 @@ class SessionTokenFilter:
         if environ['REQUEST_METHOD'] != 'PUT':
             return answers.not_allowed('PUT')
         if environ[context.FORWARDED]:
-            return answers.not_given('A session token is not given to a proxy.')
+            return answers.forbidden('A session token is not given to a proxy.')
         if ttl is None or not (ttl.isascii() and ttl.isdigit() and 1 <= int(ttl[:9]) <= LONGEST_S):
             return answers.refused(f'{wire.TOKEN_TTL} must be there, a number from 1 to {LONGEST_S}.')
         token = seal(self._keys[0], instance.port_id, int(self._clock()) + int(ttl))
