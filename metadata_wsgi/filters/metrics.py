@@ -20,6 +20,7 @@ has ended stays, or its counts would be missing; so the directory should be one 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -30,17 +31,20 @@ from oslo_config import cfg
 
 from metadata_wsgi import answers, config
 from metadata_wsgi.errors import ConfigError
-from metadata_wsgi.reached import Heard, reached
+from metadata_wsgi.reached import UPSTREAM, Heard, reached
+from metadata_wsgi.seldom import Seldom
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+LOG = logging.getLogger(__name__)
 
 GROUP = 'metrics'
 OPTS = [
     cfg.StrOpt(
         'directory',
         default='/run/metadata_wsgi/metrics',
-        help='Directory in which the workers count, and from which the metrics are read; writable for the workers.',
+        help='Directory in which the workers count, and from which the metrics are read; the agent writes there.',
     ),
 ]
 
@@ -62,6 +66,7 @@ class MetricsFilter:
         self.app = app
         self._observe = observe
         self._clock = clock
+        self._seldom = Seldom(60)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Go on, and count it."""
@@ -70,7 +75,15 @@ class MetricsFilter:
         try:
             return self.app(environ, heard)
         finally:
-            self._observe(reached(environ), heard.status or 'fault', self._clock() - began_s)
+            self._tell(reached(environ), heard.status or 'fault', self._clock() - began_s)
+
+    def _tell(self, came: str, status: str, seconds: float) -> None:
+        try:
+            self._observe(came, status, seconds)
+        except OSError as error:
+            # A guest's answer does not depend on whether it was counted.
+            if self._seldom.due():
+                LOG.error('Requests are not counted: %s', error)
 
 
 class MetricsPage:
@@ -102,6 +115,8 @@ def _observe_in(directory: str) -> Observe:
         ['reached', 'status'],
         registry=prometheus_client.CollectorRegistry(),
     )
+    # Opens this process's file now: a worker gives up its user before it serves.
+    histogram.labels(UPSTREAM, '200')
     return lambda came, status, seconds: histogram.labels(came, status).observe(seconds)
 
 

@@ -21,7 +21,9 @@ def page(port):
 
 def test_what_two_workers_count_is_one_figure(cloud, agent, programs, tmp_path):
     paste = tmp_path / 'api-paste.ini'
-    text = SHIPPED.read_text().replace(' catch_errors deadline', ' catch_errors metrics deadline')
+    text = SHIPPED.read_text().replace(
+        ' catch_errors peer_credentials deadline', ' catch_errors metrics peer_credentials deadline'
+    )
     paste.write_text(text.replace('[DEFAULT]', f'[DEFAULT]\nconfig_file = {cloud.conf_file}', 1))
     cloud.configure(api_paste_config=paste, metadata_workers=2)
     cloud.conf_file.write_text(cloud.conf_file.read_text() + f'[metrics]\ndirectory = {tmp_path / "metrics"}\n')

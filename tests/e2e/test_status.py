@@ -12,16 +12,16 @@ A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
 
 
 def status(cloud):
-    """(exit code, output line by its first word)."""
+    """(exit code, output line by its first word, all of it)."""
     done = subprocess.run(
         [BIN / 'metadata-wsgi', 'status', '--config-file', cloud.conf_file], capture_output=True, text=True, check=False
     )
     assert done.stderr == ''
-    return done.returncode, {line.partition(' ')[0]: line for line in done.stdout.splitlines()}
+    return done.returncode, {line.partition(' ')[0]: line for line in done.stdout.splitlines()}, done.stdout
 
 
 def test_no_agent(cloud):
-    code, lines = status(cloud)
+    code, lines, _ = status(cloud)
     assert code == 1
     assert (
         f'nobody answers at {cloud.socket} (No such file or directory): start quantum-metadata-agent' in lines['agent']
@@ -30,7 +30,7 @@ def test_no_agent(cloud):
 
 def test_an_agent_without_healthcheck(cloud, agent):
     program = agent()
-    _, lines = status(cloud)
+    _, lines, _ = status(cloud)
     assert f'pid {program.pid} serves {cloud.socket}; 1 workers: {program.workers()[0]}' in lines['agent']
     assert 'the filter healthcheck is not in its pipeline; it answers' in lines['health']
     if os.geteuid():
@@ -39,7 +39,11 @@ def test_an_agent_without_healthcheck(cloud, agent):
 
 def test_an_agent_with_healthcheck_before_and_after_nova_went_away(cloud, tmp_path):
     paste = tmp_path / 'api-paste.ini'
-    paste.write_text(SHIPPED.read_text().replace(' catch_errors deadline', ' catch_errors healthcheck deadline'))
+    paste.write_text(
+        SHIPPED.read_text().replace(
+            ' catch_errors peer_credentials deadline', ' catch_errors healthcheck peer_credentials deadline'
+        )
+    )
     log = tmp_path / 'agent.log'
     cloud.configure(api_paste_config=paste, answer_within=0.5, log_file=log)
     # It logs to the file, where the fixture "agent" does not look.
@@ -47,16 +51,17 @@ def test_an_agent_with_healthcheck_before_and_after_nova_went_away(cloud, tmp_pa
     try:
         eventually(lambda: nobody_is_refused(cloud.socket), 'the agent has loaded its pipeline')
         assert request(UnixConnection(cloud.socket), 'GET', '/', A)[0] == 200
-        _, lines = status(cloud)
+        _, lines, everything = status(cloud)
         assert 'directory: reachable' in lines['health']
         assert 'nova: reachable' in lines['health']
-        assert lines['faults'].endswith('agent.log: none lately')
+        assert 'Guests are answered 503' not in everything
         cloud.server.server_close()
         assert request(UnixConnection(cloud.socket), 'GET', '/', A)[0] == 503
-        code, lines = status(cloud)
+        code, lines, everything = status(cloud)
         assert code == 1
         assert 'nova: not reachable' in lines['health']
         assert lines['faults'].endswith('agent.log: the last ones')
+        assert 'Guests are answered 503: Nova gave no answer' in everything
     finally:
         program.terminate()
         program.wait(20)

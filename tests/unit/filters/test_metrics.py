@@ -52,3 +52,16 @@ def test_a_directory_that_cannot_be_made_stops_the_start(tmp_path, factory):
     path.write_text(f'[metrics]\ndirectory = {tmp_path}/file/metrics\n')
     with pytest.raises(ConfigError, match=r'in \[metrics\] cannot be made: Not a directory'):
         factory({'config_file': str(path)})
+
+
+def test_what_cannot_be_counted_is_answered_all_the_same(caplog):
+    def full(*words):
+        raise OSError('disk full')
+
+    def rest(environ, start_response):
+        start_response('200 OK', [])
+        return [b'answer']
+
+    counting = MetricsFilter(rest, observe=full)
+    assert [counting({}, lambda *words: None) for _ in range(3)] == [[b'answer']] * 3
+    assert [record.getMessage() for record in caplog.records] == ['Requests are not counted: disk full']
