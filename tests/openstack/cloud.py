@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.openstack.install import install
-from tests.openstack.seed import Seed, seed
+from tests.openstack.seed import Admin, Seed, seed
 from tests.openstack.services import Services
 
 HERE = Path(__file__).parent
@@ -55,6 +55,10 @@ def _seeded(services: Services) -> Seed:
     if kept.exists() and of.exists() and of.read_text() == sources:
         services.configure()
         services.start()
+        # Their first real answer takes longer than a guest waits on a busy machine: they load much only then.
+        awake = Admin(services)
+        awake.neutron('GET', 'networks?limit=1')
+        awake.close()
         return Seed.from_json(kept.read_text())
     shutil.rmtree(services.top, ignore_errors=True)
     services.configure()
