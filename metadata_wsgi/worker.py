@@ -371,12 +371,12 @@ class Turn:
 
 
 class Body:
-    """``wsgi.input``: a body that must be there in ``BODY_S``, however steadily it drips."""
+    """``wsgi.input``: a body that must be there in ``within_s``, however steadily it drips."""
 
-    def __init__(self, body: Any, turn: Turn) -> None:
+    def __init__(self, body: Any, turn: Turn, within_s: float = BODY_S) -> None:
         self._body = body
         self._turn = turn
-        self._until = time.monotonic() + BODY_S
+        self._until = time.monotonic() + within_s
 
     def _within(self, method: Any, *args: Any) -> Any:
         late = TimeoutError('the body came too slowly')

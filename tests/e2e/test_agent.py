@@ -87,7 +87,9 @@ def test_the_backlog_is_effective(agent, cloud):
 
 
 def test_a_stale_socket_is_replaced(agent, cloud):
-    agent().end()
+    first = agent()
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
     assert cloud.socket.exists()
     agent()
     assert over_the_socket(cloud.socket)[0][0] == 200

@@ -60,7 +60,7 @@ class Attack:
 
     def _run(self):
         while not self._stop.is_set():
-            while len(self._held) < CONNECTIONS and not self._stop.is_set() and self.opened < 5 * CONNECTIONS:
+            while len(self._held) < CONNECTIONS and not self._stop.is_set() and self.opened < 2 * CONNECTIONS:
                 self._open()
             for sock in list(self._held):
                 try:

@@ -111,15 +111,16 @@ def hops(tmp_path_factory):
         cloud.configure(nova_metadata_port=nova.port)
         agent = start('agent', BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file)
         port, one_hop_port = free_port(), free_port()
-        start(
-            'proxy', BIN / 'quantum-ns-metadata-proxy', '--nodaemonize', f'--router_id={ROUTER}',
-            f'--state_path={cloud.state_path}', f'--metadata_port={port}', '--metadata_host=127.0.0.1',
-        )  # fmt: skip
-        start('one_hop', sys.executable, '-m', 'tests.wire.one_hop', one_hop_port, cloud.conf_file)
         try:
+            # The namespace proxy looks at the agent's socket to know whom to run as.
             eventually(
                 lambda: agent.has_workers() and nobody_is_refused(cloud.socket), 'the agent has loaded its pipeline'
             )
+            start(
+                'proxy', BIN / 'quantum-ns-metadata-proxy', '--nodaemonize', f'--router_id={ROUTER}',
+                f'--state_path={cloud.state_path}', f'--metadata_port={port}', '--metadata_host=127.0.0.1',
+            )  # fmt: skip
+            start('one_hop', sys.executable, '-m', 'tests.wire.one_hop', one_hop_port, cloud.conf_file)
             places = {'proxy': ('127.0.0.1', port), 'agent': str(cloud.socket), 'one_hop': ('127.0.0.1', one_hop_port)}
             made = Hops(places, nova)
             for hop in ('proxy', 'one_hop'):
