@@ -92,7 +92,7 @@ class OpenStack:
             and all(known[name] in wanted for name, wanted in query.items())
             and (not addresses or any(fixed['ip_address'] in addresses for fixed in known['fixed_ips']))
         ]
-        return [{name: known[name] for name in fields or known} for known in found]
+        return [{name: known[name] for name in fields or known if name in known} for known in found]
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
