@@ -21,9 +21,9 @@ KEPT = ('shared', 'one_hop')
 
 
 @pytest.fixture
-def host(tmp_path):
-    with Cloud(tmp_path) as cloud:
-        made = Host(tmp_path, cloud)
+def host(directory):
+    with Cloud(directory) as cloud:
+        made = Host(directory, cloud)
         try:
             yield made.start()
         finally:

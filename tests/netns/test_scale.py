@@ -68,11 +68,11 @@ def routers():
 
 
 @pytest.fixture
-def host(tmp_path, routers):
-    with Cloud(tmp_path) as cloud:
+def host(directory, routers):
+    with Cloud(directory) as cloud:
         cloud._inventory.write_text(inventory(routers))
         cloud.nova.instances = {f'vm-{id_}': 'p' for id_ in routers}
-        made = Host(tmp_path, cloud)
+        made = Host(directory, cloud)
         try:
             yield made.start()
         finally:
