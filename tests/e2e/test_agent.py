@@ -87,7 +87,7 @@ def test_the_backlog_is_effective(agent, cloud):
 
 
 def test_a_stale_socket_is_replaced(agent, cloud):
-    agent().end()
+    os.killpg(agent().pid, signal.SIGKILL)
     assert cloud.socket.exists()
     agent()
     assert over_the_socket(cloud.socket)[0][0] == 200
