@@ -19,6 +19,7 @@ Everything that gunicorn could do to be lenient with malformed requests stays of
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import logging.handlers
 import os
@@ -74,6 +75,13 @@ STRICT: dict[str, Any] = {
     'limit_request_field_size': 16380,
 }
 """gunicorn's settings that decide how it reads a request."""
+
+LATE = (
+    *('gevent.resolver.thread', 'gevent.resolver._addresses', 'gevent.threadpool', 'gevent._threading', 'gevent.util'),
+    *('encodings.idna', 'netrc', 'stringprep'),
+)
+"""What libraries import in the middle of a first request. Before the drop: the user that a worker becomes may have
+no way to where Python is, and after an upgrade there is another version of it."""
 
 GRACE_S = 12
 """How long a stopping worker may finish what is under way: longer than any deadline's default."""
@@ -218,6 +226,8 @@ def _worker_class(keeper: tuple[str, str] | None, any_destination: bool) -> type
 
 def _confine(worker: Any, identity: Identity | None) -> None:
     """Called in a worker that has loaded the pipeline and does not accept yet."""
+    for name in LATE:
+        importlib.import_module(name)
     if identity is not None:
         # Its sign of life to the master is a file's time, which only the owner may set.
         os.fchown(worker.tmp.fileno(), identity.uid, identity.gid)

@@ -100,7 +100,8 @@ def test_a_killed_agent_that_comes_back_is_no_failed_read(agent, proxy, guest):
     first = agent()
     _, port = proxy()
     with Load(lambda: guest(port)) as load:
-        first.end()
+        os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
         agent()
         done = load.done
         eventually(lambda: load.done > done + 40, 'requests are answered')

@@ -43,10 +43,16 @@ def proxy(start, cloud, world):
     return started
 
 
+def answers_packets(path):
+    """Whether somebody accepts on the socket of packets ``path``."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        return probe.connect_ex(path) == 0
+
+
 def kept(start, cloud, mode, world):
     """Attach the router through a keeper, in that mode."""
     start('keeper', BIN / 'metadata-wsgi', 'keeper', '--config-file', cloud.conf_file)
-    eventually(lambda: asking.is_there(str(cloud.state_path)), 'the keeper is there')
+    eventually(lambda: answers_packets(asking.path(str(cloud.state_path))), 'the keeper is there')
     with asking.connected(str(cloud.state_path)) as keeper:
         keeper.attach(Listener(mode=mode, namespace=world.router, host='', port=9697, router_id=cloud.router_id))
 
