@@ -101,7 +101,7 @@ def test_a_killed_agent_that_comes_back_is_no_failed_read(agent, proxy, guest):
     _, port = proxy()
     with Load(lambda: guest(port)) as load:
         os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+        first.wait()
         agent()
         done = load.done
         eventually(lambda: load.done > done + 40, 'requests are answered')
