@@ -3,6 +3,8 @@
 
 What it changes in gunicorn's gevent worker, and why:
 
+(``reading`` has what is read, ``reply`` what is sent.)
+
 - Head and first piece of body leave in one segment: a guest's and our own client read once.
 - The answer's own Date and Server are kept; gunicorn would add a second pair.
 - A worker that stops closes kept connections as soon as they are idle, so a restart does not wait for
@@ -20,12 +22,10 @@ What it changes in gunicorn's gevent worker, and why:
 from __future__ import annotations
 
 import errno
-import functools
 import logging
-import re
 import socket
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
@@ -33,16 +33,14 @@ import gevent
 from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn.http import errors
-from gunicorn.http.body import ChunkedReader, LengthReader
-from gunicorn.http.message import Request
-from gunicorn.http.parser import RequestParser
-from gunicorn.http.wsgi import FileWrapper, Response, WSGIErrorsWrapper
-from gunicorn.util import http_date
+from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.workers.ggevent import GeventWorker
 
-from metadata_wsgi import context, destination, sockets, wire
+from metadata_wsgi import context, destination, sockets
 from metadata_wsgi.keeper.following import Following
 from metadata_wsgi.keeper.protocol import Listener
+from metadata_wsgi.reading import Body, Turn, expects_body, parser, unread
+from metadata_wsgi.reply import Reply, drain, refuse
 from metadata_wsgi.seldom import Seldom
 from metadata_wsgi.shares import Shares
 
@@ -52,26 +50,11 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 HEAD_S = 10.0
-HEAD_BYTES = 1 << 15
-BODY_S = 30.0
 STALL_S = 10.0
 KEEP_S = 75.0
-DRAIN_S = 1.0
-DRAIN_PIECES = 256
 GUEST_CONNECTIONS = 128
 """A boot is 28 requests, some of them at once; cloud-init, Ignition and an agent may ask together."""
 
-OPTION = re.compile(r'[ \t]*,[ \t]*')
-
-REFUSALS = {
-    errors.LimitRequestLine: (414, 'URI Too Long'),
-    errors.LimitRequestHeaders: (431, 'Request Header Fields Too Large'),
-}
-HOPS = {
-    socket.AF_INET: ((socket.IPPROTO_IP, socket.IP_TTL),),
-    # Both, because the connection of an IPv4 guest to a socket of both families is one of this kind.
-    socket.AF_INET6: ((socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS), (socket.IPPROTO_IP, socket.IP_TTL)),
-}
 # A peer that goes away is no fault of ours, and none that an operator could mend.
 GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF})
 
@@ -206,7 +189,7 @@ class MetadataWorker(GeventWorker):
             except errors.NoMoreData:
                 return
             except errors.ParseException as error:
-                _refuse(client, error)
+                refuse(client, error)
                 return
             if request is None:
                 return
@@ -262,14 +245,14 @@ class MetadataWorker(GeventWorker):
         except errors.ParseException as error:
             # A malformed body shows itself only while it is read.
             if not reply.headers_sent:
-                _refuse(client, error)
+                refuse(client, error)
             return False
         except Exception:
             # Begun and not ended: the guest must see a broken answer, not a short one.
             LOG.exception('The answer was cut')
             return False
         if unread(request):
-            _drain(client)
+            drain(client)
             return False
         return not reply.should_close()
 
@@ -321,203 +304,3 @@ class Still:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cfg, name)
-
-
-class OneRequest(Request):
-    """A request, and where it ends."""
-
-    # gunicorn's own bound is the number of fields times the size of each: megabytes, looked through again with
-    # every byte that comes.
-    max_buffer_headers = property(lambda self: HEAD_BYTES, lambda self, computed: None)
-
-    def set_body_reader(self) -> None:
-        """Called by gunicorn when the head is complete."""
-        super().set_body_reader()
-        # gunicorn sees it only where it stands alone.
-        if any(name == 'CONNECTION' and 'close' in OPTION.split(value.lower()) for name, value in self.headers):
-            self.force_close()
-
-    def should_close(self) -> bool:
-        """Also where the body was not read to its end: what follows is no request."""
-        return bool(super().should_close()) or unread(self)
-
-
-class Parser(RequestParser):
-    """The requests of one connection."""
-
-    mesg_class = OneRequest
-
-
-def parser(cfg: Any, client: Any, addr: Any) -> Parser:
-    """The requests that ``client`` sends, one after the other."""
-    return Parser(cfg, client, addr)
-
-
-class Turn:
-    """While it is entered it is the guest's turn, to say something or to take it."""
-
-    def __init__(self, shares: Shares, client: Any, keys: tuple[Hashable, ...]) -> None:
-        self._shares = shares
-        self._client = client
-        self._keys = keys
-
-    def __enter__(self) -> None:
-        if self._keys:
-            self._shares.waits(self._client, self._keys)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._keys:
-            self._shares.speaks(self._client)
-
-
-class Body:
-    """``wsgi.input``: a body that must be there in ``within_s``, however steadily it drips."""
-
-    def __init__(self, body: Any, turn: Turn, within_s: float = BODY_S) -> None:
-        self._body = body
-        self._turn = turn
-        self._until = time.monotonic() + within_s
-
-    def _within(self, method: Any, *args: Any) -> Any:
-        late = TimeoutError('the body came too slowly')
-        with self._turn, gevent.Timeout(max(0.001, self._until - time.monotonic()), late):
-            return method(*args)
-
-    def read(self, size: int | None = None) -> bytes:
-        """PEP 3333."""
-        return self._within(self._body.read, size)
-
-    def readline(self, size: int | None = None) -> bytes:
-        """PEP 3333."""
-        return self._within(self._body.readline, size)
-
-    def readlines(self, size: int | None = None) -> list[bytes]:
-        """PEP 3333."""
-        return self._within(self._body.readlines, size)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.readline, b'')
-
-
-def expects_body(request: Any) -> bool:
-    """Whether the head says that a body follows."""
-    reader = request.body.reader
-    return isinstance(reader, ChunkedReader) or reader.length > 0
-
-
-def unread(request: Any) -> bool:
-    """Whether it is not known where the next request begins, because this one's body was not read to its end."""
-    reader = request.body.reader
-    if request.body.failed:
-        return True
-    return reader.length > 0 if isinstance(reader, LengthReader) else reader.parser is not None
-
-
-class Reply(Response):
-    """An answer on the wire."""
-
-    headers: list[tuple[str, str]]
-
-    def __init__(self, request: Any, client: Any, cfg: Any) -> None:
-        super().__init__(request, client, cfg)
-        self.headers_sent: bool = False
-        self._pending = b''
-
-    def should_close(self) -> bool:
-        """Also after a refusal: what is behind a request that is none is not looked at."""
-        return bool(super().should_close()) or self.status_code in (400, 413)
-
-    def default_headers(self) -> list[str]:
-        """Status line, and what the application did not say itself."""
-        said = {name.lower() for name, _ in self.headers}
-        lines = [f'HTTP/{self.req.version[0]}.{self.req.version[1]} {self.status}\r\n']
-        if 'date' not in said:
-            lines.append(f'Date: {_date(int(time.time()))}\r\n')
-        lines.append('Connection: close\r\n' if self.should_close() else 'Connection: keep-alive\r\n')
-        if self.chunked:
-            lines.append('Transfer-Encoding: chunked\r\n')
-        return lines
-
-    def send_headers(self) -> None:
-        """Called before the first piece of the body, or where there is none."""
-        if self.headers_sent:
-            return
-        self.headers_sent = True
-        lines = self.default_headers()
-        self._keep_near()
-        lines += [f'{name}: {value}\r\n' for name, value in self.headers]
-        self._pending = (''.join(lines) + '\r\n').encode('latin-1')
-
-    def _keep_near(self) -> None:
-        """Act on the answer's hop limit, if it has one, where the guest's own socket is; a unix socket passes it on.
-
-        It stays on the connection: whoever is too far away for this answer has lost the connection with it.
-        """
-        limits = [value for name, value in self.headers if name.lower() == wire.HOP_LIMIT]
-        if not limits or self.sock.family not in HOPS:
-            return
-        self.headers = [(name, value) for name, value in self.headers if name.lower() != wire.HOP_LIMIT]
-        hops = int(limits[0]) if limits[0].isdecimal() else 0
-        if 0 < hops < 256:
-            for level, option in HOPS[self.sock.family]:
-                self.sock.setsockopt(level, option, hops)
-
-    def _emit_body(self, data: bytes) -> None:
-        if self.chunked:
-            data = b'%X\r\n%b\r\n' % (len(data), data)
-        pending, self._pending = self._pending, b''
-        _send(self.sock, pending + data)
-
-    def close(self) -> None:
-        """The answer is complete."""
-        self.send_headers()
-        if self.response_length is not None and self.sent != self.response_length and not self._omits_body:
-            # The guest must notice: it was promised more.
-            self.force_close()
-        if self.chunked:
-            self._pending += b'0\r\n\r\n'
-        if self._pending:
-            _send(self.sock, self._pending)
-            self._pending = b''
-
-
-@functools.lru_cache(maxsize=1)
-def _date(second: int) -> str:
-    return http_date(second)
-
-
-def _send(client: Any, data: bytes) -> None:
-    """As sendall, which asks the kernel for the size of its buffer first; nearly every answer fits into it."""
-    sent = client.send(data)
-    if sent < len(data):
-        client.sendall(data[sent:])
-
-
-def _refuse(client: Any, error: Exception) -> None:
-    """Answer a request that HTTP calls malformed or ambiguous, in words of ours."""
-    LOG.info('Refused a malformed request: %s', type(error).__name__)
-    status, reason = REFUSALS.get(type(error), (400, 'Bad Request'))
-    body = f'{reason}.\n'.encode()
-    head = (
-        f'HTTP/1.1 {status} {reason}\r\nConnection: close\r\n'
-        f'Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n'
-    )
-    try:
-        client.sendall(head.encode() + body)
-    except OSError as gone:
-        LOG.debug('Nobody heard the refusal: %s', gone)
-        return
-    _drain(client)
-
-
-def _drain(client: Any) -> None:
-    """Read on for a moment: while something comes, the kernel would send a reset that overtakes the answer."""
-    until = time.monotonic() + DRAIN_S
-    try:
-        client.shutdown(1)
-        for _ in range(DRAIN_PIECES):
-            client.settimeout(max(0.001, until - time.monotonic()))
-            if not client.recv(65536):
-                break
-    except OSError as gone:
-        LOG.debug('Not read to its end: %s', gone)

@@ -36,7 +36,7 @@ with instrumented():
     from gunicorn.config import Config
     from gunicorn.http.errors import NoMoreData, ParseException
 
-    from metadata_wsgi import addresses, context, hop, inventory, relay, server, wire, worker
+    from metadata_wsgi import addresses, context, hop, inventory, reading, relay, server, wire, worker
     from metadata_wsgi.directories.quantum import api, lookups
     from metadata_wsgi.errors import ConfigError, DirectoryError
     from metadata_wsgi.filters.source import SourceFilter
@@ -92,7 +92,7 @@ WORKER = types.SimpleNamespace(_errors=sys.stderr)
 def _environs(data, addr):
     """What a worker would call the application with, for each request in ``data``."""
     sock = Bytes(data)
-    parser = worker.parser(CONFIG, sock, addr)
+    parser = reading.parser(CONFIG, sock, addr)
     while True:
         try:
             request = next(parser)

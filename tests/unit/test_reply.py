@@ -4,7 +4,7 @@ import socket
 import pytest
 from gunicorn.config import Config
 
-from metadata_wsgi.worker import Reply
+from metadata_wsgi.reply import Reply
 
 V4, V6 = (socket.IPPROTO_IP, socket.IP_TTL), (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)
 

@@ -8,7 +8,7 @@ import pytest
 from gunicorn.config import Config
 from gunicorn.http.errors import LimitRequestHeaders
 
-from metadata_wsgi import server, worker
+from metadata_wsgi import reading, server
 from metadata_wsgi.shares import Shares
 
 
@@ -36,24 +36,24 @@ class Connection:
 @pytest.fixture
 def turn():
     shares = Shares(each=1, total=1)
-    return worker.Turn(shares, Connection(b''), shares.take(None, '10.1.1.2'))
+    return reading.Turn(shares, Connection(b''), shares.take(None, '10.1.1.2'))
 
 
 def requests(data, **kwargs):
     cfg = Config()
     for name, value in server.STRICT.items():
         cfg.set(name, value)
-    return worker.parser(cfg, Connection(data, **kwargs), '')
+    return reading.parser(cfg, Connection(data, **kwargs), '')
 
 
 def test_a_body_that_drips_too_long_ends(turn):
     with pytest.raises(TimeoutError):
-        worker.Body(Dripping(), turn, within_s=0.01).read(5)
+        reading.Body(Dripping(), turn, within_s=0.01).read(5)
 
 
 def test_a_body_is_read_in_each_way_that_pep_3333_knows(turn):
     def body():
-        return worker.Body(io.BytesIO(b'a\nb\nc'), turn)
+        return reading.Body(io.BytesIO(b'a\nb\nc'), turn)
 
     assert body().read() == b'a\nb\nc'
     assert body().readline() == b'a\n'
