@@ -78,7 +78,7 @@ def pytest_terminal_summary(terminalreporter, config):
         write(file, text)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def shared_way(tmp_path_factory):
     """(way, injector before Nova), Nova being the package's own metadata app."""
     way = Way(tmp_path_factory.mktemp('way'), Guest(ROUTER, MAC))
@@ -100,7 +100,7 @@ def shared_way(tmp_path_factory):
         way.remove()
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def undisturbed(shared_way, tmp_path_factory):
     """What a boot comes to when nothing fails, by datasource; test_cloud_init says what that must be."""
     way, nova = shared_way
@@ -141,7 +141,7 @@ PORTS = (
 )
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def shared_behind(tmp_path_factory):
     """A Behind, attached; its agent runs."""
     way = Way(tmp_path_factory.mktemp('behind'), Guest(ROUTER, MAC))

@@ -57,7 +57,7 @@ def neutron_python():
     return PYTHON or install.install(cloud.directory()) / 'bin' / 'python'
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def programs(tmp_path_factory):
     """Starts programs by their path; ends them all."""
     directory = tmp_path_factory.mktemp('programs')
@@ -77,7 +77,7 @@ def accepts(port):
         return probe.connect_ex(('127.0.0.1', port)) == 0
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def directory(tmp_path_factory):
     """Where configuration, sockets and the inventory are."""
     made = tmp_path_factory.mktemp('either')
@@ -85,7 +85,7 @@ def directory(tmp_path_factory):
     return made
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def nova(programs, directory):
     """Serves the pipeline ``nova``; its port."""
     conf_file, port = directory / 'nova.ini', free_port()
@@ -117,7 +117,7 @@ def write(path, nova_port, *lines):
     return state_path / 'metadata_proxy'
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def ours(programs, directory, nova):
     """Our agent's socket; it trusts the prefix that Neutron's front uses."""
     conf_file = directory / 'ours.ini'
@@ -128,7 +128,7 @@ def ours(programs, directory, nova):
     return path
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def neutrons(programs, directory, nova):
     """The socket of Neutron's agent."""
     conf_file, ports = directory / 'neutron.ini', directory / 'ports.json'
@@ -142,7 +142,7 @@ def neutrons(programs, directory, nova):
     return path
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def port_of(programs, directory, request):
     """(front, agent, kind) -> the port on which guests of the router or network ask; started when first asked for."""
     known = {}

@@ -132,7 +132,9 @@ def test_an_isolated_network_over_both_families(host, isolated, mode):
     assert (code, err) == (0, '')
     assert 'instance-c' in curl(guest, f'http://{METADATA}{TARGET}')
     # Its link-local address is in no inventory: that the lookup is what refuses it shows that it was asked.
-    assert 'No instance' in curl(guest, f'http://[fe80::a9fe:a9fe%25eth0]{TARGET}')
+    # The guest may have to wait until its own address is known to be nobody else's.
+    link_local = f'http://[fe80::a9fe:a9fe%25eth0]{TARGET}'
+    eventually(lambda: 'No instance' in curl(guest, link_local), 'the guest is served over IPv6')
     assert [kept.hosts for kept in host.kept.kept()] == [(METADATA, 'fe80::a9fe:a9fe%tap0')]
     assert host.metadata_wsgi('attached')[0] == 0
     assert host.metadata_wsgi('detach', *words)[:2] == (0, 'network network-c is detached\n')

@@ -96,7 +96,7 @@ class Hops:
         return [Heard.of(data) for data in seen]
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def hops(tmp_path_factory):
     """Namespace proxy, agent and one hop as processes."""
     directory = tmp_path_factory.mktemp('wire')
