@@ -53,6 +53,11 @@ class Namespace:
     router_id: str | None = None
     network_id: str | None = None
 
+    @property
+    def id(self) -> str:
+        """The one that is set."""
+        return self.router_id or self.network_id or ''
+
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -37,7 +37,7 @@ class Shares:
         self._each = each
         self._total = total
         self._held: Counter[Hashable] = Counter()
-        # Insertion order is the order of waiting: whoever begins to wait again is put last.
+        # Insertion order is the order of waiting: whoever has spoken and waits again is put last.
         self._waiting: dict[Closable, tuple[Hashable, ...]] = {}
 
     def __len__(self) -> int:
@@ -64,9 +64,8 @@ class Shares:
                 del self._held[key]
 
     def waits(self, connection: Closable, keys: tuple[Hashable, ...]) -> None:
-        """From now on it is the guest's turn."""
-        self._waiting.pop(connection, None)
-        self._waiting[connection] = keys
+        """It is the guest's turn, from now on or still."""
+        self._waiting.setdefault(connection, keys)
 
     def speaks(self, connection: Closable) -> None:
         """It is our turn, or it went away."""

@@ -21,25 +21,24 @@ What it changes in gunicorn's gevent worker, and why:
 
 from __future__ import annotations
 
+import _socket
 import errno
 import logging
 import socket
 import time
-from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
 
 import gevent
-from gevent.pool import Pool
-from gevent.server import StreamServer
 from gunicorn.http import errors
 from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.workers.ggevent import GeventWorker
 
 from metadata_wsgi import context, destination, sockets
+from metadata_wsgi.arrivals import Crew, Door
+from metadata_wsgi.connection import Connection
 from metadata_wsgi.keeper.following import Following
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.reading import Body, Turn, expects_body, parser, unread
+from metadata_wsgi.reading import Body, Head, Requests
 from metadata_wsgi.reply import Reply, drain, refuse
 from metadata_wsgi.seldom import Seldom
 from metadata_wsgi.shares import Shares
@@ -73,13 +72,12 @@ class MetadataWorker(GeventWorker):
         """Called by gunicorn in the new process."""
         if self.keeper:
             sockets.raise_descriptor_limit()
-        self._idle: set[Any] = set()
+        self._idle: set[Connection] = set()
         self._seldom = Seldom(60)
         self._shares = Shares(each=self.guest_connections, total=self.worker_connections - 1)
-        self._errors = WSGIErrorsWrapper(self.cfg)
         self._settings = Still(self.cfg)
-        self._pool = Pool(self.worker_connections)
-        self._servers: dict[str, StreamServer] = {}
+        self._crew = Crew(self.worker_connections)
+        self._doors: dict[str, Door] = {}
         super().init_process()
 
     def run(self) -> None:
@@ -92,24 +90,43 @@ class MetadataWorker(GeventWorker):
             gevent.sleep(1.0)
         if following:
             following.stop()
-        for server in self._servers.values():
-            server.close()
+        for door in self._doors.values():
+            door.close()
         self._let_go()
         give_up_at = time.monotonic() + self.cfg.graceful_timeout
-        while len(self._pool) and time.monotonic() < give_up_at:
+        while len(self._crew) and time.monotonic() < give_up_at:
             self.notify()
             gevent.sleep(0.05)
-        self._pool.kill(timeout=1)
 
     def _listen(self, key: str, listening: Any, namespace: context.Namespace | None) -> None:
-        name = listening.getsockname()
+        inside = self._environ(listening.getsockname(), namespace)
 
-        def accepted(client: Any, addr: Any) -> None:
-            self.serve(name, client, addr, namespace)
+        def arrived(sock: _socket.socket, address: Any) -> None:
+            self._serve(sock, address, namespace, inside)
 
-        listening.setblocking(False)
-        self._servers[key] = StreamServer(listening, handle=accepted, spawn=self._pool)
-        self._servers[key].start()
+        self._doors[key] = Door(listening, self._crew, arrived)
+        self._doors[key].open()
+
+    def _environ(self, server: Any, namespace: context.Namespace | None) -> WSGIEnvironment:
+        """What is the same for all requests that come in at one address."""
+        host, port = (str(server[0]), str(server[1])) if isinstance(server, tuple) else ('localhost', '')
+        environ: WSGIEnvironment = {
+            'SCRIPT_NAME': '',
+            'SERVER_NAME': host,
+            'SERVER_PORT': port,
+            'SERVER_SOFTWARE': 'metadata_wsgi',
+            'wsgi.version': (1, 0),
+            'wsgi.url_scheme': 'http',
+            'wsgi.input_terminated': True,
+            'wsgi.errors': WSGIErrorsWrapper(self.cfg),
+            'wsgi.file_wrapper': FileWrapper,
+            'wsgi.multithread': True,
+            'wsgi.multiprocess': True,
+            'wsgi.run_once': False,
+        }
+        if namespace is not None:
+            environ[context.NAMESPACE] = namespace
+        return environ
 
     def _follow(self) -> Following | None:
         if self.keeper is None:
@@ -120,9 +137,9 @@ class MetadataWorker(GeventWorker):
                 self._listen(listener.key, handed, context.Namespace(listener.router_id, listener.network_id))
 
         def leave(listener: Listener) -> None:
-            server = self._servers.pop(listener.key, None)
-            if server:
-                server.close()
+            door = self._doors.pop(listener.key, None)
+            if door:
+                door.close()
 
         path, mode = self.keeper
         following = Following(path, mode, serve=serve, leave=leave, sleep=gevent.sleep)
@@ -135,35 +152,42 @@ class MetadataWorker(GeventWorker):
         gevent.spawn(self._let_go)
 
     def _let_go(self) -> None:
-        for client in list(self._idle):
+        for connection in list(self._idle):
             try:
-                client.shutdown(2)
+                connection.shutdown(2)
             except OSError as error:
                 LOG.debug('A kept connection was gone already: %s', error)
 
-    def serve(self, server: Any, client: Any, addr: Any, namespace: context.Namespace | None) -> None:
+    def _serve(
+        self, sock: _socket.socket, address: Any, namespace: context.Namespace | None, inside: WSGIEnvironment
+    ) -> None:
         """Serve one connection, in a greenlet of its own."""
-        if isinstance(addr, tuple) and not self._came_by_the_rules(client, addr[0]):
-            client.close()
-            return
         # A namespace proxy has no address, and many guests behind it.
-        keys = self._shares.take(namespace, addr[0]) if isinstance(addr, tuple) else ()
-        if keys is None:
-            LOG.debug('%s holds all the connections that it may', addr[0])
-            client.close()
+        guest = address[0] if isinstance(address, tuple) else ''
+        if guest and not self._came_by_the_rules(sock, guest):
+            sock.close()
             return
+        keys = self._shares.take(namespace and namespace.id, guest) if guest else ()
+        if keys is None:
+            LOG.debug('%s holds all the connections that it may', guest)
+            sock.close()
+            return
+        connection = Connection(sock)
+        if keys:
+            connection.before_wait = lambda: self._shares.waits(connection, keys)
         try:
-            self._requests(server, client, addr, namespace, keys)
+            self._requests(connection, address, {**inside, 'REMOTE_ADDR': guest, 'gunicorn.socket': connection})
         except OSError as error:
             if error.errno not in GONE and not isinstance(error, TimeoutError):
                 LOG.warning('Connection broken: %s', error)
         finally:
+            self._shares.speaks(connection)
             self._shares.release(keys)
-            client.close()
+            connection.close()
 
-    def _came_by_the_rules(self, client: Any, guest: str) -> bool:
+    def _came_by_the_rules(self, sock: _socket.socket, guest: str) -> bool:
         try:
-            if self.any_destination or destination.is_metadata(client, guest):
+            if self.any_destination or destination.is_metadata(sock, guest):
                 return True
         except OSError as error:
             LOG.debug('Gone before it was served: %s', error)
@@ -172,70 +196,54 @@ class MetadataWorker(GeventWorker):
             LOG.warning('Refused %s, who did not ask the metadata address: are the rules of this router there?', guest)
         return False
 
-    def _requests(
-        self, server: Any, client: Any, addr: Any, namespace: context.Namespace | None, keys: tuple[Hashable, ...]
-    ) -> None:
-        client.settimeout(STALL_S)
+    def _requests(self, connection: Connection, address: Any, environ: WSGIEnvironment) -> None:
         # Where no peer may say anything about others, the parser need not ask which may.
         may_say = self._settings.secure_scheme_headers or self._settings.forwarder_headers
-        requests = parser(self._settings, client, addr if may_say else '')
-        wait_s = HEAD_S
+        requests = Requests(self._settings, connection, address if may_say else '')
+        wait_s, patience_s = HEAD_S, STALL_S
         while True:
             try:
-                with Turn(self._shares, client, keys):
-                    request = self._next(requests, client, wait_s)
-            except StopIteration:
-                return
-            except errors.NoMoreData:
-                return
+                head = self._next(requests, connection, wait_s, patience_s)
             except errors.ParseException as error:
-                refuse(client, error)
+                refuse(connection, error)
                 return
-            if request is None:
+            if head is None or not self._answer(head, connection, {**environ, **head.fields}):
                 return
-            environ = self._environ(request, client, addr, server)
-            if namespace is not None:
-                environ[context.NAMESPACE] = namespace
-            turn = Turn(self._shares, client, keys)
-            if expects_body(request):
-                environ['wsgi.input'] = Body(request.body, turn)
-            if not self._answer(request, client, environ, turn):
+            if not self.alive:
                 return
-            wait_s = KEEP_S
+            wait_s = patience_s = KEEP_S
 
-    def _next(self, parser: Any, client: Any, wait_s: float) -> Any:
-        """The next request's head; None when it does not come in time."""
+    def _next(self, requests: Requests, connection: Connection, wait_s: float, patience_s: float) -> Head | None:
+        """The next request's head; None where there is none. TimeoutError when it does not come in time."""
         kept = wait_s == KEEP_S
         if kept:
-            if not self.alive:
-                return None
-            self._idle.add(client)
-            client.settimeout(KEEP_S)
-        request = None
-        late = gevent.Timeout.start_new(wait_s)
+            self._idle.add(connection)
+        connection.settimeout(patience_s)
+        connection.hurry(wait_s)
         try:
-            request = next(parser)
-        except gevent.Timeout as timeout:
-            if timeout is not late:
-                raise
+            return requests.next()
         finally:
-            late.close()
+            connection.hurry(None)
+            connection.settimeout(STALL_S)
+            self._shares.speaks(connection)
             if kept:
-                self._idle.discard(client)
-                client.settimeout(STALL_S)
-        return request
+                self._idle.discard(connection)
 
-    def _answer(self, request: Any, client: Any, environ: WSGIEnvironment, turn: Turn) -> bool:
+    def _answer(self, head: Head, connection: Connection, environ: WSGIEnvironment) -> bool:
         """Call the application; whether the connection may serve another request."""
-        reply = Reply(request, client, self._settings)
+        if head.expects_continue:
+            connection.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
+        if head.expects_body:
+            environ['wsgi.input'] = Body(head.body, lambda: self._shares.speaks(connection))
+        reply = Reply(head, connection, self._settings)
         if not self.alive:
             reply.force_close()
         try:
             body = self.wsgi(environ, reply.start_response)
             try:
                 for piece in body:
-                    with turn:
-                        reply.write(piece)
+                    reply.write(piece)
+                    self._shares.speaks(connection)
                 reply.close()
             finally:
                 if hasattr(body, 'close'):
@@ -245,51 +253,16 @@ class MetadataWorker(GeventWorker):
         except errors.ParseException as error:
             # A malformed body shows itself only while it is read.
             if not reply.headers_sent:
-                refuse(client, error)
+                refuse(connection, error)
             return False
         except Exception:
             # Begun and not ended: the guest must see a broken answer, not a short one.
             LOG.exception('The answer was cut')
             return False
-        if unread(request):
-            drain(client)
+        if head.unread:
+            drain(connection)
             return False
         return not reply.should_close()
-
-    def _environ(self, request: Any, client: Any, addr: Any, server: Any) -> WSGIEnvironment:
-        if request._expected_100_continue:
-            client.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
-        host, port = (str(server[0]), str(server[1])) if isinstance(server, tuple) else ('localhost', '')
-        environ: WSGIEnvironment = {
-            'REQUEST_METHOD': request.method,
-            'SCRIPT_NAME': '',
-            'PATH_INFO': unquote_to_bytes(request.path.encode('latin-1')).decode('latin-1'),
-            'QUERY_STRING': request.query or '',
-            'RAW_URI': request.uri,
-            'SERVER_NAME': host,
-            'SERVER_PORT': port,
-            'SERVER_PROTOCOL': f'HTTP/{request.version[0]}.{request.version[1]}',
-            'SERVER_SOFTWARE': 'metadata_wsgi',
-            'REMOTE_ADDR': str(addr[0]) if isinstance(addr, tuple) else '',
-            'gunicorn.socket': client,
-            'wsgi.version': (1, 0),
-            'wsgi.url_scheme': 'http',
-            'wsgi.input': request.body,
-            'wsgi.input_terminated': True,
-            'wsgi.errors': self._errors,
-            'wsgi.file_wrapper': FileWrapper,
-            'wsgi.multithread': True,
-            'wsgi.multiprocess': True,
-            'wsgi.run_once': False,
-        }
-        for name, value in request.headers:
-            key = name.replace('-', '_')
-            if key in ('CONTENT_TYPE', 'CONTENT_LENGTH'):
-                environ[key] = value
-                continue
-            key = 'HTTP_' + key
-            environ[key] = f'{environ[key]},{value}' if key in environ else value
-        return environ
 
 
 class Still:

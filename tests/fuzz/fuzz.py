@@ -34,9 +34,9 @@ else:  # called by a test, which needs no atheris
 
 with instrumented():
     from gunicorn.config import Config
-    from gunicorn.http.errors import NoMoreData, ParseException
+    from gunicorn.http.errors import ParseException
 
-    from metadata_wsgi import addresses, context, hop, inventory, reading, relay, server, wire, worker
+    from metadata_wsgi import addresses, context, hop, inventory, reading, relay, server, wire
     from metadata_wsgi.directories.quantum import api, lookups
     from metadata_wsgi.errors import ConfigError, DirectoryError
     from metadata_wsgi.filters.source import SourceFilter
@@ -44,6 +44,7 @@ with instrumented():
     from metadata_wsgi.namespace_proxy.app import NamespaceProxyApp
 
 GUEST = ('10.1.1.2', 40000)
+ODD_PIECES = 7
 
 
 class NextHop:
@@ -62,7 +63,7 @@ class NextHop:
 class Bytes:
     """A socket that says ``data`` in pieces, then is closed; what is sent to it is forgotten."""
 
-    def __init__(self, data, size=7):
+    def __init__(self, data, size=ODD_PIECES):
         self._pieces = [data[start : start + size] for start in range(0, len(data), size)][::-1]
 
     def recv(self, size, *flags):
@@ -86,19 +87,20 @@ def _config():
 
 
 CONFIG = _config()
-WORKER = types.SimpleNamespace(_errors=sys.stderr)
 
 
-def _environs(data, addr):
+def _environs(data, addr, at_once):
     """What a worker would call the application with, for each request in ``data``."""
-    sock = Bytes(data)
-    parser = reading.parser(CONFIG, sock, addr)
+    sock = Bytes(data, at_once)
+    requests = reading.Requests(CONFIG, sock, addr)
     while True:
         try:
-            request = next(parser)
-        except (StopIteration, ParseException, NoMoreData):
+            head = requests.next()
+        except ParseException:
             return
-        yield worker.MetadataWorker._environ(WORKER, request, sock, addr, ('169.254.169.254', 80))
+        if head is None:
+            return
+        yield {'wsgi.input_terminated': True, 'REMOTE_ADDR': addr and addr[0], **head.fields}
 
 
 def _ignore(status, headers, exc_info=None):
@@ -107,9 +109,14 @@ def _ignore(status, headers, exc_info=None):
 
 def request(data):
     """A guest's bytes, through the namespace proxy and into the agent: whatever they are, the guest stays itself."""
+    for at_once in (ODD_PIECES, reading.PIECE_BYTES):
+        _request(data, at_once)
+
+
+def _request(data, at_once):
     sent = NextHop()
     proxy = NamespaceProxyApp(sent, router_id='router-a')
-    for environ in _environs(data, GUEST):
+    for environ in _environs(data, GUEST, at_once):
         before = len(sent.heads)
         proxy(environ, _ignore)
         assert len(sent.heads) <= before + 1
@@ -125,7 +132,7 @@ def request(data):
             return []
 
         agent = SourceFilter(app, prefix='X-Quantum')
-        for environ in _environs(head, ''):
+        for environ in _environs(head, '', at_once):
             agent(environ, _ignore)
         assert sources == [context.Source('10.1.1.2', 'router-a')], (sources, head)
 

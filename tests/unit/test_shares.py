@@ -81,9 +81,22 @@ def test_who_waits_anew_is_last():
     keys = shares.take(RED, '10.1.1.2')
     shares.waits(first, keys)
     waiting(shares, RED, '10.1.1.3', second)
+    shares.speaks(first)
     shares.waits(first, keys)
     waiting(shares, RED, '10.1.1.4')
     assert (first.ended, second.ended) == (False, True)
+
+
+def test_who_says_a_little_and_waits_on_stays_first():
+    """Half a head more is not a word."""
+    shares = Shares(each=1, total=2)
+    first, second = Connection(), Connection()
+    keys = shares.take(RED, '10.1.1.2')
+    shares.waits(first, keys)
+    waiting(shares, RED, '10.1.1.3', second)
+    shares.waits(first, keys)
+    waiting(shares, RED, '10.1.1.4')
+    assert (first.ended, second.ended) == (True, False)
 
 
 def test_one_that_has_gone_by_itself_is_no_fault():
