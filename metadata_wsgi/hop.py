@@ -16,6 +16,7 @@ bounded, and a break cuts the guest's connection, which it notices by the length
 
 from __future__ import annotations
 
+import functools
 import re
 import socket
 import ssl
@@ -25,6 +26,7 @@ from typing import Any
 
 from gunicorn_h1c import IncompleteError, ParseError, parse_response
 
+from metadata_wsgi.connection import made_light
 from metadata_wsgi.context import Deadline
 from metadata_wsgi.errors import MaybeSent, NotSent, RefusedError
 from metadata_wsgi.relay import Answer, Headers, Request, end_to_end
@@ -36,7 +38,6 @@ STALL_S = 10.0
 """How long a large answer, once begun, may stand still."""
 
 _CHUNK_SIZE = re.compile(rb'[0-9A-Fa-f]{1,15}\Z')
-_NOT_IN_A_LINE = re.compile(r'[\x00\r\n]|[^\x00-\xff]')
 
 
 class Hop:
@@ -104,7 +105,11 @@ class Hop:
         self._put_back(connection, closing)
         content = b''.join(begun)
         kept_headers = end_to_end(headers)
-        if request.method != 'HEAD' and status not in (204, 304) and 'content-length' not in dict(kept_headers):
+        if (
+            request.method != 'HEAD'
+            and status not in (204, 304)
+            and not any(name == 'content-length' for name, _ in kept_headers)
+        ):
             kept_headers.append(('content-length', str(len(content))))
         return Answer(status, reason, kept_headers, [content] if content else [])
 
@@ -124,7 +129,7 @@ class _Connection:
     """A socket and what has been read from it but not yet used."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+        self._sock: Any = made_light(sock)
         self._data = b''
         self.kept = False
         self.heard = False
@@ -181,11 +186,12 @@ class _Connection:
                 break
             if not self._data:
                 self._more()
-        headers = [(name.decode('latin-1').lower(), value.decode('latin-1')) for name, value in head['headers']]
-        if any(not name for name, _ in headers):
+        headers = [(_name(name), value.decode('latin-1')) for name, value in head['headers']]
+        if not all(name for name, _ in headers):
             raise ValueError('a header of the answer is folded')
-        said = ','.join(value for name, value in headers if name == 'connection')
-        tokens = {token.strip().lower() for token in said.split(',')}
+        tokens = [
+            token.strip().lower() for name, value in headers if name == 'connection' for token in value.split(',')
+        ]
         closing = 'close' in tokens or (head['minor_version'] == 0 and 'keep-alive' not in tokens)
         return head['status'], head['message'].decode('latin-1'), headers, closing
 
@@ -280,6 +286,11 @@ class _Rest:
         self._connection.close()
 
 
+@functools.lru_cache(maxsize=256)
+def _name(name: bytes) -> str:
+    return name.decode('latin-1').lower()
+
+
 def unix_hop(path: str) -> Hop:
     """A hop to the unix socket at ``path``."""
 
@@ -321,13 +332,23 @@ def _connected(sock: socket.socket, address: Any, timeout_s: float) -> socket.so
 def _head(request: Request, host: str) -> bytes:
     """The request's head, with the length that Nova needs: it answers 500 to a chunked POST."""
     lines = [f'{request.method} {request.target} HTTP/1.1', f'host: {host}']
-    lines += [f'{name}: {value}' for name, value in request.headers if name not in ('host', 'content-length')]
-    if not any(name == 'accept-encoding' for name, _ in request.headers):
+    said_encoding = False
+    for name, value in request.headers:
+        if name == 'accept-encoding':
+            said_encoding = True
+        elif name in ('host', 'content-length'):
+            continue
+        lines.append(f'{name}: {value}')
+    if not said_encoding:
         lines.append('accept-encoding: identity')
     if not request.is_read:
         lines.append(f'content-length: {len(request.body)}')
     # An instance id is what Quantum says, and a tenant may write a port's device_id: a line break in it would
     # let the tenant add headers of its own behind the signature.
-    if any(_NOT_IN_A_LINE.search(line) for line in lines):
+    head = '\r\n'.join(lines)
+    if head.count('\r') != len(lines) - 1 or head.count('\n') != len(lines) - 1 or '\0' in head:
         raise RefusedError('The request has a character that no request may have.')
-    return ('\r\n'.join(lines) + '\r\n\r\n').encode('latin-1')
+    try:
+        return head.encode('latin-1') + b'\r\n\r\n'
+    except UnicodeEncodeError:
+        raise RefusedError('The request has a character that no request may have.') from None

@@ -42,15 +42,22 @@ def insist(
     """
     longest_s = FIRST_PAUSE_S
     while True:
-        pause_s = random.uniform(0, longest_s)  # noqa: S311 (no secret, only spread)
         try:
             result = attempt()
             if not again_on(result):
                 return result
-            if deadline.remaining_s() - pause_s < LAST_TRY_S:
+            pause_s = _pause_s(deadline, longest_s)
+            if pause_s is None:
                 return result
         except again_after:
-            if deadline.remaining_s() - pause_s < LAST_TRY_S:
+            pause_s = _pause_s(deadline, longest_s)
+            if pause_s is None:
                 raise
         sleep(pause_s)
         longest_s = min(2 * longest_s, LONGEST_PAUSE_S)
+
+
+def _pause_s(deadline: Deadline, longest_s: float) -> float | None:
+    """How long to wait for the next try, None where there is no time for one."""
+    pause_s = random.uniform(0, longest_s)  # noqa: S311 (no secret, only spread)
+    return pause_s if deadline.remaining_s() - pause_s >= LAST_TRY_S else None

@@ -7,6 +7,7 @@ Target, status, header values and body pass as the bytes they are. What belongs 
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ Headers = list[tuple[str, str]]
 READS = frozenset({'GET', 'HEAD'})
 """Methods that may be repeated: they change nothing (Nova takes every method on an ordinary path as GET,
 but a PUT or DELETE may mean more to whatever stands in its place)."""
+
+_PERSISTENCE = frozenset({'close', 'keep-alive'})
 
 # What would end the request line early, or begin another one.
 _FORBIDDEN = re.compile(r'[\x00-\x20\x7f]')
@@ -89,23 +92,29 @@ def target(environ: WSGIEnvironment) -> str:
 
 def headers(environ: WSGIEnvironment) -> Headers:
     """The request's end-to-end headers, in the server's order."""
-    sent = [(key[5:].replace('_', '-').lower(), value) for key, value in environ.items() if key.startswith('HTTP_')]
+    sent = [(name, environ[key]) for key in environ if (name := _header(key))]
     if environ.get('CONTENT_TYPE'):
         sent.append(('content-type', environ['CONTENT_TYPE']))
     return end_to_end(sent)
 
 
+@functools.lru_cache(maxsize=1024)
+def _header(key: str) -> str:
+    """The header of an environ key, '' for what is none."""
+    return key[5:].replace('_', '-').lower() if key.startswith('HTTP_') else ''
+
+
 def end_to_end(sent: Headers) -> Headers:
-    """``sent`` without what belongs to the connection, by RFC or because ``Connection`` names it.
+    """``sent`` without what belongs to the connection, by RFC or because ``Connection`` names it. Names in lower case.
 
     A header that says who somebody is stays, whatever ``Connection`` says: it is ours; a guest's was deleted
     at the door.
     """
-    named = {
-        token.strip().lower() for name, value in sent if name.lower() == 'connection' for token in value.split(',')
-    }
-    dropped = wire.HOP_BY_HOP | {name for name in named if not wire.is_reserved(name)}
-    return [(name, value) for name, value in sent if name.lower() not in dropped]
+    named = [token.strip().lower() for name, value in sent if name == 'connection' for token in value.split(',')]
+    dropped = wire.HOP_BY_HOP
+    if any(token not in _PERSISTENCE for token in named):
+        dropped = dropped.union(name for name in named if not wire.is_reserved(name))
+    return [header for header in sent if header[0] not in dropped]
 
 
 def body(environ: WSGIEnvironment, limit: int) -> bytes:

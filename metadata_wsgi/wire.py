@@ -111,3 +111,9 @@ def is_reserved(name: str) -> bool:
     """Whether ``name`` (any case, ``-`` or ``_``) is one that a guest may not say."""
     name = name.lower().replace('_', '-')
     return name in RESERVED or name.startswith(RESERVED_PREFIXES)
+
+
+@functools.lru_cache(maxsize=1024)
+def is_reserved_key(key: str) -> bool:
+    """Whether ``key`` is the environ key of such a header."""
+    return key.startswith('HTTP_') and is_reserved(key[5:])

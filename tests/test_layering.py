@@ -65,7 +65,7 @@ ROOMS = table()
 
 def test_the_table_was_understood():
     assert ROOMS['context'] == (set(), set())
-    assert ROOMS['hop'] == ({'context', 'errors', 'relay'}, {'gunicorn_h1c'})
+    assert ROOMS['hop'] == ({'connection', 'context', 'errors', 'relay'}, {'gunicorn_h1c'})
     assert {'filters', 'directories', 'commands', 'opts', 'plumbing'} <= set(ROOMS)
 
 

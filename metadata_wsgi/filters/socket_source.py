@@ -43,7 +43,7 @@ class SocketSourceFilter:
         if namespace is None:
             return answers.refused('This did not come from a namespace.')(environ, start_response)
         environ[context.FORWARDED] = any(key in environ for key in _FORWARDING)
-        for key in [key for key in environ if key.startswith('HTTP_') and wire.is_reserved(key[5:])]:
+        for key in [key for key in environ if wire.is_reserved_key(key)]:
             del environ[key]
         environ[context.SOURCE] = context.Source(
             canonical(environ['REMOTE_ADDR']), namespace.router_id, namespace.network_id

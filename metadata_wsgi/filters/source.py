@@ -72,7 +72,7 @@ class SourceFilter:
         except RefusedError as error:
             return answers.refused(str(error))(environ, start_response)
         environ[context.FORWARDED] = _FORWARDED_KEY in environ
-        for key in [key for key in environ if key.startswith('HTTP_') and wire.is_reserved(key[5:])]:
+        for key in [key for key in environ if wire.is_reserved_key(key)]:
             del environ[key]
         environ[context.SOURCE] = source
         return self.app(environ, start_response)

@@ -125,7 +125,7 @@ class Inventory:
             networks = router.networks if router else ()
         else:
             networks = (network_id,) if network_id is not None else ()
-        mac = mac_in(address)
+        mac = mac_in(address) if address.startswith('fe80:') else None
         found = {}
         for network in networks:
             for port in (self._by_address.get((network, address)), self._by_mac.get((network, mac)) if mac else None):
