@@ -109,8 +109,16 @@ def _ignore(status, headers, exc_info=None):
 
 def request(data):
     """A guest's bytes, through the namespace proxy and into the agent: whatever they are, the guest stays itself."""
+    told = []
     for at_once in (ODD_PIECES, reading.PIECE_BYTES):
         _request(data, at_once)
+        told.append([_told(environ) for environ in _environs(data, GUEST, at_once)])
+    # Plain or not, in one piece or in many: the same requests.
+    assert told[0] == told[1], told
+
+
+def _told(environ):
+    return {key: value for key, value in environ.items() if key != 'wsgi.input'}
 
 
 def _request(data, at_once):
