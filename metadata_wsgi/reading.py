@@ -77,9 +77,16 @@ class Requests:
         self._connection = connection
         self._address = address
         self._parser: Parser | None = None
+        self._last: Head | None = None
 
     def next(self) -> Head | None:
-        """The next one's head, None where there is none; gunicorn's ParseException for what is no request."""
+        """The next one's head, None where none comes or may; gunicorn's ParseException for what is no request."""
+        if self._last is not None and (self._last.must_close or self._last.unread):
+            return None
+        self._last = self._read()
+        return self._last
+
+    def _read(self) -> Head | None:
         data = self._parser.unreader.take_buffered() if self._parser else b''
         data = data or self._connection.recv(PIECE_BYTES)
         if not data:

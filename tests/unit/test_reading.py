@@ -177,6 +177,21 @@ def test_requests_that_come_together_are_read_one_after_the_other():
         assert seen == [('GET', b''), ('POST', b'hi'), ('GET', b''), ('GET', b'')]
 
 
+@pytest.mark.parametrize(
+    'first',
+    [
+        CLOUD_INIT.replace(b'keep-alive', b'close'),
+        CLOUD_INIT.replace(b'HTTP/1.1', b'HTTP/1.0').replace(b'Connection: keep-alive\r\n', b''),
+        POST + b'Content-Length: 2\r\n\r\n',
+    ],
+    ids=['close', '1.0', 'a body that was not read'],
+)
+def test_what_follows_where_nothing_may_is_not_looked_at(first):
+    arriving = requests(first + CLOUD_INIT)
+    assert arriving.next() is not None
+    assert arriving.next() is None
+
+
 def test_a_connection_that_ends_within_a_head_has_no_request_and_garbage_is_refused():
     assert requests(CLOUD_INIT[:-1]).next() is None
     assert requests(b'').next() is None
