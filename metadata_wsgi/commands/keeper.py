@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 
 from metadata_wsgi import config, paths, sockets
 from metadata_wsgi.confinement import dropping, identity
 from metadata_wsgi.keeper.serving import Keeper
+from metadata_wsgi.keeper.store import SystemdStore
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,5 +34,12 @@ def run(args: argparse.Namespace) -> int:
         workers = identity.of_workers(conf.metadata_user, conf.metadata_group)
         group = str(workers.gid) if workers else ''
     dropping.no_core_files()
-    Keeper(state_path, user=user, group=group).run()
+    # Ours to speak on: nothing that is started later shall.
+    systemd = os.environ.pop('NOTIFY_SOCKET', '')
+    store = SystemdStore(systemd) if systemd else None
+    keeper = Keeper(state_path, user=user, group=group, store=store)
+    if store:
+        keeper.take_back(store.taken_back(os.environ))
+        store.ready()
+    keeper.run()
     return 0

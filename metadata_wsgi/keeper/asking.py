@@ -45,9 +45,9 @@ class KeeperClient:
         """Have every listener of the router or network closed; whether there was one."""
         return bool(self._ask({'verb': 'detach', 'id': id_})['closed'])
 
-    def close(self, listener: Listener) -> bool:
+    def detach_one(self, listener: Listener) -> bool:
         """Have one listener closed; whether it was there."""
-        return bool(self._ask({'verb': 'close', 'key': listener.key})['closed'])
+        return bool(self._ask({'verb': 'detach', 'key': listener.key})['closed'])
 
     def list(self, id_: str | None = None) -> tuple[list[Listener], dict[str, int]]:
         """All that is kept, or what is of one id, and how many workers follow, by mode."""

@@ -32,13 +32,13 @@ class KeptSockets:
             changed = [keeper.attach(one, _at(one.host, taken)) for one in wanted]
             if place.kind == NETWORK:
                 keys = {one.key for one in wanted}
-                changed += [keeper.close(one) for one in keeper.list(place.uuid)[0] if one.key not in keys]
+                changed += [keeper.detach_one(one) for one in keeper.list(place.uuid)[0] if one.key not in keys]
         return any(changed)
 
     def close(self, place: Place, mode: str, port: int, host: str) -> None:
         """Have one of its sockets closed, e.g. because its interface was replaced by another of its name."""
         with asking.connected(self._state_path) as keeper:
-            keeper.close(listener(place, mode, port, host))
+            keeper.detach_one(listener(place, mode, port, host))
 
     def detach(self, place: Place) -> bool:
         """Have all of it closed; whether there was anything. Where there never was a keeper there is not."""

@@ -6,7 +6,7 @@ On ``<state_path>/keeper`` (root's), a request and its answer::
     {"verb": "attach", "listener": {...}}   ->  {"changed": true}, or false where it was there already; with a
                                                 socket beside it that one is kept, and none is opened
     {"verb": "detach", "id": "..."}         ->  {"closed": true}: all of a router or network; false: there was none
-    {"verb": "close", "key": "..."}         ->  the same for one listener
+    {"verb": "detach", "key": "..."}        ->  the same for one listener
     {"verb": "list"}, {..., "id": "..."}    ->  {"listeners": [{...}, ...]}, in several packets; the last one is empty
                                                 and says who follows: {"workers": {"shared": 1, ...}}
                                                 {"error": "a sentence", "again": true} where something was

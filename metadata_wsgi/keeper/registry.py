@@ -22,6 +22,7 @@ class Kept(Protocol):
 
 
 K = TypeVar('K', bound=Kept)
+K_contra = TypeVar('K_contra', bound=Kept, contravariant=True)
 
 
 class Opener(Protocol[K]):
@@ -40,6 +41,16 @@ class Opener(Protocol[K]):
         """Whether there is no namespace of that name any more."""
 
 
+class Store(Protocol[K_contra]):
+    """What outlives keeper and workers; :class:`metadata_wsgi.keeper.store.SystemdStore` is the real one."""
+
+    def keep(self, listener: Listener, kept: K_contra) -> None:
+        """Hold ``kept``; nothing if it is held already as ``listener``."""
+
+    def forget(self, listener: Listener) -> None:
+        """Let go of what is held as ``listener``; nothing if there is none."""
+
+
 @dataclass(eq=False)
 class Follower:
     """A worker: what it serves by ``mode``, and the packets it has yet to be sent.
@@ -55,8 +66,9 @@ class Follower:
 class Registry(Generic[K]):
     """The listeners by key, and the followers that have heard ``follow``."""
 
-    def __init__(self, opener: Opener[K]) -> None:
+    def __init__(self, opener: Opener[K], store: Store[K] | None = None) -> None:
         self._opener = opener
+        self._store = store
         self._kept: dict[str, tuple[Listener, K]] = {}
         self._followers: list[Follower] = []
         self._let_go: deque[str] = deque(maxlen=REMEMBERED)
@@ -88,6 +100,8 @@ class Registry(Generic[K]):
                 return False
             if there[0] == replace(listener, mode=there[0].mode):
                 self._tell(there[0], {'leave': listener.key}, None)
+                # First: a store holds a socket once, under one name.
+                self._forget(there[0])
                 self._keep(listener, there[1])
                 return True
         # Opened before the other is closed: what cannot be replaced stays.
@@ -120,6 +134,7 @@ class Registry(Generic[K]):
             return False
         listener, kept = there
         self._tell(listener, {'leave': key}, None)
+        self._forget(listener)
         kept.close()
         return True
 
@@ -144,6 +159,13 @@ class Registry(Generic[K]):
             outcome.append((listener, again))
         return outcome
 
+    def take_back(self, listener: Listener, kept: K) -> bool:
+        """Keep again what the store held for an earlier keeper; False, and it is forgotten, where it does not fit."""
+        welcome = self.adopt(listener, kept)
+        if not welcome:
+            self._forget(listener)
+        return welcome
+
     def close(self) -> None:
         """Close our hold of everything and tell nobody: the end of this process, not of what it kept."""
         for _, kept in self._kept.values():
@@ -167,7 +189,13 @@ class Registry(Generic[K]):
         self._kept[listener.key] = (listener, kept)
         if listener.key in self._let_go:
             self._let_go.remove(listener.key)
+        if self._store is not None:
+            self._store.keep(listener, kept)
         self._tell(listener, {'serve': listener.to_json()}, kept)
+
+    def _forget(self, listener: Listener) -> None:
+        if self._store is not None:
+            self._store.forget(listener)
 
     def _tell(self, listener: Listener, message: dict[str, Any], kept: K | None) -> None:
         for follower in self._followers:

@@ -13,7 +13,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from metadata_wsgi import sockets
@@ -21,7 +21,7 @@ from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper import asking, protocol
 from metadata_wsgi.keeper.opening import NamespaceOpener
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.keeper.registry import Follower, Registry
+from metadata_wsgi.keeper.registry import Follower, Registry, Store
 from metadata_wsgi.plumbing import netns
 
 LOG = logging.getLogger(__name__)
@@ -37,9 +37,11 @@ SO_PEERGROUPS = 59  # <asm-generic/socket.h>, Linux 4.13
 class Keeper:
     """Serves ``<state_path>/keeper`` and ``<state_path>/listeners`` until ``stop``."""
 
-    def __init__(self, state_path: str, *, user: str = '', group: str = '') -> None:
+    def __init__(
+        self, state_path: str, *, user: str = '', group: str = '', store: Store[socket.socket] | None = None
+    ) -> None:
         sockets.raise_descriptor_limit()
-        self._registry: Registry[socket.socket] = Registry(NamespaceOpener())
+        self._registry: Registry[socket.socket] = Registry(NamespaceOpener(), store)
         self._followers: dict[socket.socket, Follower | None] = {}
         self._running = True
         self._breath_s = BREATH_S
@@ -54,6 +56,12 @@ class Keeper:
     def stop(self, *_: Any) -> None:
         """End ``run`` (a signal handler)."""
         self._running = False
+
+    def take_back(self, stored: Iterable[tuple[Listener, socket.socket]]) -> None:
+        """Keep what a store held for an earlier keeper, as far as it still is what it was."""
+        for listener, kept in stored:
+            if not self._registry.take_back(listener, kept):
+                LOG.info('%s was stored, and is not taken back: another is kept, or its namespace is gone', listener)
 
     def run(self) -> None:
         """Serve until stopped. The workers go on with what they have, and hand it to the next keeper."""
@@ -146,17 +154,19 @@ class Keeper:
                 listener = Listener.from_json(message.get('listener'))
                 return [{'changed': self._registry.attach(listener, taken)}]
             if verb == 'detach':
-                closed = [self._registry.detach(one.key) for one in self._registry if one.id == id_]
+                keys = [one.key for one in self._registry if one.id == id_]
+                if 'key' in message:
+                    # Also where it is not there: a worker may be about to hand it back.
+                    keys = [str(message['key'])]
+                closed = [self._registry.detach(key) for key in keys]
                 return [{'closed': any(closed)}]
-            if verb == 'close':
-                return [{'closed': self._registry.detach(str(message.get('key')))}]
             if verb == 'list':
                 found = [one.to_json() for one in self._registry if id_ in (None, one.id)]
                 return _pages(found, self._registry.followers())
         except (MetadataError, ValueError) as error:
             busy = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
             return [{'error': str(error), 'again': busy}]
-        return [{'error': 'one of the verbs attach, detach, close, list'}]
+        return [{'error': 'one of the verbs attach, detach, list'}]
 
     # -- who follows
 

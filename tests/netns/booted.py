@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A systemd of its own, process 1 of new namespaces, that runs the units of etc/systemd and nothing else.
+
+What a boot does to a machine must not happen to this one: temporary files are cleared, settings of the kernel
+written, devices made. So its root is a tmpfs. Of this machine it has programs, the interpreter and the checkout,
+read-only; none of the units, generators and rules for temporary files that are installed; and before systemd is
+started every mount is looked at once more: one that could be written to and is not its own ends it.
+
+::
+
+    /                  tmpfs; /etc, /var and /opt/bin come from ``skeleton``
+    /usr               this machine's, read-only, without /usr/lib/systemd/system and the like
+    /opt/python, /opt/packages, /opt/checkout      what the programs run with, read-only
+    /run/netns         this machine's, as names come and go
+    /dev, /proc, /sys  its own; /proc/sys read-only
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import uuid
+from pathlib import Path
+
+from tests.e2e.conftest import eventually
+
+CHECKOUT = Path(__file__).parent.parent.parent
+UNITS = CHECKOUT / 'etc' / 'systemd'
+USER = 61234
+TARGETS = ('sysinit', 'basic', 'multi-user', 'network-online', 'shutdown')
+PROGRAMS = {
+    'metadata-wsgi': 'metadata_wsgi',
+    'quantum-metadata-agent': 'agent',
+    'quantum-ns-metadata-proxy': 'namespace_proxy',
+}
+
+_BASE = os.path.realpath(sys.base_prefix)
+INTERPRETER = Path('/opt/python') / Path(os.path.realpath(sys.executable)).relative_to(_BASE)
+
+ENTER_CGROUP = 'echo $$ > "$1/cgroup.procs"; shift; exec "$@"'
+BOOT = r"""
+set -eu
+root=$1 skeleton=$2 python=$3 packages=$4 checkout=$5
+mount --make-rslave /
+mount -t tmpfs -o mode=755 tmpfs "$root"
+cp -a "$skeleton/." "$root"
+cd "$root"
+for name in bin sbin lib lib32 lib64 libx32; do
+    if [ -L "/$name" ]; then cp -P "/$name" .
+    elif [ -d "/$name" ]; then mkdir "$name"; mount -o bind,ro "/$name" "$name"; fi
+done
+mkdir -p usr old dev proc sys run tmp root var/tmp opt/python opt/packages opt/checkout
+chmod 1777 tmp var/tmp
+mount -o bind,ro /usr usr
+mount -o bind,ro "$python" opt/python
+mount -o bind,ro "$packages" opt/packages
+mount -o bind,ro "$checkout" opt/checkout
+for name in systemd/system systemd/system-generators systemd/system-preset tmpfiles.d sysctl.d sysusers.d; do
+    if [ -d "usr/lib/$name" ]; then mount -t tmpfs -o ro tmpfs "usr/lib/$name"; fi
+    if [ -d "lib/$name" ] && [ ! -L lib ]; then mount -t tmpfs -o ro tmpfs "lib/$name"; fi
+done
+ldconfig -r "$root"
+mount -t tmpfs -o mode=755 tmpfs run
+mkdir -p run/netns run/lock
+mount -o rbind,ro /run/netns run/netns
+mount -t tmpfs -o mode=755 tmpfs dev
+mkdir dev/pts dev/shm
+mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
+ln -s /proc/self/fd dev/fd
+for node in 'null 3' 'zero 5' 'full 7' 'random 8' 'urandom 9'; do mknod -m 666 "dev/${node% *}" c 1 "${node#* }"; done
+mknod -m 666 dev/tty c 5 0
+touch dev/kmsg
+mount -t proc proc proc
+mount -t sysfs -o ro sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount -o bind,ro proc/sys proc/sys
+if [ -e proc/sysrq-trigger ]; then mount -o bind,ro proc/sysrq-trigger proc/sysrq-trigger; fi
+pivot_root . old
+cd /
+umount -l /old
+rmdir /old
+while read -r _ where _ options _; do
+    case ",$options," in *,ro,*) continue;; esac
+    case "$where" in
+    /|/dev|/dev/pts|/proc|/run|/sys/fs/cgroup|/run/netns/*) ;;
+    *) echo "$where could be written to" >&2; exit 1;;
+    esac
+done < /proc/self/mounts
+[ "$(stat -f -c %T /)" = tmpfs ]
+mount --make-rshared /
+exec setpriv --bounding-set=-sys_module,-sys_time,-sys_rawio,-sys_boot,-syslog,-wake_alarm \
+    env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system \
+    --log-target=kmsg --show-status=no --crash-reboot=no
+"""
+
+
+def what_is_missing():
+    """Why no systemd can be booted here, in words; None if nothing is in the way."""
+    if not os.access('/lib/systemd/systemd', os.X_OK):
+        return 'systemd is not installed'
+    missing = [name for name in ('unshare', 'nsenter', 'setpriv', 'pivot_root') if not shutil.which(name)]
+    if missing:
+        return f'{", ".join(missing)} is not installed'
+    if _cgroups() is None:
+        return 'no cgroup2 is mounted'
+    return None
+
+
+class DidNotBoot(Exception):
+    """The kernel, or what this runs in, does not allow it."""
+
+
+class Booted:
+    """The units, on a host whose network is the namespace ``network``; its names in /run/netns are this host's.
+
+    ``conf`` becomes /etc/metadata_wsgi/metadata_agent.ini, and what else is in ``files`` lies beside it.
+    """
+
+    interpreter = INTERPRETER
+
+    def __init__(self, directory: Path, network: str, conf: str, files: dict[str, str]) -> None:
+        self._directory = directory
+        self._network = network
+        self._skeleton = directory / 'skeleton'
+        _furnish(self._skeleton, conf, files)
+
+    def start(self):
+        self._cgroup = _cgroups() / f'metadata-wsgi-{uuid.uuid4()}'
+        self._cgroup.mkdir()
+        root = self._directory / 'root'
+        root.mkdir()
+        self._log = self._directory / 'boot.log'
+        argv = [
+            'sh', '-c', ENTER_CGROUP, 'sh', self._cgroup,
+            'nsenter', f'--net=/run/netns/{self._network}',
+            'unshare', '--pid', '--fork', '--kill-child', '--mount', '--cgroup', '--uts', '--ipc',
+            'sh', '-c', BOOT, 'sh', root, self._skeleton, sys.base_prefix, sysconfig.get_path('purelib'), CHECKOUT,
+        ]  # fmt: skip
+        with self._log.open('wb') as log:
+            self._process = subprocess.Popen([str(word) for word in argv], stdout=log, stderr=log)
+        try:
+            eventually(lambda: self._process.poll() is not None or self._is_up(), 'systemd is up', within_s=30)
+        except AssertionError as error:
+            raise DidNotBoot(f'{error}: {self._log.read_text()}') from None
+        if self._process.poll() is not None:
+            raise DidNotBoot(self._log.read_text())
+        return self
+
+    def _is_up(self):
+        return self.run('systemctl', 'is-system-running').stdout.strip() in ('running', 'degraded')
+
+    def run(self, *argv, check=False):
+        """Run a program in there, as root; its CompletedProcess with text."""
+        children = Path(f'/proc/{self._process.pid}/task/{self._process.pid}/children').read_text().split()
+        if not children:
+            return subprocess.CompletedProcess(argv, 1, '', 'nothing runs yet')
+        enter = ['nsenter', '--target', children[0], '--mount', '--pid', '--net', '--uts', '--ipc', '--cgroup', '--']
+        done = subprocess.run(
+            [*enter, *(str(word) for word in argv)], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert not check or done.returncode == 0, (argv, done.stdout, done.stderr, self.text())
+        return done
+
+    def systemctl(self, *words):
+        return self.run('systemctl', *words, check=True).stdout
+
+    def shown(self, unit, name):
+        """A property of a unit."""
+        return self.systemctl('show', '--value', '--property', name, unit).strip()
+
+    def metadata_wsgi(self, *words, check=True):
+        return self.run('/opt/bin/metadata-wsgi', *words, check=check)
+
+    def text(self):
+        """What systemd and the programs said, for a failed test."""
+        return self.run('sh', '-c', 'tail -n 60 /dev/kmsg /var/log/*.log').stdout
+
+    def stop(self):
+        """End it and all that runs in it, and leave nothing."""
+        if hasattr(self, '_process'):
+            self._process.kill()
+            self._process.wait(10)
+        eventually(lambda: _removed(self._cgroup), 'every process has ended')
+
+
+def _removed(cgroup):
+    try:
+        for directory, _, _ in os.walk(cgroup, topdown=False):
+            os.rmdir(directory)
+    except OSError:
+        return False
+    return True
+
+
+def _cgroups():
+    for line in Path('/proc/self/mounts').read_text().splitlines():
+        _, where, kind, *_ = line.split()
+        if kind == 'cgroup2':
+            return Path(where)
+    return None
+
+
+def _furnish(skeleton, conf, files):
+    etc, bin_ = skeleton / 'etc', skeleton / 'opt' / 'bin'
+    units = etc / 'systemd' / 'system'
+    ours = etc / 'metadata_wsgi'
+    for made in (units, ours, bin_, skeleton / 'var' / 'lib', skeleton / 'var' / 'log'):
+        made.mkdir(parents=True)
+    (skeleton / 'var' / 'run').symlink_to('../run')
+    (etc / 'passwd').write_text(
+        'root:x:0:0::/root:/bin/sh\n'
+        f'metadata-wsgi:x:{USER}:{USER}::/nonexistent:/bin/false\n'
+        'nobody:x:65534:65534::/nonexistent:/bin/false\n'
+    )
+    (etc / 'group').write_text(f'root:x:0:\nmetadata-wsgi:x:{USER}:\nnogroup:x:65534:\n')
+    (etc / 'nsswitch.conf').write_text('passwd: files\ngroup: files\nhosts: files\n')
+    (etc / 'hosts').write_text('127.0.0.1 localhost\n')
+    (etc / 'machine-id').write_text(f'{uuid.uuid4().hex}\n')
+    (etc / 'ld.so.conf').write_text('/opt/python/lib\n' + _read('/etc/ld.so.conf'))
+    for name in ('ld.so.conf.d', 'alternatives'):
+        if os.path.isdir(f'/etc/{name}'):
+            shutil.copytree(f'/etc/{name}', etc / name, symlinks=True)
+    (ours / 'metadata_agent.ini').write_text(conf)
+    # Of root, and readable for the user that the agent is.
+    os.chmod(ours / 'metadata_agent.ini', 0o640)
+    os.chown(ours / 'metadata_agent.ini', 0, USER)
+    for name, text in files.items():
+        (ours / name).write_text(text)
+    for name in TARGETS:
+        (units / f'{name}.target').write_text(f'[Unit]\nDescription={name}\nDefaultDependencies=no\n')
+    (units / 'default.target').symlink_to('multi-user.target')
+    for name, module in PROGRAMS.items():
+        script = bin_ / name
+        script.write_text(
+            f'#!{INTERPRETER}\nimport sys\nsys.path[:0] = ["/opt/checkout", "/opt/packages"]\n'
+            f'from metadata_wsgi.commands.{module} import main\nsys.exit(main())\n'
+        )
+        script.chmod(0o755)
+    for unit in UNITS.glob('*.service'):
+        shutil.copy(unit, units)
+        command = next(line for line in unit.read_text().splitlines() if line.startswith('ExecStart='))
+        drop_in = units / f'{unit.name}.d' / 'here.conf'
+        drop_in.parent.mkdir()
+        drop_in.write_text(
+            '[Service]\nExecStart=\n'
+            + command.replace('/usr/bin/', '/opt/bin/')
+            + f'\nStandardOutput=append:/var/log/{unit.stem}.log\nStandardError=inherit\n'
+        )
+
+
+def _read(path):
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ''

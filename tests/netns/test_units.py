@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The units of etc/systemd as they are shipped, under a systemd that runs: do they serve, and what survives what?"""
+
+import os
+import re
+import subprocess
+import uuid
+
+import pytest
+
+from metadata_wsgi.plumbing import netns
+from tests.cloud import Cloud
+from tests.e2e.conftest import eventually
+
+from .booted import CHECKOUT, UNITS, USER, Booted, DidNotBoot, what_is_missing
+from .manyfold import TARGET, Load, ask
+from .worlds import METADATA, ip
+
+pytestmark = pytest.mark.netns
+
+KEEPER, AGENT, PROXY = 'metadata-wsgi-keeper', 'quantum-metadata-agent', 'quantum-ns-metadata-proxy'
+ALL = (KEEPER, AGENT, PROXY)
+CAPABILITIES = {'net_bind_service': 10, 'net_admin': 12, 'sys_admin': 21, 'chown': 0, 'dac_override': 1}
+
+
+@pytest.fixture
+def network():
+    """The network of the host on which systemd runs: the fake Nova is on its loopback."""
+    name = f'host-{uuid.uuid4()}'
+    ip('netns', 'add', name)
+    try:
+        ip('-n', name, 'link', 'set', 'lo', 'up')
+        yield name
+    finally:
+        ip('netns', 'delete', name)
+
+
+@pytest.fixture
+def host(directory, network, world):
+    """Booted, and every unit started."""
+    why = what_is_missing()
+    if why:
+        pytest.skip(why)
+    with netns.run_in(network, lambda: Cloud(directory)) as cloud:
+        cloud.configure(state_path=None, metadata_one_hop=True)
+        conf = cloud.conf_file.read_text().replace(str(directory), '/etc/metadata_wsgi')
+        booted = Booted(directory, network, conf, {'inventory.yaml': (directory / 'inventory.yaml').read_text()})
+        try:
+            booted.start()
+            booted.systemctl('start', *ALL)
+            eventually(lambda: workers(booted) == {'shared', 'one_hop'}, lambda: f'both follow: {booted.text()}')
+            yield booted
+        except DidNotBoot as error:
+            pytest.skip(f'no systemd could be booted here: {error}')
+        finally:
+            booted.stop()
+
+
+@pytest.fixture
+def attach(host, world):
+    def attach(mode):
+        words = ('--no-wait', '--mode', mode, '--router-id', 'router-a', '--namespace', world.router)
+        done = host.metadata_wsgi('attach', *words)
+        assert done.stderr == '', host.text()
+
+    return attach
+
+
+@pytest.fixture
+def load(world):
+    """The guest asks, twice at a time; ended with the test."""
+    started = []
+
+    def start():
+        started.append(Load([(world.guest, 'instance-a')] * 2))
+        started[-1].more()
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+def workers(host):
+    """The modes that somebody serves."""
+    script = (
+        'import sys; sys.path[:0] = ["/opt/checkout", "/opt/packages"]\n'
+        'from metadata_wsgi.keeper.places import KeptSockets\n'
+        'print(*KeptSockets("/var/lib/quantum").workers())'
+    )
+    return set(host.run(host.interpreter, '-c', script).stdout.split())
+
+
+def stored(host):
+    return int(host.shown(KEEPER, 'NFileDescriptorStore'))
+
+
+def pid(host, unit):
+    return int(host.shown(unit, 'MainPID'))
+
+
+def all_is_well(host):
+    """Wait until nothing is wrong with what is attached: a worker finds a new keeper when it looks the next time."""
+    eventually(
+        lambda: host.metadata_wsgi('attached', check=False).returncode == 0,
+        lambda: host.metadata_wsgi('attached', check=False).stdout + host.text(),
+    )
+
+
+def refused(asking):
+    return [failure for failure in asking.failures if isinstance(failure, ConnectionRefusedError)]
+
+
+def owners(host):
+    """Whose each of the sockets is, and who may open it."""
+    return host.run('stat', '-c', '%n %U:%G %a', *(f'/var/lib/quantum{name}' for name in SOCKETS)).stdout.splitlines()
+
+
+SOCKETS = ('', '/keeper', '/listeners', '/metadata_proxy')
+AS_INTENDED = [
+    '/var/lib/quantum root:metadata-wsgi 1775',
+    '/var/lib/quantum/keeper root:root 600',
+    '/var/lib/quantum/listeners root:metadata-wsgi 660',
+    '/var/lib/quantum/metadata_proxy metadata-wsgi:metadata-wsgi 660',
+]
+
+
+@pytest.mark.parametrize('mode', ['shared', 'one_hop'])
+def test_a_guest_is_served_by_what_is_shipped(host, world, attach, mode):
+    attach(mode)
+    curl = subprocess.run(
+        ['ip', 'netns', 'exec', world.guest, 'curl', '-s', '-m', '20', f'http://{METADATA}{TARGET}'],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert '"instance-a"' in curl.stdout, host.text()
+    # The keeper looks after its sockets when a name comes or goes: one it could not judge it would drop.
+    ip('netns', 'add', f'{world.outside}-2')
+    try:
+        former = host.run('cat', '/var/log/metadata-wsgi-keeper.log').stdout
+        eventually(lambda: netns.run_in(world.guest, ask) == 'instance-a', 'still served')
+        assert 'is gone' not in former, former
+    finally:
+        ip('netns', 'delete', f'{world.outside}-2')
+    all_is_well(host)
+    host.metadata_wsgi('detach', '--router-id', 'router-a', '--namespace', world.router)
+    assert (stored(host), host.metadata_wsgi('attached').stdout.count('router-a')) == (0, 0)
+
+
+def test_what_the_units_take_away_is_taken_away(host):
+    for unit in ALL:
+        lines = host.run('cat', f'/proc/{pid(host, unit)}/status').stdout.splitlines()
+        status = dict(line.split(':\t', 1) for line in lines if ':\t' in line)
+        keeps = sum(1 << number for number in CAPABILITIES.values()) if unit == KEEPER else 0
+        uid = 0 if unit == KEEPER else USER
+        assert (unit, status['CapBnd'], status['CapEff']) == (unit, f'{keeps:016x}', f'{keeps:016x}')
+        assert (status['Uid'].split(), status['NoNewPrivs'], status['Seccomp']) == ([str(uid)] * 4, '1', '2')
+
+
+@pytest.mark.parametrize('unit', ALL)
+@pytest.mark.parametrize('mode', ['shared', 'one_hop'])
+def test_each_may_be_restarted_and_killed_and_no_guest_is_refused(host, attach, load, mode, unit):
+    attach(mode)
+    asking = load()
+    before = pid(host, unit)
+    host.systemctl('restart', unit)
+    asking.more()
+    assert asking.failures == [], host.text()
+    for _ in range(2):
+        former = pid(host, unit)
+        assert former != before
+        host.systemctl('kill', '--signal', 'KILL', unit)
+        eventually(lambda former=former: pid(host, unit) not in (0, former), 'systemd started it again')
+        enough = asking.answered + 30
+        eventually(lambda enough=enough: asking.answered > enough, lambda: f'served: {host.text()}')
+    assert refused(asking) == []
+    assert owners(host) == AS_INTENDED
+    all_is_well(host)
+
+
+@pytest.mark.parametrize('mode', ['shared', 'one_hop'])
+def test_keeper_and_workers_killed_together_refuse_nobody(host, attach, load, mode):
+    """The one thing that neither has of the other: systemd has it."""
+    attach(mode)
+    assert stored(host) == 1
+    asking = load()
+    for _ in range(2):
+        former = [pid(host, unit) for unit in ALL]
+        host.systemctl('kill', '--signal', 'KILL', *ALL)
+        eventually(lambda former=former: not {0, *former} & {pid(host, unit) for unit in ALL}, 'all started again')
+        enough = asking.answered + 30
+        eventually(lambda enough=enough: asking.answered > enough, lambda: f'served: {host.text()}')
+    assert refused(asking) == []
+    assert stored(host) == 1
+    all_is_well(host)
+
+
+def test_a_guest_that_connects_while_nobody_runs_waits_and_is_answered(host, world, attach):
+    attach('shared')
+    host.systemctl('stop', PROXY)
+    # Its backlog is in systemd alone.
+    host.systemctl('kill', '--signal', 'KILL', KEEPER)
+    asking = Load([(world.guest, 'instance-a')])
+    try:
+        eventually(lambda: host.shown(KEEPER, 'ActiveState') == 'active', 'the keeper is back')
+        assert (asking.answered, asking.failures) == (0, [])
+        host.systemctl('start', PROXY)
+        asking.more()
+    finally:
+        asking.stop()
+    assert asking.failures == []
+
+
+def test_another_mode_and_a_detach_reach_the_store(host, world, attach):
+    attach('shared')
+    attach('one_hop')
+    assert stored(host) == 1
+    host.systemctl('kill', '--signal', 'KILL', *ALL)
+    eventually(lambda: netns.run_in(world.guest, ask) == 'instance-a', 'served')
+    assert 'one_hop' in host.metadata_wsgi('attached').stdout
+    host.metadata_wsgi('detach', '--router-id', 'router-a', '--namespace', world.router)
+    host.systemctl('kill', '--signal', 'KILL', *ALL)
+    eventually(lambda: workers(host) == {'shared', 'one_hop'}, 'both follow')
+    assert (stored(host), 'router-a' in host.metadata_wsgi('attached').stdout) == (0, False)
+
+
+def test_all_stopped_and_started_needs_an_attach_and_nothing_else(host, world, attach):
+    attach('shared')
+    host.systemctl('stop', *ALL)
+    host.systemctl('start', *ALL)
+    assert owners(host) == AS_INTENDED
+    eventually(lambda: workers(host) == {'shared', 'one_hop'}, 'both follow')
+    assert host.metadata_wsgi('attached', check=False).returncode == 1
+    attach('shared')
+    assert netns.run_in(world.guest, ask) == 'instance-a'
+    all_is_well(host)
+
+
+@pytest.mark.parametrize('unit', ALL)
+def test_the_exposure_is_what_the_documentation_says(unit):
+    if what_is_missing():
+        pytest.skip('systemd is not installed')
+    text = (CHECKOUT / 'doc' / 'threat_model.md').read_text()
+    version = subprocess.run(['systemd-analyze', '--version'], capture_output=True, text=True, check=True).stdout
+    if not version.startswith('systemd 252 '):
+        pytest.skip('each version counts otherwise, and the documentation quotes 252')
+    said = subprocess.run(
+        ['systemd-analyze', 'security', '--no-pager', '--offline=true', UNITS / f'{unit}.service'],
+        capture_output=True, text=True, check=False, env={**os.environ, 'SYSTEMD_COLORS': '0'},
+    ).stdout  # fmt: skip
+    exposure = re.search(r'exposure level for \S+ ([\d.]+)', said)
+    assert exposure, said
+    assert f'| `{unit}.service` | {exposure[1]} |' in text
