@@ -21,7 +21,7 @@ from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper import asking, protocol
 from metadata_wsgi.keeper.opening import NamespaceOpener
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.keeper.registry import Follower, Registry, Store
+from metadata_wsgi.keeper.registry import Follower, Opener, Registry, Store
 from metadata_wsgi.plumbing import netns
 
 LOG = logging.getLogger(__name__)
@@ -38,10 +38,16 @@ class Keeper:
     """Serves ``<state_path>/keeper`` and ``<state_path>/listeners`` until ``stop``."""
 
     def __init__(
-        self, state_path: str, *, user: str = '', group: str = '', store: Store[socket.socket] | None = None
+        self,
+        state_path: str,
+        *,
+        user: str = '',
+        group: str = '',
+        store: Store[socket.socket] | None = None,
+        opener: Opener[socket.socket] | None = None,
     ) -> None:
         sockets.raise_descriptor_limit()
-        self._registry: Registry[socket.socket] = Registry(NamespaceOpener(), store)
+        self._registry: Registry[socket.socket] = Registry(opener or NamespaceOpener(), store)
         self._followers: dict[socket.socket, Follower | None] = {}
         self._running = True
         self._breath_s = BREATH_S

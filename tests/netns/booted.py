@@ -119,16 +119,23 @@ class Booted:
     """
 
     interpreter = INTERPRETER
+    boot = BOOT
 
     def __init__(self, directory: Path, network: str, conf: str, files: dict[str, str]) -> None:
         self._directory = directory
         self._network = network
         self._skeleton = directory / 'skeleton'
+        self._cgroup = None
+        self._process = None
         _furnish(self._skeleton, conf, files)
 
     def start(self):
-        self._cgroup = _cgroups() / f'metadata-wsgi-{uuid.uuid4()}'
-        self._cgroup.mkdir()
+        cgroup = _cgroups() / f'metadata-wsgi-{uuid.uuid4()}'
+        try:
+            cgroup.mkdir()
+        except OSError as error:
+            raise DidNotBoot(str(error)) from None
+        self._cgroup = cgroup
         root = self._directory / 'root'
         root.mkdir()
         self._log = self._directory / 'boot.log'
@@ -136,7 +143,7 @@ class Booted:
             'sh', '-c', ENTER_CGROUP, 'sh', self._cgroup,
             'nsenter', f'--net=/run/netns/{self._network}',
             'unshare', '--pid', '--fork', '--kill-child', '--mount', '--cgroup', '--uts', '--ipc',
-            'sh', '-c', BOOT, 'sh', root, self._skeleton, sys.base_prefix, sysconfig.get_path('purelib'), CHECKOUT,
+            'sh', '-c', self.boot, 'sh', root, self._skeleton, sys.base_prefix, sysconfig.get_path('purelib'), CHECKOUT,
         ]  # fmt: skip
         with self._log.open('wb') as log:
             self._process = subprocess.Popen([str(word) for word in argv], stdout=log, stderr=log)
@@ -179,10 +186,11 @@ class Booted:
 
     def stop(self):
         """End it and all that runs in it, and leave nothing."""
-        if hasattr(self, '_process'):
+        if self._process is not None:
             self._process.kill()
             self._process.wait(10)
-        eventually(lambda: _removed(self._cgroup), 'every process has ended')
+        if self._cgroup is not None:
+            eventually(lambda: _removed(self._cgroup), 'every process has ended')
 
 
 def _removed(cgroup):

@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 from metadata_wsgi.plumbing import netns
-from tests.cloud import Cloud
+from tests.cloud import SECRET, Cloud
 from tests.e2e.conftest import eventually
 
 from .booted import CHECKOUT, UNITS, USER, Booted, DidNotBoot, what_is_missing
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.netns
 
 KEEPER, AGENT, PROXY = 'metadata-wsgi-keeper', 'quantum-metadata-agent', 'quantum-ns-metadata-proxy'
 ALL = (KEEPER, AGENT, PROXY)
+SECRET_FILE = 'metadata_proxy_shared_secret'
 CAPABILITIES = {'net_bind_service': 10, 'net_admin': 12, 'sys_admin': 21, 'chown': 0, 'dac_override': 1}
 
 
@@ -36,24 +37,32 @@ def network():
 
 
 @pytest.fixture
-def host(directory, network, world):
-    """Booted, and every unit started."""
+def machine(directory, network, world):
+    """What the units run on, not yet booted."""
     why = what_is_missing()
     if why:
         pytest.skip(why)
     with netns.run_in(network, lambda: Cloud(directory)) as cloud:
         cloud.configure(state_path=None, metadata_one_hop=True)
         conf = cloud.conf_file.read_text().replace(str(directory), '/etc/metadata_wsgi')
-        booted = Booted(directory, network, conf, {'inventory.yaml': (directory / 'inventory.yaml').read_text()})
+        inventory = (directory / 'inventory.yaml').read_text()
+        made = Booted(directory, network, conf, {'inventory.yaml': inventory, SECRET_FILE: SECRET})
         try:
-            booted.start()
-            booted.systemctl('start', *ALL)
-            eventually(lambda: workers(booted) == {'shared', 'one_hop'}, lambda: f'both follow: {booted.text()}')
-            yield booted
-        except DidNotBoot as error:
-            pytest.skip(f'no systemd could be booted here: {error}')
+            yield made
         finally:
-            booted.stop()
+            made.stop()
+
+
+@pytest.fixture
+def host(machine):
+    """Booted, and every unit started."""
+    try:
+        booted = machine.start()
+    except DidNotBoot as error:
+        pytest.skip(f'no systemd could be booted here: {error}')
+    booted.systemctl('start', *ALL)
+    eventually(lambda: workers(booted) == {'shared', 'one_hop'}, lambda: f'both follow: {booted.text()}')
+    return booted
 
 
 @pytest.fixture
@@ -125,6 +134,15 @@ AS_INTENDED = [
 ]
 
 
+def test_nothing_of_this_machine_can_be_written_to(machine, directory):
+    """Or it is not booted: what clears temporary files at a boot would clear this machine's."""
+    precious = directory / 'precious'
+    precious.mkdir()
+    machine.boot = machine.boot.replace('pivot_root', f'mkdir precious; mount --bind {precious} precious; pivot_root')
+    with pytest.raises(DidNotBoot, match='/precious could be written to'):
+        machine.start()
+
+
 @pytest.mark.parametrize('mode', ['shared', 'one_hop'])
 def test_a_guest_is_served_by_what_is_shipped(host, world, attach, mode):
     attach(mode)
@@ -146,6 +164,27 @@ def test_a_guest_is_served_by_what_is_shipped(host, world, attach, mode):
     assert (stored(host), host.metadata_wsgi('attached').stdout.count('router-a')) == (0, 0)
 
 
+def test_a_process_in_a_namespace_reaches_the_agent_of_the_unit(host, world, attach):
+    attach('process')
+    assert netns.run_in(world.guest, ask) == 'instance-a', host.text()
+    assert stored(host) == 0
+
+
+def test_the_secret_as_a_credential(host, world, attach):
+    """The line is in the unit, commented out."""
+    commented = (UNITS / f'{AGENT}.service').read_text().splitlines()
+    (line,) = [line for line in commented if line.startswith(f'#LoadCredential={SECRET_FILE}:')]
+    drop_in = f'/etc/systemd/system/{AGENT}.service.d/credential.conf'
+    host.run('sh', '-c', f'printf "[Service]\\n{line[1:]}\\n" > {drop_in}', check=True)
+    host.run('sed', '-i', f'/^{SECRET_FILE} /d', '/etc/metadata_wsgi/metadata_agent.ini', check=True)
+    host.run('chmod', '600', f'/etc/metadata_wsgi/{SECRET_FILE}', check=True)
+    host.systemctl('daemon-reload')
+    host.systemctl('restart', AGENT)
+    eventually(lambda: 'one_hop' in workers(host), lambda: f'it follows: {host.text()}')
+    attach('one_hop')
+    assert netns.run_in(world.guest, ask) == 'instance-a', host.text()
+
+
 def test_what_the_units_take_away_is_taken_away(host):
     for unit in ALL:
         lines = host.run('cat', f'/proc/{pid(host, unit)}/status').stdout.splitlines()
@@ -162,6 +201,10 @@ def test_each_may_be_restarted_and_killed_and_no_guest_is_refused(host, attach, 
     attach(mode)
     asking = load()
     before = pid(host, unit)
+    if unit != KEEPER:
+        host.systemctl('reload', unit)
+        asking.more()
+        assert pid(host, unit) == before
     host.systemctl('restart', unit)
     asking.more()
     assert asking.failures == [], host.text()

@@ -49,14 +49,33 @@ class FakeNamespaces:
         return listener.namespace not in self.generation
 
 
+class FakeStore:
+    """As systemd's: a socket is held under one name only, and a second one is not heard."""
+
+    def __init__(self):
+        self.held = {}
+
+    def keep(self, listener, kept):
+        if kept.number not in [one.number for one in self.held.values()]:
+            self.held[listener] = kept
+
+    def forget(self, listener):
+        self.held.pop(listener, None)
+
+
 @pytest.fixture
 def there():
     return FakeNamespaces()
 
 
 @pytest.fixture
-def registry(there):
-    return Registry(there)
+def store():
+    return FakeStore()
+
+
+@pytest.fixture
+def registry(there, store):
+    return Registry(there, store)
 
 
 def follow(registry, mode='shared'):
@@ -194,3 +213,47 @@ def test_what_is_closed_before_it_was_sent_is_not_sent(registry):
     registry.attach(A)
     registry.detach('a')
     assert heard(follower) == [('complete', True), ('leave', 'a')]
+
+
+def test_the_store_holds_what_is_kept_through_every_change(registry, there, store):
+    def agrees():
+        return {listener.key: kept.number for listener, kept in store.held.items()} == there_is(registry)
+
+    def there_is(registry):
+        follower = follow(registry), follow(registry, 'one_hop')
+        packets = [packet for one in follower for packet in one.waiting]
+        for one in follower:
+            registry.unfollow(one)
+        return {Listener.from_json(said['serve']).key: kept.number for said, kept in packets if 'serve' in said}
+
+    registry.attach(A)
+    registry.attach(B)
+    assert (set(store.held), agrees()) == ({A, B}, True)
+    registry.attach(replace(A, mode='one_hop'))
+    assert (set(store.held), agrees()) == ({replace(A, mode='one_hop'), B}, True)
+    registry.attach(replace(A, port=9000))
+    assert (set(store.held), agrees()) == ({replace(A, port=9000), B}, True)
+    there.generation = {'qrouter-a': 2}
+    registry.look_after()
+    assert (set(store.held), agrees()) == ({replace(A, port=9000)}, True)
+    registry.detach('a')
+    assert store.held == {}
+
+
+def test_the_end_of_the_keeper_is_not_the_end_of_what_is_stored(registry, store):
+    registry.attach(A)
+    registry.close()
+    assert set(store.held) == {A}
+
+
+def test_what_a_worker_hands_back_is_stored_too(registry, store):
+    registry.adopt(A, FakeSocket(5, of=1))
+    assert set(store.held) == {A}
+
+
+def test_what_was_stored_is_kept_again_where_it_fits_and_forgotten_elsewhere(there, store):
+    fits, does_not = FakeSocket(5, of=1), FakeSocket(6, of=7)
+    store.held = {A: fits, B: does_not}
+    registry = Registry(there, store)
+    assert (registry.take_back(A, fits), registry.take_back(B, does_not)) == (True, False)
+    assert (list(registry), set(store.held), fits.closed, does_not.closed) == ([A], {A}, False, True)

@@ -14,12 +14,28 @@ from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.serving import Keeper, may_follow
 
 
+class FakeOpener:
+    """Every namespace is this one, and every port one that is free."""
+
+    def open(self, listener):
+        return socket.create_server((listener.host, 0))
+
+    def fits(self, listener, kept):
+        return kept.getsockname()[0] == listener.host
+
+    def are_one(self, kept, other):
+        return kept.getsockname() == other.getsockname()
+
+    def is_gone(self, listener):
+        return False
+
+
 class Running:
     """A keeper that breathes in a thread."""
 
-    def __init__(self, state_path):
+    def __init__(self, state_path, **options):
         self.state_path = str(state_path)
-        self.keeper = Keeper(self.state_path)
+        self.keeper = Keeper(self.state_path, **options)
         self.running = True
         self.thread = threading.Thread(target=self._breathe)
         self.thread.start()
@@ -106,6 +122,30 @@ def test_a_hand_back_that_does_not_fit_is_answered_with_leave(running):
         protocol.send(connection, {'mode': 'shared'})
         protocol.send(connection, {'holds': listener.to_json()}, own.fileno())
         assert protocol.receive(connection) == ({'leave': 'a'}, None)
+
+
+def test_one_listener_or_all_of_an_id_are_detached(tmp_path):
+    hosts = ('127.0.0.1', '127.0.0.2', '127.0.0.3')
+    first, *others = [Listener('shared', 'here', 80, network_id='c', host=host) for host in hosts]
+    running = Running(tmp_path, opener=FakeOpener())
+    try:
+        with asking.connected(running.state_path) as keeper:
+            assert [keeper.attach(one) for one in (first, *others)] == [True] * 3
+            assert [keeper.detach_one(first), keeper.detach_one(first)] == [True, False]
+            assert keeper.list('c')[0] == others
+            assert [keeper.detach('d'), keeper.detach('c')] == [False, True]
+            assert keeper.list('c')[0] == []
+    finally:
+        running.close()
+
+
+def test_what_a_store_gives_back_of_a_namespace_that_is_gone_is_closed(running, caplog):
+    caplog.set_level('INFO')
+    listener = Listener('shared', 'no-such-one', 9697, router_id='a')
+    stored = socket.create_server(('127.0.0.1', 0))
+    running.keeper.take_back([(listener, stored)])
+    assert stored.fileno() == -1
+    assert 'is not taken back' in caplog.text
 
 
 def test_a_keeper_that_is_not_there_is_named(tmp_path):
