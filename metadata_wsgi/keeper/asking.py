@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -96,4 +97,12 @@ def connected(state_path: str) -> Iterator[KeeperClient]:
             raise PlumbingError(
                 f'no keeper answers at {path(state_path)} ({error.strerror}): start metadata-wsgi keeper, as root'
             ) from error
+        _, uid, _ = struct.unpack('iII', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if not may_keep(uid, os.geteuid()):
+            raise PlumbingError(f'who listens at {path(state_path)} is uid {uid}, and no keeper')
         yield KeeperClient(connection)
+
+
+def may_keep(uid: int, own: int) -> bool:
+    """Whether a keeper of that user is believed: in the directory of its socket others may make one of its name."""
+    return uid in (0, own)

@@ -153,6 +153,26 @@ def test_a_keeper_that_is_not_there_is_named(tmp_path):
         pass
 
 
+def test_a_keeper_is_root_or_who_asks():
+    """A worker that was taken over could make a socket of that name, and be handed what root asks to be kept."""
+    assert [asking.may_keep(uid, own=0) for uid in (0, 42)] == [True, False]
+    assert [asking.may_keep(uid, own=42) for uid in (0, 42, 43)] == [True, True, False]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='listens as another user: run it as root')
+def test_a_keeper_of_another_user_is_asked_nothing(tmp_path):
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind(asking.path(str(tmp_path)))
+    # The kernel takes down who listens when listen is called.
+    os.seteuid(65534)
+    try:
+        listening.listen()
+    finally:
+        os.seteuid(0)
+    with listening, pytest.raises(PlumbingError, match='is uid 65534'), asking.connected(str(tmp_path)):
+        pass
+
+
 @pytest.mark.parametrize(
     ('uid', 'groups', 'may'),
     [(0, [0], True), (42, [7], True), (43, [7, 99], True), (43, [7], False), (43, [42], False)],
