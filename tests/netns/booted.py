@@ -124,10 +124,10 @@ class Booted:
     def __init__(self, directory: Path, network: str, conf: str, files: dict[str, str]) -> None:
         self._directory = directory
         self._network = network
-        self._skeleton = directory / 'skeleton'
+        self.skeleton = directory / 'skeleton'
         self._cgroup = None
         self._process = None
-        _furnish(self._skeleton, conf, files)
+        _furnish(self.skeleton, conf, files)
 
     def start(self):
         cgroup = _cgroups() / f'metadata-wsgi-{uuid.uuid4()}'
@@ -143,7 +143,7 @@ class Booted:
             'sh', '-c', ENTER_CGROUP, 'sh', self._cgroup,
             'nsenter', f'--net=/run/netns/{self._network}',
             'unshare', '--pid', '--fork', '--kill-child', '--mount', '--cgroup', '--uts', '--ipc',
-            'sh', '-c', self.boot, 'sh', root, self._skeleton, sys.base_prefix, sysconfig.get_path('purelib'), CHECKOUT,
+            'sh', '-c', self.boot, 'sh', root, self.skeleton, sys.base_prefix, sysconfig.get_path('purelib'), CHECKOUT,
         ]  # fmt: skip
         with self._log.open('wb') as log:
             self._process = subprocess.Popen([str(word) for word in argv], stdout=log, stderr=log)

@@ -53,8 +53,7 @@ def machine(directory, network, world):
             made.stop()
 
 
-@pytest.fixture
-def host(machine):
+def started(machine):
     """Booted, and every unit started."""
     try:
         booted = machine.start()
@@ -63,6 +62,11 @@ def host(machine):
     booted.systemctl('start', *ALL)
     eventually(lambda: workers(booted) == {'shared', 'one_hop'}, lambda: f'both follow: {booted.text()}')
     return booted
+
+
+@pytest.fixture
+def host(machine):
+    return started(machine)
 
 
 @pytest.fixture
@@ -160,6 +164,19 @@ def test_a_guest_is_served_by_what_is_shipped(host, world, attach, mode):
     all_is_well(host)
     host.metadata_wsgi('detach', '--router-id', 'router-a', '--namespace', world.router)
     assert (stored(host), host.metadata_wsgi('attached').stdout.count('router-a')) == (0, 0)
+
+
+def test_a_directory_that_quantums_agents_made_stays_theirs(machine):
+    """As the documentation says: let the group in, and no unit takes it from them."""
+    theirs = machine.skeleton / 'var' / 'lib' / 'quantum'
+    theirs.mkdir()
+    os.chown(theirs, USER + 1, USER)
+    theirs.chmod(0o1775)
+    host = started(machine)
+    for unit in ALL:
+        host.systemctl('restart', unit)
+    eventually(lambda: workers(host) == {'shared', 'one_hop'}, lambda: f'both follow: {host.text()}')
+    assert owners(host) == [AS_INTENDED[0].replace('root', 'UNKNOWN', 1), *AS_INTENDED[1:]]
 
 
 def test_an_isolated_network_has_its_two_addresses(host, world):
