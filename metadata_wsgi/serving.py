@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a connection is served: may it be, what does it ask, the pipeline's answer, and the next request.
+
+- A guest that did not ask the metadata address came past the rules: its connection is closed (``destination``).
+- One guest may hold so many connections (``shares`` has the rules), must send a head within ``HEAD_S`` and
+  ``HEAD_BYTES`` and a body within ``BODY_S``, and may let a body or an answer stand still for ``STALL_S``; the guests
+  beside it notice nothing (haproxy's limit is for the whole router: 1,100 half-sent requests of one guest delayed the
+  others by 29 s). While a connection waits for its guest, it may be closed in favour of another guest's.
+- Who sends one request behind the other without a pause lets the others have their turn after ``IN_A_ROW``.
+- A refused request is answered with a constant sentence, 400, 414 or 431, and the connection closed; so is one whose
+  body was not read to its end: gunicorn would read on, as long as the guest sends.
+
+``reading`` has what is read, ``reply`` what is sent.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import logging
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+from gunicorn.http import errors
+
+from metadata_wsgi import destination
+from metadata_wsgi.connection import Connection
+from metadata_wsgi.reading import Body, Head, Requests
+from metadata_wsgi.reply import Reply, drain, refuse
+from metadata_wsgi.seldom import Seldom
+from metadata_wsgi.shares import Shares
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
+
+LOG = logging.getLogger(__name__)
+
+HEAD_S = 10.0
+STALL_S = 10.0
+KEEP_S = 75.0
+IN_A_ROW = 16
+
+# A peer that goes away is no fault of ours, and none that an operator could mend.
+GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF})
+
+
+class Serving:
+    """Serves connections with ``application``, until ``is_stopping``; then what is under way is finished.
+
+    ``settings`` are gunicorn's. ``any_destination``: whoever came past the rules is served too.
+    """
+
+    def __init__(
+        self,
+        application: WSGIApplication,
+        settings: Any,
+        shares: Shares,
+        *,
+        any_destination: bool,
+        is_stopping: Callable[[], bool],
+    ) -> None:
+        self._application = application
+        self._settings = settings
+        self._shares = shares
+        self._any_destination = any_destination
+        self._is_stopping = is_stopping
+        self._kept: set[Connection] = set()
+        self._seldom = Seldom(60)
+        # Where no peer may say anything about others, the parser need not ask which may.
+        self._hears_peers = bool(settings.secure_scheme_headers or settings.forwarder_headers)
+
+    def let_go(self) -> None:
+        """End the connections that are only kept."""
+        for connection in list(self._kept):
+            try:
+                connection.shutdown(2)
+            except OSError as error:
+                LOG.debug('A kept connection was gone already: %s', error)
+
+    def serve(self, sock: _socket.socket, address: Any, namespace_id: Hashable, environ: WSGIEnvironment) -> None:
+        """Serve one connection to its end. ``environ`` is what all requests of its listening socket have in common."""
+        # A namespace proxy has no address, and many guests behind it.
+        guest = address[0] if isinstance(address, tuple) else ''
+        if guest and not self._came_by_the_rules(sock, guest):
+            sock.close()
+            return
+        keys = self._shares.take(namespace_id, guest) if guest else ()
+        if keys is None:
+            LOG.debug('%s holds all the connections that it may', guest)
+            sock.close()
+            return
+        connection = Connection(sock)
+        if keys:
+            connection.before_wait = lambda: self._shares.waits(connection, keys)
+        requests = Requests(self._settings, connection, address if self._hears_peers else '')
+        try:
+            self._requests(requests, connection, {**environ, 'REMOTE_ADDR': guest, 'gunicorn.socket': connection})
+        except OSError as error:
+            if error.errno not in GONE and not isinstance(error, TimeoutError):
+                LOG.warning('Connection broken: %s', error)
+        finally:
+            self._shares.speaks(connection)
+            self._shares.release(keys)
+            connection.close()
+
+    def _came_by_the_rules(self, sock: _socket.socket, guest: str) -> bool:
+        try:
+            if self._any_destination or destination.is_metadata(sock, guest):
+                return True
+        except OSError as error:
+            LOG.debug('Gone before it was served: %s', error)
+            return False
+        if self._seldom.due():
+            LOG.warning('Refused %s, who did not ask the metadata address: are the rules of this router there?', guest)
+        return False
+
+    def _requests(self, requests: Requests, connection: Connection, environ: WSGIEnvironment) -> None:
+        served = 0
+        while True:
+            try:
+                head = self._next(requests, connection, is_first=not served)
+            except errors.ParseException as error:
+                refuse(connection, error)
+                return
+            if head is None or not self._answer(head, connection, {**environ, **head.fields}) or self._is_stopping():
+                return
+            served += 1
+            if served % IN_A_ROW == 0:
+                gevent.sleep(0)
+
+    def _next(self, requests: Requests, connection: Connection, *, is_first: bool) -> Head | None:
+        """The next request's head; None where there is none. TimeoutError when it does not come in time."""
+        if not is_first:
+            self._kept.add(connection)
+        connection.settimeout(STALL_S if is_first else KEEP_S)
+        connection.hurry(HEAD_S if is_first else KEEP_S)
+        try:
+            return requests.next()
+        finally:
+            connection.hurry(None)
+            connection.settimeout(STALL_S)
+            self._shares.speaks(connection)
+            self._kept.discard(connection)
+
+    def _answer(self, head: Head, connection: Connection, environ: WSGIEnvironment) -> bool:
+        """Call the application; whether the connection may serve another request."""
+        if head.expects_continue:
+            connection.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
+        if head.expects_body:
+            environ['wsgi.input'] = Body(head.body, lambda: self._shares.speaks(connection))
+        reply = Reply(head, connection, self._settings)
+        if self._is_stopping():
+            reply.force_close()
+        try:
+            body = self._application(environ, reply.start_response)
+            try:
+                for piece in body:
+                    reply.write(piece)
+                    self._shares.speaks(connection)
+                reply.close()
+            finally:
+                if hasattr(body, 'close'):
+                    body.close()
+        except OSError:
+            raise
+        except errors.ParseException as error:
+            # A malformed body shows itself only while it is read.
+            if not reply.headers_sent:
+                refuse(connection, error)
+            return False
+        except Exception:
+            # Begun and not ended: the guest must see a broken answer, not a short one.
+            LOG.exception('The answer was cut')
+            return False
+        if head.unread:
+            drain(connection)
+            return False
+        return not reply.should_close()
