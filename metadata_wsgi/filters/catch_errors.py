@@ -6,10 +6,11 @@ gives up its whole configuration, one that hears 503 asks again. No request head
 written to the log.
 
 Being outermost it is built last, so it also asks, once, whether every filter inside it finds what it
-reads, and whether the configuration files have a misspelt option; a pipeline that cannot work does not
-start, by whichever server it is loaded.
-At the first request it looks at the server: under a gunicorn whose settings are lenient with malformed
-requests (``strictness`` names them) every guest is answered 503, and the log says which setting.
+reads, whether the configuration files have a misspelt option, and whether a gunicorn that loads it is lenient with
+malformed requests (``strictness`` names the settings); a pipeline that cannot work does not start, by whichever
+server it is loaded.
+At the first request it looks at the server once more, for a gunicorn that was given the finished pipeline: where that
+is lenient every guest is answered 503, and the log says by which setting.
 It establishes nothing and trusts nobody. It has no options.
 """
 
@@ -20,8 +21,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from metadata_wsgi import answers, config, order
-from metadata_wsgi.strictness import leniences
+from metadata_wsgi import answers, config, order, strictness
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -42,13 +42,9 @@ class CatchErrorsFilter:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Call the rest of the pipeline; on any exception before the body, answer 503."""
         if self._leniences is None:
-            self._leniences = leniences(start_response)
+            self._leniences = strictness.leniences(strictness.calling(start_response))
             if self._leniences:
-                LOG.critical(
-                    'Every guest is answered 503: gunicorn mends malformed requests (%s), by which a guest could '
-                    "pass for another; take these out of gunicorn's settings",
-                    ', '.join(self._leniences),
-                )
+                LOG.critical('Every guest is answered 503: %s', strictness.sentence(self._leniences))
         if self._leniences:
             return answers.unavailable()(environ, start_response)
         try:
@@ -73,6 +69,7 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     def wrap(app: WSGIApplication) -> CatchErrorsFilter:
         outermost = CatchErrorsFilter(app)
         order.check(outermost)
+        strictness.check()
         config.refuse_misspelt(global_conf)
         return outermost
 
