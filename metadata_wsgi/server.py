@@ -105,7 +105,8 @@ class Server(BaseApplication):
     ``settings`` gives the number of workers and connections, and is asked again on SIGHUP; ``load``
     is tried in a child process before any worker depends on it, and raises MetadataError when it cannot.
     ``in_worker`` is called in each new worker; ``keeper`` is whom to follow, and in which mode. ``identity``
-    is whom the workers become before they serve; None: they stay who they are, and give up only their privileges.
+    says whom the workers become before they serve; None: they stay who they are, and give up only their privileges. It
+    is asked again each second: workers that became another are replaced.
     ``when_tried`` is called in the child after it could load: for what is only worth a warning.
     ``any_destination``: serve also who did not ask the metadata address (``destination``).
     """
@@ -120,7 +121,7 @@ class Server(BaseApplication):
         in_worker: Callable[[], None] = lambda: None,
         keeper: tuple[str, str] | None = None,
         when_ready: Callable[[], None] = lambda: None,
-        identity: Identity | None = None,
+        identity: Callable[[], Identity | None] = lambda: None,
         any_destination: bool = False,
         when_tried: Callable[[], None] = lambda: None,
     ) -> None:
@@ -133,6 +134,7 @@ class Server(BaseApplication):
         self._when_ready = when_ready
         self._when_tried = when_tried
         self._identity = identity
+        self._becomes = identity()
         super().__init__(prog=name)
 
     def load_config(self) -> None:
@@ -162,7 +164,12 @@ class Server(BaseApplication):
 
     def _loaded(self, worker: Any) -> None:
         _collect_seldom()
-        _confine(worker, self._identity)
+        _confine(worker, self._becomes)
+
+    def becomes_another(self) -> bool:
+        """Whether workers that are made from now on become somebody else than those before."""
+        before, self._becomes = self._becomes, self._identity()
+        return before != self._becomes
 
     def try_loading(self) -> None:
         """Raise MetadataError if a worker could not load. In a child, so that no library is imported here
@@ -196,7 +203,15 @@ class Server(BaseApplication):
 
 
 class _Arbiter(Arbiter):
-    """gunicorn's master process, which keeps serving when what it should reload is wrong."""
+    """gunicorn's master process, which keeps serving when what it should reload is wrong, and as whom it should."""
+
+    def manage_workers(self) -> None:
+        """Called by gunicorn each second: it makes workers that are missing, and stops the oldest of too many."""
+        if self.app.becomes_another():
+            LOG.info('The workers are replaced: they become another user')
+            for _ in range(self.num_workers):
+                self.spawn_worker()
+        super().manage_workers()
 
     def reload(self) -> None:
         try:

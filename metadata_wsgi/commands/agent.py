@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings=lambda: _settings(conf),
             name=PROGRAM,
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
-            identity=workers,
+            identity=lambda: workers,
             any_destination=conf.metadata_any_destination,
             when_tried=lambda: _warn(conf),
         )

@@ -2,7 +2,9 @@
 """``quantum-ns-metadata-proxy``: the namespace proxy for one router or network.
 
 Takes the command line that an L3 or DHCP agent of Grizzly passes, in the namespace it is started in.
-Reads no configuration file. Started by root it opens its sockets, then serves as an unprivileged user.
+Reads no configuration file. Started by root it opens its sockets, then serves as an unprivileged user: the one of
+``--metadata_proxy_user`` and ``--metadata_proxy_group``, else whoever may connect to the agent's socket, whether the
+agent is there already or comes later (``confinement.following``).
 The id stays in the command line of its process, by which process managers find it. It refuses to start
 twice for one pid file.
 """
@@ -15,11 +17,13 @@ import logging.handlers
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from metadata_wsgi import server, sockets
 from metadata_wsgi.confinement import identity
+from metadata_wsgi.confinement.following import Following
+from metadata_wsgi.confinement.identity import Identity
 from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.keeper.protocol import SHARED
 from metadata_wsgi.namespace_proxy import daemon
@@ -66,23 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _workers(args: argparse.Namespace) -> identity.Identity | None:
+def _workers(args: argparse.Namespace) -> Callable[[], Identity | None]:
     user, group = args.metadata_proxy_user, args.metadata_proxy_group
-    options = ('metadata_proxy_user', 'metadata_proxy_group')
-    if os.geteuid() != 0 or user or group:
-        return identity.of_workers(user, group, options=options)
-    # Told nothing, as by Grizzly's L3 agent: whoever may connect to the agent's socket.
-    workers = identity.of_workers(*identity.beside(_socket(args)), options=options)
-    directory = os.path.dirname(os.path.abspath(_socket(args)))
-    if workers and not identity.may_enter(workers, directory):
-        LOG.warning(
-            'Serving as root, without capabilities: %s may not enter %s, where the agent is; '
-            'open it to pass through (chmod o+x) or name metadata_proxy_user',
-            workers.name,
-            directory,
-        )
-        return identity.ROOT
-    return workers
+    told = identity.of_workers(user, group, options=('metadata_proxy_user', 'metadata_proxy_group'))
+    if told is None or user or group:
+        return lambda: told
+    return Following(_socket(args), told)
 
 
 def _socket(args: argparse.Namespace) -> str:

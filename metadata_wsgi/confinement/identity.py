@@ -105,28 +105,6 @@ def of_workers(
     return wanted
 
 
-def beside(path: str) -> tuple[str, str]:
-    """(user, group) that may connect to the socket at ``path``, as numbers; '' for root and for what is not there.
-
-    Where the socket is not there yet its directory says who will make it. For a program that was told
-    nothing, as an L3 agent of Grizzly tells a namespace proxy nothing.
-    """
-    for name in (path, os.path.dirname(path)):
-        try:
-            found = os.stat(name)
-        except OSError:
-            continue
-        if stat.S_ISSOCK(found.st_mode) and found.st_mode & stat.S_IWOTH:
-            return '', ''
-        user = str(found.st_uid) if found.st_uid else ''
-        group = str(found.st_gid) if found.st_gid else ''
-        # Not the owner where the group will do: the owner may have more to lose.
-        if group and stat.S_ISSOCK(found.st_mode) and found.st_mode & stat.S_IWGRP:
-            return '', group
-        return user, group
-    return '', ''
-
-
 def may_enter(who: Identity, directory: str) -> bool:
     """Whether ``who`` may pass through ``directory`` and all above it, by their mode bits."""
     while True:

@@ -4,6 +4,7 @@
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 from pathlib import Path
@@ -40,6 +41,7 @@ def probe(cloud, directory, monkeypatch, world):
 
 def seen(program):
     """The lines of /proc/<pid>/status of the program's worker, as a dictionary, when it has dropped."""
+    eventually(lambda: len(program.workers()) == 1, 'a former worker has ended')
     pid = program.workers()[0]
     eventually(lambda: 'NoNewPrivs:\t1' in Path(f'/proc/{pid}/status').read_text(), 'the worker has dropped')
     eventually(lambda: 'Seccomp:\t2' in Path(f'/proc/{pid}/status').read_text(), 'the worker has its filter')
@@ -154,19 +156,79 @@ def test_a_proxy_with_a_user_of_its_own(agent, proxy, world, cloud):
     assert_confined(seen(program), 12348, 12349)
 
 
-def test_a_proxy_follows_the_group_of_the_socket(agent, proxy, world, cloud):
-    """Told nothing, and the agent was told who may connect."""
+@pytest.fixture(params=['agent first', 'proxy first'])
+def both(request, agent, proxy, world, cloud):
+    """Starts agent and proxy, told nothing, in this order; returns the proxy's program when a guest is served."""
+
+    def started():
+        cloud.state_path.mkdir(exist_ok=True)
+        if request.param == 'agent first':
+            agent()
+            program = proxy()
+        else:
+            program = proxy()
+            usual = identity.usual()
+            assert_confined(seen(program), usual.uid, usual.gid)
+            agent()
+        eventually(lambda: 'instance-a' in ask(world, cloud), program.text)
+        return program
+
+    return started
+
+
+def test_a_proxy_told_nothing_becomes_the_usual_user_whoever_owns_the_directory(both, cloud):
+    """A package makes it for a user of its own, who need not be the one that may connect."""
+    cloud.state_path.mkdir()
+    os.chown(cloud.state_path, 12345, 12345)
+    usual = identity.usual()
+    assert_confined(seen(both()), usual.uid, usual.gid)
+
+
+def test_a_proxy_told_nothing_follows_the_group_of_the_socket(both, cloud):
     cloud.configure(metadata_proxy_group=12349)
-    agent()
-    program = proxy()
-    assert 'instance-a' in ask(world, cloud), program.text()
-    assert_confined(seen(program), identity.usual().uid, 12349)
+    assert_confined(seen(both()), identity.usual().uid, 12349)
 
 
-def test_a_proxy_that_could_not_reach_the_agent_stays_root_without_capabilities(agent, proxy, world, cloud):
-    agent()
-    cloud.state_path.chmod(0o700)
-    program = proxy()
-    assert 'instance-a' in ask(world, cloud), program.text()
+def test_a_proxy_told_nothing_follows_the_owner_of_the_socket(both, cloud):
+    """``deduce`` lets in the owner alone."""
+    cloud.configure(metadata_proxy_user=12348)
+    assert_confined(seen(both()), 12348, identity.usual().gid)
+
+
+def test_a_proxy_told_nothing_is_the_usual_user_where_everybody_may_connect(both, cloud):
+    cloud.configure(metadata_proxy_user=12348, metadata_proxy_socket_mode='all')
+    usual = identity.usual()
+    assert_confined(seen(both()), usual.uid, usual.gid)
+
+
+def test_a_proxy_that_could_not_reach_the_agent_stays_root_without_capabilities(both, cloud):
+    cloud.state_path.mkdir(mode=0o700)
+    program = both()
     assert_confined(seen(program), 0, 0)
     assert 'Serving as root, without capabilities: ' in program.text()
+
+
+def test_a_proxy_stays_root_without_capabilities_where_only_root_may_connect(both, cloud):
+    cloud.configure(metadata_proxy_user='root')
+    program = both()
+    assert_confined(seen(program), 0, 0)
+    assert 'Serving as root, without capabilities: only root may connect to ' in program.text()
+
+
+def test_a_proxy_does_not_become_root_for_a_socket_that_another_left_in_a_closed_directory(proxy, cloud):
+    cloud.state_path.mkdir(mode=0o700)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(cloud.socket))
+    usual = identity.usual()
+    assert_confined(seen(proxy()), usual.uid, usual.gid)
+
+
+def test_a_proxy_follows_an_agent_that_is_started_again_with_another_group(agent, proxy, world, cloud):
+    before = agent()
+    program = proxy()
+    assert 'instance-a' in ask(world, cloud)
+    before.end()
+    cloud.configure(metadata_proxy_group=12349)
+    agent()
+    eventually(lambda: 'instance-a' in ask(world, cloud), program.text)
+    assert_confined(seen(program), identity.usual().uid, 12349)

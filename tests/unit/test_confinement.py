@@ -3,11 +3,13 @@
 
 import errno
 import os
+import socket
 import struct
 
 import pytest
 
 from metadata_wsgi.confinement import identity, syscalls
+from metadata_wsgi.confinement.following import Following
 from metadata_wsgi.errors import ConfigError
 
 ALLOWED = 0x7FFF0000
@@ -108,3 +110,87 @@ def test_who_may_enter_goes_by_the_modes(tmp_path):
     assert identity.may_enter(identity.Identity(12345, os.getgid(), 'in the group'), str(inner))
     assert identity.may_enter(owner, str(inner))
     assert identity.may_enter(other, str(tmp_path / 'not there' / 'yet'))
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Of the agent's socket, in a directory that everybody may pass through."""
+    for directory in (tmp_path, *tmp_path.parents):
+        if not directory.stat().st_mode & 0o001:
+            directory.chmod(0o711)
+    return tmp_path / 'metadata_proxy'
+
+
+@pytest.fixture
+def listen(path):
+    """Makes the socket anew, as the agent does; returns how to end it, which leaves the file."""
+    opened = []
+
+    def listen(mode, *, living=True):
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        opened.append(listener)
+        listener.bind(str(path))
+        path.chmod(mode)
+        if living:
+            listener.listen()
+        return listener.close
+
+    yield listen
+    for listener in opened:
+        listener.close()
+
+
+OTHER = identity.Identity(12345, 12346, 'other')
+
+
+def test_a_socket_that_is_not_there_yet_is_followed_when_it_comes(path, listen):
+    follow = Following(str(path), OTHER)
+    assert follow() == OTHER
+    listen(0o600)
+    assert follow().uid == os.geteuid()
+
+
+def test_workers_stay_who_they_are_while_the_agent_is_away(path, listen):
+    end = listen(0o600)
+    follow = Following(str(path), OTHER)
+    before = follow()
+    assert before != OTHER
+    end()
+    assert follow() == before
+    path.unlink()
+    assert follow() == before
+    listen(0o666)
+    assert follow() == OTHER
+
+
+def test_an_agent_that_opens_its_socket_further_is_followed(path, listen):
+    listen(0o600)
+    follow = Following(str(path), OTHER)
+    assert follow() != OTHER
+    path.chmod(0o666)
+    assert follow() == OTHER
+
+
+@pytest.mark.parametrize('mode', [0o600, 0o660])
+def test_a_socket_on_which_nobody_listens_says_nothing(path, listen, mode):
+    listen(mode, living=False)
+    assert Following(str(path), OTHER)() == OTHER
+
+
+def test_nothing_is_followed_that_is_no_socket(path):
+    path.touch(0o600)
+    assert Following(str(path), OTHER)() == OTHER
+
+
+def test_the_agent_notices_one_connection_for_each_socket_of_its(path):
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(path))
+        agent.listen()
+        agent.setblocking(False)
+        follow = Following(str(path), OTHER)
+        for _ in range(3):
+            follow()
+        agent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            agent.accept()
