@@ -10,6 +10,7 @@
 
 import contextlib
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from metadata_wsgi.plumbing.attachment import Attachments, Proxy
 from metadata_wsgi.plumbing.iptables import Iptables
 from metadata_wsgi.plumbing.place import Place
 from metadata_wsgi.plumbing.run import SubprocessRunner
+from metadata_wsgi.worker import GUEST_CONNECTIONS
 from tests.rawserver import RawServer, keeps_saying
 
 from .worlds import METADATA, get, ip
@@ -318,3 +320,131 @@ def test_the_dhcp_agents_own_address_is_used_and_stays(wire, network, host):
     assert curl(wire.guest, URL6) == f'proxy of {network.uuid}'
     host.attachments.detach(network)
     assert wire.address(network.namespace, 'tap0')['prefixlen'] == 64
+
+
+SHARE, MANY = 2 * GUEST_CONNECTIONS, 2 * GUEST_CONNECTIONS + 44
+"""What the addresses of one /64 may hold together, and how many of them the guest below takes, a connection each."""
+
+
+class Crowd:
+    """A guest that asks with ``MANY`` addresses of the /64 ``prefix`` and keeps every connection."""
+
+    def __init__(self, wire, router, prefix):
+        self._guest = wire.guest
+        self._addresses = [f'{prefix}1:{number:x}' for number in range(1, MANY + 1)]
+        lines = [f'address add {address}/64 dev eth0 nodad\n' for address in self._addresses]
+        subprocess.run(['ip', '-n', wire.guest, '-batch', '-'], input=''.join(lines).encode(), check=True)
+        if not prefix.startswith('fe80'):
+            ip('-n', router.namespace, 'address', 'add', f'{prefix}1/64', 'dev', 'qr-1', 'nodad')
+        self._held = []
+
+    def asks(self, count, target=b'/'):
+        """With so many more of its addresses."""
+        netns.run_in(self._guest, lambda: [self._ask(target) for _ in range(count)])
+
+    def _ask(self, target):
+        sock = socket.socket(socket.AF_INET6)
+        scope = socket.if_nametoindex('eth0')
+        address = self._addresses[len(self._held)]
+        sock.bind((address, 0, 0, scope if address.startswith('fe80') else 0))
+        sock.settimeout(8)
+        sock.connect((links.ADDRESS, 80, 0, scope))
+        self._held.append(sock)
+        sock.sendall(b'GET %s HTTP/1.1\r\nHost: x\r\n\r\n' % target)
+        sock.setblocking(False)
+
+    def answers(self):
+        """How many of its requests have an answer, or the beginning of one."""
+        return sum(piece.startswith(b'HTTP/1.1 200') for piece in map(self._peek, self._held))
+
+    def closed(self):
+        """How many of its connections were closed."""
+        return sum(map(self._is_closed, self._held))
+
+    def _is_closed(self, sock):
+        try:
+            while sock.recv(65536):
+                pass
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            pass
+        return True
+
+    def _peek(self, sock):
+        try:
+            return sock.recv(16, socket.MSG_PEEK)
+        except (BlockingIOError, ConnectionResetError):
+            return b''
+
+    def close(self):
+        for sock in self._held:
+            sock.close()
+
+
+@pytest.fixture
+def crowd(wire, router):
+    with contextlib.ExitStack() as stack:
+
+        def gather(prefix):
+            made = Crowd(wire, router, prefix)
+            stack.callback(made.close)
+            return made
+
+        yield gather
+
+
+@pytest.fixture
+def neighbour(wire):
+    """Asks once over each family; whether both were answered."""
+    ip('-n', wire.rival, 'route', 'add', 'default', 'via', '10.1.1.1')
+    return lambda: [curl(wire.rival, url) for url in (URL6, URL4)] == ['this', 'this']
+
+
+def until(true, what):
+    give_up_at = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < give_up_at, what
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize('prefix', ['2001:db8::', 'fe80::'])
+def test_many_addresses_of_one_guest_keep_no_more_than_the_share_of_their_64(
+    wire, router, start_host, crowd, neighbour, prefix
+):
+    """Who waits longest goes, so that the next is served: a neighbour, too, whose link-local address is of the same."""
+    start_host(PROGRAM).attachments.attach(router)
+    guest = crowd(prefix)
+    for count in (SHARE - 1, 1, MANY - SHARE):
+        guest.asks(count)
+        assert neighbour()
+    until(lambda: guest.answers() == MANY, 'all were served')
+    # Where he is of the same /64 the neighbour had one of them for a moment, once it was full.
+    until(lambda: MANY - guest.closed() in (SHARE, SHARE - 1 if prefix == 'fe80::' else SHARE), guest.closed)
+
+
+def test_many_addresses_of_one_guest_are_refused_where_the_share_is_in_use(wire, router, start_host, crowd, neighbour):
+    """The agent has them all under way: none can be closed for another."""
+    host = start_host(PROGRAM)
+    release = threading.Event()
+
+    def slowly(peer):
+        while request := peer.request():
+            if b'/slow ' in request:
+                release.wait(20)
+            peer.send(OK)
+
+    host.agent.close()
+    Path(host.state_path, 'metadata_proxy').unlink()
+    host.agent = RawServer(slowly, path=f'{host.state_path}/metadata_proxy')
+    host.attachments.attach(router)
+    guest = crowd('2001:db8::')
+    try:
+        for count in (SHARE, MANY - SHARE):
+            guest.asks(count, b'/slow')
+            assert neighbour()
+        until(lambda: guest.closed() == MANY - SHARE, guest.closed)
+        assert guest.answers() == 0
+    finally:
+        release.set()
+    until(lambda: guest.answers() == SHARE, 'what is under way is finished')
