@@ -108,6 +108,8 @@ class Server(BaseApplication):
     says whom the workers become before they serve; None: they stay who they are, and give up only their privileges. It
     is asked again each second: workers that became another are replaced.
     ``when_tried`` is called in the child after it could load: for what is only worth a warning.
+    ``in_first`` is called with what was loaded in one worker of those that a start or a SIGHUP makes, after it has
+    given everything up: for what need not be done by each. It must return at once.
     ``any_destination``: serve also who did not ask the metadata address (``destination``).
     """
 
@@ -124,6 +126,7 @@ class Server(BaseApplication):
         identity: Callable[[], Identity | None] = lambda: None,
         any_destination: bool = False,
         when_tried: Callable[[], None] = lambda: None,
+        in_first: Callable[[Any], None] = lambda app: None,
     ) -> None:
         self._load = load
         self._bind = [f'fd://{listener.detach()}' for listener in listeners]
@@ -133,12 +136,14 @@ class Server(BaseApplication):
         self._worker_class = _worker_class(keeper, any_destination)
         self._when_ready = when_ready
         self._when_tried = when_tried
+        self._in_first = in_first
         self._identity = identity
         self._becomes = identity()
         super().__init__(prog=name)
 
     def load_config(self) -> None:
         """Called by gunicorn at start and on SIGHUP."""
+        self._has_first = False
         settings = {
             'bind': self._bind,
             'proc_name': self._name,
@@ -150,6 +155,7 @@ class Server(BaseApplication):
             'control_socket_disable': True,
             'preload_app': False,
             **STRICT,
+            'pre_fork': self._choose_first,
             'post_fork': lambda arbiter, worker: self._in_worker(),
             'post_worker_init': self._loaded,
             'when_ready': lambda arbiter: self._when_ready(),
@@ -162,9 +168,15 @@ class Server(BaseApplication):
         """Called by gunicorn in each worker."""
         return self._load()
 
+    def _choose_first(self, arbiter: Any, worker: Any) -> None:
+        worker.is_first = not self._has_first
+        self._has_first = True
+
     def _loaded(self, worker: Any) -> None:
         _collect_seldom()
         _confine(worker, self._becomes)
+        if worker.is_first:
+            self._in_first(worker.wsgi)
 
     def becomes_another(self) -> bool:
         """Whether workers that are made from now on become somebody else than those before."""

@@ -19,6 +19,7 @@ from oslo_config import cfg
 from oslo_log import log
 
 from metadata_wsgi import config, paths, pipeline, server, sockets
+from metadata_wsgi.commands import sight
 from metadata_wsgi.confinement import identity
 from metadata_wsgi.context import NAMESPACE
 from metadata_wsgi.errors import MetadataError
@@ -44,6 +45,12 @@ OPTS = [
         help='In one hop, serve also guests that did not ask 169.254.169.254:80 or [fe80::a9fe:a9fe]:80: '
         'where something else than our rules brings them here, and keeps strangers out.',
     ),
+    cfg.BoolOpt(
+        'metadata_look_at_start',
+        default=True,
+        help='Ask the directory when the agent starts, without waiting for it, whether it shows the ports of other '
+        'projects, and log it if it does not.',
+    ),
 ]
 
 
@@ -62,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             identity=lambda: workers,
             any_destination=conf.metadata_any_destination,
             when_tried=lambda: _warn(conf),
+            in_first=sight.look_beside if conf.metadata_look_at_start else lambda app: None,
         )
         agent.try_loading()
     except MetadataError as error:
@@ -88,10 +96,20 @@ def _application(conf: cfg.ConfigOpts, global_conf: dict[str, str]) -> Any:
         return from_proxies
     from_guests = pipeline.load(path, 'one_hop', global_conf)
 
-    def by_socket(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        return (from_guests if NAMESPACE in environ else from_proxies)(environ, start_response)
+    return _BySocket(from_proxies, from_guests)
 
-    return by_socket
+
+class _BySocket:
+    """Serves namespace proxies by ``app``, guests by ``one_hop``."""
+
+    def __init__(self, app: Any, one_hop: Any) -> None:
+        self.app = app
+        self._one_hop = one_hop
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """By whether the socket knows its namespace."""
+        answer: Iterable[bytes] = (self._one_hop if NAMESPACE in environ else self.app)(environ, start_response)
+        return answer
 
 
 def _warn(conf: cfg.ConfigOpts) -> None:

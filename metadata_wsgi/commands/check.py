@@ -79,7 +79,7 @@ def show_pipeline(args: argparse.Namespace) -> int:
 
 def _probe(link: Any) -> str:
     """Ask the directory of an ``instance`` filter whether it can see anything; the complaint, or ''."""
-    probe = getattr(directories.innermost(getattr(link, 'directory', None)), 'probe', None)
+    probe = directories.probe_of(link)
     if probe is None:
         return ''
     try:

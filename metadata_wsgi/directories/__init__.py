@@ -61,3 +61,11 @@ def innermost(directory: Any) -> Any:
     while hasattr(directory, 'inner'):
         directory = directory.inner
     return directory
+
+
+def probe_of(link: Any) -> Callable[[Deadline], Any] | None:
+    """What asks the directory of the filter ``link`` whether it lets us see what we must, and raises as ``find`` does.
+
+    None for other filters, and for directories that can always see.
+    """
+    return getattr(innermost(getattr(link, 'directory', None)), 'probe', None)

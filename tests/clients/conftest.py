@@ -154,6 +154,8 @@ def shared_behind(tmp_path_factory):
         'admin_user': 'service',
         'admin_password': PASSWORD,
         'admin_tenant_name': 'service',
+        # What the services hear is what guests asked for.
+        'metadata_look_at_start': False,
     }
     try:
         way.configure(options, sections)

@@ -4,7 +4,7 @@
 ``directory = quantum`` chooses it. Two questions find a guest: which networks has the router, and which
 port on these has the address. The role must be allowed to see every project's ports: ``service`` or
 ``admin``. One that may not is answered with empty lists, so that no guest would seem to exist; that is
-found by ``metadata-wsgi check-config``, and guests are then answered 503, not 404.
+found by ``metadata-wsgi check-config`` and logged when the agent starts, and guests are then answered 503, not 404.
 
 Credentials are Grizzly's options in ``[DEFAULT]`` (``auth_url``, ``admin_user``, ...), or, where ``[quantum]``
 (or ``[neutron]``) has an ``auth_type``, those of any keystoneauth plugin in that group::
