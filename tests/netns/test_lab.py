@@ -83,3 +83,43 @@ def test_after_one_that_was_killed_half_way_the_next_works(machine):
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(ROW.findall(done.stdout)) == 3
     assert machine(TRACES).stdout == ''
+
+
+@pytest.fixture
+def newcomer(machine, tmp_path):
+    """Runs the lab's command as somebody who is not root there, with a runtime directory of their own."""
+    user = 'unshare --user --map-user=1000 --map-group=1000'
+    if machine(f'{user} unshare --user --map-root-user true').returncode:
+        pytest.skip('user namespaces are not allowed here')
+    return lambda words: machine(f'{user} env XDG_RUNTIME_DIR={tmp_path} {PROGRAM} lab {words}')
+
+
+def test_without_root_the_same_three_instances_and_no_trace(machine, newcomer, tmp_path):
+    done = newcomer('')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith('Without root: in a user namespace\n')
+    assert [row[3] for row in ROW.findall(done.stdout)] == ['vm-red', 'vm-blue', 'vm-alone']
+    assert (machine(TRACES).stdout, list(tmp_path.iterdir())) == ('', [])
+
+
+def test_without_root_what_is_kept_is_entered_replaced_and_ended(machine, newcomer, tmp_path):
+    first = newcomer('--keep')
+    assert first.returncode == 0, first.stdout + first.stderr
+    pid = (tmp_path / 'metadata_wsgi-lab.pid').read_text()
+    done = newcomer('--keep')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / 'metadata_wsgi-lab.pid').read_text() != pid
+    shell = re.search(r'A shell in a guest: +(.*) bash', done.stdout)[1]
+    assert machine(f'{shell} curl -s http://169.254.169.254/latest/meta-data/hostname').stdout == 'vm-red'
+    assert [newcomer('down').stdout for _ in range(2)] == ['Removed the lab\n', 'No lab is up\n']
+    assert (machine(TRACES).stdout, list(tmp_path.iterdir())) == ('', [])
+
+
+def test_without_root_a_lab_that_fails_says_why_and_leaves_nothing(machine, newcomer, tmp_path):
+    paste = tmp_path / 'broken.ini'
+    paste.write_text('[pipeline:agent]\npipeline = no_such_filter\n')
+    done = newcomer(f'--keep --paste-file {paste}')
+    assert done.returncode == 1
+    assert 'red: curl http://169.254.169.254/openstack/latest/meta_data.json: status 503' in done.stdout
+    paste.unlink()
+    assert (machine(TRACES).stdout, list(tmp_path.iterdir())) == ('', [])

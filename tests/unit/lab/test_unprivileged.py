@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lab without root: where it cannot be, and what is known of one that was kept."""
+
+import os
+
+import pytest
+
+from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.lab import unprivileged
+
+
+@pytest.fixture
+def programs(tmp_path, monkeypatch):
+    """The only directory of programs; a function that writes one."""
+    monkeypatch.setenv('PATH', str(tmp_path))
+
+    def write(name, script):
+        (tmp_path / name).write_text(f'#!/bin/sh\n{script}\n')
+        (tmp_path / name).chmod(0o755)
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def runtime(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_RUNTIME_DIR', str(tmp_path / 'runtime'))
+    return tmp_path / 'runtime'
+
+
+def test_without_unshare_it_says_what_to_install(programs):
+    with pytest.raises(PlumbingError, match=r'needs root, or the program unshare \(package util-linux\)'):
+        unprivileged.run(['lab'], keep=False)
+
+
+def test_where_user_namespaces_are_forbidden_it_says_who_can_allow_them(programs):
+    programs('unshare', 'echo "unshare failed: not permitted" >&2; exit 1')
+    with pytest.raises(PlumbingError, match=r'not allowed \(unshare failed: not permitted\); run it with sudo, or let'):
+        unprivileged.run(['lab'], keep=False)
+
+
+def test_no_lab_was_kept():
+    assert unprivileged.kept_pid() is None
+    assert unprivileged.down() is False
+
+
+@pytest.mark.parametrize('text', ['', 'no number\n', '999999999\n', f'{os.getpid()}\n'])
+def test_a_file_that_was_left_behind_ends_nobody(runtime, text):
+    """The number may be another process's by now: this one's, in the last case."""
+    runtime.mkdir(0o700)
+    (runtime / 'metadata_wsgi-lab.pid').write_text(text)
+    assert unprivileged.down() is False
+
+
+def test_a_runtime_directory_is_made_for_its_user_alone(runtime):
+    unprivileged.kept_pid()
+    assert runtime.stat().st_mode & 0o777 == 0o700
