@@ -143,6 +143,15 @@ def _bars(name: str, title: str, results: Results, key: str, beside: str) -> lis
     return [f'![{title}](benchmark-{name}.svg)', '']
 
 
+def _rows(found: Results, keys: Sequence[str]) -> list[list[str]]:
+    """A row for each peer: its name, what ``keys`` measure, failures, runs."""
+    rows = []
+    for peer in _peers(found):
+        own = [result for result in found if result['peer'] == peer]
+        rows.append([NAMES[peer], *(_range(own, key) for key in keys), _failed(own), str(len(own))])
+    return rows
+
+
 def _steady(results: Results) -> list[str]:
     text = []
     found = _of(results, 'steady')
@@ -155,13 +164,8 @@ def _steady(results: Results) -> list[str]:
                 text += _bars('cpu', 'CPU per request, new connections, 8 at once', here, 'cpu_us', 'µs')
             if connections == 'new' and at_once == 64:
                 text += _bars('p99', 'Slowest 1 % of answers, 64 at once', here, 'p99_ms', 'ms')
-            rows = []
-            for peer in _peers(here):
-                own = _of(here, 'steady', peer)
-                keys = ('cpu_us', 'per_s', 'p50_ms', 'p99_ms')
-                rows.append([NAMES[peer], *(_range(own, key) for key in keys), _failed(own), str(len(own))])
             head = ['', 'CPU per request, µs', 'requests/s', 'median ms', '99 % within ms', 'failed', 'runs']
-            text += _table(head, rows)
+            text += _table(head, _rows(here, ('cpu_us', 'per_s', 'p50_ms', 'p99_ms')))
     return text
 
 
@@ -172,13 +176,8 @@ def _storm(results: Results) -> list[str]:
     guests, asked = found[0]['guests'], found[0]['asked'] // found[0]['guests']
     text = [f'## A storm of boots: {guests} guests, {asked} requests each, on new connections, behind 50 routers', '']
     text += _bars('storm', 'Seconds until the last guest has booted', found, 'seconds', 's')
-    rows = []
-    for peer in _peers(found):
-        own = _of(found, 'storm', peer)
-        keys = ('seconds', 'cpu_us', 'p50_ms', 'p99_ms')
-        rows.append([NAMES[peer], *(_range(own, key) for key in keys), _failed(own), str(len(own))])
     head = ['', 'seconds', 'CPU per request, µs', 'median ms', '99 % within ms', 'failed', 'runs']
-    return text + _table(head, rows)
+    return text + _table(head, _rows(found, ('seconds', 'cpu_us', 'p50_ms', 'p99_ms')))
 
 
 def _density(results: Results) -> list[str]:

@@ -88,6 +88,9 @@ class Instance:
     port_id: str
     created_at_s: float | None = field(default=None, repr=False, compare=False)
 
+    def __str__(self) -> str:
+        return f'{self.instance_id} of project {self.project_id}, port {self.port_id}'
+
 
 @dataclass(frozen=True, slots=True)
 class Deadline:

@@ -110,8 +110,8 @@ class _Station:
         self._last = last
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        facts = [environ[key] for key in sorted(getattr(self._outer, 'PROVIDES', ())) if key in environ]
-        said = ', '.join(_readable(fact) for fact in facts) or '-'
+        facts = [_readable(key, environ[key]) for key in getattr(self._outer, 'PROVIDES', ()) if key in environ]
+        said = ', '.join(sorted(filter(None, facts))) or '-'
         self._walk.write(f'{order.name(self._outer):<13} {said}   ({self._walk.elapsed_ms():.1f} ms)\n')
         if not self._last:
             return self.app(environ, start_response)
@@ -127,7 +127,10 @@ class _Station:
         return []
 
 
-def _readable(fact: object) -> str:
+def _readable(key: str, fact: object) -> str:
+    if key == context.FORWARDED:
+        # A request of ours is never one that a guest forwards.
+        return ''
     return f'{fact.remaining_s():.1f} s are left' if isinstance(fact, context.Deadline) else str(fact)
 
 

@@ -92,19 +92,28 @@ class Program:
         self.process.wait(10)
 
 
-@pytest.fixture
-def programs(tmp_path):
-    """Starts programs by name and arguments; ends them all."""
+@contextlib.contextmanager
+def programs_in(directory):
+    """Starts programs by a name for the log in ``directory`` and a command line; ends them all."""
     started = []
 
     def start(name, *argv, **kwargs):
-        program = Program(tmp_path / f'{name}-{len(started)}.log', BIN / name, *argv, **kwargs)
+        program = Program(directory / f'{name}-{len(started)}.log', *argv, **kwargs)
         started.append(program)
         return program
 
-    yield start
-    for program in started:
-        program.end()
+    try:
+        yield start
+    finally:
+        for program in started:
+            program.end()
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """Starts programs of ours by name and arguments; ends them all."""
+    with programs_in(tmp_path) as start:
+        yield lambda name, *argv, **kwargs: start(name, BIN / name, *argv, **kwargs)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cloud import Cloud
-from tests.e2e.conftest import BIN, Program, eventually, nobody_is_refused
+from tests.e2e.conftest import BIN, eventually, nobody_is_refused, programs_in
 
 from .worlds import World
 
@@ -45,16 +45,8 @@ def directory():
 
 @pytest.fixture
 def start(directory):
-    started = []
-
-    def start(name, *argv):
-        program = Program(directory / f'{name}-{len(started)}.log', *argv)
-        started.append(program)
-        return program
-
-    yield start
-    for program in started:
-        program.end()
+    with programs_in(directory) as start:
+        yield start
 
 
 @pytest.fixture

@@ -41,3 +41,8 @@ def test_facts_cannot_be_changed():
 def test_a_source_reads_well_in_a_log():
     assert str(context.Source('10.1.1.2', router_id='r1')) == '10.1.1.2 behind router r1'
     assert str(context.Source('10.1.1.2', network_id='n1')) == '10.1.1.2 behind network n1'
+
+
+def test_facts_read_as_an_operator_says_them():
+    assert str(context.Source('10.1.1.2', network_id='n')) == '10.1.1.2 behind network n'
+    assert str(context.Instance('i', 'p', 'q', 1.0)) == 'i of project p, port q'
