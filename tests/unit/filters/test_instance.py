@@ -30,7 +30,7 @@ def ask(directory, within_s=9.0, status=200, **facts):
 def test_the_one_that_fits_is_written_down():
     directory = FakeDirectory([ONE])
     response, _ = ask(directory)
-    assert response.text == "Instance(instance_id='i1', project_id='p1', port_id='port1')"
+    assert response.text == 'i1 of project p1, port port1'
     assert [source for source, _ in directory.asked] == [SOURCE]
 
 
