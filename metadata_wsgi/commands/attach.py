@@ -26,15 +26,18 @@ from typing import Any
 from metadata_wsgi import config, paths
 from metadata_wsgi.errors import ConfigError, MetadataError, PlumbingError
 from metadata_wsgi.keeper.places import KeptSockets
-from metadata_wsgi.plumbing import attached
-from metadata_wsgi.plumbing.attachment import Attachments, Proxy
+from metadata_wsgi.plumbing import attached, netns
+from metadata_wsgi.plumbing.attachment import Attachments, Proxy, kernel_families
 from metadata_wsgi.plumbing.iptables import Iptables
 from metadata_wsgi.plumbing.place import MODES, NETWORK, NOBODY_SERVES, ONE_HOP, PROCESS, ROUTER, SHARED, Place
+from metadata_wsgi.plumbing.rules import Rule, rules_for
 from metadata_wsgi.plumbing.run import SubprocessRunner
 
 PROGRAM = 'metadata-wsgi'
 
 AT_ONCE = 8
+MANY = 4
+"""From so many on their rules are copied from one to the next (``plumbing.pattern``)."""
 WAITING_AT_ONCE = 64
 """Places that only wait for the kernel to check an address."""
 
@@ -126,7 +129,9 @@ def _one_sentence(run: Callable[[argparse.Namespace], int]) -> Callable[[argpars
 
 @_one_sentence
 def _attach(args: argparse.Namespace) -> int:
-    attachments = _attachments(args, args.program, args.log_dir)
+    places = _places(args)
+    rules = {'port': args.metadata_port, 'interfaces': args.internal_interfaces, 'mark': args.mark}
+    attachments = _attachments(args, _for_many(len(places), **rules), args.program, args.log_dir)
     state_path = _paths(args)[0]
     modes: dict[str, str] = {}
     if not args.mode:
@@ -146,7 +151,6 @@ def _attach(args: argparse.Namespace) -> int:
         attachments.settle(place, **options(place))
         return ''
 
-    places = _places(args)
     failed = _each(places, attach, AT_ONCE)
     _warn_of_nobody(state_path, {options(place)['mode'] for place in places if place not in failed})
     if not args.no_wait:
@@ -171,8 +175,8 @@ HOW = {
 
 @_one_sentence
 def _detach(args: argparse.Namespace) -> int:
-    attachments = _attachments(args)
     places = [found.place for found in _found(args)] if args.all else _places(args)
+    attachments = _attachments(args, _for_many(len(places)))
 
     def detach(place: Place) -> str:
         return f'{place.kind} {place.uuid} {"is detached" if attachments.detach(place) else "was not attached"}'
@@ -264,18 +268,28 @@ def _paths(args: argparse.Namespace) -> tuple[str, str]:
     return conf.state_path, conf.metadata_proxy_socket
 
 
-def _attachments(args: argparse.Namespace, program: str = '', log_dir: str = '') -> Attachments:
+def _for_many(count: int, **how: Any) -> Sequence[Rule]:
+    """The rules to copy. For a few it is not worth it."""
+    return rules_for(families=kernel_families(), **how) if count >= MANY else ()
+
+
+def _attachments(args: argparse.Namespace, many: Sequence[Rule], program: str = '', log_dir: str = '') -> Attachments:
     state_path, socket = _paths(args)
     proxy = Proxy(program=program, state_path=state_path, socket=socket, log_dir=log_dir and os.path.abspath(log_dir))
     runner = SubprocessRunner()
-    iptables = Iptables(runner, binary=args.iptables)
-    return Attachments(runner, proxy=proxy, iptables=iptables, keeping=KeptSockets(state_path))
+    rule_keeper = Iptables(runner, binary=args.iptables, many=many)
+    return Attachments(runner, proxy=proxy, iptables=rule_keeper, keeping=KeptSockets(state_path))
 
 
 def _found(args: argparse.Namespace) -> list[attached.Attached]:
     state_path = _paths(args)[0]
     kept = KeptSockets(state_path).kept()
-    return attached.attached(Iptables(SubprocessRunner(), binary=args.iptables), state_path=state_path, kept=kept)
+    return attached.attached(iptables(args.iptables), state_path=state_path, kept=kept)
+
+
+def iptables(binary: str | None = None) -> Iptables:
+    """To look at the rules of all namespaces of this host."""
+    return Iptables(SubprocessRunner(), binary=binary, many=_for_many(len(netns.names())))
 
 
 def _uuid(text: str) -> str:

@@ -13,6 +13,8 @@ is left alone.
 ``netns``        which namespaces there are; call a function inside one
 ``rules``        the packet rules of a router, as data (pure)
 ``iptables``     bring a namespace's rules to what ``rules`` says, or out of it
+``pattern``      the same for many namespaces at once: laid once, and copied
+``ruleset``      all rules of a namespace as the kernel has them
 ``netfilter``    which kinds of iptables have anything in a namespace
 ``address``      169.254.169.254 on the interface of a DHCP namespace
 ``links``        the interfaces of a namespace, and fe80::a9fe:a9fe on them

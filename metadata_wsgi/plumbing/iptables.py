@@ -25,6 +25,7 @@ from itertools import pairwise
 
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.plumbing import netfilter
+from metadata_wsgi.plumbing.pattern import Pattern
 from metadata_wsgi.plumbing.rules import COMMENT, Rule
 from metadata_wsgi.plumbing.run import Runner, search_path
 
@@ -128,13 +129,17 @@ def _words(args: str) -> list[str]:
 
 
 class Iptables:
-    """Rules of namespaces. ``binary`` is e.g. ``iptables-nft``; without it, it is found out per namespace."""
+    """Rules of namespaces. ``binary`` is e.g. ``iptables-nft``; without it, it is found out per namespace.
+
+    ``many`` are rules that many namespaces get, or may have: they are copied where that can be (``pattern``).
+    """
 
     def __init__(
         self,
         runner: Runner,
         *,
         binary: str | None = None,
+        many: Sequence[Rule] = (),
         find_program: Callable[[str], str | None] = lambda name: shutil.which(name, path=search_path()),
         kinds: Callable[[str], Iterable[str]] = netfilter.kinds,
     ) -> None:
@@ -142,12 +147,16 @@ class Iptables:
         self._binary = binary
         self._find_program = find_program
         self._kinds = kinds
+        self._pattern = Pattern(many, lay=self._lay_pattern, is_laid=self._pattern_is_laid) if many else None
 
     def apply(self, namespace: str, wanted: Sequence[Rule], *, families: Iterable[int] = (4, 6)) -> bool:
         """Make ``wanted`` (none: nothing) the rules of ours in the namespace; whether anything had to be done.
 
         Raises PlumbingError with iptables' own words.
         """
+        copied = self._pattern.apply(namespace, wanted) if self._pattern else None
+        if copied is not None:
+            return copied
         changed = False
         for family in families:
             rules = [rule for rule in wanted if rule.family == family]
@@ -159,6 +168,9 @@ class Iptables:
 
     def ours(self, namespace: str, *, families: Iterable[int] = (4, 6)) -> list[Rule]:
         """Every rule of ours that is in the namespace, of whatever port or shape."""
+        known = self._pattern.ours(namespace) if self._pattern else None
+        if known is not None:
+            return known
         return [
             Rule(family, table, chain, tuple(args.split()))
             for family in families
@@ -168,6 +180,21 @@ class Iptables:
             for args in rules
             if is_ours(args)
         ]
+
+    def _lay_pattern(self) -> None:
+        for family, rules in self._pattern_by_family():
+            self._runner([f'{self._named(family)}-restore', '--noflush', '--wait'], stdin=difference({}, rules))
+
+    def _pattern_is_laid(self) -> bool:
+        return not any(
+            difference(parse(self._runner([f'{self._named(family)}-save'])), rules)
+            for family, rules in self._pattern_by_family()
+        )
+
+    def _pattern_by_family(self) -> list[tuple[int, list[Rule]]]:
+        rules = self._pattern.rules if self._pattern else ()
+        families = sorted({rule.family for rule in rules})
+        return [(family, [rule for rule in rules if rule.family == family]) for family in families]
 
     def _settle(self, namespace: str, binary: str, wanted: Sequence[Rule]) -> bool:
         # Another program may write between our reading and writing. Nothing of its is lost then, because
@@ -192,12 +219,15 @@ class Iptables:
 
     def _binaries(self, namespace: str, family: int) -> list[str]:
         """The iptables to use, and others in which there may be something of ours."""
-        prefix = 'ip6tables' if family == 6 else 'iptables'
+        prefix = self._named(family)
         if self._binary:
-            return [self._binary.replace('iptables', prefix)]
+            return [prefix]
         legacy, nft = f'{prefix}-legacy', f'{prefix}-nft'
         if netfilter.LEGACY in self._kinds(namespace) and self._find_program(f'{legacy}-save'):
             tables = self._read(namespace, legacy)
             if any(rules for table in tables.values() for rules in table.chains.values()):
                 return [legacy, nft] if self._find_program(f'{nft}-save') else [legacy]
         return [prefix]
+
+    def _named(self, family: int) -> str:
+        return (self._binary or 'iptables').replace('iptables', 'ip6tables' if family == 6 else 'iptables')

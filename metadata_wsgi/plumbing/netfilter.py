@@ -33,11 +33,14 @@ def kinds(namespace: str) -> frozenset[str]:
 
 
 def _kinds() -> frozenset[str]:
-    return frozenset(kind for kind, there in ((LEGACY, _has_legacy()), (NFT, _has_nft())) if there)
+    return frozenset(kind for kind, there in ((LEGACY, has_legacy()), (NFT, _has_nft())) if there)
 
 
-def _has_legacy() -> bool:
-    """Tables appear there when they are first used; no file means that the kernel's module is not even loaded."""
+def has_legacy() -> bool:
+    """Whether iptables-legacy has a table in the namespace of the calling thread.
+
+    Tables appear there when they are first used; no file means that the kernel's module is not even loaded.
+    """
     names = [Path(f'/proc/thread-self/net/{prefix}_tables_names') for prefix in ('ip', 'ip6')]
     return any(name.read_text(encoding='ascii').strip() for name in names if os.path.exists(name))
 

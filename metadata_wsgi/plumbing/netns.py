@@ -7,12 +7,13 @@ made for it and ends with it, because setns(2) moves a thread and not a process.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyroute2 import netns
 
@@ -92,8 +93,16 @@ def run_in(name: str, fn: Callable[[], T]) -> T:
     A socket that ``fn`` opens stays in that namespace wherever it is used afterwards. Raises PlumbingError
     when there is no such namespace or entering it is not allowed.
     """
-    inside = _Inside(name, fn)
-    thread = threading.Thread(target=inside, name=f'netns {name}')
+    return _run(_Inside(name, fn))
+
+
+def run_in_new(fn: Callable[[], T]) -> T:
+    """The same in a namespace that is made for this call: without a name, nobody's, and gone with its last socket."""
+    return _run(_Inside(None, fn))
+
+
+def _run(inside: _Inside) -> Any:
+    thread = threading.Thread(target=inside, name=f'netns {inside.name}')
     thread.start()
     thread.join()
     if inside.error is not None:
@@ -105,10 +114,11 @@ def run_in(name: str, fn: Callable[[], T]) -> T:
 
 
 class _Inside:
-    def __init__(self, name: str, fn: Callable[[], object]) -> None:
+    def __init__(self, name: str | None, fn: Callable[[], object]) -> None:
         self.results: list = []  # type: ignore[type-arg]
         self.error: BaseException | None = None
-        self._name = name
+        self.name = name or 'of nobody'
+        self._new = name is None
         self._fn = fn
         self._caller = threading.get_native_id()
 
@@ -122,15 +132,19 @@ class _Inside:
     def _enter(self) -> None:
         # Where gevent has replaced threads by greenlets, setns would move the caller.
         if threading.get_native_id() == self._caller:
-            raise PlumbingError(f'namespace {self._name}: cannot be entered from a process without real threads')
+            raise PlumbingError(f'namespace {self.name}: cannot be entered from a process without real threads')
+        if self._new:
+            if ctypes.CDLL(None, use_errno=True).unshare(netns.CLONE_NEWNET):
+                raise PlumbingError(f'a namespace cannot be made: {os.strerror(ctypes.get_errno())}')
+            return
         try:
-            fd = os.open(path(self._name), os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path(self.name), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise PlumbingError(f'namespace {self._name}: {error.strerror}') from error
+            raise PlumbingError(f'namespace {self.name}: {error.strerror}') from error
         try:
             netns.setns(fd)
         except OSError as error:
             why = os.strerror(error.errno or 0)
-            raise PlumbingError(f'namespace {self._name}: cannot be entered: {why}') from error
+            raise PlumbingError(f'namespace {self.name}: cannot be entered: {why}') from error
         finally:
             os.close(fd)

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.plumbing import netns, ruleset
 from metadata_wsgi.plumbing.iptables import Iptables
 from metadata_wsgi.plumbing.rules import rules_for
 from metadata_wsgi.plumbing.run import SubprocessRunner
@@ -149,3 +150,109 @@ def test_the_kind_in_use_is_found_out(world, program):
 def test_a_refusal_is_in_iptables_own_words(world, iptables, program):
     with pytest.raises(PlumbingError, match=f'{program}-restore.*exit code'):
         iptables.apply(world.router, rules_for(interfaces='much-too-long-a-name'))
+
+
+class Counting(SubprocessRunner):
+    """Runs what it is told, and remembers what was run in a namespace that has a name."""
+
+    def __init__(self):
+        super().__init__()
+        self.run = []
+
+    def __call__(self, argv, *, stdin='', namespace=None):
+        if namespace:
+            self.run.append(argv[0])
+        return super().__call__(argv, stdin=stdin, namespace=namespace)
+
+
+@pytest.fixture
+def counting():
+    return Counting()
+
+
+@pytest.fixture
+def copying(counting):
+    """As attach makes it for many routers."""
+    return Iptables(counting, binary='iptables-nft', many=WANTED)
+
+
+def both(world):
+    return [saved(world.router, program) for program in ('iptables-nft', 'ip6tables-nft')]
+
+
+def test_copied_rules_are_those_that_iptables_would_have_laid(world, copying, counting):
+    Iptables(SubprocessRunner(), binary='iptables-nft').apply(world.router, WANTED)
+    laid = both(world)
+    Iptables(SubprocessRunner(), binary='iptables-nft').apply(world.router, ())
+    netns.run_in(world.router, lambda: ruleset.remove(*ruleset.read()))
+    assert copying.apply(world.router, WANTED) is True
+    assert counting.run == []
+    assert both(world) == laid
+    assert len(laid[0]) > 8
+    with serving(world.router, 'proxy', 9697), serving(world.outside, 'impostor', 80):
+        assert get(world.guest, METADATA) == 'proxy'
+        assert get(world.guest, '10.1.1.1', 9697, timeout_s=0.5) == ''
+
+
+def test_what_was_copied_is_adopted_and_removed_after_packets_were_counted(world, copying, counting):
+    copying.apply(world.router, WANTED)
+    with serving(world.router, 'proxy', 9697):
+        assert get(world.guest, METADATA) == 'proxy'
+    assert copying.apply(world.router, WANTED) is False
+    assert set(copying.ours(world.router)) == set(WANTED)
+    assert copying.apply(world.router, ()) is True
+    assert copying.apply(world.router, ()) is False
+    assert counting.run == []
+    assert both(world) == [[], []]
+    assert copying.ours(world.router) == []
+
+
+def test_what_iptables_laid_is_known_to_be_the_same(world, copying, counting):
+    Iptables(SubprocessRunner(), binary='iptables-nft').apply(world.router, WANTED)
+    assert copying.apply(world.router, WANTED) is False
+    assert counting.run == []
+
+
+def test_where_anybody_has_a_rule_nothing_is_copied_and_nothing_of_his_lost(world, copying, counting, program):
+    in_router(world, program, '-A', 'FORWARD', '-s', '192.0.2.0/24', '-j', 'DROP')
+    before = saved(world.router, program)
+    assert copying.apply(world.router, WANTED) is True
+    assert 'iptables-nft-restore' in counting.run
+    assert set(copying.ours(world.router)) == set(WANTED)
+    assert '-s 192.0.2.0/24' in str(saved(world.router, program))
+    assert copying.apply(world.router, ()) is True
+    assert saved(world.router, program) == before
+
+
+def test_a_rule_that_is_missing_or_too_many_is_seen_and_mended_by_iptables(world, copying, counting):
+    for words in (['-t', 'nat', '-F'], ['-I', 'INPUT', '-j', 'ACCEPT']):
+        copying.apply(world.router, WANTED)
+        counting.run.clear()
+        in_router(world, 'iptables-nft', *words)
+        assert copying.apply(world.router, WANTED) is True
+        assert 'iptables-nft-restore' in counting.run
+    assert copying.apply(world.router, rules_for(port=9000)) is True
+    assert 'to-ports 9000' in str(saved(world.router, 'iptables-nft'))
+
+
+def test_nothing_is_written_over_what_came_while_we_looked(world, copying):
+    def too_late():
+        there, generation = ruleset.read()
+        in_router(world, 'iptables-nft', '-A', 'FORWARD', '-s', '192.0.2.0/24', '-j', 'DROP')
+        for act in (ruleset.write, ruleset.remove):
+            with pytest.raises(OSError, match='ERESTART'):
+                act(pattern, generation)
+        return there
+
+    copying.apply(world.router, WANTED)
+    pattern = netns.run_in(world.router, ruleset.read)[0]
+    assert netns.run_in(world.router, too_late) == pattern
+    assert '-s 192.0.2.0/24' in str(saved(world.router, 'iptables-nft'))
+
+
+def test_of_iptables_legacy_nothing_is_copied(world, counting):
+    legacy = Iptables(counting, binary='iptables-legacy', many=WANTED)
+    assert legacy.apply(world.router, WANTED) is True
+    assert 'iptables-legacy-restore' in counting.run
+    assert legacy.apply(world.router, WANTED) is False
+    assert both(world) == [[], []]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules of a thousand routers without two thousand programs: laid once by iptables, and copied.
+
+iptables lays the rules in a namespace of nobody, the kernel is asked what they are to it (``ruleset``), and that is
+written to each router that has no rule of anybody yet: all tables and both families in one transaction, 0.3 ms in place
+of the 5 ms of two programs. So every rule is still one that iptables made and that ``iptables-save`` prints. That is
+proven before any router is touched: a copy in a second namespace of nobody has to read back, by iptables, as wanted.
+
+A router whose rules are exactly these is known to be right without a program too, and is cleared by removing their
+tables. Wherever anything else is (an L3 agent's rules, those of iptables-legacy, part of ours), or the kernel refuses,
+or iptables is not the nft kind, None is the answer, and iptables does it (``iptables``).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.plumbing import netfilter, netns, ruleset
+from metadata_wsgi.plumbing.rules import Rule
+from metadata_wsgi.plumbing.ruleset import Ruleset
+
+LOG = logging.getLogger(__name__)
+
+T = TypeVar('T')
+
+
+class Pattern:
+    """Copies of ``rules``. ``lay`` has a program write them, and ``is_laid`` has one read whether they are there; both
+    are called in a namespace that is nobody's. Threads may share it; the first one makes the pattern."""
+
+    def __init__(self, rules: Sequence[Rule], *, lay: Callable[[], None], is_laid: Callable[[], bool]) -> None:
+        self.rules = tuple(rules)
+        self._lay = lay
+        self._is_laid = is_laid
+        self._lock = threading.Lock()
+        self._made: Ruleset | None = None
+
+    def apply(self, namespace: str, wanted: Sequence[Rule]) -> bool | None:
+        """Make ``wanted`` the rules of the namespace; whether anything had to be done, None if it is not for us."""
+        if tuple(wanted) not in ((), self.rules) or not self._ruleset():
+            return None
+        return _or_none(lambda: netns.run_in(namespace, lambda: self._bring(bool(wanted))))
+
+    def ours(self, namespace: str) -> list[Rule] | None:
+        """The rules of ours there, None if it is not for us."""
+
+        def look() -> list[Rule] | None:
+            there = None if netfilter.has_legacy() else ruleset.read()[0]
+            return [] if there == Ruleset() else [*self.rules] if there == self._ruleset() else None
+
+        return _or_none(lambda: netns.run_in(namespace, look)) if self._ruleset() else None
+
+    def _bring(self, wanted: bool) -> bool | None:
+        if netfilter.has_legacy():
+            return None
+        there, generation = ruleset.read()
+        if there not in (Ruleset(), self._ruleset()):
+            return None
+        if bool(there) == wanted:
+            return False
+        if wanted:
+            ruleset.write(self._ruleset(), generation)
+        else:
+            ruleset.remove(there, generation)
+        return True
+
+    def _ruleset(self) -> Ruleset:
+        """Empty where there can be none."""
+        with self._lock:
+            if self._made is None:
+                self._made = _or_none(self._make) or Ruleset()
+        return self._made
+
+    def _make(self) -> Ruleset | None:
+        def laid() -> Ruleset:
+            self._lay()
+            return ruleset.read()[0]
+
+        def copied() -> bool:
+            ruleset.write(made, ruleset.read()[1])
+            return ruleset.read()[0] == made and self._is_laid()
+
+        made = netns.run_in_new(laid)
+        return made if made and netns.run_in_new(copied) else None
+
+
+def _or_none(act: Callable[[], T]) -> T | None:
+    try:
+        return act()
+    except (PlumbingError, OSError) as error:
+        LOG.debug('Rules are not copied: %s', error)
+        return None
