@@ -185,26 +185,30 @@ def _detach(args: argparse.Namespace) -> int:
 
 
 def _each(places: Sequence[Place], act: Callable[[Place], str], at_once: int) -> list[Place]:
-    """Do it for each, some at the same time, and print what it says; returns those for which it failed."""
+    """Do it for each, some at the same time, and print what it says, last which failed and why; returns those."""
 
-    def tried(place: Place) -> tuple[str, MetadataError | None]:
+    def tried(place: Place) -> tuple[str, str]:
         try:
-            return act(place), None
-        except MetadataError as error:
-            return '', error
+            return act(place), ''
+        except (MetadataError, OSError) as error:
+            return '', str(error)
 
     if len(places) < 2:
-        outcomes: Iterable[tuple[str, MetadataError | None]] = map(tried, places)
+        outcomes: Iterable[tuple[str, str]] = map(tried, places)
     else:
         outcomes = ThreadPoolExecutor(min(at_once, len(places))).map(tried, places)
-    failed = []
+    failed = {}
     for place, (sentence, error) in zip(places, outcomes, strict=True):
         if error:
-            print(f'{PROGRAM}: {error}', file=sys.stderr)
-            failed.append(place)
+            failed[place] = error
         elif sentence:
             print(sentence)
-    return failed
+    for place, error in failed.items():
+        of_many = f'{place.kind} {place.uuid}: ' if len(places) > 1 else ''
+        print(f'{PROGRAM}: {of_many}{error}', file=sys.stderr)
+    if failed and len(places) > 1:
+        print(f'{PROGRAM}: {len(failed)} of {len(places)} failed', file=sys.stderr)
+    return [*failed]
 
 
 @_one_sentence

@@ -9,6 +9,7 @@ import pytest
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.plumbing import netns, ruleset
 from metadata_wsgi.plumbing.iptables import Iptables
+from metadata_wsgi.plumbing.pattern import Pattern
 from metadata_wsgi.plumbing.rules import rules_for
 from metadata_wsgi.plumbing.run import SubprocessRunner
 
@@ -256,3 +257,20 @@ def test_of_iptables_legacy_nothing_is_copied(world, counting):
     assert 'iptables-legacy-restore' in counting.run
     assert legacy.apply(world.router, WANTED) is False
     assert both(world) == [[], []]
+
+
+@pytest.mark.parametrize('is_laid', [False, True])
+def test_a_copy_that_does_not_read_back_as_wanted_is_never_given_to_a_router(world, is_laid):
+    def lay():
+        apply = SubprocessRunner()
+        apply(['iptables-nft', '-A', 'INPUT', '-j', 'DROP'])
+
+    pattern = Pattern(WANTED, lay=lay, is_laid=lambda: is_laid)
+    assert pattern.apply(world.router, WANTED) is (True if is_laid else None)
+    assert bool(both(world)[0]) is is_laid
+
+
+def test_where_iptables_refuses_the_pattern_too_it_is_asked_for_each_and_says_why(world):
+    refused = rules_for(interfaces='much-too-long-a-name')
+    with pytest.raises(PlumbingError, match=r'iptables-nft-restore.*exit code'):
+        Iptables(SubprocessRunner(), binary='iptables-nft', many=refused).apply(world.router, refused)

@@ -147,15 +147,36 @@ def test_one_namespace_is_not_that_of_many(tmp_path):
             attach._places(parse('attach', '--namespace', 'mine', *words))
 
 
-def test_one_that_fails_does_not_keep_the_others_from_it(capsys):
+@pytest.mark.parametrize('error', [PlumbingError('not this one'), OSError('not this one')])
+def test_those_that_fail_do_not_keep_the_others_from_it_and_are_named_at_the_end(capsys, error):
     places = [Place.of('router', f'{number:04}') for number in range(20)]
+    failing = [places[7], places[11]]
 
     def act(place):
-        if place.uuid == '0007':
-            raise PlumbingError('not this one')
+        if place in failing:
+            raise error
         return place.uuid
 
-    assert attach._each(places, act, at_once=4) == [places[7]]
+    assert attach._each(places, act, at_once=4) == failing
     out, err = capsys.readouterr()
-    assert out.split() == [place.uuid for place in places if place != places[7]]
-    assert err == 'metadata-wsgi: not this one\n'
+    assert out.split() == [place.uuid for place in places if place not in failing]
+    assert err.splitlines() == [
+        'metadata-wsgi: router 0007: not this one',
+        'metadata-wsgi: router 0011: not this one',
+        'metadata-wsgi: 2 of 20 failed',
+    ]
+
+
+def test_of_one_the_sentence_is_enough(capsys):
+    def act(place):
+        raise PlumbingError('not this one')
+
+    place = Place.of('router', '0007')
+    assert attach._each([place], act, at_once=4) == [place]
+    assert capsys.readouterr().err == 'metadata-wsgi: not this one\n'
+
+
+def test_rules_are_copied_for_many_and_not_for_a_few():
+    assert attach._for_many(3) == ()
+    rules = attach._for_many(4, port=9000)
+    assert any('9000' in str(rule) for rule in rules)
