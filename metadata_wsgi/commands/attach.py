@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from pathlib import Path
@@ -130,38 +130,49 @@ def _one_sentence(run: Callable[[argparse.Namespace], int]) -> Callable[[argpars
 @_one_sentence
 def _attach(args: argparse.Namespace) -> int:
     places = _places(args)
-    rules = {'port': args.metadata_port, 'interfaces': args.internal_interfaces, 'mark': args.mark}
-    attachments = _attachments(args, _for_many(len(places), **rules), args.program, args.log_dir)
-    state_path = _paths(args)[0]
-    modes: dict[str, str] = {}
-    if not args.mode:
-        modes = {one.place.uuid: one.mode for one in KeptSockets(state_path).kept()}
-
-    def options(place: Place) -> dict[str, Any]:
-        mode = args.mode or modes.get(place.uuid, PROCESS)
-        return {'mode': mode, 'port': args.metadata_port, 'interfaces': args.internal_interfaces}
-
-    def attach(place: Place) -> str:
-        more = {'mark': args.mark, 'interface': args.interface, 'wait_for_ipv6': False}
-        changed = attachments.attach(place, **options(place), **more)
-        how = HOW[options(place)['mode']][changed]
-        return f'{place.kind} {place.uuid} is attached in {place.namespace}: {how}'
-
-    def settle(place: Place) -> str:
-        attachments.settle(place, **options(place))
-        return ''
-
-    failed = _each(places, attach, AT_ONCE)
-    _warn_of_nobody(state_path, {options(place)['mode'] for place in places if place not in failed})
+    modes = {} if args.mode else {one.place.uuid: one.mode for one in KeptSockets(state_path(args)).kept()}
+    attaching = Attaching(args, modes, count=len(places))
+    failed = _each(places, attaching.attach, AT_ONCE)
+    _warn_of_nobody(args, {attaching.mode(place) for place in places if place not in failed})
     if not args.no_wait:
         # The kernel checks all addresses at the same time.
-        failed += _each([place for place in places if place not in failed], settle, WAITING_AT_ONCE)
+        failed += _each([place for place in places if place not in failed], attaching.settle, WAITING_AT_ONCE)
     return 1 if failed else 0
 
 
-def _warn_of_nobody(state_path: str, modes: set[str]) -> None:
+class Attaching:
+    """Attaches ``count`` places or so as the arguments of ``attach`` say; ``modes`` are those of ids that have one."""
+
+    def __init__(self, args: argparse.Namespace, modes: Mapping[str, str], *, count: int) -> None:
+        self._args = args
+        self._modes = modes
+        rules = {'port': args.metadata_port, 'interfaces': args.internal_interfaces, 'mark': args.mark}
+        self._attachments = _attachments(args, _for_many(count, **rules), args.program, args.log_dir)
+
+    def attach(self, place: Place) -> str:
+        """Attach it and wait for nothing; what is to be said of it. Raises MetadataError."""
+        more = {'mark': self._args.mark, 'interface': self._args.interface, 'wait_for_ipv6': False}
+        changed = self._attachments.attach(place, **self._how(place), **more)
+        how = HOW[self.mode(place)][changed]
+        return f'{place.kind} {place.uuid} is attached in {place.namespace}: {how}'
+
+    def settle(self, place: Place) -> str:
+        """Wait until its IPv6 address can be used."""
+        self._attachments.settle(place, **self._how(place))
+        return ''
+
+    def mode(self, place: Place) -> str:
+        """Who serves it."""
+        return str(self._args.mode or self._modes.get(place.uuid, PROCESS))
+
+    def _how(self, place: Place) -> dict[str, Any]:
+        interfaces = self._args.internal_interfaces
+        return {'mode': self.mode(place), 'port': self._args.metadata_port, 'interfaces': interfaces}
+
+
+def _warn_of_nobody(args: argparse.Namespace, modes: set[str]) -> None:
     kept_modes = modes - {PROCESS}
-    workers = KeptSockets(state_path).workers() if kept_modes else {}
+    workers = KeptSockets(state_path(args)).workers() if kept_modes else {}
     for mode in sorted(kept_modes - set(workers)):
         print(f'{PROGRAM}: {NOBODY_SERVES[mode]}', file=sys.stderr)
 
@@ -176,16 +187,21 @@ HOW = {
 @_one_sentence
 def _detach(args: argparse.Namespace) -> int:
     places = [found.place for found in _found(args)] if args.all else _places(args)
-    attachments = _attachments(args, _for_many(len(places)))
+    return 1 if _each(places, detaching(args, count=len(places)), AT_ONCE) else 0
+
+
+def detaching(args: argparse.Namespace, *, count: int) -> Callable[[Place], str]:
+    """How to detach one of about ``count`` places, as the arguments of ``detach`` say."""
+    attachments = _attachments(args, _for_many(count))
 
     def detach(place: Place) -> str:
         return f'{place.kind} {place.uuid} {"is detached" if attachments.detach(place) else "was not attached"}'
 
-    return 1 if _each(places, detach, AT_ONCE) else 0
+    return detach
 
 
-def _each(places: Sequence[Place], act: Callable[[Place], str], at_once: int) -> list[Place]:
-    """Do it for each, some at the same time, and print what it says, last which failed and why; returns those."""
+def each(places: Sequence[Place], act: Callable[[Place], str], at_once: int = AT_ONCE) -> list[tuple[str, str]]:
+    """Do it for each, some at the same time; of each what ``act`` says of it, and why it failed or ''."""
 
     def tried(place: Place) -> tuple[str, str]:
         try:
@@ -194,11 +210,15 @@ def _each(places: Sequence[Place], act: Callable[[Place], str], at_once: int) ->
             return '', str(error)
 
     if len(places) < 2:
-        outcomes: Iterable[tuple[str, str]] = map(tried, places)
-    else:
-        outcomes = ThreadPoolExecutor(min(at_once, len(places))).map(tried, places)
+        return [tried(place) for place in places]
+    with ThreadPoolExecutor(min(at_once, len(places))) as pool:
+        return list(pool.map(tried, places))
+
+
+def _each(places: Sequence[Place], act: Callable[[Place], str], at_once: int) -> list[Place]:
+    """The same, and print what is said of each, last which failed and why; returns those."""
     failed = {}
-    for place, (sentence, error) in zip(places, outcomes, strict=True):
+    for place, (sentence, error) in zip(places, each(places, act, at_once), strict=True):
         if error:
             failed[place] = error
         elif sentence:
@@ -278,17 +298,21 @@ def _for_many(count: int, **how: Any) -> Sequence[Rule]:
 
 
 def _attachments(args: argparse.Namespace, many: Sequence[Rule], program: str = '', log_dir: str = '') -> Attachments:
-    state_path, socket = _paths(args)
-    proxy = Proxy(program=program, state_path=state_path, socket=socket, log_dir=log_dir and os.path.abspath(log_dir))
+    path, socket = _paths(args)
+    proxy = Proxy(program=program, state_path=path, socket=socket, log_dir=log_dir and os.path.abspath(log_dir))
     runner = SubprocessRunner()
     rule_keeper = Iptables(runner, binary=args.iptables, many=many)
-    return Attachments(runner, proxy=proxy, iptables=rule_keeper, keeping=KeptSockets(state_path))
+    return Attachments(runner, proxy=proxy, iptables=rule_keeper, keeping=KeptSockets(path))
 
 
 def _found(args: argparse.Namespace) -> list[attached.Attached]:
-    state_path = _paths(args)[0]
-    kept = KeptSockets(state_path).kept()
-    return attached.attached(iptables(args.iptables), state_path=state_path, kept=kept)
+    kept = KeptSockets(state_path(args)).kept()
+    return attached.attached(iptables(args.iptables), state_path=state_path(args), kept=kept)
+
+
+def state_path(args: argparse.Namespace) -> str:
+    """Where pid files are, and the keeper's socket."""
+    return _paths(args)[0]
 
 
 def iptables(binary: str | None = None) -> Iptables:

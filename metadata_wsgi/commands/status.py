@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi status``: is the agent there, does it work, what is attached, and what went wrong last.
+"""``metadata-wsgi status``: are agent and keeper there, do they work, what is attached, and what went wrong last.
 
-Asked of what is there (the socket, the kernel, the log), not of a record. Ends with 1 when something is wrong, so
+Asked of what is there (the sockets, the kernel, the log), not of a record. Ends with 1 when something is wrong, so
 that a monitor may call it.
 """
 
@@ -12,7 +12,10 @@ import http.client
 import os
 import socket
 import struct
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from oslo_config import cfg
 from oslo_log import log
@@ -21,9 +24,10 @@ from metadata_wsgi import config, paths
 from metadata_wsgi.commands import attach
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.filters import healthcheck
+from metadata_wsgi.keeper import asking
+from metadata_wsgi.keeper.places import KeptSockets
 from metadata_wsgi.plumbing import attached
-from metadata_wsgi.plumbing.iptables import Iptables
-from metadata_wsgi.plumbing.run import SubprocessRunner
+from metadata_wsgi.plumbing.place import MODES, NOBODY_SERVES, ONE_HOP, SHARED, Kept
 
 FAULTS = (' WARNING ', ' ERROR ', ' CRITICAL ')
 SHOWN = 5
@@ -48,7 +52,11 @@ def run(args: argparse.Namespace) -> int:
     if args.state_path:
         conf.set_override('state_path', os.path.abspath(args.state_path))
     well = agent(conf.metadata_proxy_socket)
-    well &= attachments(conf.state_path)
+    if os.geteuid() != 0:
+        print('attached    only root can see it')
+    else:
+        kept, keeper_is_well = keeper(conf.state_path, KeptSockets(conf.state_path))
+        well &= keeper_is_well & attachments(conf.state_path, kept)
     if conf.log_file:
         faults(os.path.join(conf.log_dir or '', conf.log_file))
     else:
@@ -78,18 +86,52 @@ def agent(path: str) -> bool:
     return status == 200
 
 
-def attachments(state_path: str) -> bool:
-    """Say what is attached; whether all of it is well."""
-    if os.geteuid() != 0:
-        print('attached    only root can see it')
-        return True
+class Keeping(Protocol):
+    """The keeper; :class:`metadata_wsgi.keeper.places.KeptSockets` is the real one. It raises PlumbingError."""
+
+    def kept(self) -> list[Kept]:
+        """All that is kept."""
+
+    def workers(self) -> dict[str, int]:
+        """How many workers follow, by mode."""
+
+
+def keeper(state_path: str, keeping: Keeping) -> tuple[list[Kept] | None, bool]:
+    """Say whether the keeper is there and who serves what it keeps; what it keeps, None if it is away, and whether
+    all is well."""
+    path = asking.path(state_path)
+    if not os.path.exists(path):
+        print('keeper      there is none; only the modes shared and one_hop need it')
+        return [], True
     try:
-        found = attached.attached(Iptables(SubprocessRunner()), state_path=state_path)
+        kept, workers = keeping.kept(), keeping.workers()
+        pid = _served_by(path, socket.SOCK_SEQPACKET)
+    except (MetadataError, OSError) as error:
+        print(f'keeper      {error}; whoever serves its sockets goes on, and nothing can be attached')
+        return None, False
+    follow = ', '.join(f'{workers.get(mode, 0)} in mode {mode}' for mode in (SHARED, ONE_HOP))
+    print(f'keeper      pid {pid} keeps the sockets of {len(kept)} routers and networks; workers: {follow}')
+    unserved = sorted({one.mode for one in kept if not workers.get(one.mode)})
+    for mode in unserved:
+        print(f'    ! {NOBODY_SERVES[mode]}')
+    return kept, not unserved
+
+
+def attachments(state_path: str, kept: list[Kept] | None) -> bool:
+    """Say what is attached; whether all of it is well. ``kept`` None: the keeper is away."""
+    try:
+        found = attached.attached(attach.iptables(), state_path=state_path, kept=kept)
     except MetadataError as error:
         print(f'attached    {error}')
         return False
+    # That nobody serves a mode was said of the keeper, once.
+    found = [replace(one, problems=tuple(sorted({*one.problems} - {*NOBODY_SERVES.values()}))) for one in found]
     wrong = [one for one in found if one.problems]
-    print(f'attached    {len(found)} routers and networks, {len(wrong)} of them only half')
+    modes = Counter(one.mode for one in found)
+    by_mode = ', '.join(f'{modes[mode]} in mode {mode}' for mode in (*MODES, attached.UNKNOWN) if modes[mode])
+    print(
+        f'attached    {len(found)} routers and networks, {len(wrong)} of them only half' + (by_mode and f': {by_mode}')
+    )
     if wrong:
         print(attach.table(wrong), end='')
     return not wrong
@@ -110,9 +152,9 @@ def faults(path: str) -> None:
         print('            ' + ''.join(letter if letter.isprintable() else '?' for letter in line))
 
 
-def _served_by(path: str) -> int:
+def _served_by(path: str, kind: int = socket.SOCK_STREAM) -> int:
     """The process that listens on the unix socket (unix(7): the peer's credentials are those of its listen())."""
-    with socket.socket(socket.AF_UNIX) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.settimeout(ANSWER_S)
         probe.connect(path)
         pid: int = struct.unpack('3i', probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]

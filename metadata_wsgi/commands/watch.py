@@ -2,8 +2,13 @@
 """``metadata-wsgi watch``: attach what appears on this host, detach what disappears; for clouds without an L3 agent.
 
 Looks every ``--interval`` seconds which namespaces there are. A new ``qrouter-<id>`` or ``qdhcp-<id>`` is attached, one
-that was made anew under its old name too, and what belonged to one that is gone is removed. Every minute everything is
-attached again, which changes nothing where it is right, and repairs what somebody else removed.
+that was made anew under its old name too, and what belonged to one that is gone is removed. In the modes ``shared`` and
+``one_hop`` it asks the keeper as often: where the keeper has no socket of a router any more, it is attached again.
+Every minute (``--again``) everything is attached again, which changes nothing where it is right, and repairs what
+somebody else removed. What it repairs it says.
+
+Who serves a router is what ``-- --mode`` says. Without it a router keeps the mode in which it was last seen, and a new
+one gets a process of its own; a keeper that is away is waited for, not replaced by processes.
 
 What cannot be attached yet (a DHCP namespace without its interface) is tried again each time, and said once for
 each reason. Ending it (SIGTERM) detaches nothing: the next one adopts what is there. Options of ``attach`` stand behind
@@ -14,27 +19,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import logging
 import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Protocol
 
 from metadata_wsgi import config, paths
 from metadata_wsgi.commands import attach
 from metadata_wsgi.errors import PlumbingError
-from metadata_wsgi.plumbing import attached, netns
-from metadata_wsgi.plumbing.iptables import Iptables
-from metadata_wsgi.plumbing.run import SubprocessRunner
+from metadata_wsgi.keeper.places import KeptSockets
+from metadata_wsgi.plumbing import attached, netns, process
+from metadata_wsgi.plumbing import place as attachable
+from metadata_wsgi.plumbing.place import Kept
 
 LOG = logging.getLogger(__name__)
 
 KINDS = {'qrouter-': 'router', 'qdhcp-': 'network'}
 AGAIN_S = 60.0
+FEW = 8
 
 _NAME = re.compile(r'(qrouter-|qdhcp-)([A-Za-z0-9][A-Za-z0-9_-]{3,63})')
 
@@ -43,13 +49,16 @@ Place = tuple[str, str]
 
 
 class Attaching(Protocol):
-    """What is done; each returns a complaint, '' if there is none."""
+    """What is done to places; each returns those for which it failed, with a complaint."""
 
-    def attach(self, place: Place) -> str:
-        """Attach it, if it is not."""
+    def attach(self, places: Sequence[Place]) -> Mapping[Place, str]:
+        """Attach each, if it is not."""
 
-    def detach(self, place: Place) -> str:
-        """Detach it, if it is."""
+    def detach(self, places: Sequence[Place]) -> Mapping[Place, str]:
+        """Detach each, if it is."""
+
+    def held(self) -> Set[Place] | None:
+        """Those of which the keeper has a socket; None if it is away, and nobody knows."""
 
 
 class Watching:
@@ -68,6 +77,8 @@ class Watching:
         self._again_s = again_s
         self._clock = clock
         self._attached: dict[Place, object] = {}
+        """As what it was attached; None where it has to be attached again."""
+        self._held: Set[Place] = frozenset()
         self._gone: set[Place] = set()
         self._said: dict[Place, str] = {}
         self._all_again_at_s = clock() + again_s
@@ -80,26 +91,57 @@ class Watching:
     def once(self) -> None:
         """Look, and do what is to be done."""
         there = self._look()
+        self._gone.update(place for place in self._attached if place not in there)
+        self._gone -= set(there)
+        self._find_lost(there)
         if self._clock() >= self._all_again_at_s:
             self._all_again_at_s = self._clock() + self._again_s
-            self._gone.update(place for place in self._attached if place not in there)
-            self._attached = {}
-        self._gone.update(place for place in self._attached if place not in there)
-        for place in sorted(self._gone):
+            self._attached = dict.fromkeys(self._attached)
+        for place in self._did(sorted(self._gone), 'detached', self._attaching.detach):
+            self._gone.discard(place)
             self._attached.pop(place, None)
-            if place in there or self._did(place, 'detached', self._attaching.detach):
-                self._gone.discard(place)
-                self._said.pop(place, None)
-        for place in sorted(there):
-            if self._attached.get(place) != there[place] and self._did(place, 'attached', self._attaching.attach):
-                self._attached[place] = there[place]
+            self._said.pop(place, None)
+        due = [place for place in sorted(there) if self._attached.get(place) != there[place]]
+        # Also where it fails: something of it may be there, and has to go with its namespace.
+        self._attached.update(dict.fromkeys(due))
+        for place in self._did(due, 'attached', self._attaching.attach):
+            self._attached[place] = there[place]
+        if due:
+            # Also what went out of the keeper's hands by this.
+            held = self._attaching.held()
+            self._held = self._held if held is None else held
 
-    def _did(self, place: Place, done: str, act: Callable[[Place], str]) -> bool:
-        complaint = act(place)
-        if self._said.get(place) != (complaint or done):
-            self._said[place] = complaint or done
-            LOG.log(logging.WARNING if complaint else logging.INFO, '%s %s: %s', *place, complaint or done)
-        return not complaint
+    def _find_lost(self, there: Mapping[Place, object]) -> None:
+        """What was right, and is to be attached again at once."""
+        held = self._attaching.held()
+        lost = set() if held is None else set(self._held - held)
+        for place in sorted(there):
+            before = self._attached.get(place)
+            if before is not None and (before != there[place] or place in lost):
+                why = 'the keeper has no socket of it any more' if place in lost else 'its namespace was made anew'
+                LOG.warning('%s %s: %s', *place, why)
+                self._attached[place] = None
+                self._said.pop(place, None)
+        self._held = self._held if held is None else held
+
+    def _did(
+        self, places: Sequence[Place], done: str, act: Callable[[Sequence[Place]], Mapping[Place, str]]
+    ) -> list[Place]:
+        """Those for which it was done."""
+        complaints = act(places) if places else {}
+        news: dict[str, list[Place]] = {}
+        for place in places:
+            said = complaints.get(place, done)
+            if self._said.get(place) != said:
+                self._said[place] = said
+                news.setdefault(said, []).append(place)
+        for said, about in news.items():
+            # A keeper that is away is one fault and not a thousand.
+            shown = about[:1] if said != done and len(about) > FEW else about
+            more = f' (and {len(about) - 1} more)' if shown != about else ''
+            for place in shown:
+                LOG.log(logging.INFO if said == done else logging.WARNING, '%s %s: %s%s', *place, said, more)
+        return [place for place in places if place not in complaints]
 
 
 def namespaces(only: str | None) -> dict[Place, object]:
@@ -113,36 +155,86 @@ def namespaces(only: str | None) -> dict[Place, object]:
     return found
 
 
+class Keeping(Protocol):
+    """The keeper; :class:`metadata_wsgi.keeper.places.KeptSockets` is the real one. It raises PlumbingError."""
+
+    def kept(self) -> list[Kept]:
+        """All that is kept."""
+
+    def workers(self) -> dict[str, int]:
+        """How many workers follow, by mode."""
+
+
 class Verbs:
     """Attaches as the verbs ``attach`` and ``detach`` do, whatever options they have."""
 
-    def __init__(self, everywhere: list[str], attach_options: list[str]) -> None:
-        self._parser = argparse.ArgumentParser(prog=attach.PROGRAM, allow_abbrev=False)
-        attach.add_verbs(self._parser.add_subparsers(required=True))
-        self._everywhere = everywhere
-        self._attach_options = attach_options
-        # Ends with 2 here and now if an option is wrong.
-        self._parser.parse_args(self._argv('attach', ('router', 'some-id')))
+    def __init__(self, everywhere: list[str], attach_options: list[str], *, keeping: Keeping | None = None) -> None:
+        parser = argparse.ArgumentParser(prog=attach.PROGRAM, allow_abbrev=False)
+        attach.add_verbs(parser.add_subparsers(required=True))
+        # Ends with 2 here and now if an option is wrong. The id is that of nobody.
+        common = ['--router-id=any-id', *everywhere]
+        self._attach_args = parser.parse_args(['attach', *common, *attach_options])
+        self._detach_args = parser.parse_args(['detach', *common])
+        # Likewise a mark that marks nothing.
+        attach.Attaching(self._attach_args, {}, count=attach.MANY)
+        self._state_path = attach.state_path(self._attach_args)
+        self._keeping = keeping or KeptSockets(self._state_path)
+        self._modes: dict[str, str] = {}
+        """Of the ids that were seen in the keeper's hands."""
+        self._away = ''
+        self._unserved: set[str] = set()
 
-    def attach(self, place: Place) -> str:
+    def held(self) -> Set[Place] | None:
+        """See Attaching."""
+        try:
+            kept = self._keeping.kept()
+        except PlumbingError as error:
+            self._away = str(error)
+            return None
+        self._away = ''
+        self._modes.update((one.place.uuid, one.mode) for one in kept)
+        return {(one.place.kind, one.place.uuid) for one in kept}
+
+    def attach(self, places: Sequence[Place]) -> Mapping[Place, str]:
         """``metadata-wsgi attach``; it does not wait for IPv6, which the next time finds ready."""
-        return self._run(self._argv('attach', place))
+        held = self.held()
+        complaints = {}
+        for place in places:
+            if self._has_process(place[1]) and place not in (held or ()):
+                self._modes.pop(place[1], None)
+            elif held is None and not self._attach_args.mode and place[1] not in self._modes:
+                # In what mode it is nobody knows: a process would want the port that a worker may have.
+                complaints[place] = self._away
+        tried = [place for place in places if place not in complaints]
+        attaching = attach.Attaching(self._attach_args, self._modes, count=len(tried))
+        complaints |= _complaints(tried, attaching.attach)
+        self._warn_of_nobody({attaching.mode(attachable.Place.of(*place)) for place in tried})
+        return complaints
 
-    def detach(self, place: Place) -> str:
+    def detach(self, places: Sequence[Place]) -> Mapping[Place, str]:
         """``metadata-wsgi detach``."""
-        return self._run(self._argv('detach', place))
+        complaints = _complaints(places, attach.detaching(self._detach_args, count=len(places)))
+        for _, uuid in places:
+            self._modes.pop(uuid, None)
+        return complaints
 
-    def _argv(self, verb: str, place: Place) -> list[str]:
-        more = ['--no-wait', *self._attach_options] if verb == 'attach' else []
-        return [verb, f'--{place[0]}-id={place[1]}', *self._everywhere, *more]
+    def _has_process(self, uuid: str) -> bool:
+        return process.active(paths.pid_file(self._state_path, uuid), uuid) is not None
 
-    def _run(self, argv: list[str]) -> str:
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            args = self._parser.parse_args(argv)
-            code: int = args.run(args)
-        text = said.getvalue().strip().removeprefix(f'{attach.PROGRAM}: ')
-        return (text or f'{argv[0]} ended with {code}') if code else ''
+    def _warn_of_nobody(self, modes: set[str]) -> None:
+        """Once, until somebody serves."""
+        try:
+            unserved = modes - {attachable.PROCESS} - set(self._keeping.workers())
+        except PlumbingError:
+            return
+        for mode in sorted(unserved - self._unserved):
+            LOG.warning('%s', attachable.NOBODY_SERVES[mode])
+        self._unserved = unserved
+
+
+def _complaints(places: Sequence[Place], act: Callable[[attachable.Place], str]) -> dict[Place, str]:
+    outcomes = attach.each([attachable.Place.of(*place) for place in places], act)
+    return {place: error for place, (_, error) in zip(places, outcomes, strict=True) if error}
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -151,6 +243,9 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument('--only', choices=sorted(KINDS.values()), help='only routers, or only networks (default: both)')
     parser.add_argument(
         '--interval', type=_seconds, default=2.0, help='seconds from one look to the next (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--again', type=_seconds, default=AGAIN_S, help='... from one repair of all to the next (default: %(default)s)'
     )
     parser.add_argument('--config-file', action='append', default=[], help="the agent's files, for state_path")
     parser.add_argument('--state-path', help='directory of pid files and socket')
@@ -169,7 +264,7 @@ def run(args: argparse.Namespace) -> int:
     everywhere = [f'--config-file={file}' for file in args.config_file]
     if args.state_path:
         everywhere.append(f'--state-path={args.state_path}')
-    watching = Watching(lambda: namespaces(args.only), Verbs(everywhere, args.attach_options))
+    watching = Watching(lambda: namespaces(args.only), Verbs(everywhere, args.attach_options), again_s=args.again)
     watching.begin(_leftovers(args))
     while not stop.wait(args.interval):
         watching.once()
@@ -178,7 +273,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _leftovers(args: argparse.Namespace) -> list[Place]:
     state_path = args.state_path or config.load({'config_file': ','.join(args.config_file)}, paths.OPTS).state_path
-    found = attached.attached(Iptables(SubprocessRunner()), state_path=os.path.abspath(state_path))
+    found = attached.attached(attach.iptables(), state_path=os.path.abspath(state_path))
     return [(one.kind, one.uuid) for one in found if one.namespace is None and args.only in (None, one.kind)]
 
 

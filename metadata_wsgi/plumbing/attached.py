@@ -7,7 +7,7 @@ Read from the kernel, the pid files and the keeper, not from a record of ours: w
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,13 +19,18 @@ from metadata_wsgi.plumbing.place import NETWORK, NETWORK_PORT, NOBODY_SERVES, P
 from metadata_wsgi.plumbing.rules import PREROUTING, Rule, rules_for
 
 YES, PARTLY, NO = 'yes', 'partly', 'no'
+UNKNOWN = 'unknown'
+"""The mode of what no process serves, while the keeper is away."""
+
+NOBODY_LISTENS = 'no proxy runs, and no keeper has a socket of it; attach it again'
+KEEPER_AWAY = 'no proxy runs; whether the keeper had a socket of it is not known while it is away'
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
     """One router or network of this host that has anything of ours.
 
-    ``namespace`` is None if it is gone; ``mode`` is one of ``place.MODES``, ``pid`` that of a process of its own;
+    ``namespace`` is None if it is gone; ``mode`` is one of ``place.MODES`` or UNKNOWN, ``pid`` a process of its own;
     ``port`` is where guests are sent to; ``rules`` is YES, PARTLY or NO (for a network: whether the address is there);
     ``problems`` are sentences, none if all is well; ``notes`` are what is worth knowing and needs no repair.
     """
@@ -54,13 +59,23 @@ class RuleReader(Protocol):
 
 
 def attached(
-    iptables: RuleReader, *, state_path: str, families: Sequence[int] | None = None, kept: Iterable[Kept] = ()
+    iptables: RuleReader, *, state_path: str, families: Sequence[int] | None = None, kept: Iterable[Kept] | None = ()
 ) -> list[Attached]:
-    """Everything attached on this host: what has a pid file here, or is kept by the keeper, or has rules of ours."""
+    """Everything attached on this host: what has a pid file here, or is kept by the keeper, or has rules of ours.
+
+    ``kept`` is what the keeper has; None: it is away and cannot be asked.
+    """
     families = tuple(families or kernel_families())
-    by_place = {(one.place.kind, one.place.uuid): one for one in kept}
+    by_place = {(one.place.kind, one.place.uuid): one for one in kept or ()}
     places = _places(state_path, iptables, families, [one.place for one in by_place.values()])
-    return [_look(place, state_path, iptables, families, by_place.get((place.kind, place.uuid))) for place in places]
+    found = [_look(place, state_path, iptables, families, by_place.get((place.kind, place.uuid))) for place in places]
+    if kept is not None:
+        return found
+    return [one if one.pid else replace(one, mode=UNKNOWN, problems=_of_unknown(one)) for one in found]
+
+
+def _of_unknown(one: Attached) -> tuple[str, ...]:
+    return tuple(KEEPER_AWAY if problem == NOBODY_LISTENS else problem for problem in one.problems)
 
 
 def _places(state_path: str, iptables: RuleReader, families: Sequence[int], kept: Sequence[Place]) -> Iterator[Place]:
@@ -125,7 +140,7 @@ def _look(place: Place, state_path: str, iptables: RuleReader, families: Sequenc
 
 def _process_problems(place: Place, pid: int | None, port: int) -> list[str]:
     if pid is None:
-        return ['no proxy runs; attach it again']
+        return [NOBODY_LISTENS]
     if netns.name_of(pid) != place.namespace:
         return [f'pid {pid} runs in another namespace; attach it again']
     if not process.listens(pid, port):

@@ -146,10 +146,12 @@ class Attachments:
             )
         if place.kind == ROUTER:
             wanted = rules_for(port=port, interfaces=interfaces, mark=mark, families=self._families)
-            self._iptables.apply(place.namespace, wanted, families=self._families)
+            if self._iptables.apply(place.namespace, wanted, families=self._families):
+                LOG.info('%s %s: rules were laid', place.kind, place.uuid)
         else:
             port = NETWORK_PORT
-            address.add(place.namespace, interface)
+            if address.add(place.namespace, interface):
+                LOG.info('%s %s: %s was added', place.kind, place.uuid, address.ADDRESS)
             interfaces = address.where(place.namespace) or ''
         ipv6 = self._begin_ipv6(place, interfaces)
         changed = self._serve(place, mode, port, interfaces if ipv6 else None)
@@ -195,6 +197,8 @@ class Attachments:
         finally:
             for one in taken:
                 one.close()
+        if changed:
+            LOG.info('%s %s: the keeper has it served in mode %s', place.kind, place.uuid, mode)
         return changed | self._end_process(place)
 
     def _let_go(self, place: Place) -> None:
@@ -267,6 +271,8 @@ class Attachments:
                     f'{self._start_within_s:g} s ({state}); its log says why'
                 )
             self._sleep(0.02)
+        if started:
+            LOG.info('%s %s: a proxy was started', place.kind, place.uuid)
         return started
 
 

@@ -2,9 +2,9 @@
 """Attach, attached, detach in real namespaces, with a stand-in for the proxy."""
 
 import os
+import select
 import signal
 import subprocess
-import time
 import uuid
 from pathlib import Path
 
@@ -12,11 +12,12 @@ import pytest
 
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.plumbing import netns, process
-from metadata_wsgi.plumbing.attached import attached
+from metadata_wsgi.plumbing.attached import NOBODY_LISTENS, attached
 from metadata_wsgi.plumbing.attachment import Attachments, Proxy
 from metadata_wsgi.plumbing.iptables import Iptables
 from metadata_wsgi.plumbing.place import Place
 from metadata_wsgi.plumbing.run import SubprocessRunner
+from tests.e2e.conftest import eventually
 
 from .worlds import METADATA, get, ip, saved
 
@@ -90,7 +91,7 @@ def test_a_router_is_attached_served_listed_and_detached_without_a_trace(world, 
     assert host.attachments.detach(router) is True
     assert (saved(world.router, 'iptables'), saved(world.router, 'ip6tables')) == before
     # Ended; its parent, the host's first process, may still have to notice.
-    assert netns.name_of(pid) is None
+    eventually(lambda: netns.name_of(pid) is None, 'it has ended')
     assert not os.path.exists(host.proxy.pid_file(world.uuid))
     assert host.find(world.uuid) is None
     assert host.attachments.detach(router) is False
@@ -105,13 +106,14 @@ def test_a_second_time_adopts(world, router, host):
 
 def test_a_killed_proxy_is_seen_and_replaced(world, router, host):
     host.attachments.attach(router)
-    os.kill(host.pid(world.uuid), signal.SIGKILL)
+    pidfd = os.pidfd_open(host.pid(world.uuid))
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    # Its command line is gone before its sockets are; only then the port is free.
+    eventually(lambda: select.select([pidfd], [], [], 0)[0], 'it has ended')
+    os.close(pidfd)
     with open(host.proxy.pid_file(world.uuid)) as file:
         assert file.read()
-    # Killed, but not yet gone.
-    while host.pid(world.uuid):
-        time.sleep(0.01)
-    assert host.find(world.uuid).problems == ('no proxy runs; attach it again',)
+    assert host.find(world.uuid).problems == (NOBODY_LISTENS,)
     assert host.attachments.attach(router) is True
     assert get(world.guest, METADATA) == f'proxy of {world.uuid}'
 

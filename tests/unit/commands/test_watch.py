@@ -11,28 +11,39 @@ R1, R2, N1 = ('router', 'router-1'), ('router', 'router-2'), ('network', 'networ
 
 
 class Host:
-    """Namespaces by place, and what was done to them; ``complaints`` are given for a place."""
+    """Namespaces by place, what the keeper holds, and what was done; ``complaints`` are given for a place."""
 
     def __init__(self, *there):
         self.there = dict.fromkeys(there, 1)
         self.complaints = {}
+        self.kept = set()
         self.done = []
         self.clock = FakeClock()
         self.watching = Watching(lambda: dict(self.there), self, again_s=60, clock=self.clock)
 
-    def attach(self, place):
-        self.done.append(('attach', place[1]))
-        return self.complaints.get(place, '')
+    def attach(self, places):
+        return self._do('attach', places)
 
-    def detach(self, place):
-        self.done.append(('detach', place[1]))
-        return self.complaints.get(place, '')
+    def detach(self, places):
+        return self._do('detach', places)
+
+    def held(self):
+        return None if self.kept is None else set(self.kept)
+
+    def _do(self, verb, places):
+        assert places
+        self.done += [(verb, uuid) for _, uuid in places]
+        return {place: self.complaints[place] for place in places if place in self.complaints}
 
     def once(self):
         """What is done now."""
         self.done.clear()
         self.watching.once()
         return list(self.done)
+
+
+def said(caplog):
+    return [record.getMessage() for record in caplog.records]
 
 
 def test_what_is_there_is_attached_once():
@@ -49,11 +60,74 @@ def test_what_appears_is_attached_and_what_goes_is_detached():
     assert host.once() == []
 
 
-def test_a_namespace_that_was_made_anew_is_attached_again():
+def test_a_namespace_that_was_made_anew_is_attached_again_and_that_is_said(caplog):
+    host = Host(R1, R2)
+    with caplog.at_level(logging.INFO):
+        host.once()
+        caplog.clear()
+        host.there[R1] = 2
+        assert host.once() == [('attach', 'router-1')]
+    assert said(caplog) == ['router router-1: its namespace was made anew', 'router router-1: attached']
+    assert host.once() == []
+
+
+def test_what_the_keeper_lost_is_attached_again_and_that_is_said(caplog):
+    host = Host(R1, R2)
+    host.kept = {R1}
+    with caplog.at_level(logging.INFO):
+        host.once()
+        caplog.clear()
+        host.kept = set()
+        assert host.once() == [('attach', 'router-1')]
+    assert said(caplog) == ['router router-1: the keeper has no socket of it any more', 'router router-1: attached']
+    assert host.once() == []
+
+
+def test_a_keeper_that_is_away_has_lost_nothing_until_it_is_back():
     host = Host(R1)
+    host.kept = {R1}
     host.once()
-    host.there = {R1: 2}
+    host.kept = None
+    assert host.once() == []
+    host.kept = set()
     assert host.once() == [('attach', 'router-1')]
+
+
+def test_what_left_the_keepers_hands_by_our_own_doing_is_not_lost():
+    host = Host(R1)
+    host.kept = {R1}
+    host.once()
+
+    def attach(places):
+        host.kept = set()
+        return {}
+
+    host.clock.sleep(61)
+    host.attach = attach
+    host.once()
+    del host.attach
+    assert host.once() == []
+
+
+def test_one_fault_of_many_is_one_line(caplog):
+    routers = [('router', f'router-{number:02}') for number in range(20)]
+    host = Host(*routers)
+    host.complaints = dict.fromkeys(routers, 'no keeper answers')
+    host.once()
+    assert said(caplog) == ['router router-00: no keeper answers (and 19 more)']
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        host.complaints = {}
+        host.once()
+    assert len(said(caplog)) == 20
+
+
+def test_what_could_only_half_be_attached_is_detached_when_it_goes():
+    host = Host(R1)
+    host.complaints = {R1: 'no proxy'}
+    host.once()
+    host.there, host.complaints = {}, {}
+    assert host.once() == [('detach', 'router-1')]
 
 
 def test_what_was_gone_before_it_began_is_detached():
@@ -78,7 +152,7 @@ def test_what_fails_is_tried_again_and_each_reason_said_once(caplog):
         host.once()
         host.complaints = {}
         host.once()
-    assert [record.getMessage() for record in caplog.records] == [
+    assert said(caplog) == [
         'network network-1: no interface',
         'network network-1: no address',
         'network network-1: attached',
@@ -99,11 +173,11 @@ def test_every_minute_all_are_attached_again_and_nothing_is_said_of_it(caplog):
     host = Host(R1, R2)
     with caplog.at_level(logging.INFO):
         host.once()
-        said = len(caplog.records)
+        before = len(caplog.records)
         host.clock.sleep(61)
         del host.there[R2]
         assert host.once() == [('detach', 'router-2'), ('attach', 'router-1')]
-    assert [record.getMessage() for record in caplog.records[said:]] == ['router router-2: detached']
+    assert said(caplog)[before:] == ['router router-2: detached']
     assert host.once() == []
 
 
