@@ -35,6 +35,8 @@ def test_an_agent_without_healthcheck(cloud, agent):
     assert 'the filter healthcheck is not in its pipeline; it answers' in lines['health']
     if os.geteuid():
         assert lines['attached'].endswith('only root can see it')
+    else:
+        assert lines['keeper'].endswith('there is none; only the modes shared and one_hop need it')
 
 
 def test_an_agent_with_healthcheck_before_and_after_nova_went_away(cloud, tmp_path):

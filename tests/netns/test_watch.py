@@ -26,6 +26,23 @@ class Host:
         self._log = (state_path / 'watch.log').open('ab')
         self._keeper = self._start(['sleep', '600'])
         self.watch = None
+        self.programs = []
+
+    def start(self, name, *argv):
+        """One of our programs, ended with the test."""
+        program = self._start_inside(str(Path(sys.prefix, 'bin', name)), *argv)
+        self.programs.append(program)
+        return program
+
+    def start_keeper(self):
+        for name in ('keeper', 'listeners'):
+            (self.state_path / name).unlink(missing_ok=True)
+        keeper = self.start('metadata-wsgi', 'keeper', f'--state-path={self.state_path}')
+        eventually((self.state_path / 'listeners').exists, self.log)
+        return keeper
+
+    def _start_inside(self, *argv):
+        return subprocess.Popen(self.inside(*argv), stdout=self._log, stderr=subprocess.STDOUT)
 
     def _start(self, argv):
         words = ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', EMPTY, 'sh', *argv]
@@ -41,9 +58,8 @@ class Host:
         """The shell becomes ``sleep`` once the mount is there."""
         return Path(f'/proc/{self._keeper.pid}/comm').read_text() == 'sleep\n'
 
-    def watching(self):
-        argv = self.inside(PROGRAM, 'watch', f'--state-path={self.state_path}', '--interval=0.2')
-        self.watch = subprocess.Popen(argv, stdout=self._log, stderr=subprocess.STDOUT)
+    def watching(self, *argv):
+        self.watch = self._start_inside(PROGRAM, 'watch', f'--state-path={self.state_path}', '--interval=0.2', *argv)
 
     def stop(self):
         self.watch.send_signal(signal.SIGTERM)
@@ -68,6 +84,10 @@ class Host:
     def end(self):
         if self.watch and self.watch.poll() is None:
             self.stop()
+        for program in self.programs:
+            if program.poll() is None:
+                program.terminate()
+            program.wait(20)
         for file in self.state_path.glob('external/pids/*.pid'):
             self.run(PROGRAM, 'detach', f'--router-id={file.stem}', f'--state-path={self.state_path}', check=False)
         self._keeper.kill()
@@ -95,7 +115,7 @@ def test_routers_are_attached_as_they_come_and_detached_as_they_go(host):
 
     host.run('ip', 'netns', 'add', f'qrouter-{other}')
     eventually(lambda: f'router {other}: attached' in host.log(), host.log)
-    assert host.status()[0] == '2 routers and networks, 0 of them only half'
+    assert host.status()[0] == '2 routers and networks, 0 of them only half: 2 in mode process'
 
     pid = host.pid(one)
     host.run('ip', 'netns', 'delete', f'qrouter-{one}')
@@ -105,7 +125,7 @@ def test_routers_are_attached_as_they_come_and_detached_as_they_go(host):
     # Ended, it leaves what is there; the next one adopts it.
     pid = host.pid(other)
     assert host.stop() == 0
-    assert host.status()[0] == '1 routers and networks, 0 of them only half'
+    assert host.status()[0] == '1 routers and networks, 0 of them only half: 1 in mode process'
     host.watching()
     eventually(lambda: host.log().count(f'router {other}: attached') == 2, host.log)
     assert host.pid(other) == pid
@@ -120,9 +140,87 @@ def test_what_went_while_nobody_watched_is_detached(host):
     host.stop()
     host.run('ip', 'netns', 'exec', f'qrouter-{router}', 'iptables', '-t', 'nat', '-F')
     said, everything = host.status()
-    assert said == '1 routers and networks, 1 of them only half'
+    assert said == '1 routers and networks, 1 of them only half: 1 in mode process'
     assert 'the rules are only partly there; attach it again' in everything
     host.run('ip', 'netns', 'delete', f'qrouter-{router}')
     host.watching()
     eventually(lambda: f'router {router}: detached' in host.log(), host.log)
     assert host.pid(router) is None
+
+
+def flush(host, router):
+    host.run('ip', 'netns', 'exec', f'qrouter-{router}', 'iptables', '-t', 'nat', '-F')
+
+
+def is_well(host, mode):
+    """Whether ``status`` finds the one router in that mode, and nothing wrong with it."""
+    return host.status()[0] == f'1 routers and networks, 0 of them only half: 1 in mode {mode}'
+
+
+def test_what_the_keeper_serves_is_mended_and_that_is_said(host):
+    router = str(uuid.uuid4())
+    host.run('ip', 'netns', 'add', f'qrouter-{router}')
+    keeper = host.start_keeper()
+    host.watching('--again=0.5', '--', '--mode', 'shared')
+    eventually(lambda: f'router {router}: attached' in host.log(), host.log)
+    assert host.log().count('start quantum-ns-metadata-proxy --shared') == 1
+    said = host.status()[1]
+    assert f'keeper      pid {keeper.pid} keeps the sockets of 1 routers and networks' in said
+    assert said.count('! nobody serves what is kept in mode shared') == 1
+    assert is_well(host, 'shared')
+
+    flush(host, router)
+    eventually(lambda: host.log().count(f'router {router}: rules were laid') == 2, host.log)
+    assert '--to-ports 9697' in host.rules(router)
+
+    # It keeps nothing on a disk, and no worker has the socket.
+    keeper.kill()
+    keeper.wait()
+    host.start_keeper()
+    eventually(lambda: f'router {router}: the keeper has no socket of it any more' in host.log(), host.log)
+    eventually(lambda: is_well(host, 'shared'), host.log)
+
+    host.run('ip', 'netns', 'delete', f'qrouter-{router}')
+    host.run('ip', 'netns', 'add', f'qrouter-{router}')
+    eventually(lambda: host.log().count(f'router {router}: rules were laid') == 3, host.log)
+    eventually(lambda: is_well(host, 'shared'), host.log)
+
+
+def test_a_mode_that_is_not_given_is_the_one_in_which_a_router_was_last_seen(host):
+    router = str(uuid.uuid4())
+    host.run('ip', 'netns', 'add', f'qrouter-{router}')
+    keeper = host.start_keeper()
+    by_hand = (f'--router-id={router}', f'--state-path={host.state_path}')
+    host.run(PROGRAM, 'attach', '--mode=one_hop', *by_hand)
+    host.watching('--again=0.5')
+    eventually(lambda: f'router {router}: attached' in host.log(), host.log)
+    keeper.kill()
+    keeper.wait()
+    said = host.run(PROGRAM, 'status', f'--state-path={host.state_path}', check=False)
+    assert (said.returncode, 'start metadata-wsgi keeper' in said.stdout) == (1, True)
+    assert '1 in mode unknown' in said.stdout
+    eventually(lambda: f'router {router}: no keeper answers' in host.log(), host.log)
+    assert host.pid(router) is None
+    host.start_keeper()
+    eventually(lambda: is_well(host, 'one_hop'), host.log)
+
+    host.run(PROGRAM, 'attach', '--mode=process', *by_hand)
+    eventually(lambda: is_well(host, 'process'), host.log)
+    pid = host.pid(router)
+    flush(host, router)
+    eventually(lambda: is_well(host, 'process'), host.log)
+    assert host.pid(router) == pid
+
+
+def test_a_router_of_which_no_mode_is_known_waits_for_the_keeper(host):
+    router = str(uuid.uuid4())
+    host.run('ip', 'netns', 'add', f'qrouter-{router}')
+    keeper = host.start_keeper()
+    host.run(PROGRAM, 'attach', '--mode=shared', f'--router-id={router}', f'--state-path={host.state_path}')
+    keeper.kill()
+    keeper.wait()
+    host.watching()
+    eventually(lambda: f'router {router}: no keeper answers' in host.log(), host.log)
+    assert host.pid(router) is None
+    host.start_keeper()
+    eventually(lambda: f'router {router}: attached' in host.log(), host.log)

@@ -4,7 +4,7 @@
 import pytest
 
 from metadata_wsgi.errors import PlumbingError
-from metadata_wsgi.plumbing.attached import attached, judge
+from metadata_wsgi.plumbing.attached import KEEPER_AWAY, NOBODY_LISTENS, attached, judge
 from metadata_wsgi.plumbing.attachment import Attachments, Proxy
 from metadata_wsgi.plumbing.place import NOBODY_SERVES, Kept, Place
 from metadata_wsgi.plumbing.rules import rules_for
@@ -94,6 +94,15 @@ def test_what_is_kept_is_listed_although_its_namespace_is_gone_and_nobody_serves
         f'there is no namespace qrouter-{UUID}',
         NOBODY_SERVES['one_hop'],
     )
+
+
+@pytest.mark.parametrize(('kept', 'mode', 'problem'), [((), 'process', NOBODY_LISTENS), (None, 'unknown', KEEPER_AWAY)])
+def test_what_nobody_serves_may_be_the_keepers_while_that_is_away(tmp_path, kept, mode, problem):
+    pid_file = tmp_path / 'external' / 'pids' / f'{UUID}.pid'
+    pid_file.parent.mkdir(parents=True)
+    pid_file.write_text('0')
+    found = next(one for one in attached(NoRules(), state_path=str(tmp_path), kept=kept) if one.uuid == UUID)
+    assert (found.mode, found.problems[1:]) == (mode, (problem,))
 
 
 def test_a_port_that_guests_are_not_sent_to_is_a_problem(tmp_path):
