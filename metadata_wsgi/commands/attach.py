@@ -21,12 +21,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import wraps
 from pathlib import Path
+from socket import SOCK_SEQPACKET
 from typing import Any
 
 from metadata_wsgi import config, paths
 from metadata_wsgi.errors import ConfigError, MetadataError, PlumbingError
+from metadata_wsgi.keeper import asking
 from metadata_wsgi.keeper.places import KeptSockets
-from metadata_wsgi.plumbing import attached, netns
+from metadata_wsgi.plumbing import attached, netns, process
 from metadata_wsgi.plumbing.attachment import Attachments, Proxy, kernel_families
 from metadata_wsgi.plumbing.iptables import Iptables
 from metadata_wsgi.plumbing.place import MODES, NETWORK, NOBODY_SERVES, ONE_HOP, PROCESS, ROUTER, SHARED, Place
@@ -302,7 +304,17 @@ def _attachments(args: argparse.Namespace, many: Sequence[Rule], program: str = 
     proxy = Proxy(program=program, state_path=path, socket=socket, log_dir=log_dir and os.path.abspath(log_dir))
     runner = SubprocessRunner()
     rule_keeper = Iptables(runner, binary=args.iptables, many=many)
-    return Attachments(runner, proxy=proxy, iptables=rule_keeper, keeping=KeptSockets(path))
+    return Attachments(
+        runner, proxy=proxy, iptables=rule_keeper, keeping=KeptSockets(path), keeper_pid=lambda: _keeper_pid(path)
+    )
+
+
+def _keeper_pid(path: str) -> int | None:
+    try:
+        # 0 is one in another namespace of processes.
+        return process.serving(asking.path(path), SOCK_SEQPACKET) or None
+    except OSError:
+        return None
 
 
 def _found(args: argparse.Namespace) -> list[attached.Attached]:

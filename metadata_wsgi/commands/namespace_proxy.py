@@ -86,7 +86,16 @@ def _listen(args: argparse.Namespace) -> list[socket.socket]:
     if args.shared:
         # Guests come in on the keeper's sockets; this one keeps a second shared proxy from starting.
         return [sockets.unix_listener(os.path.join(args.state_path, 'shared_proxy'), mode=0o600)]
+    if args.listen_fd:
+        return [_inherited(number) for number in args.listen_fd]
     return sockets.tcp_listeners(args.metadata_host or [''], args.metadata_port)
+
+
+def _inherited(number: int) -> socket.socket:
+    try:
+        return socket.socket(fileno=number)
+    except OSError as error:
+        raise ConfigError(f'listen_fd = {number}: not a socket: {error.strerror}') from error
 
 
 def _application(args: argparse.Namespace) -> Any:
@@ -145,6 +154,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help='address to listen on, with zone if link-local (default: all); may be repeated: the first one must '
         'be there, without the others it starts with a warning',
+    )
+    option(
+        'listen_fd',
+        type=int,
+        action='append',
+        help='descriptor that it inherits and serves instead of listening itself; may be repeated',
     )
     option('metadata_proxy_socket', help="the agent's socket (default: <state_path>/metadata_proxy)")
     option(

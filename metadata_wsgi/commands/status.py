@@ -11,7 +11,6 @@ import argparse
 import http.client
 import os
 import socket
-import struct
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.filters import healthcheck
 from metadata_wsgi.keeper import asking
 from metadata_wsgi.keeper.places import KeptSockets
-from metadata_wsgi.plumbing import attached
+from metadata_wsgi.plumbing import attached, process
 from metadata_wsgi.plumbing.place import MODES, NOBODY_SERVES, ONE_HOP, SHARED, Kept
 
 FAULTS = (' WARNING ', ' ERROR ', ' CRITICAL ')
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 def agent(path: str) -> bool:
     """Say who serves the socket at ``path``, and what its healthcheck answers; whether all is well."""
     try:
-        pid = _served_by(path)
+        pid = process.serving(path)
     except OSError as error:
         print(f'agent       nobody answers at {path} ({error.strerror}): start quantum-metadata-agent')
         return False
@@ -105,7 +104,7 @@ def keeper(state_path: str, keeping: Keeping) -> tuple[list[Kept] | None, bool]:
         return [], True
     try:
         kept, workers = keeping.kept(), keeping.workers()
-        pid = _served_by(path, socket.SOCK_SEQPACKET)
+        pid = process.serving(path, socket.SOCK_SEQPACKET)
     except (MetadataError, OSError) as error:
         print(f'keeper      {error}; whoever serves its sockets goes on, and nothing can be attached')
         return None, False
@@ -150,15 +149,6 @@ def faults(path: str) -> None:
     print(f'faults      {path}: {"the last ones" if found else "none lately"}')
     for line in found:
         print('            ' + ''.join(letter if letter.isprintable() else '?' for letter in line))
-
-
-def _served_by(path: str, kind: int = socket.SOCK_STREAM) -> int:
-    """The process that listens on the unix socket (unix(7): the peer's credentials are those of its listen())."""
-    with socket.socket(socket.AF_UNIX, kind) as probe:
-        probe.settimeout(ANSWER_S)
-        probe.connect(path)
-        pid: int = struct.unpack('3i', probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        return pid
 
 
 def _children(pid: int) -> list[int]:

@@ -183,6 +183,7 @@ class Verbs:
         """Of the ids that were seen in the keeper's hands."""
         self._away = ''
         self._unserved: set[str] = set()
+        self._moving: set[Place] = set()
 
     def held(self) -> Set[Place] | None:
         """See Attaching."""
@@ -199,9 +200,14 @@ class Verbs:
         """``metadata-wsgi attach``; it does not wait for IPv6, which the next time finds ready."""
         held = self.held()
         complaints = {}
+        moving, self._moving = self._moving, set()
         for place in places:
-            if self._has_process(place[1]) and place not in (held or ()):
-                self._modes.pop(place[1], None)
+            if self._has_process(place[1]):
+                if place not in (held or ()):
+                    self._modes.pop(place[1], None)
+                elif place not in moving:
+                    self._moving.add(place)
+                    complaints[place] = 'served by a process and the keeper, is its mode being changed? Looking again'
             elif held is None and not self._attach_args.mode and place[1] not in self._modes:
                 # In what mode it is nobody knows: a process would want the port that a worker may have.
                 complaints[place] = self._away

@@ -13,7 +13,8 @@ and made anew (its pid lives, but no guest reaches it).
 
 In the modes SHARED and ONE_HOP the keeper listens there instead of a process (``Keeping``). From a process to the
 keeper its listening socket is taken over before the process ends, and between those two modes the socket stays:
-no guest is refused. Back to a process it is closed before the process listens, a second later.
+no guest is refused. Back to a process it is lent by the keeper's process and given to the new one, and let go of by the
+keeper when that one has it. Where it cannot be lent it is closed first, and guests are refused for a second.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class Keeping(Protocol):
 class Attachments:
     """Attaches and detaches on this host. ``families``: 4 and 6, or what the kernel has if not given.
 
-    Without ``keeping`` there is the mode PROCESS only. Threads may share it.
+    Without ``keeping`` there is the mode PROCESS only. ``keeper_pid`` is whose sockets they are, None if not known.
+    Threads may share it.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Attachments:
         proxy: Proxy,
         iptables: RuleKeeper | None = None,
         keeping: Keeping | None = None,
+        keeper_pid: Callable[[], int | None] = lambda: None,
         families: Sequence[int] | None = None,
         start_within_s: float = 15.0,
         end_within_s: float = 10.0,
@@ -115,6 +118,7 @@ class Attachments:
         self._proxy = proxy
         self._iptables = iptables or Iptables(runner)
         self._keeping = keeping
+        self._keeper_pid = keeper_pid
         self._families = tuple(families or kernel_families())
         self._start_within_s = start_within_s
         self._end_within_s = end_within_s
@@ -187,6 +191,8 @@ class Attachments:
 
     def _serve(self, place: Place, mode: str, port: int, interface: str | None) -> bool:
         if mode == PROCESS:
+            if self._hand_over(place, port, interface):
+                return True
             self._let_go(place)
             return self._start(place, port, interface)
         if self._keeping is None:
@@ -200,6 +206,25 @@ class Attachments:
         if changed:
             LOG.info('%s %s: the keeper has it served in mode %s', place.kind, place.uuid, mode)
         return changed | self._end_process(place)
+
+    def _hand_over(self, place: Place, port: int, interface: str | None) -> bool:
+        """Start a process on the keeper's own sockets, so that they are never closed; whether that could be."""
+        keeper = self._keeper_pid()
+        lent = process.borrow(keeper, place.namespace, port) if keeper else []
+        try:
+            if not lent or len(lent) != len(_hosts(place, interface)):
+                return False
+            started = self._start(place, port, interface, lent)
+        except PlumbingError as error:
+            # Another program than ours may not know the option.
+            LOG.warning('%s %s: started anew, guests are refused meanwhile: %s', place.kind, place.uuid, error)
+            self._end_process(place)
+            return False
+        finally:
+            for one in lent:
+                one.close()
+        self._let_go(place)
+        return started
 
     def _let_go(self, place: Place) -> None:
         try:
@@ -250,12 +275,17 @@ class Attachments:
             self._keeping.close(place, mode, port, f'{links.ADDRESS}%{interfaces}')
         return self._serve(place, mode, port, interfaces)
 
-    def _start(self, place: Place, port: int, interface: str | None) -> bool:
+    def _start(self, place: Place, port: int, interface: str | None, lent: Sequence[socket.socket] = ()) -> bool:
         def serves(pid: int) -> bool:
             return netns.name_of(pid) == place.namespace and process.listens(pid, port)
 
         def spawn(_pid_file: str) -> None:
-            self._runner(self._proxy.argv(place, port, interface), namespace=place.namespace)
+            argv, descriptors = self._proxy.argv(place, port, interface), [one.fileno() for one in lent]
+            if descriptors:
+                argv += [f'--listen_fd={number}' for number in descriptors]
+                self._runner(argv, namespace=place.namespace, hand=descriptors)
+            else:
+                self._runner(argv, namespace=place.namespace)
 
         pid_file = self._proxy.pid_file(place.uuid)
         started = process.enable(pid_file, place.uuid, spawn, wanted=serves)

@@ -17,10 +17,12 @@ import os
 import select
 import signal
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.plumbing import netns
 
 
 def pid(pid_file: str) -> int | None:
@@ -93,19 +95,46 @@ def take(pid_file: str, uuid: str, port: int) -> list[socket.socket]:
     """
     number = pid(pid_file)
     with _held(number, uuid) as pidfd:
-        if pidfd is None:
+        if number is None or pidfd is None:
             return []
-        inodes = {f'socket:[{inode}]' for found, inode in _listeners(number or 0) if found == port}
-        taken: dict[str, socket.socket] = {}
-        try:
-            for fd in os.scandir(f'/proc/{number}/fd'):
-                with contextlib.suppress(OSError):
-                    name = os.readlink(fd.path)
-                    if name in inodes and name not in taken:
-                        taken[name] = socket.socket(fileno=_getfd(pidfd, int(fd.name)))
-        except OSError:
-            return list(taken.values())
-        return list(taken.values())
+        return _taken(number, pidfd, {inode for found, inode in _listeners(number) if found == port})
+
+
+def borrow(pid_: int, namespace: str, port: int) -> list[socket.socket]:
+    """The sockets on which ``pid_``, wherever it is itself, listens on that port in ``namespace``; likewise as ours."""
+    inodes = netns.run_in(namespace, lambda: {inode for found, inode in _listeners('thread-self') if found == port})
+    try:
+        pidfd = os.pidfd_open(pid_)
+    except OSError:
+        return []
+    try:
+        return _taken(pid_, pidfd, inodes)
+    finally:
+        os.close(pidfd)
+
+
+def serving(path: str, kind: int = socket.SOCK_STREAM, *, within_s: float = 5.0) -> int:
+    """The process that listens on the unix socket; OSError if nobody does.
+
+    unix(7): the peer's credentials are those of its listen().
+    """
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.settimeout(within_s)
+        probe.connect(path)
+        number: int = struct.unpack('3i', probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        return number
+
+
+def _taken(number: int, pidfd: int, inodes: set[str]) -> list[socket.socket]:
+    names = {f'socket:[{inode}]' for inode in inodes}
+    taken: dict[str, socket.socket] = {}
+    with contextlib.suppress(OSError):
+        for fd in os.scandir(f'/proc/{number}/fd'):
+            with contextlib.suppress(OSError):
+                name = os.readlink(fd.path)
+                if name in names and name not in taken:
+                    taken[name] = socket.socket(fileno=_getfd(pidfd, int(fd.name)))
+    return list(taken.values())
 
 
 def _getfd(pidfd: int, fd: int) -> int:
@@ -117,7 +146,7 @@ def _getfd(pidfd: int, fd: int) -> int:
     return got
 
 
-def _listeners(pid_: int) -> Iterator[tuple[int, str]]:
+def _listeners(pid_: int | str) -> Iterator[tuple[int, str]]:
     """(port, inode) of every listening socket of the process's namespace; proc_net_tcp(5), state 0A is LISTEN."""
     for name in ('tcp', 'tcp6'):
         with contextlib.suppress(FileNotFoundError):

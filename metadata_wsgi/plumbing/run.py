@@ -23,11 +23,13 @@ SBIN = ('/usr/local/sbin', '/usr/sbin', '/sbin')
 class Runner(Protocol):
     """Runs programs."""
 
-    def __call__(self, argv: Sequence[str], *, stdin: str = '', namespace: str | None = None) -> str:
+    def __call__(
+        self, argv: Sequence[str], *, stdin: str = '', namespace: str | None = None, hand: Sequence[int] = ()
+    ) -> str:
         """Run ``argv``, in the network namespace of that name if one is given, and return its standard output.
 
-        Raises PlumbingError, with what the program wrote on standard error, when it cannot be run, does not
-        end in time, or ends with another exit code than 0.
+        It inherits the descriptors ``hand``, under their numbers. Raises PlumbingError, with what the program wrote on
+        standard error, when it cannot be run, does not end in time, or ends with another exit code than 0.
         """
 
 
@@ -37,11 +39,13 @@ class SubprocessRunner:
     def __init__(self, *, timeout_s: float = 30.0) -> None:
         self._timeout_s = timeout_s
 
-    def __call__(self, argv: Sequence[str], *, stdin: str = '', namespace: str | None = None) -> str:
+    def __call__(
+        self, argv: Sequence[str], *, stdin: str = '', namespace: str | None = None, hand: Sequence[int] = ()
+    ) -> str:
         """See Runner."""
         if namespace:
             # A child is born where the thread is that starts it.
-            return netns.run_in(namespace, lambda: self(argv, stdin=stdin))
+            return netns.run_in(namespace, lambda: self(argv, stdin=stdin, hand=hand))
         # Files and not pipes: a daemon that keeps its parent's standard error open would keep us waiting.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             try:
@@ -53,6 +57,7 @@ class SubprocessRunner:
                     timeout=self._timeout_s,
                     env={**os.environ, 'PATH': search_path()},
                     check=False,
+                    pass_fds=hand,
                 )
             except subprocess.TimeoutExpired:
                 raise PlumbingError(f'{shlex.join(argv)}: no end after {self._timeout_s:g} s') from None

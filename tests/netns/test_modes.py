@@ -4,7 +4,9 @@
 import os
 import signal
 import subprocess
+import urllib.request
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -147,21 +149,45 @@ def test_a_second_time_adopts_and_a_mode_that_is_not_given_stays(host, worlds, r
     assert out.count('the agent serves it already\n') == 2
 
 
-def test_from_a_process_to_shared_to_one_hop_no_guest_is_refused(host, worlds, routers, load):
+def test_from_any_mode_to_any_other_no_guest_is_refused(host, worlds, routers, load):
     host.attach('process', *routers)
     asking = load()
-    for mode in ('shared', 'one_hop', 'shared'):
+    for mode in ('shared', 'one_hop', 'process', 'one_hop', 'shared', 'process'):
         host.attach(mode, *routers)
         asking.more()
-        assert asking.failures == [], host.text()
-    assert not list(host.cloud.state_path.glob('external/pids/*.pid'))
-
-
-def test_and_back_to_a_process(host, worlds, routers):
-    host.attach('shared', *routers)
-    host.attach('process', *routers)
+        assert asking.failures == [], (mode, host.text())
+        code, out, _ = host.metadata_wsgi('attached')
+        assert (code, out.count(f'  {mode}  ')) == (0, 2), out
     assert host.kept.kept() == []
-    assert netns.run_in(worlds[1].guest, ask) == 'instance-b'
+    assert len(list(host.cloud.state_path.glob('external/pids/*.pid'))) == 2
+
+
+def test_of_a_network_both_sockets_go_back_to_a_process(host, isolated):
+    place, guest = isolated
+    words = ('--network-id', 'network-c', '--namespace', place)
+    for mode in ('shared', 'process'):
+        assert host.metadata_wsgi('attach', '--mode', mode, *words)[0] == 0
+        assert 'instance-c' in curl(guest, f'http://{METADATA}{TARGET}')
+        eventually(lambda: 'No instance' in curl(guest, f'http://[fe80::a9fe:a9fe%25eth0]{TARGET}'), 'IPv6 is served')
+    assert host.metadata_wsgi('attached')[0] == 0
+    (pid_file,) = host.cloud.state_path.glob('external/pids/*.pid')
+    assert Path(f'/proc/{int(pid_file.read_text())}/cmdline').read_text().count('--listen_fd=') == 2
+    assert host.metadata_wsgi('detach', *words)[0] == 0
+
+
+def test_a_program_that_knows_nothing_of_lent_sockets_is_started_after_the_keeper_let_go(host, worlds, routers):
+    host.attach('shared', *routers)
+    standin = Path(__file__).with_name('standin_proxy.py')
+    code, _, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'process', '--program', standin, *routers)
+    assert (code, err.count('guests are refused meanwhile')) == (0, 2)
+    assert host.kept.kept() == []
+    assert netns.run_in(worlds[1].guest, body) == b'proxy of router-b'
+
+
+def body():
+    """What the guest is given, whatever it is."""
+    with urllib.request.urlopen(f'http://{METADATA}/', timeout=20) as response:
+        return response.read()
 
 
 def test_those_that_cannot_be_attached_do_not_keep_the_others_from_it(host, worlds, tmp_path):
