@@ -238,6 +238,7 @@ def test_as_a_daemon_it_returns_when_it_listens(tmp_path, cloud, pid_path):
         (['--router_id=r', '--metadata_port=x'], 2, 'metadata_port'),
         (['--router_id=r', '--metadata_host=nowhere'], 1, 'r: metadata_port: cannot listen on nowhere'),
         (['--router_id=r', '--pid_file=/proc/none/r.pid'], 1, 'r: pid_file /proc/none/r.pid: '),
+        (['--router_id=r', '--listen_fd=77'], 1, 'r: listen_fd = 77: not a socket'),
         (['--router_id=r', '--log-file=/proc/none/r.log'], 1, 'r: log_file /proc/none/r.log: '),
     ],
 )

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
+import subprocess
 
 import pytest
 
 from metadata_wsgi.commands.metadata_wsgi import main
-from metadata_wsgi.commands.watch import Watching
+from metadata_wsgi.commands.watch import Verbs, Watching
+from metadata_wsgi.errors import ConfigError, PlumbingError
+from metadata_wsgi.plumbing.place import NOBODY_SERVES, Kept, Place
 from tests.fakes import FakeClock
 
 R1, R2, N1 = ('router', 'router-1'), ('router', 'router-2'), ('network', 'network-1')
@@ -179,6 +182,78 @@ def test_every_minute_all_are_attached_again_and_nothing_is_said_of_it(caplog):
         assert host.once() == [('detach', 'router-2'), ('attach', 'router-1')]
     assert said(caplog)[before:] == ['router router-2: detached']
     assert host.once() == []
+
+
+class Keeper:
+    """What a keeper says: the modes of ids that it keeps; away if None."""
+
+    def __init__(self, modes):
+        self.modes = modes
+        self.followers = {}
+
+    def kept(self):
+        if self.modes is None:
+            raise PlumbingError('no keeper answers')
+        return [Kept(Place.of('router', uuid), mode, 9697, ('',), 0) for uuid, mode in self.modes.items()]
+
+    def workers(self):
+        if self.modes is None:
+            raise PlumbingError('no keeper answers')
+        return self.followers
+
+
+@pytest.fixture
+def verbs(tmp_path):
+    """Of a host without namespaces: what is tried to attach is refused for that."""
+
+    def verbs(keeper, *options):
+        return Verbs([f'--state-path={tmp_path}'], [*options], keeping=keeper)
+
+    return verbs
+
+
+def test_what_the_keeper_holds_is_told_by_place_and_nothing_while_it_is_away(verbs):
+    keeper = Keeper({'router-1': 'shared'})
+    assert verbs(keeper).held() == {R1}
+    keeper.modes = None
+    assert verbs(keeper).held() is None
+
+
+def test_while_the_keeper_is_away_only_those_are_tried_whose_mode_is_known(verbs):
+    keeper = Keeper({'router-1': 'one_hop'})
+    one = verbs(keeper)
+    one.held()
+    keeper.modes = None
+    complaints = one.attach([R1, R2])
+    assert 'there is no namespace qrouter-router-1' in complaints[R1]
+    assert complaints[R2] == 'no keeper answers'
+    assert 'there is no namespace qrouter-router-2' in verbs(keeper, '--mode', 'shared').attach([R2])[R2]
+
+
+def test_that_nobody_serves_a_mode_is_said_until_somebody_does_and_then_again(verbs, caplog):
+    keeper = Keeper({'router-1': 'shared'})
+    one = verbs(keeper)
+    for followers in ({}, {}, {'shared': 1}, {}):
+        keeper.followers = followers
+        one.attach([R1])
+    assert said(caplog) == [NOBODY_SERVES['shared']] * 2
+
+
+def test_where_process_and_keeper_both_serve_somebody_is_given_time_to_finish(verbs, tmp_path):
+    keeper = Keeper({'router-1': 'shared'})
+    one = verbs(keeper)
+    pid_file = tmp_path / 'external' / 'pids' / 'router-1.pid'
+    pid_file.parent.mkdir(parents=True)
+    with subprocess.Popen(['sh', '-c', 'read line', 'router-1'], stdin=subprocess.PIPE) as process:
+        pid_file.write_text(str(process.pid))
+        assert 'is its mode being changed' in one.attach([R1])[R1]
+        assert 'there is no namespace' in one.attach([R1])[R1]
+        process.stdin.close()
+
+
+def test_a_mark_that_marks_nothing_is_refused_at_start(verbs):
+    with pytest.raises(ConfigError, match='mark 0x0'):
+        verbs(Keeper({}), '--mark', '0x0')
 
 
 @pytest.mark.parametrize(

@@ -153,3 +153,14 @@ def test_nothing_is_taken_from_a_process_of_somebody_else_or_of_another_port(sta
     child.kill()
     child.wait()
     assert process.take(pid_file, UUID, int(port)) == []
+
+
+def test_who_serves_a_unix_socket_is_told_by_the_kernel(start, tmp_path):
+    path = str(tmp_path / 'socket')
+    child, _ = start(
+        f'import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.bind({path!r}); s.listen(); '
+        'print("up", flush=True); input()'
+    )
+    assert process.serving(path, socket.SOCK_SEQPACKET) == child.pid
+    with pytest.raises(OSError, match='No such file'):
+        process.serving(path + '-not')

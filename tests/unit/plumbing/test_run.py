@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 import sys
 
 import pytest
@@ -38,3 +39,15 @@ def test_a_daemon_that_keeps_the_output_open_does_not_hold_the_caller():
 
 def test_system_programs_are_found_without_sbin_on_the_path():
     assert '/usr/sbin' in search_path().split(':')
+
+
+def test_a_descriptor_is_inherited_under_its_number():
+    reading, writing = os.pipe()
+    try:
+        python(f'import os; os.write({writing}, b"x")', hand=[writing])
+        assert os.read(reading, 1) == b'x'
+        with pytest.raises(PlumbingError, match='Bad file descriptor'):
+            python(f'import os; os.write({writing}, b"x")')
+    finally:
+        os.close(reading)
+        os.close(writing)
