@@ -2,13 +2,15 @@
 """The rules of a thousand routers without two thousand programs: laid once by iptables, and copied.
 
 iptables lays the rules in a namespace of nobody, the kernel is asked what they are to it (``ruleset``), and that is
-written to each router that has no rule of anybody yet: all tables and both families in one transaction, 0.3 ms in place
-of the 5 ms of two programs. So every rule is still one that iptables made and that ``iptables-save`` prints. That is
-proven before any router is touched: a copy in a second namespace of nobody has to read back, by iptables, as wanted.
+written to each router that has none of ours yet, before the rules of others, as iptables puts them: all tables and both
+families in one transaction, 0.3 ms in place of the 5 ms of two programs, or 10 ms of four where others have rules. So
+every rule is still one that iptables made and that ``iptables-save`` prints. That is proven before any router is
+touched: a copy in a second namespace of nobody has to read back, by iptables, as wanted.
 
-A router whose rules are exactly these is known to be right without a program too, and is cleared by removing their
-tables. Wherever anything else is (an L3 agent's rules, those of iptables-legacy, part of ours), or the kernel refuses,
-or iptables is not the nft kind, None is the answer, and iptables does it (``iptables``).
+A router that has exactly these at the head of its chains is known to be right without a program too; one that has no
+other rules is cleared by removing their tables. Wherever it is less simple (part of ours is there, rules of
+iptables-legacy, others' rules where ours are to be removed), or the kernel refuses, or iptables is not the nft kind,
+None is the answer, and iptables does it (``iptables``).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import TypeVar
 
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.plumbing import netfilter, netns, ruleset
-from metadata_wsgi.plumbing.rules import Rule
+from metadata_wsgi.plumbing.rules import COMMENT, Rule
 from metadata_wsgi.plumbing.ruleset import Ruleset
 
 LOG = logging.getLogger(__name__)
@@ -50,7 +52,9 @@ class Pattern:
 
         def look() -> list[Rule] | None:
             there = None if netfilter.has_legacy() else ruleset.read()[0]
-            return [] if there == Ruleset() else [*self.rules] if there == self._ruleset() else None
+            if there is None or not _has_ours(there):
+                return None if there is None else []
+            return [*self.rules] if self._is_in(there) else None
 
         return _or_none(lambda: netns.run_in(namespace, look)) if self._ruleset() else None
 
@@ -58,15 +62,30 @@ class Pattern:
         if netfilter.has_legacy():
             return None
         there, generation = ruleset.read()
-        if there not in (Ruleset(), self._ruleset()):
-            return None
-        if bool(there) == wanted:
-            return False
+        if not _has_ours(there):
+            return wanted and self._add(there, generation)
         if wanted:
-            ruleset.write(self._ruleset(), generation)
-        else:
-            ruleset.remove(there, generation)
+            return False if self._is_in(there) else None
+        if there != self._ruleset():
+            return None
+        ruleset.remove(there, generation)
         return True
+
+    def _add(self, there: Ruleset, generation: int) -> bool | None:
+        """Before what others have there; None if their chains are not what iptables makes, or drop by policy."""
+        frame, known = self._ruleset().frame(), there.frame()
+        if any(known.get(name, part) != part for name, part in frame.items()):
+            return None
+        missing = [part for name, part in frame.items() if name not in known]
+        rules = [rule for chain in self._ruleset().rules().values() for rule in chain]
+        ruleset.write(Ruleset((*missing, *rules)), generation)
+        return True
+
+    def _is_in(self, there: Ruleset) -> bool:
+        """Whether ours are all there, each at the head of its chain, and none else of ours."""
+        found, wanted = there.rules(), self._ruleset().rules()
+        heads = {chain: found.get(chain, [])[: len(mine)] for chain, mine in wanted.items()}
+        return heads == wanted and sum(map(_is_ours, there.parts)) == sum(map(len, wanted.values()))
 
     def _ruleset(self) -> Ruleset:
         """Empty where there can be none."""
@@ -86,6 +105,15 @@ class Pattern:
 
         made = netns.run_in_new(laid)
         return made if made and netns.run_in_new(copied) else None
+
+
+def _is_ours(part: tuple[int, int, bytes]) -> bool:
+    """Whether our comment is anywhere in it: one too many is looked at by iptables."""
+    return COMMENT.encode() in part[2]
+
+
+def _has_ours(there: Ruleset) -> bool:
+    return any(map(_is_ours, there.parts))
 
 
 def _or_none(act: Callable[[], T]) -> T | None:

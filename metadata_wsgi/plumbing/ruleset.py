@@ -27,7 +27,7 @@ ERROR, DONE, BATCH_BEGIN, BATCH_END = 2, 3, 16, 17
 NEW_TABLE, GET_TABLE, DELETE_TABLE = 0, 1, 2
 NEW_CHAIN, GET_CHAIN, NEW_RULE, GET_RULE = 3, 4, 6, 7
 GET_GENERATION = 16
-REQUEST, ACK, DUMP, CREATE, APPEND = 0x1, 0x4, 0x300, 0x400, 0x800
+REQUEST, ACK, DUMP, CREATE = 0x1, 0x4, 0x300, 0x400
 TYPE = 0x3FFF
 TABLE_NAME, CHAIN_TABLE, CHAIN_NAME = 1, 1, 3
 KEPT = {
@@ -48,6 +48,18 @@ class Ruleset:
     def __bool__(self) -> bool:
         return bool(self.parts)
 
+    def frame(self) -> dict[tuple[int, int, bytes, bytes], tuple[int, int, bytes]]:
+        """Tables and chains, by what names each of them."""
+        return {_name(part): part for part in self.parts if part[0] != NEW_RULE}
+
+    def rules(self) -> dict[tuple[int, bytes, bytes], list[tuple[int, int, bytes]]]:
+        """The rules of each chain, in their order."""
+        chains: dict[tuple[int, bytes, bytes], list[tuple[int, int, bytes]]] = {}
+        for part in self.parts:
+            if part[0] == NEW_RULE:
+                chains.setdefault(_where(part), []).append(part)
+        return chains
+
 
 def read() -> tuple[Ruleset, int]:
     """What there is, and the kernel's generation of it. OSError where it cannot be read."""
@@ -60,9 +72,14 @@ def read() -> tuple[Ruleset, int]:
 
 
 def write(wanted: Ruleset, generation: int) -> None:
-    """Add all of it at once. OSError where the kernel refuses, also because anybody wrote since ``generation``."""
-    flags = {NEW_TABLE: CREATE, NEW_CHAIN: CREATE, NEW_RULE: CREATE | APPEND}
-    _batch([(kind, flags[kind], family, said) for kind, family, said in wanted.parts], generation)
+    """Add all of it at once, its rules at the head of their chains.
+
+    OSError where the kernel refuses, also because anybody wrote since ``generation``.
+    """
+    frame = [part for part in wanted.parts if part[0] != NEW_RULE]
+    rules = [part for part in wanted.parts if part[0] == NEW_RULE]
+    # Each goes before what is there.
+    _batch([(kind, CREATE, family, said) for kind, family, said in (*frame, *reversed(rules))], generation)
 
 
 def remove(there: Ruleset, generation: int) -> None:
@@ -152,6 +169,12 @@ def _uncounted(expression: bytes) -> bytes:
     return _attribute(EXPRESSION_NAME, name) + _attribute(EXPRESSION_DATA, b'')
 
 
-def _where(rule: tuple[int, int, bytes]) -> tuple[int, list[bytes]]:
+def _where(rule: tuple[int, int, bytes]) -> tuple[int, bytes, bytes]:
     found = dict(_attributes(rule[2]))
-    return rule[1], [found[1], found[2]]
+    return rule[1], found[1], found[2]
+
+
+def _name(part: tuple[int, int, bytes]) -> tuple[int, int, bytes, bytes]:
+    kind, family, said = part
+    found = dict(_attributes(said))
+    return kind, family, found[TABLE_NAME], found[CHAIN_NAME] if kind == NEW_CHAIN else b''

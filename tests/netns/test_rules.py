@@ -160,10 +160,10 @@ class Counting(SubprocessRunner):
         super().__init__()
         self.run = []
 
-    def __call__(self, argv, *, stdin='', namespace=None):
+    def __call__(self, argv, *, namespace=None, **more):
         if namespace:
             self.run.append(argv[0])
-        return super().__call__(argv, stdin=stdin, namespace=namespace)
+        return super().__call__(argv, namespace=namespace, **more)
 
 
 @pytest.fixture
@@ -214,15 +214,51 @@ def test_what_iptables_laid_is_known_to_be_the_same(world, copying, counting):
     assert counting.run == []
 
 
-def test_where_anybody_has_a_rule_nothing_is_copied_and_nothing_of_his_lost(world, copying, counting, program):
-    in_router(world, program, '-A', 'FORWARD', '-s', '192.0.2.0/24', '-j', 'DROP')
-    before = saved(world.router, program)
+AN_AGENTS = (
+    ['-N', 'quantum-l3-agent-INPUT'],
+    ['-A', 'INPUT', '-j', 'quantum-l3-agent-INPUT'],
+    ['-A', 'quantum-l3-agent-INPUT', '-s', '192.0.2.0/24', '-j', 'DROP'],
+    ['-A', 'FORWARD', '-s', '192.0.2.0/24', '-j', 'DROP'],
+    ['-t', 'nat', '-A', 'POSTROUTING', '-s', '10.1.1.0/24', '-j', 'MASQUERADE'],
+)
+
+
+def test_among_an_agents_rules_ours_are_put_where_iptables_puts_them(world, copying, counting):
+    for words in AN_AGENTS:
+        in_router(world, 'iptables-nft', *words)
+    before = both(world)
+    iptables = Iptables(SubprocessRunner(), binary='iptables-nft')
+    iptables.apply(world.router, WANTED)
+    laid = both(world)
+    iptables.apply(world.router, ())
+    assert both(world) == before
+    assert copying.ours(world.router) == []
+    assert copying.apply(world.router, WANTED) is True
+    assert both(world) == laid
+    assert copying.apply(world.router, WANTED) is False
+    assert set(copying.ours(world.router)) == set(WANTED)
+    assert counting.run == []
+    assert copying.apply(world.router, ()) is True
+    assert both(world) == before
+
+
+@pytest.mark.parametrize(
+    ('where', 'words'),
+    [
+        ('iptables-legacy', ['-A', 'FORWARD', '-s', '192.0.2.0/24', '-j', 'DROP']),
+        ('iptables-nft', ['-P', 'INPUT', 'DROP']),
+    ],
+)
+def test_beside_legacy_rules_or_a_policy_it_is_left_to_iptables(world, copying, counting, where, words):
+    in_router(world, where, *words)
+    before = saved(world.router, where)
     assert copying.apply(world.router, WANTED) is True
     assert 'iptables-nft-restore' in counting.run
     assert set(copying.ours(world.router)) == set(WANTED)
-    assert '-s 192.0.2.0/24' in str(saved(world.router, program))
     assert copying.apply(world.router, ()) is True
-    assert saved(world.router, program) == before
+    assert saved(world.router, where) == before
+    everything = subprocess.run(['ip', 'netns', 'exec', world.router, f'{where}-save'], capture_output=True, check=True)
+    assert (b':INPUT DROP' in everything.stdout) is ('-P' in words)
 
 
 def test_a_rule_that_is_missing_or_too_many_is_seen_and_mended_by_iptables(world, copying, counting):
