@@ -244,7 +244,9 @@ def test_where_process_and_keeper_both_serve_somebody_is_given_time_to_finish(ve
     one = verbs(keeper)
     pid_file = tmp_path / 'external' / 'pids' / 'router-1.pid'
     pid_file.parent.mkdir(parents=True)
-    with subprocess.Popen(['sh', '-c', 'read line', 'router-1'], stdin=subprocess.PIPE) as process:
+    argv = ['sh', '-c', 'echo up; read line', 'router-1']
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b'up\n'
         pid_file.write_text(str(process.pid))
         assert 'is its mode being changed' in one.attach([R1])[R1]
         assert 'there is no namespace' in one.attach([R1])[R1]
