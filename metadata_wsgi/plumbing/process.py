@@ -103,6 +103,8 @@ def take(pid_file: str, uuid: str, port: int) -> list[socket.socket]:
 def borrow(pid_: int, namespace: str, port: int) -> list[socket.socket]:
     """The sockets on which ``pid_``, wherever it is itself, listens on that port in ``namespace``; likewise as ours."""
     inodes = netns.run_in(namespace, lambda: {inode for found, inode in _listeners('thread-self') if found == port})
+    if not inodes:
+        return []
     try:
         pidfd = os.pidfd_open(pid_)
     except OSError:

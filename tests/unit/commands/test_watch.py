@@ -5,7 +5,8 @@ import subprocess
 import pytest
 
 from metadata_wsgi.commands.metadata_wsgi import main
-from metadata_wsgi.commands.watch import Verbs, Watching
+from metadata_wsgi.commands.watch import Verbs
+from metadata_wsgi.commands.watching import Watching
 from metadata_wsgi.errors import ConfigError, PlumbingError
 from metadata_wsgi.plumbing.place import NOBODY_SERVES, Kept, Place
 from tests.fakes import FakeClock
