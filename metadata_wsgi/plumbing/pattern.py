@@ -7,10 +7,9 @@ families in one transaction, 0.3 ms in place of the 5 ms of two programs, or 10 
 every rule is still one that iptables made and that ``iptables-save`` prints. That is proven before any router is
 touched: a copy in a second namespace of nobody has to read back, by iptables, as wanted.
 
-A router that has exactly these at the head of its chains is known to be right without a program too; one that has no
-other rules is cleared by removing their tables. Wherever it is less simple (part of ours is there, rules of
-iptables-legacy, others' rules where ours are to be removed), or the kernel refuses, or iptables is not the nft kind,
-None is the answer, and iptables does it (``iptables``).
+A router that has exactly these at the head of its chains is known to be right, and cleared of them, without a program
+too. Wherever it is less simple (part of ours is there, rules of iptables-legacy, a policy), or the kernel refuses, or
+iptables is not the nft kind, None is the answer, and iptables does it (``iptables``).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import TypeVar
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.plumbing import netfilter, netns, ruleset
 from metadata_wsgi.plumbing.rules import COMMENT, Rule
-from metadata_wsgi.plumbing.ruleset import Ruleset
+from metadata_wsgi.plumbing.ruleset import Part, Ruleset
 
 LOG = logging.getLogger(__name__)
 
@@ -66,9 +65,14 @@ class Pattern:
             return wanted and self._add(there, generation)
         if wanted:
             return False if self._is_in(there) else None
-        if there != self._ruleset():
+        if there == self._ruleset():
+            ruleset.remove(there, generation)
+        elif self._is_in(there):
+            mine = self._ruleset().frame().values()
+            chains = [part for part in mine if part[0] == ruleset.NEW_CHAIN and not ruleset.is_builtin(part)]
+            ruleset.take_out(_says_ours, chains, generation)
+        else:
             return None
-        ruleset.remove(there, generation)
         return True
 
     def _add(self, there: Ruleset, generation: int) -> bool | None:
@@ -107,9 +111,13 @@ class Pattern:
         return made if made and netns.run_in_new(copied) else None
 
 
-def _is_ours(part: tuple[int, int, bytes]) -> bool:
+def _is_ours(part: Part) -> bool:
+    return _says_ours(part[2])
+
+
+def _says_ours(attributes: bytes) -> bool:
     """Whether our comment is anywhere in it: one too many is looked at by iptables."""
-    return COMMENT.encode() in part[2]
+    return COMMENT.encode() in attributes
 
 
 def _has_ours(there: Ruleset) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 # <linux/netlink.h>, <linux/netfilter/nfnetlink.h>, <linux/netfilter/nf_tables.h>
@@ -25,36 +25,42 @@ NETLINK_NETFILTER = 12
 NFT = 10
 ERROR, DONE, BATCH_BEGIN, BATCH_END = 2, 3, 16, 17
 NEW_TABLE, GET_TABLE, DELETE_TABLE = 0, 1, 2
-NEW_CHAIN, GET_CHAIN, NEW_RULE, GET_RULE = 3, 4, 6, 7
+NEW_CHAIN, GET_CHAIN, DELETE_CHAIN = 3, 4, 5
+NEW_RULE, GET_RULE, DELETE_RULE = 6, 7, 8
 GET_GENERATION = 16
 REQUEST, ACK, DUMP, CREATE = 0x1, 0x4, 0x300, 0x400
 TYPE = 0x3FFF
-TABLE_NAME, CHAIN_TABLE, CHAIN_NAME = 1, 1, 3
+TABLE_NAME = 1
+CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK = 1, 3, 4
+RULE_TABLE, RULE_CHAIN, RULE_HANDLE, EXPRESSIONS = 1, 2, 3, 4
 KEPT = {
     NEW_TABLE: (TABLE_NAME, 2),  # flags
-    NEW_CHAIN: (CHAIN_TABLE, CHAIN_NAME, 4, 5, 7),  # hook, policy, type
-    NEW_RULE: (1, 2, 4, 7),  # table, chain, expressions, userdata
+    NEW_CHAIN: (CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, 5, 7),  # policy, type
+    NEW_RULE: (RULE_TABLE, RULE_CHAIN, EXPRESSIONS, 7),  # userdata
 }
-EXPRESSIONS, EXPRESSION_NAME, EXPRESSION_DATA = 4, 1, 2
+EXPRESSION_NAME, EXPRESSION_DATA = 1, 2
 PATIENCE_S = 10.0
+
+Part = tuple[int, int, bytes]
+"""(kind, family, attributes) of a table, a chain or a rule."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """Tables, chains and rules, each (kind, family, attributes); rules by chain and in their order there."""
+    """Tables, chains and rules; rules by chain and in their order there."""
 
-    parts: tuple[tuple[int, int, bytes], ...] = ()
+    parts: tuple[Part, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.parts)
 
-    def frame(self) -> dict[tuple[int, int, bytes, bytes], tuple[int, int, bytes]]:
+    def frame(self) -> dict[tuple[int, int, bytes, bytes], Part]:
         """Tables and chains, by what names each of them."""
         return {_name(part): part for part in self.parts if part[0] != NEW_RULE}
 
-    def rules(self) -> dict[tuple[int, bytes, bytes], list[tuple[int, int, bytes]]]:
+    def rules(self) -> dict[tuple[int, bytes, bytes], list[Part]]:
         """The rules of each chain, in their order."""
-        chains: dict[tuple[int, bytes, bytes], list[tuple[int, int, bytes]]] = {}
+        chains: dict[tuple[int, bytes, bytes], list[Part]] = {}
         for part in self.parts:
             if part[0] == NEW_RULE:
                 chains.setdefault(_where(part), []).append(part)
@@ -88,6 +94,34 @@ def remove(there: Ruleset, generation: int) -> None:
     _batch([(DELETE_TABLE, 0, family, said) for family, said in tables], generation)
 
 
+def take_out(drop: Callable[[bytes], bool], chains: Iterable[Part], generation: int) -> None:
+    """Remove the rules that ``drop`` says of their attributes, and of ``chains`` those that nobody needs then, at once.
+
+    OSError as for ``write``.
+    """
+    with _opened() as sock:
+        rules = [(family, said) for _, family, said in _dump(sock, GET_RULE, more=(RULE_HANDLE,))]
+    staying = [(family, said) for family, said in rules if not drop(said)]
+    deletions = []
+    for family, said in rules:
+        if drop(said):
+            found = dict(_attributes(said))
+            which = (RULE_TABLE, RULE_CHAIN, RULE_HANDLE)
+            deletions.append((DELETE_RULE, 0, family, b''.join(_attribute(key, found[key]) for key in which)))
+    for _, family, said in chains:
+        found = dict(_attributes(said))
+        # In its own rules, or in one that jumps to it; one that only sounds like it keeps it too.
+        if not any(family == other and found[CHAIN_NAME].rstrip(b'\0') in rule for other, rule in staying):
+            name = _attribute(CHAIN_TABLE, found[CHAIN_TABLE]) + _attribute(CHAIN_NAME, found[CHAIN_NAME])
+            deletions.append((DELETE_CHAIN, 0, family, name))
+    _batch(deletions, generation)
+
+
+def is_builtin(chain: Part) -> bool:
+    """Whether packets come to it by themselves."""
+    return CHAIN_HOOK in dict(_attributes(chain[2]))
+
+
 def _opened() -> socket.socket:
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
     sock.settimeout(PATIENCE_S)
@@ -105,13 +139,13 @@ def _generation(sock: socket.socket) -> int:
     return int.from_bytes(found[1], 'big')
 
 
-def _dump(sock: socket.socket, what: int) -> list[tuple[int, int, bytes]]:
+def _dump(sock: socket.socket, what: int, more: tuple[int, ...] = ()) -> list[Part]:
     sock.send(_packet(NFT << 8 | what, DUMP, 0))
     found = []
     for kind, family, attributes in _answers(sock):
         if kind == DONE:
             break
-        found.append((kind & 0xFF, family, _essence(kind & 0xFF, attributes)))
+        found.append((kind & 0xFF, family, _essence(kind & 0xFF, attributes, more)))
     return found
 
 
@@ -155,11 +189,11 @@ def _attribute(kind: int, value: bytes) -> bytes:
     return struct.pack('=HH', 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
-def _essence(kind: int, attributes: bytes) -> bytes:
+def _essence(kind: int, attributes: bytes, more: tuple[int, ...]) -> bytes:
     found = dict(_attributes(attributes))
     if kind == NEW_RULE and EXPRESSIONS in found:
         found[EXPRESSIONS] = b''.join(_attribute(1, _uncounted(one)) for _, one in _attributes(found[EXPRESSIONS]))
-    return b''.join(_attribute(which, found[which]) for which in KEPT[kind] if which in found)
+    return b''.join(_attribute(which, found[which]) for which in (*KEPT[kind], *more) if which in found)
 
 
 def _uncounted(expression: bytes) -> bytes:
@@ -169,12 +203,12 @@ def _uncounted(expression: bytes) -> bytes:
     return _attribute(EXPRESSION_NAME, name) + _attribute(EXPRESSION_DATA, b'')
 
 
-def _where(rule: tuple[int, int, bytes]) -> tuple[int, bytes, bytes]:
+def _where(rule: Part) -> tuple[int, bytes, bytes]:
     found = dict(_attributes(rule[2]))
     return rule[1], found[1], found[2]
 
 
-def _name(part: tuple[int, int, bytes]) -> tuple[int, int, bytes, bytes]:
+def _name(part: Part) -> tuple[int, int, bytes, bytes]:
     kind, family, said = part
     found = dict(_attributes(said))
     return kind, family, found[TABLE_NAME], found[CHAIN_NAME] if kind == NEW_CHAIN else b''

@@ -221,10 +221,15 @@ AN_AGENTS = (
     ['-A', 'FORWARD', '-s', '192.0.2.0/24', '-j', 'DROP'],
     ['-t', 'nat', '-A', 'POSTROUTING', '-s', '10.1.1.0/24', '-j', 'MASQUERADE'],
 )
+AN_EMPTY_CHAIN = (
+    ['-t', 'nat', '-N', 'quantum-l3-agent-PREROUTING'],
+    ['-t', 'nat', '-A', 'PREROUTING', '-j', 'quantum-l3-agent-PREROUTING'],
+)
 
 
-def test_among_an_agents_rules_ours_are_put_where_iptables_puts_them(world, copying, counting):
-    for words in AN_AGENTS:
+@pytest.mark.parametrize('theirs', [AN_AGENTS, (*AN_AGENTS, *AN_EMPTY_CHAIN), AN_EMPTY_CHAIN])
+def test_among_an_agents_rules_ours_are_put_where_iptables_puts_them_and_taken_out(world, copying, counting, theirs):
+    for words in theirs:
         in_router(world, 'iptables-nft', *words)
     before = both(world)
     iptables = Iptables(SubprocessRunner(), binary='iptables-nft')
@@ -237,9 +242,10 @@ def test_among_an_agents_rules_ours_are_put_where_iptables_puts_them(world, copy
     assert both(world) == laid
     assert copying.apply(world.router, WANTED) is False
     assert set(copying.ours(world.router)) == set(WANTED)
-    assert counting.run == []
     assert copying.apply(world.router, ()) is True
     assert both(world) == before
+    assert copying.apply(world.router, ()) is False
+    assert counting.run == []
 
 
 @pytest.mark.parametrize(
