@@ -23,6 +23,7 @@ from gunicorn.http.body import ChunkedReader, LengthReader
 from gunicorn.http.errors import NoMoreData
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
+from gunicorn.http.unreader import SocketUnreader
 from gunicorn_h1c import IncompleteError, ParseError, parse_request
 
 HEAD_BYTES = 1 << 15
@@ -194,10 +195,24 @@ class OneRequest(Request):
         return self.must_close_after() or _unread(self.body)
 
 
+class Pieces(SocketUnreader):
+    """What comes on a connection. Before each piece others have their turn: a body in chunks of one byte is seconds of
+    work, and where the guest is quick the next piece is always there already."""
+
+    def chunk(self, size_hint: int | None = None) -> bytes:
+        """Called by gunicorn for the next piece."""
+        gevent.sleep(0)
+        return bytes(super().chunk(size_hint))
+
+
 class Parser(RequestParser):
     """gunicorn's reader of the requests of one connection."""
 
     mesg_class = OneRequest
+
+    def __init__(self, settings: Any, connection: Any, address: Any) -> None:
+        super().__init__(settings, connection, address)
+        self.unreader = Pieces(connection)
 
 
 class Body:

@@ -6,7 +6,8 @@
   ``HEAD_BYTES`` and a body within ``BODY_S``, and may let a body or an answer stand still for ``STALL_S``; the guests
   beside it notice nothing (haproxy's limit is for the whole router: 1,100 half-sent requests of one guest delayed the
   others by 29 s). While a connection waits for its guest, it may be closed in favour of another guest's.
-- Who sends one request behind the other without a pause lets the others have their turn after ``IN_A_ROW``.
+- Who sends one request behind the other without a pause lets the others have their turn after ``IN_A_ROW``, and who
+  sends a long one after each piece of it.
 - A refused request is answered with a constant sentence, 400, 414 or 431, and the connection closed; so is one whose
   body was not read to its end: gunicorn would read on, as long as the guest sends.
 

@@ -38,15 +38,27 @@ class Place:
         if environ['PATH_INFO'] == '/broken':
             start_response('200 OK', [('Content-Length', '9')])
             return iter_and_fail()
+        if environ['PATH_INFO'] == '/silent':
+            return [b'x']
+        if environ['REQUEST_METHOD'] == 'POST':
+            self.asked.append(len(environ['wsgi.input'].read()))
         start_response('200 OK', OK)
         return []
 
     def connect(self, data=b'', address=('10.1.1.2', 1)):
         """A guest that has sent ``data``; it is being served until it waits for something."""
+        here, there = self.pair()
+        there.sendall(data)
+        self.serve(here, address)
+        return there
+
+    def pair(self):
         here, there = socket.socketpair()
         there.settimeout(5)
-        there.sendall(data)
         self.guests.append(there)
+        return here, there
+
+    def serve(self, here, address=('10.1.1.2', 1)):
         sock = _socket.socket(here.family, here.type, here.proto, here.detach())
 
         def serve(sock, address):
@@ -54,7 +66,6 @@ class Place:
 
         gevent.get_hub().loop.run_callback(self.crew.take, serve, sock, address)
         gevent.sleep(0)
-        return there
 
 
 def iter_and_fail():
@@ -93,6 +104,18 @@ def test_who_asks_without_a_pause_lets_others_have_their_turn(place):
     assert place.asked.index('/modest') < 50
     assert greedy.recv(1 << 20).count(b'200 OK') == 100
     assert modest.recv(1000).startswith(b'HTTP/1.1 200 OK')
+
+
+def test_who_sends_a_body_in_crumbs_lets_others_have_their_turn(place):
+    """Each of its chunks is work, and there is always another: the connection never waits."""
+    here, there = place.pair()
+    crumbs = b'1\r\nx\r\n' * 10_000 + b'0\r\n\r\n'
+    there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    there.sendall(b'POST /crumbs HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n' + crumbs)
+    place.serve(here)
+    place.connect(GET % b'modest')
+    until(lambda: 10_000 in place.asked)
+    assert place.asked == ['/crumbs', '/modest', 10_000]
 
 
 def test_what_is_kept_is_let_go_of_and_what_is_under_way_is_not(place):
