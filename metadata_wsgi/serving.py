@@ -72,10 +72,10 @@ class Serving:
         self._hears_peers = bool(settings.secure_scheme_headers or settings.forwarder_headers)
 
     def let_go(self) -> None:
-        """End the connections that are only kept."""
+        """End the connections that are only kept. A request that is on its way in already is answered."""
         for connection in list(self._kept):
             try:
-                connection.shutdown(2)
+                connection.shutdown(0)
             except OSError as error:
                 LOG.debug('A kept connection was gone already: %s', error)
 

@@ -118,6 +118,19 @@ def test_who_sends_a_body_in_crumbs_lets_others_have_their_turn(place):
     assert place.asked == ['/crumbs', '/modest', 10_000]
 
 
+def test_what_has_come_before_it_is_let_go_of_is_answered(place):
+    """A POST would have its effect, and the guest would not hear of it."""
+    kept = place.connect(GET % b'x')
+    until(lambda: place.asked == ['/x'])
+    assert b'keep-alive' in kept.recv(1000)
+    kept.sendall(GET % b'last')
+    place.is_stopping = True
+    place.serving.let_go()
+    until(lambda: len(place.crew) == 0)
+    assert place.asked == ['/x', '/last']
+    assert b'Connection: close' in kept.recv(1000)
+
+
 def test_what_is_kept_is_let_go_of_and_what_is_under_way_is_not(place):
     kept, new = place.connect(GET % b'x'), place.connect(b'GET /half')
     until(lambda: place.asked == ['/x'])
