@@ -145,6 +145,8 @@ class Reply:
     def _send_headers(self) -> None:
         if self.headers_sent:
             return
+        if not self._status:
+            raise AssertionError('start_response was not called')
         self.headers_sent = True
         if self._hop_limit:
             self._keep_near()

@@ -173,6 +173,13 @@ def test_an_answer_that_breaks_is_no_short_one(place, caplog):
     assert place.asked == ['/broken']
 
 
+def test_an_application_that_says_no_status_gives_no_answer(place, caplog):
+    guest = place.connect(GET % b'silent')
+    until(lambda: len(place.crew) == 0)
+    assert guest.recv(1000) == b''
+    assert 'start_response was not called' in caplog.text
+
+
 @pytest.mark.parametrize(('name', 'seconds'), [('HEAD_S', 0.02), ('STALL_S', 0.02)])
 def test_half_a_head_is_not_waited_for_forever(place, name, seconds, monkeypatch):
     monkeypatch.setattr(serving, name, seconds)
