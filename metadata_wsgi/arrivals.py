@@ -65,14 +65,19 @@ class Crew:
                 LOG.exception('A connection was not served to its end')
             finally:
                 self._busy -= 1
+                while self._refused:
+                    self._refused.pop().open()
             # What is kept here is kept until the next connection.
             del serve, sock, address, work
-            while self._refused:
-                self._refused.pop().open()
             if len(self._idle) >= STAY:
                 return
             self._idle.append(getcurrent())
-            work = get_hub().switch()
+            try:
+                work = get_hub().switch()
+            except BaseException:
+                # A timeout that somebody started for the last connection and forgot.
+                self._idle.remove(getcurrent())
+                raise
 
 
 class Door:
@@ -122,7 +127,12 @@ class Door:
 
     def _rest(self, error: OSError) -> None:
         """Out of descriptors or memory: the loop would spin."""
+        self._watcher.stop()
+        gevent.spawn(self._open_later, error)
+
+    def _open_later(self, error: OSError) -> None:
+        # Not in the loop: a log may have to wait.
         if self._seldom.due():
             LOG.error('No connection can be accepted now: %s', error)
-        self._watcher.stop()
-        gevent.spawn_later(PAUSE_S, self.open)
+        gevent.sleep(PAUSE_S)
+        self.open()

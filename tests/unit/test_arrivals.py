@@ -2,7 +2,9 @@
 """Real listening sockets, and who serves what arrives there."""
 
 import errno
+import logging
 import socket
+from typing import ClassVar
 
 import gevent
 import pytest
@@ -101,6 +103,34 @@ def test_a_connection_that_cannot_be_served_takes_nobody_along(caplog):
     house.door.close()
 
 
+def test_who_is_ended_from_outside_leaves_his_place_to_the_next():
+    house = House(limit=1)
+
+    def end(sock, address):
+        gevent.sleep(0)
+        sock.close()
+        raise gevent.GreenletExit
+
+    house.door._serve = end
+    guests = [house.knock() for _ in range(3)]
+    assert [heard(guest) for guest in guests] == [b''] * 3
+    assert len(house.crew) == 0
+    house.door.close()
+
+
+def test_what_one_connection_leaves_behind_costs_no_other(house):
+    """Somebody's filter starts a timeout and forgets it: it strikes who waits for the next connection."""
+    forget = gevent.Timeout(0.001)
+    serve = house.door._serve
+    house.hold.set()
+    house.door._serve = lambda sock, address: (forget.start(), serve(sock, address))
+    assert heard(house.knock()) == b'!'
+    gevent.sleep(0.01)
+    assert (forget.pending, len(house.crew._idle)) == (False, 0)
+    house.door._serve = serve
+    assert heard(house.knock()) == b'!'
+
+
 def test_a_closed_door_lets_nobody_in_and_those_inside_stay(house):
     guest = house.knock()
     gevent.sleep(0.01)
@@ -132,3 +162,23 @@ def test_a_fault_of_the_moment_closes_no_door(house, number, logged, caplog, mon
     house.hold.set()
     assert heard(house.knock()) == b'!'
     assert len(caplog.records) == logged
+
+
+def test_a_fault_is_logged_where_a_log_may_wait(house, monkeypatch):
+    """For a lock, or for a socket of syslog's. The loop cannot."""
+
+    class Waiting(logging.Handler):
+        said: ClassVar[list[str]] = []
+
+        def emit(self, record):
+            gevent.sleep(0)
+            self.said.append(record.getMessage())
+
+    waiting = Waiting()
+    arrivals.LOG.addHandler(waiting)
+    monkeypatch.setattr(arrivals, 'PAUSE_S', 0.01)
+    house.door._listening = Failing(house.listening, errno.EMFILE)
+    house.hold.set()
+    assert heard(house.knock()) == b'!'
+    arrivals.LOG.removeHandler(waiting)
+    assert len(waiting.said) == 1
