@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import _socket
 import socket
-import ssl
 import time
 from collections.abc import Callable
 from typing import Any
 
-from gevent import monkey
+from gevent import socket as waiting_socket
 from gevent.socket import wait_read, wait_write
 
 
 def made_light(sock: socket.socket) -> Any:
     """``sock`` as a Connection, where it is one of gevent's; as it is where threads wait, or TLS has a say in it."""
-    if not monkey.is_module_patched('socket') or isinstance(sock, ssl.SSLSocket):
+    if type(sock) is not waiting_socket.socket:
         return sock
     family, kind, protocol = sock.family, sock.type, sock.proto
     return Connection(_socket.socket(family, kind, protocol, sock.detach()))

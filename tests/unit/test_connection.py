@@ -6,8 +6,10 @@ import socket
 import ssl
 import threading
 
-import gevent
+import gevent.ssl
 import pytest
+from gevent import monkey
+from gevent import socket as waiting_socket
 
 from metadata_wsgi.connection import Connection, made_light
 
@@ -113,11 +115,24 @@ def test_options_are_the_sockets(ends):
     assert connection.getsockname() == ''
 
 
-def test_it_is_not_made_light_where_threads_wait_or_tls_is_spoken():
-    """gevent changes no socket here: this is what a server with threads has."""
+def test_one_of_gevents_is_made_light():
+    here, there = waiting_socket.socketpair()
+    with there:
+        connection = made_light(here)
+        assert (type(connection), here.fileno()) == (Connection, -1)
+        gevent.spawn(there.sendall, b'late')
+        assert connection.recv(10) == b'late'
+        connection.close()
+
+
+@pytest.mark.parametrize('module', [ssl, gevent.ssl], ids=['threads', 'gevent'])
+def test_it_is_not_made_light_where_threads_wait_or_tls_is_spoken(module, monkeypatch):
+    """Whichever ssl module made the context, and whether or not gevent has changed it since: bytes sent beside TLS
+    would be plain."""
     here, there = socket.socketpair()
     with here, there:
         assert made_light(here) is here
-    spoken = ssl.create_default_context().wrap_socket(socket.socket(), server_hostname='x')
+    spoken = module.create_default_context().wrap_socket(module.socket(), server_hostname='x')
+    monkeypatch.setitem(monkey.saved, 'socket', {})
     with spoken:
         assert made_light(spoken) is spoken
