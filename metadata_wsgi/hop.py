@@ -158,11 +158,9 @@ class _Connection:
         return False
 
     def send(self, data: bytes) -> None:
-        self._sock.settimeout(self._patience_s())
-        sent = self._sock.send(data)
-        if sent < len(data):
+        while data:
             self._sock.settimeout(self._patience_s())
-            self._sock.sendall(data[sent:])
+            data = data[self._sock.send(data) :]
 
     def close(self) -> None:
         self.clean = False

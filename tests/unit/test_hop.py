@@ -6,7 +6,9 @@ import hashlib
 import threading
 import time
 
+import gevent
 import pytest
+from gevent import socket as waiting_socket
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -345,6 +347,27 @@ def test_an_answer_that_drips_ends_with_the_deadline(served, framing):
         exchange(hop, within_s=0.4)
     assert time.monotonic() < finished, 'it waited on after the deadline'
     server.stop.set()
+
+
+def test_a_body_that_is_taken_in_crumbs_ends_with_the_deadline():
+    """Each piece is taken in time, but the whole is not; over the socket that waits through gevent."""
+    here, there = waiting_socket.socketpair()
+    taken = []
+
+    def crumbs():
+        while piece := there.recv(1 << 16):
+            taken.append(len(piece))
+            gevent.sleep(0.03)
+
+    taking = gevent.spawn(crumbs)
+    body = bytes(2 << 20)
+    with pytest.raises(MaybeSent):
+        exchange(
+            hop_.Hop(lambda within_s: here, name='x', host='x'), relay.Request('POST', '/', [], body), within_s=0.3
+        )
+    taking.join()
+    there.close()
+    assert sum(taken) < len(body)
 
 
 def test_nobody_there_is_not_sent(served, tmp_path):
