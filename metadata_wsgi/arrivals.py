@@ -11,6 +11,7 @@ from __future__ import annotations
 import _socket
 import errno
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -38,13 +39,13 @@ class Crew:
         self._limit = limit
         self._busy = 0
         self._idle: list[greenlet] = []
-        self._refused: list[Door] = []
+        self._refused: deque[Door] = deque()
 
     def __len__(self) -> int:
         return self._busy
 
     def is_full(self, door: Door) -> bool:
-        """Whether nobody is left to serve; ``door`` is then opened again as soon as there is."""
+        """Whether nobody is left to serve; ``door`` is then opened again as soon as there is, when its turn comes."""
         if self._busy < self._limit:
             return False
         self._refused.append(door)
@@ -65,8 +66,8 @@ class Crew:
                 LOG.exception('A connection was not served to its end')
             finally:
                 self._busy -= 1
-                while self._refused:
-                    self._refused.pop().open()
+                if self._refused:
+                    get_hub().loop.run_callback(self._open_again)
             # What is kept here is kept until the next connection.
             del serve, sock, address, work
             if len(self._idle) >= STAY:
@@ -78,6 +79,13 @@ class Crew:
                 # A timeout that somebody started for the last connection and forgot.
                 self._idle.remove(getcurrent())
                 raise
+
+    def _open_again(self) -> None:
+        # One from each door: opened all at once, the loop would let one of them have every place.
+        for _ in range(len(self._refused)):
+            if self._busy >= self._limit:
+                return
+            self._refused.popleft().open_for_one()
 
 
 class Door:
@@ -99,6 +107,11 @@ class Door:
         if not self._is_closed:
             self._watcher.start(self._arrive)
 
+    def open_for_one(self) -> None:
+        """As ``open``, but only one of those who wait comes in at once. Called in gevent's loop."""
+        self.open()
+        self._arrive(1)
+
     def close(self) -> None:
         """Let nobody in any more, and close the socket."""
         self._is_closed = True
@@ -106,8 +119,8 @@ class Door:
         self._watcher.close()
         self._owner.close()
 
-    def _arrive(self) -> None:
-        for _ in range(AT_ONCE):
+    def _arrive(self, at_once: int = AT_ONCE) -> None:
+        for _ in range(at_once):
             if self._is_closed:
                 return
             if self._crew.is_full(self):

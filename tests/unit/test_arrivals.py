@@ -17,8 +17,8 @@ from metadata_wsgi.arrivals import Crew, Door
 class House:
     """A door on loopback; ``serve`` says in what order connections were begun and ended."""
 
-    def __init__(self, limit=100):
-        self.crew = Crew(limit)
+    def __init__(self, limit=100, crew=None):
+        self.crew = Crew(limit) if crew is None else crew
         self.listening = socket.create_server(('127.0.0.1', 0))
         self.address = self.listening.getsockname()
         self.said = []
@@ -86,6 +86,28 @@ def test_where_all_are_busy_the_next_one_waits_at_the_door():
     house.hold.set()
     assert [heard(guest) for guest in guests] == [b'!'] * 5
     house.door.close()
+
+
+@pytest.mark.parametrize('first', [0, 1])
+def test_where_all_are_busy_the_doors_take_turns(first):
+    """One router's guests do not wait until nobody is left at another's."""
+    crew, served = Crew(2), []
+    crowded, quiet = houses = [House(crew=crew), House(crew=crew)][:: 1 - 2 * first]
+
+    def serve(sock, address):
+        served.append(sock.getsockname()[1])
+        gevent.sleep(0.001)
+        sock.close()
+
+    for house in houses:
+        house.door._serve = serve
+    guests = [crowded.knock() for _ in range(40)]
+    gevent.sleep(0)
+    guests.append(quiet.knock())
+    assert [heard(guest) for guest in guests] == [b''] * 41
+    assert served.index(quiet.address[1]) < 20
+    for house in houses:
+        house.door.close()
 
 
 def test_a_connection_that_cannot_be_served_takes_nobody_along(caplog):
