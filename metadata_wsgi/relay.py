@@ -98,7 +98,7 @@ def headers(environ: WSGIEnvironment) -> Headers:
     return end_to_end(sent)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def _header(key: str) -> str:
     """The header of an environ key, '' for what is none."""
     return key[5:].replace('_', '-').lower() if key.startswith('HTTP_') else ''

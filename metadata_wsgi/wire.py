@@ -113,7 +113,7 @@ def is_reserved(name: str) -> bool:
     return name in RESERVED or name.startswith(RESERVED_PREFIXES)
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=256)
 def is_reserved_key(key: str) -> bool:
     """Whether ``key`` is the environ key of such a header."""
     return key.startswith('HTTP_') and is_reserved(key[5:])

@@ -2,6 +2,7 @@
 """The pure parts of the relay; ``test_relay_exchange`` has the sockets."""
 
 import io
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -145,3 +146,15 @@ class Broken:
 def test_a_body_that_a_server_cannot_read_is_the_guests_fault(environ):
     with pytest.raises(RefusedError):
         relay.body({**environ, 'wsgi.input': Broken()}, 10)
+
+
+def test_what_guests_call_their_headers_is_not_remembered_in_bulk():
+    """A name may be 16 KB long, and another one with each request."""
+    tracemalloc.start()
+    for number in range(2000):
+        key = f'HTTP_{"A" * 16000}{number}'
+        wire.is_reserved_key(key)
+        relay.headers({key: 'x'})
+    remembered, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert remembered < 20 << 20
