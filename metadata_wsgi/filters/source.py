@@ -45,8 +45,6 @@ OPTS = [
 # An id goes into a query to Quantum: nothing but what an id has may pass.
 _ID = re.compile(r'[0-9A-Za-z-]{1,64}\Z')
 
-# Narrow, because a proxy that appends instead of setting makes "<what the guest says>, <its address>": behind
-
 
 class SourceFilter:
     """Establishes SOURCE from the headers of a trusted namespace proxy."""
