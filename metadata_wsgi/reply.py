@@ -117,14 +117,16 @@ class Reply:
         """PEP 3333."""
         if not isinstance(data, bytes):
             raise TypeError(f'a piece of the body that is no bytes: {type(data).__name__}')
+        if not data:
+            return  # nothing is sent yet, so the status may still be replaced
         self._send_headers()
         if self._omits_body:
             return
         if self._left is not None:
             data = data[: self._left]
             self._left -= len(data)
-        if not data:
-            return
+            if not data:
+                return
         if self._is_chunked:
             data = b'%X\r\n%b\r\n' % (len(data), data)
         pending, self._pending = self._pending, b''

@@ -165,6 +165,7 @@ def test_a_second_status_replaces_the_first_only_with_exc_info_and_before_it_is_
     reply.start_response('200 OK', [('Content-Length', '9')])
     with pytest.raises(AssertionError):
         reply.start_response('503 Away', [])
+    reply.write(b'')
     fault = RuntimeError('x')
     reply.start_response('503 Away', [('Content-Length', '1')], (RuntimeError, fault, None))
     reply.write(b'!')
