@@ -129,16 +129,17 @@ class UpstreamApp:
             return self._insist(request, deadline)
         ours = {False: request, True: _with_signature(request, other_signature)}
         other_first = self._other_first[0]
-        answer = self._insist(ours[other_first], deadline)
-        if answer.status != 403:
-            return answer
-        if hasattr(answer.body, 'close'):
-            answer.body.close()
-        answer = self._insist(ours[not other_first], deadline)
-        if answer.status != 403:
-            self._other_first[0] = not other_first
+        # Nova may change its secret between the first try and the second: then it is the first again.
+        for last, other in ((False, other_first), (False, not other_first), (True, other_first)):
+            answer = self._insist(ours[other], deadline)
+            if last or answer.status != 403:
+                break
+            if hasattr(answer.body, 'close'):
+                answer.body.close()
+        if answer.status != 403 and other is not other_first:
+            self._other_first[0] = other
             if self._seldom_other.due():
-                LOG.info('Nova refused one shared secret and took the %s one', 'new' if other_first else 'old')
+                LOG.info('Nova refused one shared secret and took the %s one', 'old' if other else 'new')
         return answer
 
     def _insist(self, request: relay.Request, deadline: context.Deadline) -> relay.Answer:

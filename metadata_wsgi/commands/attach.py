@@ -28,7 +28,7 @@ from metadata_wsgi import config, paths
 from metadata_wsgi.errors import ConfigError, MetadataError, PlumbingError
 from metadata_wsgi.keeper import asking
 from metadata_wsgi.keeper.places import KeptSockets
-from metadata_wsgi.plumbing import attached, netns, process
+from metadata_wsgi.plumbing import attached, netns, process, turn
 from metadata_wsgi.plumbing.attachment import Attachments, Proxy, kernel_families
 from metadata_wsgi.plumbing.iptables import Iptables
 from metadata_wsgi.plumbing.place import MODES, NETWORK, NOBODY_SERVES, ONE_HOP, PROCESS, ROUTER, SHARED, Place
@@ -132,9 +132,10 @@ def _one_sentence(run: Callable[[argparse.Namespace], int]) -> Callable[[argpars
 @_one_sentence
 def _attach(args: argparse.Namespace) -> int:
     places = _places(args)
-    modes = {} if args.mode else {one.place.uuid: one.mode for one in KeptSockets(state_path(args)).kept()}
-    attaching = Attaching(args, modes, count=len(places))
-    failed = _each(places, attaching.attach, AT_ONCE)
+    with turn.alone(state_path(args)):
+        modes = {} if args.mode else {one.place.uuid: one.mode for one in KeptSockets(state_path(args)).kept()}
+        attaching = Attaching(args, modes, count=len(places))
+        failed = _each(places, attaching.attach, AT_ONCE)
     _warn_of_nobody(args, {attaching.mode(place) for place in places if place not in failed})
     if not args.no_wait:
         # The kernel checks all addresses at the same time.
@@ -188,8 +189,9 @@ HOW = {
 
 @_one_sentence
 def _detach(args: argparse.Namespace) -> int:
-    places = [found.place for found in _found(args)] if args.all else _places(args)
-    return 1 if _each(places, detaching(args, count=len(places)), AT_ONCE) else 0
+    with turn.alone(state_path(args)):
+        places = [found.place for found in _found(args)] if args.all else _places(args)
+        return 1 if _each(places, detaching(args, count=len(places)), AT_ONCE) else 0
 
 
 def detaching(args: argparse.Namespace, *, count: int) -> Callable[[Place], str]:

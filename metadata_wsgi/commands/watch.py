@@ -32,7 +32,7 @@ from metadata_wsgi.commands import attach
 from metadata_wsgi.commands.watching import AGAIN_S, Place, Watching
 from metadata_wsgi.errors import PlumbingError
 from metadata_wsgi.keeper.places import KeptSockets
-from metadata_wsgi.plumbing import attached, netns, process
+from metadata_wsgi.plumbing import attached, netns, process, turn
 from metadata_wsgi.plumbing import place as attachable
 from metadata_wsgi.plumbing.place import Kept
 
@@ -82,7 +82,6 @@ class Verbs:
         """Of the ids that were seen in the keeper's hands."""
         self._away = ''
         self._unserved: set[str] = set()
-        self._moving: set[Place] = set()
 
     def held(self) -> Set[Place] | None:
         """See ``watching.Attaching``."""
@@ -97,16 +96,16 @@ class Verbs:
 
     def attach(self, places: Sequence[Place]) -> Mapping[Place, str]:
         """``metadata-wsgi attach``; it does not wait for IPv6, which the next time finds ready."""
+        with turn.alone(self._state_path):
+            return self._attach(places)
+
+    def _attach(self, places: Sequence[Place]) -> Mapping[Place, str]:
         held = self.held()
         complaints = {}
-        moving, self._moving = self._moving, set()
         for place in places:
             if self._has_process(place[1]):
                 if place not in (held or ()):
                     self._modes.pop(place[1], None)
-                elif place not in moving:
-                    self._moving.add(place)
-                    complaints[place] = 'served by a process and the keeper, is its mode being changed? Looking again'
             elif held is None and not self._attach_args.mode and place[1] not in self._modes:
                 # In what mode it is nobody knows: a process would want the port that a worker may have.
                 complaints[place] = self._away
@@ -118,7 +117,8 @@ class Verbs:
 
     def detach(self, places: Sequence[Place]) -> Mapping[Place, str]:
         """``metadata-wsgi detach``."""
-        complaints = _complaints(places, attach.detaching(self._detach_args, count=len(places)))
+        with turn.alone(self._state_path):
+            complaints = _complaints(places, attach.detaching(self._detach_args, count=len(places)))
         for _, uuid in places:
             self._modes.pop(uuid, None)
         return complaints

@@ -22,5 +22,6 @@ is left alone.
 ``process``      the proxy's process: adopt, start, end; pid files as in Grizzly
 ``place``        what can be attached, and by whom it can be served (pure)
 ``attachment``   all of it in the right order, for one router or network
+``turn``         one at a time: no verb, and not watch, sees what another is half way through
 ===============  =============================================================================
 """

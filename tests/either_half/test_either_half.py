@@ -93,7 +93,9 @@ def test_a_guest_that_names_a_network_or_router_is_not_believed(ask, combination
     assert (status, said['uuid']) == (200, 'instance-a')
 
 
-@each
+# Without the two that are not ours: haproxy may send a body behind its head, and Neutron's agent then asks Nova
+# without one.
+@pytest.mark.parametrize('combination', [param for param in PARAMS if 'ours' in param.values[0]])
 def test_a_password_that_is_too_long_is_refused(ask, combination):
     assert ask(combination, 'POST', PASSWORD, body=b'x' * 1021)[0] == 400
 
@@ -104,4 +106,5 @@ def test_a_password_is_set_through_one_and_seen_through_all(ask):
     assert ask(NEUTRONS[0], 'POST', PASSWORD, body=chosen)[0] == 200
     for combination in ALL:
         assert ask(combination, 'GET', PASSWORD) == (200, 'text/html; charset=UTF-8', chosen)
-        assert ask(combination, 'POST', PASSWORD, body=b'another')[0] == 409
+        if 'ours' in combination:
+            assert ask(combination, 'POST', PASSWORD, body=b'another')[0] == 409

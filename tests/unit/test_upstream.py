@@ -224,7 +224,13 @@ def test_what_nova_refuses_for_one_signature_is_sent_with_the_other(method):
 def test_a_signature_that_nova_refuses_either_way_is_a_403():
     hop = FakeHop(403)
     assert Asked(hop).ask(other='old', X_Instance_ID_Signature='new').status_int == 403
-    assert signatures(hop) == ['new', 'old']
+    assert signatures(hop) == ['new', 'old', 'new']
+
+
+def test_a_nova_that_changes_its_secret_between_two_tries_is_no_403():
+    hop = FakeHop(403, 403, 200)
+    assert Asked(hop).ask(other='old', X_Instance_ID_Signature='new').status_int == 200
+    assert signatures(hop) == ['new', 'old', 'new']
 
 
 def test_with_one_secret_nothing_is_sent_twice():

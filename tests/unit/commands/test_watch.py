@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
-import subprocess
+import threading
 
 import pytest
 
@@ -8,6 +8,7 @@ from metadata_wsgi.commands.metadata_wsgi import main
 from metadata_wsgi.commands.watch import Verbs
 from metadata_wsgi.commands.watching import Watching
 from metadata_wsgi.errors import ConfigError, PlumbingError
+from metadata_wsgi.plumbing import turn
 from metadata_wsgi.plumbing.place import NOBODY_SERVES, Kept, Place
 from tests.fakes import FakeClock
 
@@ -190,9 +191,11 @@ class Keeper:
 
     def __init__(self, modes):
         self.modes = modes
+        self.looks = 0
         self.followers = {}
 
     def kept(self):
+        self.looks += 1
         if self.modes is None:
             raise PlumbingError('no keeper answers')
         return [Kept(Place.of('router', uuid), mode, 9697, ('',), 0) for uuid, mode in self.modes.items()]
@@ -240,18 +243,16 @@ def test_that_nobody_serves_a_mode_is_said_until_somebody_does_and_then_again(ve
     assert said(caplog) == [NOBODY_SERVES['shared']] * 2
 
 
-def test_where_process_and_keeper_both_serve_somebody_is_given_time_to_finish(verbs, tmp_path):
+def test_what_a_verb_is_half_way_through_is_not_looked_at(verbs, tmp_path):
     keeper = Keeper({'router-1': 'shared'})
     one = verbs(keeper)
-    pid_file = tmp_path / 'external' / 'pids' / 'router-1.pid'
-    pid_file.parent.mkdir(parents=True)
-    argv = ['sh', '-c', 'echo up; read line', 'router-1']
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b'up\n'
-        pid_file.write_text(str(process.pid))
-        assert 'is its mode being changed' in one.attach([R1])[R1]
-        assert 'there is no namespace' in one.attach([R1])[R1]
-        process.stdin.close()
+    with turn.alone(str(tmp_path)):
+        attaching = threading.Thread(target=one.attach, args=([R1],))
+        attaching.start()
+        attaching.join(0.1)
+        assert keeper.looks == 0
+    attaching.join()
+    assert keeper.looks == 1
 
 
 def test_a_mark_that_marks_nothing_is_refused_at_start(verbs):
