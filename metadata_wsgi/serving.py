@@ -6,6 +6,7 @@
   ``HEAD_BYTES`` and a body within ``BODY_S``, and may let a body or an answer stand still for ``STALL_S``; the guests
   beside it notice nothing (haproxy's limit is for the whole router: 1,100 half-sent requests of one guest delayed the
   others by 29 s). While a connection waits for its guest, it may be closed in favour of another guest's.
+- Of one guest ``SERVED_AT_ONCE`` requests are with the pipeline at a time; its others wait their turn (``at_once``).
 - Who sends one request behind the other without a pause lets the others have their turn after ``IN_A_ROW``, and who
   sends a long one after each piece of it.
 - A refused request is answered with a constant sentence, 400, 414 or 431, and the connection closed; so is one whose
@@ -26,6 +27,7 @@ import gevent
 from gunicorn.http import errors
 
 from metadata_wsgi import destination
+from metadata_wsgi.at_once import AtOnce
 from metadata_wsgi.connection import Connection
 from metadata_wsgi.reading import Body, Head, Requests
 from metadata_wsgi.reply import Reply, drain, refuse
@@ -41,6 +43,8 @@ HEAD_S = 10.0
 STALL_S = 10.0
 KEEP_S = 75.0
 IN_A_ROW = 16
+SERVED_AT_ONCE = 64
+"""Of one guest. With a Nova that takes 0.1 s that is 640 requests a second, or 20 boots."""
 
 # A peer that goes away is no fault of ours, and none that an operator could mend.
 GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF})
@@ -66,6 +70,7 @@ class Serving:
         self._shares = shares
         self._any_destination = any_destination
         self._is_stopping = is_stopping
+        self._at_once = AtOnce(SERVED_AT_ONCE)
         self._kept: set[Connection] = set()
         self._seldom = Seldom(60)
         # Where no peer may say anything about others, the parser need not ask which may.
@@ -96,7 +101,9 @@ class Serving:
             connection.before_wait = lambda: self._shares.waits(connection, keys)
         requests = Requests(self._settings, connection, address if self._hears_peers else '')
         try:
-            self._requests(requests, connection, {**environ, 'REMOTE_ADDR': guest, 'gunicorn.socket': connection})
+            self._requests(
+                requests, connection, keys[:1], {**environ, 'REMOTE_ADDR': guest, 'gunicorn.socket': connection}
+            )
         except OSError as error:
             if error.errno not in GONE and not isinstance(error, TimeoutError):
                 LOG.warning('Connection broken: %s', error)
@@ -116,7 +123,9 @@ class Serving:
             LOG.warning('Refused %s, who did not ask the metadata address: are the rules of this router there?', guest)
         return False
 
-    def _requests(self, requests: Requests, connection: Connection, environ: WSGIEnvironment) -> None:
+    def _requests(
+        self, requests: Requests, connection: Connection, who: tuple[Hashable, ...], environ: WSGIEnvironment
+    ) -> None:
         served = 0
         while True:
             try:
@@ -124,7 +133,9 @@ class Serving:
             except errors.ParseException as error:
                 refuse(connection, error)
                 return
-            if head is None or not self._answer(head, connection, {**environ, **head.fields}) or self._is_stopping():
+            if head is None or not self._in_turn(head, connection, who, {**environ, **head.fields}):
+                return
+            if self._is_stopping():
                 return
             served += 1
             if served % IN_A_ROW == 0:
@@ -143,6 +154,18 @@ class Serving:
             connection.settimeout(STALL_S)
             self._shares.speaks(connection)
             self._kept.discard(connection)
+
+    def _in_turn(self, head: Head, connection: Connection, who: tuple[Hashable, ...], environ: WSGIEnvironment) -> bool:
+        """Answer it when fewer of the guest are being answered; whether the connection may serve another."""
+        if not who:
+            return self._answer(head, connection, environ)
+        if not self._at_once.enter(who[0], STALL_S):
+            LOG.debug('%s asks more at once than can be answered', environ['REMOTE_ADDR'])
+            return False
+        try:
+            return self._answer(head, connection, environ)
+        finally:
+            self._at_once.leave(who[0])
 
     def _answer(self, head: Head, connection: Connection, environ: WSGIEnvironment) -> bool:
         """Call the application; whether the connection may serve another request."""

@@ -3,14 +3,14 @@
 
 Three bounds, each counted for one namespace, because two tenants may have the same addresses:
 
-- an address holds at most ``each``; one more is refused;
+- an address holds at most ``each``;
 - the addresses of one /64 (what one guest can give itself over IPv6) hold at most twice that;
 - all together hold at most ``total``.
 
-At the last two, the connection that has waited longest for its guest (to send, or to take an answer) is
-closed in favour of the new one: in the /64, or in the namespace that holds most. A guest's own request is
-there within milliseconds of its connection, so it is the half-sent and idle ones that go. Where none waits,
-the new one is refused in the /64, and waits its turn in the last case.
+At a bound the connection that has waited longest for its guest (to send, or to take an answer) is closed in
+favour of the new one: of the same address, of the same /64, or in the namespace that holds most. A guest's own
+request is there within milliseconds of its connection, so it is the half-sent and idle ones that go. Where none
+waits, because all are being served, the new one is refused at the first two bounds, and waits its turn at the last.
 """
 
 from __future__ import annotations
@@ -46,10 +46,9 @@ class Shares:
     def take(self, namespace: Hashable, address: str) -> tuple[Hashable, ...] | None:
         """Count a new connection in; returns what ``release`` and ``waits`` want, or None: it is refused."""
         one, several = (namespace, address), (namespace, _prefix(address))
-        if self._held[one] >= self._each:
-            return None
-        if several != one and self._held[several] >= 2 * self._each and not self._close_one_of(several):
-            return None
+        for group, most in ((one, self._each), (several, 2 * self._each)):
+            if self._held[group] >= most and not self._close_one_of(group):
+                return None
         if self._held[()] >= self._total:
             self._close_one_of(self._largest())
         keys = tuple(dict.fromkeys((one, several, (namespace,), ())))

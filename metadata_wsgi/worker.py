@@ -30,8 +30,9 @@ from metadata_wsgi.shares import Shares
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-GUEST_CONNECTIONS = 128
-"""A boot is 28 requests, some of them at once; cloud-init, Ignition and an agent may ask together."""
+GUEST_CONNECTIONS = 512
+"""A boot is 28 requests, some of them at once; but behind one address there may be hundreds of containers, and all of
+them begin when their guest does. Neutron's haproxy has 1,024 for all guests of a router together."""
 
 
 class MetadataWorker(GeventWorker):
@@ -46,8 +47,7 @@ class MetadataWorker(GeventWorker):
 
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
-        if self.keeper:
-            sockets.raise_descriptor_limit()
+        sockets.raise_descriptor_limit()
         self._serving: Serving | None = None
         self._crew = Crew(self.worker_connections)
         self._doors: dict[str, Door] = {}

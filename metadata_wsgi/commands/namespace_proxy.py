@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         server.Server(
             lambda: _application(args),
             listeners,
-            settings=lambda: {'workers': 1, 'worker_connections': 8192 if args.shared else 1024, 'backlog': 4096},
+            settings=lambda: {'workers': 1, 'worker_connections': 8192 if args.shared else 4096, 'backlog': 4096},
             # Where setproctitle is installed gunicorn rewrites the command line; this keeps the id in it.
             name=' '.join([PROGRAM, *argv]),
             in_worker=pid_file.forget if pid_file else lambda: None,

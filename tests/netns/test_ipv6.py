@@ -10,6 +10,7 @@
 
 import contextlib
 import json
+import resource
 import socket
 import subprocess
 import sys
@@ -323,15 +324,17 @@ def test_the_dhcp_agents_own_address_is_used_and_stays(wire, network, host):
 
 
 SHARE, MANY = 2 * GUEST_CONNECTIONS, 2 * GUEST_CONNECTIONS + 44
-"""What the addresses of one /64 may hold together, and how many of them the guest below takes, a connection each."""
+"""What the addresses of one /64 may hold together, and how many connections the guest below makes."""
+ADDRESSES = 300
+"""How many it has: the kernel knows no more than 1,024 neighbours at a time."""
 
 
 class Crowd:
-    """A guest that asks with ``MANY`` addresses of the /64 ``prefix`` and keeps every connection."""
+    """A guest that asks with ``ADDRESSES`` of the /64 ``prefix`` in turns and keeps every connection."""
 
     def __init__(self, wire, router, prefix):
         self._guest = wire.guest
-        self._addresses = [f'{prefix}1:{number:x}' for number in range(1, MANY + 1)]
+        self._addresses = [f'{prefix}1:{number:x}' for number in range(1, ADDRESSES + 1)]
         lines = [f'address add {address}/64 dev eth0 nodad\n' for address in self._addresses]
         subprocess.run(['ip', '-n', wire.guest, '-batch', '-'], input=''.join(lines).encode(), check=True)
         if not prefix.startswith('fe80'):
@@ -339,13 +342,13 @@ class Crowd:
         self._held = []
 
     def asks(self, count, target=b'/'):
-        """With so many more of its addresses."""
+        """So many times, each with the next of its addresses."""
         netns.run_in(self._guest, lambda: [self._ask(target) for _ in range(count)])
 
     def _ask(self, target):
         sock = socket.socket(socket.AF_INET6)
         scope = socket.if_nametoindex('eth0')
-        address = self._addresses[len(self._held)]
+        address = self._addresses[len(self._held) % ADDRESSES]
         sock.bind((address, 0, 0, scope if address.startswith('fe80') else 0))
         sock.settimeout(8)
         sock.connect((links.ADDRESS, 80, 0, scope))
@@ -384,7 +387,10 @@ class Crowd:
 
 @pytest.fixture
 def crowd(wire, router):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
 
         def gather(prefix):
             made = Crowd(wire, router, prefix)

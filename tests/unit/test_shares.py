@@ -37,6 +37,13 @@ def test_an_address_holds_so_many_and_gets_them_back():
     assert len(shares) == 2
 
 
+def test_an_address_that_holds_all_it_may_loses_what_it_leaves_waiting_longest():
+    shares = Shares(each=2, total=100)
+    neighbour = waiting(shares, RED, '10.1.1.3')
+    held = [waiting(shares, RED, '10.1.1.2') for _ in range(3)]
+    assert [one.ended for one in (neighbour, *held)] == [False, True, False, False]
+
+
 def test_the_same_address_behind_another_router_is_another_guest():
     shares = Shares(each=1, total=100)
     assert shares.take(RED, '10.1.1.2')
