@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.hostile import peer
-from tests.e2e.test_attacks import ATTACKS, BOOT, Attack, boot
+from tests.e2e.test_attacks import ATTACKS, Attack, boot
 
 
 def main(python: str) -> None:
@@ -23,11 +23,12 @@ def main(python: str) -> None:
     for name, (sources, begin, drip) in ATTACKS.items():
         with peer(python) as hops:
             _, port = hops.places['proxy']
+            boot(port, 1)
             _, undisturbed_ms = boot(port)
             with Attack(port, sources, begin, drip) as attack:
                 try:
                     statuses, disturbed_ms = boot(port)
-                    became = f'{statuses.count(200)} of {len(BOOT)} answered 200, the slowest {disturbed_ms:.1f} ms'
+                    became = f'{statuses.count(200)} of {len(statuses)} answered 200, the slowest {disturbed_ms:.1f} ms'
                 except OSError as error:
                     became = f'the boot failed: {str(error) or type(error).__name__}'
         print(f'{attack.opened} {name}: alone the slowest {undisturbed_ms:.1f} ms; beside them {became}', flush=True)

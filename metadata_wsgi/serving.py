@@ -43,8 +43,8 @@ HEAD_S = 10.0
 STALL_S = 10.0
 KEEP_S = 75.0
 IN_A_ROW = 16
-SERVED_AT_ONCE = 64
-"""Of one guest. With a Nova that takes 0.1 s that is 640 requests a second, or 20 boots."""
+SERVED_AT_ONCE = 16
+"""Of one guest. With a Nova that takes 0.1 s that is 160 requests a second, or five boots."""
 
 # A peer that goes away is no fault of ours, and none that an operator could mend.
 GONE = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF})

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """One guest attacks the namespace proxy with 2,000 connections while another boots: the boot succeeds.
 
-What the boot's slowest request took, alone and beside the attack, is printed. That is no assertion but for the 10 s
-after which a guest gives up.
+The attacker is a process of its own. What the slowest request of some boots took, alone and beside the attack, is
+printed. That is no assertion but for the 10 s after which a guest gives up.
 """
 
 import contextlib
 import http.client
+import multiprocessing
 import resource
 import socket
-import threading
 import time
 
 import pytest
 
 CONNECTIONS = 2000
+BOOTS = 5
 BOOT = [f'/openstack/latest/{number}' for number in range(28)]
 ATTACKER, OTHER = '127.0.0.2', '127.0.0.1'
 
@@ -37,17 +38,22 @@ class Attack:
 
     def __init__(self, port, sources, begin, drip):
         self._port, self._sources, self._begin, self._drip = port, sources, begin, drip
-        self.opened = 0
-        self._stop = threading.Event()
+        self._opened = FORK.Value('i', 0)
+        self._stop = FORK.Event()
         self._held = []
-        self._thread = threading.Thread(target=self._run)
+        self._process = FORK.Process(target=self._run)
+
+    @property
+    def opened(self):
+        """How many connections there were."""
+        return self._opened.value
 
     def _open(self):
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.bind((self._sources[self.opened % len(self._sources)], 0))
         sock.settimeout(0.2)
-        self.opened += 1
+        self._opened.value += 1
         try:
             sock.connect(('127.0.0.1', self._port))
             sock.setblocking(False)
@@ -74,25 +80,23 @@ class Attack:
             self._stop.wait(0.1)
 
     def __enter__(self):
-        self._thread.start()
+        self._process.start()
         while self.opened < CONNECTIONS:
             time.sleep(0.01)
         return self
 
     def __exit__(self, *exc):
         self._stop.set()
-        self._thread.join(60)
-        for sock in self._held:
-            sock.close()
+        self._process.join(60)
 
 
-def boot(port):
-    """(statuses, the slowest request's milliseconds) of 28 requests, each on a new connection.
+def boot(port, boots=BOOTS):
+    """(statuses, the slowest request's milliseconds) of so many boots, 28 requests each, on new connections.
 
     Fails where one takes 10 s: guests wait no longer.
     """
     statuses, slowest_s = [], 0.0
-    for target in BOOT:
+    for target in BOOT * boots:
         since = time.monotonic()
         connection = http.client.HTTPConnection('127.0.0.1', port, timeout=10, source_address=(OTHER, 0))
         with contextlib.closing(connection):
@@ -104,6 +108,7 @@ def boot(port):
     return statuses, slowest_s * 1000
 
 
+FORK = multiprocessing.get_context('fork')
 MANY = [f'127.{number >> 8}.{number & 255}.9' for number in range(600, 600 + CONNECTIONS)]
 ATTACKS = {
     'idle connections': ([ATTACKER], b'', b''),
@@ -121,11 +126,12 @@ ATTACKS = {
 def test_another_guests_boot_succeeds(agent, proxy, capsys, name):
     agent()
     program, port = proxy()
+    boot(port, 1)  # the first requests of a process are no measure
     alone, undisturbed_ms = boot(port)
     sources, begin, drip = ATTACKS[name]
     with Attack(port, sources, begin, drip) as attack:
         beside, disturbed_ms = boot(port)
-    assert alone == beside == [200] * len(BOOT)
+    assert alone == beside == [200] * len(BOOT) * BOOTS
     assert 'Traceback' not in program.text()
     with capsys.disabled():
         print(
