@@ -93,11 +93,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _ratios(results: Results) -> list[str]:
     """Each figure of Neutron's, divided by ours."""
-    load = {'connections': 'new', 'at_once': 8}
+    load = {'connections': 'new', '_slots': 8}
     figures = [
         ('CPU per request, new connections, 8 at once', 'steady', 'cpu_us', load),
         ('requests per second there', 'steady', 'per_s', load),
-        ('slowest 1 %, new connections, 64 at once', 'steady', 'p99_ms', {'connections': 'new', 'at_once': 64}),
+        ('slowest 1 %, new connections, 64 at once', 'steady', 'p99_ms', {'connections': 'new', '_slots': 64}),
         ('boot storm, seconds', 'storm', 'seconds', {}),
         ('boot storm, CPU per request', 'storm', 'cpu_us', {}),
         ('memory for one more router', 'density', 'memory_kib', {}),
@@ -156,13 +156,13 @@ def _steady(results: Results) -> list[str]:
     text = []
     found = _of(results, 'steady')
     for connections in dict.fromkeys(result['connections'] for result in found):
-        for at_once in sorted({result['at_once'] for result in found if result['connections'] == connections}):
-            here = _of(results, 'steady', connections=connections, at_once=at_once)
+        for _slots in sorted({result['_slots'] for result in found if result['connections'] == connections}):
+            here = _of(results, 'steady', connections=connections, _slots=_slots)
             what = 'A new connection for each request' if connections == 'new' else 'Kept connections'
-            text += [f'## {what}, {at_once} at once', '']
-            if connections == 'new' and at_once == 8:
+            text += [f'## {what}, {_slots} at once', '']
+            if connections == 'new' and _slots == 8:
                 text += _bars('cpu', 'CPU per request, new connections, 8 at once', here, 'cpu_us', 'µs')
-            if connections == 'new' and at_once == 64:
+            if connections == 'new' and _slots == 64:
                 text += _bars('p99', 'Slowest 1 % of answers, 64 at once', here, 'p99_ms', 'ms')
             head = ['', 'CPU per request, µs', 'requests/s', 'median ms', '99 % within ms', 'failed', 'runs']
             text += _table(head, _rows(here, ('cpu_us', 'per_s', 'p50_ms', 'p99_ms')))

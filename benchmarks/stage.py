@@ -24,7 +24,7 @@ from pathlib import Path
 
 import machine
 
-from metadata_wsgi.plumbing import netns
+from metadata_wsgi.netns import namespaces
 
 HERE = Path(__file__).resolve().parent
 PORT = 9697
@@ -97,7 +97,7 @@ class Stage:
 
     def start_agent(self) -> None:
         """Returns once the peer's agent can be reached."""
-        self._run(['nsenter', f'--net={netns.path(self.host)}', str(self.directory / 'start_agent'), self.socket])
+        self._run(['nsenter', f'--net={namespaces.path(self.host)}', str(self.directory / 'start_agent'), self.socket])
 
     def attach(self, routers: Iterable[str]) -> None:
         """Returns once a connection can be made to the port in each router's namespace."""
@@ -111,7 +111,7 @@ class Stage:
             for call in calls:
                 self._run([str(self.directory / 'start_ns_proxy'), *call])
         end = time.monotonic() + 120
-        while waiting := [router for router in waiting if not netns.run_in(namespace(router), _accepts)]:
+        while waiting := [router for router in waiting if not namespaces.run_in(namespace(router), _accepts)]:
             if time.monotonic() > end:
                 raise StageError(f'{self.peer}: nothing listens in {len(waiting)} namespaces')
 
@@ -162,7 +162,7 @@ class Stage:
         self._made = names
         self._ip(f'netns add {name}' for name in names)
         for name in names:
-            netns.run_in(name, _loopback_up)
+            namespaces.run_in(name, _loopback_up)
         inside = []
         for number, router in enumerate(self.routers[: self.with_guests]):
             there = namespace(router)
@@ -175,14 +175,14 @@ class Stage:
             self._run(['ip', 'netns', 'exec', there, 'iptables', '-w', '-t', 'nat', *redirect.split()])
         self._ip(inside, self.guests)
         for name in (self.guests, self.host):
-            netns.run_in(name, _many_ports)
+            namespaces.run_in(name, _many_ports)
 
     def _start_nova(self) -> None:
-        argv = ['nsenter', f'--net={netns.path(self.host)}', 'haproxy', '-db', '-f', str(HERE / 'nova.cfg')]
+        argv = ['nsenter', f'--net={namespaces.path(self.host)}', 'haproxy', '-db', '-f', str(HERE / 'nova.cfg')]
         with open(self.state / 'nova.out', 'w') as out:
             self._nova = subprocess.Popen(argv, env=self.env, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         end = time.monotonic() + 10
-        while not netns.run_in(self.host, lambda: _accepts(NOVA[1])):
+        while not namespaces.run_in(self.host, lambda: _accepts(NOVA[1])):
             if time.monotonic() > end:
                 raise StageError(f"what stands in Nova's place did not start: {(self.state / 'nova.out').read_text()}")
             time.sleep(0.05)

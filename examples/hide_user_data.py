@@ -9,7 +9,7 @@ pipeline in which it stands elsewhere does not start.
 In the paste file (no entry point is needed, only a module that Python finds)::
 
     [pipeline:agent]
-    pipeline = catch_errors peer_credentials deadline source instance hide_user_data signature upstream
+    pipeline = catch_errors peer_credentials deadline header_source instance hide_user_data signature upstream
 
     [filter:hide_user_data]
     paste.filter_factory = hide_user_data:filter_factory
@@ -18,13 +18,13 @@ In the paste file (no entry point is needed, only a module that Python finds)::
 
 import webob.exc
 
-from metadata_wsgi import context
+from metadata_wsgi.pipeline import environ_keys
 
 
 class HideUserDataFilter:
     """404 for the user-data of ``projects``; everything else passes."""
 
-    REQUIRES = frozenset({context.INSTANCE})
+    REQUIRES = frozenset({environ_keys.INSTANCE})
     PROVIDES = frozenset()
 
     def __init__(self, app, *, projects):
@@ -34,7 +34,7 @@ class HideUserDataFilter:
     def __call__(self, environ, start_response):
         """Hide it or go on."""
         last = environ['PATH_INFO'].rstrip('/').rpartition('/')[2]
-        if last in ('user_data', 'user-data') and environ[context.INSTANCE].project_id in self._projects:
+        if last in ('user_data', 'user-data') and environ[environ_keys.INSTANCE].project_id in self._projects:
             return webob.exc.HTTPNotFound()(environ, start_response)
         return self.app(environ, start_response)
 

@@ -5,13 +5,13 @@
 
     MetadataError
     ├── ConfigError            an option, a paste file or an inventory that cannot work; stops the start
-    ├── RefusedError           the request itself is wrong; its text is for the guest (400)
-    ├── DirectoryError         nobody could be asked who is at an address
-    │   └── DirectoryUnavailable   ... for now: asked again until the deadline
-    ├── ExchangeError          the next hop gave no answer
+    ├── BadRequest           the request itself is wrong; its text is for the guest (400)
+    ├── InstanceLookupError         nobody could be asked who is at an address
+    │   └── LookupUnavailable   ... for now: asked again until the deadline
+    ├── NoResponse          the next hop gave no answer
     │   ├── NotSent                ... and cannot have seen the request: even a POST may be repeated
     │   └── MaybeSent              ... and may have acted on it: only a read may be repeated
-    └── PlumbingError          a namespace, rule, socket or process could not be made or removed
+    └── NetnsError          a namespace, rule, socket or process could not be made or removed
 
 A library's own exceptions are translated where the library is called.
 """
@@ -27,32 +27,32 @@ class ConfigError(MetadataError):
     """What the operator wrote cannot work. The text names the option, the value and what would be right."""
 
 
-class RefusedError(MetadataError):
+class BadRequest(MetadataError):
     """The request cannot be answered by anybody. The text is a sentence for the guest."""
 
 
-class DirectoryError(MetadataError):
+class InstanceLookupError(MetadataError):
     """The directory cannot say who is at an address, and asking again will not help.
 
     For example: Quantum shows this agent's role no ports at all.
     """
 
 
-class DirectoryUnavailable(DirectoryError):
+class LookupUnavailable(InstanceLookupError):
     """The directory cannot say so now: unreachable, slow, or failing."""
 
 
-class ExchangeError(MetadataError):
+class NoResponse(MetadataError):
     """The next hop on the way gave no complete answer."""
 
 
-class NotSent(ExchangeError):
+class NotSent(NoResponse):
     """No byte of the request can have been acted on (refused, unreachable, no connection in time)."""
 
 
-class MaybeSent(ExchangeError):
+class MaybeSent(NoResponse):
     """The request may have been received: the connection broke or stayed silent after it was written."""
 
 
-class PlumbingError(MetadataError):
+class NetnsError(MetadataError):
     """The kernel, or a program that speaks to it, refused. The text has its own words."""

@@ -11,17 +11,19 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from metadata_wsgi import relay
-from metadata_wsgi.context import Deadline, Instance, Source
-from metadata_wsgi.memory.own import Lives
+from metadata_wsgi.cache.local import Ttl
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.http import message
+from metadata_wsgi.pipeline.environ_keys import Instance, Source
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from metadata_wsgi import directories, upstream
-    from metadata_wsgi.filters import rate_limit
-    from metadata_wsgi.memory import own
+    from metadata_wsgi import lookup
+    from metadata_wsgi.cache import local
+    from metadata_wsgi.filters.optional import rate_limit
     from metadata_wsgi.namespace_proxy import app as namespace_proxy
+    from metadata_wsgi.nova_proxy import upstream
 
 
 class FakeClock:
@@ -53,7 +55,7 @@ class FakeCounters:
         return 0.0 if self.hits.count(guest) <= self._amount else self._wait_s
 
 
-class FakeDirectory:
+class FakeLookup:
     """Answers ``find`` with what it was given: instances, or an exception to raise; the last one for ever."""
 
     def __init__(self, *outcomes: Sequence[Instance] | Exception) -> None:
@@ -71,22 +73,22 @@ class FakeDirectory:
 class FakeBehind:
     """A memory behind another: entries are (value, age in seconds, lives)."""
 
-    def __init__(self, **entries: tuple[Any, float, Lives]) -> None:
-        self.entries: dict[Hashable, tuple[Any, float, Lives]] = dict(entries)
+    def __init__(self, **entries: tuple[Any, float, Ttl]) -> None:
+        self.entries: dict[Hashable, tuple[Any, float, Ttl]] = dict(entries)
         self.asked: list[Hashable] = []
 
-    def get(self, key: Hashable) -> tuple[Any, float, Lives] | None:
+    def get(self, key: Hashable) -> tuple[Any, float, Ttl] | None:
         self.asked.append(key)
         return self.entries.get(key)
 
-    def put(self, key: Hashable, value: Any, lives: Lives) -> None:
+    def put(self, key: Hashable, value: Any, lives: Ttl) -> None:
         self.entries[key] = (value, 0.0, lives)
 
     def forget(self, key: Hashable) -> None:
         self.entries.pop(key, None)
 
 
-class FakeHop:
+class FakeHttpClient:
     """Answers ``exchange`` with what it was given: statuses, answers or exceptions; the last one for ever.
 
     Each exchange takes ``takes_s`` of ``clock``, but raises ``late`` at the deadline where it takes longer.
@@ -94,18 +96,18 @@ class FakeHop:
 
     def __init__(
         self,
-        *outcomes: int | relay.Answer | Exception,
+        *outcomes: int | message.Response | Exception,
         name: str = 'fake',
         clock: FakeClock | None = None,
         takes_s: float = 0.0,
         late: Exception | None = None,
     ) -> None:
-        self._outcomes: list[int | relay.Answer | Exception] = list(outcomes)
+        self._outcomes: list[int | message.Response | Exception] = list(outcomes)
         self.name = name
-        self.requests: list[relay.Request] = []
+        self.requests: list[message.Request] = []
         self._clock, self._takes_s, self._late = clock, takes_s, late
 
-    def exchange(self, request: relay.Request, deadline: Deadline) -> relay.Answer:
+    def send_request(self, request: message.Request, deadline: Deadline) -> message.Response:
         self.requests.append(request)
         left_s = deadline.remaining_s()
         if self._clock:
@@ -115,7 +117,9 @@ class FakeHop:
         outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
         if isinstance(outcome, Exception):
             raise outcome
-        return relay.Answer(outcome, 'Said', [('x-said-by', self.name)], []) if isinstance(outcome, int) else outcome
+        return (
+            message.Response(outcome, 'Said', [('x-said-by', self.name)], []) if isinstance(outcome, int) else outcome
+        )
 
 
 @dataclass
@@ -157,8 +161,8 @@ class FakeNova:
 if TYPE_CHECKING:  # held by mypy; tests/test_fakes.py holds the signatures at run time
     _clock: Callable[[], float] = FakeClock()
     _sleep: Callable[[float], None] = FakeClock().sleep
-    _directory: directories.Directory = FakeDirectory()
-    _behind: own.Behind = FakeBehind()
+    _directory: lookup.InstanceLookup = FakeLookup()
+    _behind: local.Backend = FakeBehind()
     _counters: rate_limit.Counters = FakeCounters()
-    _hops: tuple[upstream.Hop, namespace_proxy.Hop] = (FakeHop(), FakeHop())
+    _hops: tuple[upstream.HttpClient, namespace_proxy.HttpClient] = (FakeHttpClient(), FakeHttpClient())
     _nova: WSGIApplication = FakeNova(b'', {})

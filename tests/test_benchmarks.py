@@ -27,7 +27,7 @@ def bench(monkeypatch):
 def steady(peer, cpu_us, failed=0):
     """A result as ``run.py`` writes it."""
     times = {'p50_ms': 1.0, 'p99_ms': cpu_us / 100, 'per_s': 1e6 / cpu_us, 'seconds': 4.0}
-    load = {'kind': 'steady', 'connections': 'new', 'at_once': 8, 'good': 1000, 'failed': failed, 'foreign_cores': 0.0}
+    load = {'kind': 'steady', 'connections': 'new', '_slots': 8, 'good': 1000, 'failed': failed, 'foreign_cores': 0.0}
     return {**load, **times, 'peer': peer, 'run': 1, 'cpu_us': cpu_us}
 
 

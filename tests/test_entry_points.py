@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from oslo_config import cfg
 
-from metadata_wsgi import opts
-from metadata_wsgi.directories import quantum
+from metadata_wsgi.cli import option_registry
+from metadata_wsgi.lookup import neutron
 
 SETUP = Path(__file__).parent.parent / 'setup.cfg'
 OURS = list(distribution('metadata_wsgi').entry_points)
@@ -42,8 +42,8 @@ def test_a_filters_factory_takes_no_options_of_the_paste_file(entry):
 
 
 def test_every_option_has_a_help_and_one_place():
-    published = [(group, opt) for group, options in opts.list_opts() for opt in options]
-    ours = [opt for group, opt in published if group not in quantum.GROUPS]  # there they are keystoneauth's
+    published = [(group, opt) for group, options in option_registry.list_opts() for opt in options]
+    ours = [opt for group, opt in published if group not in neutron.GROUPS]  # there they are keystoneauth's
     assert [opt.name for opt in ours if not (opt.help or '').endswith('.')] == []
     names = [(group, opt.name) for group, opt in published]
     assert sorted(set(names)) == sorted(names)
@@ -51,7 +51,7 @@ def test_every_option_has_a_help_and_one_place():
 
 def test_every_published_option_can_be_registered_at_once():
     conf = cfg.ConfigOpts()
-    for group, options in opts.list_opts():
+    for group, options in option_registry.list_opts():
         conf.register_opts(options, group=None if group == 'DEFAULT' else group)
 
 
@@ -59,7 +59,7 @@ def test_what_is_secret_is_marked():
     """oslo.config masks only those in its logs."""
     unmarked = {
         opt.name
-        for _, options in opts.list_opts()
+        for _, options in option_registry.list_opts()
         for opt in options
         if not opt.secret
         and not opt.name.endswith('_file')
@@ -79,7 +79,7 @@ def test_what_is_secret_is_marked():
 )  # fmt: skip
 def test_a_name_that_operators_have_is_an_option(name):
     """Grizzly's and today's; an existing metadata_agent.ini works unedited."""
-    options = dict(opts.list_opts())['DEFAULT']
+    options = dict(option_registry.list_opts())['DEFAULT']
     known = {opt.dest for opt in options} | {
         old.name.replace('-', '_') for opt in options for old in opt.deprecated_opts
     }

@@ -7,22 +7,24 @@ import inspect
 
 import pytest
 
-from metadata_wsgi import directories, hop, upstream
-from metadata_wsgi.filters import rate_limit
-from metadata_wsgi.memory import own, shared
+from metadata_wsgi import lookup
+from metadata_wsgi.cache import local, shared
+from metadata_wsgi.filters.optional import rate_limit
+from metadata_wsgi.http import client
 from metadata_wsgi.namespace_proxy import app as namespace_proxy
+from metadata_wsgi.nova_proxy import upstream
 from tests import fakes
 
 
 @pytest.mark.parametrize(
     ('protocol', 'fake'),
     [
-        (directories.Directory, fakes.FakeDirectory),
-        (own.Behind, fakes.FakeBehind),
-        (own.Behind, shared.Shared),
+        (lookup.InstanceLookup, fakes.FakeLookup),
+        (local.Backend, fakes.FakeBehind),
+        (local.Backend, shared.SharedCache),
         (rate_limit.Counters, fakes.FakeCounters),
-        (upstream.Hop, fakes.FakeHop),
-        (namespace_proxy.Hop, fakes.FakeHop),
+        (upstream.HttpClient, fakes.FakeHttpClient),
+        (namespace_proxy.HttpClient, fakes.FakeHttpClient),
     ],
 )
 def test_a_fake_has_the_methods_of_its_protocol(protocol, fake):
@@ -32,10 +34,10 @@ def test_a_fake_has_the_methods_of_its_protocol(protocol, fake):
             assert list(given.parameters) == list(wanted.parameters)
 
 
-@pytest.mark.parametrize('protocol', [upstream.Hop, namespace_proxy.Hop])
+@pytest.mark.parametrize('protocol', [upstream.HttpClient, namespace_proxy.HttpClient])
 def test_the_real_hop_takes_what_the_protocol_gives(protocol):
     """It may take more, with defaults."""
-    wanted = list(inspect.signature(protocol.exchange).parameters)
-    real = inspect.signature(hop.Hop.exchange).parameters
+    wanted = list(inspect.signature(protocol.send_request).parameters)
+    real = inspect.signature(client.HttpClient.send_request).parameters
     assert list(real)[: len(wanted)] == wanted
     assert all(parameter.default is not inspect.Parameter.empty for parameter in list(real.values())[len(wanted) :])

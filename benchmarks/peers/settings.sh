@@ -23,7 +23,7 @@ configure() {
     } > "$D/metadata_agent.ini"
     if [ -n "$PASTE_CACHED" ]; then
         shipped=$("$BIN/python" -W ignore -c 'from metadata_wsgi import pipeline; print(pipeline.shipped())')
-        sed '/^pipeline = /s/ instance / cache instance cache_answers /' "$shipped" > "$D/api-paste.ini"
+        sed '/^pipeline = /s/ instance / cache instance response_cache /' "$shipped" > "$D/api-paste.ini"
     fi
 }
 

@@ -21,7 +21,9 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from metadata_wsgi import answers, config, order, strictness
+from metadata_wsgi.config import config_files
+from metadata_wsgi.http import error_responses
+from metadata_wsgi.pipeline import gunicorn_strictness, order
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -42,16 +44,16 @@ class CatchErrorsFilter:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Call the rest of the pipeline; on any exception before the body, answer 503."""
         if self._leniences is None:
-            self._leniences = strictness.leniences(strictness.calling(start_response))
+            self._leniences = gunicorn_strictness.leniences(gunicorn_strictness.calling(start_response))
             if self._leniences:
-                LOG.critical('Every guest is answered 503: %s', strictness.sentence(self._leniences))
+                LOG.critical('Every guest is answered 503: %s', gunicorn_strictness.sentence(self._leniences))
         if self._leniences:
-            return answers.unavailable()(environ, start_response)
+            return error_responses.unavailable()(environ, start_response)
         try:
             return self.app(environ, start_response)
         except Exception:
             LOG.exception('Unexpected fault in the pipeline; the guest was answered 503')
-            return answers.unavailable()(environ, _again(start_response))
+            return error_responses.unavailable()(environ, _again(start_response))
 
 
 def _again(start_response: StartResponse) -> StartResponse:
@@ -69,8 +71,8 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     def wrap(app: WSGIApplication) -> CatchErrorsFilter:
         outermost = CatchErrorsFilter(app)
         order.check(outermost)
-        strictness.check()
-        config.refuse_misspelt(global_conf)
+        gunicorn_strictness.check()
+        config_files.refuse_misspelt(global_conf)
         return outermost
 
     return wrap

@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING
 
 from oslo_config import cfg
 
-from metadata_wsgi import config, context, wire
+from metadata_wsgi import limits
+from metadata_wsgi.config import config_files
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.http import header_names
+from metadata_wsgi.pipeline import environ_keys
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -25,21 +29,21 @@ if TYPE_CHECKING:
 OPTS = [
     cfg.FloatOpt(
         'answer_within',
-        default=9.0,
+        default=limits.REQUEST_TIMEOUT_S,
         min=0.1,
         max=3600.0,
         help='Seconds from the request to the answer, all retries included. Guests wait 10.',
     ),
 ]
 
-_KEY = 'HTTP_' + wire.REMAINING_MS.upper().replace('-', '_')
+_KEY = 'HTTP_' + header_names.REMAINING_MS.upper().replace('-', '_')
 
 
 class DeadlineFilter:
     """Establishes DEADLINE, ``answer_within_s`` from now or earlier."""
 
     REQUIRES: frozenset[str] = frozenset()
-    PROVIDES = frozenset({context.DEADLINE})
+    PROVIDES = frozenset({environ_keys.DEADLINE})
 
     def __init__(
         self, app: WSGIApplication, *, answer_within_s: float, clock: Callable[[], float] = time.monotonic
@@ -54,11 +58,11 @@ class DeadlineFilter:
         within_s = self._answer_within_s
         if left.isascii() and left.isdigit():
             within_s = min(within_s, int(left[:9]) / 1000)
-        environ[context.DEADLINE] = context.Deadline.after(within_s, self._clock)
+        environ[environ_keys.DEADLINE] = Deadline.after(within_s, self._clock)
         return self.app(environ, start_response)
 
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], DeadlineFilter]:
     """For ``use = egg:metadata_wsgi#deadline``."""
-    conf = config.load(global_conf, OPTS)
+    conf = config_files.load(global_conf, OPTS)
     return lambda app: DeadlineFilter(app, answer_within_s=conf.answer_within)

@@ -21,10 +21,14 @@ from typing import TYPE_CHECKING
 
 from oslo_config import cfg
 
-from metadata_wsgi import answers, config, context, directories
-from metadata_wsgi.errors import DirectoryError, DirectoryUnavailable
-from metadata_wsgi.patience import insist
-from metadata_wsgi.seldom import Seldom
+from metadata_wsgi import limits, lookup
+from metadata_wsgi.config import config_files
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.http import error_responses
+from metadata_wsgi.http.retry import retry_until
+from metadata_wsgi.pipeline import environ_keys
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -43,52 +47,52 @@ OPTS = [
 class InstanceFilter:
     """Establishes INSTANCE, the one that fits SOURCE."""
 
-    REQUIRES = frozenset({context.SOURCE, context.DEADLINE})
-    PROVIDES = frozenset({context.INSTANCE})
+    REQUIRES = frozenset({environ_keys.SOURCE, environ_keys.DEADLINE})
+    PROVIDES = frozenset({environ_keys.INSTANCE})
 
     def __init__(
-        self, app: WSGIApplication, *, directory: directories.Directory, sleep: Callable[[float], None] = time.sleep
+        self, app: WSGIApplication, *, directory: lookup.InstanceLookup, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self.app = app
         self.directory = directory
         self._sleep = sleep
-        self._seldom = Seldom(60)
+        self._seldom = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Write the instance down and go on, or answer 404 or 503."""
-        if context.INSTANCE in environ:
+        if environ_keys.INSTANCE in environ:
             return self.app(environ, start_response)
-        source: context.Source = environ[context.SOURCE]
+        source: environ_keys.Source = environ[environ_keys.SOURCE]
         try:
-            found = self._find(source, environ[context.DEADLINE])
-        except DirectoryError as error:
-            if self._seldom.due():
+            found = self._find(source, environ[environ_keys.DEADLINE])
+        except InstanceLookupError as error:
+            if self._seldom.allow():
                 LOG.error('Guests are answered 503: cannot find out who is at %s: %s', source, error)
-            return answers.unavailable()(environ, start_response)
+            return error_responses.unavailable()(environ, start_response)
         if len(found) != 1:
             if found:
                 LOG.warning('%d instances fit %s, so none is told: ports %s', len(found), source, _ports(found))
             else:
                 LOG.info('No instance is at %s', source)
-            return answers.no_instance()(environ, start_response)
-        environ[context.INSTANCE] = found[0]
+            return error_responses.instance_not_found()(environ, start_response)
+        environ[environ_keys.INSTANCE] = found[0]
         return self.app(environ, start_response)
 
-    def _find(self, source: context.Source, deadline: context.Deadline) -> Sequence[context.Instance]:
-        return insist(
+    def _find(self, source: environ_keys.Source, deadline: Deadline) -> Sequence[environ_keys.Instance]:
+        return retry_until(
             lambda: self.directory.find(source, deadline.share(2 / 3)),
             deadline,
-            again_after=(DirectoryUnavailable,),
+            retry_on=(LookupUnavailable,),
             sleep=self._sleep,
         )
 
 
-def _ports(found: Sequence[context.Instance]) -> str:
+def _ports(found: Sequence[environ_keys.Instance]) -> str:
     return ', '.join(sorted(f'{i.port_id} (instance {i.instance_id}, project {i.project_id})' for i in found))
 
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], InstanceFilter]:
     """For ``use = egg:metadata_wsgi#instance``."""
-    conf = config.load(global_conf, OPTS)
-    directory = directories.load(conf.directory, global_conf)
+    conf = config_files.load(global_conf, OPTS)
+    directory = lookup.load(conf.directory, global_conf)
     return lambda app: InstanceFilter(app, directory=directory)

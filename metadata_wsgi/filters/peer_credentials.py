@@ -26,9 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
-from metadata_wsgi import answers, config, sockets
-from metadata_wsgi.confinement import identity
-from metadata_wsgi.seldom import Seldom
+from metadata_wsgi import limits
+from metadata_wsgi.config import config_files
+from metadata_wsgi.http import error_responses
+from metadata_wsgi.net import listeners
+from metadata_wsgi.privileges import identity
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -61,7 +64,7 @@ class PeerCredentialsFilter:
         self.app = app
         self._uids = uids
         self._gids = gids or frozenset()
-        self._seldom = Seldom(60)
+        self._seldom = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Go on, or 403."""
@@ -70,7 +73,7 @@ class PeerCredentialsFilter:
         peer = _peer(environ.get('gunicorn.socket'))
         if peer is not None and (peer[1] in self._uids or peer[2] in self._gids):
             return self.app(environ, start_response)
-        if self._seldom.due():
+        if self._seldom.allow():
             who = 'who hides behind TCP or this server'
             if peer is not None:
                 who = f'process {peer[0]} of uid {peer[1]}, gid {peer[2]}'
@@ -79,7 +82,7 @@ class PeerCredentialsFilter:
                 'metadata_peer_users say whose',
                 who,
             )
-        return answers.forbidden('Only namespace proxies may ask here.')(environ, start_response)
+        return error_responses.forbidden('Only namespace proxies may ask here.')(environ, start_response)
 
 
 def _peer(connection: Any) -> tuple[int, int, int] | None:
@@ -95,12 +98,12 @@ def _peer(connection: Any) -> tuple[int, int, int] | None:
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], PeerCredentialsFilter]:
     """For ``use = egg:metadata_wsgi#peer_credentials``."""
-    conf = config.load(global_conf, [*OPTS, *sockets.OPTS, *identity.OPTS])
+    conf = config_files.load(global_conf, [*OPTS, *listeners.OPTS, *identity.OPTS])
     if conf.metadata_proxy_socket_mode == 'all' and not conf.metadata_peer_users and not conf.metadata_peer_groups:
         return lambda app: PeerCredentialsFilter(app, uids=None)
     workers = identity.of(conf.metadata_user, conf.metadata_group)
     # The socket's group where the options leave it open, as the agent makes it.
     group = workers.gid if os.geteuid() == 0 else os.getegid()
-    uids = {0, os.geteuid(), workers.uid, *map(sockets.uid_of, [conf.metadata_proxy_user, *conf.metadata_peer_users])}
-    gids = {sockets.gid_of(name) for name in [conf.metadata_proxy_group or str(group), *conf.metadata_peer_groups]}
+    uids = {0, os.geteuid(), workers.uid, *map(listeners.uid_of, [conf.metadata_proxy_user, *conf.metadata_peer_users])}
+    gids = {listeners.gid_of(name) for name in [conf.metadata_proxy_group or str(group), *conf.metadata_peer_groups]}
     return lambda app: PeerCredentialsFilter(app, uids=frozenset(uids), gids=frozenset(gids))

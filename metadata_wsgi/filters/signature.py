@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 
 from oslo_config import cfg
 
-from metadata_wsgi import config, context
+from metadata_wsgi.config import config_files
+from metadata_wsgi.pipeline import environ_keys
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -53,8 +54,8 @@ OPTS = [
 class SignatureFilter:
     """Establishes the headers that Nova authenticates by."""
 
-    REQUIRES = frozenset({context.SOURCE, context.INSTANCE})
-    PROVIDES = frozenset({context.SIGNED})
+    REQUIRES = frozenset({environ_keys.SOURCE, environ_keys.INSTANCE})
+    PROVIDES = frozenset({environ_keys.SIGNED})
 
     def __init__(self, app: WSGIApplication, *, shared_secret: bytes, old_secret: bytes = b'') -> None:
         self.app = app
@@ -64,14 +65,14 @@ class SignatureFilter:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Set the headers and go on."""
-        instance: context.Instance = environ[context.INSTANCE]
-        source: context.Source = environ[context.SOURCE]
+        instance: environ_keys.Instance = environ[environ_keys.INSTANCE]
+        source: environ_keys.Source = environ[environ_keys.SOURCE]
         environ['HTTP_X_FORWARDED_FOR'] = source.address
         environ['HTTP_X_INSTANCE_ID'] = instance.instance_id
         environ['HTTP_X_TENANT_ID'] = instance.project_id
         environ['HTTP_X_INSTANCE_ID_SIGNATURE'] = self._sign(instance.instance_id)
         if self._sign_old:
-            environ[context.OTHER_SIGNATURE] = self._sign_old(instance.instance_id)
+            environ[environ_keys.OTHER_SIGNATURE] = self._sign_old(instance.instance_id)
         return self.app(environ, start_response)
 
 
@@ -82,7 +83,7 @@ def sign(shared_secret: bytes, instance_id: str) -> str:
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], SignatureFilter]:
     """For ``use = egg:metadata_wsgi#signature``."""
-    conf = config.load(global_conf, OPTS)
+    conf = config_files.load(global_conf, OPTS)
     secret = conf.metadata_proxy_shared_secret.encode()
     old = (conf.metadata_proxy_shared_secret_old or '').encode()
     return lambda app: SignatureFilter(app, shared_secret=secret, old_secret=old)

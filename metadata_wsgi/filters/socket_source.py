@@ -19,34 +19,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from metadata_wsgi import answers, context, wire
-from metadata_wsgi.addresses import canonical
+from metadata_wsgi.http import error_responses, header_names
+from metadata_wsgi.net.addresses import normalize_ip
+from metadata_wsgi.pipeline import environ_keys
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-_FORWARDING = tuple('HTTP_' + name.upper().replace('-', '_') for name in wire.FORWARDING)
+_FORWARDING = tuple('HTTP_' + name.upper().replace('-', '_') for name in header_names.FORWARDING)
 
 
 class SocketSourceFilter:
     """Establishes SOURCE from NAMESPACE and the connection's peer."""
 
     REQUIRES: frozenset[str] = frozenset()
-    PROVIDES = frozenset({context.SOURCE, context.FORWARDED})
+    PROVIDES = frozenset({environ_keys.SOURCE, environ_keys.FORWARDED})
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Write the source down and go on."""
-        namespace: context.Namespace | None = environ.get(context.NAMESPACE)
+        namespace: environ_keys.Namespace | None = environ.get(environ_keys.NAMESPACE)
         if namespace is None:
-            return answers.refused('This did not come from a namespace.')(environ, start_response)
-        environ[context.FORWARDED] = any(key in environ for key in _FORWARDING)
-        for key in [key for key in environ if wire.is_reserved_key(key)]:
+            return error_responses.bad_request('This did not come from a namespace.')(environ, start_response)
+        environ[environ_keys.FORWARDED] = any(key in environ for key in _FORWARDING)
+        for key in [key for key in environ if header_names.is_reserved_key(key)]:
             del environ[key]
-        environ[context.SOURCE] = context.Source(
-            canonical(environ['REMOTE_ADDR']), namespace.router_id, namespace.network_id
+        environ[environ_keys.SOURCE] = environ_keys.Source(
+            normalize_ip(environ['REMOTE_ADDR']), namespace.router_id, namespace.network_id
         )
         return self.app(environ, start_response)
 

@@ -11,8 +11,8 @@ makes the one into the other, ``watched`` reads the file again when it changes.
 
 from __future__ import annotations
 
+from metadata_wsgi.inventory.model import Instance, Inventory, Network, Port, Router, Subnet
 from metadata_wsgi.inventory.parse import parse, read
-from metadata_wsgi.inventory.records import Instance, Inventory, Network, Port, Router, Subnet
-from metadata_wsgi.inventory.watched import WatchedInventory
+from metadata_wsgi.inventory.reloading import WatchedInventory
 
 __all__ = ['Instance', 'Inventory', 'Network', 'Port', 'Router', 'Subnet', 'WatchedInventory', 'parse', 'read']

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.inventory.document import MAX_BYTES, Value, document
-from metadata_wsgi.inventory.records import Instance, Inventory, Network, Port, Router, Subnet
+from metadata_wsgi.inventory.model import Instance, Inventory, Network, Port, Router, Subnet
 
 # What the source filter takes for an id, and what can stand in a header and name a file.
 _ID = re.compile(r'[0-9A-Za-z-]{1,64}\Z')

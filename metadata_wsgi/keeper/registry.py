@@ -26,7 +26,7 @@ K_contra = TypeVar('K_contra', bound=Kept, contravariant=True)
 
 
 class Opener(Protocol[K]):
-    """What is done to sockets; :class:`metadata_wsgi.keeper.opening.NamespaceOpener` is the real one."""
+    """What is done to sockets; :class:`metadata_wsgi.keeper.netns_listener.NamespaceOpener` is the real one."""
 
     def open(self, listener: Listener) -> K:
         """Listen as ``listener`` says. Raises MetadataError."""
@@ -42,7 +42,7 @@ class Opener(Protocol[K]):
 
 
 class Store(Protocol[K_contra]):
-    """What outlives keeper and workers; :class:`metadata_wsgi.keeper.store.SystemdStore` is the real one."""
+    """What outlives keeper and workers; :class:`metadata_wsgi.keeper.fdstore.SystemdStore` is the real one."""
 
     def keep(self, listener: Listener, kept: K_contra) -> None:
         """Hold ``kept``; nothing if it is held already as ``listener``."""

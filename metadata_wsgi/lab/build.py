@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.lab import guests, plan, topology
-from metadata_wsgi.plumbing.attachment import Attachments, Proxy
-from metadata_wsgi.plumbing.place import NETWORK, ROUTER, Place
-from metadata_wsgi.plumbing.run import SubprocessRunner
+from metadata_wsgi.netns.attach import Attachments, Proxy
+from metadata_wsgi.netns.runner import SubprocessRunner
+from metadata_wsgi.netns.target import NETWORK, ROUTER, Place
 
 Say = Callable[[str], None]
 
@@ -62,7 +62,7 @@ def program(name: str) -> str:
     beside = os.path.dirname(sys.executable)
     path = shutil.which(name, path=os.pathsep.join([beside, os.environ.get('PATH', os.defpath)]))
     if path is None:
-        raise PlumbingError(f'{name} is not installed beside {sys.executable} and not on PATH: install the package')
+        raise NetnsError(f'{name} is not installed beside {sys.executable} and not on PATH: install the package')
     return path
 
 
@@ -124,5 +124,5 @@ def _wait_for(path: str, name: str, patience_s: float = 30.0) -> None:
             said = ''
             with suppress(OSError), open(_log(name)) as log:
                 said = log.read()[-2000:]
-            raise PlumbingError(f'the {name} did not start within {patience_s:.0f} s; it said:\n{said}')
+            raise NetnsError(f'the {name} did not start within {patience_s:.0f} s; it said:\n{said}')
         time.sleep(0.05)

@@ -7,7 +7,7 @@ import json
 import subprocess
 from dataclasses import dataclass
 
-from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.lab import plan
 
 URL = 'http://169.254.169.254'
@@ -22,13 +22,13 @@ class Received:
 
 
 def curl(guest: plan.Guest, path: str) -> str:
-    """The body of ``http://169.254.169.254<path>`` inside the guest. PlumbingError unless the answer is 200."""
+    """The body of ``http://169.254.169.254<path>`` inside the guest. NetnsError unless the answer is 200."""
     argv = ['ip', 'netns', 'exec', guest.namespace, 'curl', '-sS', '-m', '15', '-w', '\n%{http_code}', URL + path]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     body, _, status = done.stdout.rpartition('\n')
     if done.returncode or status != '200':
         said = done.stderr.strip() or f'status {status}'
-        raise PlumbingError(f'{guest.name}: curl {URL}{path}: {said}')
+        raise NetnsError(f'{guest.name}: curl {URL}{path}: {said}')
     return body
 
 

@@ -13,7 +13,7 @@ import time
 
 from pyroute2 import IPRoute, netns
 
-from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.lab import plan
 
 
@@ -60,7 +60,7 @@ def remove() -> int:
         try:
             netns.remove(name)
         except OSError as error:
-            raise PlumbingError(f'namespace {name} cannot be removed: {error.strerror}') from error
+            raise NetnsError(f'namespace {name} cannot be removed: {error.strerror}') from error
     return len(there)
 
 

@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
-from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.errors import NetnsError
 
 INSIDE = 'METADATA_WSGI_LAB_INSIDE'
 _UNSHARE = (
@@ -39,13 +39,13 @@ def needed() -> bool:
 def run(argv: Sequence[str], *, keep: bool) -> int:
     """Run ``argv`` (the lab's own command) inside a new user namespace; returns its exit code.
 
-    Raises PlumbingError, saying what is needed, where the kernel or the administrator forbids it.
+    Raises NetnsError, saying what is needed, where the kernel or the administrator forbids it.
     """
     if shutil.which('unshare') is None:
-        raise PlumbingError('the lab needs root, or the program unshare (package util-linux) to do without')
+        raise NetnsError('the lab needs root, or the program unshare (package util-linux) to do without')
     tried = subprocess.run([*_UNSHARE, 'true'], capture_output=True, text=True, check=False)
     if tried.returncode:
-        raise PlumbingError(
+        raise NetnsError(
             f'the lab needs root here: a user namespace is not allowed ({tried.stderr.strip()}); '
             'run it with sudo, or let the administrator allow user namespaces '
             '(sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0)'
@@ -123,5 +123,5 @@ def _kept_file() -> str:
     directory = os.environ.get('XDG_RUNTIME_DIR') or f'/tmp/metadata_wsgi-{os.getuid()}'  # noqa: S108 (made private below)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     if os.stat(directory).st_uid != os.getuid():
-        raise PlumbingError(f'{directory} belongs to somebody else; set XDG_RUNTIME_DIR to a directory of yours')
+        raise NetnsError(f'{directory} belongs to somebody else; set XDG_RUNTIME_DIR to a directory of yours')
     return os.path.join(directory, 'metadata_wsgi-lab.pid')

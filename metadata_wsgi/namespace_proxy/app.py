@@ -18,28 +18,28 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from metadata_wsgi import answers, relay, wire
-from metadata_wsgi.addresses import canonical
-from metadata_wsgi.context import NAMESPACE, Deadline, Namespace
-from metadata_wsgi.errors import ExchangeError, NotSent, RefusedError
-from metadata_wsgi.patience import insist
-from metadata_wsgi.seldom import Seldom
+from metadata_wsgi import limits
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.errors import BadRequest, NoResponse, NotSent
+from metadata_wsgi.http import error_responses, header_names, message
+from metadata_wsgi.http.retry import retry_until
+from metadata_wsgi.net.addresses import normalize_ip
+from metadata_wsgi.pipeline.environ_keys import NAMESPACE, Namespace
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 LOG = logging.getLogger(__name__)
 
-MARGIN_S = 0.3
-"""The agent is told of this much less time than there is, so that its own answer arrives in time."""
 
-_FORWARDING = tuple('HTTP_' + name.upper().replace('-', '_') for name in wire.FORWARDING)
+_FORWARDING = tuple('HTTP_' + name.upper().replace('-', '_') for name in header_names.FORWARDING)
 
 
-class Hop(Protocol):
-    """The way to the agent; :func:`metadata_wsgi.hop.unix_hop` makes the real one."""
+class HttpClient(Protocol):
+    """The way to the agent; :func:`metadata_wsgi.http.client.unix_client` makes the real one."""
 
-    def exchange(self, request: relay.Request, deadline: Deadline) -> relay.Answer:
+    def send_request(self, request: message.Request, deadline: Deadline) -> message.Response:
         """Send it once. Raises NotSent or MaybeSent."""
 
 
@@ -54,13 +54,13 @@ class NamespaceProxyApp:
 
     def __init__(
         self,
-        hop: Hop,
+        hop: HttpClient,
         *,
         router_id: str | None = None,
         network_id: str | None = None,
         prefix: str = 'X-Quantum',
-        answer_within_s: float = 9.0,
-        max_body_bytes: int = 1 << 20,
+        answer_within_s: float = limits.REQUEST_TIMEOUT_S,
+        max_body_bytes: int = limits.MAX_REQUEST_BODY_BYTES,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -71,48 +71,48 @@ class NamespaceProxyApp:
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._sleep = sleep
-        self._seldom = Seldom(60)
+        self._seldom = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request on and relay the agent's answer."""
         deadline = Deadline.after(self._answer_within_s, self._clock)
         try:
             request = self._request(environ)
-            answer = insist(
-                lambda: self._hop.exchange(_with_time_left(request, deadline), deadline),
+            answer = retry_until(
+                lambda: self._hop.send_request(_with_time_left(request, deadline), deadline),
                 deadline,
-                again_after=(ExchangeError,) if request.is_read else (NotSent,),
+                retry_on=(NoResponse,) if request.is_retryable else (NotSent,),
                 sleep=self._sleep,
             )
-        except relay.TooLarge:
-            return answers.too_large(self._max_body_bytes)(environ, start_response)
-        except RefusedError as error:
-            return answers.refused(str(error))(environ, start_response)
-        except ExchangeError as error:
-            if self._seldom.due():
+        except message.TooLarge:
+            return error_responses.payload_too_large(self._max_body_bytes)(environ, start_response)
+        except BadRequest as error:
+            return error_responses.bad_request(str(error))(environ, start_response)
+        except NoResponse as error:
+            if self._seldom.allow():
                 LOG.error('Guests are answered 503: no answer from the metadata agent: %s', error)
-            return answers.unavailable()(environ, start_response)
+            return error_responses.unavailable()(environ, start_response)
         return answer(environ, start_response)
 
     def _id_header(self, environ: WSGIEnvironment) -> tuple[str, str]:
         namespace: Namespace | None = self._namespace or environ.get(NAMESPACE)
         if namespace is None:
-            raise RefusedError('This did not come from a namespace.')
+            raise BadRequest('This did not come from a namespace.')
         # A router wins over a network, as in Grizzly.
         if namespace.router_id:
-            return wire.router_id(self._prefix), namespace.router_id
-        return wire.network_id(self._prefix), namespace.network_id or ''
+            return header_names.router_id(self._prefix), namespace.router_id
+        return header_names.network_id(self._prefix), namespace.network_id or ''
 
-    def _request(self, environ: WSGIEnvironment) -> relay.Request:
-        said = [(name, value) for name, value in relay.headers(environ) if not wire.is_reserved(name)]
+    def _request(self, environ: WSGIEnvironment) -> message.Request:
+        said = [(name, value) for name, value in message.headers(environ) if not header_names.is_reserved(name)]
         if any(key in environ for key in _FORWARDING):
-            said.append((wire.GUEST_FORWARDED, '1'))
-        said += [(wire.FORWARDED_FOR, canonical(environ['REMOTE_ADDR'])), self._id_header(environ)]
-        content = relay.body(environ, self._max_body_bytes)
-        return relay.Request(environ['REQUEST_METHOD'], relay.target(environ), said, content)
+            said.append((header_names.CLIENT_FORWARDED, '1'))
+        said += [(header_names.FORWARDED_FOR, normalize_ip(environ['REMOTE_ADDR'])), self._id_header(environ)]
+        content = message.body(environ, self._max_body_bytes)
+        return message.Request(environ['REQUEST_METHOD'], message.target(environ), said, content)
 
 
-def _with_time_left(request: relay.Request, deadline: Deadline) -> relay.Request:
-    left_ms = max(0, int((deadline.remaining_s() - MARGIN_S) * 1000))
-    timed = [*request.headers, (wire.REMAINING_MS, str(left_ms))]
-    return relay.Request(request.method, request.target, timed, request.body)
+def _with_time_left(request: message.Request, deadline: Deadline) -> message.Request:
+    left_ms = max(0, int((deadline.remaining_s() - limits.AGENT_HEADROOM_S) * 1000))
+    timed = [*request.headers, (header_names.REMAINING_MS, str(left_ms))]
+    return message.Request(request.method, request.target, timed, request.body)

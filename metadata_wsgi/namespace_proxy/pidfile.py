@@ -10,13 +10,13 @@ from __future__ import annotations
 import fcntl
 import os
 
-from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.errors import NetnsError
 
 
 class PidFile:
     """Locked from construction on; ``write`` puts the pid in; ``remove`` ends both, in the process that wrote.
 
-    Raises PlumbingError when another process holds the lock, with its pid.
+    Raises NetnsError when another process holds the lock, with its pid.
     """
 
     def __init__(self, path: str) -> None:
@@ -26,13 +26,13 @@ class PidFile:
             os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o755, exist_ok=True)
             self._fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise PlumbingError(f'pid_file {path}: {error.strerror}') from error
+            raise NetnsError(f'pid_file {path}: {error.strerror}') from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             pid = os.pread(self._fd, 32, 0).decode('ascii', 'replace').strip() or 'unknown'
             os.close(self._fd)
-            raise PlumbingError(f'already running with pid {pid} (pid file {path})') from None
+            raise NetnsError(f'already running with pid {pid} (pid file {path})') from None
 
     def write(self) -> None:
         """Put the calling process's pid into the file; called after daemonising."""

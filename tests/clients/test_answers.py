@@ -278,7 +278,9 @@ def shown(shared_behind, tmp_path_factory):
     directory = tmp_path_factory.mktemp('bodies')
     (directory / '2MiB').write_bytes(b'x' * (2 << 20))
     shipped = SHIPPED.read_text()
-    limited = shipped.replace('source instance signature upstream', 'source instance rate_limit signature upstream', 1)
+    limited = shipped.replace(
+        'header_source instance signature upstream', 'header_source instance rate_limit signature upstream', 1
+    )
     assert limited != shipped
     (directory / 'limited.ini').write_text(limited)
     made = Shown(shared_behind, directory)

@@ -13,7 +13,7 @@ import socket
 
 import pytest
 
-from metadata_wsgi.plumbing import netns
+from metadata_wsgi.netns import namespaces
 from tests.clients.conftest import INVENTORY, MAC, ROUTER, SECRET
 from tests.clients.way import METADATA, Guest, Way
 from tests.rawserver import RawServer
@@ -112,7 +112,7 @@ class Connection:
     def ask(self, target, method=b'GET', *headers, body=b''):
         """(status, headers, body), on the connection that is open or on a new one."""
         if self._sock is None:
-            self._sock = netns.run_in(self._namespace, lambda: socket.create_connection((METADATA, 80), 20))
+            self._sock = namespaces.run_in(self._namespace, lambda: socket.create_connection((METADATA, 80), 20))
             self.opened += 1
         line = b'%b %b HTTP/%b' % (method, target, self._version)
         lines = [line, b'Host: 169.254.169.254', b'Connection: ' + self._says, *headers]

@@ -27,10 +27,10 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from metadata_wsgi.lab import topology
-from metadata_wsgi.plumbing import netns
-from metadata_wsgi.plumbing.attachment import Attachments, Proxy
-from metadata_wsgi.plumbing.place import ROUTER, Place
-from metadata_wsgi.plumbing.run import SubprocessRunner
+from metadata_wsgi.netns import namespaces
+from metadata_wsgi.netns.attach import Attachments, Proxy
+from metadata_wsgi.netns.runner import SubprocessRunner
+from metadata_wsgi.netns.target import ROUTER, Place
 from tests.cloud import SHIPPED
 
 BIN = Path(sys.prefix, 'bin')
@@ -98,7 +98,7 @@ class Guest:
             finally:
                 connection.close()
 
-        return netns.run_in(self.namespace, inside)
+        return namespaces.run_in(self.namespace, inside)
 
 
 class Way:
@@ -156,12 +156,12 @@ class Way:
 
     def remove(self) -> None:
         """Take everything away, whatever there is of it."""
-        if netns.exists(self.guest.gateway_namespace):
+        if namespaces.exists(self.guest.gateway_namespace):
             self._attachments.detach(self._place)
         for process in self._processes:
             self._end(process)
         for name in (self.guest.namespace, self.guest.gateway_namespace):
-            if netns.exists(name):
+            if namespaces.exists(name):
                 subprocess.run(['ip', 'netns', 'delete', name], check=True)
 
     def said(self, logs: str = '*.log', most: int = 3000) -> str:

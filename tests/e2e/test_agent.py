@@ -12,8 +12,8 @@ import time
 import pytest
 import webtest
 
-from metadata_wsgi import pipeline
-from metadata_wsgi.confinement import identity
+from metadata_wsgi.pipeline import paste_loader
+from metadata_wsgi.privileges import identity
 from tests.cloud import SHIPPED
 from tests.e2e.conftest import UnixConnection, answers, eventually, request
 
@@ -34,7 +34,7 @@ def over_the_socket(path):
 
 
 def in_process(cloud):
-    app = webtest.TestApp(pipeline.load(str(SHIPPED), 'agent', {'config_file': str(cloud.conf_file)}))
+    app = webtest.TestApp(paste_loader.load(str(SHIPPED), 'agent', {'config_file': str(cloud.conf_file)}))
     said = []
     for method, target, headers, body in REQUESTS:
         environ = {'RAW_URI': target}
@@ -192,7 +192,9 @@ def test_sighup_with_what_cannot_work_keeps_serving_and_says_so(agent, cloud, tm
     cloud.configure(api_paste_config=paste)
     program = agent()
     workers = program.workers()
-    paste.write_text(SHIPPED.read_text().replace('source instance signature', 'source signature instance'))
+    paste.write_text(
+        SHIPPED.read_text().replace('header_source instance signature', 'header_source signature instance')
+    )
     program.kill(signal.SIGHUP)
     eventually(lambda: 'Not reloaded' in program.text(), 'it says so')
     assert 'put instance before signature' in program.text()

@@ -4,7 +4,7 @@
 import socket
 import struct
 
-from metadata_wsgi.keeper import asking
+from metadata_wsgi.keeper import admin_client
 
 
 def test_it_says_that_it_is_ready_when_it_can_be_asked(programs, cloud, tmp_path, monkeypatch):
@@ -18,5 +18,5 @@ def test_it_says_that_it_is_ready_when_it_can_be_asked(programs, cloud, tmp_path
         assert said == b'READY=1'
         # systemd listens to the unit's main process, and to no other.
         assert struct.unpack('iII', beside[0][2])[0] == program.pid
-        with asking.connected(str(cloud.state_path)) as keeper:
+        with admin_client.connected(str(cloud.state_path)) as keeper:
             assert keeper.list() == ([], {})

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from tests.cloud import SHIPPED
-from tests.unit.filters.test_rate_limit import store
+from tests.unit.filters.optional.test_rate_limit import store
 
 from .conftest import UnixConnection, eventually, free_port, request
 

@@ -37,14 +37,14 @@ def paste_with(tmp_path, pipeline, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     paste = tmp_path / 'api-paste.ini'
     paste.write_text(
-        SHIPPED.read_text().replace('source instance signature upstream', pipeline, 1)
+        SHIPPED.read_text().replace('header_source instance signature upstream', pipeline, 1)
         + '\n[filter:faulty]\nuse = call:faulty:filter_factory\n'
     )
     return paste
 
 
 @pytest.mark.parametrize(
-    'pipeline', ['source instance signature faulty upstream', 'source faulty instance signature upstream']
+    'pipeline', ['header_source instance signature faulty upstream', 'header_source faulty instance signature upstream']
 )
 def test_no_secret_is_in_a_traceback(agent, cloud, tmp_path, monkeypatch, pipeline):
     cloud.configure(api_paste_config=paste_with(tmp_path, pipeline, monkeypatch), debug='true')

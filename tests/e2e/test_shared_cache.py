@@ -10,8 +10,8 @@ import subprocess
 
 import pytest
 
-from metadata_wsgi.memory import shared
-from metadata_wsgi.memory.own import Lives
+from metadata_wsgi.cache import shared
+from metadata_wsgi.cache.local import Lives
 from tests.e2e.conftest import UnixConnection, eventually, free_port, request
 from tests.pipeline.test_caches import with_filters
 
@@ -106,7 +106,7 @@ def test_it_goes_away_and_comes_back(server, connect, caplog):
 
 
 def back(one, clock):
-    clock.now_s += shared.AWAY_S
+    clock.now_s += shared.RETRY_AFTER_FAILURE_S
     one.put(('k', 'r'), ['back'], LIVES)
     return one.get(('k', 'r')) is not None
 
@@ -136,7 +136,7 @@ def test_what_is_there_is_json_under_hashed_keys(server, connect):
 
 def test_the_agent_serves_with_it_without_it_and_with_it_again(server, cloud, agent, tmp_path):
     """One worker's lookups and answers are the next worker's."""
-    paste = with_filters(tmp_path, 'cache', 'cache_answers')
+    paste = with_filters(tmp_path, 'lookup_cache', 'response_cache')
     cloud.configure(
         api_paste_config=paste, cache_url=server.url, answer_cache_shared=True, answer_cache_seconds=600,
         lookup_cache_seconds=600,
@@ -171,7 +171,7 @@ def reload(program):
 def test_two_connections_at_once_use_it(server, cloud, agent, tmp_path):
     """gevent's greenlets, each connection one, share the client."""
     cloud.configure(
-        api_paste_config=with_filters(tmp_path, 'cache', 'cache_answers'), cache_url=server.url,
+        api_paste_config=with_filters(tmp_path, 'lookup_cache', 'response_cache'), cache_url=server.url,
         answer_cache_shared=True,
     )  # fmt: skip
     program = agent()

@@ -36,12 +36,16 @@ with instrumented():
     from gunicorn.config import Config
     from gunicorn.http.errors import ParseException
 
-    from metadata_wsgi import addresses, context, hop, inventory, reading, relay, server, wire
-    from metadata_wsgi.directories.quantum import api, lookups
-    from metadata_wsgi.errors import ConfigError, DirectoryError
-    from metadata_wsgi.filters.source import SourceFilter
+    from metadata_wsgi import inventory, limits
+    from metadata_wsgi.errors import ConfigError, InstanceLookupError
+    from metadata_wsgi.filters.header_source import SourceFilter
+    from metadata_wsgi.http import client, header_names, message
     from metadata_wsgi.keeper import protocol
+    from metadata_wsgi.lookup.neutron import ports_api, queries
     from metadata_wsgi.namespace_proxy.app import NamespaceProxyApp
+    from metadata_wsgi.net import addresses
+    from metadata_wsgi.pipeline import environ_keys
+    from metadata_wsgi.server import master, request_parser
 
 GUEST = ('10.1.1.2', 40000)
 ODD_PIECES = 7
@@ -55,9 +59,9 @@ class NextHop:
     def __init__(self):
         self.heads = []
 
-    def exchange(self, request, deadline):
-        self.heads.append(hop._head(request, 'localhost') + request.body)
-        return relay.Answer(200, 'OK', [], [])
+    def send_request(self, request, deadline):
+        self.heads.append(client._head(request, 'localhost') + request.body)
+        return message.Response(200, 'OK', [], [])
 
 
 class Bytes:
@@ -81,7 +85,7 @@ class Bytes:
 
 def _config():
     made = Config()
-    for name, value in server.STRICT.items():
+    for name, value in master.STRICT.items():
         made.set(name, value)
     return made
 
@@ -89,10 +93,10 @@ def _config():
 CONFIG = _config()
 
 
-def _environs(data, addr, at_once):
+def _environs(data, addr, recv_size):
     """What a worker would call the application with, for each request in ``data``."""
-    sock = Bytes(data, at_once)
-    requests = reading.Requests(CONFIG, sock, addr)
+    sock = Bytes(data, recv_size)
+    requests = request_parser.RequestStream(CONFIG, sock, addr)
     while True:
         try:
             head = requests.next()
@@ -110,9 +114,9 @@ def _ignore(status, headers, exc_info=None):
 def request(data):
     """A guest's bytes, through the namespace proxy and into the agent: whatever they are, the guest stays itself."""
     told = []
-    for at_once in (ODD_PIECES, reading.PIECE_BYTES):
-        _request(data, at_once)
-        told.append([_told(environ) for environ in _environs(data, GUEST, at_once)])
+    for recv_size in (ODD_PIECES, limits.RECV_BYTES):
+        _request(data, recv_size)
+        told.append([_told(environ) for environ in _environs(data, GUEST, recv_size)])
     # Plain or not, in one piece or in many: the same requests.
     assert told[0] == told[1], told
 
@@ -121,10 +125,10 @@ def _told(environ):
     return {key: value for key, value in environ.items() if key != 'wsgi.input'}
 
 
-def _request(data, at_once):
+def _request(data, recv_size):
     sent = NextHop()
     proxy = NamespaceProxyApp(sent, router_id='router-a')
-    for environ in _environs(data, GUEST, at_once):
+    for environ in _environs(data, GUEST, recv_size):
         before = len(sent.heads)
         proxy(environ, _ignore)
         assert len(sent.heads) <= before + 1
@@ -132,23 +136,23 @@ def _request(data, at_once):
         sources = []
 
         def app(environ, start_response, sources=sources):
-            sources.append(environ[context.SOURCE])
-            left = [name for name, _ in relay.headers(environ) if wire.is_reserved(name)]
+            sources.append(environ[environ_keys.SOURCE])
+            left = [name for name, _ in message.headers(environ) if header_names.is_reserved(name)]
             assert not left, left
-            relay.target(environ)
-            relay.body(environ, 1 << 20)
+            message.target(environ)
+            message.body(environ, 1 << 20)
             return []
 
         agent = SourceFilter(app, prefix='X-Quantum')
-        for environ in _environs(head, '', at_once):
+        for environ in _environs(head, '', recv_size):
             agent(environ, _ignore)
-        assert sources == [context.Source('10.1.1.2', 'router-a')], (sources, head)
+        assert sources == [environ_keys.Source('10.1.1.2', 'router-a')], (sources, head)
 
 
 def answer(data):
     """What a next hop answers: taken whole, or refused."""
     for method in ('GET', 'HEAD'):
-        connection = hop._Connection(Bytes(data))
+        connection = client._Connection(Bytes(data))
         with contextlib.suppress(OSError, ValueError):
             status, _, headers, _ = connection.read_head()
             assert status >= 200
@@ -161,8 +165,8 @@ def address(data):
     """A text in the place of an address."""
     text = data.decode('latin-1')
     with contextlib.suppress(ValueError):
-        found = addresses.canonical(text)
-        assert addresses.canonical(found) == found
+        found = addresses.normalize_ip(text)
+        assert addresses.normalize_ip(found) == found
         assert re.fullmatch(r'[0-9a-f.:]+', found), found
 
 
@@ -187,15 +191,15 @@ GRANT = types.SimpleNamespace(endpoint='http://quantum')
 
 def quantum(data):
     """What Quantum answers: ports, or an error that says that they are none."""
-    with contextlib.suppress(DirectoryError):
-        body = api._checked(Response(data), GRANT)
-        following = api._next(body)
+    with contextlib.suppress(InstanceLookupError):
+        body = ports_api._checked(Response(data), GRANT)
+        following = ports_api._next(body)
         assert all(isinstance(name, str) and isinstance(value, str) for name, value in following)
-        networks = lookups.network_ids(body['ports'])
-        for query in lookups.at('10.1.1.2', networks):
+        networks = queries.network_ids(body['ports'])
+        for query in queries.at('10.1.1.2', networks):
             str(query)
         for where in ('10.1.1.2', 'fe80::f816:3eff:fe00:1', '2001:db8::1'):
-            for instance in lookups.instances_at(where, networks, body['ports']):
+            for instance in queries.instances_at(where, networks, body['ports']):
                 assert all(isinstance(text, str) for text in (instance.instance_id, instance.project_id))
 
 

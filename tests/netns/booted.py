@@ -243,7 +243,7 @@ def _furnish(skeleton, conf, files):
         script = bin_ / name
         script.write_text(
             f'#!{INTERPRETER}\nimport sys\nsys.path[:0] = ["/opt/checkout", "/opt/packages"]\n'
-            f'from metadata_wsgi.commands.{module} import main\nsys.exit(main())\n'
+            f'from metadata_wsgi.cli.{module} import main\nsys.exit(main())\n'
         )
         script.chmod(0o755)
     for unit in UNITS.glob('*.service'):

@@ -10,8 +10,8 @@ import threading
 import time
 from pathlib import Path
 
-from metadata_wsgi.keeper.places import KeptSockets
-from metadata_wsgi.plumbing import netns
+from metadata_wsgi.keeper.attachments_client import KeptSockets
+from metadata_wsgi.netns import namespaces
 from tests.cloud import Cloud
 from tests.e2e.conftest import BIN, Program, eventually
 
@@ -102,7 +102,7 @@ class Load:
         self._to = (host, port)
         self._going = True
         self._threads = [
-            threading.Thread(target=netns.run_in, args=(guest, lambda wanted=wanted: self._ask(wanted)))
+            threading.Thread(target=namespaces.run_in, args=(guest, lambda wanted=wanted: self._ask(wanted)))
             for guest, wanted in guests
         ]
         for thread in self._threads:

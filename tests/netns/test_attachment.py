@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from metadata_wsgi.errors import PlumbingError
-from metadata_wsgi.plumbing import netns, process
-from metadata_wsgi.plumbing.attached import NOBODY_LISTENS, attached
-from metadata_wsgi.plumbing.attachment import Attachments, Proxy
-from metadata_wsgi.plumbing.iptables import Iptables
-from metadata_wsgi.plumbing.place import Place
-from metadata_wsgi.plumbing.run import SubprocessRunner
+from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.netns import namespaces, proxy_process
+from metadata_wsgi.netns.attach import Attachments, Proxy
+from metadata_wsgi.netns.attachment_status import NOBODY_LISTENS, attached
+from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.runner import SubprocessRunner
+from metadata_wsgi.netns.target import Place
 from tests.e2e.conftest import eventually
 
 from .worlds import METADATA, get, ip, saved
@@ -35,7 +35,7 @@ class Host:
         self.attachments = Attachments(SubprocessRunner(), proxy=self.proxy, end_within_s=5)
 
     def pid(self, uuid):
-        return process.active(self.proxy.pid_file(uuid), uuid)
+        return proxy_process.active(self.proxy.pid_file(uuid), uuid)
 
     def attached(self):
         return attached(Iptables(SubprocessRunner()), state_path=self.state_path)
@@ -45,7 +45,7 @@ class Host:
 
     def close(self):
         for file in Path(self.state_path).glob('external/pids/*.pid'):
-            process.disable(str(file), file.stem, patience_s=1)
+            proxy_process.disable(str(file), file.stem, patience_s=1)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def network():
         yield place
     finally:
         for name in (place.namespace, guest):
-            if netns.exists(name):
+            if namespaces.exists(name):
                 ip('netns', 'delete', name)
 
 
@@ -91,7 +91,7 @@ def test_a_router_is_attached_served_listed_and_detached_without_a_trace(world, 
     assert host.attachments.detach(router) is True
     assert (saved(world.router, 'iptables'), saved(world.router, 'ip6tables')) == before
     # Ended; its parent, the host's first process, may still have to notice.
-    eventually(lambda: netns.name_of(pid) is None, 'it has ended')
+    eventually(lambda: namespaces.name_of(pid) is None, 'it has ended')
     assert not os.path.exists(host.proxy.pid_file(world.uuid))
     assert host.find(world.uuid) is None
     assert host.attachments.detach(router) is False
@@ -150,7 +150,7 @@ def test_missing_rules_are_seen_and_laid_again(world, router, host):
 
 def test_rules_without_a_proxy_are_listed_and_detached(world, router, host):
     host.attachments.attach(router)
-    process.disable(host.proxy.pid_file(world.uuid), world.uuid)
+    proxy_process.disable(host.proxy.pid_file(world.uuid), world.uuid)
     found = host.find(world.uuid)
     assert (found.rules, found.pid, found.namespace) == ('yes', None, world.router)
     assert host.attachments.detach(found.place) is True
@@ -175,7 +175,7 @@ def test_a_namespace_of_another_name(world, host):
 
 def test_a_proxy_that_cannot_start_is_reported_in_its_own_words_and_the_router_is_closed(world, router, host):
     refusing = Attachments(SubprocessRunner(), proxy=Proxy(program=STANDIN, state_path=host.state_path + '/refuses'))
-    with pytest.raises(PlumbingError, match='standin: cannot work here'):
+    with pytest.raises(NetnsError, match='standin: cannot work here'):
         refusing.attach(router)
     assert '-A FORWARD -d 169.254.169.254/32' in str(saved(world.router, 'iptables'))
     refusing.detach(router)
@@ -185,7 +185,7 @@ def test_a_proxy_that_never_listens_is_given_up_with_a_reason(world, router, hos
     silent = Attachments(
         SubprocessRunner(), proxy=Proxy(program='true', state_path=host.state_path), start_within_s=0.1
     )
-    with pytest.raises(PlumbingError, match=r'no process, pid file .* its log says why'):
+    with pytest.raises(NetnsError, match=r'no process, pid file .* its log says why'):
         silent.attach(router)
     silent.detach(router)
 
@@ -216,9 +216,9 @@ def test_the_dhcp_agents_own_address_stays(network, host):
 def test_an_interface_that_cannot_be_guessed_is_asked_for(network, host):
     guest = f'guest-{network.uuid}'
     ip('-n', network.namespace, 'link', 'add', 'tap1', 'type', 'veth', 'peer', 'name', 'eth1', 'netns', guest)
-    with pytest.raises(PlumbingError, match=r'say which interface gets 169\.254\.169\.254; there are: .*tap0, tap1'):
+    with pytest.raises(NetnsError, match=r'say which interface gets 169\.254\.169\.254; there are: .*tap0, tap1'):
         host.attachments.attach(network)
-    with pytest.raises(PlumbingError, match='there is no interface tap2'):
+    with pytest.raises(NetnsError, match='there is no interface tap2'):
         host.attachments.attach(network, interface='tap2')
     host.attachments.attach(network, interface='tap0')
     assert get(f'guest-{network.uuid}', METADATA) == f'proxy of {network.uuid}'

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from metadata_wsgi.confinement import identity
-from metadata_wsgi.plumbing import netns
+from metadata_wsgi.netns import namespaces
+from metadata_wsgi.privileges import identity
 from tests.e2e.conftest import BIN, UnixConnection, eventually, nobody_is_refused, request
 
 pytestmark = pytest.mark.netns
@@ -133,7 +133,7 @@ def proxy(start, cloud, world):
 
 def ask(world, cloud):
     """From inside the router's namespace, where no rule and no check is in the way."""
-    said = netns.run_in(world.router, lambda: subprocess.run(
+    said = namespaces.run_in(world.router, lambda: subprocess.run(
         ['curl', '-s', 'http://127.0.0.1:9697/'], capture_output=True, text=True, check=False))  # fmt: skip
     return said.stdout
 

@@ -5,12 +5,12 @@ import socket
 
 import pytest
 
-from metadata_wsgi.keeper import asking
+from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.protocol import ONE_HOP, SHARED, Listener
-from metadata_wsgi.plumbing import netns
-from metadata_wsgi.plumbing.iptables import Iptables
-from metadata_wsgi.plumbing.rules import rules_for
-from metadata_wsgi.plumbing.run import SubprocessRunner
+from metadata_wsgi.netns import namespaces
+from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.rules import rules_for
+from metadata_wsgi.netns.runner import SubprocessRunner
 from tests.e2e.conftest import BIN, eventually
 
 from .worlds import METADATA, get, ip
@@ -52,8 +52,8 @@ def answers_packets(path):
 def kept(start, cloud, mode, world):
     """Attach the router through a keeper, in that mode."""
     start('keeper', BIN / 'metadata-wsgi', 'keeper', '--config-file', cloud.conf_file)
-    eventually(lambda: answers_packets(asking.path(str(cloud.state_path))), 'the keeper is there')
-    with asking.connected(str(cloud.state_path)) as keeper:
+    eventually(lambda: answers_packets(admin_client.path(str(cloud.state_path))), 'the keeper is there')
+    with admin_client.connected(str(cloud.state_path)) as keeper:
         keeper.attach(Listener(mode=mode, namespace=world.router, host='', port=9697, router_id=cloud.router_id))
 
 
@@ -104,7 +104,7 @@ def reaches(namespace, address, port):
             connection.settimeout(2)
             return connection.connect_ex((address, port)) == 0
 
-    return netns.run_in(namespace, connect)
+    return namespaces.run_in(namespace, connect)
 
 
 def test_the_same_over_ipv6(world, iptables, proxy):

@@ -21,13 +21,13 @@ from pathlib import Path
 
 import pytest
 
-from metadata_wsgi.plumbing import links, netns, process
-from metadata_wsgi.plumbing.attached import attached
-from metadata_wsgi.plumbing.attachment import Attachments, Proxy
-from metadata_wsgi.plumbing.iptables import Iptables
-from metadata_wsgi.plumbing.place import Place
-from metadata_wsgi.plumbing.run import SubprocessRunner
-from metadata_wsgi.worker import GUEST_CONNECTIONS
+from metadata_wsgi.netns import interface_state, namespaces, proxy_process
+from metadata_wsgi.netns.attach import Attachments, Proxy
+from metadata_wsgi.netns.attachment_status import attached
+from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.runner import SubprocessRunner
+from metadata_wsgi.netns.target import Place
+from metadata_wsgi.server.worker import MAX_CONNECTIONS_PER_ADDRESS
 from tests.rawserver import RawServer, keeps_saying
 
 from .worlds import METADATA, get, ip
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.netns
 
 STANDIN = str(Path(__file__).with_name('standin_proxy.py'))
 PROGRAM = str(Path(sys.prefix, 'bin', 'quantum-ns-metadata-proxy'))
-URL6 = f'http://[{links.ADDRESS}%25eth0]/openstack'
+URL6 = f'http://[{interface_state.ADDRESS}%25eth0]/openstack'
 URL4 = f'http://{METADATA}/openstack'
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nthis'
 
@@ -70,10 +70,10 @@ class Wire:
         ip('-n', namespace, 'link', 'set', interface, 'up')
 
     def rival_takes_it(self):
-        ip('-n', self.rival, 'address', 'add', f'{links.ADDRESS}/64', 'dev', 'eth0', 'nodad')
+        ip('-n', self.rival, 'address', 'add', f'{interface_state.ADDRESS}/64', 'dev', 'eth0', 'nodad')
 
     def rival_leaves(self):
-        ip('-n', self.rival, 'address', 'del', f'{links.ADDRESS}/64', 'dev', 'eth0')
+        ip('-n', self.rival, 'address', 'del', f'{interface_state.ADDRESS}/64', 'dev', 'eth0')
 
     def mac(self, namespace, interface='eth0'):
         return self._json('-n', namespace, 'link', 'show', interface)[0]['address']
@@ -82,14 +82,14 @@ class Wire:
         """fe80::a9fe:a9fe on the interface as ``ip`` shows it; None if it is not there."""
         found = self._json('-n', namespace, '-6', 'address', 'show', 'dev', interface)
         infos = [info for one in found for info in one.get('addr_info', ())]
-        return next((info for info in infos if info['local'] == links.ADDRESS), None)
+        return next((info for info in infos if info['local'] == interface_state.ADDRESS), None)
 
     def _json(self, *words):
         return json.loads(subprocess.run(['ip', '-j', *words], check=True, capture_output=True).stdout)
 
     def remove(self):
         for name in self.names:
-            if netns.exists(name):
+            if namespaces.exists(name):
                 ip('netns', 'delete', name)
 
 
@@ -149,11 +149,11 @@ class Host:
         return next(one for one in found if one.uuid == place.uuid)
 
     def pid(self, place):
-        return process.active(self.proxy.pid_file(place.uuid), place.uuid)
+        return proxy_process.active(self.proxy.pid_file(place.uuid), place.uuid)
 
     def close(self):
         for file in Path(self.state_path).glob('external/pids/*.pid'):
-            process.disable(str(file), file.stem, patience_s=5)
+            proxy_process.disable(str(file), file.stem, patience_s=5)
         self.agent.close()
 
 
@@ -316,14 +316,14 @@ def test_who_does_not_wait_finds_it_there_a_little_later(wire, router, host):
 
 
 def test_the_dhcp_agents_own_address_is_used_and_stays(wire, network, host):
-    ip('-n', network.namespace, 'address', 'add', f'{links.ADDRESS}/64', 'dev', 'tap0')
+    ip('-n', network.namespace, 'address', 'add', f'{interface_state.ADDRESS}/64', 'dev', 'tap0')
     host.attachments.attach(network)
     assert curl(wire.guest, URL6) == f'proxy of {network.uuid}'
     host.attachments.detach(network)
     assert wire.address(network.namespace, 'tap0')['prefixlen'] == 64
 
 
-SHARE, MANY = 2 * GUEST_CONNECTIONS, 2 * GUEST_CONNECTIONS + 44
+SHARE, MANY = 2 * MAX_CONNECTIONS_PER_ADDRESS, 2 * MAX_CONNECTIONS_PER_ADDRESS + 44
 """What the addresses of one /64 may hold together, and how many connections the guest below makes."""
 ADDRESSES = 300
 """How many it has: the kernel knows no more than 1,024 neighbours at a time."""
@@ -343,7 +343,7 @@ class Crowd:
 
     def asks(self, count, target=b'/'):
         """So many times, each with the next of its addresses."""
-        netns.run_in(self._guest, lambda: [self._ask(target) for _ in range(count)])
+        namespaces.run_in(self._guest, lambda: [self._ask(target) for _ in range(count)])
 
     def _ask(self, target):
         sock = socket.socket(socket.AF_INET6)
@@ -351,7 +351,7 @@ class Crowd:
         address = self._addresses[len(self._held) % ADDRESSES]
         sock.bind((address, 0, 0, scope if address.startswith('fe80') else 0))
         sock.settimeout(8)
-        sock.connect((links.ADDRESS, 80, 0, scope))
+        sock.connect((interface_state.ADDRESS, 80, 0, scope))
         self._held.append(sock)
         sock.sendall(b'GET %s HTTP/1.1\r\nHost: x\r\n\r\n' % target)
         sock.setblocking(False)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metadata_wsgi.plumbing import netns
+from metadata_wsgi.netns import namespaces
 from tests.cloud import Cloud
 from tests.e2e.conftest import eventually
 
@@ -181,7 +181,7 @@ def test_a_program_that_knows_nothing_of_lent_sockets_is_started_after_the_keepe
     code, _, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'process', '--program', standin, *routers)
     assert (code, err.count('guests are refused meanwhile')) == (0, 2)
     assert host.kept.kept() == []
-    assert netns.run_in(worlds[1].guest, body) == b'proxy of router-b'
+    assert namespaces.run_in(worlds[1].guest, body) == b'proxy of router-b'
 
 
 def body():
@@ -199,7 +199,7 @@ def test_those_that_cannot_be_attached_do_not_keep_the_others_from_it(host, worl
     assert (code, out.count('is attached'), 'router-b is attached' in out) == (1, 1, True)
     assert all(f'router router-{letter}: there is no namespace' in err for letter in 'vwxy')
     assert err.splitlines()[-1] == 'metadata-wsgi: 4 of 5 failed'
-    assert netns.run_in(worlds[1].guest, ask) == 'instance-b'
+    assert namespaces.run_in(worlds[1].guest, ask) == 'instance-b'
 
 
 @pytest.mark.parametrize('mode', KEPT)
@@ -266,13 +266,13 @@ def test_a_namespace_made_anew_is_entered_again_and_one_that_is_deleted_let_go(h
     eventually(lambda: len(host.kept.kept()) == 1, 'the keeper let go of what was deleted')
     worlds[0].make()
     host.attach('shared', *routers)
-    assert netns.run_in(worlds[0].guest, ask) == 'instance-a'
-    former = netns.identity(worlds[1].router)
+    assert namespaces.run_in(worlds[0].guest, ask) == 'instance-a'
+    former = namespaces.identity(worlds[1].router)
     worlds[1].remove()
     worlds[1].make()
-    assert netns.identity(worlds[1].router) != former
+    assert namespaces.identity(worlds[1].router) != former
     assert host.attach('shared', *routers)
-    assert netns.run_in(worlds[1].guest, ask) == 'instance-b'
+    assert namespaces.run_in(worlds[1].guest, ask) == 'instance-b'
 
 
 def test_rules_that_somebody_removed_are_seen_and_laid_again(host, worlds, routers):

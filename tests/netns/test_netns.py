@@ -5,9 +5,9 @@ import subprocess
 
 import pytest
 
-from metadata_wsgi.errors import PlumbingError
-from metadata_wsgi.plumbing import links, netfilter, netns
-from metadata_wsgi.plumbing.run import SubprocessRunner
+from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.netns import interface_state, iptables_backend, namespaces
+from metadata_wsgi.netns.runner import SubprocessRunner
 
 pytestmark = pytest.mark.netns
 
@@ -17,32 +17,32 @@ def inode():
 
 
 def test_a_namespace_is_found_by_its_name(world):
-    assert netns.exists(world.router)
-    assert world.router in netns.names()
-    assert os.path.exists(netns.path(world.router))
+    assert namespaces.exists(world.router)
+    assert world.router in namespaces.names()
+    assert os.path.exists(namespaces.path(world.router))
 
 
 def test_a_missing_namespace_is_an_error_and_is_not_made():
-    assert not netns.exists('there-is-none')
-    with pytest.raises(PlumbingError, match='namespace there-is-none: No such file'):
-        netns.run_in('there-is-none', inode)
-    assert not netns.exists('there-is-none')
+    assert not namespaces.exists('there-is-none')
+    with pytest.raises(NetnsError, match='namespace there-is-none: No such file'):
+        namespaces.run_in('there-is-none', inode)
+    assert not namespaces.exists('there-is-none')
 
 
 def test_the_function_runs_inside_and_the_caller_stays_outside(world):
     before = inode()
-    assert netns.run_in(world.router, inode) == os.stat(netns.path(world.router)).st_ino
-    assert inode() == before != os.stat(netns.path(world.router)).st_ino
+    assert namespaces.run_in(world.router, inode) == os.stat(namespaces.path(world.router)).st_ino
+    assert inode() == before != os.stat(namespaces.path(world.router)).st_ino
 
 
 def test_what_the_function_raises_is_raised(world):
     with pytest.raises(ZeroDivisionError):
-        netns.run_in(world.router, lambda: 1 / 0)
+        namespaces.run_in(world.router, lambda: 1 / 0)
 
 
 def test_a_socket_stays_where_it_was_opened(world):
-    listener = netns.run_in(world.router, lambda: socket.create_server(('10.1.1.1', 9697)))
-    with listener, netns.run_in(world.guest, lambda: socket.create_connection(('10.1.1.1', 9697), 5)):
+    listener = namespaces.run_in(world.router, lambda: socket.create_server(('10.1.1.1', 9697)))
+    with listener, namespaces.run_in(world.guest, lambda: socket.create_connection(('10.1.1.1', 9697), 5)):
         listener.accept()[0].close()
 
 
@@ -53,46 +53,46 @@ def test_a_processs_namespace_has_its_name_until_it_is_made_anew(world):
         child.stdin.write(b'in it now\n')
         child.stdin.flush()
         child.stdout.readline()
-        assert netns.name_of(child.pid) == world.router
+        assert namespaces.name_of(child.pid) == world.router
         subprocess.run(['ip', 'netns', 'delete', world.router], check=True)
         subprocess.run(['ip', 'netns', 'add', world.router], check=True)
-        assert netns.name_of(child.pid) is None
+        assert namespaces.name_of(child.pid) is None
     finally:
         child.communicate()
-    assert netns.name_of(child.pid) is None
+    assert namespaces.name_of(child.pid) is None
 
 
 def test_a_namespace_made_anew_under_its_name_is_another(world):
-    former = netns.identity(world.router)
-    with netns.run_in(world.router, socket.socket) as opened:
-        assert netns.identity_of(opened) == former
+    former = namespaces.identity(world.router)
+    with namespaces.run_in(world.router, socket.socket) as opened:
+        assert namespaces.identity_of(opened) == former
         world.remove()
-        assert netns.identity(world.router) is None
+        assert namespaces.identity(world.router) is None
         world.make()
-        assert netns.identity_of(opened) == former != netns.identity(world.router)
+        assert namespaces.identity_of(opened) == former != namespaces.identity(world.router)
 
 
 def test_a_program_is_run_inside(world):
     said = SubprocessRunner()(['readlink', '/proc/self/ns/net'], namespace=world.router)
-    assert said == f'net:[{netns.identity(world.router)[1]}]\n'
-    with pytest.raises(PlumbingError, match='there-is-none'):
+    assert said == f'net:[{namespaces.identity(world.router)[1]}]\n'
+    with pytest.raises(NetnsError, match='there-is-none'):
         SubprocessRunner()(['true'], namespace='there-is-none')
 
 
 def test_which_kinds_of_iptables_have_anything(world, program):
-    assert netfilter.kinds(world.router) == frozenset()
+    assert iptables_backend.kinds(world.router) == frozenset()
     add = ['ip', 'netns', 'exec', world.router, program, '-A', 'INPUT', '-j', 'ACCEPT']
     subprocess.run(add, check=True)
-    assert netfilter.kinds(world.router) == {program.removeprefix('iptables-')}
+    assert iptables_backend.kinds(world.router) == {program.removeprefix('iptables-')}
     # Nobody knows: then both are looked at.
-    assert netfilter.kinds('there-is-none') == {'legacy', 'nft'}
+    assert iptables_backend.kinds('there-is-none') == {'legacy', 'nft'}
 
 
 def test_only_ip6tables_is_noticed_too(world, program):
     add = ['ip', 'netns', 'exec', world.router, program.replace('iptables', 'ip6tables'), '-A', 'INPUT', '-j', 'ACCEPT']
     subprocess.run(add, check=True)
-    assert netfilter.kinds(world.router) == {program.removeprefix('iptables-')}
+    assert iptables_backend.kinds(world.router) == {program.removeprefix('iptables-')}
 
 
 def test_the_interfaces_by_name(world):
-    assert {'lo', 'qr-in', 'qg-out'} <= set(links.names(world.router))
+    assert {'lo', 'qr-in', 'qg-out'} <= set(interface_state.names(world.router))

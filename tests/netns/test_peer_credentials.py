@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from metadata_wsgi.confinement import identity
+from metadata_wsgi.privileges import identity
 from tests.e2e.conftest import BIN, UnixConnection, answers, eventually, request
 from tests.e2e.test_agent import GUEST, by_hand
 

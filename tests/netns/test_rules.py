@@ -6,12 +6,12 @@ import subprocess
 
 import pytest
 
-from metadata_wsgi.errors import PlumbingError
-from metadata_wsgi.plumbing import netns, ruleset
-from metadata_wsgi.plumbing.iptables import Iptables
-from metadata_wsgi.plumbing.pattern import Pattern
-from metadata_wsgi.plumbing.rules import rules_for
-from metadata_wsgi.plumbing.run import SubprocessRunner
+from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.netns import namespaces, nftables
+from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.rules import rules_for
+from metadata_wsgi.netns.ruleset_template import Pattern
+from metadata_wsgi.netns.runner import SubprocessRunner
 
 from .worlds import METADATA, get, saved, serving
 
@@ -149,7 +149,7 @@ def test_the_kind_in_use_is_found_out(world, program):
 
 
 def test_a_refusal_is_in_iptables_own_words(world, iptables, program):
-    with pytest.raises(PlumbingError, match=f'{program}-restore.*exit code'):
+    with pytest.raises(NetnsError, match=f'{program}-restore.*exit code'):
         iptables.apply(world.router, rules_for(interfaces='much-too-long-a-name'))
 
 
@@ -185,7 +185,7 @@ def test_copied_rules_are_those_that_iptables_would_have_laid(world, copying, co
     Iptables(SubprocessRunner(), binary='iptables-nft').apply(world.router, WANTED)
     laid = both(world)
     Iptables(SubprocessRunner(), binary='iptables-nft').apply(world.router, ())
-    netns.run_in(world.router, lambda: ruleset.remove(*ruleset.read()))
+    namespaces.run_in(world.router, lambda: nftables.remove(*nftables.read()))
     assert copying.apply(world.router, WANTED) is True
     assert counting.run == []
     assert both(world) == laid
@@ -280,16 +280,16 @@ def test_a_rule_that_is_missing_or_too_many_is_seen_and_mended_by_iptables(world
 
 def test_nothing_is_written_over_what_came_while_we_looked(world, copying):
     def too_late():
-        there, generation = ruleset.read()
+        there, generation = nftables.read()
         in_router(world, 'iptables-nft', '-A', 'FORWARD', '-s', '192.0.2.0/24', '-j', 'DROP')
-        for act in (ruleset.write, ruleset.remove):
+        for act in (nftables.write, nftables.remove):
             with pytest.raises(OSError, match='ERESTART'):
                 act(pattern, generation)
         return there
 
     copying.apply(world.router, WANTED)
-    pattern = netns.run_in(world.router, ruleset.read)[0]
-    assert netns.run_in(world.router, too_late) == pattern
+    pattern = namespaces.run_in(world.router, nftables.read)[0]
+    assert namespaces.run_in(world.router, too_late) == pattern
     assert '-s 192.0.2.0/24' in str(saved(world.router, 'iptables-nft'))
 
 
@@ -314,5 +314,5 @@ def test_a_copy_that_does_not_read_back_as_wanted_is_never_given_to_a_router(wor
 
 def test_where_iptables_refuses_the_pattern_too_it_is_asked_for_each_and_says_why(world):
     refused = rules_for(interfaces='much-too-long-a-name')
-    with pytest.raises(PlumbingError, match=r'iptables-nft-restore.*exit code'):
+    with pytest.raises(NetnsError, match=r'iptables-nft-restore.*exit code'):
         Iptables(SubprocessRunner(), binary='iptables-nft', many=refused).apply(world.router, refused)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from metadata_wsgi.keeper.places import KeptSockets
-from metadata_wsgi.plumbing import netns
-from metadata_wsgi.plumbing.place import Place
+from metadata_wsgi.keeper.attachments_client import KeptSockets
+from metadata_wsgi.netns import namespaces
+from metadata_wsgi.netns.target import Place
 from tests.cloud import Cloud
 from tests.e2e.conftest import eventually
 
@@ -64,7 +64,7 @@ def routers():
             subprocess.run(['ip', '-n', f'qrouter-{id_}', 'link', 'set', 'lo', 'up'], check=True)
         yield ids
     finally:
-        batch(*(f'netns delete {name}' for name in netns.names() if name.removeprefix('qrouter-') in ids))
+        batch(*(f'netns delete {name}' for name in namespaces.names() if name.removeprefix('qrouter-') in ids))
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_many_routers_are_one_set_of_processes_and_do_not_disturb_each_other(hos
     for id_ in first:
         kept.attach(Place.of('router', id_), mode, PORT, [''])
     took_s = time.monotonic() - begun_at
-    assert [netns.run_in(f'qrouter-{id_}', lambda: ask('127.0.0.1', PORT)) for id_ in first] == [
+    assert [namespaces.run_in(f'qrouter-{id_}', lambda: ask('127.0.0.1', PORT)) for id_ in first] == [
         f'vm-{id_}' for id_ in first
     ]
     after = costs(host)
@@ -125,7 +125,7 @@ def test_many_routers_are_one_set_of_processes_and_do_not_disturb_each_other(hos
             # The worker hears of it a moment after the keeper.
             eventually(lambda id_=id_: _refuses(f'qrouter-{id_}'), f'{id_} is not served any more')
         for id_ in later:
-            assert netns.run_in(f'qrouter-{id_}', lambda: ask('127.0.0.1', PORT)) == f'vm-{id_}'
+            assert namespaces.run_in(f'qrouter-{id_}', lambda: ask('127.0.0.1', PORT)) == f'vm-{id_}'
     finally:
         load.stop()
     assert load.failures == [], host.text()
@@ -139,7 +139,7 @@ def test_many_are_attached_and_detached_by_one_command(host, routers, tmp_path):
     assert host.attach('shared', '--file', str(listed)).count('is attached') == MANY
     print(json.dumps({'routers': MANY, 'attach_with_rules_s': round(time.monotonic() - begun_at, 2)}))
     asked = (routers[0], routers[MANY // 2], routers[MANY - 1])
-    assert [netns.run_in(f'qrouter-{id_}', lambda: ask('127.0.0.1', PORT)) for id_ in asked] == [
+    assert [namespaces.run_in(f'qrouter-{id_}', lambda: ask('127.0.0.1', PORT)) for id_ in asked] == [
         f'vm-{id_}' for id_ in asked
     ]
     code, out, _ = host.metadata_wsgi('detach', '--file', str(listed))
@@ -149,7 +149,7 @@ def test_many_are_attached_and_detached_by_one_command(host, routers, tmp_path):
 
 def _refuses(namespace):
     try:
-        netns.run_in(namespace, lambda: ask('127.0.0.1', PORT))
+        namespaces.run_in(namespace, lambda: ask('127.0.0.1', PORT))
     except OSError:
         return True
     return False

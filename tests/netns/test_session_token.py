@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from metadata_wsgi.plumbing import netns, process
-from metadata_wsgi.plumbing.attachment import Attachments, Place, Proxy
-from metadata_wsgi.plumbing.run import SubprocessRunner
+from metadata_wsgi.netns import namespaces, proxy_process
+from metadata_wsgi.netns.attach import Attachments, Place, Proxy
+from metadata_wsgi.netns.runner import SubprocessRunner
 from tests.cloud import SHIPPED
 from tests.e2e.conftest import eventually, nobody_is_refused
 
@@ -41,7 +41,7 @@ def ask(namespace, method, path, headers=None, within_s=20.0):
         finally:
             connection.close()
 
-    return netns.run_in(namespace, inside)
+    return namespaces.run_in(namespace, inside)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def path(world, tmp_path, request):
         Attachments(SubprocessRunner(), proxy=proxy).attach(Place.of('router', world.uuid), wait_for_ipv6=False)
         yield
     finally:
-        process.disable(proxy.pid_file(world.uuid), world.uuid, patience_s=1)
+        proxy_process.disable(proxy.pid_file(world.uuid), world.uuid, patience_s=1)
         agent.terminate()
         agent.wait(20)
 

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from metadata_wsgi.plumbing import netns
+from metadata_wsgi.netns import namespaces
 from tests.cloud import SECRET, Cloud
 from tests.e2e.conftest import eventually
 
@@ -42,7 +42,7 @@ def machine(directory, network, world):
     why = what_is_missing()
     if why:
         pytest.skip(why)
-    with netns.run_in(network, lambda: Cloud(directory)) as cloud:
+    with namespaces.run_in(network, lambda: Cloud(directory)) as cloud:
         cloud.configure(state_path=None, metadata_one_hop=True)
         conf = cloud.conf_file.read_text().replace(str(directory), '/etc/metadata_wsgi')
         inventory = (directory / 'inventory.yaml').read_text()
@@ -98,7 +98,7 @@ def workers(host):
     """The modes that somebody serves."""
     script = (
         'import sys; sys.path[:0] = ["/opt/checkout", "/opt/packages"]\n'
-        'from metadata_wsgi.keeper.places import KeptSockets\n'
+        'from metadata_wsgi.keeper.attachments_client import KeptSockets\n'
         'print(*KeptSockets("/var/lib/quantum").workers())'
     )
     return set(host.run(host.interpreter, '-c', script).stdout.split())
@@ -160,7 +160,7 @@ def test_a_guest_is_served_by_what_is_shipped(host, world, attach, mode):
     assert stored(host) == 2
     ip('netns', 'delete', world.outside)
     eventually(lambda: stored(host) < 2, 'the keeper let go of what was deleted')
-    assert netns.run_in(world.guest, ask) == 'instance-a', host.text()
+    assert namespaces.run_in(world.guest, ask) == 'instance-a', host.text()
     all_is_well(host)
     host.metadata_wsgi('detach', '--router-id', 'router-a', '--namespace', world.router)
     assert (stored(host), host.metadata_wsgi('attached').stdout.count('router-a')) == (0, 0)
@@ -185,7 +185,7 @@ def test_an_isolated_network_has_its_two_addresses(host, world):
     host.metadata_wsgi('attach', '--no-wait', '--mode', 'shared', *words)
     assert stored(host) == 2, host.text()
     host.systemctl('kill', '--signal', 'KILL', *ALL)
-    assert netns.run_in(world.guest, ask) == 'instance-c', host.text()
+    assert namespaces.run_in(world.guest, ask) == 'instance-c', host.text()
     assert stored(host) == 2
     host.metadata_wsgi('detach', *words[:-2])
     assert stored(host) == 0
@@ -193,7 +193,7 @@ def test_an_isolated_network_has_its_two_addresses(host, world):
 
 def test_a_process_in_a_namespace_reaches_the_agent_of_the_unit(host, world, attach):
     attach('process')
-    assert netns.run_in(world.guest, ask) == 'instance-a', host.text()
+    assert namespaces.run_in(world.guest, ask) == 'instance-a', host.text()
     assert stored(host) == 0
 
 
@@ -209,7 +209,7 @@ def test_the_secret_as_a_credential(host, world, attach):
     host.systemctl('restart', AGENT)
     eventually(lambda: 'one_hop' in workers(host), lambda: f'it follows: {host.text()}')
     attach('one_hop')
-    assert netns.run_in(world.guest, ask) == 'instance-a', host.text()
+    assert namespaces.run_in(world.guest, ask) == 'instance-a', host.text()
 
 
 def test_what_the_units_take_away_is_taken_away(host):
@@ -285,7 +285,7 @@ def test_another_mode_and_a_detach_reach_the_store(host, world, attach):
     attach('one_hop')
     assert stored(host) == 1
     host.systemctl('kill', '--signal', 'KILL', *ALL)
-    eventually(lambda: netns.run_in(world.guest, ask) == 'instance-a', 'served')
+    eventually(lambda: namespaces.run_in(world.guest, ask) == 'instance-a', 'served')
     assert 'one_hop' in host.metadata_wsgi('attached').stdout
     host.metadata_wsgi('detach', '--router-id', 'router-a', '--namespace', world.router)
     host.systemctl('kill', '--signal', 'KILL', *ALL)
@@ -301,7 +301,7 @@ def test_all_stopped_and_started_needs_an_attach_and_nothing_else(host, world, a
     eventually(lambda: workers(host) == {'shared', 'one_hop'}, 'both follow')
     assert host.metadata_wsgi('attached', check=False).returncode == 1
     attach('shared')
-    assert netns.run_in(world.guest, ask) == 'instance-a'
+    assert namespaces.run_in(world.guest, ask) == 'instance-a'
     all_is_well(host)
 
 

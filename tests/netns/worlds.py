@@ -16,7 +16,7 @@ import subprocess
 import threading
 import uuid
 
-from metadata_wsgi.plumbing import netns
+from metadata_wsgi.netns import namespaces
 
 METADATA = '169.254.169.254'
 
@@ -52,7 +52,7 @@ def get(namespace, host, port=80, timeout_s=5.0, source=''):
         finally:
             connection.close()
 
-    return netns.run_in(namespace, ask)
+    return namespaces.run_in(namespace, ask)
 
 
 @contextlib.contextmanager
@@ -73,7 +73,7 @@ def serving(namespace, text, port=80, family=socket.AF_INET):
         address_family = family
         daemon_threads = True
 
-    server = netns.run_in(namespace, lambda: Server(('', port), Handler))
+    server = namespaces.run_in(namespace, lambda: Server(('', port), Handler))
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.05})
     thread.start()
     try:
@@ -113,5 +113,5 @@ class World:
 
     def remove(self):
         for name in (self.router, self.guest, self.outside):
-            if netns.exists(name):
+            if namespaces.exists(name):
                 ip('netns', 'delete', name)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metadata_wsgi.lab import topology
-from metadata_wsgi.plumbing import netns
+from metadata_wsgi.netns import namespaces
 from tests.clients.way import BIN, METADATA, Guest
 from tests.openstack.cloud import OpenStack
 from tests.openstack.seed import CLAIMED, GHOST
@@ -128,10 +128,10 @@ class Host:
         """Detach and remove everything."""
         self._end_agent()
         for guest in self._guests.values():
-            if netns.exists(guest.gateway_namespace):
+            if namespaces.exists(guest.gateway_namespace):
                 self._attachment('detach', '--router-id' if guest.routed else '--network-id', guest.router_id)
             for name in (guest.namespace, guest.gateway_namespace):
-                if netns.exists(name):
+                if namespaces.exists(name):
                     subprocess.run(['ip', 'netns', 'delete', name], check=True)
         shutil.rmtree(self._directory / 'external', ignore_errors=True)
 

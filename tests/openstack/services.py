@@ -170,8 +170,8 @@ class Services:
 
     def make_databases(self) -> None:
         """Make the tables, Keystone's keys, its administrator and its own entry in the catalogue."""
-        with ThreadPoolExecutor() as at_once:
-            for made in [at_once.submit(make) for make in (self._make_keystone, self._make_neutron, self._make_nova)]:
+        with ThreadPoolExecutor() as _slots:
+            for made in [_slots.submit(make) for make in (self._make_keystone, self._make_neutron, self._make_nova)]:
                 made.result()
 
     def start(self, *names: str) -> None:

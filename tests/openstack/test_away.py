@@ -95,8 +95,8 @@ def test_a_service_that_is_back_before_the_deadline_is_no_fault_for_the_guest(ho
     host.serve(host.grizzly(answer_within=25))
     services.freeze(name)
     try:
-        with ThreadPoolExecutor() as at_once:
-            asked = at_once.submit(host.curl, 'a', META_DATA)
+        with ThreadPoolExecutor() as _slots:
+            asked = _slots.submit(host.curl, 'a', META_DATA)
             wait_for(lambda: unread(services.port(name)), f'a request to {name}')
             services.thaw(name)
             assert asked.result().status == 200
@@ -116,8 +116,8 @@ def test_a_token_that_is_refused_is_renewed_once_for_all(host, services):
     admin.close()
     # Keystone notes the end of tokens in seconds: one that is given in the same second is ended as well.
     wait_for(lambda: new_token_works(services), 'a token that is good')
-    with ThreadPoolExecutor(4) as at_once:
-        answers = list(at_once.map(lambda name: host.curl(name, META_DATA), ['a', 'b'] * 2))
+    with ThreadPoolExecutor(4) as _slots:
+        answers = list(_slots.map(lambda name: host.curl(name, META_DATA), ['a', 'b'] * 2))
     # Neutron asks Keystone about each of these questions, which on a busy machine is more than it can do in time.
     assert all(answer.status == 200 or is_late(answer) for answer in answers), answers
     recovers(host)

@@ -15,7 +15,7 @@ from tests.openstack.seed import ADDRESS, Admin, make_port
 pytestmark = [pytest.mark.openstack, pytest.mark.netns]
 
 META_DATA = '/openstack/latest/meta_data.json'
-CACHE = 'cache'
+CACHE = 'lookup_cache'
 BOUND_S = 60.0
 """More than any cache here remembers a lookup."""
 
@@ -43,7 +43,7 @@ def paste_file(request, tmp_path):
     if request.param == 'with a cache':
         if CACHE not in entry_points(group='paste.filter_factory').names:
             pytest.skip('there is no filter of that name')
-        text = text.replace(' source instance ', f' source {CACHE} instance ')
+        text = text.replace('header_source instance ', f' source {CACHE} instance ')
         if f'[filter:{CACHE}]' not in text:
             text += f'\n[filter:{CACHE}]\nuse = egg:metadata_wsgi#{CACHE}\n'
     path = tmp_path / 'api-paste.ini'

@@ -4,8 +4,8 @@
 import pytest
 import webtest
 
-from metadata_wsgi import order, pipeline
 from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.pipeline import order, paste_loader
 from tests.cloud import SHIPPED, Cloud
 
 A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
@@ -35,10 +35,10 @@ def with_filters(directory, before_instance='', after_instance=''):
 def load(cloud, tmp_path):
     """Loads a pipeline with filters around ``instance`` and options of its own."""
 
-    def make(before_instance='cache', after_instance='cache_answers', name='agent', **options):
+    def make(before_instance='lookup_cache', after_instance='response_cache', name='agent', **options):
         cloud.configure(**options)
         path = with_filters(tmp_path, before_instance, after_instance)
-        return pipeline.load(str(path), name, {'config_file': str(cloud.conf_file)})
+        return paste_loader.load(str(path), name, {'config_file': str(cloud.conf_file)})
 
     return make
 
@@ -46,17 +46,17 @@ def load(cloud, tmp_path):
 @pytest.mark.parametrize('name', ['agent', 'one_hop', 'standalone'])
 def test_the_order_is_accepted_in_every_pipeline(load, name):
     names = [order.name(link) for link in order.chain(load(name=name))]
-    assert names[names.index('cache') :][:3] == ['cache', 'instance', 'cache_answers']
+    assert names[names.index('lookup_cache') :][:3] == ['lookup_cache', 'instance', 'response_cache']
 
 
 def test_the_cache_behind_instance_is_refused(load):
-    with pytest.raises(ConfigError, match='put cache before instance'):
-        load(before_instance='', after_instance='cache')
+    with pytest.raises(ConfigError, match='put lookup_cache before instance'):
+        load(before_instance='', after_instance='lookup_cache')
 
 
 def test_remembered_answers_before_instance_are_refused(load):
-    with pytest.raises(ConfigError, match='put instance before cache_answers'):
-        load(before_instance='cache_answers', after_instance='')
+    with pytest.raises(ConfigError, match='put instance before response_cache'):
+        load(before_instance='response_cache', after_instance='')
 
 
 def test_two_guests_at_one_address_get_their_own_each_time(load, cloud):

@@ -4,8 +4,8 @@
 import pytest
 import webtest
 
-from metadata_wsgi import context, pipeline
 from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.pipeline import environ_keys, paste_loader
 from tests.cloud import SHIPPED, Cloud
 
 A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
@@ -29,12 +29,12 @@ def load(cloud, tmp_path):
         path = tmp_path / 'api-paste.ini'
         path.write_text(more(text))
         cloud.conf_file.write_text(cloud.conf_file.read_text() + options)
-        return webtest.TestApp(pipeline.load(str(path), name, {'config_file': str(cloud.conf_file)}))
+        return webtest.TestApp(paste_loader.load(str(path), name, {'config_file': str(cloud.conf_file)}))
 
     return with_
 
 
-@pytest.mark.parametrize('after', ['instance', 'source'])
+@pytest.mark.parametrize('after', ['instance', 'header_source'])
 def test_rate_limit_lets_boots_pass_and_stops_what_asks_for_ever(load, cloud, after):
     app = load('rate_limit', '[rate_limit]\nboots_per_minute = 2\n', after)
     said = [app.get('/', headers=A, expect_errors=True).status_int for _ in range(60)]
@@ -45,7 +45,7 @@ def test_rate_limit_lets_boots_pass_and_stops_what_asks_for_ever(load, cloud, af
 
 
 def test_rate_limit_before_anybody_said_who_asks_is_refused(load):
-    with pytest.raises(ConfigError, match='put source before rate_limit'):
+    with pytest.raises(ConfigError, match='put header_source before rate_limit'):
         load('rate_limit', after='deadline')
 
 
@@ -70,7 +70,7 @@ def test_a_guest_asks_for_a_session_token_and_shows_it(load, cloud):
 
 def test_a_guest_of_the_one_hop_gets_a_session_token_unless_it_is_a_proxy(load):
     app = load('session_token', f'[session_token]\nkeys = {KEY}\n', name='one_hop')
-    came = {context.NAMESPACE: context.Namespace(router_id='router-a'), 'REMOTE_ADDR': '10.1.1.2'}
+    came = {environ_keys.NAMESPACE: environ_keys.Namespace(router_id='router-a'), 'REMOTE_ADDR': '10.1.1.2'}
     token = app.put('/latest/api/token', headers={TTL: '60'}, extra_environ=came).text
     app.get('/', headers={TOKEN: token}, extra_environ=came, status=200)
     app.get('/', headers={TOKEN: token[:-2]}, extra_environ=came, status=401)
@@ -97,7 +97,7 @@ def test_path_policy_hides_user_data_an_hour_after_the_port_was_made(load, cloud
 @pytest.mark.parametrize('name', ['session_token', 'path_policy'])
 def test_what_needs_the_instance_is_refused_before_it(load, name):
     with pytest.raises(ConfigError, match=f'put instance before {name}'):
-        load(name, f'[session_token]\nkeys = {KEY}\n', after='source')
+        load(name, f'[session_token]\nkeys = {KEY}\n', after='header_source')
 
 
 def test_all_of_them_at_once(load):
@@ -123,14 +123,14 @@ def test_the_host_asks_for_its_health_and_a_guest_does_not_reach_that(load, clou
 
 
 def test_a_guest_of_the_one_hop_does_not_reach_it_either(load, cloud):
-    came = {context.NAMESPACE: context.Namespace(router_id='router-a'), 'REMOTE_ADDR': '10.1.1.2'}
+    came = {environ_keys.NAMESPACE: environ_keys.Namespace(router_id='router-a'), 'REMOTE_ADDR': '10.1.1.2'}
     app = load('healthcheck', after='catch_errors', name='one_hop')
     assert app.get('/healthcheck', extra_environ=came).json['path'] == '/healthcheck'
 
 
 def test_every_request_is_a_line_in_the_log(load, caplog):
     app = load('request_log', after='catch_errors')
-    with caplog.at_level('INFO', 'metadata_wsgi.filters.request_log'):
+    with caplog.at_level('INFO', 'metadata_wsgi.filters.optional.request_log'):
         app.get('/latest/x?secret', headers=A)
         app.get('/', status=400)
     lines = [record.getMessage().rpartition(' 2')[0] or record.getMessage() for record in caplog.records]
@@ -139,9 +139,13 @@ def test_every_request_is_a_line_in_the_log(load, caplog):
 
 
 def test_with_the_caches_a_guest_is_refused_before_it_is_answered_from_memory(load, cloud):
-    filters = 'rate_limit session_token path_policy cache_answers'
+    filters = 'rate_limit session_token path_policy response_cache'
     options = f'[session_token]\nkeys = {KEY}\nrequired = true\n[path_policy]\nrule = hide GET /latest/user-data\n'
-    app = load(filters, options, more=lambda text: text.replace(' source instance ', ' source cache instance '))
+    app = load(
+        filters,
+        options,
+        more=lambda text: text.replace('header_source instance ', 'header_source lookup_cache instance '),
+    )
     token = app.put('/latest/api/token', headers={**A, TTL: '60'}).text
     for _ in range(3):
         assert app.get('/latest/x', headers={**A, TOKEN: token}).json['uuid'] == 'instance-a'

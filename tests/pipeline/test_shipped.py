@@ -7,7 +7,7 @@ import hmac
 import pytest
 import webtest
 
-from metadata_wsgi import pipeline
+from metadata_wsgi.pipeline import paste_loader
 from tests.cloud import SECRET, SHIPPED, Cloud
 
 A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
@@ -27,7 +27,7 @@ def path_(cloud):
 
     def load(**options):
         cloud.configure(**options)
-        return webtest.TestApp(pipeline.load(str(SHIPPED), 'agent', {'config_file': str(cloud.conf_file)}))
+        return webtest.TestApp(paste_loader.load(str(SHIPPED), 'agent', {'config_file': str(cloud.conf_file)}))
 
     return load
 
@@ -146,10 +146,10 @@ def test_a_body_over_the_limit_is_a_413(path_, cloud):
 
 def test_a_filter_that_breaks_is_a_503(path_, cloud, caplog):
     """What nobody foresaw: here a directory's answer that is no text."""
-    from metadata_wsgi import context
+    from metadata_wsgi.pipeline import environ_keys
 
     response = path_().get(
-        '/', headers=A, extra_environ={context.INSTANCE: context.Instance(None, 'p', 'q')}, status=503
+        '/', headers=A, extra_environ={environ_keys.INSTANCE: environ_keys.Instance(None, 'p', 'q')}, status=503
     )
     assert response.headers['Retry-After'] == '1'
     assert 'Traceback' in caplog.text
@@ -157,7 +157,7 @@ def test_a_filter_that_breaks_is_a_503(path_, cloud, caplog):
 
 def test_the_same_pipeline_is_main_for_gunicorn(cloud):
     """``gunicorn --paste`` asks for ``main``, with the configuration file named in the paste file or default."""
-    app = pipeline.load(str(SHIPPED), 'main', {'config_file': str(cloud.conf_file)})
+    app = paste_loader.load(str(SHIPPED), 'main', {'config_file': str(cloud.conf_file)})
     assert webtest.TestApp(app).get('/', headers=B).json['uuid'] == 'instance-b'
 
 
@@ -166,6 +166,6 @@ def test_a_cloud_without_nova_answers_itself(cloud):
     text = cloud.conf_file.read_text()
     inventory = next(line for line in text.splitlines() if line.startswith('inventory'))
     cloud.conf_file.write_text(f'{text}\n[metadata_app]\n{inventory}\n')
-    app = webtest.TestApp(pipeline.load(str(SHIPPED), 'standalone', {'config_file': str(cloud.conf_file)}))
+    app = webtest.TestApp(paste_loader.load(str(SHIPPED), 'standalone', {'config_file': str(cloud.conf_file)}))
     assert app.get('/openstack/latest/meta_data.json', headers=B).json['uuid'] == 'instance-b'
     assert cloud.nova.seen == []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from metadata_wsgi import wire
+from metadata_wsgi.http import header_names
 from tests.cloud import ROUTER, SECRET, Cloud
 from tests.e2e.conftest import BIN, Program, eventually, free_port, nobody_is_refused
 from tests.rawserver import RawServer, keeps_saying
@@ -40,12 +40,12 @@ class Heard:
 
 SIGNATURE = hmac.new(SECRET.encode(), b'instance-a', hashlib.sha256).hexdigest()
 SENDER = {
-    wire.FORWARDED_FOR: '127.0.0.1',
-    wire.INSTANCE_ID: 'instance-a',
-    wire.TENANT_ID: 'project-a',
-    wire.SIGNATURE: SIGNATURE,
+    header_names.FORWARDED_FOR: '127.0.0.1',
+    header_names.INSTANCE_ID: 'instance-a',
+    header_names.TENANT_ID: 'project-a',
+    header_names.SIGNATURE: SIGNATURE,
 }
-ALLOWED = wire.UPSTREAM_ALLOWED | {'host', 'content-length'}
+ALLOWED = header_names.UPSTREAM_ALLOWED | {'host', 'content-length'}
 
 
 def is_the_sender(heard):

@@ -6,23 +6,25 @@ Server, worker and pipeline are the real ones; only that the socket came from a 
 
 import sys
 
-from metadata_wsgi import context, pipeline, server, sockets
+from metadata_wsgi.net import listeners
+from metadata_wsgi.pipeline import environ_keys, paste_loader
+from metadata_wsgi.server import master
 from tests.cloud import ROUTER, SHIPPED
 
 
 def application(conf_file):
-    from_guests = pipeline.load(str(SHIPPED), 'one_hop', {'config_file': conf_file})
+    from_guests = paste_loader.load(str(SHIPPED), 'one_hop', {'config_file': conf_file})
 
     def app(environ, start_response):
-        return from_guests({**environ, context.NAMESPACE: context.Namespace(ROUTER)}, start_response)
+        return from_guests({**environ, environ_keys.NAMESPACE: environ_keys.Namespace(ROUTER)}, start_response)
 
     return app
 
 
 if __name__ == '__main__':
-    server.Server(
+    master.Server(
         lambda: application(sys.argv[2]),
-        [sockets.tcp_listener('127.0.0.1', int(sys.argv[1]))],
+        [listeners.tcp_listener('127.0.0.1', int(sys.argv[1]))],
         settings=lambda: {'workers': 1},
         name='one_hop',
     ).run()

@@ -13,7 +13,7 @@ from collections import Counter
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from metadata_wsgi import wire
+from metadata_wsgi.http import header_names
 from tests.wire.cases import HOPS, REFUSALS, WHO
 from tests.wire.conftest import is_the_sender
 
@@ -30,8 +30,8 @@ def mostly(usual, odd):
 
 blank = mostly(st.sampled_from(['', ' ', '\t']), st.sampled_from(BLANKS))
 naming = st.sampled_from(
-    [*(wire.router_id(prefix) for prefix in wire.PREFIXES), *(wire.network_id(prefix) for prefix in wire.PREFIXES),
-     wire.FORWARDED_FOR, wire.INSTANCE_ID, wire.TENANT_ID, wire.SIGNATURE, 'x-metadata-provider',
+    [*(header_names.router_id(prefix) for prefix in header_names.PREFIXES), *(header_names.network_id(prefix) for prefix in header_names.PREFIXES),
+     header_names.FORWARDED_FOR, header_names.INSTANCE_ID, header_names.TENANT_ID, header_names.SIGNATURE, 'x-metadata-provider',
      'x-metadata-provider-signature', 'forwarded', 'x-real-ip', 'host', 'x-original-url', 'x-http-method-override']
 )  # fmt: skip
 values = st.sampled_from(['router-b', 'network-c', 'instance-b', 'project-b', '10.1.1.2', '127.0.0.1', '', 'x, y', '*'])

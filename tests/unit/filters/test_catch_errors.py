@@ -2,9 +2,9 @@
 import pytest
 import webtest
 
-from metadata_wsgi import context
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.filters.catch_errors import CatchErrorsFilter, filter_factory
+from metadata_wsgi.pipeline import environ_keys
 
 
 def broken(environ, start_response):
@@ -47,6 +47,6 @@ def test_it_refuses_an_order_that_cannot_work():
     def app(environ, start_response):
         raise NotImplementedError
 
-    app.REQUIRES = frozenset({context.SOURCE})
+    app.REQUIRES = frozenset({environ_keys.SOURCE})
     with pytest.raises(ConfigError, match=r'app reads metadata_wsgi\.source, which no filter before it establishes'):
         filter_factory({})(app)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from metadata_wsgi import context
 from metadata_wsgi.filters.deadline import DeadlineFilter, filter_factory
+from metadata_wsgi.pipeline import environ_keys
 from tests.fakes import FakeClock
 
 
@@ -10,7 +10,7 @@ def remaining_s(environ, within_s=9.0):
     seen = {}
     DeadlineFilter(lambda e, s: seen.update(e), answer_within_s=within_s, clock=FakeClock())(environ, None)
     assert 'HTTP_X_METADATA_REMAINING_MS' not in seen
-    return seen[context.DEADLINE].remaining_s()
+    return seen[environ_keys.DEADLINE].remaining_s()
 
 
 def test_nine_seconds_from_now():
@@ -35,4 +35,4 @@ def test_the_factory_reads_answer_within(tmp_path):
     path.write_text('[DEFAULT]\nanswer_within = 3.5\n')
     seen = {}
     filter_factory({'config_file': str(path)})(lambda e, s: seen.update(e))({}, None)
-    assert seen[context.DEADLINE].remaining_s() == pytest.approx(3.5, abs=0.5)
+    assert seen[environ_keys.DEADLINE].remaining_s() == pytest.approx(3.5, abs=0.5)

@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metadata_wsgi import context
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.filters.signature import SignatureFilter, filter_factory, sign
+from metadata_wsgi.pipeline import environ_keys
 
 
 def test_the_signature_of_a_reference_value():
@@ -26,8 +26,8 @@ def test_a_signature_is_lower_case_hex(secret, instance_id):
 def test_the_headers_that_nova_authenticates_by_are_set():
     seen = {}
     environ = {
-        context.SOURCE: context.Source('10.1.1.2', router_id='r1'),
-        context.INSTANCE: context.Instance('what do ya want for nothing?', 'p1', 'port1'),
+        environ_keys.SOURCE: environ_keys.Source('10.1.1.2', router_id='r1'),
+        environ_keys.INSTANCE: environ_keys.Instance('what do ya want for nothing?', 'p1', 'port1'),
         'HTTP_X_INSTANCE_ID': 'forged',
         'HTTP_X_TENANT_ID': 'forged',
     }
@@ -56,6 +56,9 @@ def test_the_factory_takes_the_secret_from_the_file(tmp_path):
     path = tmp_path / 'agent.ini'
     path.write_text('[DEFAULT]\nmetadata_proxy_shared_secret = Jefe\n')
     seen = {}
-    environ = {context.SOURCE: context.Source('10.1.1.2'), context.INSTANCE: context.Instance('i1', 'p1', 'port1')}
+    environ = {
+        environ_keys.SOURCE: environ_keys.Source('10.1.1.2'),
+        environ_keys.INSTANCE: environ_keys.Instance('i1', 'p1', 'port1'),
+    }
     filter_factory({'config_file': str(path)})(lambda e, s: seen.update(e))(environ, None)
     assert seen['HTTP_X_INSTANCE_ID_SIGNATURE'] == sign(b'Jefe', 'i1')

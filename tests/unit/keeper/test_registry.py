@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.registry import Follower, Registry
 
@@ -35,7 +35,7 @@ class FakeNamespaces:
 
     def open(self, listener):
         if listener.port in self.refuses or listener.namespace not in self.generation:
-            raise PlumbingError('refused')
+            raise NetnsError('refused')
         self.opened.append(FakeSocket(len(self.opened), self.generation[listener.namespace]))
         return self.opened[-1]
 
@@ -130,7 +130,7 @@ def test_another_mode_serves_the_same_socket(registry, there):
 def test_another_port_is_opened_before_the_former_is_closed(registry, there):
     registry.attach(A)
     there.refuses.add(9000)
-    with pytest.raises(PlumbingError):
+    with pytest.raises(NetnsError):
         registry.attach(replace(A, port=9000))
     assert (list(registry), there.opened[0].closed) == ([A], False)
     assert registry.attach(replace(A, port=9001)) is True

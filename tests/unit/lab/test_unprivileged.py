@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.lab import unprivileged
 
 
@@ -28,13 +28,13 @@ def runtime(tmp_path, monkeypatch):
 
 
 def test_without_unshare_it_says_what_to_install(programs):
-    with pytest.raises(PlumbingError, match=r'needs root, or the program unshare \(package util-linux\)'):
+    with pytest.raises(NetnsError, match=r'needs root, or the program unshare \(package util-linux\)'):
         unprivileged.run(['lab'], keep=False)
 
 
 def test_where_user_namespaces_are_forbidden_it_says_who_can_allow_them(programs):
     programs('unshare', 'echo "unshare failed: not permitted" >&2; exit 1')
-    with pytest.raises(PlumbingError, match=r'not allowed \(unshare failed: not permitted\); run it with sudo, or let'):
+    with pytest.raises(NetnsError, match=r'not allowed \(unshare failed: not permitted\); run it with sudo, or let'):
         unprivileged.run(['lab'], keep=False)
 
 

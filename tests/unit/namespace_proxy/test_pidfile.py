@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from metadata_wsgi.errors import PlumbingError
+from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.namespace_proxy.pidfile import PidFile
 
 
@@ -35,7 +35,7 @@ def test_it_has_the_pid_and_goes_at_the_end(path):
 def test_a_second_one_is_refused_with_the_firsts_pid(path):
     first = PidFile(path)
     first.write()
-    with pytest.raises(PlumbingError) as raised:
+    with pytest.raises(NetnsError) as raised:
         PidFile(path)
     assert str(raised.value) == f'already running with pid {os.getpid()} (pid file {path})'
     first.remove()
@@ -62,12 +62,12 @@ def test_a_worker_that_ends_leaves_the_file_alone(path):
 
     in_a_child(worker)
     assert pathlib.Path(path).read_text() == f'{os.getpid()}\n'
-    with pytest.raises(PlumbingError, match='already running'):
+    with pytest.raises(NetnsError, match='already running'):
         PidFile(path)
     pid_file.remove()
 
 
 def test_a_place_where_none_can_be_is_named(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(PlumbingError, match=r'^pid_file .*/file/r1\.pid: '):
+    with pytest.raises(NetnsError, match=r'^pid_file .*/file/r1\.pid: '):
         PidFile(str(tmp_path / 'file' / 'r1.pid'))

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Say who is asking, by network position, from the namespace proxy's headers. Stands before instance.
+
+Reads ``X-Forwarded-For`` (the guest's address) and, under the one prefix that is trusted,
+``-Router-ID`` or ``-Network-ID`` (exactly one of the two). Then it deletes them and every header
+that could name somebody, so that nothing behind it can take a guest's word for a fact.
+
+What could a guest fake? Nothing, as long as only a namespace proxy can open the socket: the proxy sets
+these headers and deletes a guest's own. What arrives twice arrives joined by a comma, and is refused;
+so is an id under a prefix that is not the trusted one (LP#1865036), and both ids at once.
+
+``metadata_header_prefix`` is ``X-Quantum`` for our namespace proxy and Grizzly's, ``X-Neutron`` for
+Neutron's haproxy. Establishes SOURCE, and FORWARDED: whether the guest said for whom it asks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from oslo_config import cfg
+
+from metadata_wsgi.config import config_files
+from metadata_wsgi.errors import BadRequest
+from metadata_wsgi.http import error_responses, header_names
+from metadata_wsgi.net.addresses import normalize_ip
+from metadata_wsgi.pipeline import environ_keys
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+OPTS = [
+    cfg.StrOpt(
+        'metadata_header_prefix',
+        default='X-Quantum',
+        choices=[
+            ('X-Quantum', 'our namespace proxy, and Grizzly'),
+            ('X-Neutron', "Neutron's haproxy"),
+            ('X-OVN', "OVN's haproxy"),
+        ],
+        ignore_case=True,
+        help='Prefix of the headers that carry the router or network id; ids under another prefix are refused.',
+    ),
+]
+
+# An id goes into a query to Quantum: nothing but what an id has may pass.
+_ID = re.compile(r'[0-9A-Za-z-]{1,64}\Z')
+
+
+class SourceFilter:
+    """Establishes SOURCE from the headers of a trusted namespace proxy."""
+
+    REQUIRES: frozenset[str] = frozenset()
+    PROVIDES = frozenset({environ_keys.SOURCE, environ_keys.FORWARDED})
+
+    def __init__(self, app: WSGIApplication, *, prefix: str) -> None:
+        self.app = app
+        self._router_key = _environ_key(header_names.router_id(prefix.lower()))
+        self._network_key = _environ_key(header_names.network_id(prefix.lower()))
+        self._other_ids = tuple(
+            _environ_key(header(other))
+            for other in header_names.PREFIXES
+            if other != prefix.lower()
+            for header in (header_names.router_id, header_names.network_id)
+        )
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Write the source down and go on; 400 where there is none, or more than one."""
+        try:
+            source = self._source(environ)
+        except BadRequest as error:
+            return error_responses.bad_request(str(error))(environ, start_response)
+        environ[environ_keys.FORWARDED] = _FORWARDED_KEY in environ
+        for key in [key for key in environ if header_names.is_reserved_key(key)]:
+            del environ[key]
+        environ[environ_keys.SOURCE] = source
+        return self.app(environ, start_response)
+
+    def _source(self, environ: WSGIEnvironment) -> environ_keys.Source:
+        if any(key in environ for key in self._other_ids):
+            raise BadRequest('An id under a prefix that is not the trusted one.')
+        router_id = environ.get(self._router_key)
+        network_id = environ.get(self._network_key)
+        if router_id is not None and network_id is not None:
+            raise BadRequest('Both a router id and a network id.')
+        if router_id is None and network_id is None:
+            raise BadRequest('Neither a router id nor a network id.')
+        if not _ID.match(router_id or network_id or ''):
+            raise BadRequest('An id that is none.')
+        return environ_keys.Source(address(environ.get('HTTP_X_FORWARDED_FOR')), router_id, network_id)
+
+
+def address(text: str | None) -> str:
+    """Canonical text of the one address in ``text``: no zone, and IPv4 for a v4-mapped one (haproxy's).
+
+    Quantum matches IPv6 addresses as strings, so only the canonical form is found there.
+    """
+    if text is None:
+        raise BadRequest('No address of who is asking.')
+    try:
+        return normalize_ip(text.strip())
+    except ValueError:
+        raise BadRequest('The address of who is asking is none.') from None
+
+
+def _environ_key(header: str) -> str:
+    return 'HTTP_' + header.upper().replace('-', '_')
+
+
+_FORWARDED_KEY = _environ_key(header_names.CLIENT_FORWARDED)
+
+
+def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], SourceFilter]:
+    """For ``use = egg:metadata_wsgi#source``."""
+    conf = config_files.load(global_conf, OPTS)
+    return lambda app: SourceFilter(app, prefix=conf.metadata_header_prefix)

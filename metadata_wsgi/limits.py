@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every timeout, count and size of the server and of the HTTP client, in one table.
+
+A number that an operator may set is an option, declared beside its use; its default is here where two
+programs share it. Units are in the names: ``_S`` seconds, ``_BYTES`` bytes.
+"""
+
+from __future__ import annotations
+
+# --- One request, end to end ---------------------------------------------------------------------------------------
+
+REQUEST_TIMEOUT_S = 9.0
+"""Default deadline of a request. cloud-init abandons a request after 10 s."""
+
+AGENT_HEADROOM_S = 0.3
+"""The namespace proxy gives the agent this much less time than it has, so that the agent's response arrives in time."""
+
+MAX_REQUEST_BODY_BYTES = 1 << 20
+"""Default limit of a request body; above it 413. The password that Nova accepts has 1,020 bytes."""
+
+LOG_INTERVAL_S = 60.0
+"""The same WARNING or ERROR is logged at most once in this interval, however many requests meet it."""
+
+SECRET_CHANGE_LOG_INTERVAL_S = 600.0
+"""The same, for the message that Nova accepts the other shared secret."""
+
+# --- Server: connections -------------------------------------------------------------------------------------------
+
+MAX_CONNECTIONS_PER_ADDRESS = 512
+"""Connections of one client address. A boot is 28 requests, some of them concurrent; but hundreds of containers may
+share one address, and all of them start when their instance does. Neutron's haproxy allows 1,024 for all clients of a
+router together."""
+
+MAX_CONCURRENT_PER_CLIENT = 16
+"""Requests of one client address that the pipeline processes at a time; further ones wait. With a Nova that takes
+0.1 s this is 160 requests a second, or five boots."""
+
+MAX_IDLE_GREENLETS = 64
+"""Greenlets that wait for the next connection. Reusing one saves the allocation of its stack."""
+
+ACCEPT_BATCH = 16
+"""Connections accepted in a row before other connections, and other workers, get their turn."""
+
+ACCEPT_ERROR_BACKOFF_S = 0.1
+"""Pause after accept() failed for want of descriptors or memory; without it the event loop spins."""
+
+# --- Server: reading a request -------------------------------------------------------------------------------------
+
+HEADER_TIMEOUT_S = 10.0
+"""Time for the complete header of the first request on a connection."""
+
+BODY_TIMEOUT_S = 30.0
+"""Time for a complete request body."""
+
+READ_WRITE_TIMEOUT_S = 10.0
+"""Longest pause of a client inside a body or a response, and of Nova inside a large response."""
+
+KEEPALIVE_TIMEOUT_S = 75.0
+"""An idle keep-alive connection is closed after this time."""
+
+REQUESTS_PER_YIELD = 16
+"""A client that pipelines requests gives way to other connections after this many."""
+
+MAX_REQUEST_HEADER_BYTES = 1 << 15
+"""Size of a request's header; above it 431."""
+
+RECV_BYTES = 1 << 13
+"""Size of one recv() on a client's connection."""
+
+DRAIN_S = 1.0
+DRAIN_RECVS = 256
+"""After an early response the server reads on for this long and this often, so that the kernel does not send a reset
+that overtakes the response."""
+
+# --- Server: workers -----------------------------------------------------------------------------------------------
+
+GRACEFUL_TIMEOUT_S = 12
+"""A stopping worker may finish the requests in flight for this long: longer than REQUEST_TIMEOUT_S."""
+
+WORKER_TIMEOUT_S = 30
+"""The master kills a worker that gave no sign of life for this long."""
+
+GC_THRESHOLD = 20_000
+"""Objects allocated and not freed before Python looks for reference cycles; a request makes hardly any."""
+
+# --- HTTP client: namespace proxy to agent, agent to Nova ----------------------------------------------------------
+
+CONNECT_TIMEOUT_S = 3.0
+"""Time for one connection attempt."""
+
+MAX_IDLE_CONNECTIONS = 256
+"""Idle connections in the pool of one host."""
+
+MAX_RESPONSE_HEADER_BYTES = 1 << 16
+"""Size of a response's header; a larger one is an error."""
+
+MAX_BUFFERED_BYTES = 1 << 20
+"""A response up to this size is received whole before the client gets its first byte, so that it can be retried."""
+
+CHUNK_BYTES = 1 << 16
+"""Size of one recv() on the connection to the agent or Nova."""
+
+# --- Retry ---------------------------------------------------------------------------------------------------------
+
+RETRY_BASE_DELAY_S = 0.05
+RETRY_MAX_DELAY_S = 1.0
+"""The delay between two attempts doubles from the one to the other, with jitter."""
+
+RETRY_MIN_TIME_FOR_ATTEMPT_S = 0.05
+"""No attempt is started with less time than this before the deadline."""
+
+NOVA_HOST_BACKOFF_S = 5.0
+"""A Nova host that failed is tried after the others for this long."""

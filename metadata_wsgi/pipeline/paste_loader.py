@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load a pipeline of the paste file, and refuse one that cannot work.
+
+The paste file is the drawing of the system. Whatever is wrong with it (a filter that does not exist,
+an option that a filter does not take, an order that cannot work) stops the start with one sentence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from paste.deploy import loadapp, loadwsgi
+
+from metadata_wsgi.config import config_files
+from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.pipeline import order
+
+DEFAULT_PASTE_FILES = (
+    os.path.join(sys.prefix, 'etc', 'metadata_wsgi', 'api-paste.ini'),
+    str(Path(__file__).resolve().parents[2] / 'etc' / 'api-paste.ini'),
+    '/etc/metadata_wsgi/api-paste.ini',
+)
+
+
+def default_paste_file() -> str:
+    """The path of the paste file that came with the package."""
+    for path in DEFAULT_PASTE_FILES:
+        if os.path.exists(path):
+            return path
+    raise ConfigError(
+        f'api_paste_config is not set and none of {", ".join(DEFAULT_PASTE_FILES)} exists; name the paste file'
+    )
+
+
+def load(path: str, name: str = 'agent', global_conf: Mapping[str, str] | None = None) -> Any:
+    """The WSGI application of section ``name`` of the paste file at ``path``, its order checked.
+
+    ``global_conf`` is added to the file's ``[DEFAULT]``; a key that both set differently is refused,
+    because paste would silently take the file's. Raises ConfigError.
+    """
+    path = os.path.abspath(path)
+    if not os.path.isfile(path):
+        raise ConfigError(f'api_paste_config = {path}: there is no such file; name the paste file')
+    given = dict(global_conf or {})
+    _refuse_two_minds(path, given)
+    try:
+        app = loadapp(f'config:{path}', name=name, global_conf=given)
+    except ConfigError as error:
+        raise ConfigError(f'{path}: {error}') from error
+    except (LookupError, TypeError, ValueError, ImportError, AttributeError) as error:
+        raise ConfigError(f'{path}: {_explain(error)}') from error
+    order.check(app)
+    config_files.refuse_misspelt(given)
+    return app
+
+
+def _refuse_two_minds(path: str, given: Mapping[str, str]) -> None:
+    try:
+        written = loadwsgi.ConfigLoader(path).parser.defaults()
+    except Exception as error:  # every parser error there is, and paste re-raises them in shapes of its own
+        raise ConfigError(f'{path}: not a paste file: {error}') from error
+    for key, value in given.items():
+        if key in written and written[key] != value:
+            raise ConfigError(
+                f'{path}: {key} = {written[key]} in [DEFAULT], but {value} was given on the command line; '
+                'keep one of them'
+            )
+
+
+def _explain(error: Exception) -> str:
+    """One sentence for what paste raised, with the nearest right name where there is one."""
+    text = ' '.join(str(error).split())
+    if option := re.search(r"got an unexpected keyword argument '([^']+)'", text):
+        return f'{option[1]} is no option of this filter in the paste file; values belong in the configuration files'
+    if missing := re.search(r"Entry point '([^']+)' not found in egg '?([^' ]+)", text):
+        names = sorted({ep.name for kind in ('filter', 'app') for ep in entry_points(group=f'paste.{kind}_factory')})
+        close = difflib.get_close_matches(missing[1], names, n=1) or [f'one of {", ".join(names)}']
+        return f'there is no filter {missing[1]} in {missing[2]}; did you mean {close[0]}?'
+    if section := re.search(r"No section '?([^' ]+)'? \(prefixed by", text):
+        name = section[1]
+        return f'there is no section for {name}: write [filter:{name}] with a use line, or take it out of the pipeline'
+    return text or type(error).__name__

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+
+import pytest
+from dogpile.cache import make_region
+
+from metadata_wsgi.cache import shared
+from metadata_wsgi.cache.local import Ttl
+from metadata_wsgi.errors import ConfigError
+from tests.fakes import FakeClock
+
+LIVES = Ttl(10.0, 60.0)
+
+
+class Region:
+    """What a region of dogpile.cache is to us; raises ``fault`` while there is one."""
+
+    def __init__(self):
+        self.entries, self.calls, self.fault = {}, 0, None
+
+    def _called(self):
+        self.calls += 1
+        if self.fault:
+            raise self.fault
+
+    def get(self, key):
+        self._called()
+        return json.loads(self.entries[key]) if key in self.entries else shared.NO_VALUE
+
+    def set(self, key, value):
+        self._called()
+        self.entries[key] = json.dumps(value)
+
+    def delete(self, key):
+        self._called()
+        self.entries.pop(key, None)
+
+
+class Server:
+    def __init__(self):
+        self.clock, self.wall, self.region = FakeClock(), FakeClock(1.7e9), Region()
+
+    def connect(self, kind='lookup'):
+        return shared.SharedCache(self.region, kind, pack=list, unpack=tuple, clock=self.clock, now=self.wall)
+
+
+@pytest.fixture
+def server():
+    return Server()
+
+
+def test_what_one_puts_another_gets_with_its_age(server):
+    server.connect().put(('10.1.1.2', 'r'), ('a', 'b'), LIVES)
+    server.wall.sleep(4)
+    value, age_s, lives = server.connect().get(('10.1.1.2', 'r'))
+    assert (value, lives) == (('a', 'b'), LIVES)
+    assert age_s == pytest.approx(4.0, abs=0.001)
+
+
+def test_kinds_are_apart_and_keys_are_hashed(server):
+    server.connect('lookup').put(('10.1.1.2', 'r'), 'a', LIVES)
+    assert server.connect('answer').get(('10.1.1.2', 'r')) is None
+    (key,) = server.region.entries
+    assert key.startswith('metadata_wsgi:lookup:')
+    assert '10.1.1.2' not in key
+    assert len(key) < 250
+
+
+def test_keys_that_are_written_alike_are_not_alike(server):
+    server.connect().put(('a', 'b c'), 'v', LIVES)
+    assert server.connect().get(('a b', 'c')) is None
+
+
+def test_what_is_forgotten_is_gone(server):
+    one = server.connect()
+    one.put('k', 'v', LIVES)
+    one.forget('k')
+    assert server.connect().get('k') is None
+
+
+@pytest.mark.parametrize(
+    'stored',
+    [
+        'text', 7, None, [], {}, {'value': 'v'}, {'value': 'v', 'made': 'x', 'fresh': 1, 'usable': 1},
+        {'value': 7, 'made': 1.7e9, 'fresh': 1, 'usable': 1},
+        {'value': 'v', 'made': 1.7e9, 'fresh': float('inf'), 'usable': 1},
+        {'value': 'v', 'made': 1.7e9 + 60, 'fresh': 10, 'usable': 10},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_entry_or_from_the_future_is_not_there(server, stored):
+    one = server.connect()
+    one.put('k', 'v', LIVES)
+    (key,) = server.region.entries
+    server.region.entries[key] = json.dumps(stored)
+    assert one.get('k') is None
+
+
+def test_a_server_that_is_away_is_nothing_found_and_one_line_in_the_log(server, caplog):
+    one = server.connect()
+    server.region.fault = OSError('refused')
+    for _ in range(5):
+        assert one.get('k') is None
+        one.put('k', 'v', LIVES)
+        one.forget('k')
+    assert server.region.calls == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        'The shared cache is away, so each worker goes by its own: refused'
+    ]
+
+
+def test_one_looks_whether_it_is_back_then_all_ask_again(server):
+    one = server.connect()
+    server.region.fault = OSError('refused')
+    one.get('k')
+    server.clock.sleep(shared.RETRY_AFTER_FAILURE_S)
+    one.get('k')
+    one.get('k')
+    assert server.region.calls == 2
+    server.clock.sleep(shared.RETRY_AFTER_FAILURE_S)
+    server.region.fault = None
+    one.put('k', 'v', LIVES)
+    one.put('l', 'v', LIVES)
+    assert one.get('k')[0] == ('v',)
+    assert server.region.calls == 5
+
+
+def test_values_travel_as_json():
+    region = make_region(serializer=shared._dumps, deserializer=json.loads).configure('dogpile.cache.memory')
+    with pytest.raises(TypeError):
+        region.set('k', object())
+
+
+def test_a_pickle_from_the_server_stays_bytes():
+    assert shared._Bytes().deserialize('k', b'\x80\x04N.', 1) == b'\x80\x04N.'
+
+
+def test_by_default_nothing_is_shared():
+    assert shared.connect('memory://', longest_s=10) is None
+    assert shared.connect('memory://?default_ttl=5', longest_s=10) is None
+
+
+@pytest.mark.parametrize(
+    ('url', 'servers'),
+    [
+        ('memcached://10.0.0.1:11211', ['10.0.0.1:11211']),
+        ('memcached://a:1,b:2', ['a:1', 'b:2']),
+        ('memcached:///run/memcached.sock', ['unix:/run/memcached.sock']),
+    ],
+)
+def test_memcached_by_url(url, servers):
+    backend = shared.connect(url, longest_s=310.2).backend
+    assert backend.url == servers
+    assert backend.set_arguments == {'expire': 316}
+    assert backend.client is backend.client
+    assert backend.client.default_kwargs['timeout'] == shared.TIMEOUT_S
+
+
+@pytest.mark.parametrize('url', ['redis://h:6379/0', 'rediss://h:6379/0', 'unix:///run/redis.sock'])
+def test_redis_by_url(url):
+    backend = shared.connect(url, longest_s=10).backend
+    assert backend.redis_expiration_time == 15
+    assert backend.writer_client.connection_pool.connection_kwargs['socket_timeout'] == shared.TIMEOUT_S
+
+
+@pytest.mark.parametrize('url', ['10.0.0.1:11211', 'mongodb://h', '', 'memcached'])
+def test_another_url_is_refused_without_showing_it(url):
+    with pytest.raises(ConfigError, match='cache_url has the scheme'):
+        shared.connect(url, longest_s=10)

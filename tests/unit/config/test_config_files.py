@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+import traceback
+
+import pytest
+from oslo_config import cfg
+
+from metadata_wsgi.config import config_files
+from metadata_wsgi.errors import ConfigError
+
+OPTS = [
+    cfg.FloatOpt('answer_within', default=9.0, min=0.1),
+    cfg.StrOpt('metadata_proxy_shared_secret', required=True, secret=True, help='Secret shared with Nova.'),
+    cfg.StrOpt('nova_metadata_host', default='127.0.0.1', deprecated_name='nova_metadata_ip'),
+]
+
+
+@pytest.fixture
+def conf_file(tmp_path):
+    def write(text, name='agent.ini'):
+        path = tmp_path / name
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_values_are_read(conf_file):
+    path = conf_file('[DEFAULT]\nanswer_within = 4\nmetadata_proxy_shared_secret = s\n')
+    conf = config_files.load({'config_file': path}, OPTS)
+    assert (conf.answer_within, conf.metadata_proxy_shared_secret) == (4.0, 's')
+
+
+def test_the_last_of_several_files_wins(conf_file):
+    first = conf_file('[DEFAULT]\nanswer_within = 4\nmetadata_proxy_shared_secret = s\n', 'a.ini')
+    second = conf_file('[DEFAULT]\nanswer_within = 5\n', 'b.ini')
+    conf = config_files.load({'config_file': f'{first}, {second}'}, OPTS)
+    assert (conf.answer_within, conf.metadata_proxy_shared_secret) == (5.0, 's')
+
+
+def test_a_group_has_its_own_values(conf_file):
+    path = conf_file('[DEFAULT]\nanswer_within = 4\n[static]\nanswer_within = 6\n')
+    assert config_files.load({'config_file': path}, OPTS[:1], 'static').static.answer_within == 6.0
+
+
+def test_grizzlys_name_is_taken(conf_file, caplog):
+    path = conf_file('[DEFAULT]\nnova_metadata_ip = 10.0.0.9\n')
+    assert config_files.load({'config_file': path}, OPTS[2:]).nova_metadata_host == '10.0.0.9'
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('[DEFAULT]\nanswer_within = 0\n', ['answer_within in [DEFAULT] of ', 'agent.ini', '0.1']),
+        ('[DEFAULT]\nanswer_within = soon\n', ['answer_within in [DEFAULT] of ', 'soon']),
+        ('[DEFAULT]\n', ['metadata_proxy_shared_secret is missing from [DEFAULT] of ', 'Secret shared with Nova.']),
+        (
+            '[DEFAULT]\nmetadata_proxy_shared_secret =\n',
+            ['metadata_proxy_shared_secret is missing from [DEFAULT] of '],
+        ),
+        ('answer_within\n=\n[[', ['not a configuration file']),
+    ],
+)
+def test_what_cannot_work_is_named(conf_file, text, words):
+    with pytest.raises(ConfigError) as raised:
+        config_files.load({'config_file': conf_file(text)}, OPTS)
+    assert [word for word in words if word not in str(raised.value)] == []
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(ConfigError, match=r'^config_file: /nonexistent/agent\.ini is no file; name one that exists$'):
+        config_files.load({'config_file': '/nonexistent/agent.ini'}, OPTS)
+
+
+def test_a_file_that_is_not_text_is_a_config_error(tmp_path):
+    path = tmp_path / 'agent.ini'
+    path.write_bytes(b'[DEFAULT]\nx = \xff\xfe\n')
+    with pytest.raises(ConfigError, match=r'agent\.ini'):
+        config_files.load({'config_file': str(path)}, OPTS)
+
+
+def test_a_secret_value_is_never_in_the_sentence(conf_file):
+    opts = [cfg.IntOpt('admin_password', secret=True)]
+    with pytest.raises(ConfigError) as raised:
+        config_files.load({'config_file': conf_file('[DEFAULT]\nadmin_password = hunter2\n')}, opts)
+    assert 'hunter2' not in str(raised.value)
+    assert 'admin_password' in str(raised.value)
+
+
+def test_a_misspelt_name_is_found_and_the_right_one_said(conf_file):
+    path = conf_file('[DEFAULT]\nanswer_withn = 4\n')
+    assert config_files.misspelt([path], [('DEFAULT', OPTS)]) == [
+        f'answer_withn in [DEFAULT] of {path} is no option; did you mean answer_within?'
+    ]
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '[DEFAULT]\nanswer_within = 4\n',
+        '[DEFAULT]\nnova_metadata_ip = 10.0.0.9\n',
+        '[DEFAULT]\nnova_metadata_url = http://nova\n',
+        '[DEFAULT]\nauth_strategy = keystone\ninterface_driver = x\n',
+        '[AGENT]\nanswer_withn = 4\n',
+    ],
+    ids=['ours', 'deprecated', 'foreign and close', 'foreign', "another program's group"],
+)
+def test_what_is_no_mistake_is_let_pass(conf_file, text):
+    assert config_files.misspelt([conf_file(text)], [('DEFAULT', OPTS)]) == []
+
+
+def test_files_are_those_that_are_named():
+    assert config_files.files({'config_file': ' /a.ini, /b.ini ,'}) == ['/a.ini', '/b.ini']
+
+
+SECRET_OPTS = [
+    cfg.StrOpt('metadata_proxy_shared_secret', required=True, secret=True, help='Secret shared with Nova.'),
+    cfg.StrOpt('metadata_proxy_shared_secret_file'),
+]
+
+
+def test_a_secret_comes_from_a_file_of_its_own(conf_file, tmp_path):
+    (tmp_path / 'secret').write_text(' of a file \n')
+    path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {tmp_path}/secret\n')
+    conf = config_files.load({'config_file': path}, SECRET_OPTS)
+    assert conf.metadata_proxy_shared_secret == ' of a file '
+
+
+def test_a_secret_comes_from_systemds_credential_unless_it_is_set(conf_file, tmp_path, monkeypatch):
+    (tmp_path / 'metadata_proxy_shared_secret').write_text('of systemd')
+    monkeypatch.setenv('CREDENTIALS_DIRECTORY', str(tmp_path))
+    assert config_files.load({'config_file': conf_file('[DEFAULT]\n')}, SECRET_OPTS)[
+        'metadata_proxy_shared_secret'
+    ] == ('of systemd')
+    path = conf_file('[DEFAULT]\nmetadata_proxy_shared_secret = set\n')
+    assert config_files.load({'config_file': path}, SECRET_OPTS).metadata_proxy_shared_secret == 'set'
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        (
+            'metadata_proxy_shared_secret = s3cr3t\nmetadata_proxy_shared_secret_file = /x\n',
+            'are both set in [DEFAULT]',
+        ),
+        ('metadata_proxy_shared_secret_file = /nonexistent/x\n', '_file = /nonexistent/x: No such file or directory'),
+        ('metadata_proxy_shared_secret_file = /dev/null\n', '_file = /dev/null: is empty'),
+        ('metadata_proxy_shared_secret\ns3cr3t\n', 'not a configuration file: '),
+        ('metadata_proxy_shared_secret = s3cr3t$x\n', 'metadata_proxy_shared_secret in [DEFAULT] of '),
+    ],
+)
+def test_a_secret_that_cannot_be_had_is_a_sentence_without_it(conf_file, text, words):
+    with pytest.raises(ConfigError) as raised:
+        config_files.load({'config_file': conf_file('[DEFAULT]\n' + text)}, SECRET_OPTS)
+    told = ''.join(traceback.format_exception(raised.value))
+    assert words in told
+    assert 's3cr3t' not in told
+
+
+def test_a_secret_that_every_user_can_read_is_named(conf_file, tmp_path):
+    known = [('DEFAULT', SECRET_OPTS)]
+    secret = tmp_path / 'secret'
+    secret.write_text('s')
+    path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {secret}\n')
+    secret.chmod(0o600)
+    assert config_files.exposed([path], known) == []
+    secret.chmod(0o644)
+    assert config_files.exposed([path], known) == [
+        f'{secret} holds a secret and every user can read it (mode 0644); chmod o-r {secret}'
+    ]
+    with_it = tmp_path / conf_file('[DEFAULT]\nmetadata_proxy_shared_secret = s\n', 'b.ini')
+    with_it.chmod(0o604)
+    assert len(config_files.exposed([with_it], known)) == 1
+    with_it.chmod(0o640)
+    assert config_files.exposed([with_it], known) == []

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+import ipaddress
+
+import pytest
+import webtest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metadata_wsgi.filters.header_source import SourceFilter
+from metadata_wsgi.pipeline import environ_keys
+
+ROUTER = 'd9c3b6e4-5d3c-4b1e-9c3e-0a1b2c3d4e5f'
+
+
+class Seen:
+    """An app that keeps the environ it was called with."""
+
+    def __init__(self):
+        self.environ = None
+
+    def __call__(self, environ, start_response):
+        self.environ = environ
+        start_response('200 OK', [('Content-Length', '0'), ('Content-Type', 'text/plain')])
+        return []
+
+
+def ask(headers, prefix='X-Quantum'):
+    """The status, and the environ that the next filter saw (None if it was not called)."""
+    seen = Seen()
+    response = webtest.TestApp(SourceFilter(seen, prefix=prefix)).get('/', headers=headers, expect_errors=True)
+    return response, seen.environ
+
+
+def test_an_address_behind_a_router():
+    _, environ = ask({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ROUTER})
+    assert environ[environ_keys.SOURCE] == environ_keys.Source('10.1.1.2', router_id=ROUTER)
+
+
+@pytest.mark.parametrize('forwarded', [False, True])
+def test_whether_the_guest_said_for_whom_it_asks_is_kept(forwarded):
+    told = {'X-Metadata-Guest-Forwarded': '1'} if forwarded else {}
+    _, environ = ask({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ROUTER, **told})
+    assert environ[environ_keys.FORWARDED] is forwarded
+    assert not any(key.startswith('HTTP_X_METADATA') for key in environ)
+
+
+def test_an_address_in_an_isolated_network():
+    _, environ = ask({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Network-ID': 'n1'})
+    assert environ[environ_keys.SOURCE] == environ_keys.Source('10.1.1.2', network_id='n1')
+
+
+@pytest.mark.parametrize('prefix', ['X-Neutron', 'x-neutron', 'X-OVN'])
+def test_the_trusted_prefix_is_the_operators_choice(prefix):
+    _, environ = ask({'X-Forwarded-For': '10.1.1.2', f'{prefix}-Network-ID': 'n1'}, prefix)
+    assert environ[environ_keys.SOURCE] == environ_keys.Source('10.1.1.2', network_id='n1')
+
+
+@pytest.mark.parametrize(
+    ('headers', 'sentence'),
+    [
+        ({'X-Quantum-Router-ID': 'r'}, b'No address of who is asking.\n'),
+        ({'X-Forwarded-For': '10.1.1.2'}, b'Neither a router id nor a network id.\n'),
+        (
+            {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r', 'X-Quantum-Network-ID': 'n'},
+            b'Both a router id and a network id.\n',
+        ),
+        (
+            {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': '', 'X-Quantum-Network-ID': 'n'},
+            b'Both a router id and a network id.\n',
+        ),
+        ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r1,r2'}, b'An id that is none.\n'),
+        ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r&fields=x'}, b'An id that is none.\n'),
+        ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ''}, b'An id that is none.\n'),
+        ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r' * 65}, b'An id that is none.\n'),
+        (
+            {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r', 'X-Neutron-Router-ID': 'other'},
+            b'An id under a prefix that is not the trusted one.\n',
+        ),
+        (
+            {'X-Forwarded-For': '10.1.1.2', 'X-OVN-Network-ID': 'n'},
+            b'An id under a prefix that is not the trusted one.\n',
+        ),
+    ],
+)
+def test_anything_but_one_address_and_one_id_is_refused(headers, sentence):
+    response, environ = ask(headers)
+    assert (response.status_int, response.body, environ) == (400, sentence, None)
+
+
+@pytest.mark.parametrize(
+    'address',
+    [
+        '', 'guest', '10.1.1', '010.1.1.2', '10.1.1.2:80', '[fe80::1]', '10.1.1.2, 10.6.6.6', '10.6.6.6,10.1.1.2',
+        '10.1.1.2%eth0', '10.6.6.6%x,10.1.1.2', 'fe80::1%', 'fe80::1%a, 10.1.1.2', '10.1.1.2 10.1.1.3', '1' * 400,
+    ],
+)  # fmt: skip
+def test_an_address_that_is_none_or_two_is_refused(address):
+    response, environ = ask({'X-Forwarded-For': address, 'X-Quantum-Router-ID': ROUTER})
+    assert (response.status_int, response.body) == (400, b'The address of who is asking is none.\n')
+    assert environ is None
+
+
+@pytest.mark.parametrize(
+    ('said', 'canonical'),
+    [
+        ('FD00:0:0::00A', 'fd00::a'),
+        ('::ffff:10.1.1.2', '10.1.1.2'),
+        ('fe80::a9fe:1%qr-1a2b3c4d-5e', 'fe80::a9fe:1'),
+        (' 10.1.1.2 ', '10.1.1.2'),
+    ],
+)
+def test_an_address_is_written_down_in_its_canonical_form(said, canonical):
+    """Quantum compares IPv6 addresses as strings."""
+    _, environ = ask({'X-Forwarded-For': said, 'X-Quantum-Router-ID': ROUTER})
+    assert environ[environ_keys.SOURCE].address == canonical
+
+
+def test_nothing_that_names_somebody_goes_further():
+    _, environ = ask(
+        {
+            'X-Forwarded-For': '10.1.1.2',
+            'X-Quantum-Router-ID': ROUTER,
+            'X-Instance-ID': 'victim',
+            'X-Tenant-ID': 'victim',
+            'X-Instance-ID-Signature': '00',
+            'X-Metadata-Provider': 'lb',
+            'X-Forwarded-Host': 'x',
+            'Forwarded': 'for=10.6.6.6',
+            'Accept': 'text/plain',
+        }
+    )
+    assert {key for key in environ if key.startswith('HTTP_')} == {'HTTP_ACCEPT', 'HTTP_HOST'}
+
+
+ADDRESSES = st.one_of(
+    st.none(),
+    st.ip_addresses().map(str),
+    st.lists(st.ip_addresses().map(str), min_size=2, max_size=3).map(', '.join),
+    st.tuples(
+        st.ip_addresses().map(str), st.sampled_from(['%', ',', ' ', '/', ':']), st.text('%,. 019af:', max_size=9)
+    ).map(''.join),
+    st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=30),
+)
+IDS = st.one_of(
+    st.none(), st.uuids().map(str), st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=40)
+)
+
+
+@given(ADDRESSES, IDS, IDS, IDS)
+def test_a_source_has_exactly_one_valid_address_and_one_id(address, router_id, network_id, other_id):
+    said = {
+        'HTTP_X_FORWARDED_FOR': address,
+        'HTTP_X_QUANTUM_ROUTER_ID': router_id,
+        'HTTP_X_QUANTUM_NETWORK_ID': network_id,
+        'HTTP_X_NEUTRON_ROUTER_ID': other_id,
+    }
+    environ = {'REQUEST_METHOD': 'GET', **{key: value for key, value in said.items() if value is not None}}
+    seen = Seen()
+    SourceFilter(seen, prefix='X-Quantum')(environ, lambda status, headers, exc_info=None: lambda data: None)
+    if seen.environ is None:
+        return
+    source = seen.environ[environ_keys.SOURCE]
+    assert ',' not in address
+    assert str(ipaddress.ip_address(source.address)) == source.address
+    assert [router_id, network_id].count(None) == 1
+    assert other_id is None
+    assert {source.router_id, source.network_id} == {router_id, network_id}

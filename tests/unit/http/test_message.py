@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pure parts of the relay; ``test_relay_exchange`` has the sockets."""
+
+import io
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metadata_wsgi.errors import BadRequest
+from metadata_wsgi.http import header_names, message
+
+
+@pytest.mark.parametrize(
+    ('raw', 'target'),
+    [
+        ('/openstack', '/openstack'),
+        ('/a%2fb//../x', '/a%2fb//../x'),
+        ('/%C3%A9\xe9', '/%C3%A9\xe9'),
+        ('/?q=%zz&&', '/?q=%zz&&'),
+        ('//10.6.6.6/x', '//10.6.6.6/x'),
+        ('http://10.6.6.6/x?y', '/x?y'),
+        ('HTTPS://u:p@10.6.6.6', '/'),
+        ('http://10.6.6.6?y', '/?y'),
+    ],
+)
+def test_the_raw_target_passes_in_origin_form(raw, target):
+    """Who answers is not the guest's say, so an absolute URI loses its authority."""
+    assert message.target({'RAW_URI': raw}) == target
+
+
+@pytest.mark.parametrize(
+    'raw', ['*', '', '10.6.6.6:80', 'ftp://10.6.6.6/', 'x/y', '/a b', '/a\x7f', '/a\r\nX: y', '/\t']
+)
+def test_what_is_no_target_is_refused(raw):
+    with pytest.raises(BadRequest):
+        message.target({'RAW_URI': raw})
+
+
+@pytest.mark.parametrize(
+    ('path', 'query', 'target'),
+    [
+        ('/a b', '', '/a%20b'),
+        ('/\xc3\xa9', 'q=%zz', '/%C3%A9?q=%zz'),
+        ('/a?b', '', '/a%3Fb'),
+        ("/-._~!$&'()*+,;=:@", '', "/-._~!$&'()*+,;=:@"),
+    ],
+)
+def test_a_server_that_decodes_is_quoted_again(path, query, target):
+    assert message.target({'SCRIPT_NAME': '', 'PATH_INFO': path, 'QUERY_STRING': query}) == target
+
+
+@given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0xFF, exclude_characters='\x7f')))
+def test_a_path_is_never_touched(rest):
+    assert message.target({'RAW_URI': '/' + rest}) == '/' + rest
+
+
+NAMES = st.sampled_from([*sorted(header_names.HOP_BY_HOP), 'accept', 'x-custom', 'content-type', 'x-named'])
+VALUES = st.sampled_from(['close', 'keep-alive', 'x-named', 'X-Custom, te', ' accept ,', '', 'chunked'])
+
+
+@given(st.lists(st.tuples(NAMES, VALUES)))
+def test_what_is_hop_by_hop_never_passes(sent):
+    """Also where ``Connection`` names it, in whatever case."""
+    named = {token.strip().lower() for name, value in sent if name == 'connection' for token in value.split(',')}
+    kept = message.end_to_end(sent)
+    assert not {name for name, _ in kept} & (header_names.HOP_BY_HOP | named)
+    assert kept == [pair for pair in sent if pair in kept]
+    assert {name for name, _ in sent} - header_names.HOP_BY_HOP - named == {name for name, _ in kept}
+
+
+def test_headers_are_those_of_the_request():
+    environ = {
+        'HTTP_ACCEPT': '*/*', 'HTTP_X_CUSTOM': '\xe9', 'CONTENT_TYPE': 'text/plain', 'CONTENT_LENGTH': '4',
+        'HTTP_CONNECTION': 'close, X-Secret', 'HTTP_X_SECRET': '1', 'REMOTE_ADDR': '10.1.1.2',
+        'metadata_wsgi.source': 1,
+    }  # fmt: skip
+    assert message.headers(environ) == [('accept', '*/*'), ('x-custom', '\xe9'), ('content-type', 'text/plain')]
+
+
+@pytest.mark.parametrize(
+    ('environ', 'expected'),
+    [
+        ({'CONTENT_LENGTH': '4'}, b'pass'),
+        ({'CONTENT_LENGTH': '0'}, b''),
+        ({'CONTENT_LENGTH': ''}, b''),
+        ({}, b''),
+        ({'wsgi.input_terminated': True}, b'password'),
+    ],
+    ids=['by length', 'zero', 'empty', 'none said', 'chunked'],
+)
+def test_the_body_is_read_whole(environ, expected):
+    assert message.body({'wsgi.input': io.BytesIO(b'password'), **environ}, 8) == expected
+
+
+@pytest.mark.parametrize('environ', [{'CONTENT_LENGTH': '9'}, {'wsgi.input_terminated': True}])
+def test_a_body_above_the_limit_is_refused(environ):
+    with pytest.raises(message.TooLarge, match='at most 8 bytes'):
+        message.body({'wsgi.input': io.BytesIO(b'passwords'), **environ}, 8)
+
+
+def test_a_body_that_ends_early_is_refused():
+    with pytest.raises(BadRequest, match='ended before its Content-Length'):
+        message.body({'wsgi.input': io.BytesIO(b'pass'), 'CONTENT_LENGTH': '8'}, 8)
+
+
+@pytest.mark.parametrize(
+    ('method', 'body', 'is_retryable'),
+    [('GET', b'', True), ('HEAD', b'', True), ('GET', b'x', False), ('POST', b'', False), ('DELETE', b'', False)],
+)
+def test_only_a_bare_read_may_be_sent_twice(method, body, is_retryable):
+    assert message.Request(method, '/', [], body).is_retryable is is_retryable
+
+
+@pytest.mark.parametrize(('reason', 'status'), [('OK', '200 OK'), ('', '200 ')])
+def test_a_status_line_without_a_reason_is_one(reason, status):
+    """PEP 3333 wants a space there."""
+    said = []
+    message.Response(200, reason, [], [])({}, lambda status, headers: said.append(status))
+    assert said == [status]
+
+
+def test_connection_cannot_take_away_who_somebody_is():
+    """In one hop the guest's own Connection is still there when the signature is written."""
+    environ = {
+        'HTTP_CONNECTION': 'X-Instance-ID, x_tenant_id, Accept, close',
+        'HTTP_X_INSTANCE_ID': 'instance-a',
+        'HTTP_X_TENANT_ID': 'project-a',
+        'HTTP_ACCEPT': '*/*',
+        'HTTP_USER_AGENT': 'x',
+    }
+    assert dict(message.headers(environ)) == {
+        'x-instance-id': 'instance-a',
+        'x-tenant-id': 'project-a',
+        'user-agent': 'x',
+    }
+
+
+class Broken:
+    def read(self, size):
+        raise ValueError('as some server says it')
+
+
+@pytest.mark.parametrize('environ', [{'CONTENT_LENGTH': '5'}, {'wsgi.input_terminated': True}])
+def test_a_body_that_a_server_cannot_read_is_the_guests_fault(environ):
+    with pytest.raises(BadRequest):
+        message.body({**environ, 'wsgi.input': Broken()}, 10)
+
+
+def test_what_guests_call_their_headers_is_not_remembered_in_bulk():
+    """A name may be 16 KB long, and another one with each request."""
+    tracemalloc.start()
+    for number in range(2000):
+        key = f'HTTP_{"A" * 16000}{number}'
+        header_names.is_reserved_key(key)
+        message.headers({key: 'x'})
+    remembered, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert remembered < 20 << 20

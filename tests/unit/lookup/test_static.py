@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+
+from metadata_wsgi import lookup
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.inventory import parse
+from metadata_wsgi.lookup import static
+from metadata_wsgi.pipeline.environ_keys import Instance, Source
+
+CLOUD = """\
+routers:
+- {id: r1, networks: [n1]}
+- {id: r2, networks: [n2]}
+- {id: bare, networks: []}
+- {id: both, networks: [n1, n2]}
+networks: [{id: n1}, {id: n2}, {id: n3}]
+ports:
+- {id: p1, network: n1, mac: '52:54:00:00:00:01', addresses: [10.1.1.2], instance: i1}
+- {id: p2, network: n2, mac: '52:54:00:00:00:02', addresses: [10.1.1.2, '2001:db8::2'], instance: i2}
+- {id: p3, network: n3, mac: '52:54:00:00:00:03', addresses: [10.1.1.2], instance: i3}
+- {id: gw, network: n1, mac: '52:54:00:00:00:fe', addresses: [10.1.1.1], project: red}
+instances:
+- {id: i1, project: red, name: one}
+- {id: i2, project: blue, name: two}
+- {id: i3, project: green, name: three}
+"""
+# When a port was created does not count when instances are compared.
+ONE, TWO, THREE = Instance('i1', 'red', 'p1'), Instance('i2', 'blue', 'p2'), Instance('i3', 'green', 'p3')
+
+
+@pytest.mark.parametrize(
+    ('source', 'found'),
+    [
+        (Source('10.1.1.2', router_id='r1'), (ONE,)),
+        (Source('10.1.1.2', router_id='r2'), (TWO,)),
+        (Source('10.1.1.2', network_id='n3'), (THREE,)),
+        (Source('2001:db8::2', router_id='r2'), (TWO,)),
+        (Source('2001:db8::2', router_id='r1'), ()),
+        (Source('fe80::5054:ff:fe00:2', router_id='r2'), (TWO,)),
+        (Source('10.1.1.2', router_id='both'), (ONE, TWO)),
+        (Source('10.1.1.2', router_id='bare'), ()),
+        (Source('10.1.1.2', router_id='unknown'), ()),
+        (Source('10.1.1.2', network_id='unknown'), ()),
+        (Source('10.1.1.1', router_id='r1'), ()),
+        (Source('10.1.1.9', router_id='r1'), ()),
+    ],
+    ids=str,
+)
+def test_who_is_at_an_address(source, found):
+    inventory = parse(CLOUD.encode(), 'f.yaml')
+    directory: lookup.InstanceLookup = static.StaticLookup(lambda: inventory)
+    assert directory.find(source, Deadline.after(1)) == found
+
+
+def test_the_inventory_in_force_is_asked_every_time():
+    states = [parse(CLOUD.encode(), 'f.yaml'), parse(b'networks: []\nports: []\ninstances: []\n', 'f.yaml')]
+    directory = static.StaticLookup(lambda: states.pop(0))
+    source = Source('10.1.1.2', network_id='n3')
+    assert [directory.find(source, Deadline.after(1)) for _ in range(2)] == [(THREE,), ()]
+
+
+def conf(tmp_path, text):
+    path = tmp_path / 'agent.ini'
+    path.write_text(text)
+    return {'config_file': str(path)}
+
+
+def test_the_factory_reads_the_file_that_the_option_names(tmp_path):
+    (tmp_path / 'cloud.yaml').write_text(CLOUD)
+    directory = static.factory(conf(tmp_path, f'[static]\ninventory = {tmp_path}/cloud.yaml\n'))
+    assert directory.find(Source('10.1.1.2', router_id='r1'), Deadline.after(1)) == (ONE,)
+
+
+def test_without_the_option_the_start_is_stopped(tmp_path):
+    with pytest.raises(ConfigError, match=r'inventory is missing from \[static\]'):
+        static.factory(conf(tmp_path, '[DEFAULT]\n'))
+
+
+def test_a_wrong_file_stops_the_start(tmp_path):
+    (tmp_path / 'cloud.yaml').write_text('networks: []\n')
+    with pytest.raises(ConfigError, match=r'cloud\.yaml:1: ports is missing from the inventory'):
+        static.factory(conf(tmp_path, f'[static]\ninventory = {tmp_path}/cloud.yaml\n'))
+
+
+def test_when_the_port_was_created_is_told():
+    cloud = CLOUD.replace('instance: i1}', "instance: i1, created_at: '1970-01-01T00:01:00Z'}")
+    found = [
+        static.StaticLookup(lambda: parse(cloud.encode(), 'x')).find(
+            Source('10.1.1.2', router_id=router), Deadline.after(1)
+        )
+        for router in ('r1', 'r2')
+    ]
+    assert [one[0].created_at_s for one in found] == [60.0, None]

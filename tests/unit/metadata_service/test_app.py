@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import webtest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.filters.signature import SignatureFilter
+from metadata_wsgi.inventory import Inventory
+from metadata_wsgi.metadata_service.app import MetadataApp, app_factory, split
+from metadata_wsgi.metadata_service.password import Passwords
+from metadata_wsgi.pipeline import environ_keys, order
+from tests.unit.metadata_service.cloud import INVENTORY, SECRET, app, nova, signed
+
+DATED = b'1.0 2007-01-19 2007-03-01 2007-08-29 2007-10-10 2007-12-15 2008-02-01 2008-09-01 2009-04-04'
+VERSIONS = DATED.replace(b' ', b'\n') + b'\nlatest'
+TEXT = 'text/plain; charset=UTF-8'
+
+
+@pytest.mark.parametrize('path', ['/', '//', '/.', '/..', '/latest/..', '/?x=y'])
+def test_the_root_is_told_to_everybody(path):
+    response = app().get(path)
+    assert (response.body, response.headers['Content-Type']) == (VERSIONS, TEXT)
+
+
+@pytest.mark.parametrize('path', ['/latest', '/ec2', '/openstack', '/openstack/latest/password', '/nonsense'])
+def test_nothing_else_is(path):
+    assert app().get(path, status=400).body.startswith(b'400 Bad Request\n\nX-Instance-ID header is missing')
+
+
+@pytest.mark.parametrize(
+    ('path', 'content_type', 'body'),
+    [
+        ('/latest', TEXT, b'meta-data/\nuser-data'),
+        ('/2009-04-04/', TEXT, b'meta-data/\nuser-data'),
+        ('/ec2', TEXT, VERSIONS),
+        ('/ec2/latest/', TEXT, b'meta-data/\nuser-data'),
+        ('/latest/user-data', TEXT, b'#cloud-config\n'),
+        ('//latest//meta-data//hostname/', TEXT, b'vm-full.example.org'),
+        ('/latest/../latest/./meta-data/hostname', TEXT, b'vm-full.example.org'),
+        ('/../latest/meta-data/hostname', TEXT, b'vm-full.example.org'),
+        ('/latest/meta-data/%68ostname?x=y', TEXT, b'vm-full.example.org'),
+        ('/openstack%2flatest/user_data/', TEXT, b'#cloud-config\n'),
+        ('/openstack/latest/vendor_data.json', 'application/json', b'{"cloud-init": "x"}'),
+    ],
+)
+def test_paths_are_read_as_nova_reads_them(path, content_type, body):
+    response = app().get(path, headers=signed())
+    assert (response.headers['Content-Type'], response.body) == (content_type, body)
+    assert response.headers['Content-Length'] == str(len(body))
+
+
+def test_network_data_is_said_to_be_text():
+    """As by Nova; clients parse it all the same."""
+    assert app().get('/openstack/latest/network_data.json', headers=signed()).headers['Content-Type'] == TEXT
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        '/nonsense', '/latest/nonsense', '/latest/api/token', '/latest/user-data/more',
+        '/latest/meta-data/hostname/more', '/latest/%ff', '/latest/%00', '/ec2/openstack', '/ec2/ec2',
+        '/openstack/ec2', '/openstack/latest/content', '/openstack/latest/%C3%A9', '/1999-01-01',
+        '/latest/meta-data/host%0Aname',
+    ],
+)  # fmt: skip
+def test_what_is_not_there_is_a_404(path):
+    """Where a path goes on behind a leaf, or is not UTF-8, Nova's answer is 500."""
+    response = app().get(path, headers=signed(), status=404)
+    assert response.body == b'404 Not Found\n\nThe resource could not be found.\n\n   '
+
+
+@pytest.mark.parametrize('method', ['POST', 'PUT', 'DELETE', 'OPTIONS'])
+def test_every_method_reads(method):
+    response = app().request('/latest/meta-data/hostname', method=method, headers=signed(), body=b'x')
+    assert response.body == b'vm-full.example.org'
+
+
+def test_head():
+    response = app().head('/latest/meta-data/hostname', headers=signed())
+    assert (response.headers['Content-Length'], response.body) == ('19', b'')
+    app().head('/latest/nonsense', headers=signed(), status=404)
+
+
+@pytest.mark.parametrize(
+    ('path', 'tokens'),
+    [
+        ('', []),
+        ('/', []),
+        ('latest', ['latest']),
+        ('/latest/', ['latest']),
+        ('///latest/.//x/../y', ['latest', 'y']),
+        ('/../../etc', ['etc']),
+        ('/\xff', ['\xff']),
+    ],
+)
+def test_the_parts_of_a_path(path, tokens):
+    assert split(path) == tokens
+
+
+PARTS = st.sampled_from(
+    [
+        *('', '.', '..', '/', 'ec2', 'latest', '2009-04-04', 'meta-data', 'public-keys', '0', 'hostname', 'user-data'),
+        *('openstack', 'meta_data.json', 'password', 'content', '\xff', '\x00', 'é', '%', '=', '\n'),
+    ]
+)
+
+
+@given(st.one_of(st.lists(PARTS, max_size=8).map('/'.join), st.text(st.characters(max_codepoint=255), max_size=30)))
+def test_whatever_the_path_is_it_is_found_or_not(path):
+    environ = {'PATH_INFO': '/' + path, **{'HTTP_' + k.upper().replace('-', '_'): v for k, v in signed().items()}}
+    assert app().request('/', environ=environ, expect_errors=True).status_int in (200, 404)
+
+
+@given(st.text(st.characters(max_codepoint=255), max_size=30))
+def test_a_path_is_the_same_whether_it_is_normalised_once_or_twice(path):
+    tokens = split(path)
+    assert split('/' + '/'.join(tokens)) == tokens
+    assert not {'', '.', '..'} & set(tokens)
+
+
+def test_it_may_end_the_agents_own_pipeline():
+    """What the signature filter writes are real headers, and it asks for no fact of ours."""
+    pipeline = SignatureFilter(nova(), shared_secret=SECRET)
+    source, instance = (
+        environ_keys.Source('10.1.1.2', network_id='n2'),
+        environ_keys.Instance('bare', 'blue', 'bare-port'),
+    )
+    guest = webtest.TestApp(pipeline, extra_environ={environ_keys.SOURCE: source, environ_keys.INSTANCE: instance})
+    assert guest.get('/latest/meta-data/hostname').body == b'vm-bare'
+
+
+def test_alone_it_is_a_pipeline_whose_order_works():
+    assert order.check(nova()) is None
+
+
+def test_the_inventory_in_force_is_asked_every_time(tmp_path):
+    states = [INVENTORY, Inventory()]
+    changing = MetadataApp(shared_secret=SECRET, current=lambda: states.pop(0), passwords=Passwords(str(tmp_path)))
+    guest = webtest.TestApp(changing)
+    assert [guest.get('/latest', headers=signed(), status='*').status_int for _ in range(2)] == [200, 404]
+
+
+@pytest.fixture
+def configured(tmp_path):
+    def configure(static='', ours='', secret='metadata_proxy_shared_secret = a secret of tests'):
+        (tmp_path / 'one.yaml').write_text(CLOUD.format('one'))
+        (tmp_path / 'two.yaml').write_text(CLOUD.format('two'))
+        text = f'[DEFAULT]\n{secret}\n[static]\n{static}\n[metadata_app]\npassword_dir = {tmp_path}/a/b\n{ours}\n'
+        (tmp_path / 'agent.ini').write_text(text.replace('HERE', str(tmp_path)))
+        return app_factory({'config_file': str(tmp_path / 'agent.ini')})
+
+    return configure
+
+
+CLOUD = 'networks: []\nports: []\ninstances: [{{id: i, project: p, name: {}}}]\n'
+
+
+@pytest.mark.parametrize(
+    ('options', 'name'),
+    [
+        ({'ours': 'inventory = HERE/one.yaml'}, b'one'),
+        ({'static': 'inventory = HERE/one.yaml'}, b'one'),
+        ({'static': 'inventory = HERE/one.yaml', 'ours': 'inventory = HERE/two.yaml'}, b'two'),
+    ],
+)
+def test_the_inventory_is_the_static_directorys_unless_there_is_another(configured, options, name):
+    guest = webtest.TestApp(configured(**options))
+    assert guest.get('/latest/meta-data/hostname', headers=signed('i', 'p')).body == name
+
+
+def test_the_directory_for_passwords_is_made_and_closed_to_others(configured, tmp_path):
+    guest = webtest.TestApp(configured(ours='inventory = HERE/one.yaml'))
+    assert (tmp_path / 'a' / 'b').stat().st_mode & 0o777 == 0o700
+    guest.post('/openstack/latest/password', b'x', headers=signed('i', 'p'))
+    assert (tmp_path / 'a' / 'b' / 'i').read_bytes() == b'x'
+
+
+@pytest.mark.parametrize(
+    ('options', 'complaint'),
+    [
+        ({}, r'inventory is missing from \[static\]'),
+        ({'ours': 'inventory = HERE/gone.yaml'}, r'gone\.yaml: cannot be read'),
+        ({'static': 'inventory = HERE/one.yaml', 'secret': ''}, 'metadata_proxy_shared_secret is missing'),
+        (
+            {'ours': 'inventory = HERE/one.yaml\npassword_dir = HERE/one.yaml/x'},
+            r'password_dir = .*/one\.yaml/x: Not a directory; name a directory that we may make and write to',
+        ),
+        (
+            # Nobody can make a file there, not even root.
+            {'ours': 'inventory = HERE/one.yaml\npassword_dir = /proc'},
+            r'password_dir = /proc: .*; name a directory that we may make and write to',
+        ),
+    ],
+)
+def test_what_cannot_work_stops_the_start(configured, options, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        configured(**options)
