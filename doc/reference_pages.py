@@ -86,7 +86,7 @@ def _option(option: cfg.Opt, heading: str = '###') -> str:
             facts.append(f'{words} {_code(_value(value))}')
     lines = [
         f'{heading} `{option.dest}`\n',
-        f'*{facts[0].capitalize()}*' + ''.join(f', {fact}' for fact in facts[1:]) + '.\n',
+        f'*{facts[0][:1].upper() + facts[0][1:]}*' + ''.join(f', {fact}' for fact in facts[1:]) + '.\n',
     ]
     if option.help:
         lines.append(markdown(option.help) + '\n')
