@@ -14,24 +14,12 @@ import plot
 DOC = Path(__file__).resolve().parent.parent / 'doc'
 NAMES = {
     'neutron': 'Neutron 29 and haproxy',
-    'two_hop': 'mode shared',
-    'two_hop_cached': 'mode shared, responses cached',
-    'one_hop': 'mode one_hop',
-    'one_hop_cached': 'mode one_hop, responses cached',
-    'floor': 'two bare haproxies',
+    'two_hop': 'two processes',
+    'two_hop_cached': 'two processes, answers cached',
+    'one_hop': 'one hop',
+    'one_hop_cached': 'one hop, answers cached',
+    'floor': 'two bare haproxy hops',
 }
-INTRODUCTION = """\
-# Benchmark
-
-This path compared with what operators run today: haproxy in the namespace of each router, configured by Neutron's own
-driver, and the metadata agent of Neutron 29 behind it, its RPC calls answered in process. Both were measured in turns
-on one machine by `tox -e bench` (`benchmarks/run.py`). The lower limit is two haproxies with constant headers.
-
-Figures are medians; the smallest and the largest of the runs are in parentheses. CPU is user and system time of the
-processes of the path for each successful response. The ratios hold on other machines, the times do not. Mode `process`
-is not in these tables: it was measured separately, at 37.8 MB of memory for each router with 20 routers and all
-processes counted. Its requests pass the same two programs as in mode `shared`.
-"""
 Results = list[dict[str, Any]]
 
 
@@ -39,7 +27,14 @@ def write(paths: Sequence[Path]) -> None:
     """Everything anew from these files of results."""
     results = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     text = [
-        INTRODUCTION,
+        '# How fast, how small',
+        '',
+        'What operators run today and this path, measured in turns on one machine by `tox -e bench`',
+        "(`benchmarks/run.py`). Today's is haproxy in each router's namespace, configured by Neutron's own driver, and",
+        'the metadata agent of Neutron 29 behind it, its remote calls answered in process. The floor is two haproxies',
+        'with constant headers. Medians, and the least and the most of the runs. CPU is what the processes of the path',
+        'used, user and system, for each good answer; the ratios hold on other machines, the times do not.',
+        '',
     ]
     text += _ratios(results)
     text += _steady(results)
@@ -98,11 +93,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _ratios(results: Results) -> list[str]:
     """Each figure of Neutron's, divided by ours."""
-    load = {'connections': 'new', 'concurrency': 8}
+    load = {'connections': 'new', '_slots': 8}
     figures = [
         ('CPU per request, new connections, 8 at once', 'steady', 'cpu_us', load),
-        ('requests per second, new connections, 8 at once', 'steady', 'per_s', load),
-        ('slowest 1 %, new connections, 64 at once', 'steady', 'p99_ms', {'connections': 'new', 'concurrency': 64}),
+        ('requests per second there', 'steady', 'per_s', load),
+        ('slowest 1 %, new connections, 64 at once', 'steady', 'p99_ms', {'connections': 'new', '_slots': 64}),
         ('boot storm, seconds', 'storm', 'seconds', {}),
         ('boot storm, CPU per request', 'storm', 'cpu_us', {}),
         ('memory for one more router', 'density', 'memory_kib', {}),
@@ -161,15 +156,15 @@ def _steady(results: Results) -> list[str]:
     text = []
     found = _of(results, 'steady')
     for connections in dict.fromkeys(result['connections'] for result in found):
-        for concurrency in sorted({result['concurrency'] for result in found if result['connections'] == connections}):
-            here = _of(results, 'steady', connections=connections, concurrency=concurrency)
-            what = 'A new connection for each request' if connections == 'new' else 'Keep-alive connections'
-            text += [f'## {what}, {concurrency} at once', '']
-            if connections == 'new' and concurrency == 8:
+        for _slots in sorted({result['_slots'] for result in found if result['connections'] == connections}):
+            here = _of(results, 'steady', connections=connections, _slots=_slots)
+            what = 'A new connection for each request' if connections == 'new' else 'Kept connections'
+            text += [f'## {what}, {_slots} at once', '']
+            if connections == 'new' and _slots == 8:
                 text += _bars('cpu', 'CPU per request, new connections, 8 at once', here, 'cpu_us', 'µs')
-            if connections == 'new' and concurrency == 64:
-                text += _bars('p99', 'Slowest 1 % of responses, 64 at once', here, 'p99_ms', 'ms')
-            head = ['path', 'CPU per request, µs', 'requests/s', 'median ms', '99 % within ms', 'failed', 'runs']
+            if connections == 'new' and _slots == 64:
+                text += _bars('p99', 'Slowest 1 % of answers, 64 at once', here, 'p99_ms', 'ms')
+            head = ['', 'CPU per request, µs', 'requests/s', 'median ms', '99 % within ms', 'failed', 'runs']
             text += _table(head, _rows(here, ('cpu_us', 'per_s', 'p50_ms', 'p99_ms')))
     return text
 
@@ -179,9 +174,9 @@ def _storm(results: Results) -> list[str]:
     if not found:
         return []
     guests, asked = found[0]['guests'], found[0]['asked'] // found[0]['guests']
-    text = [f'## Boot storm: {guests} instances, {asked} requests each, on new connections, behind 50 routers', '']
-    text += _bars('storm', 'Seconds until the last instance has booted', found, 'seconds', 's')
-    head = ['path', 'seconds', 'CPU per request, µs', 'median ms', '99 % within ms', 'failed', 'runs']
+    text = [f'## A storm of boots: {guests} guests, {asked} requests each, on new connections, behind 50 routers', '']
+    text += _bars('storm', 'Seconds until the last guest has booted', found, 'seconds', 's')
+    head = ['', 'seconds', 'CPU per request, µs', 'median ms', '99 % within ms', 'failed', 'runs']
     return text + _table(head, _rows(found, ('seconds', 'cpu_us', 'p50_ms', 'p99_ms')))
 
 
@@ -207,33 +202,30 @@ def _density(results: Results) -> list[str]:
     ]
     (DOC / 'benchmark-growth.svg').write_text(plot.lines(panels, NAMES, 'routers on the host'))
     text += ['![Growth with the number of routers](benchmark-growth.svg)', '']
-    head = ['path', 'routers', 'KiB per router', 'all attached, s', 'descriptors per router', 'CPU per request, µs']
+    head = ['', 'routers', 'KiB per router', 'all attached, s', 'descriptors per router', 'CPU per request, µs']
     return text + _table([*head, 'processes', 'failed', 'runs'], rows)
 
 
 def _notes(results: Results) -> list[str]:
     machines = _of(results, 'machine')
-    text = ['## Machine and method', '']
+    text = ['## The machine, and what to know', '']
     for one in machines[:1]:
         text += [', '.join(f'{key} {value}' for key, value in one.items() if key != 'kind') + '.', '']
     text += [
-        '- In the place of Nova a haproxy responds with 600 bytes from memory, to signed requests.',
-        '- Mode `shared` is the shared namespace proxy and the agent; mode `one_hop` is the agent alone.',
-        '- Lookups read the `static` YAML file. Every request reaches Nova, except where responses are cached.',
-        "- wrk's times begin when the request is sent; the boot storm's begin before the connection is opened.",
-        '- A request failed if its status is not 200 or its connection broke. The times include failed requests.',
-        '- Memory is the proportional set size (PSS) of all processes of the path after attaching, less that before.',
-        '- Attaching is what an L3 agent does when it starts with that many routers, until all of them accept',
-        '  connections. Here it sends a packet to the keeper for each router, there it starts a haproxy. The redirect',
-        '  rules were there before.',
-        '- `metadata_workers` has its default on both sides: half the processors.',
+        '- In the place of Nova a haproxy answers 600 bytes from memory, to signed requests.',
+        '- "two processes" is the shared namespace proxy and the agent, "one hop" the agent alone;',
+        '  lookups are from the static directory; every request reaches Nova, except where answers are cached.',
+        "- wrk's times begin when the request is sent, the storm's before the connection. Failed is every status but",
+        '  200 and every broken connection; a quick refusal is in the times.',
+        '- Memory is the proportional set size of all processes of the path after attaching, less that before.',
+        '- Attaching is what an L3 agent does that starts with so many routers, until all of them accept connections:',
+        '  here a packet to the keeper for each, in the place of a haproxy. The redirect rules were there before.',
+        "- The peer's `metadata_workers` and ours are their defaults, half the processors.",
     ]
     loud = [one for one in results if one.get('foreign_cores', 0) > 0.25]
     measured = [one for one in results if 'foreign_cores' in one]
     if loud:
-        text += [
-            f'- In {len(loud)} of {len(measured)} measurements other work used more than a quarter of a processor.'
-        ]
+        text += [f'- In {len(loud)} of {len(measured)} measurements others used more than a quarter of a processor.']
     for one in _of(results, 'error'):
         text += [f'- {NAMES.get(one["peer"], one["peer"])}, {one["case"]}: not measured, it failed.']
     text += [f'- Not complete: {one["why"]}.' for one in _of(results, 'cut')]

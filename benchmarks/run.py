@@ -46,7 +46,7 @@ class Plan:
     storm: list[str]
     routers: dict[str, list[int]]
     connections: list[str]
-    concurrency: list[int]
+    _slots: list[int]
     runs: int
     storm_runs: int
     density_runs: int
@@ -62,7 +62,7 @@ QUICK = Plan(
     storm=['neutron', 'two_hop', 'one_hop'],
     routers={'neutron': [100], 'two_hop': [1000], 'one_hop': [1000]},
     connections=['new'],
-    concurrency=[8, 64],
+    _slots=[8, 64],
     runs=3,
     storm_runs=1,
     density_runs=1,
@@ -77,7 +77,7 @@ FULL = Plan(
     storm=['neutron', *OURS, 'floor'],
     routers={'neutron': [10, 100, 500], **{peer: [10, 100, 1000, 4000] for peer in ('two_hop', 'one_hop')}},
     connections=['new', 'kept'],
-    concurrency=[1, 8, 64],
+    _slots=[1, 8, 64],
     runs=5,
     storm_runs=3,
     density_runs=3,
@@ -130,9 +130,9 @@ class Bench:
             stage.until_answered()
             self._load(stage, 'kept', 4, 1.0)  # the first requests of a process are no measure
             for connections in self._plan.connections:
-                for concurrency in self._plan.concurrency:
+                for _slots in self._plan._slots:
                     found = self._quietly(
-                        lambda c=connections, n=concurrency: self._load(stage, c, n, self._plan.seconds)  # type: ignore[misc]
+                        lambda c=connections, n=_slots: self._load(stage, c, n, self._plan.seconds)  # type: ignore[misc]
                     )
                     self._tell({'kind': 'steady', 'peer': peer, 'run': run, **found})
 
@@ -184,13 +184,13 @@ class Bench:
                 break
         return min(found, key=lambda one: one['foreign_cores'])
 
-    def _load(self, stage: Stage, connections: str, concurrency: int, seconds: float) -> dict[str, Any]:
-        argv = ['wrk', '-t1', f'-c{concurrency}', f'-d{seconds:g}s', '--timeout', '20s', '-s', str(HERE / 'steady.lua')]
+    def _load(self, stage: Stage, connections: str, _slots: int, seconds: float) -> dict[str, Any]:
+        argv = ['wrk', '-t1', f'-c{_slots}', f'-d{seconds:g}s', '--timeout', '20s', '-s', str(HERE / 'steady.lua')]
         argv += ['-H', 'Connection: close'] if connections == 'new' else []
         found = self._measured(stage, [*argv, URL])
         return {
             'connections': connections,
-            'concurrency': concurrency,
+            '_slots': _slots,
             **found,
             'per_s': round(found['good'] / found['seconds'], 1),
         }
@@ -240,8 +240,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         chosen = words(args.peers)
         plan.routers = {peer: plan.routers.get(peer, [1000]) for peer in chosen}
         plan.steady, plan.storm = list(chosen), list(chosen)
-    if args.concurrency:
-        plan.concurrency = [int(word) for word in words(args.concurrency)]
+    if args._slots:
+        plan._slots = [int(word) for word in words(args._slots)]
     if args.connections:
         plan.connections = words(args.connections)
     if args.routers:
@@ -262,7 +262,7 @@ def main() -> int:
     parser.add_argument('--quick', action='store_true', help='what matters most, in about ten minutes')
     parser.add_argument('--cases', help='of steady, storm, density, separated by commas')
     parser.add_argument('--peers', help='names of directories in benchmarks/peers')
-    parser.add_argument('--concurrency', help='steady: how many concurrent connections, e.g. 1,8,64')
+    parser.add_argument('--at-once', help='steady: how many connections at once, e.g. 1,8,64')
     parser.add_argument('--connections', help='steady: new (one for each request), kept')
     parser.add_argument('--routers', help='density: how many, e.g. 10,100,1000')
     parser.add_argument('--runs', type=int, help='of each case')

@@ -27,14 +27,7 @@ def bench(monkeypatch):
 def steady(peer, cpu_us, failed=0):
     """A result as ``run.py`` writes it."""
     times = {'p50_ms': 1.0, 'p99_ms': cpu_us / 100, 'per_s': 1e6 / cpu_us, 'seconds': 4.0}
-    load = {
-        'kind': 'steady',
-        'connections': 'new',
-        'concurrency': 8,
-        'good': 1000,
-        'failed': failed,
-        'foreign_cores': 0.0,
-    }
+    load = {'kind': 'steady', 'connections': 'new', '_slots': 8, 'good': 1000, 'failed': failed, 'foreign_cores': 0.0}
     return {**load, **times, 'peer': peer, 'run': 1, 'cpu_us': cpu_us}
 
 
@@ -58,14 +51,14 @@ def test_ratios_come_first_and_are_the_peers_divided_by_ours(bench, tmp_path, mo
     page = written(bench, tmp_path, monkeypatch, results)
     assert '| CPU per request, new connections, 8 at once | 1/12.0 |' in page
     assert page.index('1/12.0') < page.index('## ')
-    assert '| mode one_hop | 200 (150-250) |' in page
+    assert '| one hop | 200 (150-250) |' in page
 
 
 def test_what_failed_is_said(bench, tmp_path, monkeypatch):
     error = {'kind': 'error', 'case': 'storm', 'peer': 'two_hop', 'run': 1, 'error': 'it did not start'}
     page = written(bench, tmp_path, monkeypatch, [steady('neutron', 2400.0, failed=250), error])
     assert '250 (20.0 %)' in page
-    assert '- mode shared, storm: not measured, it failed.' in page
+    assert '- two processes, storm: not measured, it failed.' in page
 
 
 def test_routers_are_compared_where_each_has_most(bench, tmp_path, monkeypatch):
@@ -86,7 +79,7 @@ def test_plots_are_well_formed_and_have_every_name(bench, tmp_path, monkeypatch)
     assert sorted(drawn) == ['benchmark-cpu.svg', 'benchmark-growth.svg']
     assert all(f']({name})' in page for name in drawn)
     texts = [element.text for element in drawn['benchmark-cpu.svg'].iter('{http://www.w3.org/2000/svg}text')]
-    assert {'Neutron 29 and haproxy', 'two bare haproxies', '2,400 µs', '80.0 µs'} <= set(texts)
+    assert {'Neutron 29 and haproxy', 'two bare haproxy hops', '2,400 µs', '80.0 µs'} <= set(texts)
 
 
 def test_a_boot_is_28_requests_and_each_has_its_answer(bench):
