@@ -50,6 +50,7 @@ def write(directory: Path) -> None:
         'filters.md': filters_page(entry_points(group='paste.filter_factory')),
         'programs.md': programs_page(),
     }
+    directory.mkdir(exist_ok=True)
     for name, text in pages.items():
         path = directory / name
         if not path.exists() or path.read_text() != text:
