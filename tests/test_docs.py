@@ -53,7 +53,7 @@ def test_thirty_changes_and_every_step_of_a_request_were_found():
     ids=lambda cell: cell.strip('`'),
 )
 def test_a_named_file_defines_the_named_symbol(file, symbol):
-    path = ROOT / file.strip('`')
+    path = ROOT / 'metadata_wsgi' / file.strip('`')
     assert path.is_file()
     assert symbol.strip('`') in symbols(path)
 
