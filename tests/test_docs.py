@@ -38,18 +38,18 @@ def symbols(path):
     return found
 
 
-CHANGES = [cells for cells in rows('where_to_change.md') if cells[0].isdigit()]
+CHANGES = [cells for cells in rows('where_to_change.md') if cells[0] != 'Change']
 STEPS = [cells for cells in rows('architecture.md') if cells[0].isdigit()]
 
 
 def test_thirty_changes_and_every_step_of_a_request_were_found():
-    assert [int(cells[0]) for cells in CHANGES] == [*range(1, 31)]
+    assert len(CHANGES) == 30
     assert len(STEPS) > 10
 
 
 @pytest.mark.parametrize(
     ('file', 'symbol'),
-    [(cells[2], cells[3]) for cells in CHANGES] + [(cells[1], cells[2]) for cells in STEPS],
+    [(cells[1], cells[2]) for cells in CHANGES + STEPS],
     ids=lambda cell: cell.strip('`'),
 )
 def test_a_named_file_defines_the_named_symbol(file, symbol):
