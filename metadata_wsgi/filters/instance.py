@@ -80,7 +80,7 @@ class InstanceFilter:
 
     def _find(self, source: environ_keys.Source, deadline: Deadline) -> Sequence[environ_keys.Instance]:
         return retry_until(
-            lambda: self.directory.find(source, deadline.share(2 / 3)),
+            lambda: self.directory.find(source, deadline.fraction(2 / 3)),
             deadline,
             retry_on=(LookupUnavailable,),
             sleep=self._sleep,

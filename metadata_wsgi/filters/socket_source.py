@@ -10,7 +10,7 @@ credentials for Quantum, where in two hops it holds nothing. The privileges stay
 worker is an unprivileged user that can enter no namespace, and the keeper reads no guest's byte.
 
 Takes the place of ``source`` in a pipeline for sockets of the keeper; a request that came in on
-another socket is answered 400. Establishes SOURCE, and FORWARDED: whether the guest said for whom it asks.
+another socket is answered 400. Establishes SOURCE, and CLIENT_IS_PROXY: whether the guest said for whom it asks.
 It has no options.
 """
 
@@ -26,14 +26,14 @@ from metadata_wsgi.pipeline import environ_keys
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-_FORWARDING = tuple('HTTP_' + name.upper().replace('-', '_') for name in header_names.FORWARDING)
+_FORWARDING = tuple(header_names.environ_key(name) for name in header_names.FORWARDED_HEADERS)
 
 
 class SocketSourceFilter:
     """Establishes SOURCE from NAMESPACE and the connection's peer."""
 
     REQUIRES: frozenset[str] = frozenset()
-    PROVIDES = frozenset({environ_keys.SOURCE, environ_keys.FORWARDED})
+    PROVIDES = frozenset({environ_keys.SOURCE, environ_keys.CLIENT_IS_PROXY})
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
@@ -43,7 +43,7 @@ class SocketSourceFilter:
         namespace: environ_keys.Namespace | None = environ.get(environ_keys.NAMESPACE)
         if namespace is None:
             return error_responses.bad_request('This did not come from a namespace.')(environ, start_response)
-        environ[environ_keys.FORWARDED] = any(key in environ for key in _FORWARDING)
+        environ[environ_keys.CLIENT_IS_PROXY] = any(key in environ for key in _FORWARDING)
         for key in [key for key in environ if header_names.is_reserved_key(key)]:
             del environ[key]
         environ[environ_keys.SOURCE] = environ_keys.Source(

@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING
 
 import webob
 
-from metadata_wsgi.pipeline.outcome import DOOR, SOURCE, UPSTREAM, Heard, is_the_hosts_own, reached
+from metadata_wsgi.pipeline.outcome import (
+    SOURCE,
+    UNIDENTIFIED,
+    UPSTREAM,
+    StatusRecorder,
+    is_local_request,
+    stage_reached,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -47,16 +54,16 @@ class HealthcheckFilter:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Answer the host, or go on and watch."""
-        if environ['PATH_INFO'] == PATH and is_the_hosts_own(environ):
+        if environ['PATH_INFO'] == PATH and is_local_request(environ):
             return self._answer()(environ, start_response)
-        heard = Heard(start_response)
+        heard = StatusRecorder(start_response)
         body = self.app(environ, heard)
-        self._watch(reached(environ), heard.status)
+        self._watch(stage_reached(environ), heard.status)
         return body
 
     def _watch(self, came: str, status: str) -> None:
         now_s = self._clock()
-        if came != DOOR:
+        if came != UNIDENTIFIED:
             self._lately['directory'] = (now_s, not (came == SOURCE and status == '503'))
         if came == UPSTREAM:
             self._lately['nova'] = (now_s, status not in NOVA_FAILS)

@@ -106,7 +106,7 @@ class CacheFilter:
 
     def _moved(self, source: environ_keys.Source, deadline: Deadline) -> bool:
         try:
-            return self._directory.moved(source, deadline.share(RECHECK_SHARE))
+            return self._directory.moved(source, deadline.fraction(RECHECK_SHARE))
         except InstanceLookupError:
             return False  # nobody knows better than Nova now
 

@@ -4,7 +4,7 @@
 One histogram, ``metadata_wsgi_request_seconds`` (its ``_count`` is the number of requests), with two labels:
 
 ``status``   the answer's, or ``fault`` where a filter broke and the guest was answered 503
-``reached``  ``door``: nobody found out who asks (400). ``source``: not which instance it is (404 none, 503 the
+``reached``  ``unidentified``: the source is unknown (400). ``source``: not which instance it is (404 none, 503 the
              directory is away, 429). ``instance``: a filter behind answered itself (429 rate_limit, 401 session_token,
              404 path_policy, 200 cache_answers). ``upstream``: Nova's answer, or 503 where it gave none.
 
@@ -33,7 +33,7 @@ from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.http import error_responses
-from metadata_wsgi.pipeline.outcome import UPSTREAM, Heard, reached
+from metadata_wsgi.pipeline.outcome import UPSTREAM, StatusRecorder, stage_reached
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ class MetricsFilter:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Go on, and count it."""
         began_s = self._clock()
-        heard = Heard(start_response)
+        heard = StatusRecorder(start_response)
         try:
             return self.app(environ, heard)
         finally:
-            self._tell(reached(environ), heard.status or 'fault', self._clock() - began_s)
+            self._tell(stage_reached(environ), heard.status or 'fault', self._clock() - began_s)
 
     def _tell(self, came: str, status: str, seconds: float) -> None:
         try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from metadata_wsgi.pipeline import environ_keys
-from metadata_wsgi.pipeline.outcome import Heard
+from metadata_wsgi.pipeline.outcome import StatusRecorder
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -43,7 +43,7 @@ class RequestLogFilter:
         """Go on, and log it, also what ends in an exception."""
         began_s = self._clock()
         method, path = environ['REQUEST_METHOD'], environ['PATH_INFO']
-        heard = Heard(start_response)
+        heard = StatusRecorder(start_response)
         try:
             return self.app(environ, heard)
         finally:

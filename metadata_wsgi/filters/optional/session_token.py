@@ -29,7 +29,7 @@ another namespace proxy than ours (haproxy) there is no such limit.
 
 What ``required`` breaks: cloud-init asks for tokens on AWS only, and of the others hardly any does; such a guest
 gets no metadata at all. Stands behind ``instance``. Nothing of a token is logged or passed on to Nova.
-Reads INSTANCE and FORWARDED.
+Reads INSTANCE and CLIENT_IS_PROXY.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _TTL = 'HTTP_X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS'
 class SessionTokenFilter:
     """Gives tokens, and lets pass who has one. ``clock`` is the wall clock: hosts share the tokens."""
 
-    REQUIRES = frozenset({environ_keys.INSTANCE, environ_keys.FORWARDED})
+    REQUIRES = frozenset({environ_keys.INSTANCE, environ_keys.CLIENT_IS_PROXY})
     PROVIDES: frozenset[str] = frozenset()
 
     def __init__(
@@ -114,7 +114,7 @@ class SessionTokenFilter:
     def _give(self, environ: WSGIEnvironment, instance: environ_keys.Instance, ttl: str | None) -> WSGIApplication:
         if environ['REQUEST_METHOD'] != 'PUT':
             return error_responses.not_allowed('PUT')
-        if environ[environ_keys.FORWARDED]:
+        if environ[environ_keys.CLIENT_IS_PROXY]:
             return error_responses.forbidden('A session token is not given to a proxy.')
         if ttl is None or not (ttl.isascii() and ttl.isdigit() and 1 <= int(ttl[:9]) <= LONGEST_S):
             return error_responses.bad_request(

@@ -40,7 +40,7 @@ def test_an_address_behind_a_router():
 def test_whether_the_guest_said_for_whom_it_asks_is_kept(forwarded):
     told = {'X-Metadata-Guest-Forwarded': '1'} if forwarded else {}
     _, environ = ask({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ROUTER, **told})
-    assert environ[environ_keys.FORWARDED] is forwarded
+    assert environ[environ_keys.CLIENT_IS_PROXY] is forwarded
     assert not any(key.startswith('HTTP_X_METADATA') for key in environ)
 
 

@@ -39,7 +39,7 @@ def test_what_a_guest_says_of_itself_goes_no_further():
 )
 def test_whether_the_guest_said_for_whom_it_asks_is_kept(key, forwarded):
     came = {environ_keys.NAMESPACE: environ_keys.Namespace(router_id='r1'), 'REMOTE_ADDR': '10.1.1.2', key: 'x'}
-    assert next_sees(came)[0][environ_keys.FORWARDED] is forwarded
+    assert next_sees(came)[0][environ_keys.CLIENT_IS_PROXY] is forwarded
 
 
 def test_what_came_in_on_the_host_is_refused():

@@ -31,7 +31,7 @@ def observed(facts, status='200 OK', error=None):
 
 
 def test_each_request_is_told_once_with_how_far_it_came_its_status_and_its_time():
-    assert observed({}, '400 Bad Request') == [('door', '400', 0.25)]
+    assert observed({}, '400 Bad Request') == [('unidentified', '400', 0.25)]
     assert observed(SOURCE, '404 Not Found') == [('source', '404', 0.25)]
 
 
