@@ -86,7 +86,10 @@ GC_THRESHOLD = 20_000
 # --- HTTP client: namespace proxy to agent, agent to Nova ----------------------------------------------------------
 
 CONNECT_TIMEOUT_S = 3.0
-"""Time for one connection attempt."""
+"""Time for one connection attempt: name resolution, all addresses of the name and TLS handshake together."""
+
+UNIX_BACKLOG_RETRY_S = 0.02
+"""Pause between two attempts to connect to a unix socket whose backlog is full."""
 
 NAME_REFRESH_S = 30.0
 """The addresses of a name are looked up again after this time, in the background."""
