@@ -206,26 +206,27 @@ class _Connection:
         options = [
             token.strip().lower() for name, value in headers if name == 'connection' for token in value.split(',')
         ]
+        if parsed['minor_version'] == 0 and any(name == 'transfer-encoding' for name, _ in headers):
+            raise ValueError('the response is HTTP/1.0 and has a Transfer-Encoding')
         is_last = 'close' in options or (parsed['minor_version'] == 0 and 'keep-alive' not in options)
-        return parsed['status'], parsed['message'].decode('latin-1'), headers, is_last
+        return parsed['status'], parsed['message'].decode('latin-1'), _with_one_length(headers), is_last
 
     def read_body(self, method: str, status: int, headers: Headers) -> Iterator[bytes]:
         """The body in pieces as they arrive, after a check of its framing (RFC 9112, 6.3)."""
         if method == 'HEAD' or status in (204, 304):
             return iter(())
         codings = [value.strip().lower() for name, value in headers if name == 'transfer-encoding']
-        lengths = {value.strip() for name, value in headers if name == 'content-length'}
+        lengths = [value for name, value in headers if name == 'content-length']
         if codings:
-            if codings != ['chunked'] or lengths:
-                raise ValueError('the framing of the response is ambiguous')
+            if lengths:
+                raise ValueError('the response has both Transfer-Encoding and Content-Length')
+            if codings != ['chunked']:
+                raise ValueError(f'the transfer coding of the response is not chunked: {", ".join(codings)[:80]}')
             return self._chunks()
         if not lengths:
             self.reusable = False
             return self._until_closed()
-        length = lengths.pop()
-        if lengths or not (length.isascii() and length.isdigit()):
-            raise ValueError('the length of the response is ambiguous')
-        return self._exactly(int(length))
+        return self._exactly(int(lengths[0]))
 
     def _exactly(self, remaining: int) -> Iterator[bytes]:
         while remaining:
@@ -300,6 +301,22 @@ class _StreamedBody:
     def close(self) -> None:
         """Called by the server (PEP 3333), also if the client closed its connection."""
         self._connection.close()
+
+
+def _with_one_length(headers: Headers) -> Headers:
+    """``headers`` with at most one Content-Length. Equal ones, or a list of equal ones, become one (RFC 9112, 6.3)."""
+    values = [value for name, value in headers if name == 'content-length']
+    if not values:
+        return headers
+    lengths = {part.strip() for value in values for part in value.split(',')}
+    length = lengths.pop()
+    if lengths:
+        raise ValueError('the response has several different lengths')
+    if not (length.isascii() and length.isdigit()):
+        raise ValueError('the Content-Length of the response is not a number')
+    if len(values) == 1 and values[0] == length:
+        return headers
+    return [*(header for header in headers if header[0] != 'content-length'), ('content-length', length)]
 
 
 @functools.lru_cache(maxsize=256)
