@@ -15,6 +15,9 @@ REQUEST_TIMEOUT_S = 9.0
 AGENT_HEADROOM_S = 0.3
 """The namespace proxy gives the agent this much less time than it has, so that the agent's response arrives in time."""
 
+BODY_DEADLINE_FRACTION = 2 / 3
+"""A request body must arrive within this part of the time to the deadline, so that Nova has time to respond to it."""
+
 MAX_REQUEST_BODY_BYTES = 1 << 20
 """Default limit of a request body; above it 413. The password that Nova accepts has 1,020 bytes."""
 

@@ -31,7 +31,7 @@ from oslo_config import cfg
 from metadata_wsgi import limits
 from metadata_wsgi.config import config_files, tls_options
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent
+from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent, RequestTimeout
 from metadata_wsgi.http import client, error_responses, header_names, message
 from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import retry_until
@@ -97,14 +97,20 @@ class UpstreamApp:
         self._refused_log = Throttle(limits.LOG_INTERVAL_S)
         self._secret_change_log = Throttle(limits.SECRET_CHANGE_LOG_INTERVAL_S)
         self._no_response_log = Throttle(limits.LOG_INTERVAL_S)
+        self._slow_client_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Relay Nova's response; 503 if there is none, 400 or 413 for a request that cannot be sent."""
+        """Relay Nova's response; 503 if there is none, 400, 408 or 413 for a request that cannot be sent."""
         identity: environ_keys.SignedIdentity = environ[environ_keys.SIGNED_IDENTITY]
+        deadline: Deadline = environ[environ_keys.DEADLINE]
         try:
-            response = self._send_signed(self._request(environ), identity, environ[environ_keys.DEADLINE])
+            response = self._send_signed(self._request(environ, deadline), identity, deadline)
         except message.TooLarge:
             return error_responses.payload_too_large(self._max_body_bytes)(environ, start_response)
+        except RequestTimeout:
+            if self._slow_client_log.allow():
+                LOG.info('A request gets 408: its client did not send the body in time')
+            return error_responses.request_timeout()(environ, start_response)
         except BadRequest as error:
             return error_responses.bad_request(str(error))(environ, start_response)
         except NoResponse as error:
@@ -118,10 +124,10 @@ class UpstreamApp:
             )
         return response(environ, start_response)
 
-    def _request(self, environ: WSGIEnvironment) -> message.Request:
+    def _request(self, environ: WSGIEnvironment, deadline: Deadline) -> message.Request:
         """The client's request, without the identity."""
         headers = [(name, value) for name, value in message.headers(environ) if name in header_names.UPSTREAM_ALLOWED]
-        content = message.body(environ, self._max_body_bytes)
+        content = message.body(environ, self._max_body_bytes, deadline.fraction(limits.BODY_DEADLINE_FRACTION))
         return message.Request(environ['REQUEST_METHOD'], message.target(environ), headers, content)
 
     def _send_signed(

@@ -261,3 +261,32 @@ def test_with_one_secret_a_403_is_not_retried():
     nova = FakeHttpClient(403)
     assert Proxy(nova).request().status_int == 403
     assert sent_signatures(nova) == ['new']
+
+
+class SlowBody:
+    """A body that does not arrive before the server's own timeout."""
+
+    def read(self, size):
+        raise TimeoutError
+
+
+def test_a_slow_request_body_is_a_408_and_not_logged_as_a_fault_of_nova(caplog):
+    nova = FakeHttpClient(200)
+    app = upstream.UpstreamApp([nova])
+    statuses = []
+    with caplog.at_level('INFO'):
+        for _ in range(3):
+            environ = {
+                environ_keys.DEADLINE: Deadline.after(9),
+                environ_keys.SIGNED_IDENTITY: identity('new'),
+                'REQUEST_METHOD': 'POST',
+                'RAW_URI': '/',
+                'CONTENT_LENGTH': '5',
+                'wsgi.input': SlowBody(),
+            }
+            app(environ, lambda status, headers, exc_info=None: statuses.append(status))
+    assert statuses == ['408 Request Timeout'] * 3
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ('INFO', 'A request gets 408: its client did not send the body in time')
+    ]
+    assert nova.requests == []
