@@ -121,5 +121,27 @@ RETRY_MAX_DELAY_S = 1.0
 RETRY_MIN_TIME_FOR_ATTEMPT_S = 0.05
 """No attempt is started with less time than this before the deadline."""
 
+RETRY_BUDGET_PER_REQUEST = 1.0
+"""Each request adds this many retries to the budget that all requests to a service share. So a Nova that fails every
+request gets at most twice the clients' own load, RETRY_BUDGET_PER_S and, once, RETRY_BUDGET_MAX."""
+
+RETRY_BUDGET_PER_SUCCESS = 2.0
+"""Each successful response adds this many: after an outage the load doubles with each response time, not at once."""
+
+RETRY_BUDGET_PER_S = 10.0
+"""Each second adds this many: a single instance is retried as often as the delays allow."""
+
+RETRY_BUDGET_MAX = 100.0
+"""The budget never has more retries than this."""
+
+CIRCUIT_OPEN_FAILURES = 5
+"""After this many failures to connect in a row the circuit is open: a host gets one attempt at a time."""
+
+CIRCUIT_PROBE_INTERVAL_S = 0.5
+"""The pause after each attempt while the circuit is open."""
+
+CIRCUIT_MIN_TIME_S = 1.0
+"""A failure to connect counts only if the attempt had this much time."""
+
 NOVA_HOST_BACKOFF_S = 5.0
 """A Nova host that failed is tried after the others for this long."""

@@ -8,7 +8,8 @@ nothing is decoded.
 
 A GET or HEAD is retried until the deadline where Nova is unreachable, does not respond, or answers 500, 502, 503 or
 504. Then the client gets Nova's last response, or 503 if there was none. A POST (the password) is sent once; it is
-retried only if it cannot have been received.
+retried only if it cannot have been received. All requests of a worker share a budget of retries, and a host that
+accepts no connections gets one attempt at a time: a Nova that fails is not loaded with the retries of every client.
 
 While the shared secret is being changed there are two signatures. A request that Nova refuses with the one (403) is
 sent with the other, a POST too, because a refused request has no effect. The accepted one is used first from then on.
@@ -31,10 +32,11 @@ from oslo_config import cfg
 from metadata_wsgi import limits
 from metadata_wsgi.config import config_files, tls_options
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent, RequestTimeout
+from metadata_wsgi.errors import BadRequest, ConfigError, MaybeSent, NoResponse, NotSent, RequestTimeout
 from metadata_wsgi.http import client, error_responses, header_names, message
+from metadata_wsgi.http.circuit_breaker import CircuitBreaker
 from metadata_wsgi.http.client import HttpClient
-from metadata_wsgi.http.retry import retry_until
+from metadata_wsgi.http.retry import RetryBudget, retry_until
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.throttle import Throttle
 
@@ -88,10 +90,9 @@ class UpstreamApp:
     ) -> None:
         self.clients = tuple(clients)
         self._max_body_bytes = max_body_bytes
-        self._clock = clock
         self._sleep = sleep
-        # Index in ``clients`` -> until when the host is tried after the others.
-        self._down_until_s = dict.fromkeys(range(len(self.clients)), 0.0)
+        self._hosts = [_Host(client, clock) for client in self.clients]
+        self._retry_budget = RetryBudget(clock)
         # Index in ``signatures`` of the one that Nova accepted last.
         self._accepted_signature = 0
         self._refused_log = Throttle(limits.LOG_INTERVAL_S)
@@ -153,39 +154,83 @@ class UpstreamApp:
         return response
 
     def _send_until(self, request: message.Request, deadline: Deadline) -> message.Response:
-        return retry_until(
+        self._retry_budget.add_request()
+        response = retry_until(
             lambda: self._send_to_hosts(request, deadline),
             deadline,
             retry_on=(NoResponse,) if request.is_retryable else (NotSent,),
             retry_if_result=lambda response: request.is_retryable and response.status in RETRYABLE_STATUSES,
+            may_retry=self._may_retry,
             sleep=self._sleep,
         )
+        if response.status not in RETRYABLE_STATUSES:
+            self._retry_budget.add_success()
+        return response
+
+    def _may_retry(self) -> bool:
+        return any(host.circuit.allows_attempt() for host in self._hosts) and self._retry_budget.take_retry()
 
     def _send_to_hosts(self, request: message.Request, deadline: Deadline) -> message.Response:
         """One attempt at each host until one succeeds; returns or raises the outcome of the last one."""
-        order = sorted(range(len(self.clients)), key=lambda index: self._down_until_s[index] > self._clock())
-        for position, index in enumerate(order):
-            is_last = position == len(order) - 1
+        hosts = [host for host in self._hosts if host.circuit.allows_attempt()]
+        if not hosts:
+            raise NotSent(self._hosts[-1].circuit.last_error)
+        hosts.sort(key=lambda host: host.is_backed_off())
+        for host in hosts:
+            is_last = host is hosts[-1]
             try:
                 # A host that does not respond must leave time for another attempt.
-                response = self.clients[index].send_request(
-                    request, deadline.fraction(2 / 3) if request.is_retryable else deadline
-                )
+                response = host.send_request(request, deadline.fraction(2 / 3) if request.is_retryable else deadline)
             except NoResponse as error:
-                self._mark_down(index, error)
+                host.back_off(error)
                 if is_last or not (request.is_retryable or isinstance(error, NotSent)):
                     raise
                 continue
             if is_last or not request.is_retryable or response.status not in RETRYABLE_STATUSES:
-                self._down_until_s[index] = 0.0
+                host.end_backoff()
                 return response
-            self._mark_down(index, f'it answered {response.status}')
-        raise NotSent('no host of Nova is configured')
+            host.back_off(f'it answered {response.status}')
+        raise AssertionError('the last host returns or raises')
 
-    def _mark_down(self, index: int, reason: object) -> None:
-        if self._down_until_s[index] <= self._clock():
-            LOG.warning('Nova at %s fails: %s', self.clients[index].name, reason)
-        self._down_until_s[index] = self._clock() + limits.NOVA_HOST_BACKOFF_S
+
+class _Host:
+    """A host of Nova, and its health."""
+
+    def __init__(self, client: HttpClient, clock: Callable[[], float]) -> None:
+        self.client = client
+        self.circuit = CircuitBreaker(clock)
+        self._clock = clock
+        self._backed_off_until_s = 0.0
+        self._failure_log = Throttle(limits.LOG_INTERVAL_S, clock)
+
+    def send_request(self, request: message.Request, deadline: Deadline) -> message.Response:
+        """As HttpClient; records whether a connection was made."""
+        self.circuit.start_attempt()
+        had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
+        try:
+            response = self.client.send_request(request, deadline)
+        except NotSent as error:
+            self.circuit.record_failure(error, had_time=had_time)
+            raise
+        except MaybeSent:
+            self.circuit.record_connected()
+            raise
+        self.circuit.record_connected()
+        return response
+
+    def is_backed_off(self) -> bool:
+        """Whether the host is tried after the others."""
+        return self._backed_off_until_s > self._clock()
+
+    def back_off(self, reason: object) -> None:
+        """The host failed: try it after the others for a while."""
+        if not self.is_backed_off() and self._failure_log.allow():
+            LOG.warning('Nova at %s fails: %s', self.client.name, reason)
+        self._backed_off_until_s = self._clock() + limits.NOVA_HOST_BACKOFF_S
+
+    def end_backoff(self) -> None:
+        """The host works."""
+        self._backed_off_until_s = 0.0
 
 
 def identity_headers(identity: environ_keys.SignedIdentity, signature: str) -> message.Headers:
