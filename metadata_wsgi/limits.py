@@ -27,6 +27,12 @@ LOG_INTERVAL_S = 60.0
 SECRET_CHANGE_LOG_INTERVAL_S = 600.0
 """The same, for the message that Nova accepts the other shared secret."""
 
+UNKNOWN_INSTANCES_WARNING = 20
+"""After this many 404s of Nova in a worker, and no 200, a WARNING says what may be wrong in nova.conf."""
+
+UNKNOWN_INSTANCES_LOG_INTERVAL_S = 3600.0
+"""That WARNING is logged at most once in this interval."""
+
 # --- Server: connections -------------------------------------------------------------------------------------------
 
 MAX_CONNECTIONS_PER_ADDRESS = 512

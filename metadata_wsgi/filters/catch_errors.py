@@ -17,12 +17,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.pipeline import gunicorn_strictness, order
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -39,6 +42,8 @@ class CatchErrorsFilter:
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
         self._lenient_settings: list[str] | None = None
+        # File, line and type of an exception -> its throttle. As many as the code has places.
+        self._logs: dict[tuple[str, int, type], Throttle] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Call the rest of the pipeline; 503 for an exception before the body."""
@@ -50,9 +55,17 @@ class CatchErrorsFilter:
             return error_responses.unavailable()(environ, start_response)
         try:
             return self.app(environ, start_response)
-        except Exception:
-            LOG.exception('Unexpected exception in the pipeline; the response was 503')
+        except Exception as error:
+            self._log(error)
             return error_responses.unavailable()(environ, _with_exc_info(start_response))
+
+    def _log(self, error: Exception) -> None:
+        """Log the traceback, at most once in an interval for each place: a client can repeat its request for ever."""
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        place = (frame.f_code.co_filename, line, type(error))
+        throttle = self._logs.setdefault(place, Throttle(limits.LOG_INTERVAL_S))
+        if throttle.allow():
+            LOG.error('Unexpected exception in the pipeline; the response was 503', exc_info=error)
 
 
 def _with_exc_info(start_response: StartResponse) -> StartResponse:

@@ -73,6 +73,20 @@ OPTS = [
 RETRYABLE_STATUSES = frozenset({500, 502, 503, 504})
 """Nova answers these while something that it needs is unavailable. Every other status is relayed at once."""
 
+PATHS_OF_EVERY_INSTANCE = frozenset(
+    {
+        '/openstack',
+        '/openstack/latest',
+        '/openstack/latest/meta_data.json',
+        '/latest',
+        '/latest/meta-data',
+        '/latest/meta-data/instance-id',
+        '/2009-04-04/meta-data',
+        '/2009-04-04/meta-data/instance-id',
+    }
+)
+"""Nova has these for every instance that it knows; cloud-init, Ignition and CirrOS start with one of them."""
+
 
 class UpstreamApp:
     """The proxy app: sends each request to one of ``clients``, with retries."""
@@ -96,6 +110,10 @@ class UpstreamApp:
         # Index in ``signatures`` of the one that Nova accepted last.
         self._accepted_signature = 0
         self._refused_log = Throttle(limits.LOG_INTERVAL_S)
+        # Whether Nova's metadata API has answered 200 since the worker started; until then, how many 404s it has sent.
+        self._has_known_an_instance = False
+        self._unknown_instances = 0
+        self._unknown_log = Throttle(limits.UNKNOWN_INSTANCES_LOG_INTERVAL_S)
         self._secret_change_log = Throttle(limits.SECRET_CHANGE_LOG_INTERVAL_S)
         self._no_response_log = Throttle(limits.LOG_INTERVAL_S)
         self._slow_client_log = Throttle(limits.LOG_INTERVAL_S)
@@ -118,12 +136,27 @@ class UpstreamApp:
             if self._no_response_log.allow():
                 LOG.error('Requests get 503: no response from Nova: %s', error)
             return error_responses.unavailable()(environ, start_response)
-        if response.status == 403 and self._refused_log.allow():
+        self._check_status(response.status, environ.get('PATH_INFO', ''))
+        return response(environ, start_response)
+
+    def _check_status(self, status: int, path: str) -> None:
+        """Log what a status of Nova says about its configuration."""
+        if status == 403 and self._refused_log.allow():
             LOG.error(
                 'Nova refuses the signature (403): compare metadata_proxy_shared_secret here with '
                 '[neutron] metadata_proxy_shared_secret in nova.conf; they must be the same'
             )
-        return response(environ, start_response)
+        if status == 200:
+            self._has_known_an_instance = True
+        elif status == 404 and not self._has_known_an_instance and path.rstrip('/') in PATHS_OF_EVERY_INSTANCE:
+            self._unknown_instances += 1
+            if self._unknown_instances >= limits.UNKNOWN_INSTANCES_WARNING and self._unknown_log.allow():
+                LOG.warning(
+                    'Nova has answered 404 to all of the first %d requests, for instances that the lookup knows: '
+                    'if Nova has [neutron] service_metadata_proxy = false, or misspelt, in nova.conf, it ignores '
+                    'the signature and answers 404 to every instance',
+                    self._unknown_instances,
+                )
 
     def _request(self, environ: WSGIEnvironment, deadline: Deadline) -> message.Request:
         """The client's request, without the identity."""
