@@ -78,6 +78,8 @@ def open_file(name: str, flags: int, *, dir_fd: int, mode: int = 0o600) -> int:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise PermissionError(errno.EPERM, f'{name} is not a regular file') from None
+        if error.errno == errno.EACCES:
+            raise PermissionError(errno.EACCES, f'{name} may not be opened by uid {os.geteuid()}') from None
         raise
     try:
         found = os.fstat(fd)

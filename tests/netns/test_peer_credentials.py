@@ -63,16 +63,16 @@ def test_peer_credentials_under_plain_gunicorn(start, cloud, directory):
 
 
 def test_unix_socket_is_created_closed_and_opened_last(start, cloud, directory):
-    """The system calls in order: bound with mode 0600, then owner and group, then the mode."""
+    """The system calls in order: bound with mode 0600, then group, mode, owner."""
     trace = directory / 'trace'
     program = start(
-        'agent', 'strace', '-f', '-o', trace, '-e', 'trace=umask,bind,chown,chmod,listen',
+        'agent', 'strace', '-f', '-o', trace, '-e', 'trace=fchmod,bind,chown,chmod,listen',
         BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file,
     )  # fmt: skip
     eventually(lambda: program.process.poll() is not None or answers(cloud.socket), 'the agent listens')
     lines = [line.split(maxsplit=1)[1] for line in trace.read_text().splitlines() if 'exited' not in line]
     bound = next(n for n, line in enumerate(lines) if line.startswith('bind(') and 'metadata_proxy' in line)
     calls = [line.partition('(')[0] for line in lines[bound - 1 : bound + 5]]
-    assert calls == ['umask', 'bind', 'chown', 'chmod', 'umask', 'listen']
-    assert lines[bound - 1].startswith('umask(0177)')
+    assert calls == ['fchmod', 'bind', 'chown', 'chmod', 'chown', 'listen']
+    assert '0600' in lines[bound - 1]
     assert '0660' in lines[bound + 2]
