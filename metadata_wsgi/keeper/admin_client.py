@@ -11,36 +11,53 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from metadata_wsgi import limits
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper import protocol
 from metadata_wsgi.keeper.protocol import Listener
+from metadata_wsgi.net import port_holder
+from metadata_wsgi.net.port_holder import PortHolder
+from metadata_wsgi.netns import namespaces
 
 REPLY_TIMEOUT_S = 10.0
-PORT_IN_USE_ATTEMPTS, PORT_IN_USE_DELAY_S = 25, 0.2
+PORT_IN_USE_TIMEOUT_S = 5.0
 
 
 class KeeperClient:
     """A connection to the keeper. Every method raises NetnsError if the keeper refuses or does not reply."""
 
-    def __init__(self, connection: socket.socket, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        find_holder: Callable[[Listener], PortHolder | None] | None = None,
+    ) -> None:
         self._connection = connection
         self._sleep = sleep
+        self._find_holder = find_holder or _find_holder
 
     def register(self, listener: Listener, handed_over: socket.socket | None = None) -> bool:
         """Register ``listener``, with the socket ``handed_over`` if there is one; False if it was registered already.
 
-        While the port is in use the request is retried for five seconds: after a restart of the keeper a worker may
-        have the socket and not have sent it back yet; or a former proxy is about to end.
+        While the port is in use the request is retried for ``PORT_IN_USE_TIMEOUT_S``: after a restart of the keeper a
+        worker may have the socket and not have sent it back yet; or a former proxy is about to end. If another program
+        listens on it, only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``; the error names it.
         """
-        for attempts_left in reversed(range(PORT_IN_USE_ATTEMPTS)):
+        message = {protocol.VERB: protocol.ATTACH, 'listener': listener.to_json()}
+        waited_s = 0.0
+        while True:
             try:
-                message = {protocol.VERB: protocol.ATTACH, 'listener': listener.to_json()}
                 return bool(self._request(message, handed_over.fileno() if handed_over else None)['changed'])
             except _PortInUse:
-                if not attempts_left:
+                if waited_s >= limits.FOREIGN_PORT_HOLDER_TIMEOUT_S:
+                    holder = self._find_holder(listener)
+                    if holder and (not holder.is_own or waited_s >= PORT_IN_USE_TIMEOUT_S):
+                        raise NetnsError(holder.message(listener.port, listener.namespace)) from None
+                if waited_s >= PORT_IN_USE_TIMEOUT_S:
                     raise
-                self._sleep(PORT_IN_USE_DELAY_S)
-        raise AssertionError
+                self._sleep(limits.PORT_RETRY_INTERVAL_S)
+                waited_s += limits.PORT_RETRY_INTERVAL_S
 
     def unregister_all(self, id_: str) -> bool:
         """Close every listener of the router or network; whether there was one."""
@@ -79,6 +96,14 @@ class KeeperClient:
 
 class _PortInUse(NetnsError):
     """Refused because the port is in use: a retry may succeed."""
+
+
+def _find_holder(listener: Listener) -> PortHolder | None:
+    """Here and not in the keeper: its unit hides other processes from it."""
+    try:
+        return namespaces.run_in(listener.namespace, lambda: port_holder.find(listener.port))
+    except (NetnsError, OSError):
+        return None
 
 
 def socket_path(state_path: str) -> str:

@@ -30,8 +30,10 @@ from contextlib import contextmanager, suppress
 
 from oslo_config import cfg
 
-from metadata_wsgi import safe_files
+from metadata_wsgi import limits, safe_files
 from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.net import port_holder
+from metadata_wsgi.net.port_holder import PortHolder
 
 LOG = logging.getLogger(__name__)
 
@@ -165,24 +167,45 @@ def tcp_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
 
 
 def tcp_listener(
-    host: str, port: int, *, backlog: int = 4096, timeout_s: float = 30.0, sleep: Callable[[float], None] = time.sleep
+    host: str,
+    port: int,
+    *,
+    backlog: int = 4096,
+    timeout_s: float = limits.PORT_IN_USE_TIMEOUT_S,
+    sleep: Callable[[float], None] = time.sleep,
+    find_holder: Callable[[int], PortHolder | None] = port_holder.find,
 ) -> socket.socket:
     """Listen on ``host`` (empty: every address of the namespace, both families) and ``port``.
 
-    While the port is in use it is retried for ``timeout_s``: a former proxy may be about to end. An IPv6 address may
-    have a zone (``fe80::a9fe:a9fe%qr-1``); such an address need not be usable yet (duplicate address detection takes
-    seconds) and may disappear and come back. Raises ConfigError.
+    While the port is in use it is retried for ``timeout_s``: a former proxy may be about to end. If another program
+    listens on it, only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``. An IPv6 address may have a zone
+    (``fe80::a9fe:a9fe%qr-1``); such an address need not be usable yet (duplicate address detection takes seconds) and
+    may disappear and come back. Raises ConfigError; its text names the process that listens on the port, if visible.
     """
-    give_up_at = time.monotonic() + timeout_s
+    started_at = time.monotonic()
     while True:
         try:
-            return _bind_and_listen(host, port, backlog)
-        except OSError as error:
-            retry = error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL) and time.monotonic() < give_up_at
-            if not retry:
-                where = f'[{host}]:{port}' if ':' in host else f'{host or "any address"} port {port}'
-                raise ConfigError(f'metadata_port: cannot listen on {where}: {error.strerror or error}') from error
-        sleep(0.2)
+            return bind_tcp(host, port, backlog)
+        except ConfigError as error:
+            cause = error.__cause__
+            number = cause.errno if isinstance(cause, OSError) else None
+            waited_s = time.monotonic() - started_at
+            if number == errno.EADDRINUSE and waited_s >= min(timeout_s, limits.FOREIGN_PORT_HOLDER_TIMEOUT_S):
+                holder = find_holder(port)
+                if holder and (not holder.is_own or waited_s >= timeout_s):
+                    raise ConfigError(holder.message(port, port_holder.namespace_name())) from cause
+            if number not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL) or waited_s >= timeout_s:
+                raise
+        sleep(limits.PORT_RETRY_INTERVAL_S)
+
+
+def bind_tcp(host: str, port: int, backlog: int = 4096) -> socket.socket:
+    """The same without a retry. Raises ConfigError with the OSError as its cause."""
+    try:
+        return _bind_and_listen(host, port, backlog)
+    except OSError as error:
+        where = f'[{host}]:{port}' if ':' in host else f'{host or "any address"} port {port}'
+        raise ConfigError(f'metadata_port: cannot listen on {where}: {error.strerror or error}') from error
 
 
 def _bind_and_listen(host: str, port: int, backlog: int) -> socket.socket:

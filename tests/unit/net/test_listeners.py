@@ -3,11 +3,14 @@ import os
 import signal
 import socket
 import stat
+import time
 
 import pytest
 
+from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.net import listeners
+from metadata_wsgi.net.port_holder import PortHolder
 
 
 @pytest.fixture
@@ -118,7 +121,8 @@ def test_unix_socket_of_many_agents_that_start_together_is_one_that_listens(tmp_
                         os.write(report, b'-')
                     else:
                         os.write(report, b'+')
-                        listener.accept()
+                        signal.pause()
+                        listener.close()
                 finally:
                     os._exit(0)
             children.append(pid)
@@ -222,14 +226,41 @@ def test_tcp_listener_accepts_the_families_of_its_host(host, client):
         socket.create_connection((client, port), 5).close()
 
 
-def test_tcp_port_in_use_is_retried_until_the_timeout():
-    slept = []
+OWN = PortHolder(4711, 'python3', is_own=True)
+FOREIGN = PortHolder(4711, 'haproxy', is_own=False)
+
+
+def held(holder):
+    """What tcp_listener does with a port in use: (text of the error, number of retries)."""
+    retries = []
     with listeners.tcp_listener('127.0.0.1', 0) as first:
         port = first.getsockname()[1]
         with pytest.raises(ConfigError) as raised:
-            listeners.tcp_listener('127.0.0.1', port, timeout_s=0, sleep=slept.append)
-    assert str(raised.value) == f'metadata_port: cannot listen on 127.0.0.1 port {port}: Address already in use'
-    assert slept == []
+            listeners.tcp_listener(
+                '127.0.0.1', port, timeout_s=0.5, sleep=lambda s: retries.append(time.sleep(s)), find_holder=holder
+            )
+    return str(raised.value).replace(str(port), 'PORT').replace(str(port + 1), 'PORT+1'), len(retries)
+
+
+def test_tcp_port_in_use_is_retried_until_the_timeout():
+    message, retries = held(lambda port: None)
+    assert message == 'metadata_port: cannot listen on 127.0.0.1 port PORT: Address already in use'
+    assert retries >= 2
+
+
+def test_tcp_port_of_another_program_is_retried_shortly_and_its_holder_named(monkeypatch):
+    monkeypatch.setattr(limits, 'FOREIGN_PORT_HOLDER_TIMEOUT_S', 0.0)
+    message, retries = held(lambda port: FOREIGN)
+    assert message.startswith('metadata_port: port PORT in ')
+    assert message.endswith(' is held by pid 4711 (haproxy): stop it, or use --metadata-port PORT+1')
+    assert retries == 0
+
+
+def test_tcp_port_of_our_own_program_is_retried_until_the_timeout_and_then_named(monkeypatch):
+    monkeypatch.setattr(limits, 'FOREIGN_PORT_HOLDER_TIMEOUT_S', 0.0)
+    message, retries = held(lambda port: OWN)
+    assert ' is held by pid 4711 (python3): ' in message
+    assert retries >= 2
 
 
 def test_tcp_port_of_a_stopping_process_is_retried():
