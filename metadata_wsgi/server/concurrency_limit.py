@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many requests of one guest are served at a time. Its others wait their turn; those of its neighbours do not wait
-for them, and neither does Nova have all of them before theirs.
+"""Limits how many requests of one client the pipeline processes at a time.
+
+Further requests of the same client wait for a slot. Requests of other clients do not wait for them, so one client
+cannot occupy Nova alone.
 """
 
 from __future__ import annotations
@@ -11,26 +13,26 @@ from gevent.lock import Semaphore
 
 
 class PerClientConcurrency:
-    """At most ``each`` of each guest; ``enter`` and ``leave`` stand around what is served."""
+    """At most ``limit`` requests of each client at a time; ``acquire`` before a request and ``release`` after it."""
 
-    def __init__(self, each: int) -> None:
-        self._each = each
-        self._places: dict[Hashable, Semaphore] = {}
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._semaphores: dict[Hashable, Semaphore] = {}
 
     def __len__(self) -> int:
-        """Of how many guests anything is being served."""
-        return len(self._places)
+        """Number of clients with a request in progress."""
+        return len(self._semaphores)
 
-    def enter(self, guest: Hashable, patience_s: float) -> bool:
-        """Wait for a place, not longer than that; whether there was one."""
-        places = self._places.get(guest)
-        if places is None:
-            places = self._places[guest] = Semaphore(self._each)
-        return bool(places.acquire(timeout=patience_s))
+    def acquire(self, client: Hashable, timeout_s: float) -> bool:
+        """Wait up to ``timeout_s`` for a slot; returns whether there was one."""
+        semaphore = self._semaphores.get(client)
+        if semaphore is None:
+            semaphore = self._semaphores[client] = Semaphore(self._limit)
+        return bool(semaphore.acquire(timeout=timeout_s))
 
-    def leave(self, guest: Hashable) -> None:
-        """Give it back; who waits longest has it next."""
-        places = self._places[guest]
-        places.release()
-        if places.counter == self._each and not places.linkcount():
-            del self._places[guest]
+    def release(self, client: Hashable) -> None:
+        """Free the slot for the next waiting request of the client."""
+        semaphore = self._semaphores[client]
+        semaphore.release()
+        if semaphore.counter == self._limit and not semaphore.linkcount():
+            del self._semaphores[client]

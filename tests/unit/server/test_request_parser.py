@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker's requests: bodies, heads, and where one ends; ``tests/wire`` and ``tests/e2e`` have the whole."""
+"""Request headers, bodies, and the end of a request; ``tests/wire`` and ``tests/e2e`` test whole programs."""
 
 import io
 
@@ -13,50 +13,48 @@ from hypothesis import strategies as st
 from metadata_wsgi.server import master, request_parser
 
 
-class Dripping:
-    """A body that is still coming."""
+class SlowBody:
+    """A body that does not arrive."""
 
     def read(self, size=None):
         gevent.sleep(60)
 
 
-class RawSocket:
-    """A socket that says ``data``, so much at a time."""
+class FakeSocket:
+    """A socket on which ``data`` arrives, at most ``recv_size`` bytes at a time."""
 
     def __init__(self, data, recv_size=8192):
         self._data = io.BytesIO(data)
-        self._at_once = recv_size
+        self._recv_size = recv_size
 
     def recv(self, size):
-        return self._data.read(min(size, self._at_once))
+        return self._data.read(min(size, self._recv_size))
 
 
 def requests(data, **kwargs):
     cfg = Config()
     for name, value in master.STRICT.items():
         cfg.set(name, value)
-    return request_parser.RequestStream(cfg, RawSocket(data, **kwargs), '')
+    return request_parser.RequestStream(cfg, FakeSocket(data, **kwargs), '')
 
 
-class Over:
-    """Counts how often a body's turn was over."""
-
-    times = 0
+class CallCounter:
+    count = 0
 
     def __call__(self):
-        self.times += 1
+        self.count += 1
 
 
-def test_a_body_that_drips_too_long_ends():
-    over = Over()
+def test_a_timeout_ends_a_slow_body():
+    progress = CallCounter()
     with pytest.raises(TimeoutError):
-        request_parser.Body(Dripping(), over, within_s=0.01).read(5)
-    assert over.times == 1
+        request_parser.Body(SlowBody(), progress, timeout_s=0.01).read(5)
+    assert progress.count == 1
 
 
-def test_a_body_is_read_in_each_way_that_pep_3333_knows():
+def test_a_body_has_the_methods_of_pep_3333():
     def body():
-        return request_parser.Body(io.BytesIO(b'a\nb\nc'), Over())
+        return request_parser.Body(io.BytesIO(b'a\nb\nc'), CallCounter())
 
     assert body().read() == b'a\nb\nc'
     assert body().readline() == b'a\n'
@@ -80,14 +78,14 @@ POST = b'POST / HTTP/1.1\r\nHost: x\r\n'
         (POST + b'Connection: closed\r\n\r\n', 0, False),
     ],
 )
-def test_a_connection_goes_on_only_where_the_next_request_begins_at_a_known_place(data, read, closes):
-    head = requests(data).next()
-    head.body.read(read)
-    assert (head.must_close or head.unread) is closes
+def test_an_unread_body_or_connection_close_ends_keepalive(data, read, closes):
+    request = requests(data).next()
+    request.body.read(read)
+    assert (request.must_close or request.has_unread_body) is closes
 
 
-def test_a_head_is_bounded_as_a_whole():
-    """Not by the number of fields times the size of each."""
+def test_the_size_of_the_whole_header_is_limited():
+    """Not only the number of fields and the size of each."""
     with pytest.raises(LimitRequestHeaders):
         requests(POST + b'X-A: ' + b'a' * 16000 + b'\r\n' + (b'X-B: ' + b'b' * 16000 + b'\r\n') * 5).next()
 
@@ -98,11 +96,11 @@ CLOUD_INIT = (
 )
 
 
-def test_what_guests_send_is_plain():
-    head = request_parser.parse_simple(CLOUD_INIT)
-    assert (head.must_close, head.expects_continue, head.expects_body, head.unread) == (False, False, False, False)
-    assert head.fields.pop('wsgi.input').read() == b''
-    assert head.fields == {
+def test_the_request_of_cloud_init_is_simple():
+    request = request_parser.parse_simple(CLOUD_INIT)
+    assert (request.must_close, request.expects_continue, request.expects_body, request.has_unread_body) == (False,) * 4
+    assert request.fields.pop('wsgi.input').read() == b''
+    assert request.fields == {
         'REQUEST_METHOD': 'GET', 'PATH_INFO': '/openstack/latest/meta_data.json', 'QUERY_STRING': '',
         'RAW_URI': '/openstack/latest/meta_data.json', 'SERVER_PROTOCOL': 'HTTP/1.1', 'HTTP_HOST': '169.254.169.254',
         'HTTP_USER_AGENT': 'Cloud-Init/25.1', 'HTTP_ACCEPT_ENCODING': 'gzip, deflate', 'HTTP_ACCEPT': '*/*',
@@ -111,7 +109,7 @@ def test_what_guests_send_is_plain():
 
 
 @pytest.mark.parametrize(
-    ('was', 'becomes'),
+    ('part', 'replacement'),
     [
         (b'GET', b'POST'),
         (b'GET', b'get'),
@@ -135,9 +133,9 @@ def test_what_guests_send_is_plain():
         (b'\r\n\r\n', b'\r\n\r\nG'),
     ],
 )
-def test_whatever_is_not_as_plain_is_left_to_gunicorn(was, becomes):
-    assert CLOUD_INIT.count(was) >= 1
-    assert request_parser.parse_simple(CLOUD_INIT.replace(was, becomes, 1)) is None
+def test_any_other_request_is_left_to_gunicorns_parser(part, replacement):
+    assert CLOUD_INIT.count(part) >= 1
+    assert request_parser.parse_simple(CLOUD_INIT.replace(part, replacement, 1)) is None
 
 
 words = st.sampled_from(
@@ -152,28 +150,28 @@ lines = st.tuples(names, st.sampled_from([': ', ':', ':\t']), texts).map(''.join
 @given(st.sampled_from(['GET', 'HEAD', 'POST', 'OPTIONS']), texts, st.lists(lines, max_size=4), st.integers(0, 3))
 @example('GET', 'a?b', ['Connection: Close'], 0)
 @settings(max_examples=1000, deadline=None)
-def test_what_is_plain_gunicorn_reads_in_the_same_way(method, target, headers, cut):
-    """In one piece and in many: the second way no head is plain."""
+def test_gunicorns_parser_reads_a_simple_request_in_the_same_way(method, target, headers, cut):
+    """gunicorn's parser gets it in small pieces, so that no header is simple."""
     text = '\r\n'.join([f'{method} /{target} HTTP/1.1', *headers, '', ''])
     data = text.encode('latin-1')
-    head = request_parser.parse_simple(data[: len(data) - cut])
-    if head is None:
+    simple = request_parser.parse_simple(data[: len(data) - cut])
+    if simple is None:
         return
-    judged = requests(data, recv_size=5).next()
-    assert judged.fields.pop('wsgi.input').read() == head.fields.pop('wsgi.input').read() == b''
-    assert judged.fields == head.fields
-    assert judged.must_close == head.must_close
-    assert (judged.expects_continue, judged.expects_body, judged.unread) == (False, False, False)
+    request = requests(data, recv_size=5).next()
+    assert request.fields.pop('wsgi.input').read() == simple.fields.pop('wsgi.input').read() == b''
+    assert request.fields == simple.fields
+    assert request.must_close == simple.must_close
+    assert (request.expects_continue, request.expects_body, request.has_unread_body) == (False, False, False)
 
 
-def test_requests_that_come_together_are_read_one_after_the_other():
-    """Plain or not, and in whatever pieces."""
+def test_pipelined_requests_are_read_in_order():
+    """Simple or not, and in pieces of any size."""
     post = POST + b'Content-Length: 2\r\n\r\nhi'
     for recv_size in (5, 50, 8192):
-        arriving = requests(CLOUD_INIT + post + CLOUD_INIT + CLOUD_INIT, recv_size=recv_size)
+        stream = requests(CLOUD_INIT + post + CLOUD_INIT + CLOUD_INIT, recv_size=recv_size)
         seen = []
-        while head := arriving.next():
-            seen.append((head.fields['REQUEST_METHOD'], head.fields['wsgi.input'].read()))
+        while request := stream.next():
+            seen.append((request.fields['REQUEST_METHOD'], request.fields['wsgi.input'].read()))
         assert seen == [('GET', b''), ('POST', b'hi'), ('GET', b''), ('GET', b'')]
 
 
@@ -184,15 +182,15 @@ def test_requests_that_come_together_are_read_one_after_the_other():
         CLOUD_INIT.replace(b'HTTP/1.1', b'HTTP/1.0').replace(b'Connection: keep-alive\r\n', b''),
         POST + b'Content-Length: 2\r\n\r\n',
     ],
-    ids=['close', '1.0', 'a body that was not read'],
+    ids=['connection-close', 'http-1.0', 'unread-body'],
 )
-def test_what_follows_where_nothing_may_is_not_looked_at(first):
-    arriving = requests(first + CLOUD_INIT)
-    assert arriving.next() is not None
-    assert arriving.next() is None
+def test_data_after_the_last_request_of_a_connection_is_not_parsed(first):
+    stream = requests(first + CLOUD_INIT)
+    assert stream.next() is not None
+    assert stream.next() is None
 
 
-def test_a_connection_that_ends_within_a_head_has_no_request_and_garbage_is_refused():
+def test_an_incomplete_header_is_no_request_and_a_malformed_one_is_refused():
     assert requests(CLOUD_INIT[:-1]).next() is None
     assert requests(b'').next() is None
     with pytest.raises(ParseException):
