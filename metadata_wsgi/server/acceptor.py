@@ -7,7 +7,8 @@ Differences to gevent's ``StreamServer``, which makes a new greenlet for each co
   gets the stack of a new greenlet from the kernel and returns it at its end.
 - The handler of a connection starts inside the event loop's I/O callback, before the next connection is accepted,
   instead of one loop iteration later. Until its first wait it must not block.
-- When the pool is full the listeners are paused, and resumed in turn, one connection each.
+- When the pool is full the listeners are paused, ``on_full`` is called for each of them (to end a connection that is
+  idle), and they are resumed in turn, one connection each.
 """
 
 from __future__ import annotations
@@ -37,11 +38,13 @@ Handler = Callable[[_socket.socket, Any], None]
 class GreenletPool:
     """At most ``limit`` greenlets, each with one connection. Its length is the number of connections in progress."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, on_full: Callable[[], None] = lambda: None) -> None:
         self._limit = limit
+        self._on_full = on_full
         self._busy = 0
         self._idle: list[greenlet] = []
         self._paused_acceptors: deque[Acceptor] = deque()
+        self._error_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __len__(self) -> int:
         return self._busy
@@ -54,6 +57,7 @@ class GreenletPool:
     def resume_when_free(self, acceptor: Acceptor) -> None:
         """Resume this paused ``acceptor`` when a greenlet is free; paused acceptors are resumed in order."""
         self._paused_acceptors.append(acceptor)
+        self._on_full()
 
     def spawn(self, handler: Handler, sock: _socket.socket, address: Any) -> None:
         """Run ``handler`` until its first wait. Called in the event loop."""
@@ -67,7 +71,8 @@ class GreenletPool:
                 handler, sock, address = job
                 handler(sock, address)
             except (Exception, gevent.Timeout):
-                LOG.exception('Unexpected error; the connection was closed')
+                level = logging.ERROR if self._error_log.allow() else logging.DEBUG
+                LOG.log(level, 'Unexpected error; the connection was closed', exc_info=True)
             finally:
                 self._busy -= 1
                 if self._paused_acceptors:

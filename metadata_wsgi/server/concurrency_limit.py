@@ -1,15 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits how many requests of one client the pipeline processes at a time.
 
-Further requests of the same client wait for a slot. Requests of other clients do not wait for them, so one client
-cannot occupy Nova alone.
+Further requests of the same client wait for a slot, first come, first served. Requests of other clients do not wait
+for them, so one client cannot occupy Nova alone.
+
+gevent's ``Semaphore`` is not used because it is not fair: ``acquire`` takes a free slot although others wait for it, so
+a connection that pipelines requests would always be faster than the waiting ones.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 
-from gevent.lock import Semaphore
+from gevent.event import Event
+
+
+class _Slots:
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.waiting: deque[Event] = deque()
 
 
 class PerClientConcurrency:
@@ -17,22 +27,40 @@ class PerClientConcurrency:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._semaphores: dict[Hashable, Semaphore] = {}
+        self._slots: dict[Hashable, _Slots] = {}
 
     def __len__(self) -> int:
         """Number of clients with a request in progress."""
-        return len(self._semaphores)
+        return len(self._slots)
 
     def acquire(self, client: Hashable, timeout_s: float) -> bool:
         """Wait up to ``timeout_s`` for a slot; returns whether there was one."""
-        semaphore = self._semaphores.get(client)
-        if semaphore is None:
-            semaphore = self._semaphores[client] = Semaphore(self._limit)
-        return bool(semaphore.acquire(timeout=timeout_s))
+        slots = self._slots.get(client)
+        if slots is None:
+            slots = self._slots[client] = _Slots(self._limit)
+        if slots.free:
+            slots.free -= 1
+            return True
+        got_slot = Event()
+        slots.waiting.append(got_slot)
+        try:
+            got_slot.wait(timeout_s)
+        except BaseException:  # another timeout, or the greenlet is killed
+            if got_slot.is_set():
+                self.release(client)
+            else:
+                slots.waiting.remove(got_slot)
+            raise
+        if not got_slot.is_set():
+            slots.waiting.remove(got_slot)
+        return got_slot.is_set()
 
     def release(self, client: Hashable) -> None:
-        """Free the slot for the next waiting request of the client."""
-        semaphore = self._semaphores[client]
-        semaphore.release()
-        if semaphore.counter == self._limit and not semaphore.linkcount():
-            del self._semaphores[client]
+        """Give the slot to the request of the client that has waited longest."""
+        slots = self._slots[client]
+        if slots.waiting:
+            slots.waiting.popleft().set()
+            return
+        slots.free += 1
+        if slots.free == self._limit:
+            del self._slots[client]

@@ -3,17 +3,22 @@
 
 - A connection that was not made to the metadata address is closed (``net.original_dst``).
 - Connections per client are limited (``connection_limits``). While the server waits for a client, that client's
-  connection may be closed in favour of another one.
+  connection may be closed in favour of another one. When the worker is full, the keep-alive connection that has been
+  idle longest is closed, also that of a namespace proxy.
 - Timeouts (``limits``): HEADER_TIMEOUT_S for a header, BODY_TIMEOUT_S for a body, READ_WRITE_TIMEOUT_S for a pause
-  inside a body or a response, KEEPALIVE_TIMEOUT_S between two requests. They apply to each connection; other clients
-  are not delayed. (Measured with Neutron's haproxy, whose connection limit is for the whole router: 1,100 half-sent
-  requests of one client delayed the others by 29 s.)
-- The pipeline processes at most MAX_CONCURRENT_PER_CLIENT requests of a client at a time (``concurrency_limit``).
+  inside a response, KEEPALIVE_TIMEOUT_S between two requests. They apply to each connection; other clients are not
+  delayed. (Measured with Neutron's haproxy, whose connection limit is for the whole router: 1,100 half-sent requests of
+  one client delayed the others by 29 s.)
+- The pipeline processes at most MAX_CONCURRENT_PER_CLIENT requests of a client at a time (``concurrency_limit``). A
+  request that gets no slot within REQUEST_TIMEOUT_S is answered 503 with Retry-After. Waiting for a slot and for the
+  body is part of the request's time: the deadline counts from the complete header (``environ_keys.RECEIVED_AT_S``).
 - A client that pipelines requests gives way to other connections after REQUESTS_PER_YIELD of them, and inside a long
   body after each recv().
-- A malformed request gets a constant error response (400, 414, 431), then the connection is closed. It is also closed
-  after a request whose body the application did not read to its end: gunicorn would read on for as long as the client
-  sends.
+- A malformed request gets a constant error response (400, 414, 431, 501), then the connection is closed. It is also
+  closed after a request whose body the application did not read to its end: gunicorn would read on for as long as the
+  client sends. ``100 Continue`` is sent when the application first reads the body, so that a request that it refuses
+  without reading needs no body.
+- Log lines that a client can cause are throttled to one per LOG_INTERVAL_S for each kind; the others are DEBUG.
 
 ``request_parser`` reads requests, ``response_writer`` writes responses.
 """
@@ -23,6 +28,7 @@ from __future__ import annotations
 import _socket
 import errno
 import logging
+import time
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +38,11 @@ from gunicorn.http import errors
 from metadata_wsgi import limits
 from metadata_wsgi.http.raw_socket import RawSocket
 from metadata_wsgi.net import original_dst
+from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 from metadata_wsgi.server.connection_limits import ConnectionLimits
 from metadata_wsgi.server.request_parser import Body, ParsedRequest, RequestStream
-from metadata_wsgi.server.response_writer import ResponseWriter, drain, send_error
+from metadata_wsgi.server.response_writer import ClientConnectionError, ResponseWriter, drain, send_error
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -70,18 +77,30 @@ class ConnectionHandler:
         self._any_destination = any_destination
         self._is_stopping = is_stopping
         self._concurrency = PerClientConcurrency(limits.MAX_CONCURRENT_PER_CLIENT)
-        self._idle: set[RawSocket] = set()
+        # Keep-alive connections between two requests, the one that has been idle longest first.
+        self._idle: dict[RawSocket, None] = {}
         self._wrong_destination_log = Throttle(limits.LOG_INTERVAL_S)
+        self._malformed_log = Throttle(limits.LOG_INTERVAL_S)
+        self._connection_error_log = Throttle(limits.LOG_INTERVAL_S)
+        self._application_error_log = Throttle(limits.LOG_INTERVAL_S)
         # Without these settings the parser does not look at the peer's address, and need not get it.
         self._peer_may_set_headers = bool(settings.secure_scheme_headers or settings.forwarder_headers)
 
     def close_idle(self) -> None:
         """Close the idle keep-alive connections. A request that has arrived already gets its response."""
-        for connection in list(self._idle):
-            try:
-                connection.shutdown(0)
-            except OSError as error:
-                LOG.debug('An idle connection was closed by the client: %s', error)
+        while self._idle:
+            self.close_longest_idle()
+
+    def close_longest_idle(self) -> None:
+        """Close the keep-alive connection that has been idle longest, if there is one."""
+        if not self._idle:
+            return
+        connection = next(iter(self._idle))
+        del self._idle[connection]
+        try:
+            connection.shutdown(0)
+        except OSError as error:
+            LOG.debug('An idle connection was closed by the client: %s', error)
 
     def handle(self, sock: _socket.socket, address: Any, namespace_id: Hashable, environ: WSGIEnvironment) -> None:
         """Handle one connection until its end.
@@ -94,7 +113,7 @@ class ConnectionHandler:
         if client and not self._is_redirected(sock, client):
             sock.close()
             return
-        groups = self._limits.admit(namespace_id, client) if client else ()
+        groups = self._limits.admit(namespace_id, _with_zone(address)) if client else ()
         if groups is None:
             LOG.debug('%s is at its connection limit; its new connection was closed', client)
             sock.close()
@@ -107,13 +126,19 @@ class ConnectionHandler:
             self._serve_requests(
                 requests, connection, groups[:1], {**environ, 'REMOTE_ADDR': client, 'gunicorn.socket': connection}
             )
-        except OSError as error:
-            if error.errno not in DISCONNECT_ERRNOS and not isinstance(error, TimeoutError):
-                LOG.warning('Connection broken: %s', error)
+        except (OSError, ClientConnectionError) as error:
+            self._log_connection_error(client, error)
         finally:
             self._limits.mark_active(connection)
             self._limits.release(groups)
             connection.close()
+
+    def _log_connection_error(self, client: str, error: Exception) -> None:
+        cause = error.__cause__ if isinstance(error, ClientConnectionError) else error
+        if isinstance(cause, TimeoutError) or (isinstance(cause, OSError) and cause.errno in DISCONNECT_ERRNOS):
+            return
+        level = logging.WARNING if self._connection_error_log.allow() else logging.DEBUG
+        LOG.log(level, 'The connection of %s failed: %s', client or 'a namespace proxy', error)
 
     def _is_redirected(self, sock: _socket.socket, client: str) -> bool:
         try:
@@ -142,11 +167,12 @@ class ConnectionHandler:
             try:
                 request = self._next_request(requests, connection, is_first=not served)
             except errors.ParseException as error:
-                send_error(connection, error)
+                self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
                 return
-            if request is None or not self._with_concurrency_slot(
-                request, connection, client_key, {**environ, **request.fields}
-            ):
+            if request is None:
+                return
+            request_environ = {**environ, **request.fields, environ_keys.RECEIVED_AT_S: time.monotonic()}
+            if not self._with_concurrency_slot(request, connection, client_key, request_environ):
                 return
             if self._is_stopping():
                 return
@@ -154,19 +180,31 @@ class ConnectionHandler:
             if served % limits.REQUESTS_PER_YIELD == 0:
                 gevent.sleep(0)
 
+    def _refuse_malformed(self, connection: RawSocket, client: str, error: Exception) -> None:
+        level = logging.INFO if self._malformed_log.allow() else logging.DEBUG
+        # repr and a bound: the text of gunicorn's exceptions may contain bytes of the client.
+        LOG.log(level, 'Refused a malformed request of %s: %.300r', client or 'a namespace proxy', error)
+        send_error(connection, error)
+
     def _next_request(self, requests: RequestStream, connection: RawSocket, *, is_first: bool) -> ParsedRequest | None:
         """Read the next request's header; None at the end of the connection. TimeoutError if it does not arrive."""
-        if not is_first:
-            self._idle.add(connection)
-        connection.settimeout(limits.READ_WRITE_TIMEOUT_S if is_first else limits.KEEPALIVE_TIMEOUT_S)
-        connection.set_deadline(limits.HEADER_TIMEOUT_S if is_first else limits.KEEPALIVE_TIMEOUT_S)
         try:
-            return requests.next()
+            if is_first:
+                connection.settimeout(limits.READ_WRITE_TIMEOUT_S)
+                connection.set_deadline(limits.HEADER_TIMEOUT_S)
+                has_data = requests.wait_for_data()
+            else:
+                self._idle[connection] = None
+                connection.settimeout(limits.KEEPALIVE_TIMEOUT_S)
+                has_data = requests.wait_for_data()
+                self._idle.pop(connection, None)
+                connection.settimeout(limits.READ_WRITE_TIMEOUT_S)
+                connection.set_deadline(limits.HEADER_TIMEOUT_S)
+            return requests.next() if has_data else None
         finally:
             connection.set_deadline(None)
-            connection.settimeout(limits.READ_WRITE_TIMEOUT_S)
             self._limits.mark_active(connection)
-            self._idle.discard(connection)
+            self._idle.pop(connection, None)
 
     def _with_concurrency_slot(
         self,
@@ -181,21 +219,32 @@ class ConnectionHandler:
         """
         if not client_key:
             return self._respond(request, connection, environ)
-        if not self._concurrency.acquire(client_key[0], limits.READ_WRITE_TIMEOUT_S):
-            LOG.debug('%s is at its limit of concurrent requests', environ['REMOTE_ADDR'])
+        if not self._concurrency.acquire(client_key[0], limits.REQUEST_TIMEOUT_S):
+            LOG.debug('%s is at its limit of concurrent requests; one was answered 503', environ['REMOTE_ADDR'])
+            self._respond_unavailable(request, connection)
             return False
         try:
             return self._respond(request, connection, environ)
         finally:
             self._concurrency.release(client_key[0])
 
+    def _respond_unavailable(self, request: ParsedRequest, connection: RawSocket) -> None:
+        text = b'Too many requests of this address wait.\n'
+        response = ResponseWriter(request, connection)
+        response.force_close()
+        response.start_response(
+            '503 Service Unavailable',
+            [('Content-Type', 'text/plain'), ('Content-Length', str(len(text))), ('Retry-After', '1')],
+        )
+        response.write(text)
+        response.close()
+        drain(connection)
+
     def _respond(self, request: ParsedRequest, connection: RawSocket, environ: WSGIEnvironment) -> bool:
         """Call the application and send its response; returns whether the connection may serve another request."""
-        if request.expects_continue:
-            connection.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
-        if request.expects_body:
-            environ['wsgi.input'] = Body(request.body, lambda: self._limits.mark_active(connection))
         response = ResponseWriter(request, connection)
+        if request.expects_body:
+            environ['wsgi.input'] = self._body(request, connection, response, environ[environ_keys.RECEIVED_AT_S])
         if self._is_stopping():
             response.force_close()
         try:
@@ -208,18 +257,39 @@ class ConnectionHandler:
             finally:
                 if hasattr(body, 'close'):
                     body.close()
-        except OSError:
+        except ClientConnectionError:
             raise
         except errors.ParseException as error:
             # A malformed chunked body is detected only when the application reads it.
             if not response.headers_sent:
-                send_error(connection, error)
+                self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
             return False
         except Exception:
             # The closed connection shows the client that the response is incomplete.
-            LOG.exception('The response was cut off')
+            level = logging.ERROR if self._application_error_log.allow() else logging.DEBUG
+            LOG.log(level, 'The response was cut off', exc_info=True)
             return False
         if request.has_unread_body:
             drain(connection)
             return False
         return not response.should_close()
+
+    def _body(
+        self, request: ParsedRequest, connection: RawSocket, response: ResponseWriter, received_at_s: float
+    ) -> Body:
+        def send_continue() -> None:
+            if request.expects_continue and not response.headers_sent:
+                connection.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
+
+        return Body(
+            request.body,
+            deadline_s=received_at_s + limits.REQUEST_TIMEOUT_S,
+            on_first_read=send_continue,
+            on_progress=lambda: self._limits.mark_active(connection),
+        )
+
+
+def _with_zone(address: tuple[Any, ...]) -> str:
+    """The client's address as text; with its zone if it is an IPv6 link-local one, which is unique on its link only."""
+    scope_id = address[3] if len(address) == 4 else 0
+    return f'{address[0]}%{scope_id}' if scope_id else str(address[0])

@@ -4,7 +4,8 @@
 There are three limits. Addresses are counted for each namespace, because two tenants may use the same ones:
 
 - an address holds at most ``per_address`` connections;
-- the addresses of one IPv6 /64, all of which one client can use, hold at most twice as many;
+- the global addresses of one IPv6 /64, all of which one client can use, hold at most twice as many. Link-local
+  addresses are counted one by one: all instances of all networks are in fe80::/64;
 - all clients together hold at most ``total``.
 
 At a limit the connection that has been idle longest is closed to admit the new one: of the same address, of the same
@@ -48,6 +49,7 @@ class ConnectionLimits:
         """Count a new connection.
 
         Returns the groups in which it is counted, an argument of ``release`` and ``mark_idle``; None if it is refused.
+        The first group identifies the client: the address, or the /64 of a global IPv6 address.
         """
         client, prefix = (namespace, address), (namespace, _prefix(address))
         for group, limit in ((client, self._per_address), (prefix, 2 * self._per_address)):
@@ -55,7 +57,7 @@ class ConnectionLimits:
                 return None
         if self._counts[()] >= self._total:
             self._close_longest_idle(self._namespace_with_most_idle())
-        groups = tuple(dict.fromkeys((client, prefix, (namespace,), ())))
+        groups = tuple(dict.fromkeys((prefix, client, (namespace,), ())))
         self._counts.update(groups)
         return groups
 
@@ -90,8 +92,8 @@ class ConnectionLimits:
 
 @functools.lru_cache(maxsize=4096)
 def _prefix(address: str) -> str:
-    """The /64 of an IPv6 address; an IPv4 address (also an IPv4-mapped one) is its own group."""
+    """The /64 of a global IPv6 address; any other address (IPv4, IPv4-mapped, link-local) is its own group."""
     parsed = ipaddress.ip_address(address.partition('%')[0])
-    if isinstance(parsed, ipaddress.IPv4Address) or parsed.ipv4_mapped:
+    if isinstance(parsed, ipaddress.IPv4Address) or parsed.ipv4_mapped or parsed.is_link_local:
         return address
     return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))

@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 
 import gevent
 from gunicorn.http.body import ChunkedReader, LengthReader
-from gunicorn.http.errors import NoMoreData
+from gunicorn.http.errors import NoMoreData, UnsupportedTransferCoding
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
@@ -81,22 +81,26 @@ class RequestStream:
         self._address = address
         self._parser: Parser | None = None
         self._last: ParsedRequest | None = None
+        self._data = b''
+
+    def wait_for_data(self) -> bool:
+        """Wait for the first byte of the next request; returns whether one may follow."""
+        if self._last is not None and (self._last.must_close or self._last.has_unread_body):
+            return False
+        self._data = self._parser.unreader.take_buffered() if self._parser else b''
+        self._data = self._data or self._connection.recv(limits.RECV_BYTES)
+        return bool(self._data)
 
     def next(self) -> ParsedRequest | None:
-        """Read the next header. None at the end of the connection, or if the last request was the last one allowed.
+        """Read the next header, after ``wait_for_data``. None if the connection ends inside it.
 
         Raises gunicorn's ParseException for a malformed request.
         """
-        if self._last is not None and (self._last.must_close or self._last.has_unread_body):
-            return None
         self._last = self._read()
         return self._last
 
     def _read(self) -> ParsedRequest | None:
-        data = self._parser.unreader.take_buffered() if self._parser else b''
-        data = data or self._connection.recv(limits.RECV_BYTES)
-        if not data:
-            return None
+        data, self._data = self._data, b''
         simple = parse_simple(data)
         if simple is not None:
             return simple
@@ -190,7 +194,14 @@ class StrictRequest(Request):
         return super().parse(unreader)
 
     def set_body_reader(self) -> None:
-        """Called by gunicorn when the header is complete."""
+        """Called by gunicorn when the header is complete.
+
+        Raises UnsupportedTransferCoding for any transfer coding other than exactly ``chunked``. gunicorn accepts
+        ``identity`` and compressions before it, which no server here decodes (RFC 9112, 6.1 and 6.3).
+        """
+        codings = [value.strip(' \t').lower() for name, value in self.headers if name == 'TRANSFER-ENCODING']
+        if codings not in ([], ['chunked']):
+            raise UnsupportedTransferCoding(', '.join(codings))
         super().set_body_reader()
         # gunicorn does not find ``close`` in a list of several options.
         if any(
@@ -231,17 +242,26 @@ class Parser(RequestParser):
 
 
 class Body:
-    """``wsgi.input`` with a deadline for the complete body, ``timeout_s`` from now; TimeoutError after it.
+    """``wsgi.input`` with a timeout for the complete body.
 
-    ``on_progress`` is called after each read, successful or not.
+    The body must arrive within ``limits.BODY_TIMEOUT_S`` of the first read, and before ``deadline_s`` (of
+    time.monotonic()); TimeoutError after it. ``on_first_read`` is called before the first read, ``on_progress`` after
+    each one, successful or not.
     """
 
-    def __init__(self, body: Any, on_progress: Callable[[], None], timeout_s: float = limits.BODY_TIMEOUT_S) -> None:
+    def __init__(
+        self, body: Any, *, deadline_s: float, on_first_read: Callable[[], None], on_progress: Callable[[], None]
+    ) -> None:
         self._body = body
+        self._on_first_read: Callable[[], None] | None = on_first_read
         self._on_progress = on_progress
-        self._deadline_s = time.monotonic() + timeout_s
+        self._deadline_s = deadline_s
 
     def _with_deadline(self, method: Any, *args: Any) -> Any:
+        if self._on_first_read is not None:
+            self._deadline_s = min(self._deadline_s, time.monotonic() + limits.BODY_TIMEOUT_S)
+            self._on_first_read()
+            self._on_first_read = None
         late = TimeoutError('the request body did not arrive in time')
         try:
             with gevent.Timeout(max(0.001, self._deadline_s - time.monotonic()), late):

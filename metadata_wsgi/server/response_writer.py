@@ -28,6 +28,7 @@ LOG = logging.getLogger(__name__)
 PARSE_ERROR_STATUS = {
     errors.LimitRequestLine: (414, 'URI Too Long'),
     errors.LimitRequestHeaders: (431, 'Request Header Fields Too Large'),
+    errors.UnsupportedTransferCoding: (501, 'Not Implemented'),
 }
 _STATUS = re.compile(r'[1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?')
 _HEADER_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*\r\n")
@@ -38,6 +39,13 @@ TTL_OPTIONS = {
     # Both, because a connection over IPv4 to a dual-stack socket is of this family too.
     socket.AF_INET6: ((socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS), (socket.IPPROTO_IP, socket.IP_TTL)),
 }
+
+
+class ClientConnectionError(Exception):
+    """A response could not be sent: the client closed the connection, or did not receive in time.
+
+    The cause is the OSError. A type of its own, so that an OSError of the application is not taken for it.
+    """
 
 
 class ResponseWriter:
@@ -128,8 +136,7 @@ class ResponseWriter:
                 return
         if self._is_chunked:
             data = b'%X\r\n%b\r\n' % (len(data), data)
-        pending, self._pending = self._pending, b''
-        self._connection.sendall(pending + data)
+        self._send(data)
 
     def close(self) -> None:
         """Send what is left: the application has given the whole body."""
@@ -140,8 +147,14 @@ class ResponseWriter:
         if self._is_chunked:
             self._pending += b'0\r\n\r\n'
         if self._pending:
-            self._connection.sendall(self._pending)
-            self._pending = b''
+            self._send(b'')
+
+    def _send(self, data: bytes) -> None:
+        pending, self._pending = self._pending, b''
+        try:
+            self._connection.sendall(pending + data)
+        except OSError as error:
+            raise ClientConnectionError(str(error)) from error
 
     def _send_headers(self) -> None:
         if self.headers_sent:
@@ -174,7 +187,6 @@ def _date(second: int) -> str:
 
 def send_error(connection: Any, error: Exception) -> None:
     """Send the error response to a request that the parser refused with ``error``, gunicorn's ParseException."""
-    LOG.info('Refused a malformed request: %s', type(error).__name__)
     status, reason = PARSE_ERROR_STATUS.get(type(error), (400, 'Bad Request'))
     body = f'{reason}.\n'.encode()
     head = (

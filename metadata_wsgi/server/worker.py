@@ -53,7 +53,7 @@ class MetadataWorker(GeventWorker):
         """Called by gunicorn in the new process."""
         listeners.raise_descriptor_limit()
         self._handler: ConnectionHandler | None = None
-        self._pool = GreenletPool(self.worker_connections)
+        self._pool = GreenletPool(self.worker_connections, on_full=self._close_longest_idle)
         self._acceptors: dict[str, Acceptor] = {}
         super().init_process()
 
@@ -137,6 +137,10 @@ class MetadataWorker(GeventWorker):
         """Graceful stop (SIGTERM): finish the requests in progress, close idle connections."""
         super().handle_exit(sig, frame)
         gevent.spawn(self._close_idle)
+
+    def _close_longest_idle(self) -> None:
+        if self._handler is not None:
+            self._handler.close_longest_idle()
 
     def _close_idle(self) -> None:
         if self._handler is not None:

@@ -99,7 +99,7 @@ def _environs(data, addr, recv_size):
     requests = request_parser.RequestStream(CONFIG, sock, addr)
     while True:
         try:
-            parsed = requests.next()
+            parsed = requests.next() if requests.wait_for_data() else None
         except ParseException:
             return
         if parsed is None:

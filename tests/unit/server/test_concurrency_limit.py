@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import gevent
+import pytest
 
 from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 
@@ -39,3 +40,43 @@ def test_a_timeout_while_waiting_takes_no_slot():
     slots.release('red')
     assert len(slots) == 0
     assert slots.acquire('red', 0)
+
+
+def test_a_released_slot_goes_to_the_request_that_has_waited_longest():
+    """A client that sends its next request at once does not overtake it."""
+    slots, order = PerClientConcurrency(1), []
+    assert slots.acquire('red', 0)
+
+    def wait():
+        assert slots.acquire('red', 5)
+        order.append('waited')
+        slots.release('red')
+
+    waiting = gevent.spawn(wait)
+    gevent.sleep(0)
+    for number in range(3):
+        slots.release('red')
+        assert slots.acquire('red', 5)
+        order.append(number)
+    slots.release('red')
+    waiting.get()
+    assert order == ['waited', 0, 1, 2]
+
+
+@pytest.mark.parametrize('released_first', [False, True])
+def test_a_killed_request_that_waits_leaves_no_slot_behind(released_first):
+    slots = PerClientConcurrency(1)
+    assert slots.acquire('red', 0)
+
+    def request():
+        if slots.acquire('red', 5):
+            slots.release('red')
+
+    waiting = gevent.spawn(request)
+    gevent.sleep(0)
+    if released_first:
+        slots.release('red')
+    waiting.kill()
+    if not released_first:
+        slots.release('red')
+    assert len(slots) == 0

@@ -2,13 +2,17 @@
 """Connections over socket pairs. ``tests/e2e`` has whole workers, ``tests/wire`` malformed requests."""
 
 import _socket
+import errno
 import socket
+import time
 
 import gevent
+import gevent.event
 import pytest
 from gunicorn.config import Config
 
 from metadata_wsgi import limits
+from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server import connection_handler
 from metadata_wsgi.server.acceptor import GreenletPool
 from metadata_wsgi.server.connection_limits import ConnectionLimits
@@ -23,11 +27,12 @@ class SocketPairServer:
     def __init__(self, **connection_limits):
         self.requested = []
         self.is_stopping = False
+        self.may_respond = gevent.event.Event()
         self.limits = ConnectionLimits(**{'per_address': 10, 'total': 100, **connection_limits})
         self.handler = connection_handler.ConnectionHandler(
             self.application, Config(), self.limits, any_destination=True, is_stopping=lambda: self.is_stopping
         )
-        self.pool = GreenletPool(100)
+        self.pool = GreenletPool(100, on_full=self.handler.close_longest_idle)
         self.clients = []
 
     def close(self):
@@ -41,8 +46,17 @@ class SocketPairServer:
             return iter_and_fail()
         if environ['PATH_INFO'] == '/no-status':
             return [b'x']
+        if environ['PATH_INFO'] == '/os-error':
+            start_response('200 OK', OK)
+            return iter_and_fail(ConnectionResetError(errno.ECONNRESET, 'connection of the application'))
+        if environ['PATH_INFO'] == '/wait':
+            self.may_respond.wait()
+        if environ['PATH_INFO'] == '/refuse':
+            start_response('413 Payload Too Large', OK)
+            return []
         if environ['REQUEST_METHOD'] == 'POST':
             self.requested.append(len(environ['wsgi.input'].read()))
+        self.received_at_s = environ[environ_keys.RECEIVED_AT_S]
         start_response('200 OK', OK)
         return []
 
@@ -52,6 +66,10 @@ class SocketPairServer:
         client.sendall(data)
         self.handle(server_end, address)
         return client
+
+    def connect_proxy(self, data=b''):
+        """Like ``connect``, over a unix socket: the peer has no address."""
+        return self.connect(data, '')
 
     def pair(self):
         server_end, client = socket.socketpair()
@@ -69,9 +87,9 @@ class SocketPairServer:
         gevent.sleep(0)
 
 
-def iter_and_fail():
+def iter_and_fail(error=None):
     yield b'half'
-    raise RuntimeError('unforeseen')
+    raise error or RuntimeError('unforeseen')
 
 
 def wait_until(condition):
@@ -160,9 +178,9 @@ def test_an_idle_connection_is_closed_in_favour_of_a_new_one(make_server):
 def test_a_closed_connection_is_no_longer_counted(server):
     for data in (b'', GET % b'x', b'\0\r\n\r\n', GET % b'broken'):
         with server.connect(data, ('10.1.1.2', 1)):
-            gevent.sleep(0.001)
+            pass
         wait_until(lambda: len(server.pool) == 0)
-    assert (len(server.limits), server.limits._idle, server.handler._idle) == (0, {}, set())
+    assert (len(server.limits), server.limits._idle, server.handler._idle) == (0, {}, {})
 
 
 def test_a_response_that_fails_half_way_closes_the_connection(server, caplog):
@@ -187,3 +205,128 @@ def test_a_timeout_ends_an_incomplete_header(server, name, seconds, monkeypatch)
     client = server.connect(b'GET /')
     wait_until(lambda: len(server.pool) == 0)
     assert client.recv(1000) == b''
+
+
+def test_a_timeout_ends_an_incomplete_header_on_a_keepalive_connection(server, monkeypatch):
+    """It starts with the first byte; the time between two requests is another one."""
+    client = server.connect(GET % b'x')
+    wait_until(lambda: server.requested == ['/x'])
+    monkeypatch.setattr(limits, 'HEADER_TIMEOUT_S', 0.02)
+    assert b'200 OK' in client.recv(1000)
+    client.sendall(b'GET /')
+    wait_until(lambda: len(server.pool) == 0)
+    assert client.recv(1000) == b''
+
+
+def test_the_timeout_of_an_idle_keepalive_connection_is_not_that_of_a_header(server, monkeypatch):
+    monkeypatch.setattr(limits, 'HEADER_TIMEOUT_S', 0.02)
+    client = server.connect(GET % b'x')
+    wait_until(lambda: server.handler._idle)
+    gevent.sleep(0.1)  # longer than the header's timeout: the idle connection must survive it
+    client.sendall(GET % b'y')
+    wait_until(lambda: server.requested == ['/x', '/y'])
+
+
+def test_a_full_worker_closes_the_longest_idle_keepalive_connection_of_a_namespace_proxy(server):
+    """Idle connections of some proxies must not keep the requests of others out."""
+    proxies = [server.connect_proxy(GET % name) for name in (b'a', b'b')]
+    wait_until(lambda: len(server.handler._idle) == 2)
+    server.pool._limit = 2
+
+    class PausedAcceptor:
+        resumed = False
+
+        def resume(self):
+            self.resumed = True
+
+    paused = PausedAcceptor()
+    assert server.pool.is_full
+    server.pool.resume_when_free(paused)
+    wait_until(lambda: paused.resumed)
+    assert [b'200 OK' in proxy.recv(1000) for proxy in proxies] == [True, True]
+    assert proxies[0].recv(1000) == b''
+    assert len(server.pool) == 1
+
+
+def test_a_request_without_a_concurrency_slot_in_time_is_answered_503(make_server, monkeypatch):
+    server = make_server(per_address=100)
+    monkeypatch.setattr(limits, 'REQUEST_TIMEOUT_S', 0.05)
+    for _ in range(limits.MAX_CONCURRENT_PER_CLIENT):
+        server.connect(GET % b'wait')
+    late = server.connect(GET % b'late')
+    other = server.connect(GET % b'other', ('10.1.1.3', 1))
+    wait_until(lambda: '/other' in server.requested and len(server.pool) == limits.MAX_CONCURRENT_PER_CLIENT + 1)
+    response = late.recv(1000)
+    assert response.startswith(b'HTTP/1.1 503 Service Unavailable\r\n')
+    assert b'Retry-After: 1\r\n' in response
+    assert b'200 OK' in other.recv(1000)
+    assert '/late' not in server.requested
+    server.may_respond.set()
+
+
+def test_the_wait_for_a_concurrency_slot_counts_for_the_requests_deadline(make_server):
+    server = make_server(per_address=100)
+    for _ in range(limits.MAX_CONCURRENT_PER_CLIENT):
+        server.connect(GET % b'wait')
+    wait_until(lambda: len(server.requested) == limits.MAX_CONCURRENT_PER_CLIENT)
+    client = server.connect(GET % b'late')
+    released_at_s = time.monotonic()
+    server.may_respond.set()
+    wait_until(lambda: '/late' in server.requested)
+    assert b'200 OK' in client.recv(1000)
+    assert server.received_at_s < released_at_s
+
+
+def test_a_slow_body_times_out_at_the_requests_deadline(server, monkeypatch, caplog):
+    monkeypatch.setattr(limits, 'REQUEST_TIMEOUT_S', 0.02)
+    client = server.connect(b'POST /slow HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc')
+    wait_until(lambda: len(server.pool) == 0)
+    assert client.recv(1000) == b''
+    assert 'TimeoutError: the request body did not arrive in time' in caplog.text
+
+
+def test_100_continue_is_sent_when_the_application_reads_the_body(server):
+    post = b'POST /%s HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n'
+    reading, refusing = server.connect(post % b'read'), server.connect(post % b'refuse')
+    wait_until(lambda: server.requested == ['/read', '/refuse'])
+    assert reading.recv(1000) == b'HTTP/1.1 100 Continue\r\n\r\n'
+    reading.sendall(b'hi')
+    wait_until(lambda: server.requested == ['/read', '/refuse', 2])
+    assert b'200 OK' in reading.recv(1000)
+    assert refusing.recv(1000).startswith(b'HTTP/1.1 413 ')
+
+
+def test_an_os_error_of_the_application_is_logged(server, caplog):
+    """It is not the client that closed its connection."""
+    server.connect(GET % b'os-error')
+    wait_until(lambda: len(server.pool) == 0)
+    assert 'connection of the application' in caplog.text
+
+
+def test_a_disconnect_of_the_client_is_not_logged(server, caplog):
+    client = server.connect(GET % b'wait')
+    client.close()
+    server.may_respond.set()
+    wait_until(lambda: len(server.pool) == 0)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    'data', [b'\0\r\n\r\n', GET % b'broken', GET % b'no-status'], ids=['malformed', 'broken', 'status']
+)
+def test_log_lines_that_a_client_causes_are_throttled(server, caplog, data):
+    caplog.set_level('INFO')
+    for _ in range(3):
+        server.connect(data)
+        wait_until(lambda: len(server.pool) == 0)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize('data', [b'GET / HTTP/1.0\n\n', b'GET / HTTP/1.1\r\nHost: x\n\n'])
+def test_the_log_gives_the_reason_of_a_400_for_a_bare_lf(server, caplog, data):
+    caplog.set_level('DEBUG')
+    client = server.connect(data)
+    wait_until(lambda: len(server.pool) == 0)
+    assert client.recv(1000).startswith(b'HTTP/1.1 400 ')
+    assert 'bare lf as line terminator' in caplog.text.lower()
+    assert '10.1.1.2' in caplog.text

@@ -58,9 +58,34 @@ def test_ipv4_and_ipv4_mapped_neighbours_are_counted_separately():
 
 def test_the_addresses_of_a_64_hold_at_most_twice_the_limit():
     limits = ConnectionLimits(per_address=2, total=100)
-    connections = [idle(limits, RED, f'fe80::{last:x}%qr-1') for last in range(1, 9)]
+    connections = [idle(limits, RED, f'2001:db8::{last:x}') for last in range(1, 9)]
     assert [connection.is_closed for connection in connections] == [True] * 4 + [False] * 4
-    assert not idle(limits, RED, '2001:db8::1').is_closed
+    assert not idle(limits, RED, '2001:db8:0:1::1').is_closed
+
+
+def test_link_local_addresses_are_counted_one_by_one_and_for_each_link():
+    """All instances of all networks of a router are in fe80::/64."""
+    limits = ConnectionLimits(per_address=1, total=100)
+    assert all(limits.admit(RED, f'fe80::{last:x}%2') for last in range(1, 20))
+    assert limits.admit(RED, 'fe80::1%2') is None
+    assert limits.admit(RED, 'fe80::1%3')
+
+
+def test_complete_requests_from_many_addresses_do_not_refuse_other_clients():
+    """An attacker with two addresses of each kind; on each connection a request is in progress."""
+    limits = ConnectionLimits(per_address=512, total=4095)
+    for address in ('10.1.1.66', '10.1.1.67', 'fe80::66%2', 'fe80::67%2', '2001:db8:0:6::1', '2001:db8:0:6::2'):
+        admitted = [limits.admit(RED, address) for _ in range(600)]
+        assert None in admitted
+    assert all(limits.admit(RED, client) for client in ('10.1.1.2', 'fe80::2%2', 'fe80::66%3', '2001:db8:0:7::1'))
+
+
+def test_the_first_group_identifies_the_client():
+    """Concurrent requests are counted by it: an instance may use every address of a global /64."""
+    limits = ConnectionLimits(per_address=9, total=99)
+    clients = ['10.1.1.2', '10.1.1.3', '::ffff:10.1.1.2', 'fe80::1%2', 'fe80::2%2', '2001:db8::1', '2001:db8:0:1::1']
+    assert len({limits.admit(RED, client)[0] for client in clients}) == len(clients)
+    assert limits.admit(RED, '2001:db8::1')[0] == limits.admit(RED, '2001:db8::2')[0]
 
 
 def test_a_new_connection_is_refused_if_no_connection_of_its_64_is_idle():

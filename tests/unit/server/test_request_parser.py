@@ -2,14 +2,16 @@
 """Request headers, bodies, and the end of a request; ``tests/wire`` and ``tests/e2e`` test whole programs."""
 
 import io
+import time
 
 import gevent
 import pytest
 from gunicorn.config import Config
-from gunicorn.http.errors import LimitRequestHeaders, ParseException
+from gunicorn.http.errors import LimitRequestHeaders, ParseException, UnsupportedTransferCoding
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from metadata_wsgi import limits
 from metadata_wsgi.server import master, request_parser
 
 
@@ -38,6 +40,10 @@ def requests(data, **kwargs):
     return request_parser.RequestStream(cfg, FakeSocket(data, **kwargs), '')
 
 
+def next_request(stream):
+    return stream.next() if stream.wait_for_data() else None
+
+
 class CallCounter:
     count = 0
 
@@ -48,13 +54,32 @@ class CallCounter:
 def test_a_timeout_ends_a_slow_body():
     progress = CallCounter()
     with pytest.raises(TimeoutError):
-        request_parser.Body(SlowBody(), progress, timeout_s=0.01).read(5)
+        make_body(SlowBody(), deadline_s=time.monotonic() + 0.01, on_progress=progress).read(5)
     assert progress.count == 1
+
+
+def test_the_timeout_of_a_body_starts_with_the_first_read(monkeypatch):
+    monkeypatch.setattr(limits, 'BODY_TIMEOUT_S', 0.01)
+    body = make_body(SlowBody())
+    with pytest.raises(TimeoutError):
+        body.read(5)
+
+
+def test_a_body_calls_on_first_read_once_and_only_if_it_is_read():
+    first_read = CallCounter()
+    body = make_body(io.BytesIO(b'a\nb'), on_first_read=first_read)
+    assert first_read.count == 0
+    assert body.readline() + body.read() == b'a\nb'
+    assert first_read.count == 1
+
+
+def make_body(body, deadline_s=float('inf'), on_first_read=lambda: None, on_progress=lambda: None):
+    return request_parser.Body(body, deadline_s=deadline_s, on_first_read=on_first_read, on_progress=on_progress)
 
 
 def test_a_body_has_the_methods_of_pep_3333():
     def body():
-        return request_parser.Body(io.BytesIO(b'a\nb\nc'), CallCounter())
+        return make_body(io.BytesIO(b'a\nb\nc'))
 
     assert body().read() == b'a\nb\nc'
     assert body().readline() == b'a\n'
@@ -79,7 +104,7 @@ POST = b'POST / HTTP/1.1\r\nHost: x\r\n'
     ],
 )
 def test_an_unread_body_or_connection_close_ends_keepalive(data, read, closes):
-    request = requests(data).next()
+    request = next_request(requests(data))
     request.body.read(read)
     assert (request.must_close or request.has_unread_body) is closes
 
@@ -87,7 +112,21 @@ def test_an_unread_body_or_connection_close_ends_keepalive(data, read, closes):
 def test_the_size_of_the_whole_header_is_limited():
     """Not only the number of fields and the size of each."""
     with pytest.raises(LimitRequestHeaders):
-        requests(POST + b'X-A: ' + b'a' * 16000 + b'\r\n' + (b'X-B: ' + b'b' * 16000 + b'\r\n') * 5).next()
+        next_request(requests(POST + b'X-A: ' + b'a' * 16000 + b'\r\n' + (b'X-B: ' + b'b' * 16000 + b'\r\n') * 5))
+
+
+@pytest.mark.parametrize(
+    'coding',
+    ['identity, chunked', 'identity', 'gzip, chunked', 'deflate,chunked', 'chunked, chunked', 'x', '', 'chunked;q=1'],
+)
+def test_a_transfer_coding_other_than_chunked_is_refused(coding):
+    with pytest.raises((UnsupportedTransferCoding, ParseException)):
+        next_request(requests(POST + f'Transfer-Encoding: {coding}\r\n\r\n0\r\n\r\n'.encode()))
+
+
+def test_two_transfer_encoding_headers_are_refused():
+    with pytest.raises(UnsupportedTransferCoding):
+        next_request(requests(POST + b'Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n'))
 
 
 CLOUD_INIT = (
@@ -157,7 +196,7 @@ def test_gunicorns_parser_reads_a_simple_request_in_the_same_way(method, target,
     simple = request_parser.parse_simple(data[: len(data) - cut])
     if simple is None:
         return
-    request = requests(data, recv_size=5).next()
+    request = next_request(requests(data, recv_size=5))
     assert request.fields.pop('wsgi.input').read() == simple.fields.pop('wsgi.input').read() == b''
     assert request.fields == simple.fields
     assert request.must_close == simple.must_close
@@ -170,7 +209,7 @@ def test_pipelined_requests_are_read_in_order():
     for recv_size in (5, 50, 8192):
         stream = requests(CLOUD_INIT + post + CLOUD_INIT + CLOUD_INIT, recv_size=recv_size)
         seen = []
-        while request := stream.next():
+        while request := next_request(stream):
             seen.append((request.fields['REQUEST_METHOD'], request.fields['wsgi.input'].read()))
         assert seen == [('GET', b''), ('POST', b'hi'), ('GET', b''), ('GET', b'')]
 
@@ -186,12 +225,12 @@ def test_pipelined_requests_are_read_in_order():
 )
 def test_data_after_the_last_request_of_a_connection_is_not_parsed(first):
     stream = requests(first + CLOUD_INIT)
-    assert stream.next() is not None
-    assert stream.next() is None
+    assert next_request(stream) is not None
+    assert not stream.wait_for_data()
 
 
 def test_an_incomplete_header_is_no_request_and_a_malformed_one_is_refused():
-    assert requests(CLOUD_INIT[:-1]).next() is None
-    assert requests(b'').next() is None
+    assert next_request(requests(CLOUD_INIT[:-1])) is None
+    assert next_request(requests(b'')) is None
     with pytest.raises(ParseException):
-        requests(b'\0' + CLOUD_INIT).next()
+        next_request(requests(b'\0' + CLOUD_INIT))
