@@ -153,7 +153,7 @@ def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
 def _settings(conf: cfg.ConfigOpts) -> dict[str, Any]:
     fresh = config_files.load({'config_file': ','.join(conf.config_file or [])}, master.OPTS)
     return {
-        'workers': fresh.metadata_workers or master.default_workers(),
+        'workers': master.worker_count(fresh.metadata_workers),
         'backlog': fresh.metadata_backlog,
         'worker_connections': fresh.metadata_connections,
     }

@@ -62,9 +62,10 @@ def assert_identifies_sender(received):
 class Servers:
     """The servers to which bytes are sent, and the requests that Nova received."""
 
-    def __init__(self, addresses, nova):
+    def __init__(self, addresses, nova, programs=()):
         self.addresses = addresses
         self._nova = nova
+        self._programs = programs
 
     def send(self, server, data, timeout_s=15.0):
         """(status of the first response or None, all bytes of the response)."""
@@ -89,6 +90,10 @@ class Servers:
             return self.send(server, b'GET / HTTP/1.1\r\n\r\n')[0] == 200
         except ConnectionError:
             return False
+
+    def tracebacks(self):
+        """The logs of the programs that have a traceback."""
+        return [log for program in self._programs if 'Traceback' in (log := program.text())]
 
     def received(self):
         """The requests that Nova received since the last call."""
@@ -126,12 +131,12 @@ def servers(tmp_path_factory):
                 'agent': str(cloud.socket),
                 'one_hop': ('127.0.0.1', one_hop_port),
             }
-            made = Servers(addresses, nova)
+            made = Servers(addresses, nova, started)
             for server in ('proxy', 'one_hop'):
                 eventually(lambda server=server: made.responds(server), f'{server} responds')
             made.received()
             yield made
-            assert 'Traceback' not in ''.join(program.text() for program in started)
+            assert not made.tracebacks()
         finally:
             for program in started:
                 program.end()
