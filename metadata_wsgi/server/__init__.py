@@ -10,7 +10,7 @@ allows no version from the next major one on:
   ``.max_buffer_headers``, ``._expected_100_continue``; ``Body.reader`` (``.parser``, ``.length``), ``.failed``;
   ``SocketUnreader.chunk``, ``.take_buffered``; ``http.parser.RequestParser``; ``http.wsgi.FileWrapper``,
   ``.WSGIErrorsWrapper``; ``Response.cfg`` (``pipeline.gunicorn_strictness``).
-- gunicorn_h1c: ``parse_request`` and its exceptions (gunicorn uses them in the same way).
+- gunicorn_h1c, which is optional: ``http.head_parser``.
 - gevent: the attribute ``_sock`` of its sockets; the modules ``gevent._threading`` and ``gevent.resolver._addresses``,
   which are imported early by name.
 - CPython: ``_socket.socket._accept``.

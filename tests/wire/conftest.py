@@ -4,10 +4,13 @@
 import contextlib
 import hashlib
 import hmac
+import importlib.util
+import os
 import re
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -101,8 +104,21 @@ class Servers:
         return [ReceivedRequest.of(data) for data in seen]
 
 
+HIDES_H1C = Path(__file__).parent / 'without_h1c'
+PARSERS = ['gunicorn_h1c', 'python'] if importlib.util.find_spec('gunicorn_h1c') else ['python']
+
+
+@pytest.fixture(scope='package', params=PARSERS)
+def parser(request):
+    """The parser of headers of all programs: gunicorn_h1c if it is installed, and the ones in Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == 'python':
+            patch.setenv('PYTHONPATH', str(HIDES_H1C), prepend=os.pathsep)
+        yield request.param
+
+
 @pytest.fixture(scope='package')
-def servers(tmp_path_factory):
+def servers(tmp_path_factory, parser):
     """Namespace proxy, agent and one hop as processes."""
     directory = tmp_path_factory.mktemp('wire')
     nova = RawServer(keeps_saying(NOVA_RESPONSE))
