@@ -71,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
             identity=lambda: workers,
             any_destination=conf.metadata_any_destination,
-            when_tried=lambda: _warn(conf),
-            in_first=visibility_check.look_beside if conf.metadata_look_at_start else lambda app: None,
+            on_config_checked=lambda: _warn(conf),
+            on_first_worker=visibility_check.look_beside if conf.metadata_look_at_start else lambda app: None,
         )
-        agent.try_loading()
+        agent.check_config_in_child()
     except MetadataError as error:
-        return master.refuse(PROGRAM, error)
+        return master.fail(PROGRAM, error)
     agent.run()
     return 0
 
@@ -153,7 +153,7 @@ def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
 def _settings(conf: cfg.ConfigOpts) -> dict[str, Any]:
     fresh = config_files.load({'config_file': ','.join(conf.config_file or [])}, master.OPTS)
     return {
-        'workers': fresh.metadata_workers or master.default_workers(),
+        'workers': master.worker_count(fresh.metadata_workers),
         'backlog': fresh.metadata_backlog,
         'worker_connections': fresh.metadata_connections,
     }
