@@ -9,13 +9,14 @@ list, which looks like "no such instance" for every guest.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
-from metadata_wsgi import lookup
 from metadata_wsgi.cli import agent, option_registry
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
+from metadata_wsgi.lookup import protocol
 from metadata_wsgi.pipeline import order, paste_loader
 
 PROBE_S = 10.0
@@ -62,7 +63,10 @@ def check_config(args: argparse.Namespace) -> int:
         f'pipeline        {" ".join(order.name(link) for link in order.chain(app))}: every filter finds what it reads'
     )
     complaints = config_files.exposed(files, option_registry.list_opts())
-    complaints += [complaint for link in order.chain(app) if (complaint := _probe(link))]
+    # Where several filters have a lookup it is of the same kind: lookup_cache and instance.
+    probe = next(filter(None, map(protocol.probe_of, order.chain(app))), None)
+    if probe and (complaint := _probe(probe)):
+        complaints.append(complaint)
     if complaints:
         raise ConfigError('; '.join(complaints))
     print('ok')
@@ -80,11 +84,8 @@ def show_pipeline(args: argparse.Namespace) -> int:
     return 0
 
 
-def _probe(link: Any) -> str:
+def _probe(probe: Callable[[Deadline], object]) -> str:
     """Ask the directory of an ``instance`` filter whether it can see anything; the complaint, or ''."""
-    probe = lookup.probe_of(link)
-    if probe is None:
-        return ''
     try:
         print(f'directory       {probe(Deadline.after(PROBE_S))}')
     except InstanceLookupError as error:

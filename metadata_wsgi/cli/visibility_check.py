@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from metadata_wsgi import lookup
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.lookup import protocol
 from metadata_wsgi.pipeline import order
 
 LOG = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def look_beside(app: Any) -> None:
 def look(app: Any, *, sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds)) -> None:
     """Ask the directory of the pipeline ``app`` until it has said yes or no, and log what it said."""
     # Where several filters have one it is the same. Sleep is looked up late: gevent changes it in a worker.
-    probe = next(filter(None, map(lookup.probe_of, order.chain(app))), None)
+    probe = next(filter(None, map(protocol.probe_of, order.chain(app))), None)
     if probe:
         _ask(probe, sleep)
 

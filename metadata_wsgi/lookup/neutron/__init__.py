@@ -29,10 +29,11 @@ from collections.abc import Mapping
 
 from metadata_wsgi.lookup.neutron.lookup import NeutronLookup, Sight
 from metadata_wsgi.lookup.neutron.options import GROUP_OPTS, GROUPS, OPTS, connect, read
+from metadata_wsgi.lookup.protocol import StepCache
 
 __all__ = ['GROUPS', 'GROUP_OPTS', 'OPTS', 'NeutronLookup', 'Sight', 'factory']
 
 
-def factory(global_conf: Mapping[str, str]) -> NeutronLookup:
+def factory(global_conf: Mapping[str, str], *, networks_cache: StepCache | None = None) -> NeutronLookup:
     """For ``directory = quantum``. Asks nobody yet: the first guest does, or ``probe``."""
-    return NeutronLookup(connect(read(global_conf)))
+    return NeutronLookup(connect(read(global_conf)), networks_cache=networks_cache)

@@ -16,10 +16,10 @@ from typing import Protocol
 
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError
-from metadata_wsgi.lookup import Remember
 from metadata_wsgi.lookup.neutron import queries
 from metadata_wsgi.lookup.neutron.auth import Grant
 from metadata_wsgi.lookup.neutron.ports_api import OnQuery
+from metadata_wsgi.lookup.protocol import StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 
 LOG = logging.getLogger(__name__)
@@ -73,15 +73,16 @@ class Sight:
 
 
 class NeutronLookup:
-    """Finds instances through ``api``.
+    """Finds instances through ``api``. ``networks_cache`` caches the networks of routers; None: each lookup queries them.
 
-    ``on_query`` may be set: it is told of each query, for explanations. ``remember`` too: it remembers the
-    networks of routers.
+    ``on_query`` may be set: it is told of each query, for explanations.
     """
 
-    def __init__(self, api: Api, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, api: Api, *, networks_cache: StepCache | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.on_query: OnQuery = _log
-        self.remember: Remember | None = None
+        self._networks_cache = networks_cache
         self._api = api
         self._clock = clock
         self._sees_until_s = 0.0
@@ -94,8 +95,8 @@ class NeutronLookup:
         """
         networks, remembered = self._networks(source, deadline)
         found = self._at(source, networks, deadline)
-        if not found and remembered and self.remember is not None:
-            now = self.remember.other(
+        if not found and remembered and self._networks_cache is not None:
+            now = self._networks_cache.refresh(
                 source.router_id, networks, lambda until: self._ask_networks(source, until), deadline
             )
             if set(now) != set(networks):
@@ -139,9 +140,9 @@ class NeutronLookup:
 
         if source.network_id:
             return [source.network_id], False
-        if self.remember is None:
+        if self._networks_cache is None:
             return ask(deadline), False
-        networks: list[str] = self.remember(source.router_id, ask, deadline)
+        networks: list[str] = self._networks_cache(source.router_id, ask, deadline)
         return networks, not asked
 
     def _ask_networks(self, source: Source, deadline: Deadline) -> list[str]:

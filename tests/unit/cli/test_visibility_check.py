@@ -28,7 +28,7 @@ def look(caplog):
     def run(*outcomes, roles=('service',)):
         clock = FakeClock()
         directory = NeutronLookup(FakeApi(*outcomes, access=FakeAccess(grant(roles=roles))), clock=clock)
-        visibility_check.look(CatchErrorsFilter(InstanceFilter(end, directory=directory)), sleep=clock.sleep)
+        visibility_check.look(CatchErrorsFilter(InstanceFilter(end, lookup=directory)), sleep=clock.sleep)
         return [(record.levelname, record.getMessage()) for record in caplog.records], clock.slept
 
     return run
@@ -65,6 +65,6 @@ def test_one_that_is_away_is_asked_until_it_is_there(look):
 
 def test_a_directory_that_always_sees_is_not_asked(caplog):
     caplog.set_level(logging.INFO)
-    visibility_check.look(InstanceFilter(end, directory=FakeLookup()))
+    visibility_check.look(InstanceFilter(end, lookup=FakeLookup()))
     visibility_check.look(end)
     assert caplog.records == []
