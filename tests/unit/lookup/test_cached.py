@@ -208,13 +208,13 @@ class Ports:
             if network in wanted and not self.hidden
         ]  # fmt: skip
 
-    class access:  # noqa: N801
+    class auth:  # noqa: N801
         @staticmethod
-        def grant(deadline):
-            class Grant:
+        def token(deadline):
+            class Token:
                 endpoint, roles, project_id = 'http://q', frozenset({'service'}), 'ours'
 
-            return Grant
+            return Token
 
 
 def test_a_hundred_guests_behind_one_router_are_one_question_for_its_networks(remembering, clock, ask):
