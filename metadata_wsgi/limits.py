@@ -88,6 +88,12 @@ GC_THRESHOLD = 20_000
 CONNECT_TIMEOUT_S = 3.0
 """Time for one connection attempt."""
 
+NAME_REFRESH_S = 30.0
+"""The addresses of a name are looked up again after this time, in the background."""
+
+NAME_RETRY_S = 1.0
+"""A lookup of a name that failed is not repeated before this time."""
+
 MAX_IDLE_CONNECTIONS = 256
 """Idle connections in the pool of one host."""
 

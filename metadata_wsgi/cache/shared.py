@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cache that workers and hosts share: memcached or Redis, chosen by ``cache_url``, through dogpile.cache.
 
-Values are stored as JSON, so write access to the server is not enough to execute code here. Keys are hashed: none is too
-long, and none names an instance. Each entry holds the time it was loaded and its TTL, and these count, whatever
+Values are stored as JSON, so write access to the server is not enough to execute code here. Keys are hashed: none is
+too long, and none names an instance. Each entry holds the time it was loaded and its TTL, and these count, whatever
 the server still stores; hosts that share a cache must have clocks that differ by less than a second or two.
 
 An unavailable server must not slow requests down: a call ends within ``TIMEOUT_S``, and after a failure no request

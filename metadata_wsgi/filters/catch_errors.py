@@ -72,7 +72,7 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
         outermost = CatchErrorsFilter(app)
         order.check(outermost)
         gunicorn_strictness.check()
-        config_files.refuse_misspelt(global_conf)
+        config_files.check_option_names(global_conf)
         return outermost
 
     return wrap

@@ -24,7 +24,7 @@ OPTS = [
     cfg.StrOpt(
         'directory',
         default='quantum',
-        help='The lookup that finds the instance: quantum (the Quantum or Neutron API), static (a YAML file), or '
+        help='The lookup that finds the instance: neutron (or quantum, the same), static (a YAML file), or '
         'another that is installed as metadata_wsgi.directories.',
     ),
 ]

@@ -186,20 +186,20 @@ class Response:
         return json.loads(self._data)
 
 
-GRANT = types.SimpleNamespace(endpoint='http://quantum')
+TOKEN = types.SimpleNamespace(endpoint='http://quantum')
 
 
 def quantum(data):
     """What Quantum answers: ports, or an error that says that they are none."""
     with contextlib.suppress(InstanceLookupError):
-        body = ports_api._checked(Response(data), GRANT)
-        following = ports_api._next(body)
+        body = ports_api._parse_ports(Response(data), TOKEN)
+        following = ports_api._next_page_query(body)
         assert all(isinstance(name, str) and isinstance(value, str) for name, value in following)
         networks = queries.network_ids(body['ports'])
-        for query in queries.at('10.1.1.2', networks):
+        for query in queries.ports_queries('10.1.1.2', networks):
             str(query)
         for where in ('10.1.1.2', 'fe80::f816:3eff:fe00:1', '2001:db8::1'):
-            for instance in queries.instances_at(where, networks, body['ports']):
+            for instance in queries.matching_instances(where, networks, body['ports']):
                 assert all(isinstance(text, str) for text in (instance.instance_id, instance.project_id))
 
 

@@ -199,13 +199,13 @@ class Ports:
             if network in wanted and not self.hidden
         ]  # fmt: skip
 
-    class access:  # noqa: N801
+    class auth:  # noqa: N801
         @staticmethod
-        def grant(deadline):
-            class Grant:
+        def token(deadline):
+            class Token:
                 endpoint, roles, project_id = 'http://q', frozenset({'service'}), 'ours'
 
-            return Grant
+            return Token
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def test_a_value_out_of_bounds(refusal):
 
 
 def test_a_directory_that_does_not_exist(refusal):
-    assert 'directory = statik: there is none; choose one of quantum, static' in refusal(directory='statik')
+    assert 'directory = statik: there is none; choose one of neutron, quantum, static' in refusal(directory='statik')
 
 
 def test_an_opaque_third_partys_filter(refusal):
