@@ -126,7 +126,9 @@ def _body(environ: WSGIEnvironment) -> bytes:
     if length and not (length.isascii() and length.isdecimal()):
         raise webob.exc.HTTPBadRequest(explanation='Content-Length is not a number.')
     # Without a length there is either no body, or it is chunked and the server marks its end.
-    expected = int(length[:9]) if length else (MAX_BYTES + 1 if environ.get('wsgi.input_terminated') else 0)
+    # The leading digits of a longer number are more than MAX_BYTES too, and int() takes no more than 4,300 digits.
+    length = length and (length.lstrip('0')[:9] or '0')
+    expected = int(length) if length else (MAX_BYTES + 1 if environ.get('wsgi.input_terminated') else 0)
     body: bytes = environ['wsgi.input'].read(min(expected, MAX_BYTES + 1))
     if len(body) > MAX_BYTES:
         raise webob.exc.HTTPBadRequest(explanation='Request is too large.')

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import io
 import threading
 
 import pytest
+import webob
 
+from metadata_wsgi.metadata_service.app import _body
 from metadata_wsgi.metadata_service.password import Passwords
 from tests.unit.metadata_service.cloud import app, nova, signed
 
@@ -94,6 +97,16 @@ def test_head(tmp_path):
     guest = app(tmp_path)
     guest.post(PATH, b'four', headers=signed())
     assert guest.head(PATH, headers=signed()).headers['Content-Length'] == '4'
+
+
+def test_a_content_length_with_leading_zeros_is_the_number():
+    """The number that is compared is the one that is used."""
+    environ = webob.Request.blank('/openstack/latest/password', method='POST', body=b'secret').environ
+    for length in ('6', '0000000006', '0' * 5000 + '6'):
+        assert _body({**environ, 'wsgi.input': io.BytesIO(b'secret'), 'CONTENT_LENGTH': length}) == b'secret'
+    for length in ('7', '0000000007', '9' * 5000):
+        with pytest.raises(webob.exc.HTTPBadRequest):
+            _body({**environ, 'wsgi.input': io.BytesIO(b'secret'), 'CONTENT_LENGTH': length})
 
 
 def test_versions_without_a_password_are_404(tmp_path):
