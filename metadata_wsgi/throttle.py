@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say once what is wrong: a thousand guests that meet one fault are one line in the log, not a thousand."""
+"""Log throttling: a fault that a thousand requests meet is one line in the log."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Callable
 
 
 class Throttle:
-    """``due`` is true at most once in ``interval_s`` seconds. Shared by all threads of a worker."""
+    """Allows one log line in each interval of ``interval_s`` seconds. For all threads of a worker."""
 
     def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval_s = interval_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._said_at: list[float] = []
+        self._allowed_at_s: float | None = None
 
     def allow(self) -> bool:
-        """Whether it is time to say it (again)."""
+        """True at the first call and then once in each interval. The caller logs if it is True."""
         with self._lock:
             now_s = self._clock()
-            if self._said_at and now_s - self._said_at[0] < self._interval_s:
+            if self._allowed_at_s is not None and now_s - self._allowed_at_s < self._interval_s:
                 return False
-            self._said_at[:] = [now_s]
+            self._allowed_at_s = now_s
             return True

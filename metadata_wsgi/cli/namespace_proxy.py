@@ -110,7 +110,7 @@ def _application(args: argparse.Namespace) -> Any:
         router_id=args.router_id,
         network_id=args.network_id,
         prefix=args.metadata_header_prefix,
-        answer_within_s=args.answer_within,
+        request_timeout_s=args.answer_within,
     )
 
 

@@ -10,7 +10,7 @@ and deletes those of the client. A header that arrives twice is joined by a comm
 prefix that is not the trusted one (LP#1865036), and two ids at once.
 
 ``metadata_header_prefix`` is ``X-Quantum`` for our namespace proxy and Grizzly's, ``X-Neutron`` for Neutron's haproxy.
-Establishes SOURCE, and FORWARDED: whether the client sent a forwarding header, as a proxy does.
+Establishes SOURCE, and CLIENT_IS_PROXY: whether the client sent a forwarding header, as a proxy does.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class HeaderSourceFilter:
     """Sets SOURCE from the headers of a trusted namespace proxy."""
 
     REQUIRES: frozenset[str] = frozenset()
-    PROVIDES = frozenset({environ_keys.SOURCE, environ_keys.FORWARDED})
+    PROVIDES = frozenset({environ_keys.SOURCE, environ_keys.CLIENT_IS_PROXY})
 
     def __init__(self, app: WSGIApplication, *, prefix: str) -> None:
         self.app = app
-        self._router_key = _environ_key(header_names.router_id(prefix.lower()))
-        self._network_key = _environ_key(header_names.network_id(prefix.lower()))
+        self._router_key = header_names.environ_key(header_names.router_id(prefix.lower()))
+        self._network_key = header_names.environ_key(header_names.network_id(prefix.lower()))
         self._untrusted_keys = tuple(
-            _environ_key(header(other))
+            header_names.environ_key(header(other))
             for other in header_names.PREFIXES
             if other != prefix.lower()
             for header in (header_names.router_id, header_names.network_id)
@@ -71,7 +71,7 @@ class HeaderSourceFilter:
             source = self._source(environ)
         except BadRequest as error:
             return error_responses.bad_request(str(error))(environ, start_response)
-        environ[environ_keys.FORWARDED] = _FORWARDED_KEY in environ
+        environ[environ_keys.CLIENT_IS_PROXY] = _FORWARDED_KEY in environ
         for key in [key for key in environ if header_names.is_reserved_key(key)]:
             del environ[key]
         environ[environ_keys.SOURCE] = source
@@ -104,11 +104,7 @@ def parse_address(text: str | None) -> str:
         raise BadRequest('An invalid client address.') from None
 
 
-def _environ_key(header: str) -> str:
-    return 'HTTP_' + header.upper().replace('-', '_')
-
-
-_FORWARDED_KEY = _environ_key(header_names.CLIENT_FORWARDED)
+_FORWARDED_KEY = header_names.environ_key(header_names.CLIENT_FORWARDED)
 
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], HeaderSourceFilter]:

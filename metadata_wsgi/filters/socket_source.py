@@ -10,7 +10,7 @@ two hops it has neither. Privileges stay separate all the same: the worker is an
 namespace, and the keeper reads no byte of a client.
 
 Replaces ``header_source`` in a pipeline for sockets of the keeper; a request on another socket gets 400. Establishes
-SOURCE, and FORWARDED: whether the client sent a forwarding header, as a proxy does. No options.
+SOURCE, and CLIENT_IS_PROXY: whether the client sent a forwarding header, as a proxy does. No options.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from metadata_wsgi.pipeline import environ_keys
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-_FORWARDING_KEYS = tuple('HTTP_' + name.upper().replace('-', '_') for name in header_names.FORWARDING)
+_FORWARDING_KEYS = tuple(header_names.environ_key(name) for name in header_names.FORWARDED_HEADERS)
 
 
 class SocketSourceFilter:
     """Sets SOURCE from NAMESPACE and the peer address of the connection."""
 
     REQUIRES: frozenset[str] = frozenset()
-    PROVIDES = frozenset({environ_keys.SOURCE, environ_keys.FORWARDED})
+    PROVIDES = frozenset({environ_keys.SOURCE, environ_keys.CLIENT_IS_PROXY})
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
@@ -42,7 +42,7 @@ class SocketSourceFilter:
         namespace: environ_keys.Namespace | None = environ.get(environ_keys.NAMESPACE)
         if namespace is None:
             return error_responses.bad_request('This did not come from a namespace.')(environ, start_response)
-        environ[environ_keys.FORWARDED] = any(key in environ for key in _FORWARDING_KEYS)
+        environ[environ_keys.CLIENT_IS_PROXY] = any(key in environ for key in _FORWARDING_KEYS)
         for key in [key for key in environ if header_names.is_reserved_key(key)]:
             del environ[key]
         environ[environ_keys.SOURCE] = environ_keys.Source(

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask again, within the deadline: a guest that hears of a fault may give up for good.
+"""Retry within the deadline of a request, with exponential backoff and jitter.
 
-cloud-init before 25.1 drops user-data after a single 500 or 503, and gives up the datasource after a
-single 404; it waits 10 s for each answer. So a read that fails is repeated here, on the host, after
-a random pause of up to 50 ms that doubles to at most 1 s, and the guest hears of the fault only when
-its time is over. The randomness keeps a thousand guests from knocking at the same moment when Nova
-comes back.
+A client that receives an error may give up for good: cloud-init before 25.1 drops the user-data after a single 500 or
+503, and the whole datasource after a single 404. It waits 10 s for a response. So a failed GET or HEAD is retried
+here, on the host, and the client receives an error only at the deadline. The first delay is random, up to
+``limits.RETRY_BASE_DELAY_S``; the upper bound doubles to ``limits.RETRY_MAX_DELAY_S``. The jitter spreads the retries
+of a thousand clients when Nova becomes available again.
 
-The loop is ours because every request passes through it several times: tenacity took 30 microseconds
-each time nothing failed.
+The loop is not a library's because each request passes through it several times: tenacity took 30 microseconds where
+nothing failed.
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ def retry_until(
     retry_if_result: Callable[[T], bool] = lambda result: False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Call ``attempt`` until it neither raises one of ``retry_on`` nor returns what ``retry_if_result`` rejects.
+    """Call ``attempt`` again while it raises one of ``retry_on`` or ``retry_if_result(its result)`` is true.
 
-    When the deadline forbids another try, the last result is returned, or the last exception raised.
+    When there is no time for another attempt before ``deadline``, the last result is returned or the last exception
+    raised. The first attempt is made in any case.
     """
-    longest_s = limits.RETRY_BASE_DELAY_S
+    max_delay_s = limits.RETRY_BASE_DELAY_S
     while True:
         try:
             result = attempt()
             if not retry_if_result(result):
                 return result
-            pause_s = _pause_s(deadline, longest_s)
-            if pause_s is None:
+            delay_s = _delay_s(deadline, max_delay_s)
+            if delay_s is None:
                 return result
         except retry_on:
-            pause_s = _pause_s(deadline, longest_s)
-            if pause_s is None:
+            delay_s = _delay_s(deadline, max_delay_s)
+            if delay_s is None:
                 raise
-        sleep(pause_s)
-        longest_s = min(2 * longest_s, limits.RETRY_MAX_DELAY_S)
+        sleep(delay_s)
+        max_delay_s = min(2 * max_delay_s, limits.RETRY_MAX_DELAY_S)
 
 
-def _pause_s(deadline: Deadline, longest_s: float) -> float | None:
-    """How long to wait for the next try, None where there is no time for one."""
-    pause_s = random.uniform(0, longest_s)  # noqa: S311 (no secret, only spread)
-    return pause_s if deadline.remaining_s() - pause_s >= limits.RETRY_MIN_TIME_FOR_ATTEMPT_S else None
+def _delay_s(deadline: Deadline, max_delay_s: float) -> float | None:
+    """The delay before the next attempt, None where there is no time for one."""
+    delay_s = random.uniform(0, max_delay_s)  # noqa: S311 (not a secret)
+    return delay_s if deadline.remaining_s() - delay_s >= limits.RETRY_MIN_TIME_FOR_ATTEMPT_S else None

@@ -67,7 +67,7 @@ class InstanceResolver:
 
     def _find(self, source: environ_keys.Source, deadline: Deadline) -> Sequence[environ_keys.Instance]:
         return retry_until(
-            lambda: self._lookup.find(source, deadline.share(ATTEMPT_TIME_SHARE)),
+            lambda: self._lookup.find(source, deadline.fraction(ATTEMPT_TIME_SHARE)),
             deadline,
             retry_on=(LookupUnavailable,),
             sleep=self._sleep,

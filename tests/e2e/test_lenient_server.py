@@ -81,4 +81,4 @@ def test_one_that_was_given_a_pipeline_serves_nobody(programs, cloud, tmp_path, 
     eventually(lambda: server.process.poll() is not None or answers(path), server.text)
     assert request(UnixConnection(path), 'GET', '/', GUEST)[0] == status
     assert len(cloud.nova.seen) == (status == 200)
-    assert (f'Every guest is answered 503: {HEADER_MAP}' in server.text()) == (status == 503)
+    assert (f'Every request gets 503: {HEADER_MAP}' in server.text()) == (status == 503)

@@ -136,7 +136,7 @@ def test_without_an_agent_a_guest_hears_503_in_time(proxy, guest):
     program, port = proxy(None, '--answer_within=0.5')
     status, headers, _ = guest(port)
     assert (status, headers['retry-after']) == (503, '1')
-    eventually(lambda: 'no answer from the metadata agent' in program.text(), 'it says so')
+    eventually(lambda: 'no response from the metadata agent' in program.text(), 'it says so')
 
 
 def test_several_addresses_are_served_also_after_a_reload(proxy):

@@ -60,7 +60,7 @@ class NextHop:
         self.heads = []
 
     def send_request(self, request, deadline):
-        self.heads.append(client._head(request, 'localhost') + request.body)
+        self.heads.append(client._header_bytes(request, 'localhost') + request.body)
         return message.Response(200, 'OK', [], [])
 
 
@@ -154,7 +154,7 @@ def answer(data):
     for method in ('GET', 'HEAD'):
         connection = client._Connection(Bytes(data))
         with contextlib.suppress(OSError, ValueError):
-            status, _, headers, _ = connection.read_head()
+            status, _, headers, _ = connection.read_header()
             assert status >= 200
             assert not any(re.search(r'[\r\n\0]', name + value) for name, value in headers)
             for _ in connection.read_body(method, status, headers):

@@ -3,15 +3,15 @@ from metadata_wsgi.throttle import Throttle
 from tests.fakes import FakeClock
 
 
-def test_it_is_said_once_an_interval():
+def test_a_throttle_allows_one_log_line_in_each_interval():
     clock = FakeClock()
-    seldom = Throttle(60, clock)
-    said = []
+    throttle = Throttle(60, clock)
+    allowed = []
     for _ in range(5):
-        said.append(seldom.allow())
+        allowed.append(throttle.allow())
         clock.sleep(25)
-    assert said == [True, False, False, True, False]
+    assert allowed == [True, False, False, True, False]
 
 
-def test_the_first_time_is_due_whatever_the_clock_says():
+def test_a_throttle_allows_the_first_line_whatever_the_clock_reads():
     assert Throttle(60, FakeClock(0.0)).allow()

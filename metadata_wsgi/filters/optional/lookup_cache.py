@@ -132,7 +132,7 @@ class LookupCacheFilter:
 
     def _has_moved(self, source: environ_keys.Source, deadline: Deadline) -> bool:
         try:
-            return self._cached_lookup.revalidate(source, deadline.share(REVALIDATE_TIME_SHARE))
+            return self._cached_lookup.revalidate(source, deadline.fraction(REVALIDATE_TIME_SHARE))
         except InstanceLookupError:
             return False  # not known: Nova's 404 stands
 

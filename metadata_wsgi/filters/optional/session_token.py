@@ -28,7 +28,7 @@ does not receive it. The worker that has the client's socket sets it, in one hop
 proxy than ours (haproxy) there is no such limit.
 
 With ``required`` clients without support for tokens get no metadata at all: cloud-init requests tokens on AWS only.
-Stands behind ``instance``. No token is logged or sent to Nova. Reads INSTANCE and FORWARDED.
+Stands behind ``instance``. No token is logged or sent to Nova. Reads INSTANCE and CLIENT_IS_PROXY.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ _TTL = 'HTTP_X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS'
 class SessionTokenFilter:
     """Issues tokens, and checks those of other requests. ``clock`` is the wall clock: tokens are valid on all hosts."""
 
-    REQUIRES = frozenset({environ_keys.INSTANCE, environ_keys.FORWARDED})
+    REQUIRES = frozenset({environ_keys.INSTANCE, environ_keys.CLIENT_IS_PROXY})
     PROVIDES: frozenset[str] = frozenset()
 
     def __init__(
@@ -113,7 +113,7 @@ class SessionTokenFilter:
     def _issue(self, environ: WSGIEnvironment, instance: environ_keys.Instance, ttl: str | None) -> WSGIApplication:
         if environ['REQUEST_METHOD'] != 'PUT':
             return error_responses.not_allowed('PUT')
-        if environ[environ_keys.FORWARDED]:
+        if environ[environ_keys.CLIENT_IS_PROXY]:
             return error_responses.forbidden('A session token is not issued to a proxy.')
         ttl_s = _parse_ttl(ttl)
         if ttl_s is None:
@@ -174,6 +174,6 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     keys = [key.encode() for key in conf['keys']]
     if any(len(key) < MIN_KEY_BYTES for key in keys):
         raise ConfigError(
-            f'keys in [{GROUP}]: one is shorter than {MIN_KEY_BYTES} characters; "openssl rand -hex 32" makes a good one'
+            f'keys in [{GROUP}]: one is shorter than {MIN_KEY_BYTES} characters; "openssl rand -hex 32" makes one'
         )
     return lambda app: SessionTokenFilter(app, keys=keys, required=conf.required, hop_limit=conf.hop_limit)

@@ -40,7 +40,7 @@ def test_an_address_behind_a_router():
 def test_a_forwarding_header_of_the_client_is_noted(forwarded):
     extra = {'X-Metadata-Guest-Forwarded': '1'} if forwarded else {}
     _, environ = get({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ROUTER, **extra})
-    assert environ[environ_keys.FORWARDED] is forwarded
+    assert environ[environ_keys.CLIENT_IS_PROXY] is forwarded
     assert not any(key.startswith('HTTP_X_METADATA') for key in environ)
 
 

@@ -39,7 +39,7 @@ def test_reserved_headers_are_deleted():
 )
 def test_a_forwarding_header_of_the_client_is_noted(key, forwarded):
     connection = {environ_keys.NAMESPACE: environ_keys.Namespace(router_id='r1'), 'REMOTE_ADDR': '10.1.1.2', key: 'x'}
-    assert call(connection)[0][environ_keys.FORWARDED] is forwarded
+    assert call(connection)[0][environ_keys.CLIENT_IS_PROXY] is forwarded
 
 
 def test_a_socket_outside_a_namespace_is_a_400():

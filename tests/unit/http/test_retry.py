@@ -20,13 +20,13 @@ def failing(error, calls=None):
     return attempt
 
 
-def test_what_succeeds_is_asked_once():
+def test_a_success_is_not_retried():
     clock = FakeClock()
     assert retry_until(lambda: 'x', Deadline.after(9, clock), retry_on=(NotSent,), sleep=clock.sleep) == 'x'
     assert clock.slept == []
 
 
-def test_it_is_asked_again_until_it_succeeds():
+def test_a_failure_is_retried_until_it_succeeds():
     outcomes = iter([NotSent('1'), NotSent('2'), 'x'])
 
     def attempt():
@@ -40,14 +40,14 @@ def test_it_is_asked_again_until_it_succeeds():
     assert len(clock.slept) == 2
 
 
-def test_another_exception_is_raised_at_once():
+def test_another_exception_is_raised_without_a_retry():
     clock, calls = FakeClock(), []
     with pytest.raises(MaybeSent):
         retry_until(failing(MaybeSent('x'), calls), Deadline.after(9, clock), retry_on=(NotSent,), sleep=clock.sleep)
     assert len(calls) == 1
 
 
-def test_the_last_exception_is_raised_itself():
+def test_the_last_exception_is_raised_after_the_last_retry():
     clock = FakeClock()
     numbered = itertools.count()
 
@@ -59,7 +59,7 @@ def test_the_last_exception_is_raised_itself():
     assert str(raised.value) == str(next(numbered) - 1)
 
 
-def test_the_last_rejected_result_is_returned():
+def test_the_last_result_is_returned_after_the_last_retry():
     clock = FakeClock()
     assert (
         retry_until(
@@ -70,7 +70,7 @@ def test_the_last_rejected_result_is_returned():
     assert len(clock.slept) > 5
 
 
-def test_one_try_is_made_even_when_no_time_is_left():
+def test_the_first_attempt_is_made_even_after_the_deadline():
     clock, calls = FakeClock(), []
     with pytest.raises(NotSent):
         retry_until(failing(NotSent('x'), calls), Deadline.after(0, clock), retry_on=(NotSent,), sleep=clock.sleep)
@@ -78,24 +78,34 @@ def test_one_try_is_made_even_when_no_time_is_left():
 
 
 @given(st.floats(0, 30), st.floats(0, 5))
-def test_no_try_begins_after_the_deadline(within_s, attempt_takes_s):
+def test_no_retry_starts_after_the_deadline(within_s, attempt_takes_s):
     clock = FakeClock()
-    began = []
+    starts = []
 
     def attempt():
-        began.append(clock.now_s)
+        starts.append(clock.now_s)
         clock.now_s += attempt_takes_s
         raise NotSent('x')
 
     with pytest.raises(NotSent):
         retry_until(attempt, Deadline.after(within_s, clock), retry_on=(NotSent,), sleep=clock.sleep)
-    assert all(moment <= 1000.0 + within_s for moment in began)
+    assert all(moment <= 1000.0 + within_s for moment in starts)
     assert sum(clock.slept) <= within_s
 
 
-@given(st.integers())
-def test_pauses_grow_to_a_second_and_no_further(seed):
+def test_the_retry_delays_grow_to_their_maximum_with_jitter():
+    """Over many runs: each delay is below its bound, which doubles up to a second, and comes close to it."""
+    runs = [retry_delays() for _ in range(300)]
+    bounds = [min(1.0, 0.05 * 2**number) for number in range(12)]
+    for number, bound in enumerate(bounds):
+        delays = [run[number] for run in runs]
+        assert all(0 <= delay <= bound for delay in delays)
+        assert max(delays) > 0.8 * bound
+        assert min(delays) < 0.2 * bound
+
+
+def retry_delays():
     clock = FakeClock()
     with pytest.raises(NotSent):
         retry_until(failing(NotSent('x')), Deadline.after(60, clock), retry_on=(NotSent,), sleep=clock.sleep)
-    assert all(0 <= pause <= min(1.0, 0.05 * 2**number) for number, pause in enumerate(clock.slept))
+    return clock.slept

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.filters.signature import SignatureFilter
+from metadata_wsgi.http import header_names
 from metadata_wsgi.inventory import Inventory
 from metadata_wsgi.metadata_service.app import MetadataApp, app_factory, split
 from metadata_wsgi.metadata_service.password import Passwords
@@ -108,7 +109,7 @@ PARTS = st.sampled_from(
 
 @given(st.one_of(st.lists(PARTS, max_size=8).map('/'.join), st.text(st.characters(max_codepoint=255), max_size=30)))
 def test_any_path_is_200_or_404(path):
-    environ = {'PATH_INFO': '/' + path, **{'HTTP_' + k.upper().replace('-', '_'): v for k, v in signed().items()}}
+    environ = {'PATH_INFO': '/' + path, **{header_names.environ_key(k): v for k, v in signed().items()}}
     assert app().request('/', environ=environ, expect_errors=True).status_int in (200, 404)
 
 
@@ -120,8 +121,8 @@ def test_a_path_is_the_same_whether_it_is_normalised_once_or_twice(path):
 
 
 def test_it_can_end_the_agents_own_pipeline():
-    """What the signature filter writes are real headers, and it asks for no fact of ours."""
-    pipeline = SignatureFilter(nova(), shared_secret=SECRET)
+    """It reads the signed identity there, and no header of the client."""
+    pipeline = SignatureFilter(nova(), secrets=(b'another', SECRET))
     source, instance = (
         environ_keys.Source('10.1.1.2', network_id='n2'),
         environ_keys.Instance('bare', 'blue', 'bare-port'),

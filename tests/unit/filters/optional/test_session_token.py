@@ -28,7 +28,7 @@ class Client:
 
     def __init__(self, *, instance=HERE, clock=None, forwarded=False, keys=(KEY,), **options):
         self.passed = []
-        self.facts = {environ_keys.INSTANCE: instance, environ_keys.FORWARDED: forwarded}
+        self.facts = {environ_keys.INSTANCE: instance, environ_keys.CLIENT_IS_PROXY: forwarded}
         self.app = webtest.TestApp(SessionTokenFilter(self._next, keys=keys, clock=clock or FakeClock(), **options))
 
     def _next(self, environ, start_response):
