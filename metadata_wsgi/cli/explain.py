@@ -154,6 +154,8 @@ def _environ(args: argparse.Namespace) -> WSGIEnvironment:
     global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
     prefix = config_files.load(global_conf, header_source.OPTS).metadata_header_prefix.lower()
     id_header = header_names.router_id(prefix) if args.router_id else header_names.network_id(prefix)
+    # fe80::1%qr-1a2b3c4d-5e: with the interface, as our namespace proxy sends it.
+    address, _, interface = args.address.partition('%')
     return {
         'REQUEST_METHOD': 'GET',
         'SCRIPT_NAME': '',
@@ -172,7 +174,8 @@ def _environ(args: argparse.Namespace) -> WSGIEnvironment:
         'wsgi.run_once': True,
         # There is no socket whose peer peer_credentials could check.
         'paste.testing': True,
-        'HTTP_X_FORWARDED_FOR': args.address,
+        'HTTP_X_FORWARDED_FOR': address,
+        **({header_names.environ_key(header_names.CLIENT_INTERFACE): interface} if interface else {}),
         header_names.environ_key(id_header): args.router_id or args.network_id,
         'HTTP_ACCEPT': '*/*',
         'HTTP_USER_AGENT': 'metadata-wsgi explain',

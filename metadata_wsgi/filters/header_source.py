@@ -5,6 +5,11 @@ Reads ``X-Forwarded-For`` (the client's address) and, under the one trusted pref
 (exactly one of the two). Then it deletes them and every other header that could name a client or an instance, so that
 no filter behind it can take the word of a client.
 
+An IPv6 link-local address is unique on its link only. Our namespace proxy sends the interface on which the request
+arrived (``X-Metadata-Interface``), and the instance is searched on the network of that interface. Neutron's haproxy
+does not; then it is searched on all networks of the router, as Neutron's agent does, and a client may send that
+header itself: it can narrow the search, not widen it.
+
 A client cannot forge these headers as long as only a namespace proxy can open the agent's socket: the proxy sets them
 and deletes those of the client. A header that arrives twice is joined by a comma and refused; so are an id under a
 prefix that is not the trusted one (LP#1865036), and two ids at once.
@@ -24,7 +29,7 @@ from oslo_config import cfg
 from metadata_wsgi.config import config_files
 from metadata_wsgi.errors import BadRequest
 from metadata_wsgi.http import error_responses, header_names
-from metadata_wsgi.net.addresses import normalize_ip
+from metadata_wsgi.net.addresses import is_link_local, normalize_ip
 from metadata_wsgi.pipeline import environ_keys
 
 if TYPE_CHECKING:
@@ -46,6 +51,7 @@ OPTS = [
 
 # An id becomes part of a query to Quantum: only characters of ids are accepted.
 _ID = re.compile(r'[0-9A-Za-z-]{1,64}\Z')
+_INTERFACE = re.compile(r'[0-9A-Za-z._-]{1,15}\Z')
 
 
 class HeaderSourceFilter:
@@ -88,7 +94,11 @@ class HeaderSourceFilter:
             raise BadRequest('Neither a router id nor a network id.')
         if not _ID.match(router_id or network_id or ''):
             raise BadRequest('An invalid id.')
-        return environ_keys.Source(parse_address(environ.get('HTTP_X_FORWARDED_FOR')), router_id, network_id)
+        address = parse_address(environ.get('HTTP_X_FORWARDED_FOR'))
+        interface = environ.get(_INTERFACE_KEY) if is_link_local(address) else None
+        if interface is not None and not _INTERFACE.match(interface):
+            raise BadRequest('An invalid interface.')
+        return environ_keys.Source(address, router_id, network_id, interface)
 
 
 def parse_address(text: str | None) -> str:
@@ -105,6 +115,7 @@ def parse_address(text: str | None) -> str:
 
 
 _FORWARDED_KEY = header_names.environ_key(header_names.CLIENT_FORWARDED)
+_INTERFACE_KEY = header_names.environ_key(header_names.CLIENT_INTERFACE)
 
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], HeaderSourceFilter]:

@@ -29,6 +29,7 @@ from gunicorn.http import errors
 from metadata_wsgi import limits
 from metadata_wsgi.http.raw_socket import RawSocket
 from metadata_wsgi.net import original_dst
+from metadata_wsgi.net.addresses import with_interface
 from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 from metadata_wsgi.server.connection_limits import ConnectionLimits
 from metadata_wsgi.server.request_parser import Body, ParsedRequest, RequestStream
@@ -91,13 +92,14 @@ class ConnectionHandler:
             LOG.debug('%s holds all the connections that it may', guest)
             sock.close()
             return
+        address_text = with_interface(sock.fileno(), address) if guest else ''
         connection = RawSocket(sock)
         if keys:
             connection.on_block = lambda: self._shares.waits(connection, keys)
         requests = RequestStream(self._settings, connection, address if self._hears_peers else '')
         try:
             self._requests(
-                requests, connection, keys[:1], {**environ, 'REMOTE_ADDR': guest, 'gunicorn.socket': connection}
+                requests, connection, keys[:1], {**environ, 'REMOTE_ADDR': address_text, 'gunicorn.socket': connection}
             )
         except OSError as error:
             if error.errno not in DISCONNECT_ERRNOS and not isinstance(error, TimeoutError):

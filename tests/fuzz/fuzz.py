@@ -195,7 +195,7 @@ def quantum(data):
         body = ports_api._parse_ports(Response(data), TOKEN)
         following = ports_api._next_page_query(body)
         assert all(isinstance(name, str) and isinstance(value, str) for name, value in following)
-        networks = queries.network_ids(body['ports'])
+        networks = queries.networks_behind(queries.router_networks(body['ports']), None)
         for query in queries.ports_queries('10.1.1.2', networks):
             str(query)
         for where in ('10.1.1.2', 'fe80::f816:3eff:fe00:1', '2001:db8::1'):
