@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.filters.signature import SignatureFilter
 from metadata_wsgi.http import header_names
-from metadata_wsgi.inventory import Inventory
+from metadata_wsgi.inventory import Inventory, parse
 from metadata_wsgi.metadata_service.app import MetadataApp, app_factory, split
 from metadata_wsgi.metadata_service.password import Passwords
 from metadata_wsgi.pipeline import environ_keys, order
@@ -197,3 +197,20 @@ def test_the_password_directory_is_created_with_mode_0700(configured, tmp_path):
 def test_a_wrong_configuration_stops_the_start(configured, options, complaint):
     with pytest.raises(ConfigError, match=complaint):
         configured(**options)
+
+
+def test_a_key_name_with_blanks_and_umlauts():
+    """The listing has the name; the path has the number only, as in Nova."""
+    cloud = (
+        'networks: []\nports: []\ninstances:\n'
+        '- {id: full, project: red, name: vm, public_keys: {"ops key ü": ssh-ed25519 AAAA}}\n'
+    )
+    inventory = parse(cloud.encode(), 'f.yaml')
+    service = MetadataApp(shared_secret=SECRET, current=lambda: inventory, passwords=Passwords('/nonexistent'))
+    keys = webtest.TestApp(service)
+    directory = '/latest/meta-data/public-keys/'
+    assert keys.get(directory, headers=signed()).body == '0=ops key ü'.encode()
+    assert keys.get(directory + '0/', headers=signed()).text == 'openssh-key'
+    assert keys.get(directory + '0/openssh-key', headers=signed()).text == 'ssh-ed25519 AAAA'
+    keys.get(directory + '0=ops%20key%20%C3%BC', headers=signed(), status=404)
+    keys.get('/latest/dynamic/instance-identity/document', headers=signed(), status=404)
