@@ -121,6 +121,34 @@ def test_a_missing_directory_is_a_503_and_logged(tmp_path, caplog):
     assert 'password_dir' in caplog.text
 
 
+def test_log_of_a_missing_directory_is_throttled(tmp_path, caplog):
+    service = app(tmp_path / 'gone')
+    for _ in range(5):
+        service.post(PATH, b'x', headers=signed(), status=503)
+    assert len(caplog.records) == 1
+
+
+class BrokenBody(io.BytesIO):
+    """A request body whose connection fails with ``error``."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def read(self, *size):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ('error', 'status'), [(TimeoutError('timed out'), 408), (ConnectionResetError(104, 'reset'), 400)]
+)
+def test_a_body_that_does_not_arrive_is_not_a_failure_of_the_password_directory(tmp_path, caplog, error, status):
+    environ = {'wsgi.input': BrokenBody(error), 'CONTENT_LENGTH': '4'}
+    request = webob.Request.blank(PATH, method='POST', headers=signed(), environ=environ)
+    assert request.get_response(nova(tmp_path)).status_int == status
+    assert caplog.records == []
+
+
 def test_one_of_many_concurrent_posts_wins(tmp_path):
     start, won = threading.Barrier(8), []
 
