@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``quantum-metadata-agent``: serve the ``agent`` pipeline of the paste file on the unix socket.
+"""``quantum-metadata-agent``: serves the ``agent`` pipeline of the paste file on the unix socket.
 
-Runs in the foreground. ``--config-file`` may be repeated; without it the first that exists of
-/etc/metadata_wsgi, /etc/quantum and /etc/neutron's ``metadata_agent.ini`` is read. Logging options are
-oslo.log's. SIGHUP reloads, SIGTERM drains.
+It runs in the foreground. ``--config-file`` may be repeated; without it the first existing ``metadata_agent.ini`` of
+/etc/metadata_wsgi, /etc/quantum and /etc/neutron is read. The logging options are those of oslo.log. SIGHUP reloads
+the configuration. SIGTERM stops the agent after the requests in progress.
 """
 
 from __future__ import annotations
@@ -36,29 +36,31 @@ LOG = logging.getLogger(__name__)
 PROGRAM = 'quantum-metadata-agent'
 
 OPTS = [
-    cfg.StrOpt('api_paste_config', help='The paste file. The one that came with the package is the default.'),
+    cfg.StrOpt('api_paste_config', help='Path of the paste file. Default: the one of the package.'),
     cfg.BoolOpt(
         'metadata_one_hop',
         default=False,
-        help='Serve the routers that are attached with --mode one_hop, through the pipeline one_hop.',
+        help='Serve the routers that are attached with --mode one_hop too, with the pipeline one_hop.',
     ),
     cfg.BoolOpt(
-        'metadata_any_destination',
+        'allow_any_destination',
         default=False,
-        help='In one hop, serve also guests that did not ask 169.254.169.254:80 or [fe80::a9fe:a9fe]:80: '
-        'where something else than our rules brings them here, and keeps strangers out.',
+        deprecated_name='metadata_any_destination',
+        help='In mode one_hop, serve connections to any destination, not only to 169.254.169.254:80 and '
+        '[fe80::a9fe:a9fe]:80. For hosts whose own rules redirect the instances and keep other clients out.',
     ),
     cfg.BoolOpt(
-        'metadata_look_at_start',
+        'check_directory_at_start',
         default=True,
-        help='Ask the directory when the agent starts, without waiting for it, whether it shows the ports of other '
-        'projects, and log it if it does not.',
+        deprecated_name='metadata_look_at_start',
+        help='When the agent starts, check in the background that the lookup directory shows the ports of other '
+        'projects, and log an error if it does not.',
     ),
 ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit code."""
+    """Run the program; return its exit code."""
     try:
         conf = _configure(sys.argv[1:] if argv is None else argv)
         workers = _workers(conf)
@@ -70,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             name=PROGRAM,
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
             identity=lambda: workers,
-            any_destination=conf.metadata_any_destination,
-            on_config_checked=lambda: _warn(conf),
-            on_first_worker=visibility_check.look_beside if conf.metadata_look_at_start else lambda app: None,
+            any_destination=conf.allow_any_destination,
+            on_config_checked=lambda: _log_warnings(conf),
+            on_first_worker=visibility_check.check_in_background if conf.check_directory_at_start else lambda app: None,
         )
         agent.check_config_in_child()
     except MetadataError as error:
@@ -94,29 +96,30 @@ def _configure(argv: Sequence[str]) -> cfg.ConfigOpts:
 
 def _application(conf: cfg.ConfigOpts, global_conf: dict[str, str]) -> Any:
     path = conf.api_paste_config or paste_loader.default_paste_file()
-    from_proxies = paste_loader.load(path, 'agent', global_conf)
-    if not conf.metadata_one_hop:
-        return from_proxies
-    from_guests = paste_loader.load(path, 'one_hop', global_conf)
+    with config_files.parsed_once():
+        agent_app = paste_loader.load(path, 'agent', global_conf)
+        if not conf.metadata_one_hop:
+            return agent_app
+        return _DispatchBySocket(agent_app, paste_loader.load(path, 'one_hop', global_conf))
 
-    return _BySocket(from_proxies, from_guests)
 
-
-class _BySocket:
-    """Serves namespace proxies by ``app``, guests by ``one_hop``."""
+class _DispatchBySocket:
+    """Passes requests of namespace proxies to ``app``, requests of instances to ``one_hop``."""
 
     def __init__(self, app: Any, one_hop: Any) -> None:
         self.app = app
         self._one_hop = one_hop
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """By whether the socket knows its namespace."""
-        answer: Iterable[bytes] = (self._one_hop if NAMESPACE in environ else self.app)(environ, start_response)
-        return answer
+        """A socket in a namespace receives requests of instances."""
+        body: Iterable[bytes] = (self._one_hop if NAMESPACE in environ else self.app)(environ, start_response)
+        return body
 
 
-def _warn(conf: cfg.ConfigOpts) -> None:
-    for sentence in config_files.exposed(conf.config_file or config_files.files({}), config_files.published()):
+def _log_warnings(conf: cfg.ConfigOpts) -> None:
+    for sentence in config_files.world_readable_secrets(
+        conf.config_file or config_files.files({}), config_files.all_options()
+    ):
         LOG.warning('%s', sentence)
 
 
@@ -126,12 +129,12 @@ def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
         return None
     if workers.name == 'nobody' and not conf.metadata_user:
         LOG.warning(
-            'The workers run as nobody, whom other services may use too: make a user of their own, '
+            'The workers run as the user nobody, which other services may use too: create a user for them, '
             'useradd --system %s, or name one in metadata_user',
             identity.DEFAULT_USERS[0],
         )
     if conf.metadata_one_hop and conf.metadata_proxy_group:
-        # The keeper's socket for workers belongs to that group.
+        # The keeper's socket for workers has that group.
         return replace(workers, groups=(listeners.gid_of(conf.metadata_proxy_group),))
     return workers
 
@@ -139,7 +142,7 @@ def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
 def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
     user, group = conf.metadata_proxy_user, conf.metadata_proxy_group
     if workers and not user and not group:
-        # Told nothing, the namespace proxies become the same.
+        # Without these options the namespace proxies run as the same user.
         group = str(workers.gid)
     return listeners.unix_listener(
         conf.metadata_proxy_socket,
@@ -151,9 +154,9 @@ def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
 
 
 def _settings(conf: cfg.ConfigOpts) -> dict[str, Any]:
-    fresh = config_files.load({'config_file': ','.join(conf.config_file or [])}, master.OPTS)
+    current = config_files.load({'config_file': ','.join(conf.config_file or [])}, master.OPTS)
     return {
-        'workers': master.worker_count(fresh.metadata_workers),
-        'backlog': fresh.metadata_backlog,
-        'worker_connections': fresh.metadata_connections,
+        'workers': master.worker_count(current.metadata_workers),
+        'backlog': current.metadata_backlog,
+        'worker_connections': current.metadata_connections,
     }

@@ -86,7 +86,7 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     def wrap(app: WSGIApplication) -> CatchErrorsFilter:
         outermost = CatchErrorsFilter(app)
         order.check(outermost)
-        config_files.refuse_misspelt(global_conf)
+        config_files.check_option_names(global_conf)
         return outermost
 
     return wrap

@@ -24,7 +24,7 @@ from metadata_wsgi.errors import BadRequest, NoResponse, NotSent, RequestTimeout
 from metadata_wsgi.http import error_responses, header_names, message
 from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import retry_until
-from metadata_wsgi.net.addresses import normalize_ip
+from metadata_wsgi.net import addresses
 from metadata_wsgi.pipeline.environ_keys import NAMESPACE, RECEIVED_AT_S, Namespace
 from metadata_wsgi.throttle import Throttle
 
@@ -107,7 +107,10 @@ class NamespaceProxyApp:
         headers = [(name, value) for name, value in message.headers(environ) if not header_names.is_reserved(name)]
         if any(key in environ for key in _FORWARDED_KEYS):
             headers.append((header_names.CLIENT_FORWARDED, '1'))
-        headers += [(header_names.FORWARDED_FOR, normalize_ip(environ['REMOTE_ADDR'])), self._id_header(environ)]
+        if interface := addresses.interface_of(environ['REMOTE_ADDR']):
+            headers.append((header_names.CLIENT_INTERFACE, interface))
+        address = addresses.normalize_ip(environ['REMOTE_ADDR'])
+        headers += [(header_names.FORWARDED_FOR, address), self._id_header(environ)]
         content = message.body(environ, self._max_body_bytes, deadline.fraction(limits.BODY_DEADLINE_FRACTION))
         return message.Request(environ['REQUEST_METHOD'], message.target(environ), headers, content)
 

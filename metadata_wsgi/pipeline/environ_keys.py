@@ -59,15 +59,21 @@ class Source:
 
     ``address`` is the canonical text without a zone (lower case, compressed; a v4-mapped address as IPv4). Exactly one
     of ``router_id`` and ``network_id`` is set.
+
+    ``interface`` is the interface of the namespace on which a request from an IPv6 link-local address arrived: such an
+    address is unique on its link only, and a router has several. None for other addresses, and where the namespace
+    proxy does not send it (haproxy).
     """
 
     address: str
     router_id: str | None = None
     network_id: str | None = None
+    interface: str | None = None
 
     def __str__(self) -> str:
         where = f'router {self.router_id}' if self.router_id else f'network {self.network_id}'
-        return f'{self.address} behind {where}'
+        zone = f'%{self.interface}' if self.interface else ''
+        return f'{self.address}{zone} behind {where}'
 
 
 @dataclass(frozen=True, slots=True)

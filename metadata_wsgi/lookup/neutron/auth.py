@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The right to ask Quantum: a token and where to ask, fetched once for all threads and renewed early.
+"""The Keystone token and the Neutron endpoint: fetched once for all threads of a worker, renewed early.
 
-keystoneauth fetches them. What is added is what a thousand booting guests need:
+keystoneauth sends the requests. This module adds what a thousand instances that boot at once need:
 
-- A token is renewed ``RENEW_BEFORE_EXPIRY_S`` before its end by one thread while the others go on with the old one, and
-  when Keystone is away the old one stays in use as long as it lasts. (Neutron stops taking a token
-  2 s before its end.)
-- When a token is refused (401), it is renewed once, not once by each thread that met the refusal.
-- A thread waits for another's renewal until its own deadline, no longer.
-- What asking again will not mend, such as a wrong password, is remembered for ``NEGATIVE_CACHE_S``: users get locked
-  out for less than a boot storm of wrong passwords.
+- One thread renews a token ``RENEW_BEFORE_EXPIRY_S`` before it expires; the others use the old one meanwhile. While
+  Keystone is unavailable the old one stays in use until it expires.
+- A token that Neutron rejects (401) is renewed once, not once by each thread that received a 401.
+- A thread waits for another thread's renewal until its own deadline, no longer.
+- An error that a retry does not repair, such as a wrong password, is cached for ``NEGATIVE_CACHE_S``: Keystone may
+  lock an account after some failed attempts.
 """
 
 from __future__ import annotations
@@ -25,159 +24,164 @@ from keystoneauth1 import exceptions
 
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
-from metadata_wsgi.lookup.neutron.transport import within
+from metadata_wsgi.lookup.neutron.transport import deadline_scope
 
 RENEW_BEFORE_EXPIRY_S = 120.0
-LAST_S = 5.0
-"""A token's last seconds are not used: clocks differ."""
+EXPIRY_MARGIN_S = 5.0
+"""A token is not used in its last seconds: Neutron rejects it about 2 s before it expires (tried with Neutron 29)."""
 NEGATIVE_CACHE_S = 5.0
-FOREVER_S = float('inf')
+NEVER_S = float('inf')
 
-AWAY = (
+UNAVAILABLE_ERRORS = (
     exceptions.ConnectionError, exceptions.RetriableConnectionFailure, exceptions.DiscoveryFailure,
     exceptions.InvalidResponse, exceptions.HttpServerError, exceptions.TooManyRequests, exceptions.RequestTimeout,
 )  # fmt: skip
+"""A retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Grant:
-    """What a request needs. ``headers`` hold the token and are shown nowhere; ``roles`` is empty without Keystone."""
+class Token:
+    """What a request to Neutron needs. ``headers`` hold the token and are never logged.
+
+    ``roles`` is empty and ``project_id`` None without Keystone. Times are of the authenticator's clock.
+    """
 
     endpoint: str
     headers: Mapping[str, str]
     roles: frozenset[str]
     project_id: str | None
     renew_at_s: float
-    ends_at_s: float
+    expires_at_s: float
 
     def __repr__(self) -> str:
-        return f'<Grant for {self.endpoint}>'
+        return f'<Token for {self.endpoint}>'
 
 
-class Access:
-    """Keeps the current grant. Shared by all threads of a worker.
+class Authenticator:
+    """Holds the current token. Shared by all threads of a worker.
 
-    ``session`` is a keystoneauth session with its plugin. ``where`` says which endpoint of the catalogue:
-    ``service_type``, ``interface`` and so on, as ``Session.get_endpoint`` takes them; ``endpoint`` needs no catalogue.
+    ``session`` is a keystoneauth session with its plugin. ``endpoint_filter`` selects the endpoint in the catalogue:
+    ``service_type``, ``interface`` and so on, as ``Session.get_endpoint`` takes them. ``endpoint`` replaces the
+    catalogue.
     """
 
     def __init__(
         self,
         session: Any,
         *,
-        where: Mapping[str, Any],
+        endpoint_filter: Mapping[str, Any],
         endpoint: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._session = session
-        self._where = dict(where)
+        self._endpoint_filter = dict(endpoint_filter)
         self._endpoint = endpoint
         self._clock = clock
         self._now = now
-        self._renewing = threading.Lock()
-        self._grant: Grant | None = None
+        self._renewal_lock = threading.Lock()
+        self._token: Token | None = None
         self._renew_at_s = 0.0
-        self._distrusted = ('', 0.0)
+        self._cached_error = ('', 0.0)
 
-    def grant(self, deadline: Deadline, refused: Grant | None = None) -> Grant:
-        """The current grant; another one than ``refused``.
+    def token(self, deadline: Deadline, rejected: Token | None = None) -> Token:
+        """Return the current token, but never ``rejected``.
 
-        Raises LookupUnavailable when Keystone gives none now, InstanceLookupError when it refuses to.
+        Raises LookupUnavailable when Keystone is unavailable, InstanceLookupError when it rejects the credentials.
         """
-        held, now_s = self._grant, self._clock()
-        usable = held if held and held is not refused and now_s < held.ends_at_s else None
-        if usable and now_s < self._renew_at_s:
-            return usable
-        if not self._renewing.acquire(timeout=0.0 if usable else deadline.remaining_s()):
-            if usable:
-                return usable
-            raise LookupUnavailable('the time was over before Keystone had given a token to another request')
+        current, now_s = self._token, self._clock()
+        valid = current if current and current is not rejected and now_s < current.expires_at_s else None
+        if valid and now_s < self._renew_at_s:
+            return valid
+        if not self._renewal_lock.acquire(timeout=0.0 if valid else deadline.remaining_s()):
+            if valid:
+                return valid
+            raise LookupUnavailable('the deadline passed before Keystone had given a token to another request')
         try:
-            return self._renew(deadline, refused)
+            return self._renew(deadline, rejected)
         finally:
-            self._renewing.release()
+            self._renewal_lock.release()
 
-    def distrust(self, grant: Grant, why: str) -> None:
-        """Let go of ``grant`` and answer everybody with ``why`` for a while, before a new one is fetched.
+    def invalidate(self, token: Token, reason: str) -> None:
+        """Discard ``token``. Until a new one may be fetched, every caller gets InstanceLookupError with ``reason``.
 
-        Does nothing while another one is being fetched, which may take longer than who calls has time for.
+        Does nothing while another thread fetches a token: the caller may have no time to wait for it.
         """
-        if not self._renewing.acquire(blocking=False):
+        if not self._renewal_lock.acquire(blocking=False):
             return
         try:
-            if self._grant is grant:
-                self._grant = None
+            if self._token is token:
+                self._token = None
                 self._session.invalidate()
-                self._distrusted = (why, self._clock() + NEGATIVE_CACHE_S)
+                self._cached_error = (reason, self._clock() + NEGATIVE_CACHE_S)
         finally:
-            self._renewing.release()
+            self._renewal_lock.release()
 
-    def _renew(self, deadline: Deadline, refused: Grant | None) -> Grant:
-        held, now_s = self._grant, self._clock()
-        usable = held if held and held is not refused and now_s < held.ends_at_s else None
-        if usable and now_s < self._renew_at_s:
-            return usable
-        why, until_s = self._distrusted
+    def _renew(self, deadline: Deadline, rejected: Token | None) -> Token:
+        current, now_s = self._token, self._clock()
+        valid = current if current and current is not rejected and now_s < current.expires_at_s else None
+        if valid and now_s < self._renew_at_s:
+            return valid
+        reason, until_s = self._cached_error
         if now_s < until_s:
-            raise InstanceLookupError(why)
-        if refused is not None and refused is held and not self._session.invalidate():
+            raise InstanceLookupError(reason)
+        if rejected is not None and rejected is current and not self._session.invalidate():
             raise InstanceLookupError(
-                'Quantum refuses the configured credentials (401), and there is no token to renew'
+                'Neutron rejects the configured credentials (401), and there is no token to renew'
             )
         try:
-            self._grant = self._fetch(deadline)
+            self._token = self._fetch(deadline)
         except LookupUnavailable:
-            if usable is None:
+            if valid is None:
                 raise
             self._renew_at_s = now_s + NEGATIVE_CACHE_S
-            return usable
+            return valid
         except InstanceLookupError as error:
-            self._distrusted = (str(error), now_s + NEGATIVE_CACHE_S)
+            self._cached_error = (str(error), now_s + NEGATIVE_CACHE_S)
             raise
-        self._renew_at_s = self._grant.renew_at_s
-        return self._grant
+        self._renew_at_s = self._token.renew_at_s
+        return self._token
 
-    def _fetch(self, deadline: Deadline) -> Grant:
+    def _fetch(self, deadline: Deadline) -> Token:
         try:
-            with within(deadline):
+            with deadline_scope(deadline):
                 headers = self._session.get_auth_headers()
-                endpoint = self._endpoint or self._session.get_endpoint(skip_discovery=True, **self._where)
+                endpoint = self._endpoint or self._session.get_endpoint(skip_discovery=True, **self._endpoint_filter)
             if headers is None:
-                raise InstanceLookupError('there are no credentials for Quantum in the configuration')
+                raise InstanceLookupError('there are no credentials for Neutron in the configuration')
             if not endpoint:
-                raise InstanceLookupError(f"Keystone's catalogue has no endpoint of {self._sought()}")
-            return self._granted(endpoint, headers)
-        except AWAY as error:
-            raise LookupUnavailable(f'Keystone gives no token now: {_text(error)}') from error
+                raise InstanceLookupError(f"Keystone's catalogue has no endpoint of {self._filter_text()}")
+            return self._make_token(endpoint, headers)
+        except UNAVAILABLE_ERRORS as error:
+            raise LookupUnavailable(f'Keystone gives no token now: {_one_line(error)}') from error
         except exceptions.Unauthorized as error:
             raise InstanceLookupError(
-                'Keystone refuses the credentials (401): compare user, password and project'
+                'Keystone rejects the credentials (401): compare user, password and project'
             ) from error
         except exceptions.EndpointNotFound as error:
-            raise InstanceLookupError(f'Keystone knows no such Quantum: {_text(error)}') from error
+            raise InstanceLookupError(f"Neutron is not in Keystone's catalogue: {_one_line(error)}") from error
         except exceptions.ClientException as error:
-            raise InstanceLookupError(f'Keystone gives no token: {_text(error)}') from error
+            raise InstanceLookupError(f'Keystone gives no token: {_one_line(error)}') from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            # keystoneauth takes an answer apart without looking: something else than Keystone spoke.
-            raise LookupUnavailable(f'Keystone answered with something that is no token ({error!r:.100})') from error
+            # keystoneauth parses a response without checks: the response was not Keystone's.
+            raise LookupUnavailable(f'The response of Keystone is not a token ({error!r:.100})') from error
 
-    def _sought(self) -> str:
-        return ', '.join(f'{name} {value}' for name, value in self._where.items() if value)
+    def _filter_text(self) -> str:
+        return ', '.join(f'{name} {value}' for name, value in self._endpoint_filter.items() if value)
 
-    def _granted(self, endpoint: str, headers: Mapping[str, str]) -> Grant:
-        token = getattr(self._session.auth, 'auth_ref', None)
-        if token is None:
-            return Grant(endpoint, headers, frozenset(), None, FOREVER_S, FOREVER_S)
-        lasts_s = (token.expires - self._now()).total_seconds()
-        early_s = min(RENEW_BEFORE_EXPIRY_S, lasts_s / 5)
+    def _make_token(self, endpoint: str, headers: Mapping[str, str]) -> Token:
+        access_info = getattr(self._session.auth, 'auth_ref', None)
+        if access_info is None:
+            return Token(endpoint, headers, frozenset(), None, NEVER_S, NEVER_S)
+        lifetime_s = (access_info.expires - self._now()).total_seconds()
+        margin_s = min(RENEW_BEFORE_EXPIRY_S, lifetime_s / 5)
         now_s = self._clock()
-        return Grant(
-            endpoint, headers, frozenset(token.role_names), token.project_id,
-            now_s + lasts_s - early_s, now_s + max(0.0, lasts_s - LAST_S),
+        return Token(
+            endpoint, headers, frozenset(access_info.role_names), access_info.project_id,
+            now_s + lifetime_s - margin_s, now_s + max(0.0, lifetime_s - EXPIRY_MARGIN_S),
         )  # fmt: skip
 
 
-def _text(error: Exception) -> str:
-    """keystoneauth's words without line ends; they have URLs and reasons, no credentials."""
+def _one_line(error: Exception) -> str:
+    """The text of keystoneauth's ``error`` on one line. It contains URLs and reasons, no credentials."""
     return ' '.join(str(error).split())[:300] or type(error).__name__

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No request of a session outlives the deadline of the lookup that needs it, and no answer is endless.
+"""Every request to Keystone and Neutron ends before the deadline of the lookup that needs it, with a bounded response.
 
-keystoneauth sends requests of its own (discovery, tokens, redirects) and passes one fixed timeout, which
-requests applies to each single wait for bytes. So the deadline is set around the call (``within``), and
-this adapter, through which every request goes, gives each wait what is left of it.
+keystoneauth sends requests of its own (discovery, tokens, redirects) with one fixed timeout, which requests applies
+to each single read. So the caller sets the deadline around the call (``deadline_scope``), and this adapter, which
+sends every request, limits each connect and each read to the time that remains.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from keystoneauth1.session import TCPKeepAliveAdapter
 
 from metadata_wsgi.deadline import Deadline
 
-LONGEST_ANSWER = 16 << 20
-"""In bytes. A thousand ports with our fields are 0.4 MB."""
-PIECE = 1 << 16
+MAX_RESPONSE_BYTES = 16 << 20
+"""A thousand ports with the fields of our queries are 0.4 MB."""
+CHUNK_BYTES = 1 << 16
 
-# One for each thread and greenlet. There is no argument of keystoneauth's that reaches a token request.
+# One value for each thread and greenlet. No argument of keystoneauth's reaches a token request.
 _DEADLINE: ContextVar[Deadline] = ContextVar('metadata_wsgi.lookup.neutron.transport')
 
 
 @contextmanager
-def within(deadline: Deadline) -> Iterator[None]:
-    """Requests of this thread (or greenlet) inside the block end before ``deadline``."""
-    before = _DEADLINE.set(deadline)
+def deadline_scope(deadline: Deadline) -> Iterator[None]:
+    """Requests that this thread (or greenlet) sends inside the block end before ``deadline``."""
+    previous = _DEADLINE.set(deadline)
     try:
         yield
     finally:
-        _DEADLINE.reset(before)
+        _DEADLINE.reset(previous)
 
 
-class BoundedAdapter(TCPKeepAliveAdapter):
-    """Sends requests within the deadline around the call; reads the whole answer before it returns."""
+class DeadlineAdapter(TCPKeepAliveAdapter):
+    """Sends requests within the deadline of the scope; reads the whole response before it returns."""
 
     def send(
         self,
@@ -50,13 +50,13 @@ class BoundedAdapter(TCPKeepAliveAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Raises requests' exceptions; Timeout when the deadline is over. ``stream`` and ``timeout`` have no say."""
+        """Raises the exceptions of requests; Timeout after the deadline. ``stream`` and ``timeout`` are ignored."""
         deadline = _DEADLINE.get()
         response: requests.Response = super().send(
-            request, stream=True, timeout=_left_s(deadline), verify=verify, cert=cert, proxies=proxies
+            request, stream=True, timeout=_remaining_s(deadline), verify=verify, cert=cert, proxies=proxies
         )
         try:
-            response.raw = io.BytesIO(_body(response.raw, deadline))
+            response.raw = io.BytesIO(_read_body(response.raw, deadline))
         except urllib3.exceptions.TimeoutError as error:
             raise requests.exceptions.ReadTimeout(error, request=request) from error
         except urllib3.exceptions.HTTPError as error:
@@ -64,30 +64,30 @@ class BoundedAdapter(TCPKeepAliveAdapter):
         return response
 
 
-def _left_s(deadline: Deadline) -> float:
-    left_s = deadline.remaining_s()
-    if not left_s:
-        raise requests.exceptions.ReadTimeout('the deadline is over')
-    return left_s
+def _remaining_s(deadline: Deadline) -> float:
+    remaining_s = deadline.remaining_s()
+    if not remaining_s:
+        raise requests.exceptions.ReadTimeout('the deadline passed')
+    return remaining_s
 
 
-def _body(raw: urllib3.response.BaseHTTPResponse, deadline: Deadline) -> bytes:
-    """All of it; a connection on which something remains unread is not used again."""
-    pieces: list[bytes] = []
+def _read_body(raw: urllib3.response.BaseHTTPResponse, deadline: Deadline) -> bytes:
+    """Read the whole body. A connection with unread bytes is closed, not reused."""
+    chunks: list[bytes] = []
     length = 0
     try:
         while True:
-            connected = getattr(raw.connection, 'sock', None)
-            if connected is not None:
-                connected.settimeout(_left_s(deadline))
-            piece = raw.read1(PIECE, decode_content=True)
-            if not piece:
-                return b''.join(pieces)
-            _left_s(deadline)
-            pieces.append(piece)
-            length += len(piece)
-            if length > LONGEST_ANSWER:
-                raise requests.exceptions.ConnectionError(f'the answer is longer than {LONGEST_ANSWER} bytes')
+            sock = getattr(raw.connection, 'sock', None)
+            if sock is not None:
+                sock.settimeout(_remaining_s(deadline))
+            chunk = raw.read1(CHUNK_BYTES, decode_content=True)
+            if not chunk:
+                return b''.join(chunks)
+            _remaining_s(deadline)
+            chunks.append(chunk)
+            length += len(chunk)
+            if length > MAX_RESPONSE_BYTES:
+                raise requests.exceptions.ConnectionError(f'the response is longer than {MAX_RESPONSE_BYTES} bytes')
     except BaseException:
         raw.close()
         raise

@@ -114,7 +114,7 @@ def test_a_value_out_of_bounds(error_of):
 
 
 def test_a_directory_that_does_not_exist(error_of):
-    assert 'directory = statik: there is none; choose one of quantum, static' in error_of(directory='statik')
+    assert 'directory = statik: there is none; choose one of neutron, quantum, static' in error_of(directory='statik')
 
 
 def test_a_third_party_filter_that_hides_its_inner_app(error_of):

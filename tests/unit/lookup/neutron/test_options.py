@@ -52,141 +52,141 @@ def read(written):
         'http://keystone:5000',
     ],
 )
-def test_grizzlys_options_are_given_to_keystones_v3(read, url):
-    """Its v2.0 is no more; its users are in the domain default."""
-    connection = read(GRIZZLY.replace('http://keystone:5000/v3', url))
-    assert isinstance(connection.plugin, v3.Password)
-    assert connection.plugin.auth_url == 'http://keystone:5000/v3'
-    method = connection.plugin.auth_methods[0]
+def test_legacy_options_are_used_with_the_v3_api(read, url):
+    """Keystone has no v2.0 API any more; its users are in the domain default."""
+    settings = read(GRIZZLY.replace('http://keystone:5000/v3', url))
+    assert isinstance(settings.plugin, v3.Password)
+    assert settings.plugin.auth_url == 'http://keystone:5000/v3'
+    method = settings.plugin.auth_methods[0]
     assert (method.username, method.password, method.user_domain_id) == ('quantum', 'secretive', 'default')
-    assert (connection.plugin.project_name, connection.plugin.project_domain_id) == ('service', 'default')
+    assert (settings.plugin.project_name, settings.plugin.project_domain_id) == ('service', 'default')
 
 
-def test_what_grizzly_did_not_say(read):
-    connection = read(GRIZZLY)
-    assert connection.where == {'service_type': 'network', 'interface': 'admin', 'region_name': None}
-    assert (connection.endpoint, connection.verify, connection.cert, connection.connections) == (None, True, None, 8)
+def test_defaults_of_the_legacy_options(read):
+    settings = read(GRIZZLY)
+    assert settings.endpoint_filter == {'service_type': 'network', 'interface': 'admin', 'region_name': None}
+    assert (settings.endpoint, settings.verify, settings.cert, settings.connections) == (None, True, None, 8)
 
 
-def test_which_endpoint(read):
-    connection = read(GRIZZLY + 'endpoint_type = publicURL\nauth_region = RegionTwo\n')
-    assert (connection.where['interface'], connection.where['region_name']) == ('public', 'RegionTwo')
+def test_endpoint_type_and_region_select_the_endpoint(read):
+    settings = read(GRIZZLY + 'endpoint_type = publicURL\nauth_region = RegionTwo\n')
+    assert (settings.endpoint_filter['interface'], settings.endpoint_filter['region_name']) == ('public', 'RegionTwo')
 
 
-def test_how_certificates_are_checked(read, tmp_path):
+def test_auth_ca_cert_and_auth_insecure_set_verification(read, tmp_path):
     ca = tmp_path / 'ca.pem'
     ca.write_text('')
     assert read(GRIZZLY + f'auth_ca_cert = {ca}\n').verify == str(ca)
     assert read(GRIZZLY + f'auth_ca_cert = {ca}\nauth_insecure = true\n').verify is False
 
 
-def test_a_certificate_authority_that_is_not_there_is_refused(read):
+def test_a_missing_ca_file_is_refused(read):
     with pytest.raises(ConfigError, match=r'auth_ca_cert = /nowhere/ca.pem in \[DEFAULT\]: there is no such file'):
         read(GRIZZLY + 'auth_ca_cert = /nowhere/ca.pem\n')
 
 
-def test_everything_that_is_missing_is_named_at_once(read):
+def test_all_missing_options_are_named_at_once(read):
     with pytest.raises(ConfigError, match='admin_user, admin_password missing from') as raised:
         read('[DEFAULT]\nauth_url = http://keystone\nadmin_tenant_name = service\n')
-    assert 'or [quantum] auth_type' in str(raised.value)
+    assert 'or [neutron] auth_type' in str(raised.value)
 
 
-def test_an_auth_url_that_is_none(read):
+def test_an_auth_url_that_is_no_url_is_refused(read):
     with pytest.raises(ConfigError, match='auth_url = keystone:5000: not a URL'):
         read(GRIZZLY.replace('http://keystone:5000/v3', 'keystone:5000'))
 
 
 @pytest.mark.parametrize('group', ['quantum', 'neutron'])
-def test_a_plugin_of_keystoneauths(read, group):
-    connection = read(f'[{group}]{PLUGIN}')
-    assert isinstance(connection.plugin, password.Password)
-    assert connection.where == {
+def test_a_keystoneauth_plugin_in_a_group(read, group):
+    settings = read(f'[{group}]{PLUGIN}')
+    assert isinstance(settings.plugin, password.Password)
+    assert settings.endpoint_filter == {
         'service_type': 'network', 'service_name': None, 'interface': ['internal', 'public'], 'region_name': None,
     }  # fmt: skip
 
 
-def test_a_plugin_wins_over_grizzlys_options_and_quantum_over_neutron(read):
+def test_a_plugin_has_precedence_over_legacy_options_and_quantum_over_neutron(read):
     text = f'{GRIZZLY}[neutron]{PLUGIN}[quantum]{PLUGIN}region_name = RegionTwo\n'
-    connection = read(text)
-    assert isinstance(connection.plugin, password.Password)
-    assert connection.where['region_name'] == 'RegionTwo'
+    settings = read(text)
+    assert isinstance(settings.plugin, password.Password)
+    assert settings.endpoint_filter['region_name'] == 'RegionTwo'
 
 
-def test_the_adapters_options(read):
+def test_adapter_options_select_the_endpoint(read):
     more = 'valid_interfaces = admin, internal\nservice_type = net\nservice_name = quantum\n'
-    connection = read(f'[quantum]{PLUGIN}{more}endpoint_override = http://quantum:9696\n')
-    assert connection.where == {
+    settings = read(f'[quantum]{PLUGIN}{more}endpoint_override = http://quantum:9696\n')
+    assert settings.endpoint_filter == {
         'service_type': 'net', 'service_name': 'quantum', 'interface': ['admin', 'internal'], 'region_name': None,
     }  # fmt: skip
-    assert connection.endpoint == 'http://quantum:9696'
+    assert settings.endpoint == 'http://quantum:9696'
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
-def test_an_interface_in_the_singular(read):
-    assert read(f'[quantum]{PLUGIN}interface = admin\n').where['interface'] == ['admin']
+def test_the_deprecated_option_interface(read):
+    assert read(f'[quantum]{PLUGIN}interface = admin\n').endpoint_filter['interface'] == ['admin']
 
 
-def test_the_sessions_options(read, tmp_path):
+def test_session_options_set_tls_files(read, tmp_path):
     files = {name: tmp_path / name for name in ('ca', 'cert', 'key')}
     for path in files.values():
         path.write_text('')
     text = f'[quantum]{PLUGIN}cafile = {files["ca"]}\ncertfile = {files["cert"]}\nkeyfile = {files["key"]}\n'
-    connection = read(text)
-    assert (connection.verify, connection.cert) == (str(files['ca']), (str(files['cert']), str(files['key'])))
+    settings = read(text)
+    assert (settings.verify, settings.cert) == (str(files['ca']), (str(files['cert']), str(files['key'])))
     assert read(f'{text}insecure = true\n').verify is False
     assert read(f'[DEFAULT]\nauth_ca_cert = {files["ca"]}\n[quantum]{PLUGIN}').verify == str(files['ca'])
 
 
 @pytest.mark.parametrize(
-    ('more', 'said'),
+    ('more', 'message'),
     [
         ('cafile = /nowhere/ca.pem', r'cafile = /nowhere/ca.pem in \[quantum\]: there is no such file'),
         ('certfile = /nowhere/c.pem', r'\[quantum\] certfile = /nowhere/c.pem: keyfile is missing'),
     ],
 )
-def test_files_of_a_plugin_that_will_not_do(read, more, said):
-    with pytest.raises(ConfigError, match=said):
+def test_missing_tls_files_of_a_plugin_are_refused(read, more, message):
+    with pytest.raises(ConfigError, match=message):
         read(f'[quantum]{PLUGIN}{more}\n')
 
 
-def test_a_plugin_that_there_is_not(read):
+def test_an_unknown_plugin_is_refused(read):
     with pytest.raises(ConfigError, match=r'\[quantum\] auth_type = pasword: there is no such plugin; choose one of'):
         read('[quantum]\nauth_type = pasword\n')
 
 
-def test_a_plugin_that_misses_something(read):
+def test_a_plugin_without_its_required_options_is_refused(read):
     with pytest.raises(ConfigError, match=r'\[quantum\] auth_type = v3applicationcredential: You must provide'):
         read('[quantum]\nauth_type = v3applicationcredential\n')
 
 
-def test_a_section_of_its_own_for_the_plugin(read):
-    connection = read(f'[quantum]\nauth_section = keystone\n[keystone]{PLUGIN}')
-    assert isinstance(connection.plugin, password.Password)
+def test_auth_section_names_the_section_of_the_plugin(read):
+    settings = read(f'[quantum]\nauth_section = keystone\n[keystone]{PLUGIN}')
+    assert isinstance(settings.plugin, password.Password)
 
 
-def test_a_section_that_has_no_plugin(read):
+def test_an_auth_section_without_auth_type_is_refused(read):
     with pytest.raises(ConfigError, match=r'auth_section = keystone: there is no auth_type in \[keystone\]'):
         read('[quantum]\nauth_section = keystone\n')
 
 
-def test_a_quantum_without_keystone(read):
-    connection = read('[quantum]\nauth_type = none\nendpoint = http://quantum:9696\n')
-    assert isinstance(connection.plugin, noauth.NoAuth)
-    grant = options.connect(connection).access.grant(Deadline.after(9))
-    assert (grant.endpoint, grant.roles) == ('http://quantum:9696', frozenset())
+def test_auth_type_none_needs_no_keystone(read):
+    settings = read('[quantum]\nauth_type = none\nendpoint = http://quantum:9696\n')
+    assert isinstance(settings.plugin, noauth.NoAuth)
+    token = options.make_ports_api(settings).auth.token(Deadline.after(9))
+    assert (token.endpoint, token.roles) == ('http://quantum:9696', frozenset())
 
 
-def test_http_basic(read):
+def test_auth_type_http_basic(read):
     text = '[quantum]\nauth_type = http_basic\nendpoint = http://quantum\nusername = quantum\npassword = secretive\n'
-    grant = options.connect(read(text)).access.grant(Deadline.after(9))
-    assert grant.headers == {'Authorization': 'Basic cXVhbnR1bTpzZWNyZXRpdmU='}
+    token = options.make_ports_api(read(text)).auth.token(Deadline.after(9))
+    assert token.headers == {'Authorization': 'Basic cXVhbnR1bTpzZWNyZXRpdmU='}
 
 
-def test_a_connection_shows_no_credentials(read):
+def test_the_repr_of_settings_has_no_credentials(read):
     assert 'secretive' not in repr(read(GRIZZLY))
 
 
-def test_the_directory_asks_nobody_when_it_is_made(written):
-    """keystone is no host: asking would fail."""
-    directory = factory(written(GRIZZLY))
-    directory.close()
+def test_the_factory_sends_no_request(written):
+    """The host keystone does not exist: a request would fail."""
+    lookup = factory(written(GRIZZLY))
+    lookup.close()
