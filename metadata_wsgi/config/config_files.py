@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from typing import Any
 
 from oslo_config import cfg
 
@@ -87,8 +89,21 @@ def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = '
         parsed = _parse_files(paths)
         parsed.conf.register_opts(opts, group=oslo_group)
     _fetch_secrets(parsed, opts, group)
-    check(parsed.conf, opts, group, paths)
+    from_file = {name for secret_group, name in parsed.from_file if secret_group == group}
+    _check(parsed.conf if oslo_group is None else parsed.conf[group], opts, _where(group, paths), from_file)
     return parsed.conf
+
+
+def load_group(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str) -> cfg.ConfigOpts:
+    """As :func:`load`, for options that a library declares: ``[DEFAULT]`` is a group like any other.
+
+    Its values are attributes of ``conf['DEFAULT']``, whatever other parts declare under the same names.
+    """
+    paths = files(global_conf)
+    conf = _parsed_files(paths).conf
+    conf.register_opts(opts, group=group)
+    _check(conf[group], opts, _where(group, paths))
+    return conf
 
 
 def _parsed_files(paths: Sequence[str]) -> _ParsedFiles:
@@ -187,10 +202,18 @@ def world_readable_secrets(paths: Iterable[str], known: Iterable[tuple[str, Sequ
 
 def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequence[str]) -> None:
     """Read each of ``opts`` once, so that a wrong value stops the start and not a request."""
-    where = f'[{group}] of {", ".join(paths) or "no configuration file"}'
+    _check(conf if group == 'DEFAULT' else conf[group], opts, _where(group, paths))
+
+
+def _where(group: str, paths: Sequence[str]) -> str:
+    return f'[{group}] of {", ".join(paths) or "no configuration file"}'
+
+
+def _check(values: Any, opts: Iterable[cfg.Opt], where: str, from_file: Collection[str] = ()) -> None:
+    names = {opt.name for opt in opts}
     for opt in opts:
         try:
-            value = conf[opt.dest] if group == 'DEFAULT' else conf[group][opt.dest]
+            value = values[opt.dest]
         except (cfg.Error, ValueError) as error:
             # The text of oslo.config contains the value, which may be a secret.
             reason = (
@@ -201,6 +224,20 @@ def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequ
             raise ConfigError(f'{opt.name} in {where}: {reason}') from (None if opt.secret else error)
         if opt.required and value in (None, '', []):
             raise ConfigError(f'{opt.name} is missing from {where}. It is: {opt.help}')
+        # A secret may really be written so. It is refused where it can be kept in a file of its own instead.
+        if opt.name not in from_file and (not opt.secret or f'{opt.name}_file' in names):
+            check_comment(opt.name, value, where, is_secret=bool(opt.secret))
+
+
+def check_comment(name: str, value: object, where: str, *, is_secret: bool = False) -> None:
+    """Raise ConfigError if ``value`` has white space followed by #: oslo.config reads a comment there as the value."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and re.search(r'\s#', text):
+            advice = f'; if it belongs to the secret, use {name}_file' if is_secret else ''
+            raise ConfigError(
+                f'{name} in {where}: the value has white space followed by #. A comment must be on a line of its own'
+                f'{advice}'
+            )
 
 
 def check_option_names(global_conf: Mapping[str, str]) -> None:

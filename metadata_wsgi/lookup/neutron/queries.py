@@ -50,6 +50,11 @@ def router_ports_query(router_id: str) -> Query:
     return (('device_id', router_id), *owners, ('fields', 'network_id'))
 
 
+def any_port_query(network_id: str) -> Query:
+    """The query for one port, of any owner, on a network."""
+    return (('network_id', network_id), ('limit', '1'), ('fields', 'id'))
+
+
 def network_ids(ports: Iterable[Port]) -> list[str]:
     """The networks of ``ports`` without duplicates: a dual-stack router has two ports on one network."""
     return list(dict.fromkeys(port['network_id'] for port in ports if port.get('network_id')))
@@ -83,6 +88,23 @@ def matching_instances(address: str, networks: Collection[str], ports: Iterable[
     return tuple(found.values())
 
 
+def other_ports(address: str, networks: Collection[str], ports: Iterable[Port]) -> list[Port]:
+    """Those ``ports`` that have ``address`` on one of ``networks`` but belong to no instance.
+
+    For example the port of a trunk's VLAN (``trunk:subport``), of a container (``kuryr:container``), or one that Nova
+    has not bound yet.
+    """
+    return [
+        port
+        for port in ports
+        if port.get('network_id') in networks
+        and _has_address(port, address)
+        and not (
+            port.get('device_id') and _belongs_to_instance(port) and (port.get('project_id') or port.get('tenant_id'))
+        )
+    ]
+
+
 def _created_at_s(port: Port) -> float | None:
     """When the port was created, in seconds since 1970; None where the API has no (valid) timestamp, as Grizzly's."""
     try:
@@ -94,8 +116,14 @@ def _created_at_s(port: Port) -> float | None:
 
 def _is_match(port: Port, address: str) -> bool:
     """Whether ``port`` belongs to an instance and has ``address``."""
-    if not (port.get('device_owner') or '').startswith(INSTANCE_OWNERS):
-        return False
+    return _belongs_to_instance(port) and _has_address(port, address)
+
+
+def _belongs_to_instance(port: Port) -> bool:
+    return (port.get('device_owner') or '').startswith(INSTANCE_OWNERS)
+
+
+def _has_address(port: Port, address: str) -> bool:
     mac = mac_in(address)
     if mac:
         return str(port.get('mac_address')).lower() == mac
