@@ -9,13 +9,14 @@ address without instance.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
-from metadata_wsgi import lookup
 from metadata_wsgi.cli import agent, option_registry
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
+from metadata_wsgi.lookup import protocol
 from metadata_wsgi.pipeline import order, paste_loader
 
 PROBE_TIMEOUT_S = 10.0
@@ -62,7 +63,10 @@ def check_config(args: argparse.Namespace) -> int:
         f'pipeline        {" ".join(order.name(link) for link in order.chain(app))}: every filter has what it requires'
     )
     problems = config_files.world_readable_secrets(files, option_registry.list_opts())
-    problems += [problem for link in order.chain(app) if (problem := _probe(link))]
+    # If several filters have a lookup, it is the same one: lookup_cache and instance.
+    probe = next(filter(None, map(protocol.probe_of, order.chain(app))), None)
+    if probe and (problem := _probe(probe)):
+        problems.append(problem)
     if problems:
         raise ConfigError('; '.join(problems))
     print('ok')
@@ -80,11 +84,8 @@ def show_pipeline(args: argparse.Namespace) -> int:
     return 0
 
 
-def _probe(link: Any) -> str:
-    """Check the visibility of the lookup directory, if the filter ``link`` has one. Return the problem, or ''."""
-    probe = lookup.probe_of(link)
-    if probe is None:
-        return ''
+def _probe(probe: Callable[[Deadline], object]) -> str:
+    """Check the visibility of the lookup directory. Return the problem, or ''."""
     try:
         print(f'directory       {probe(Deadline.after(PROBE_TIMEOUT_S))}')
     except InstanceLookupError as error:

@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from metadata_wsgi import lookup
 from metadata_wsgi.cli import check_config
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.filters import header_source
 from metadata_wsgi.http import header_names, message
+from metadata_wsgi.lookup import protocol
 from metadata_wsgi.pipeline import environ_keys, order
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     links = order.chain(app)
     walk = _Walk(sys.stdout.write)
     for link in links:
-        directory = lookup.innermost(getattr(link, 'directory', None))
-        if directory is not None and hasattr(directory, 'on_query'):
-            directory.on_query = walk.query
+        lookup: object = protocol.lookup_of(link)
+        if isinstance(lookup, protocol.ReportsQueries):
+            lookup.on_query = walk.query
     for outer, inner in itertools.pairwise(links):
         _put_between(outer, inner, _Station(walk, outer, inner, send=args.send, last=inner is links[-1]))
     environ = _environ(args)

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from metadata_wsgi import lookup
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.lookup import protocol
 from metadata_wsgi.pipeline import order
 
 LOG = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def check_in_background(app: Any) -> None:
 def check(app: Any, *, sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds)) -> None:
     """Query the lookup directory of the pipeline ``app`` until it gives a result, and log the result."""
     # If several filters have a directory, it is the same one. time.sleep is looked up late: gevent patches it.
-    probe = next(filter(None, map(lookup.probe_of, order.chain(app))), None)
+    probe = next(filter(None, map(protocol.probe_of, order.chain(app))), None)
     if probe:
         _probe_until_result(probe, sleep)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an address is written: one canonical text for each, because Quantum compares IPv6 as strings."""
+"""Canonical text of IP addresses: Quantum compares IPv6 addresses as strings."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import functools
 import ipaddress
 import re
 
-# What interfaces are called (IFNAMSIZ is 16 with its NUL).
+# An interface name (IFNAMSIZ is 16 with its NUL).
 _ZONE = re.compile(r'[0-9A-Za-z._-]{1,15}\Z')
 
 
 @functools.lru_cache(maxsize=4096)
 def normalize_ip(text: str) -> str:
-    """``text`` in lower case, compressed, without a zone; a v4-mapped address as IPv4. ValueError for what is none.
+    """The address in lower case, compressed, without a zone; IPv4 for a v4-mapped one. ValueError for an invalid one.
 
     A dual-stack socket shows 10.1.1.2 as ``::ffff:10.1.1.2``, and so does Neutron's haproxy.
     """
     bare, percent, zone = text.partition('%')
     parsed = ipaddress.ip_address(bare)
     if percent and (parsed.version == 4 or not _ZONE.match(zone)):
-        raise ValueError(f'{zone!r} is no zone')
+        raise ValueError(f'{zone!r} is not a zone')
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
         return str(parsed.ipv4_mapped)
     return str(parsed)

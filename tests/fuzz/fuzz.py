@@ -38,7 +38,7 @@ with instrumented():
 
     from metadata_wsgi import inventory, limits
     from metadata_wsgi.errors import ConfigError, InstanceLookupError
-    from metadata_wsgi.filters.header_source import SourceFilter
+    from metadata_wsgi.filters.header_source import HeaderSourceFilter
     from metadata_wsgi.http import client, header_names, message
     from metadata_wsgi.keeper import protocol
     from metadata_wsgi.lookup.neutron import ports_api, queries
@@ -143,7 +143,7 @@ def _request(data, recv_size):
             message.body(environ, 1 << 20)
             return []
 
-        agent = SourceFilter(app, prefix='X-Quantum')
+        agent = HeaderSourceFilter(app, prefix='X-Quantum')
         for environ in _environs(head, '', recv_size):
             agent(environ, _ignore)
         assert sources == [environ_keys.Source('10.1.1.2', 'router-a')], (sources, head)

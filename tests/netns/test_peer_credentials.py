@@ -42,7 +42,7 @@ def test_by_default_root_and_the_workers_user_may(agent, cloud):
     # Opened too wide by somebody: the kernel still says who it is.
     cloud.socket.chmod(0o666)
     assert ask_as(12345, 12345, cloud.socket) == '403'
-    assert 'of uid 12345, gid 12345: only namespace proxies may speak to the agent' in program.text()
+    assert 'of uid 12345, gid 12345: only namespace proxies may connect to the agent' in program.text()
     assert ask_as(usual.uid, usual.gid, cloud.socket) == '200'
 
 

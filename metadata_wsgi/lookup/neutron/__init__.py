@@ -30,11 +30,12 @@ from collections.abc import Mapping
 
 from metadata_wsgi.lookup.neutron.lookup import NeutronLookup, VisibilityCheck
 from metadata_wsgi.lookup.neutron.options import GROUP_OPTS, GROUPS, OPTS, make_ports_api, read
+from metadata_wsgi.lookup.protocol import StepCache
 
 __all__ = ['GROUPS', 'GROUP_OPTS', 'OPTS', 'NeutronLookup', 'VisibilityCheck', 'factory']
 
 
-def factory(global_conf: Mapping[str, str]) -> NeutronLookup:
+def factory(global_conf: Mapping[str, str], *, networks_cache: StepCache | None = None) -> NeutronLookup:
     """For ``directory = neutron``. Sends nothing yet: the first lookup does, or ``probe``."""
     settings = read(global_conf)
-    return NeutronLookup(make_ports_api(settings), credentials=settings.credentials)
+    return NeutronLookup(make_ports_api(settings), networks_cache=networks_cache, credentials=settings.credentials)

@@ -23,10 +23,10 @@ from typing import Protocol
 from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError
-from metadata_wsgi.lookup import Remember
 from metadata_wsgi.lookup.neutron import queries
 from metadata_wsgi.lookup.neutron.auth import Token
 from metadata_wsgi.lookup.neutron.ports_api import OnQuery
+from metadata_wsgi.lookup.protocol import StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 from metadata_wsgi.throttle import Throttle
 
@@ -92,16 +92,24 @@ class VisibilityCheck:
 class NeutronLookup:
     """Finds instances through ``api``.
 
-    ``credentials`` says in one sentence which credentials it uses. Three attributes may be set. ``on_query`` is called
-    after each query and ``on_other_port`` with a sentence about each port that has the address but belongs to no
-    instance, for explanations; by default both log. ``remember`` caches the networks of routers.
+    ``networks_cache`` caches the networks of routers; without it each lookup queries them. ``credentials`` says in one
+    sentence which credentials are used. Two attributes may be set for explanations, by default both log: ``on_query``
+    is called after each query, ``on_other_port`` with a sentence about each port that has the address but belongs to
+    no instance.
     """
 
-    def __init__(self, api: PortsClient, *, credentials: str = '', clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        api: PortsClient,
+        *,
+        networks_cache: StepCache | None = None,
+        credentials: str = '',
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.credentials = credentials
         self.on_query: OnQuery = _log_query
         self.on_other_port: Callable[[str], object] = self._log_other_port
-        self.remember: Remember | None = None
+        self._networks_cache = networks_cache
         self._api = api
         self._clock = clock
         self._visibility: VisibilityCheck | None = None
@@ -116,8 +124,8 @@ class NeutronLookup:
         """
         networks, cached = self._networks(source, deadline)
         found = self._query_instances(source, networks, deadline)
-        if not found and cached and self.remember is not None:
-            current = self.remember.other(
+        if not found and cached and self._networks_cache is not None:
+            current = self._networks_cache.refresh(
                 source.router_id, networks, lambda until: self._query_networks(source, until), deadline
             )
             if set(current) != set(networks):
@@ -171,7 +179,7 @@ class NeutronLookup:
         """The networks on which the source may be, and whether they come from the cache."""
         if source.network_id:
             return [source.network_id], False
-        if self.remember is None:
+        if self._networks_cache is None:
             return self._query_networks(source, deadline), False
         cached = True
 
@@ -180,7 +188,7 @@ class NeutronLookup:
             cached = False
             return self._query_networks(source, until)
 
-        networks: list[str] = self.remember(source.router_id, query, deadline)
+        networks: list[str] = self._networks_cache(source.router_id, query, deadline)
         return networks, cached
 
     def _query_networks(self, source: Source, deadline: Deadline) -> list[str]:

@@ -28,7 +28,7 @@ def check(caplog):
     def run(*outcomes, roles=('service',)):
         clock = FakeClock()
         directory = NeutronLookup(FakeApi(*outcomes, auth=FakeAuthenticator(token(roles=roles))), clock=clock)
-        visibility_check.check(CatchErrorsFilter(InstanceFilter(end, directory=directory)), sleep=clock.sleep)
+        visibility_check.check(CatchErrorsFilter(InstanceFilter(end, lookup=directory)), sleep=clock.sleep)
         return [(record.levelname, record.getMessage()) for record in caplog.records], clock.slept
 
     return run
@@ -65,6 +65,6 @@ def test_an_unavailable_directory_is_retried_until_it_has_a_result(check):
 
 def test_a_directory_without_probe_is_not_checked(caplog):
     caplog.set_level(logging.INFO)
-    visibility_check.check(InstanceFilter(end, directory=FakeLookup()))
+    visibility_check.check(InstanceFilter(end, lookup=FakeLookup()))
     visibility_check.check(end)
     assert caplog.records == []

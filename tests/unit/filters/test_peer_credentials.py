@@ -15,8 +15,8 @@ def app(environ, start_response):
     return []
 
 
-def ask(filter_, connection=None):
-    """The status, asked as if on ``connection``: not by webtest, which says that it is a test."""
+def get(filter_, connection=None):
+    """The status of a request on ``connection``. Not by webtest: it sets paste.testing."""
     request = webob.Request.blank('/')
     if connection is not None:
         request.environ['gunicorn.socket'] = connection
@@ -30,27 +30,27 @@ def connection():
         yield one
 
 
-def test_a_user_or_group_that_is_named_passes(connection):
+def test_a_named_user_or_group_passes(connection):
     uid, gid = os.getuid(), os.getgid()
-    assert ask(PeerCredentialsFilter(app, uids=frozenset({uid})), connection) == 200
-    assert ask(PeerCredentialsFilter(app, uids=frozenset(), gids=frozenset({gid})), connection) == 200
+    assert get(PeerCredentialsFilter(app, uids=frozenset({uid})), connection) == 200
+    assert get(PeerCredentialsFilter(app, uids=frozenset(), gids=frozenset({gid})), connection) == 200
 
 
-def test_another_is_refused_and_named_once(connection, caplog):
+def test_another_user_is_refused_and_logged_once(connection, caplog):
     filter_ = PeerCredentialsFilter(app, uids=frozenset({os.getuid() + 1}), gids=frozenset({os.getgid() + 1}))
-    assert [ask(filter_, connection) for _ in range(3)] == [403] * 3
+    assert [get(filter_, connection) for _ in range(3)] == [403] * 3
     (record,) = caplog.records
     assert f'process {os.getpid()} of uid {os.getuid()}, gid {os.getgid()}' in record.message
 
 
-def test_who_cannot_be_known_is_refused():
+def test_an_unknown_peer_is_refused():
     filter_ = PeerCredentialsFilter(app, uids=frozenset({os.getuid()}), gids=frozenset({os.getgid()}))
-    assert ask(filter_) == 403
+    assert get(filter_) == 403
     with socket.create_server(('127.0.0.1', 0)) as server, socket.create_connection(server.getsockname()) as tcp:
-        assert ask(filter_, tcp) == 403
+        assert get(filter_, tcp) == 403
 
 
-def test_a_test_of_paste_has_no_peer():
+def test_paste_testing_passes():
     assert webtest.TestApp(PeerCredentialsFilter(app, uids=frozenset())).get('/').status_int == 200
 
 
@@ -64,15 +64,15 @@ def configured(tmp_path):
     return load
 
 
-def test_by_default_we_ourselves_may(configured, connection):
-    assert ask(configured(), connection) == 200
+def test_by_default_the_own_user_passes(configured, connection):
+    assert get(configured(), connection) == 200
 
 
-def test_who_is_not_there_is_a_sentence(configured):
+def test_an_unknown_user_is_a_config_error(configured):
     with pytest.raises(ConfigError, match='no-such-user: there is no such user'):
         configured(metadata_peer_users='root,no-such-user')
 
 
-def test_all_is_everybody_unless_somebody_is_named(configured):
-    assert ask(configured(metadata_proxy_socket_mode='all')) == 200
-    assert ask(configured(metadata_proxy_socket_mode='all', metadata_peer_users='root')) == 403
+def test_socket_mode_all_passes_everybody_unless_a_user_is_named(configured):
+    assert get(configured(metadata_proxy_socket_mode='all')) == 200
+    assert get(configured(metadata_proxy_socket_mode='all', metadata_peer_users='root')) == 403

@@ -8,7 +8,7 @@ from metadata_wsgi.http import error_responses
 @pytest.mark.parametrize(
     ('answer', 'status', 'body'),
     [
-        (error_responses.bad_request('No address of who is asking.'), 400, b'No address of who is asking.\n'),
+        (error_responses.bad_request('No client address.'), 400, b'No client address.\n'),
         (error_responses.instance_not_found(), 404, b'No instance was found for this address.\n'),
         (error_responses.payload_too_large(1020), 413, b'A request body may have at most 1020 bytes.\n'),
         (error_responses.unavailable(), 503, b'The metadata service is not available now.\n'),

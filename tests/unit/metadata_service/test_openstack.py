@@ -69,7 +69,7 @@ def test_meta_data():
     }
 
 
-def test_what_an_instance_has_not_is_not_in_its_meta_data():
+def test_absent_values_are_left_out_of_meta_data():
     said = json.loads(find(BARE, '2012-08-10', 'meta_data.json')[0])
     assert list(said) == ['uuid', 'hostname', 'name', 'launch_index', 'availability_zone']
 
@@ -104,11 +104,11 @@ def test_random_seed_differs_on_each_request():
         (FULL, [''], None),
     ],
 )
-def test_what_is_at_a_path(instance, tokens, answer):
+def test_content_of_a_path(instance, tokens, answer):
     assert find(instance, *tokens) == answer
 
 
-def test_user_data_that_is_not_there_is_not_listed():
+def test_absent_user_data_is_not_listed():
     assert b'user_data' not in find(BARE, 'latest')[0]
 
 
@@ -124,7 +124,7 @@ def test_user_data_that_is_not_there_is_not_listed():
         ([], False),
     ],
 )
-def test_where_the_password_is(tokens, there):
+def test_path_of_the_password(tokens, there):
     assert openstack.has_password(tokens) is there
 
 
@@ -188,7 +188,7 @@ DHCP4 = {'id': 'network0', 'type': 'ipv4_dhcp', 'link': 'tapp', 'network_id': 'n
         ('', 'fe80::2', []),
     ],
 )
-def test_a_mask_that_nobody_wrote_down_is_not_told(subnets, address, expected):
+def test_an_address_without_a_mask_uses_dhcp(subnets, address, expected):
     assert networks(subnets, address) == expected
 
 
