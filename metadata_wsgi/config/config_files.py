@@ -5,12 +5,17 @@ The paste file has the order of the filters, these files have the values. Each p
 options beside their use and calls :func:`load` with them. One file may hold the options of all parts.
 
 The files are those that ``config_file`` names in the paste file's ``[DEFAULT]`` or on the command line (several are
-separated by commas, the last one wins), else the first of ``DEFAULT_FILES`` that exists. Inside a block of
-:func:`parsed_once` each file is parsed once, however many filters call :func:`load`.
+separated by commas, the last one wins), else the first of ``DEFAULT_FILES`` that exists. A directory among them stands
+for its files ``*.conf``, sorted by name; they are listed again at each load. On the command line ``--config-file`` and
+``--config-dir`` may be repeated in any order (:func:`split_arguments`). Inside a block of :func:`parsed_once` each file
+is parsed once, however many filters call :func:`load`.
 
 oslo.config alone accepts three mistakes, so this module looks for them: a value outside its bounds (oslo.config
 raises only when the value is read), a required option that is not set (it reads as None), and a misspelt name (it is
-ignored). An unknown name is no mistake: Quantum and Neutron have options of other programs in the same files.
+ignored). An unknown name is no error: Quantum and Neutron have options of other programs in the same files. One that
+resembles an option of ours is a warning, and so never stops the start.
+
+A comment behind a value is an error: oslo.config takes it for a part of the value, which for a secret nobody notices.
 
 A secret may be kept outside these files. Where an option ``NAME_file`` is declared beside a secret option ``NAME``,
 the secret is read from that file, or from systemd's credential ``NAME`` (LoadCredential=), without the newline at its
@@ -19,7 +24,10 @@ end. No error text contains the value of a secret.
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import glob
+import logging
 import os
 import re
 import stat
@@ -33,6 +41,8 @@ from typing import Any
 from oslo_config import cfg
 
 from metadata_wsgi.errors import ConfigError
+
+LOG = logging.getLogger(__name__)
 
 DEFAULT_FILES = (
     '/etc/metadata_wsgi/metadata_agent.ini',
@@ -66,12 +76,47 @@ def parsed_once() -> Iterator[None]:
         _PARSED.reset(reset_token)
 
 
+def is_parsed_once() -> bool:
+    """Whether this is inside a block of :func:`parsed_once`: a program of this package loads the pipeline."""
+    return _PARSED.get() is not None
+
+
 def files(global_conf: Mapping[str, str]) -> list[str]:
     """The configuration files that ``global_conf`` (paste's ``[DEFAULT]``) names, or the default one."""
     named = global_conf.get('config_file', '')
-    if named:
-        return [os.path.abspath(name.strip()) for name in named.split(',') if name.strip()]
-    return [path for path in DEFAULT_FILES if os.path.exists(path)][:1]
+    if not named:
+        return [path for path in DEFAULT_FILES if os.path.exists(path)][:1]
+    found = []
+    for name in filter(None, map(str.strip, named.split(','))):
+        path = os.path.abspath(name)
+        found += sorted(glob.glob(os.path.join(glob.escape(path), '*.conf'))) if os.path.isdir(path) else [path]
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, help: str = '') -> None:
+    """Declare ``--config-file`` and ``--config-dir``; both are appended to ``args.config_file`` in their order."""
+    for option, kind in (('--config-file', 'file'), ('--config-dir', 'directory of *.conf files')):
+        parser.add_argument(
+            option,
+            dest='config_file',
+            metavar='PATH',
+            action='append',
+            default=[],
+            help=f'configuration {kind}, may be repeated; a later one has precedence{help}',
+        )
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The paths of ``--config-file`` and ``--config-dir`` in their order, and the rest of ``argv``."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    known, rest = parser.parse_known_args(argv)
+    return known.config_file, rest
+
+
+def to_global_conf(paths: Sequence[str]) -> dict[str, str]:
+    """The ``global_conf`` that names ``paths``; {} for none: then the default file is read."""
+    return {'config_file': ','.join(paths)} if paths else {}
 
 
 def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = 'DEFAULT') -> cfg.ConfigOpts:
@@ -126,7 +171,7 @@ def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = ()) 
     """Parse ``paths`` and the command line ``args`` into ``conf``. ConfigError for a missing or malformed file."""
     for path in paths:
         if not os.path.isfile(path):
-            raise ConfigError(f'config_file: {path} is no file; name one that exists')
+            raise ConfigError(f'config_file: {path} is no file or directory; name one that exists')
     try:
         conf(args=list(args), project='metadata_wsgi', default_config_files=list(paths), default_config_dirs=[])
     except (cfg.RequiredOptError, cfg.NoSuchOptError, cfg.TemplateSubstitutionError):
@@ -240,10 +285,10 @@ def check_comment(name: str, value: object, where: str, *, is_secret: bool = Fal
             )
 
 
-def check_option_names(global_conf: Mapping[str, str]) -> None:
-    """Raise ConfigError for the first name in the files that no option has but that resembles one of ours."""
+def log_misspelt_names(global_conf: Mapping[str, str]) -> None:
+    """Log a warning for each name in the files that no option has but that resembles one of ours."""
     for sentence in misspelt(files(global_conf), all_options()):
-        raise ConfigError(sentence)
+        LOG.warning('%s', sentence)
 
 
 def all_options() -> list[tuple[str, list[cfg.Opt]]]:
@@ -255,8 +300,8 @@ def all_options() -> list[tuple[str, list[cfg.Opt]]]:
 def misspelt(paths: Sequence[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
     """One sentence for each name in ``paths`` that is not an option in ``known`` but resembles one.
 
-    ``known`` are (group, options) pairs. Names of Quantum and Neutron that resemble ours are in
-    ``KNOWN_FOREIGN_OPTIONS``.
+    ``known`` are (group, options) pairs. Names of Quantum, Neutron and Nova that resemble ours are in
+    ``KNOWN_FOREIGN_OPTIONS``; other programs may have more of them, so a sentence is a hint and no error.
     """
     sentences = []
     names: dict[str, set[str]] = {}
@@ -297,6 +342,16 @@ KNOWN_FOREIGN_OPTIONS = frozenset(
         'auth_urls',
         'auth_uri',
         'nova_metadata_url',
+        # neutron.conf of Juno and Kilo: notifications to Nova.
+        'nova_admin_tenant_name',
+        'nova_admin_tenant_id',
+        'nova_admin_username',
+        'nova_admin_password',
+        'nova_admin_auth_url',
+        'nova_region_name',
+        # nova.conf of Grizzly and Havana, on a host with everything.
+        'quantum_metadata_proxy_shared_secret',
+        'neutron_metadata_proxy_shared_secret',
     }
 )
 """Options of other programs in the same files that resemble ours."""

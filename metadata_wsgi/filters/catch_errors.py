@@ -72,7 +72,8 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
         outermost = CatchErrorsFilter(app)
         order.check(outermost)
         gunicorn_strictness.check()
-        config_files.check_option_names(global_conf)
+        if not config_files.is_parsed_once():  # else the program logs them, once for all workers
+            config_files.log_misspelt_names(global_conf)
         return outermost
 
     return wrap
