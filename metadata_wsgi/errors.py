@@ -6,6 +6,7 @@
     MetadataError
     ├── ConfigError            an option, a paste file or an inventory that cannot work; stops the start
     ├── BadRequest           the request itself is wrong; its text is for the guest (400)
+    │   └── RequestTimeout      its body did not arrive in time; a fault of the client (408)
     ├── InstanceLookupError         nobody could be asked who is at an address
     │   └── LookupUnavailable   ... for now: asked again until the deadline
     ├── NoResponse          the next hop gave no answer
@@ -29,6 +30,10 @@ class ConfigError(MetadataError):
 
 class BadRequest(MetadataError):
     """The request cannot be answered by anybody. The text is a sentence for the guest."""
+
+
+class RequestTimeout(BadRequest):
+    """The request body did not arrive in time (408). A fault of the client: no service behind this one is to blame."""
 
 
 class InstanceLookupError(MetadataError):

@@ -73,12 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
             identity=lambda: workers,
             any_destination=conf.allow_any_destination,
-            when_tried=lambda: _log_warnings(conf),
-            in_first=visibility_check.check_in_background if conf.check_directory_at_start else lambda app: None,
+            on_config_checked=lambda: _log_warnings(conf),
+            on_first_worker=visibility_check.check_in_background if conf.check_directory_at_start else lambda app: None,
         )
-        agent.try_loading()
+        agent.check_config_in_child()
     except MetadataError as error:
-        return master.refuse(PROGRAM, error)
+        return master.fail(PROGRAM, error)
     agent.run()
     return 0
 

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pid_file = PidFile(args.pid_file) if args.pid_file else None
         listeners = _listen(args)
     except MetadataError as error:
-        return master.refuse(PROGRAM, _about(namespace_id, error))
+        return master.fail(PROGRAM, _about(namespace_id, error))
     ready = daemonize.daemonize() if args.daemonize else lambda: None
     try:
         if pid_file:
@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings=lambda: {'workers': 1, 'worker_connections': 8192 if args.shared else 4096, 'backlog': 4096},
             # Where setproctitle is installed gunicorn rewrites the command line; this keeps the id in it.
             name=' '.join([PROGRAM, *argv]),
-            in_worker=pid_file.forget if pid_file else lambda: None,
-            when_ready=ready,
+            on_worker_start=pid_file.forget if pid_file else lambda: None,
+            on_ready=ready,
             keeper=(os.path.join(args.state_path, 'listeners'), SHARED) if args.shared else None,
             identity=workers,
             any_destination=args.any_destination,

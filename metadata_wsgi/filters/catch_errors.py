@@ -6,11 +6,10 @@ gives up its whole configuration, one that hears 503 asks again. No request head
 written to the log.
 
 Being outermost it is built last, so it also asks, once, whether every filter inside it finds what it
-reads, whether the configuration files have a misspelt option, and whether a gunicorn that loads it is lenient with
-malformed requests (``strictness`` names the settings); a pipeline that cannot work does not start, by whichever
-server it is loaded.
-At the first request it looks at the server once more, for a gunicorn that was given the finished pipeline: where that
-is lenient every guest is answered 503, and the log says by which setting.
+reads, and whether the configuration files have a misspelt option; a pipeline that cannot work does not start, by
+whichever server it is loaded.
+At the first request it checks the settings of a gunicorn that serves it (``gunicorn_strictness``): if that accepts
+malformed requests, every request is answered 503, and the log names the setting.
 It establishes nothing and trusts nobody. It has no options.
 """
 
@@ -39,15 +38,17 @@ class CatchErrorsFilter:
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
-        self._leniences: list[str] | None = None
+        self._lenient_settings: list[str] | None = None
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Call the rest of the pipeline; on any exception before the body, answer 503."""
-        if self._leniences is None:
-            self._leniences = gunicorn_strictness.leniences(gunicorn_strictness.calling(start_response))
-            if self._leniences:
-                LOG.critical('Every guest is answered 503: %s', gunicorn_strictness.sentence(self._leniences))
-        if self._leniences:
+        if self._lenient_settings is None:
+            self._lenient_settings = gunicorn_strictness.lenient_settings(
+                gunicorn_strictness.settings_of(start_response)
+            )
+            if self._lenient_settings:
+                LOG.critical('Every guest is answered 503: %s', gunicorn_strictness.message(self._lenient_settings))
+        if self._lenient_settings:
             return error_responses.unavailable()(environ, start_response)
         try:
             return self.app(environ, start_response)
@@ -71,7 +72,6 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     def wrap(app: WSGIApplication) -> CatchErrorsFilter:
         outermost = CatchErrorsFilter(app)
         order.check(outermost)
-        gunicorn_strictness.check()
         if not config_files.is_parsed_once():  # else the program logs them, once for all workers
             config_files.log_misspelt_names(global_conf)
         return outermost

@@ -58,7 +58,8 @@ class DeadlineFilter:
         within_s = self._answer_within_s
         if left.isascii() and left.isdigit():
             within_s = min(within_s, int(left[:9]) / 1000)
-        environ[environ_keys.DEADLINE] = Deadline.after(within_s, self._clock)
+        received_at_s = environ.get(environ_keys.RECEIVED_AT_S, self._clock())
+        environ[environ_keys.DEADLINE] = Deadline(received_at_s + within_s, self._clock)
         return self.app(environ, start_response)
 
 

@@ -24,7 +24,7 @@ from metadata_wsgi.errors import BadRequest, NoResponse, NotSent
 from metadata_wsgi.http import error_responses, header_names, message
 from metadata_wsgi.http.retry import retry_until
 from metadata_wsgi.net.addresses import normalize_ip
-from metadata_wsgi.pipeline.environ_keys import NAMESPACE, Namespace
+from metadata_wsgi.pipeline.environ_keys import NAMESPACE, RECEIVED_AT_S, Namespace
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -75,7 +75,8 @@ class NamespaceProxyApp:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Pass the request on and relay the agent's answer."""
-        deadline = Deadline.after(self._answer_within_s, self._clock)
+        received_at_s = environ.get(RECEIVED_AT_S, self._clock())
+        deadline = Deadline(received_at_s + self._answer_within_s, self._clock)
         try:
             request = self._request(environ)
             answer = retry_until(

@@ -11,6 +11,7 @@ lower-case key never comes from the wire.
 key                           written by      read by                                absent means
 ============================  ==============  =====================================  =======================
 ``metadata_wsgi.namespace``   the worker      ``socket_source``, namespace proxy     not the keeper's socket
+``metadata_wsgi.received_at`` the worker      ``deadline``, namespace proxy          another server; now
 ``metadata_wsgi.deadline``    ``deadline``    ``instance``, ``upstream``             refused at start
 ``metadata_wsgi.source``      ``source``      ``instance``, ``signature``            refused at start
 ``metadata_wsgi.forwarded``   ``source``      ``session_token``                      refused at start
@@ -33,6 +34,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 NAMESPACE = 'metadata_wsgi.namespace'
+RECEIVED_AT_S = 'metadata_wsgi.received_at'
+"""When the header was complete, in seconds of time.monotonic(): the deadline of a request counts from then."""
 DEADLINE = 'metadata_wsgi.deadline'
 SOURCE = 'metadata_wsgi.source'
 FORWARDED = 'metadata_wsgi.forwarded'

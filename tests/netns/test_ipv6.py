@@ -27,7 +27,7 @@ from metadata_wsgi.netns.attachment_status import attached
 from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import Place
-from metadata_wsgi.server.worker import MAX_CONNECTIONS_PER_ADDRESS
+from metadata_wsgi.limits import MAX_CONNECTIONS_PER_ADDRESS
 from tests.rawserver import RawServer, keeps_saying
 
 from .worlds import METADATA, get, ip
