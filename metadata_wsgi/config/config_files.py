@@ -35,7 +35,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from typing import Any
 
 from oslo_config import cfg
@@ -167,13 +167,19 @@ def _parse_files(paths: Sequence[str]) -> _ParsedFiles:
     return _ParsedFiles(conf)
 
 
-def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = ()) -> None:
-    """Parse ``paths`` and the command line ``args`` into ``conf``. ConfigError for a missing or malformed file."""
+def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = (), *, program: str | None = None) -> None:
+    """Parse ``paths`` and the command line ``args`` into ``conf``. ConfigError for a missing or malformed file.
+
+    ``program`` is the name for the texts of ``--help`` and ``--version``.
+    """
     for path in paths:
         if not os.path.isfile(path):
             raise ConfigError(f'config_file: {path} is no file or directory; name one that exists')
     try:
-        conf(args=list(args), project='metadata_wsgi', default_config_files=list(paths), default_config_dirs=[])
+        conf(
+            args=list(args), project='metadata_wsgi', prog=program, version=version('metadata_wsgi'),
+            default_config_files=list(paths), default_config_dirs=[],
+        )  # fmt: skip
     except (cfg.RequiredOptError, cfg.NoSuchOptError, cfg.TemplateSubstitutionError):
         pass  # check() raises the ConfigError, with the option's help; the last two are a $ in a value
     except cfg.ConfigFileParseError:

@@ -45,9 +45,9 @@ LOG = logging.getLogger(__name__)
 OPTS = [
     cfg.IntOpt(
         'metadata_workers',
-        min=1,
+        min=0,
         max=256,
-        help='Worker processes; each serves thousands of waiting requests. By default half the processors.',
+        help='Worker processes; each serves thousands of waiting requests. By default, and with 0, half the processors.',
     ),
     cfg.IntOpt(
         'metadata_backlog',
