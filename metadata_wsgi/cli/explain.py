@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         lookup: object = protocol.lookup_of(link)
         if isinstance(lookup, protocol.ReportsQueries):
             lookup.on_query = walk.query
+        if hasattr(lookup, 'on_other_port'):
+            lookup.on_other_port = walk.note
     for outer, inner in itertools.pairwise(links):
         _put_between(outer, inner, _Station(walk, outer, inner, send=args.send, last=inner is links[-1]))
     environ = _environ(args)
@@ -91,6 +93,10 @@ class _Walk:
     def query(self, query: str, seconds: float, count: int) -> None:
         """A directory's query: what was asked, how long it took, how many entries came back."""
         self.write(f'{"":14}{count} from {query} in {seconds * 1000:.1f} ms\n')
+
+    def note(self, text: str) -> None:
+        """A sentence of a lookup about what it found and did not use."""
+        self.write(f'{"":14}{text}\n')
 
     def answer(self, status: str, headers: list[tuple[str, str]]) -> None:
         """The answer's head."""
@@ -146,8 +152,7 @@ def _put_between(outer: Any, inner: Any, station: _Station) -> None:
 
 def _environ(args: argparse.Namespace) -> WSGIEnvironment:
     """The request as the namespace proxy of that router or network would send it."""
-    global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
-    prefix = config_files.load(global_conf, header_source.OPTS).metadata_header_prefix.lower()
+    prefix = config_files.load(check_config.global_conf_of(args), header_source.OPTS).metadata_header_prefix.lower()
     header = header_names.router_id(prefix) if args.router_id else header_names.network_id(prefix)
     return {
         'REQUEST_METHOD': 'GET',

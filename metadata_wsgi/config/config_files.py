@@ -126,6 +126,8 @@ def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = '
     """
     paths = files(global_conf)
     parsed = _parsed_files(paths)
+    if not opts:
+        return parsed.conf
     oslo_group = None if group == 'DEFAULT' else group
     try:
         parsed.conf.register_opts(opts, group=oslo_group)

@@ -98,11 +98,6 @@ def test_a_misspelt_option_in_the_paste_file(refusal):
     assert 'values belong in the configuration files' in sentence
 
 
-def test_a_misspelt_option_in_the_configuration_file(refusal, cloud):
-    sentence = refusal(answer_withn=4)
-    assert f'answer_withn in [DEFAULT] of {cloud.conf_file} is no option; did you mean answer_within?' in sentence
-
-
 def test_a_missing_secret(refusal):
     sentence = refusal(metadata_proxy_shared_secret=None)
     assert 'metadata_proxy_shared_secret is missing from [DEFAULT] of ' in sentence
