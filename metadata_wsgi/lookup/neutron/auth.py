@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from keystoneauth1 import exceptions
+from keystoneauth1.session import Session
 
 from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
@@ -86,6 +87,18 @@ class Token:
 
     def __repr__(self) -> str:
         return f'<Token for {self.endpoint}>'
+
+
+class KeystoneSession(Session):
+    """A keystoneauth session that never authenticates a request itself.
+
+    keystoneauth does so if the discovery of Keystone's versions is answered 401, while it holds the lock of the plugin:
+    the thread would wait for itself, past every deadline.
+    """
+
+    def get_auth_headers(self, auth: Any = None, **kwargs: Any) -> Any:
+        """Called by keystoneauth for a request that needs a token."""
+        raise exceptions.DiscoveryFailure('Keystone rejects a request for its versions (401)')
 
 
 class Authenticator:
@@ -220,7 +233,7 @@ class Authenticator:
         )  # fmt: skip
 
     def _without_keystone(self) -> Token:
-        headers = self._session.get_auth_headers()
+        headers = self._session.auth.get_headers(self._session)
         if headers is None:
             raise InstanceLookupError('there are no credentials for Neutron in the configuration')
         wanted = self._endpoint_filter

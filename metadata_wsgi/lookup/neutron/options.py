@@ -23,12 +23,11 @@ from typing import Any
 
 from keystoneauth1 import exceptions, loading
 from keystoneauth1.identity import v3
-from keystoneauth1.session import Session
 from oslo_config import cfg
 
 from metadata_wsgi.config import config_files, tls_options
 from metadata_wsgi.errors import ConfigError
-from metadata_wsgi.lookup.neutron.auth import Authenticator, EndpointFilter
+from metadata_wsgi.lookup.neutron.auth import Authenticator, EndpointFilter, KeystoneSession
 from metadata_wsgi.lookup.neutron.ports_api import PortsApi
 from metadata_wsgi.lookup.neutron.transport import machine_ca_store, make_session
 
@@ -108,7 +107,7 @@ def read(global_conf: Mapping[str, str]) -> ConnectionSettings:
 
 def make_ports_api(settings: ConnectionSettings) -> PortsApi:
     """Return the client for Neutron's API; it has sent nothing yet."""
-    session = Session(
+    session = KeystoneSession(
         settings.plugin, session=make_session(settings.connections), verify=settings.verify, cert=settings.cert,
         redirect=False, user_agent='metadata_wsgi',
     )  # fmt: skip

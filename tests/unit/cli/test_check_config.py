@@ -12,7 +12,7 @@ api_paste_config = /etc/neutron/api-paste.ini
 nova_admin_tenant_name = services
 answer_withn = 4
 [keystone_authtoken]
-auth_url = http://127.0.0.1:{port}
+auth_url = http://127.0.0.1:{port}/v3
 auth_type = password
 username = {user}
 password = {password}

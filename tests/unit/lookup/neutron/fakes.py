@@ -74,7 +74,7 @@ class FakeBasicAuth:
     def get_auth_ref(self, session):
         return None
 
-    def get_auth_headers(self):
+    def get_headers(self, session):
         return self._headers
 
     def get_endpoint(self, skip_discovery=False, service_type=None, interface=None):

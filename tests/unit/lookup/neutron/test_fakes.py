@@ -7,7 +7,7 @@ import pytest
 from keystoneauth1.access import AccessInfoV3
 from keystoneauth1.access.service_catalog import ServiceCatalog
 from keystoneauth1.identity.base import BaseIdentityPlugin
-from keystoneauth1.session import Session
+from keystoneauth1.plugin import BaseAuthPlugin
 
 from metadata_wsgi.lookup.neutron import auth, lookup, ports_api
 
@@ -28,7 +28,7 @@ def test_a_ports_client_has_the_methods_of_the_protocol(implementation):
     ('real', 'fake'),
     [
         (BaseIdentityPlugin.get_auth_ref, fakes.FakeKeystone.get_auth_ref),
-        (Session.get_auth_headers, fakes.FakeBasicAuth.get_auth_headers),
+        (BaseAuthPlugin.get_headers, fakes.FakeBasicAuth.get_headers),
         (ServiceCatalog.get_endpoints_data, fakes.FakeCatalog.get_endpoints_data),
     ],
 )

@@ -7,7 +7,7 @@ from keystoneauth1.identity import v3
 from keystoneauth1.identity.generic import password
 
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.errors import ConfigError, InstanceLookupError
 from metadata_wsgi.lookup.neutron import factory, options
 from metadata_wsgi.lookup.neutron.auth import EndpointFilter
 from metadata_wsgi.lookup.neutron.transport import machine_ca_store
@@ -294,3 +294,14 @@ def test_the_session_reads_no_proxy_and_no_netrc_from_the_environment(read, monk
         assert api.ports((('limit', '1'),), Deadline.after(9), lambda *query: None) == []
         api.close()
         assert b'Authorization' not in server.requests[0]
+
+
+@pytest.mark.parametrize(('path', 'error'), [('', 'Keystone'), ('/v3', 'rejects the credentials')])
+def test_a_keystone_that_answers_401_to_everything_does_not_block_a_thread(read, path, error):
+    """keystoneauth would ask itself for a token while it holds the lock for it."""
+    with closing(RawServer(keeps_saying(b'HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n'))) as server:
+        text = f'[neutron]{PLUGIN}'.replace('http://keystone:5000', f'http://127.0.0.1:{server.port}{path}')
+        api = options.make_ports_api(read(text))
+        with pytest.raises(InstanceLookupError, match=error):
+            api.auth.token(Deadline.after(9))
+        api.close()
