@@ -51,7 +51,7 @@ class CatchErrorsFilter:
                 gunicorn_strictness.settings_of(start_response)
             )
             if self._lenient_settings:
-                LOG.critical("Every request gets 503: %s", gunicorn_strictness.message(self._lenient_settings))
+                LOG.critical('Every request gets 503: %s', gunicorn_strictness.message(self._lenient_settings))
         if self._lenient_settings:
             return error_responses.unavailable()(environ, start_response)
         try:
@@ -86,7 +86,8 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     def wrap(app: WSGIApplication) -> CatchErrorsFilter:
         outermost = CatchErrorsFilter(app)
         order.check(outermost)
-        config_files.check_option_names(global_conf)
+        if not config_files.is_parsed_once():  # else the program logs them, once for all workers
+            config_files.log_misspelt_names(global_conf)
         return outermost
 
     return wrap

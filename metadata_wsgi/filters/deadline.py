@@ -55,7 +55,7 @@ class DeadlineFilter:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Set the deadline and call the next filter."""
-        remaining_ms = environ.pop(_REMAINING_KEY, "")
+        remaining_ms = environ.pop(_REMAINING_KEY, '')
         timeout_s = self._request_timeout_s
         if remaining_ms.isascii() and remaining_ms.isdigit():
             # Nine digits are eleven days: more than the option allows, and few enough for int().

@@ -126,7 +126,10 @@ class ConnectionHandler:
         requests = RequestStream(self._settings, connection, address if self._peer_may_set_headers else '')
         try:
             self._serve_requests(
-                requests, connection, groups[:1], {**environ, 'REMOTE_ADDR': address_text, 'gunicorn.socket': connection}
+                requests,
+                connection,
+                groups[:1],
+                {**environ, 'REMOTE_ADDR': address_text, 'gunicorn.socket': connection},
             )
         except (OSError, ClientConnectionError) as error:
             self._log_connection_error(client, error)
