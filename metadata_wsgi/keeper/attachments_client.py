@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.netns.target import NETWORK, ROUTER, Kept, Place
+from metadata_wsgi.netns.target import NETWORK, ROUTER, AttachTarget, KeeperEntry
 
 
 class KeptSockets:
@@ -24,7 +24,7 @@ class KeptSockets:
         self._state_path = state_path
 
     def attach(
-        self, place: Place, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
+        self, place: AttachTarget, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
     ) -> bool:
         """Have the place served in ``mode``, at ``hosts``; whether anything changed. Of ``taken`` what fits is kept."""
         wanted = [listener(place, mode, port, host) for host in hosts]
@@ -35,12 +35,12 @@ class KeptSockets:
                 changed += [keeper.detach_one(one) for one in keeper.list(place.uuid)[0] if one.key not in keys]
         return any(changed)
 
-    def close(self, place: Place, mode: str, port: int, host: str) -> None:
+    def close(self, place: AttachTarget, mode: str, port: int, host: str) -> None:
         """Have one of its sockets closed, e.g. because its interface was replaced by another of its name."""
         with admin_client.connected(self._state_path) as keeper:
             keeper.detach_one(listener(place, mode, port, host))
 
-    def detach(self, place: Place) -> bool:
+    def detach(self, place: AttachTarget) -> bool:
         """Have all of it closed; whether there was anything. Where there never was a keeper there is not."""
         if not self._was_there():
             return False
@@ -52,7 +52,7 @@ class KeptSockets:
         with admin_client.connected(self._state_path) as keeper:
             return keeper.list('')[1]
 
-    def kept(self) -> list[Kept]:
+    def kept(self) -> list[KeeperEntry]:
         """All that is kept, one for each router or network; nothing where there never was a keeper."""
         if not self._was_there():
             return []
@@ -62,8 +62,8 @@ class KeptSockets:
         for one in listeners:
             by_id.setdefault(one.id, []).append(one)
         return [
-            Kept(
-                Place(ROUTER if ones[0].router_id else NETWORK, id_, ones[0].namespace),
+            KeeperEntry(
+                AttachTarget(ROUTER if ones[0].router_id else NETWORK, id_, ones[0].namespace),
                 ones[0].mode,
                 ones[0].port,
                 tuple(one.host for one in ones),
@@ -77,7 +77,7 @@ class KeptSockets:
         return os.path.exists(admin_client.path(self._state_path))
 
 
-def listener(place: Place, mode: str, port: int, host: str) -> Listener:
+def listener(place: AttachTarget, mode: str, port: int, host: str) -> Listener:
     """What the keeper is told of one of a place's sockets."""
     router_id, network_id = (place.uuid, None) if place.kind == ROUTER else (None, place.uuid)
     return Listener(mode, place.namespace, port, router_id, network_id, host)
