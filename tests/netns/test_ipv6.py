@@ -21,13 +21,13 @@ from pathlib import Path
 
 import pytest
 
+from metadata_wsgi.limits import MAX_CONNECTIONS_PER_ADDRESS
 from metadata_wsgi.netns import interface_state, namespaces, proxy_process
 from metadata_wsgi.netns.attach import Attacher, ProxyCommand
 from metadata_wsgi.netns.attachment_status import list_attachments
 from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
-from metadata_wsgi.server.worker import MAX_CONNECTIONS_PER_ADDRESS
 from tests.rawserver import RawServer, keeps_saying
 
 from .worlds import METADATA, get, ip

@@ -179,7 +179,7 @@ def test_program_without_listen_fd_is_started_after_the_keeper_closed_its_socket
     host.attach('shared', *routers)
     standin = Path(__file__).with_name('standin_proxy.py')
     code, _, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'process', '--program', standin, *routers)
-    assert (code, err.count('guests are refused meanwhile')) == (0, 2)
+    assert (code, err.count('connections are refused meanwhile')) == (0, 2)
     assert host.kept.kept() == []
     assert namespaces.run_in(worlds[1].guest, body) == b'proxy of router-b'
 
