@@ -24,6 +24,17 @@ LOG_INTERVAL_S = 60.0
 SECRET_CHANGE_LOG_INTERVAL_S = 600.0
 """The same, for the message that Nova accepts the other shared secret."""
 
+# --- Server: listening ---------------------------------------------------------------------------------------------
+
+PORT_IN_USE_TIMEOUT_S = 20.0
+"""A TCP port in use is retried for this long: a former proxy finishes its requests, GRACEFUL_TIMEOUT_S. Shorter than
+the 30 s after which ``attach`` ends the program that it started."""
+
+FOREIGN_PORT_HOLDER_TIMEOUT_S = 2.0
+"""The same if another program than one of ours listens on the port: it may be about to end, but probably is not."""
+
+PORT_RETRY_INTERVAL_S = 0.2
+
 # --- Server: connections -------------------------------------------------------------------------------------------
 
 MAX_CONNECTIONS_PER_ADDRESS = 512

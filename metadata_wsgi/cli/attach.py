@@ -27,7 +27,7 @@ from typing import Any
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
 from metadata_wsgi.keeper import admin_client
-from metadata_wsgi.keeper.attachments_client import KeptSockets
+from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, lock, namespaces, proxy_process
 from metadata_wsgi.netns.attach import Attacher, ProxyCommand, kernel_families
 from metadata_wsgi.netns.iptables import Iptables
@@ -144,7 +144,7 @@ def _with_error_message(run: Callable[[argparse.Namespace], int]) -> Callable[[a
 def _attach(args: argparse.Namespace) -> int:
     targets = _targets(args)
     with lock.exclusive(state_path(args)):
-        entries = [] if args.mode else KeptSockets(state_path(args)).kept()
+        entries = [] if args.mode else AttachmentsClient(state_path(args)).kept()
         command = AttachCommand(args, {entry.target.uuid: entry.mode for entry in entries}, count=len(targets))
         failed = _run_and_print(targets, command.attach, MAX_CONCURRENT_ATTACHES)
     _warn_no_worker(args, {command.mode(target) for target in targets if target not in failed})
@@ -192,7 +192,7 @@ class AttachCommand:
 
 def _warn_no_worker(args: argparse.Namespace, modes: set[str]) -> None:
     keeper_modes = modes - {PROCESS}
-    workers = KeptSockets(state_path(args)).workers() if keeper_modes else {}
+    workers = AttachmentsClient(state_path(args)).workers() if keeper_modes else {}
     for mode in sorted(keeper_modes - set(workers)):
         print(f'{PROGRAM}: {NO_WORKER[mode]}', file=sys.stderr)
 
@@ -324,7 +324,7 @@ def _attacher(args: argparse.Namespace, bulk_rules: Sequence[Rule], program: str
         runner,
         proxy=proxy,
         iptables=Iptables(runner, binary=args.iptables, bulk_rules=bulk_rules),
-        keeper=KeptSockets(path),
+        keeper=AttachmentsClient(path),
         keeper_pid=lambda: _keeper_pid(path),
     )
 
@@ -332,13 +332,13 @@ def _attacher(args: argparse.Namespace, bulk_rules: Sequence[Rule], program: str
 def _keeper_pid(path: str) -> int | None:
     try:
         # 0: the keeper is in another pid namespace.
-        return proxy_process.unix_listener_pid(admin_client.path(path), SOCK_SEQPACKET) or None
+        return proxy_process.unix_listener_pid(admin_client.socket_path(path), SOCK_SEQPACKET) or None
     except OSError:
         return None
 
 
 def _statuses(args: argparse.Namespace) -> list[attachment_status.AttachmentStatus]:
-    entries = KeptSockets(state_path(args)).kept()
+    entries = AttachmentsClient(state_path(args)).kept()
     return attachment_status.list_attachments(
         iptables(args.iptables), state_path=state_path(args), keeper_entries=entries
     )

@@ -23,7 +23,7 @@ from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.filters.optional import healthcheck
 from metadata_wsgi.keeper import admin_client
-from metadata_wsgi.keeper.attachments_client import KeptSockets
+from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, proxy_process
 from metadata_wsgi.netns.target import MODES, NO_WORKER, ONE_HOP, SHARED, KeeperEntry, KeeperState
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         print('attached    only root can read it')
     else:
-        entries, keeper_is_well = keeper(conf.state_path, KeptSockets(conf.state_path))
+        entries, keeper_is_well = keeper(conf.state_path, AttachmentsClient(conf.state_path))
         is_well &= keeper_is_well & attachments(conf.state_path, entries)
     if conf.log_file:
         faults(os.path.join(conf.log_dir or '', conf.log_file))
@@ -89,7 +89,7 @@ def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | Non
 
     Returns its entries, None if it does not respond, and whether all is well.
     """
-    path = admin_client.path(state_path)
+    path = admin_client.socket_path(state_path)
     if not os.path.exists(path):
         print('keeper      there is none; only the modes shared and one_hop need it')
         return [], True

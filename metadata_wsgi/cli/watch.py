@@ -30,7 +30,7 @@ from metadata_wsgi.cli import attach
 from metadata_wsgi.cli.reconciler import FULL_RECONCILE_INTERVAL_S, Reconciler, TargetKey
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.keeper.attachments_client import KeptSockets
+from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, lock, namespaces, proxy_process
 from metadata_wsgi.netns.target import NO_WORKER, PROCESS, AttachTarget, KeeperState
 
@@ -67,7 +67,7 @@ class CliAttachAdapter:
         # Raises ConfigError at once for a wrong mark.
         attach.AttachCommand(self._attach_args, {}, count=attach.BULK_THRESHOLD)
         self._state_path = attach.state_path(self._attach_args)
-        self._keeper = keeper or KeptSockets(self._state_path)
+        self._keeper = keeper or AttachmentsClient(self._state_path)
         self._modes: dict[str, str] = {}
         """By id, of those that had a socket in the keeper when it last responded."""
         self._keeper_error = ''

@@ -84,7 +84,7 @@ class RuleWriter(Protocol):
 
 
 class KeeperListeners(Protocol):
-    """The keeper's listening sockets; :class:`metadata_wsgi.keeper.attachments_client.KeptSockets` is the real one.
+    """The keeper's listening sockets; :class:`metadata_wsgi.keeper.attachments_client.AttachmentsClient` is real.
 
     Every method raises NetnsError if the keeper refuses or does not respond.
     """

@@ -50,7 +50,7 @@ class KeeperEntry:
 
 
 class KeeperState(Protocol):
-    """The keeper's state; :class:`metadata_wsgi.keeper.attachments_client.KeptSockets` is the real one.
+    """The keeper's state; :class:`metadata_wsgi.keeper.attachments_client.AttachmentsClient` is the real one.
 
     Both methods raise NetnsError when the keeper does not respond.
     """
