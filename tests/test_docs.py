@@ -73,6 +73,17 @@ def test_every_link_to_a_file_resolves(page):
     assert {name.removeprefix('doc/') for name in missing} <= generated
 
 
+def test_every_page_that_a_file_of_the_code_names_exists():
+    files = [
+        path
+        for folder in ('metadata_wsgi', 'etc', 'examples', 'tests', 'benchmarks')
+        for path in (ROOT / folder).rglob('*')
+        if path.suffix in {'.py', '.ini', '.sample', '.service'}
+    ]
+    named = {(path.name, page) for path in files for page in re.findall(r'doc/[a-z_]+\.md', path.read_text())}
+    assert {(name, page) for name, page in named if not (ROOT / page).exists()} == set()
+
+
 def code_text():
     """Every string of the package, implicit concatenation included."""
     nodes = (node for path in (ROOT / 'metadata_wsgi').rglob('*.py') for node in ast.walk(ast.parse(path.read_text())))
