@@ -20,7 +20,7 @@ from typing import Any
 
 from oslo_config import cfg
 
-from metadata_wsgi.cli import agent, main, namespace_proxy, option_registry
+from metadata_wsgi.cli import agent, main, namespace_proxy, neutron_agent, option_registry
 from metadata_wsgi.lookup import neutron
 from metadata_wsgi.pipeline import environ_keys
 
@@ -41,6 +41,12 @@ OptionGroups = Iterable[tuple[str, Sequence[cfg.Opt]]]
 VERBS = (
     'check-config', 'show-pipeline', 'explain', 'status', 'attach', 'detach', 'attached', 'watch', 'keeper', 'lab',
 )  # fmt: skip
+
+PROGRAMS = {
+    'quantum-metadata-agent': agent.main,
+    'neutron-metadata-agent-wsgi': neutron_agent.main,
+    'quantum-ns-metadata-proxy': namespace_proxy.main,
+}
 
 
 def write(directory: Path) -> None:
@@ -179,7 +185,7 @@ def programs_page() -> str:
     for verb in VERBS:
         text.append(f'## `metadata-wsgi {verb}`\n')
         text.append(_help(main.main, [verb, '--help']))
-    for name, run in (('quantum-metadata-agent', agent.main), ('quantum-ns-metadata-proxy', namespace_proxy.main)):
+    for name, run in PROGRAMS.items():
         text.append(f'## `{name}`\n')
         text.append(_help(run, ['--help']))
     return '\n'.join(text)

@@ -3,6 +3,7 @@
 generated reference pages follow the options and filters. ``tox -e docs`` builds the pages."""
 
 import ast
+import configparser
 import re
 import sys
 from importlib.metadata import EntryPoint
@@ -146,15 +147,30 @@ def test_a_filter_of_another_package_is_not_on_the_filters_page(reference):
     assert 'other' not in reference.filters_page([other])
 
 
-def test_every_verb_is_on_the_programs_page(reference, capsys):
+def test_every_program_and_verb_is_on_the_programs_page(reference, capsys):
     from metadata_wsgi.cli import main
 
     with pytest.raises(SystemExit):
         main.main(['--help'])
     verbs = re.findall(r'^    ([a-z][a-z-]+)(?= |$)', capsys.readouterr().out, re.MULTILINE)
     assert set(verbs) == set(reference.VERBS)
+    scripts = configparser.ConfigParser()
+    scripts.read(ROOT / 'setup.cfg')
+    programs = {name.strip() for name in scripts['options']['scripts'].split()}
+    assert programs == {f'bin/{name}' for name in ('metadata-wsgi', *reference.PROGRAMS)}
 
 
 def test_columns_and_code_of_a_docstring_become_text_blocks(reference):
     markdown = reference.markdown_of_docstring('What it does.\n\n``a``   one\n``b``   two\n\nSo::\n\n    x = 1\n')
     assert markdown == 'What it does.\n\n```text\n``a``   one\n``b``   two\n```\n\nSo:\n\n```text\nx = 1\n```\n'
+
+
+@pytest.mark.parametrize('page', [page for page in PAGES if page.name != 'CHANGELOG.md'], ids=lambda page: page.name)
+def test_no_page_uses_a_deprecated_option_name(page):
+    from metadata_wsgi.cli import option_registry
+
+    groups = [options for group, options in option_registry.list_opts() if group not in ('neutron', 'quantum')]
+    deprecated = {old.name for options in groups for option in options for old in option.deprecated_opts}
+    assert 'metadata_look_at_start' in deprecated
+    text = page.read_text()
+    assert [name for name in deprecated if re.search(rf'\b{name}\b (=|`)|`{name}`', text)] == []
