@@ -213,11 +213,31 @@ def markdown_of_docstring(docstring: str) -> str:
 
 
 def _paragraph(paragraph: str) -> str:
+    if re.match('=+ +=', paragraph):
+        return _table(paragraph)
     if paragraph.startswith('    ') or re.search(r'\S {2,}\S', paragraph):
-        return f'```text\n{textwrap.dedent(paragraph)}\n```'
+        return f'```text\n{textwrap.dedent(paragraph).replace("``", "")}\n```'
     if paragraph.endswith('::'):
         paragraph = paragraph.removesuffix(':')
     return '\n'.join(_line(line) for line in paragraph.split('\n'))
+
+
+def _table(paragraph: str) -> str:
+    """A simple table of reStructuredText: columns below rows of equals signs, the first row is the header."""
+    lines = paragraph.split('\n')
+    starts = [match.start() for match in re.finditer('=+', lines[0])]
+    ends = [*starts[1:], None]
+    rows: list[list[str]] = []
+    for line in lines:
+        cells = [line[start:end].strip() for start, end in zip(starts, ends, strict=True)]
+        if set(line) <= {'=', ' '}:
+            continue
+        if rows and not cells[0]:
+            rows[-1] = [' '.join(filter(None, pair)) for pair in zip(rows[-1], cells, strict=True)]
+        else:
+            rows.append(cells)
+    rows.insert(1, ['---'] * len(starts))
+    return '\n'.join(f'| {" | ".join(cell if cell == "---" else markdown(cell) for cell in row)} |' for row in rows)
 
 
 def _line(line: str) -> str:

@@ -162,7 +162,15 @@ def test_every_program_and_verb_is_on_the_programs_page(reference, capsys):
 
 def test_columns_and_code_of_a_docstring_become_text_blocks(reference):
     markdown = reference.markdown_of_docstring('What it does.\n\n``a``   one\n``b``   two\n\nSo::\n\n    x = 1\n')
-    assert markdown == 'What it does.\n\n```text\n``a``   one\n``b``   two\n```\n\nSo:\n\n```text\nx = 1\n```\n'
+    assert markdown == 'What it does.\n\n```text\na   one\nb   two\n```\n\nSo:\n\n```text\nx = 1\n```\n'
+
+
+def test_a_table_of_a_docstring_becomes_a_table(reference):
+    line = '=====  ==========\n'
+    table = f'{line}first  second\n{line}a      one\n       and <more>\nb      ``two``\n{line}'
+    assert reference.markdown_of_docstring(table) == (
+        '| first | second |\n| --- | --- |\n| a | one and \\<more\\> |\n| b | `two` |\n'
+    )
 
 
 @pytest.mark.parametrize('page', [page for page in PAGES if page.name != 'CHANGELOG.md'], ids=lambda page: page.name)
