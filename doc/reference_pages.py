@@ -38,10 +38,6 @@ set, and *provides* keys for the filters after it. A pipeline whose order cannot
 
 OptionGroups = Iterable[tuple[str, Sequence[cfg.Opt]]]
 
-VERBS = (
-    'check-config', 'show-pipeline', 'explain', 'status', 'attach', 'detach', 'attached', 'watch', 'keeper', 'lab',
-)  # fmt: skip
-
 PROGRAMS = {
     'quantum-metadata-agent': agent.main,
     'neutron-metadata-agent-wsgi': neutron_agent.main,
@@ -182,13 +178,18 @@ def _keys(keys: Iterable[str]) -> str:
 def programs_page() -> str:
     """``--help`` of every program and verb."""
     text = [GENERATED, '# Programs\n', 'What each program prints with `--help`.\n']
-    for verb in VERBS:
+    for verb in verbs():
         text.append(f'## `metadata-wsgi {verb}`\n')
         text.append(_help(main.main, [verb, '--help']))
     for name, run in PROGRAMS.items():
         text.append(f'## `{name}`\n')
         text.append(_help(run, ['--help']))
     return '\n'.join(text)
+
+
+def verbs() -> list[str]:
+    """The verbs of ``metadata-wsgi``, as its ``--help`` lists them."""
+    return re.findall(r'^    ([a-z][a-z-]+)(?= |$)', _help(main.main, ['--help']), re.MULTILINE)
 
 
 def _help(run: Callable[[Sequence[str]], object], argv: Sequence[str]) -> str:
