@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from metadata_wsgi.cli import attach, check_config, explain, keeper, lab, status, watch
+from metadata_wsgi.cli import adopt, attach, check_config, explain, keeper, lab, status, watch
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.server import master
 
@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lab.add_verb(verbs)
     attach.add_verbs(verbs)
     keeper.add_verb(verbs)
+    adopt.add_verbs(verbs)
     check_config.add_verbs(verbs)
     explain.add_verb(verbs)
     status.add_verb(verbs)
