@@ -121,14 +121,14 @@ def _warn(conf: cfg.ConfigOpts) -> None:
 
 
 def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
-    workers = identity.of_workers(conf.metadata_user, conf.metadata_group)
+    workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
     if workers is None:
         return None
     if workers.name == 'nobody' and not conf.metadata_user:
         LOG.warning(
             'The workers run as nobody, whom other services may use too: make a user of their own, '
             'useradd --system %s, or name one in metadata_user',
-            identity.USUAL[0],
+            identity.DEFAULT_USERS[0],
         )
     if conf.metadata_one_hop and conf.metadata_proxy_group:
         # The keeper's socket for workers belongs to that group.
@@ -143,7 +143,7 @@ def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
         group = str(workers.gid)
     return listeners.unix_listener(
         conf.metadata_proxy_socket,
-        mode=listeners.mode(conf.metadata_proxy_socket_mode, user, group),
+        mode=listeners.socket_mode(conf.metadata_proxy_socket_mode, user, group),
         user=user,
         group=group,
         backlog=conf.metadata_backlog,

@@ -27,7 +27,7 @@ from typing import Any
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
 from metadata_wsgi.keeper import admin_client
-from metadata_wsgi.keeper.attachments_client import KeptSockets
+from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, lock, namespaces, proxy_process
 from metadata_wsgi.netns.attach import Attachments, Proxy, kernel_families
 from metadata_wsgi.netns.iptables import Iptables
@@ -133,7 +133,7 @@ def _one_sentence(run: Callable[[argparse.Namespace], int]) -> Callable[[argpars
 def _attach(args: argparse.Namespace) -> int:
     places = _places(args)
     with lock.alone(state_path(args)):
-        modes = {} if args.mode else {one.place.uuid: one.mode for one in KeptSockets(state_path(args)).kept()}
+        modes = {} if args.mode else {one.place.uuid: one.mode for one in AttachmentsClient(state_path(args)).kept()}
         attaching = Attaching(args, modes, count=len(places))
         failed = _each(places, attaching.attach, MAX_CONCURRENT_ATTACHES)
     _warn_of_nobody(args, {attaching.mode(place) for place in places if place not in failed})
@@ -175,7 +175,7 @@ class Attaching:
 
 def _warn_of_nobody(args: argparse.Namespace, modes: set[str]) -> None:
     kept_modes = modes - {PROCESS}
-    workers = KeptSockets(state_path(args)).workers() if kept_modes else {}
+    workers = AttachmentsClient(state_path(args)).workers() if kept_modes else {}
     for mode in sorted(kept_modes - set(workers)):
         print(f'{PROGRAM}: {NOBODY_SERVES[mode]}', file=sys.stderr)
 
@@ -309,20 +309,20 @@ def _attachments(args: argparse.Namespace, many: Sequence[Rule], program: str = 
     runner = SubprocessRunner()
     rule_keeper = Iptables(runner, binary=args.iptables, many=many)
     return Attachments(
-        runner, proxy=proxy, iptables=rule_keeper, keeping=KeptSockets(path), keeper_pid=lambda: _keeper_pid(path)
+        runner, proxy=proxy, iptables=rule_keeper, keeping=AttachmentsClient(path), keeper_pid=lambda: _keeper_pid(path)
     )
 
 
 def _keeper_pid(path: str) -> int | None:
     try:
         # 0 is one in another namespace of processes.
-        return proxy_process.serving(admin_client.path(path), SOCK_SEQPACKET) or None
+        return proxy_process.serving(admin_client.socket_path(path), SOCK_SEQPACKET) or None
     except OSError:
         return None
 
 
 def _found(args: argparse.Namespace) -> list[attachment_status.Attached]:
-    kept = KeptSockets(state_path(args)).kept()
+    kept = AttachmentsClient(state_path(args)).kept()
     return attachment_status.attached(iptables(args.iptables), state_path=state_path(args), kept=kept)
 
 

@@ -24,7 +24,7 @@ from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.filters.optional import healthcheck
 from metadata_wsgi.keeper import admin_client
-from metadata_wsgi.keeper.attachments_client import KeptSockets
+from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, proxy_process
 from metadata_wsgi.netns.target import MODES, NOBODY_SERVES, ONE_HOP, SHARED, Kept
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         print('attached    only root can see it')
     else:
-        kept, keeper_is_well = keeper(conf.state_path, KeptSockets(conf.state_path))
+        kept, keeper_is_well = keeper(conf.state_path, AttachmentsClient(conf.state_path))
         well &= keeper_is_well & attachments(conf.state_path, kept)
     if conf.log_file:
         faults(os.path.join(conf.log_dir or '', conf.log_file))
@@ -86,7 +86,7 @@ def agent(path: str) -> bool:
 
 
 class Keeping(Protocol):
-    """The keeper; :class:`metadata_wsgi.keeper.attachments_client.KeptSockets` is the real one. It raises NetnsError."""
+    """The keeper; :class:`metadata_wsgi.keeper.attachments_client.AttachmentsClient`. Raises NetnsError."""
 
     def kept(self) -> list[Kept]:
         """All that is kept."""
@@ -98,7 +98,7 @@ class Keeping(Protocol):
 def keeper(state_path: str, keeping: Keeping) -> tuple[list[Kept] | None, bool]:
     """Say whether the keeper is there and who serves what it keeps; what it keeps, None if it is away, and whether
     all is well."""
-    path = admin_client.path(state_path)
+    path = admin_client.socket_path(state_path)
     if not os.path.exists(path):
         print('keeper      there is none; only the modes shared and one_hop need it')
         return [], True

@@ -31,7 +31,7 @@ from metadata_wsgi.cli import attach
 from metadata_wsgi.cli.reconciler import AGAIN_S, Place, Watching
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.keeper.attachments_client import KeptSockets
+from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, lock, namespaces, proxy_process
 from metadata_wsgi.netns import target as attachable
 from metadata_wsgi.netns.target import Kept
@@ -55,7 +55,7 @@ def watched_namespaces(only: str | None) -> dict[Place, object]:
 
 
 class Keeping(Protocol):
-    """The keeper; :class:`metadata_wsgi.keeper.attachments_client.KeptSockets` is the real one. It raises NetnsError."""
+    """The keeper; :class:`metadata_wsgi.keeper.attachments_client.AttachmentsClient`. Raises NetnsError."""
 
     def kept(self) -> list[Kept]:
         """All that is kept."""
@@ -77,7 +77,7 @@ class Verbs:
         # Likewise a mark that marks nothing.
         attach.Attaching(self._attach_args, {}, count=attach.MANY)
         self._state_path = attach.state_path(self._attach_args)
-        self._keeping = keeping or KeptSockets(self._state_path)
+        self._keeping = keeping or AttachmentsClient(self._state_path)
         self._modes: dict[str, str] = {}
         """Of the ids that were seen in the keeper's hands."""
         self._away = ''

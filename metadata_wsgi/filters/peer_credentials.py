@@ -101,7 +101,7 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     conf = config_files.load(global_conf, [*OPTS, *listeners.OPTS, *identity.OPTS])
     if conf.metadata_proxy_socket_mode == 'all' and not conf.metadata_peer_users and not conf.metadata_peer_groups:
         return lambda app: PeerCredentialsFilter(app, uids=None)
-    workers = identity.of(conf.metadata_user, conf.metadata_group)
+    workers = identity.resolve(conf.metadata_user, conf.metadata_group)
     # The socket's group where the options leave it open, as the agent makes it.
     group = workers.gid if os.geteuid() == 0 else os.getegid()
     uids = {0, os.geteuid(), workers.uid, *map(listeners.uid_of, [conf.metadata_proxy_user, *conf.metadata_peer_users])}

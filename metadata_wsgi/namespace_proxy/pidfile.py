@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pid file of a namespace proxy: one proxy per router, and its pid for whoever must end it.
+"""The pid file of a namespace proxy: it ensures one proxy per router, and has the pid to send a signal to.
 
-The lock tells whether one runs, the number in the file which. A lock ends with its process however
-that ends, so a file that a SIGKILL left behind is simply taken over.
+While the proxy runs it holds a lock (flock) on the file. The kernel releases the lock when the process ends, however
+it ends, so the file of a killed proxy can be reused.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from metadata_wsgi.errors import NetnsError
 
 
 class PidFile:
-    """Locked from construction on; ``write`` puts the pid in; ``remove`` ends both, in the process that wrote.
+    """Locked on construction. ``write`` writes the pid; ``remove`` deletes and unlocks the file.
 
-    Raises NetnsError when another process holds the lock, with its pid.
+    Raises NetnsError with the other pid if another process holds the lock.
     """
 
     def __init__(self, path: str) -> None:
@@ -35,18 +35,18 @@ class PidFile:
             raise NetnsError(f'already running with pid {pid} (pid file {path})') from None
 
     def write(self) -> None:
-        """Put the calling process's pid into the file; called after daemonising."""
+        """Write the pid of the calling process; called after it became a daemon."""
         self._owner = os.getpid()
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, b'%d\n' % self._owner, 0)
         os.fsync(self._fd)
 
-    def forget(self) -> None:
-        """For a forked child: give the lock up there, so that it ends with the parent."""
+    def close_in_child(self) -> None:
+        """Close the file in a forked child, so that the lock ends with the parent."""
         os.close(self._fd)
 
     def remove(self) -> None:
-        """Remove the file, then let the lock go. Nothing happens in a worker, which leaves by the same way."""
+        """Delete the file, then unlock it. Does nothing in a worker, which ends through the same ``finally``."""
         if os.getpid() != self._owner:
             return
         if os.path.exists(self.path):

@@ -79,7 +79,7 @@ class RuleKeeper(Protocol):
 
 
 class Keeping(Protocol):
-    """The keeper; :class:`metadata_wsgi.keeper.attachments_client.KeptSockets` is the real one. It raises NetnsError."""
+    """The keeper; :class:`metadata_wsgi.keeper.attachments_client.AttachmentsClient`. Raises NetnsError."""
 
     def attach(
         self, place: Place, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()

@@ -22,7 +22,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from metadata_wsgi import limits
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.keeper.worker_client import Following
+from metadata_wsgi.keeper.worker_client import Subscription
 from metadata_wsgi.net import listeners
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server.acceptor import Acceptor, GreenletPool
@@ -108,7 +108,7 @@ class MetadataWorker(GeventWorker):
             environ[environ_keys.NAMESPACE] = namespace
         return environ
 
-    def _follow(self) -> Following | None:
+    def _follow(self) -> Subscription | None:
         if self.keeper is None:
             return None
 
@@ -122,7 +122,7 @@ class MetadataWorker(GeventWorker):
                 door.close()
 
         path, mode = self.keeper
-        following = Following(path, mode, serve=serve, leave=leave, sleep=gevent.sleep)
+        following = Subscription(path, mode, on_add=serve, on_remove=leave, sleep=gevent.sleep)
         gevent.spawn(following.run)
         return following
 

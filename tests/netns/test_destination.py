@@ -52,9 +52,9 @@ def answers_packets(path):
 def kept(start, cloud, mode, world):
     """Attach the router through a keeper, in that mode."""
     start('keeper', BIN / 'metadata-wsgi', 'keeper', '--config-file', cloud.conf_file)
-    eventually(lambda: answers_packets(admin_client.path(str(cloud.state_path))), 'the keeper is there')
-    with admin_client.connected(str(cloud.state_path)) as keeper:
-        keeper.attach(Listener(mode=mode, namespace=world.router, host='', port=9697, router_id=cloud.router_id))
+    eventually(lambda: answers_packets(admin_client.socket_path(str(cloud.state_path))), 'the keeper is there')
+    with admin_client.connect(str(cloud.state_path)) as keeper:
+        keeper.register(Listener(mode=mode, namespace=world.router, host='', port=9697, router_id=cloud.router_id))
 
 
 def serve_process(request):

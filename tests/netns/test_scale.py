@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from metadata_wsgi.keeper.attachments_client import KeptSockets
+from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import namespaces
 from metadata_wsgi.netns.target import Place
 from tests.cloud import Cloud
@@ -97,7 +97,7 @@ def costs(host):
 
 @pytest.mark.parametrize('mode', ['shared', 'one_hop'])
 def test_many_routers_are_one_set_of_processes_and_do_not_disturb_each_other(host, routers, mode, tmp_path):
-    kept = KeptSockets(str(host.cloud.state_path))
+    kept = AttachmentsClient(str(host.cloud.state_path))
     first, later = routers[:MANY], routers[MANY:]
     before = costs(host)
     begun_at = time.monotonic()

@@ -24,7 +24,7 @@ def path(tmp_path):
     return str(tmp_path / 'external' / 'pids' / 'r1.pid')
 
 
-def test_it_has_the_pid_and_goes_at_the_end(path):
+def test_pid_file_has_the_pid_until_it_is_removed(path):
     pid_file = PidFile(path)
     pid_file.write()
     assert pathlib.Path(path).read_text() == f'{os.getpid()}\n'
@@ -32,7 +32,7 @@ def test_it_has_the_pid_and_goes_at_the_end(path):
     assert not os.path.exists(path)
 
 
-def test_a_second_one_is_refused_with_the_firsts_pid(path):
+def test_pid_file_that_is_locked_is_refused_with_the_other_pid(path):
     first = PidFile(path)
     first.write()
     with pytest.raises(NetnsError) as raised:
@@ -41,8 +41,8 @@ def test_a_second_one_is_refused_with_the_firsts_pid(path):
     first.remove()
 
 
-def test_what_a_dead_process_left_is_taken_over(path):
-    """Longer than what is written now, to the last byte."""
+def test_pid_file_of_a_dead_process_is_reused(path):
+    """Also if its content was longer."""
     in_a_child(lambda: PidFile(path).write())
     pathlib.Path(path).write_text('12345678\n' * 3)
     pid_file = PidFile(path)
@@ -51,13 +51,13 @@ def test_what_a_dead_process_left_is_taken_over(path):
     pid_file.remove()
 
 
-def test_a_worker_that_ends_leaves_the_file_alone(path):
-    """A worker of gunicorn leaves through the same ``finally`` as its master."""
+def test_pid_file_is_not_removed_by_a_worker(path):
+    """A gunicorn worker ends through the same ``finally`` as its master."""
     pid_file = PidFile(path)
     pid_file.write()
 
     def worker():
-        pid_file.forget()
+        pid_file.close_in_child()
         pid_file.remove()
 
     in_a_child(worker)
@@ -67,7 +67,7 @@ def test_a_worker_that_ends_leaves_the_file_alone(path):
     pid_file.remove()
 
 
-def test_a_place_where_none_can_be_is_named(tmp_path):
+def test_pid_file_path_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(NetnsError, match=r'^pid_file .*/file/r1\.pid: '):
         PidFile(str(tmp_path / 'file' / 'r1.pid'))
