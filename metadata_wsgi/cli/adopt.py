@@ -27,7 +27,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     give_back = subparsers.add_parser(
         'give-back',
         help='start the haproxies of Neutron again and return their sockets; no client is refused',
-        description='Starts haproxy with the configuration that Neutron wrote, beside our listener, and then closes ours.',
+        description='Starts haproxy with the configuration that Neutron wrote, beside our listener; then closes ours.',
     )
     for parser, convert in ((adopt, _adopt), (give_back, _give_back)):
         which = parser.add_mutually_exclusive_group(required=True)
@@ -69,7 +69,7 @@ def _give_back(conversion: haproxy.Conversion, proxy: haproxy.Proxy, state_path:
 
 def _detach(state_path: str) -> Callable[[str], object]:
     def detach(id_: str) -> bool:
-        with admin_client.connected(state_path) as keeper:
-            return keeper.detach(id_)
+        with admin_client.connect(state_path) as keeper:
+            return keeper.unregister_all(id_)
 
     return detach

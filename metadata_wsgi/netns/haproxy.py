@@ -104,10 +104,12 @@ class Conversion:
             real = next(self._shim.programs(), None)
             if real is None:
                 raise NetnsError('no haproxy is installed: nothing can take the sockets back')
+            if namespace is None:
+                raise NetnsError(f'{proxy.id}: its network namespace has no name under {namespaces.DIRECTORY}')
             namespaces.run_in(namespace, _migrate_requests)
             self._run([*_tag(proxy.id), real, '-f', configuration], namespace=namespace)
             self._wait_for_haproxy(proxy)
-            # The holder first: the last copy of the socket must be closed by the keeper's workers, which accept from it.
+            # The holder first: the last copy of the socket must be that of the workers, which accept from it.
             signal.pidfd_send_signal(holder, signal.SIGKILL)
             detach(proxy.id)
         finally:
