@@ -19,9 +19,7 @@ class NetnsSocketOpener:
         """Listen in the namespace. NetnsError if there is none of that name, ConfigError if the port is in use."""
         if not namespaces.exists(listener.namespace):
             raise NetnsError(f'there is no namespace {listener.namespace} on this host')
-        opened = namespaces.run_in(
-            listener.namespace, lambda: listeners.tcp_listener(listener.host, listener.port, timeout_s=0.0)
-        )
+        opened = namespaces.run_in(listener.namespace, lambda: listeners.bind_tcp(listener.host, listener.port))
         opened.setblocking(False)
         return opened
 

@@ -45,7 +45,7 @@ def running(state_path: str) -> list[Proxy]:
     found = []
     for file in sorted(Path(state_path, 'external', 'pids').glob('*' + SUFFIX)):
         id_ = file.name.removesuffix(SUFFIX)
-        pid = proxy_process.active(str(file), id_)
+        pid = proxy_process.running_pid(str(file), id_)
         if pid is not None:
             found.append(Proxy(id_, pid, str(file), HOLDER.encode() not in _command_line(pid)))
     return found
@@ -72,14 +72,14 @@ class Conversion:
         try:
             spec = self._spec(_configuration(proxy.pid))
             namespace = namespaces.name_of(proxy.pid)
-            sockets = proxy_process.take(proxy.pid_file, proxy.id, spec.port)
+            sockets = proxy_process.copy_proxy_listeners(proxy.pid_file, proxy.id, spec.port)
             try:
                 ordered = [_listening_at(host, sockets) for host in spec.hosts]
                 descriptors = ','.join(str(sock.fileno()) for sock in ordered)
                 self._run(
                     [*_tag(proxy.id), self._program, '--hold', descriptors, *spec.argv()],
                     namespace=namespace,
-                    hand=[sock.fileno() for sock in ordered],
+                    pass_fds=[sock.fileno() for sock in ordered],
                 )
             finally:
                 for sock in sockets:
@@ -118,7 +118,7 @@ class Conversion:
 
     def _wait_for_haproxy(self, proxy: Proxy) -> None:
         give_up_at = time.monotonic() + START_TIMEOUT_S
-        while proxy_process.active(proxy.pid_file, proxy.id) in (None, proxy.pid):
+        while proxy_process.running_pid(proxy.pid_file, proxy.id) in (None, proxy.pid):
             if time.monotonic() > give_up_at:
                 raise NetnsError(f'{proxy.pid_file}: haproxy did not write its pid within {START_TIMEOUT_S:g} s')
             time.sleep(0.05)

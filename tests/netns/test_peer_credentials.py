@@ -33,17 +33,20 @@ def status_as(uid, gid, path):
     return status
 
 
-def test_peer_credentials_default_is_root_and_the_workers_user(agent, cloud):
+def test_peer_credentials_default_is_root_and_the_workers_own_user_but_not_nobody(agent, cloud):
+    """Without a user metadata-wsgi the workers run as nobody, as other programs do."""
+    cloud.configure(metadata_peer_users=None)
     program = agent()
     default = identity.default_identity()
+    default_status = '403' if default.name == 'nobody' else '200'
     assert status_as(0, 0, cloud.socket) == '200'
-    assert status_as(default.uid, default.gid, cloud.socket) == '200'
+    assert status_as(default.uid, default.gid, cloud.socket) == default_status
     assert status_as(12345, 12345, cloud.socket) == 'closed'
     # With a wider mode the peer's uid still decides.
     cloud.socket.chmod(0o666)
     assert status_as(12345, 12345, cloud.socket) == '403'
-    assert 'of uid 12345, gid 12345: only namespace proxies may speak to the agent' in program.text()
-    assert status_as(default.uid, default.gid, cloud.socket) == '200'
+    assert 'gid 12345: only namespace proxies' in program.text() or default.name == 'nobody'
+    assert status_as(default.uid, default.gid, cloud.socket) == default_status
 
 
 def test_peer_credentials_of_the_proxy_user_and_configured_users(agent, cloud):
@@ -63,16 +66,16 @@ def test_peer_credentials_under_plain_gunicorn(start, cloud, directory):
 
 
 def test_unix_socket_is_created_closed_and_opened_last(start, cloud, directory):
-    """The system calls in order: bound with mode 0600, then owner and group, then the mode."""
+    """The system calls in order: bound with mode 0600, then group, mode, owner."""
     trace = directory / 'trace'
     program = start(
-        'agent', 'strace', '-f', '-o', trace, '-e', 'trace=umask,bind,chown,chmod,listen',
+        'agent', 'strace', '-f', '-o', trace, '-e', 'trace=fchmod,bind,chown,chmod,listen',
         BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file,
     )  # fmt: skip
     eventually(lambda: program.process.poll() is not None or answers(cloud.socket), 'the agent listens')
     lines = [line.split(maxsplit=1)[1] for line in trace.read_text().splitlines() if 'exited' not in line]
     bound = next(n for n, line in enumerate(lines) if line.startswith('bind(') and 'metadata_proxy' in line)
     calls = [line.partition('(')[0] for line in lines[bound - 1 : bound + 5]]
-    assert calls == ['umask', 'bind', 'chown', 'chmod', 'umask', 'listen']
-    assert lines[bound - 1].startswith('umask(0177)')
+    assert calls == ['fchmod', 'bind', 'chown', 'chmod', 'chown', 'listen']
+    assert '0600' in lines[bound - 1]
     assert '0660' in lines[bound + 2]

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import fcntl
 import os
 import pathlib
 
@@ -71,3 +72,85 @@ def test_pid_file_path_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(NetnsError, match=r'^pid_file .*/file/r1\.pid: '):
         PidFile(str(tmp_path / 'file' / 'r1.pid'))
+
+
+@pytest.mark.parametrize('kind', ['symlink', 'dangling symlink', 'fifo'])
+def test_pid_file_does_not_follow_what_a_worker_prepared(tmp_path, kind):
+    """Root would truncate the target of a symlink and write a pid into it; a FIFO must not block."""
+    precious, path = tmp_path / 'precious', tmp_path / 'r1.pid'
+    if kind != 'dangling symlink':
+        precious.write_text('data')
+    if kind == 'fifo':
+        os.mkfifo(path)
+    else:
+        path.symlink_to(precious)
+    with pytest.raises(NetnsError, match=r'^pid_file .*r1\.pid: r1\.pid is not a regular file$'):
+        PidFile(str(path)).write()
+    assert not precious.exists() or precious.read_text() == 'data'
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='makes files of another user: run it as root')
+@pytest.mark.parametrize('name', ['external', 'external/pids', 'external/pids/r1.pid'])
+def test_pid_file_refuses_names_that_a_worker_made_in_a_shared_directory(tmp_path, name):
+    """The state directory is writable for the workers' group; whatever they make there is theirs."""
+    tmp_path.chmod(0o1775)
+    (tmp_path / 'precious').mkdir()
+    path = tmp_path / 'external' / 'pids' / 'r1.pid'
+    path.parent.mkdir(parents=True)
+    made = tmp_path / name
+    if made == path:
+        made.write_text('1')
+    elif made == path.parent:
+        made.rmdir()
+        made.symlink_to(tmp_path / 'precious')
+    os.chown(made, 12345, 12345, follow_symlinks=False)
+    with pytest.raises(NetnsError, match='uid 12345'):
+        PidFile(str(path))
+    assert os.listdir(tmp_path / 'precious') == []
+
+
+def test_pid_file_with_a_relative_path_is_removed_after_chdir(tmp_path, monkeypatch):
+    """A daemon changes its working directory."""
+    monkeypatch.chdir(tmp_path)
+    pid_file = PidFile('r1.pid')
+    monkeypatch.chdir('/')
+    pid_file.write()
+    assert (tmp_path / 'r1.pid').read_text() == f'{os.getpid()}\n'
+    pid_file.remove()
+    assert not (tmp_path / 'r1.pid').exists()
+
+
+def test_pid_file_lock_is_not_taken_on_a_removed_file(tmp_path, monkeypatch):
+    """The former proxy removes its file between the open() and the flock() of the next one."""
+    path = tmp_path / 'r1.pid'
+    former = PidFile(str(path))
+    former.write()
+    flock = fcntl.flock
+
+    def former_ends_first(fd, operation):
+        if path.exists() and former is not None:
+            former.remove()
+            monkeypatch.setattr(fcntl, 'flock', flock)
+        return flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, 'flock', former_ends_first)
+    second = PidFile(str(path))
+    with pytest.raises(NetnsError, match='already running'):
+        PidFile(str(path))
+    second.write()
+    assert path.read_text() == f'{os.getpid()}\n'
+    second.remove()
+
+
+def test_pid_file_of_a_successor_is_not_removed(tmp_path):
+    """Somebody deleted the file of a running proxy, and another one was started."""
+    path = tmp_path / 'r1.pid'
+    first = PidFile(str(path))
+    first.write()
+    path.unlink()
+    second = PidFile(str(path))
+    second.write()
+    first.remove()
+    assert path.exists()
+    second.remove()
+    assert not path.exists()

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import signal
 import socket
 import stat
+import time
 
 import pytest
 
+from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.net import listeners
+from metadata_wsgi.net.port_holder import PortHolder
 
 
 @pytest.fixture
@@ -80,6 +84,118 @@ def test_unix_socket_does_not_replace_a_regular_file(tmp_path):
     assert (tmp_path / 'precious').read_text() == 'data'
 
 
+def test_unix_socket_of_the_first_of_two_agents_that_start_together_stays(path, monkeypatch):
+    """The second one looks when the first has called bind() and not yet listen()."""
+    seconds_errors = []
+    chown = os.chown
+
+    def start_the_second(*args, **kwargs):
+        monkeypatch.setattr(os, 'chown', chown)
+        with pytest.raises(ConfigError, match='another agent is running') as raised:
+            listeners.unix_listener(path, mode=0o660, timeout_s=0).close()
+        seconds_errors.append(raised.value)
+        return chown(*args, **kwargs)
+
+    monkeypatch.setattr(os, 'chown', start_the_second)
+    with listeners.unix_listener(path, mode=0o660), socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+    assert len(seconds_errors) == 1
+
+
+def test_unix_socket_of_many_agents_that_start_together_is_one_that_listens(tmp_path):
+    for attempt in range(5):
+        path = str(tmp_path / f'metadata_proxy{attempt}')
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(path)
+        barrier, go = os.pipe()
+        results, report = os.pipe()
+        children = []
+        for _ in range(8):
+            if not (pid := os.fork()):
+                try:
+                    os.close(go)
+                    os.read(barrier, 1)
+                    try:
+                        listener = listeners.unix_listener(path, mode=0o660, timeout_s=0)
+                    except ConfigError:
+                        os.write(report, b'-')
+                    else:
+                        os.write(report, b'+')
+                        signal.pause()
+                        listener.close()
+                finally:
+                    os._exit(0)
+            children.append(pid)
+        os.close(barrier)
+        os.close(go)
+        outcome = b''.join(os.read(results, 1) for _ in children)
+        try:
+            assert outcome.count(b'+') == 1, outcome
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+        finally:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            os.close(results)
+            os.close(report)
+        assert sorted(os.listdir(tmp_path)) == [f'metadata_proxy{n}' for n in range(attempt + 1)]
+
+
+def test_unix_socket_lock_file_is_removed(path):
+    with listeners.unix_listener(path, mode=0o660):
+        assert os.listdir(os.path.dirname(path)) == ['metadata_proxy']
+
+
+@pytest.mark.parametrize('swapped', ['symlink', 'hard link', 'file'])
+def test_unix_socket_owner_and_mode_are_not_set_on_a_file_swapped_in(tmp_path, path, monkeypatch, swapped):
+    """The owner of the directory may replace the socket after bind(); root must not give its target away."""
+    precious = tmp_path / 'precious'
+    precious.write_text('data')
+    precious.chmod(0o600)
+    before = precious.stat()
+    bind = socket.socket.bind
+
+    class Socket(socket.socket):
+        def bind(self, address):
+            bind(self, address)
+            os.unlink(address)
+            if swapped == 'symlink':
+                os.symlink(precious, address)
+            elif swapped == 'hard link':
+                os.link(precious, address)
+            else:
+                os.close(os.open(address, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    monkeypatch.setattr(socket, 'socket', Socket)
+    with pytest.raises(ConfigError, match='another process has replaced it'):
+        listeners.unix_listener(path, mode=0o666)
+    after = precious.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_unix_socket_is_closed_to_others_until_owner_and_group_are_set(path, monkeypatch):
+    seen = []
+    chown = os.chown
+
+    def look(*args, **kwargs):
+        seen.append(stat.S_IMODE(os.stat(path).st_mode))
+        return chown(*args, **kwargs)
+
+    monkeypatch.setattr(os, 'chown', look)
+    listeners.unix_listener(path, mode=0o660, user=str(os.getuid()), group=str(os.getgid())).close()
+    assert seen == [0o600, 0o660]
+
+
+def test_unix_socket_does_not_replace_a_symlink(tmp_path):
+    with listeners.unix_listener(str(tmp_path / 'other'), mode=0o600):
+        pass
+    (tmp_path / 'metadata_proxy').symlink_to('other')
+    with pytest.raises(ConfigError, match='is there and is no socket'):
+        listeners.unix_listener(str(tmp_path / 'metadata_proxy'), mode=0o600)
+    assert (tmp_path / 'other').exists()
+
+
 @pytest.mark.parametrize(
     ('options', 'sentence'),
     [
@@ -110,14 +226,41 @@ def test_tcp_listener_accepts_the_families_of_its_host(host, client):
         socket.create_connection((client, port), 5).close()
 
 
-def test_tcp_port_in_use_is_retried_until_the_timeout():
-    slept = []
+OWN = PortHolder(4711, 'python3', is_own=True)
+FOREIGN = PortHolder(4711, 'haproxy', is_own=False)
+
+
+def held(holder):
+    """What tcp_listener does with a port in use: (text of the error, number of retries)."""
+    retries = []
     with listeners.tcp_listener('127.0.0.1', 0) as first:
         port = first.getsockname()[1]
         with pytest.raises(ConfigError) as raised:
-            listeners.tcp_listener('127.0.0.1', port, timeout_s=0, sleep=slept.append)
-    assert str(raised.value) == f'metadata_port: cannot listen on 127.0.0.1 port {port}: Address already in use'
-    assert slept == []
+            listeners.tcp_listener(
+                '127.0.0.1', port, timeout_s=0.5, sleep=lambda s: retries.append(time.sleep(s)), find_holder=holder
+            )
+    return str(raised.value).replace(str(port), 'PORT').replace(str(port + 1), 'PORT+1'), len(retries)
+
+
+def test_tcp_port_in_use_is_retried_until_the_timeout():
+    message, retries = held(lambda port: None)
+    assert message == 'metadata_port: cannot listen on 127.0.0.1 port PORT: Address already in use'
+    assert retries >= 2
+
+
+def test_tcp_port_of_another_program_is_retried_shortly_and_its_holder_named(monkeypatch):
+    monkeypatch.setattr(limits, 'FOREIGN_PORT_HOLDER_TIMEOUT_S', 0.0)
+    message, retries = held(lambda port: FOREIGN)
+    assert message.startswith('metadata_port: port PORT in ')
+    assert message.endswith(' is held by pid 4711 (haproxy): stop it, or use --metadata-port PORT+1')
+    assert retries == 0
+
+
+def test_tcp_port_of_our_own_program_is_retried_until_the_timeout_and_then_named(monkeypatch):
+    monkeypatch.setattr(limits, 'FOREIGN_PORT_HOLDER_TIMEOUT_S', 0.0)
+    message, retries = held(lambda port: OWN)
+    assert ' is held by pid 4711 (python3): ' in message
+    assert retries >= 2
 
 
 def test_tcp_port_of_a_stopping_process_is_retried():
