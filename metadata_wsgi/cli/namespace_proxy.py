@@ -92,7 +92,8 @@ def _agent_socket(args: argparse.Namespace) -> str:
 def _open_listeners(args: argparse.Namespace) -> list[socket.socket]:
     if args.shared:
         # Clients connect to the keeper's sockets; this one prevents a second shared proxy from starting.
-        return [listeners.unix_listener(os.path.join(args.state_path, 'shared_proxy'), mode=0o600)]
+        path = os.path.join(args.state_path, 'shared_proxy')
+        return [listeners.unix_listener(path, mode=0o600, option='state_path', program='shared namespace proxy')]
     if args.listen_fd:
         return [_inherited_socket(number) for number in args.listen_fd]
     return listeners.tcp_listeners(args.metadata_host or [''], args.metadata_port)

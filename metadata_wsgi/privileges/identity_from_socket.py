@@ -32,6 +32,7 @@ import socket
 import stat
 from dataclasses import replace
 
+from metadata_wsgi import safe_files
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges.identity import Identity
 
@@ -53,9 +54,8 @@ class IdentityFromSocket:
 
     def __call__(self) -> Identity:
         """The identity for workers that are started now."""
-        try:
-            found = os.stat(self._path)
-        except OSError:
+        found = self._stat()
+        if found is None:
             return self._current
         changed = (found.st_dev, found.st_ino, found.st_ctime_ns)
         # One connection for each new socket only: the agent accepts each of them.
@@ -63,6 +63,20 @@ class IdentityFromSocket:
             self._last_stat = changed
             self._current = self._required_identity(found)
         return self._current
+
+    def _stat(self) -> os.stat_result | None:
+        """None if there is no such file. Symbolic links are not followed: the target may have a group like docker."""
+        directory, name = os.path.split(self._path)
+        try:
+            dir_fd = safe_files.open_directory(directory)
+        except OSError:
+            return None
+        try:
+            return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError:
+            return None
+        finally:
+            os.close(dir_fd)
 
     def _required_identity(self, found: os.stat_result) -> Identity:
         """An identity that may connect to that socket; logs an error if there is none but root, or it cannot."""

@@ -220,3 +220,11 @@ def test_probe_connects_once_for_each_new_socket(path):
         agent.accept()[0].close()
         with pytest.raises(BlockingIOError):
             agent.accept()
+
+
+def test_symlink_in_place_of_the_socket_does_not_change_the_identity(path, listen, tmp_path):
+    """The owner of the directory could let workers join the group of another daemon's socket, e.g. docker."""
+    listen(0o600)
+    path.rename(tmp_path / 'docker.sock')
+    path.symlink_to(tmp_path / 'docker.sock')
+    assert IdentityFromSocket(str(path), OTHER)() == OTHER
