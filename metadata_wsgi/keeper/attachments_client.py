@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.netns.target import NETWORK, ROUTER, Kept, Place
+from metadata_wsgi.netns.target import NETWORK, ROUTER, AttachTarget, KeeperEntry
 
 
 class AttachmentsClient:
@@ -24,38 +24,38 @@ class AttachmentsClient:
         self._state_path = state_path
 
     def attach(
-        self, place: Place, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
+        self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
     ) -> bool:
         """Register listeners on ``hosts`` in ``mode``; whether anything changed.
 
         ``taken`` are listening sockets of a former process; those whose address is among ``hosts`` are registered.
         """
-        wanted = [listener(place, mode, port, host) for host in hosts]
+        wanted = [listener(target, mode, port, host) for host in hosts]
         with admin_client.connect(self._state_path) as keeper:
             changed = [keeper.register(one, _bound_to(one.host, taken)) for one in wanted]
-            if place.kind == NETWORK:
+            if target.kind == NETWORK:
                 keys = {one.key for one in wanted}
-                changed += [keeper.unregister(one) for one in keeper.list(place.uuid)[0] if one.key not in keys]
+                changed += [keeper.unregister(one) for one in keeper.list(target.uuid)[0] if one.key not in keys]
         return any(changed)
 
-    def close(self, place: Place, mode: str, port: int, host: str) -> None:
+    def close(self, target: AttachTarget, mode: str, port: int, host: str) -> None:
         """Unregister one listener, e.g. because its interface was replaced by another of the same name."""
         with admin_client.connect(self._state_path) as keeper:
-            keeper.unregister(listener(place, mode, port, host))
+            keeper.unregister(listener(target, mode, port, host))
 
-    def detach(self, place: Place) -> bool:
-        """Unregister all listeners of ``place``; whether there were any. False where no keeper ever ran."""
+    def detach(self, target: AttachTarget) -> bool:
+        """Unregister all listeners of ``target``; whether there were any. False where no keeper ever ran."""
         if not self._socket_exists():
             return False
         with admin_client.connect(self._state_path) as keeper:
-            return keeper.unregister_all(place.uuid)
+            return keeper.unregister_all(target.uuid)
 
     def workers(self) -> dict[str, int]:
         """The number of subscribed workers by mode. Raises NetnsError if no keeper runs."""
         with admin_client.connect(self._state_path) as keeper:
             return keeper.list('')[1]
 
-    def kept(self) -> list[Kept]:
+    def kept(self) -> list[KeeperEntry]:
         """What is registered, one item for each router or network; an empty list where no keeper ever ran."""
         if not self._socket_exists():
             return []
@@ -65,8 +65,8 @@ class AttachmentsClient:
         for one in listeners:
             by_id.setdefault(one.id, []).append(one)
         return [
-            Kept(
-                Place(ROUTER if ones[0].router_id else NETWORK, id_, ones[0].namespace),
+            KeeperEntry(
+                AttachTarget(ROUTER if ones[0].router_id else NETWORK, id_, ones[0].namespace),
                 ones[0].mode,
                 ones[0].port,
                 tuple(one.host for one in ones),
@@ -80,10 +80,10 @@ class AttachmentsClient:
         return os.path.exists(admin_client.socket_path(self._state_path))
 
 
-def listener(place: Place, mode: str, port: int, host: str) -> Listener:
+def listener(target: AttachTarget, mode: str, port: int, host: str) -> Listener:
     """The keeper's fields of one socket of a router or network."""
-    router_id, network_id = (place.uuid, None) if place.kind == ROUTER else (None, place.uuid)
-    return Listener(mode, place.namespace, port, router_id, network_id, host)
+    router_id, network_id = (target.uuid, None) if target.kind == ROUTER else (None, target.uuid)
+    return Listener(mode, target.namespace, port, router_id, network_id, host)
 
 
 def _bound_to(host: str, sockets: Sequence[socket.socket]) -> socket.socket | None:
