@@ -34,12 +34,17 @@ from metadata_wsgi.server import master
 LOG = logging.getLogger(__name__)
 
 PROGRAM = 'quantum-ns-metadata-proxy'
+SYSLOG = '/dev/log'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
+    # A daemon changes its working directory.
+    for name in ('state_path', 'pid_file', 'metadata_proxy_socket', 'log_dir'):
+        if getattr(args, name):
+            setattr(args, name, os.path.abspath(getattr(args, name)))
     namespace_id = args.router_id or args.network_id or ('shared' if args.shared else None)
     try:
         if not namespace_id:
@@ -87,7 +92,8 @@ def _agent_socket(args: argparse.Namespace) -> str:
 def _open_listeners(args: argparse.Namespace) -> list[socket.socket]:
     if args.shared:
         # Clients connect to the keeper's sockets; this one prevents a second shared proxy from starting.
-        return [listeners.unix_listener(os.path.join(args.state_path, 'shared_proxy'), mode=0o600)]
+        path = os.path.join(args.state_path, 'shared_proxy')
+        return [listeners.unix_listener(path, mode=0o600, option='state_path', program='shared namespace proxy')]
     if args.listen_fd:
         return [_inherited_socket(number) for number in args.listen_fd]
     return listeners.tcp_listeners(args.metadata_host or [''], args.metadata_port)
@@ -119,19 +125,38 @@ def _with_namespace_id(namespace_id: str | None, error: Exception) -> Exception:
 
 
 def _configure_logging(args: argparse.Namespace, namespace_id: str) -> None:
-    handler: logging.Handler = logging.StreamHandler()
     log_format = f'%(asctime)s %(process)d %(levelname)s %(name)s [{namespace_id}] %(message)s'
-    if args.use_syslog:
-        handler = logging.handlers.SysLogHandler('/dev/log')
-    elif args.log_file or args.log_dir:
+    level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
+    logging.basicConfig(handlers=_log_handlers(args, namespace_id), format=log_format, level=level, force=True)
+    logging.getLogger('urllib3').setLevel(logging.WARNING)
+    if args.use_syslog and not _syslog_is_reachable():
+        LOG.warning(
+            'syslog cannot be reached at %s: logging to standard error%s',
+            SYSLOG,
+            ', and nowhere once it runs in the background; give --log_file' if args.daemonize else '',
+        )
+
+
+def _log_handlers(args: argparse.Namespace, namespace_id: str) -> list[logging.Handler]:
+    """Where to log. The standard error of a daemon ends when it is ready, so that its caller does not wait for it; if
+    no other destination is given it logs to syslog too."""
+    if args.use_syslog and _syslog_is_reachable():
+        return [logging.handlers.SysLogHandler(SYSLOG)]
+    if args.log_file or args.log_dir:
         name = os.path.join(args.log_dir or '', args.log_file or f'{PROGRAM}-{namespace_id}.log')
         try:
-            handler = logging.handlers.WatchedFileHandler(os.path.abspath(name))
+            return [logging.handlers.WatchedFileHandler(os.path.abspath(name))]
         except OSError as error:
             raise ConfigError(f'log_file {name}: {error.strerror}') from error
-    level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
-    logging.basicConfig(handlers=[handler], format=log_format, level=level, force=True)
-    logging.getLogger('urllib3').setLevel(logging.WARNING)
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if args.daemonize and _syslog_is_reachable():
+        handlers.append(logging.handlers.SysLogHandler(SYSLOG))
+    return handlers
+
+
+def _syslog_is_reachable() -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return probe.connect_ex(SYSLOG) == 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -185,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
         default=limits.REQUEST_TIMEOUT_S,
         help='seconds until a request is answered, at the latest with 503 (default: %(default)s)',
     )
-    option('log_file', help='log there instead of standard error')
+    option('log_file', help='log there instead of standard error (by default a daemon logs to syslog)')
     option('log_dir', help='directory of the log file')
     option('use_syslog', action='store_true', help='log to syslog')
     option('debug', action='store_true', help='log at level DEBUG')

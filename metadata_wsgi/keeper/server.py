@@ -76,7 +76,7 @@ class Keeper:
         self._listen(self._path, 0o600, '', '', self._on_admin_connect)
         listeners_path = os.path.join(state_path, 'listeners')
         self._listen(listeners_path, 0o660, user, group, self._on_worker_connect)
-        self._workers_socket = os.stat(listeners_path)
+        self._workers_socket = os.lstat(listeners_path)
 
     def stop(self, *_: Any) -> None:
         """Make ``run`` return (a signal handler)."""
@@ -136,7 +136,9 @@ class Keeper:
             self._holders.end(listener.id)
 
     def _listen(self, path: str, mode: int, user: str, group: str, on_connect: Callable[[socket.socket], None]) -> None:
-        listening = listeners.unix_listener(path, mode=mode, user=user, group=group, kind=socket.SOCK_SEQPACKET)
+        listening = listeners.unix_listener(
+            path, mode=mode, user=user, group=group, kind=socket.SOCK_SEQPACKET, option='state_path', program='keeper'
+        )
         listening.setblocking(False)
 
         def accept(_listening: Any) -> None:
