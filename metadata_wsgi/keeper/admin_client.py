@@ -71,10 +71,15 @@ class KeeperClient:
         """All listeners, or those of one id; and the number of subscribed workers by mode."""
         found: list[Listener] = []
         page = self._request({protocol.VERB: protocol.LIST, 'id': id_})
-        while page['listeners']:
-            found += [Listener.from_json(fields) for fields in page['listeners']]
-            page = self._receive_reply()
-        return found, page['workers']
+        try:
+            while page['listeners']:
+                found += [Listener.from_json(fields) for fields in page['listeners']]
+                page = self._receive_reply()
+            return found, dict(page['workers'])
+        except (KeyError, TypeError, ValueError) as error:
+            raise NetnsError(
+                f'the reply of the keeper was not understood ({error!r}): it may be of another version, restart it'
+            ) from error
 
     def _request(self, message: dict[str, Any], descriptor: int | None = None) -> dict[str, Any]:
         try:
