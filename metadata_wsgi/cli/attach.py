@@ -13,6 +13,7 @@ concerns one router. ``shared`` and ``one_hop`` need the keeper; they are for ho
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import shutil
@@ -28,12 +29,15 @@ from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
-from metadata_wsgi.netns import attachment_status, lock, namespaces, proxy_process
+from metadata_wsgi.netns import attachment_status, lock, namespaces, neutron_lock, proxy_process
 from metadata_wsgi.netns.attach import Attacher, ProxyCommand, kernel_families
 from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.neutron_lock import NeutronIptablesLock
 from metadata_wsgi.netns.rules import Rule, rules_for
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import MODES, NETWORK, NO_WORKER, ONE_HOP, PROCESS, ROUTER, SHARED, AttachTarget
+
+LOG = logging.getLogger(__name__)
 
 PROGRAM = 'metadata-wsgi'
 
@@ -122,6 +126,12 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--iptables', metavar='NAME', help='iptables, iptables-nft or iptables-legacy (default: the one in use)'
     )
+    parser.add_argument(
+        '--neutron-lock-path',
+        metavar='DIR',
+        help="directory of Neutron's external locks: [oslo_concurrency] lock_path of neutron.conf. Its lock on a "
+        "namespace's rules is held while they are changed (default: lock_path of --config-file, else no lock)",
+    )
 
 
 def _with_error_message(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -147,11 +157,11 @@ def _attach(args: argparse.Namespace) -> int:
         entries = [] if args.mode else AttachmentsClient(state_path(args)).kept()
         command = AttachCommand(args, {entry.target.uuid: entry.mode for entry in entries}, count=len(targets))
         failed = _run_and_print(targets, command.attach, MAX_CONCURRENT_ATTACHES)
-    _warn_no_worker(args, {command.mode(target) for target in targets if target not in failed})
-    if not args.no_wait:
-        # The kernel checks all addresses at the same time.
         attached = [target for target in targets if target not in failed]
-        failed += _run_and_print(attached, command.settle, MAX_CONCURRENT_WAITS)
+        if not args.no_wait:
+            # The kernel checks all addresses at the same time.
+            failed += _run_and_print(attached, command.settle, MAX_CONCURRENT_WAITS)
+    _warn_no_worker(args, {command.mode(target) for target in attached})
     return 1 if failed else 0
 
 
@@ -225,6 +235,10 @@ def run_for_each(
             return action(target), ''
         except (MetadataError, OSError) as error:
             return '', str(error)
+        except Exception as error:
+            # A fault of ours at one target must not keep the others from being attached.
+            LOG.exception('%s %s: unexpected error', target.kind, target.uuid)
+            return '', f'{type(error).__name__}: {error}'
 
     if len(targets) < 2:
         return [run(target) for target in targets]
@@ -323,10 +337,20 @@ def _attacher(args: argparse.Namespace, bulk_rules: Sequence[Rule], program: str
     return Attacher(
         runner,
         proxy=proxy,
-        iptables=Iptables(runner, binary=args.iptables, bulk_rules=bulk_rules),
+        iptables=Iptables(runner, binary=args.iptables, bulk_rules=bulk_rules, lock=_neutron_lock(args)),
         keeper=AttachmentsClient(path),
         keeper_pid=lambda: _keeper_pid(path),
     )
+
+
+def _neutron_lock(args: argparse.Namespace) -> NeutronIptablesLock:
+    path = args.neutron_lock_path
+    if path is None:
+        # With state_path, because lock_path may be $state_path/lock.
+        conf = config_files.load({'config_file': ','.join(args.config_file)}, state_paths.OPTS)
+        conf.register_opts(neutron_lock.OPTS, neutron_lock.GROUP)
+        path = conf.oslo_concurrency.lock_path
+    return NeutronIptablesLock(path)
 
 
 def _keeper_pid(path: str) -> int | None:

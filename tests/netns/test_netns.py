@@ -81,7 +81,8 @@ def test_program_runs_inside(world):
 
 def detected(namespace):
     """Whether rules of any kind and of iptables-legacy are detected."""
-    return ruleset_template.has_any_rules(namespace), ruleset_template.has_legacy_rules(namespace)
+    of_any_kind = any(ruleset_template.has_any_rules(namespace, family) for family in (4, 6))
+    return of_any_kind, ruleset_template.has_legacy_rules(namespace)
 
 
 def test_tables_of_either_kind_of_iptables_are_detected(world, program):

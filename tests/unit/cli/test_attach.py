@@ -13,6 +13,15 @@ from metadata_wsgi.errors import ConfigError, NetnsError
 from metadata_wsgi.netns.attachment_status import AttachmentStatus
 from metadata_wsgi.netns.target import AttachTarget
 
+LOCK_PROBE = """
+import fcntl, sys
+with open(sys.argv[1] + '/attaching') as file:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print('free')
+    except BlockingIOError:
+        print('held')
+"""
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
 
 
@@ -167,6 +176,38 @@ def test_failed_targets_do_not_stop_the_others_and_are_listed_last(capsys, error
         'metadata-wsgi: router 0011: not this one',
         'metadata-wsgi: 2 of 20 failed',
     ]
+
+
+def test_unexpected_error_at_one_target_does_not_stop_the_others(caplog):
+    def action(target):
+        if target.uuid == '0001':
+            raise KeyError('IFLA_IFNAME')
+        return target.uuid
+
+    targets = [AttachTarget.of('router', f'{number:04}') for number in range(3)]
+    assert attach.run_for_each(targets, action) == [('0000', ''), ('', "KeyError: 'IFLA_IFNAME'"), ('0002', '')]
+    assert 'router 0001: unexpected error' in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='attach needs root')
+def test_attach_waits_for_ipv6_inside_the_lock(tmp_path, monkeypatch):
+    """``watch`` must not see a proxy that is being restarted because it does not serve IPv6."""
+    free = []
+
+    class FakeAttacher:
+        def attach(self, target, **options):
+            return True
+
+        def settle(self, target, **options):
+            probe = subprocess.run(
+                [sys.executable, '-c', LOCK_PROBE, str(tmp_path)], capture_output=True, text=True, check=True
+            )
+            free.append(probe.stdout.strip())
+
+    monkeypatch.setattr(attach, '_attacher', lambda *_: FakeAttacher())
+    args = parse('attach', '--router-id', UUID, '--state-path', str(tmp_path))
+    assert args.run(args) == 0
+    assert free == ['held']
 
 
 def test_single_failed_target_prints_only_the_error(capsys):
