@@ -15,17 +15,20 @@ import argparse
 import logging
 import logging.handlers
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from metadata_wsgi import limits
-from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.cli import shared_proxy
+from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
 from metadata_wsgi.keeper.protocol import SHARED
 from metadata_wsgi.namespace_proxy import daemonize
 from metadata_wsgi.namespace_proxy.pidfile import PidFile
 from metadata_wsgi.net import listeners
+from metadata_wsgi.netns.target import PROCESS
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges.identity import Identity
 from metadata_wsgi.privileges.identity_from_socket import IdentityFromSocket
@@ -35,6 +38,7 @@ LOG = logging.getLogger(__name__)
 
 PROGRAM = 'quantum-ns-metadata-proxy'
 SYSLOG = '/dev/log'
+UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not namespace_id:
             raise ConfigError('give --router_id or --network_id of the namespace that is served; or --shared')
         _configure_logging(args, namespace_id)
+        if args.mode == SHARED and _can_hand_over(args) and _hand_over(args):
+            return 0
         worker_identity = _worker_identity(args)
         pid_file = PidFile(args.pid_file) if args.pid_file else None
         sockets = _open_listeners(args)
@@ -75,6 +81,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         if pid_file:
             pid_file.remove()
     return 0
+
+
+def _can_hand_over(args: argparse.Namespace) -> bool:
+    """Whether an agent started this program in a namespace, as root, and needs nothing but a pid file of it."""
+    is_uuid = UUID.fullmatch(args.router_id or args.network_id or '')
+    return bool(is_uuid and args.daemonize and args.pid_file and not args.listen_fd and os.geteuid() == 0)
+
+
+def _hand_over(args: argparse.Namespace) -> bool:
+    """Have the shared proxy serve this namespace; whether it does. If not, this process serves."""
+    options = [
+        f'--metadata_proxy_socket={_agent_socket(args)}',
+        f'--metadata_header_prefix={args.metadata_header_prefix}',
+    ]
+    given = ('metadata_proxy_user', 'metadata_proxy_group', 'log_dir')
+    options += [f'--{name}={getattr(args, name)}' for name in given if getattr(args, name)]
+    options += [f'--{name.replace("_", "-")}' for name in ('use_syslog', 'debug', 'verbose') if getattr(args, name)]
+    kind = 'router' if args.router_id else 'network'
+    proxy = shared_proxy.SharedProxy(args.state_path, options)
+    try:
+        proxy.hand_over(kind, args.router_id or args.network_id, args.pid_file, args.metadata_port, args.metadata_host)
+    except NetnsError as error:
+        if 'already running' in str(error):
+            raise
+        LOG.warning('Served by a process of its own, which costs tens of MB: %s', error)
+        return False
+    return True
 
 
 def _worker_identity(args: argparse.Namespace) -> Callable[[], Identity | None]:
@@ -174,6 +207,14 @@ def _parser() -> argparse.ArgumentParser:
     option('router_id', help='id of the router whose namespace this is; wins over network_id')
     option('network_id', help='id of the isolated network whose namespace this is')
     option('shared', action='store_true', help='serve every namespace that is attached with --mode shared')
+    option(
+        'mode',
+        choices=[SHARED, PROCESS],
+        default=SHARED,
+        help="shared (default): hand the listening socket to the host's shared proxy, which is started if none runs, "
+        'and leave a small process with the id in its command line; process: serve in a process of its own, which '
+        'costs tens of MB. Always process: without root, without --pid_file, with --nodaemonize or --listen_fd',
+    )
     option('state_path', default='/var/lib/quantum', help='directory of the agent (default: %(default)s)')
     option('metadata_port', type=int, default=9697, help='TCP port to listen on (default: %(default)s)')
     option(

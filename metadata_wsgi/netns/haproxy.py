@@ -26,7 +26,6 @@ from metadata_wsgi.netns import namespaces, proxy_process
 from metadata_wsgi.netns.runner import Runner, SubprocessRunner
 
 SUFFIX = '.pid.haproxy'
-HOLDER = 'metadata-wsgi-holder'
 START_TIMEOUT_S = 10.0
 
 
@@ -47,7 +46,7 @@ def running(state_path: str) -> list[Proxy]:
         id_ = file.name.removesuffix(SUFFIX)
         pid = proxy_process.running_pid(str(file), id_)
         if pid is not None:
-            found.append(Proxy(id_, pid, str(file), HOLDER.encode() not in _command_line(pid)))
+            found.append(Proxy(id_, pid, str(file), not proxy_process.is_holder(pid)))
     return found
 
 

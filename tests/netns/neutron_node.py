@@ -134,6 +134,8 @@ class Node:
         for number, id_ in enumerate(self.ids):
             subprocess.run(['ip', 'netns', 'del', self._namespaces[id_]], check=False, capture_output=True)
             subprocess.run(['ip', 'rule', 'del', 'table', str(TABLE + number)], check=False, capture_output=True)
+            # The kernel deletes a namespace some time later; the next test makes a link of this name.
+            subprocess.run(['ip', 'link', 'del', f'seam{number}'], check=False, capture_output=True)
         self._agent.close()
 
     def supervise(self):

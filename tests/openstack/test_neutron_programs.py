@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope='module')
 def neutron_python():
     """A Python that can import Neutron."""
-    return os.environ.get('NPY') or install.install(cloud.directory()) / 'bin' / 'python'
+    return install.install(cloud.directory()) / 'bin' / 'python'
 
 
 @pytest.fixture
