@@ -33,7 +33,7 @@ class BadRequest(MetadataError):
 
 
 class RequestTimeout(BadRequest):
-    """The client did not send the body of its request in time."""
+    """The request body did not arrive in time (408). A fault of the client: no service behind this one is to blame."""
 
 
 class InstanceLookupError(MetadataError):

@@ -33,6 +33,17 @@ UNKNOWN_INSTANCES_WARNING = 20
 UNKNOWN_INSTANCES_LOG_INTERVAL_S = 3600.0
 """That WARNING is logged at most once in this interval."""
 
+# --- Server: listening ---------------------------------------------------------------------------------------------
+
+PORT_IN_USE_TIMEOUT_S = 20.0
+"""A TCP port in use is retried for this long: a former proxy finishes its requests, GRACEFUL_TIMEOUT_S. Shorter than
+the 30 s after which ``attach`` ends the program that it started."""
+
+FOREIGN_PORT_HOLDER_TIMEOUT_S = 2.0
+"""The same if another program than one of ours listens on the port: it may be about to end, but probably is not."""
+
+PORT_RETRY_INTERVAL_S = 0.2
+
 # --- Server: connections -------------------------------------------------------------------------------------------
 
 MAX_CONNECTIONS_PER_ADDRESS = 512
@@ -41,8 +52,9 @@ share one address, and all of them start when their instance does. Neutron's hap
 router together."""
 
 MAX_CONCURRENT_PER_CLIENT = 16
-"""Requests of one client address that the pipeline processes at a time; further ones wait. With a Nova that takes
-0.1 s this is 160 requests a second, or five boots."""
+"""Requests of one client address that the pipeline processes at a time; further ones wait for a slot,
+until REQUEST_TIMEOUT_S after their header. With a Nova that takes 0.1 s this is 160 requests a second, or five boots.
+Addresses of one global IPv6 /64 count as one client."""
 
 MAX_IDLE_GREENLETS = 64
 """Greenlets that wait for the next connection. Reusing one saves the allocation of its stack."""
@@ -56,10 +68,12 @@ ACCEPT_ERROR_BACKOFF_S = 0.1
 # --- Server: reading a request -------------------------------------------------------------------------------------
 
 HEADER_TIMEOUT_S = 10.0
-"""Time for the complete header of the first request on a connection."""
+"""Time for a complete header: of the first request from the start of the connection, of the next ones from the first
+byte."""
 
-BODY_TIMEOUT_S = 30.0
-"""Time for a complete request body."""
+BODY_TIMEOUT_S = 6.0
+"""Time for a complete request body, from the application's first read; never beyond REQUEST_TIMEOUT_S after the
+header. It leaves time for Nova."""
 
 READ_WRITE_TIMEOUT_S = 10.0
 """Longest pause of a client inside a body or a response, and of Nova inside a large response."""
@@ -88,6 +102,9 @@ GRACEFUL_TIMEOUT_S = 12
 
 WORKER_TIMEOUT_S = 30
 """The master kills a worker that gave no sign of life for this long."""
+
+CONFIG_CHECK_TIMEOUT_S = 60.0
+"""Time in which the pipeline must load, at start and at SIGHUP, before the check of the configuration fails."""
 
 GC_THRESHOLD = 20_000
 """Objects allocated and not freed before Python looks for reference cycles; a request makes hardly any."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 
 class Throttle:
@@ -25,3 +25,27 @@ class Throttle:
                 return False
             self._allowed_at_s = now_s
             return True
+
+
+class KeyedThrottle:
+    """A Throttle for each key: log lines about one key do not suppress those about others. For all threads of a worker.
+
+    Of more than ``max_keys`` keys the one that was used first is dropped, so the memory is bounded.
+    """
+
+    def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic, *, max_keys: int = 1024) -> None:
+        self._interval_s = interval_s
+        self._clock = clock
+        self._max_keys = max_keys
+        self._lock = threading.Lock()
+        self._throttles: dict[Hashable, Throttle] = {}
+
+    def allow(self, key: Hashable) -> bool:
+        """True at the first call for ``key`` and then once in each interval."""
+        with self._lock:
+            throttle = self._throttles.get(key)
+            if throttle is None:
+                throttle = self._throttles[key] = Throttle(self._interval_s, self._clock)
+                if len(self._throttles) > self._max_keys:
+                    del self._throttles[next(iter(self._throttles))]
+        return throttle.allow()

@@ -19,10 +19,10 @@ from metadata_wsgi.pipeline.environ_keys import Instance, Source
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from metadata_wsgi import lookup
     from metadata_wsgi.cache import local
     from metadata_wsgi.filters.optional import rate_limit
     from metadata_wsgi.http import client
+    from metadata_wsgi.lookup import protocol
 
 
 class FakeClock:
@@ -41,17 +41,17 @@ class FakeClock:
 
 
 class FakeCounters:
-    """Counters that allow ``amount`` requests of each client, then return ``wait_s``; if set, ``away`` is raised."""
+    """``amount`` requests of each client pass, then ``wait_s`` is returned; if set, ``error`` is raised instead."""
 
-    def __init__(self, amount: int = 0, wait_s: float = 1.0, away: Exception | None = None) -> None:
-        self._amount, self._wait_s, self.away = amount, wait_s, away
+    def __init__(self, amount: int = 0, wait_s: float = 1.0, error: Exception | None = None) -> None:
+        self._amount, self._wait_s, self.error = amount, wait_s, error
         self.hits: list[str] = []
 
-    def hit(self, guest: str) -> float:
-        self.hits.append(guest)
-        if self.away:
-            raise self.away
-        return 0.0 if self.hits.count(guest) <= self._amount else self._wait_s
+    def hit(self, client: str) -> float:
+        self.hits.append(client)
+        if self.error:
+            raise self.error
+        return 0.0 if self.hits.count(client) <= self._amount else self._wait_s
 
 
 class FakeLookup:
@@ -59,31 +59,31 @@ class FakeLookup:
 
     def __init__(self, *outcomes: Sequence[Instance] | Exception) -> None:
         self._outcomes = list(outcomes)
-        self.asked: list[tuple[Source, Deadline]] = []
+        self.calls: list[tuple[Source, Deadline]] = []
 
     def find(self, source: Source, deadline: Deadline) -> Sequence[Instance]:
-        self.asked.append((source, deadline))
+        self.calls.append((source, deadline))
         outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
 
-class FakeBehind:
-    """A cache behind another: entries are (value, age in seconds, lives)."""
+class FakeBackend:
+    """A shared cache: entries are (value, age in seconds, TTL)."""
 
     def __init__(self, **entries: tuple[Any, float, Ttl]) -> None:
         self.entries: dict[Hashable, tuple[Any, float, Ttl]] = dict(entries)
-        self.asked: list[Hashable] = []
+        self.reads: list[Hashable] = []
 
     def get(self, key: Hashable) -> tuple[Any, float, Ttl] | None:
-        self.asked.append(key)
+        self.reads.append(key)
         return self.entries.get(key)
 
-    def put(self, key: Hashable, value: Any, lives: Ttl) -> None:
-        self.entries[key] = (value, 0.0, lives)
+    def set(self, key: Hashable, value: Any, ttl: Ttl) -> None:
+        self.entries[key] = (value, 0.0, ttl)
 
-    def forget(self, key: Hashable) -> None:
+    def delete(self, key: Hashable) -> None:
         self.entries.pop(key, None)
 
 
@@ -160,8 +160,8 @@ class FakeNova:
 if TYPE_CHECKING:  # checked by mypy; tests/test_fakes.py checks the signatures at run time
     _clock: Callable[[], float] = FakeClock()
     _sleep: Callable[[float], None] = FakeClock().sleep
-    _directory: lookup.InstanceLookup = FakeLookup()
-    _behind: local.Backend = FakeBehind()
+    _lookup: protocol.InstanceLookup = FakeLookup()
+    _backend: local.Backend = FakeBackend()
     _counters: rate_limit.Counters = FakeCounters()
     _client: client.HttpClient = FakeHttpClient()
     _nova: WSGIApplication = FakeNova(b'', {})

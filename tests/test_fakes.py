@@ -7,10 +7,10 @@ import inspect
 
 import pytest
 
-from metadata_wsgi import lookup
 from metadata_wsgi.cache import local, shared
 from metadata_wsgi.filters.optional import rate_limit
 from metadata_wsgi.http import client
+from metadata_wsgi.lookup import protocol as lookup
 from tests import fakes
 
 
@@ -18,7 +18,7 @@ from tests import fakes
     ('protocol', 'fake'),
     [
         (lookup.InstanceLookup, fakes.FakeLookup),
-        (local.Backend, fakes.FakeBehind),
+        (local.Backend, fakes.FakeBackend),
         (local.Backend, shared.SharedCache),
         (rate_limit.Counters, fakes.FakeCounters),
         (client.HttpClient, fakes.FakeHttpClient),

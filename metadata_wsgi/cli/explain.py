@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from metadata_wsgi import lookup
 from metadata_wsgi.cli import check_config
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.filters import header_source
 from metadata_wsgi.http import header_names, message
+from metadata_wsgi.lookup import protocol
 from metadata_wsgi.nova_proxy import upstream
 from metadata_wsgi.pipeline import environ_keys, order
 
@@ -52,9 +52,11 @@ def run(args: argparse.Namespace) -> int:
     links = order.chain(app)
     trace = _Trace(sys.stdout.write)
     for link in links:
-        directory = lookup.innermost(getattr(link, 'directory', None))
-        if directory is not None and hasattr(directory, 'on_query'):
-            directory.on_query = trace.query
+        lookup: object = protocol.lookup_of(link)
+        if isinstance(lookup, protocol.ReportsQueries):
+            lookup.on_query = trace.query
+        if hasattr(lookup, 'on_other_port'):
+            lookup.on_other_port = trace.note
     for outer, inner in itertools.pairwise(links):
         _insert(outer, inner, _Probe(trace, outer, inner, send=args.send, last=inner is links[-1]))
     environ = _environ(args)
@@ -89,6 +91,10 @@ class _Trace:
     def query(self, query: str, seconds: float, count: int) -> None:
         """A query of the lookup: its text, how long it took, how many entries were found."""
         self.write(f'{"":14}{count} from {query} in {seconds * 1000:.1f} ms\n')
+
+    def note(self, text: str) -> None:
+        """A sentence of a lookup about what it found and did not use."""
+        self.write(f'{"":14}{text}\n')
 
     def response(self, status: str, headers: list[tuple[str, str]]) -> None:
         """Status and headers of the response."""
@@ -151,9 +157,10 @@ def _insert(outer: Any, inner: Any, probe: _Probe) -> None:
 
 def _environ(args: argparse.Namespace) -> WSGIEnvironment:
     """The request as the namespace proxy of that router or network would send it."""
-    global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
-    prefix = config_files.load(global_conf, header_source.OPTS).metadata_header_prefix.lower()
+    prefix = config_files.load(check_config.global_conf_of(args), header_source.OPTS).metadata_header_prefix.lower()
     id_header = header_names.router_id(prefix) if args.router_id else header_names.network_id(prefix)
+    # fe80::1%qr-1a2b3c4d-5e: with the interface, as our namespace proxy sends it.
+    address, _, interface = args.address.partition('%')
     return {
         'REQUEST_METHOD': 'GET',
         'SCRIPT_NAME': '',
@@ -172,7 +179,8 @@ def _environ(args: argparse.Namespace) -> WSGIEnvironment:
         'wsgi.run_once': True,
         # There is no socket whose peer peer_credentials could check.
         'paste.testing': True,
-        'HTTP_X_FORWARDED_FOR': args.address,
+        'HTTP_X_FORWARDED_FOR': address,
+        **({header_names.environ_key(header_names.CLIENT_INTERFACE): interface} if interface else {}),
         header_names.environ_key(id_header): args.router_id or args.network_id,
         'HTTP_ACCEPT': '*/*',
         'HTTP_USER_AGENT': 'metadata-wsgi explain',

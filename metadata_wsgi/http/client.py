@@ -24,11 +24,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from gunicorn_h1c import IncompleteError, ParseError, parse_response
-
 from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import BadRequest, MaybeSent, NotSent
+from metadata_wsgi.http.head_parser import IncompleteError, ParseError, parse_response
 from metadata_wsgi.http.message import Headers, Request, Response, end_to_end
 from metadata_wsgi.http.raw_socket import from_gevent_socket
 from metadata_wsgi.http.tls_socket import TlsSocket

@@ -20,6 +20,8 @@ REMAINING_MS: Final = 'x-metadata-remaining-ms'
 CLIENT_FORWARDED: Final = 'x-metadata-guest-forwarded'
 """``1`` from the namespace proxy if the client sent one of ``FORWARDED_HEADERS``, which the namespace proxy deletes."""
 
+CLIENT_INTERFACE: Final = 'x-metadata-interface'
+"""From the namespace proxy: the interface on which a request from an IPv6 link-local address arrived."""
 HOP_LIMIT: Final = 'x-metadata-hop-limit'
 """In a response: the IP hop limit (TTL) of its packets to the client. The server applies and removes it."""
 

@@ -24,8 +24,8 @@ from metadata_wsgi.errors import BadRequest, NoResponse, NotSent, RequestTimeout
 from metadata_wsgi.http import error_responses, header_names, message
 from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import retry_until
-from metadata_wsgi.net.addresses import normalize_ip
-from metadata_wsgi.pipeline.environ_keys import NAMESPACE, Namespace
+from metadata_wsgi.net import addresses
+from metadata_wsgi.pipeline.environ_keys import NAMESPACE, RECEIVED_AT_S, Namespace
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ class NamespaceProxyApp:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Relay the agent's response; 503 if there is none, 400, 408 or 413 for a request that cannot be sent."""
-        deadline = Deadline.after(self._request_timeout_s, self._clock)
+        received_at_s = environ.get(RECEIVED_AT_S, self._clock())
+        deadline = Deadline(received_at_s + self._request_timeout_s, self._clock)
         try:
             request = self._request(environ, deadline)
             response = retry_until(
@@ -106,7 +107,10 @@ class NamespaceProxyApp:
         headers = [(name, value) for name, value in message.headers(environ) if not header_names.is_reserved(name)]
         if any(key in environ for key in _FORWARDED_KEYS):
             headers.append((header_names.CLIENT_FORWARDED, '1'))
-        headers += [(header_names.FORWARDED_FOR, normalize_ip(environ['REMOTE_ADDR'])), self._id_header(environ)]
+        if interface := addresses.interface_of(environ['REMOTE_ADDR']):
+            headers.append((header_names.CLIENT_INTERFACE, interface))
+        address = addresses.normalize_ip(environ['REMOTE_ADDR'])
+        headers += [(header_names.FORWARDED_FOR, address), self._id_header(environ)]
         content = message.body(environ, self._max_body_bytes, deadline.fraction(limits.BODY_DEADLINE_FRACTION))
         return message.Request(environ['REQUEST_METHOD'], message.target(environ), headers, content)
 

@@ -50,14 +50,14 @@ def load(path: str, name: str = 'agent', global_conf: Mapping[str, str] | None =
         raise ConfigError(f'api_paste_config = {path}: there is no such file; name the paste file')
     global_conf = dict(global_conf or {})
     _check_conflicting_defaults(path, global_conf)
-    try:
-        app = loadapp(f'config:{path}', name=name, global_conf=global_conf)
-    except ConfigError as error:
-        raise ConfigError(f'{path}: {error}') from error
-    except (LookupError, TypeError, ValueError, ImportError, AttributeError) as error:
-        raise ConfigError(f'{path}: {_describe_paste_error(error)}') from error
-    order.check(app)
-    config_files.refuse_misspelt(global_conf)
+    with config_files.parsed_once():
+        try:
+            app = loadapp(f'config:{path}', name=name, global_conf=global_conf)
+        except ConfigError as error:
+            raise ConfigError(f'{path}: {error}') from error
+        except (LookupError, TypeError, ValueError, ImportError, AttributeError) as error:
+            raise ConfigError(f'{path}: {_describe_paste_error(error)}') from error
+        order.check(app)
     return app
 
 

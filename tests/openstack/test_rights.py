@@ -38,7 +38,7 @@ def test_a_wrong_password_is_a_503_and_named_without_it(host):
     assert host.curl('a', META_DATA).status == 503
     checked = host.metadata_wsgi('check-config')
     assert checked.returncode == 1
-    assert 'Keystone refuses the credentials (401)' in checked.stderr
+    assert 'Keystone rejects the credentials (401)' in checked.stderr
     assert 'wrongpass' not in host.said() + checked.stdout + checked.stderr
 
 

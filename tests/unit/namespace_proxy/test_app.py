@@ -37,6 +37,17 @@ def test_the_identity_headers_are_set_not_appended():
 
 
 @pytest.mark.parametrize(
+    ('peer', 'address', 'interface'),
+    [('fe80::1%qr-1a2b3c4d-5e', 'fe80::1', 'qr-1a2b3c4d-5e'), ('2001:db8::1', '2001:db8::1', None)],
+)
+def test_the_interface_of_a_link_local_client_is_sent_and_not_the_clients_header(peer, address, interface):
+    agent = FakeHttpClient(200)
+    send(agent, headers={'X-Metadata-Interface': 'qr-other'}, peer=peer)
+    headers = sent_headers(agent)
+    assert (headers['x-forwarded-for'], headers.get('x-metadata-interface')) == (address, interface)
+
+
+@pytest.mark.parametrize(
     ('headers', 'flag'),
     [
         ({}, None),

@@ -4,7 +4,7 @@ import pytest
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.filters.catch_errors import CatchErrorsFilter
 from metadata_wsgi.filters.deadline import DeadlineFilter
-from metadata_wsgi.filters.header_source import SourceFilter
+from metadata_wsgi.filters.header_source import HeaderSourceFilter
 from metadata_wsgi.filters.instance import InstanceFilter
 from metadata_wsgi.filters.signature import SignatureFilter
 from metadata_wsgi.nova_proxy.upstream import UpstreamApp
@@ -14,8 +14,8 @@ from tests.fakes import FakeHttpClient, FakeLookup
 WRAP = {
     'catch_errors': CatchErrorsFilter,
     'deadline': lambda app: DeadlineFilter(app, request_timeout_s=9),
-    'header_source': lambda app: SourceFilter(app, prefix='X-Quantum'),
-    'instance': lambda app: InstanceFilter(app, directory=FakeLookup([])),
+    'header_source': lambda app: HeaderSourceFilter(app, prefix='X-Quantum'),
+    'instance': lambda app: InstanceFilter(app, lookup=FakeLookup([])),
     'signature': lambda app: SignatureFilter(app, secrets=(b'secret',)),
 }
 
