@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from metadata_wsgi import limits
-from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.deadline import Deadline, sleep
 
 T = TypeVar('T')
 
@@ -35,7 +35,7 @@ def retry_until(
     retry_on: tuple[type[Exception], ...] = (),
     retry_if_result: Callable[[T], bool] = lambda result: False,
     may_retry: Callable[[], bool] = lambda: True,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] = sleep,
 ) -> T:
     """Call ``attempt`` again while it raises one of ``retry_on`` or ``retry_if_result(its result)`` is true.
 

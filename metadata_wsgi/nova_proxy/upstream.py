@@ -31,7 +31,7 @@ from oslo_config import cfg
 
 from metadata_wsgi import limits
 from metadata_wsgi.config import config_files, tls_options
-from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import BadRequest, ConfigError, MaybeSent, NoResponse, NotSent, RequestTimeout
 from metadata_wsgi.http import client, error_responses, header_names, message
 from metadata_wsgi.http.circuit_breaker import CircuitBreaker
@@ -100,7 +100,7 @@ class UpstreamApp:
         *,
         max_body_bytes: int = limits.MAX_REQUEST_BODY_BYTES,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = sleep,
     ) -> None:
         self.clients = tuple(clients)
         self._max_body_bytes = max_body_bytes
