@@ -43,13 +43,17 @@ def retry_until(
     delay. When there is no time for another attempt before ``deadline``, the last result is returned or the last
     exception raised. The first attempt is made in any case.
     """
-    delays = _Delays(deadline, may_retry, sleep)
+    delays: _Delays | None = None
     while True:
         try:
             result = attempt()
-            if not retry_if_result(result) or not delays.wait():
+            if not retry_if_result(result):
+                return result
+            delays = delays or _Delays(deadline, may_retry, sleep)
+            if not delays.wait():
                 return result
         except retry_on:
+            delays = delays or _Delays(deadline, may_retry, sleep)
             if not delays.wait():
                 raise
 
@@ -102,4 +106,5 @@ class RetryBudget:
         return True
 
     def _add(self, retries: float) -> None:
-        self._retries = min(self._retries + retries, limits.RETRY_BUDGET_MAX)
+        if self._retries < limits.RETRY_BUDGET_MAX:
+            self._retries = min(self._retries + retries, limits.RETRY_BUDGET_MAX)

@@ -111,7 +111,7 @@ class NamespaceProxyApp:
             headers.append((header_names.CLIENT_INTERFACE, interface))
         address = addresses.normalize_ip(environ['REMOTE_ADDR'])
         headers += [(header_names.FORWARDED_FOR, address), self._id_header(environ)]
-        content = message.body(environ, self._max_body_bytes, deadline.fraction(limits.BODY_DEADLINE_FRACTION))
+        content = message.body(environ, self._max_body_bytes, deadline)
         return message.Request(environ['REQUEST_METHOD'], message.target(environ), headers, content)
 
 
