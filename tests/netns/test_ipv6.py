@@ -21,13 +21,13 @@ from pathlib import Path
 
 import pytest
 
+from metadata_wsgi.limits import MAX_CONNECTIONS_PER_ADDRESS
 from metadata_wsgi.netns import interface_state, namespaces, proxy_process
 from metadata_wsgi.netns.attach import Attachments, Proxy
 from metadata_wsgi.netns.attachment_status import attached
 from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import Place
-from metadata_wsgi.limits import MAX_CONNECTIONS_PER_ADDRESS
 from tests.rawserver import RawServer, keeps_saying
 
 from .worlds import METADATA, get, ip
@@ -414,23 +414,25 @@ def until(true, what):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize('prefix', ['2001:db8::', 'fe80::'])
-def test_many_addresses_of_one_guest_keep_no_more_than_the_share_of_their_64(
-    wire, router, start_host, crowd, neighbour, prefix
+@pytest.mark.parametrize(('prefix', 'kept'), [('2001:db8::', SHARE), ('fe80::', MANY)])
+def test_idle_connections_of_many_addresses_of_one_instance_are_limited_for_a_global_64(
+    wire, router, start_host, crowd, neighbour, prefix, kept
 ):
-    """Who waits longest goes, so that the next is served: a neighbour, too, whose link-local address is of the same."""
+    """Link-local addresses are counted one by one: those of all instances are in the same /64."""
     start_host(PROGRAM).attachments.attach(router)
     guest = crowd(prefix)
     for count in (SHARE - 1, 1, MANY - SHARE):
         guest.asks(count)
         assert neighbour()
     until(lambda: guest.answers() == MANY, 'all were served')
-    # Where he is of the same /64 the neighbour had one of them for a moment, once it was full.
-    until(lambda: MANY - guest.closed() in (SHARE, SHARE - 1 if prefix == 'fe80::' else SHARE), guest.closed)
+    until(lambda: MANY - guest.closed() == kept, guest.closed)
 
 
-def test_many_addresses_of_one_guest_are_refused_where_the_share_is_in_use(wire, router, start_host, crowd, neighbour):
-    """The agent has them all under way: none can be closed for another."""
+@pytest.mark.parametrize(('prefix', 'kept'), [('2001:db8::', SHARE), ('fe80::', MANY)])
+def test_connections_in_use_of_many_addresses_of_one_instance_do_not_refuse_a_neighbour(
+    wire, router, start_host, crowd, neighbour, prefix, kept
+):
+    """A request is in progress on each connection: none can be closed for another."""
     host = start_host(PROGRAM)
     release = threading.Event()
 
@@ -444,13 +446,13 @@ def test_many_addresses_of_one_guest_are_refused_where_the_share_is_in_use(wire,
     Path(host.state_path, 'metadata_proxy').unlink()
     host.agent = RawServer(slowly, path=f'{host.state_path}/metadata_proxy')
     host.attachments.attach(router)
-    guest = crowd('2001:db8::')
+    guest = crowd(prefix)
     try:
         for count in (SHARE, MANY - SHARE):
             guest.asks(count, b'/slow')
             assert neighbour()
-        until(lambda: guest.closed() == MANY - SHARE, guest.closed)
+        until(lambda: guest.closed() == MANY - kept, guest.closed)
         assert guest.answers() == 0
     finally:
         release.set()
-    until(lambda: guest.answers() == SHARE, 'what is under way is finished')
+    until(lambda: guest.answers() == kept, 'the requests in progress are finished')
