@@ -38,7 +38,7 @@ with instrumented():
 
     from metadata_wsgi import inventory, limits
     from metadata_wsgi.errors import ConfigError, InstanceLookupError
-    from metadata_wsgi.filters.header_source import SourceFilter
+    from metadata_wsgi.filters.header_source import HeaderSourceFilter
     from metadata_wsgi.http import client, header_names, message
     from metadata_wsgi.keeper import protocol
     from metadata_wsgi.lookup.neutron import ports_api, queries
@@ -60,7 +60,7 @@ class RecordingHttpClient:
         self.heads = []
 
     def send_request(self, request, deadline):
-        self.heads.append(client._head(request, 'localhost') + request.body)
+        self.heads.append(client._header_bytes(request, 'localhost') + request.body)
         return message.Response(200, 'OK', [], [])
 
 
@@ -143,7 +143,7 @@ def _request(data, recv_size):
             message.body(environ, 1 << 20)
             return []
 
-        agent = SourceFilter(app, prefix='X-Quantum')
+        agent = HeaderSourceFilter(app, prefix='X-Quantum')
         for environ in _environs(head, '', recv_size):
             agent(environ, _ignore)
         assert sources == [environ_keys.Source('10.1.1.2', 'router-a')], (sources, head)
@@ -154,7 +154,7 @@ def response(data):
     for method in ('GET', 'HEAD'):
         connection = client._Connection(FakeSocket(data))
         with contextlib.suppress(OSError, ValueError):
-            status, _, headers, _ = connection.read_head()
+            status, _, headers, _ = connection.read_header()
             assert status >= 200
             assert not any(re.search(r'[\r\n\0]', name + value) for name, value in headers)
             for _ in connection.read_body(method, status, headers):
@@ -192,14 +192,14 @@ TOKEN = types.SimpleNamespace(endpoint='http://quantum')
 def quantum(data):
     """A response of Quantum: ports, or an error for what are none."""
     with contextlib.suppress(InstanceLookupError):
-        body = ports_api._checked(Response(data), TOKEN)
-        following = ports_api._next(body)
+        body = ports_api._parse_ports(Response(data), TOKEN)
+        following = ports_api._next_page_query(body)
         assert all(isinstance(name, str) and isinstance(value, str) for name, value in following)
-        networks = queries.network_ids(body['ports'])
-        for query in queries.at('10.1.1.2', networks):
+        networks = queries.networks_behind(queries.router_networks(body['ports']), None)
+        for query in queries.ports_queries('10.1.1.2', networks):
             str(query)
         for where in ('10.1.1.2', 'fe80::f816:3eff:fe00:1', '2001:db8::1'):
-            for instance in queries.instances_at(where, networks, body['ports']):
+            for instance in queries.matching_instances(where, networks, body['ports']):
                 assert all(isinstance(text, str) for text in (instance.instance_id, instance.project_id))
 
 
