@@ -5,6 +5,10 @@ Nearly every request of an instance is a GET whose header arrives in one segment
 ``parse_simple`` turns such a header into environ keys directly (``http.head_parser``). It returns None for
 everything else: a body, ``Expect``, a repeated header, a header name with an underscore, a target that is not a path, a
 pipelined request, an incomplete or malformed header. Those are read, judged and refused by gunicorn's parser.
+A line that ends with a bare LF is refused with 400, and the log has the reason. RFC 9112, 2.2, allows a server to
+accept it; but two servers that differ in this read different headers in the same bytes. A request made by hand
+(``printf ... | nc``) must end its lines with CRLF.
+
 For what ``parse_simple`` accepts gunicorn's parser gives the same result: ``tests/unit/server/test_request_parser.py``
 compares them.
 """
