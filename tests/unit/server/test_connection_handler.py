@@ -222,7 +222,8 @@ def test_the_timeout_of_an_idle_keepalive_connection_is_not_that_of_a_header(ser
     monkeypatch.setattr(limits, 'HEADER_TIMEOUT_S', 0.02)
     client = server.connect(GET % b'x')
     wait_until(lambda: server.handler._idle)
-    gevent.sleep(0.1)  # longer than the header's timeout: the idle connection must survive it
+    server.connect(b'GET /')
+    wait_until(lambda: len(server.pool) == 1)  # the header's timeout is over, and only the idle connection is left
     client.sendall(GET % b'y')
     wait_until(lambda: server.requested == ['/x', '/y'])
 
