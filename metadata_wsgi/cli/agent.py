@@ -9,6 +9,7 @@ oslo.log. SIGHUP reloads the configuration. SIGTERM stops the agent after the re
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -21,7 +22,7 @@ from oslo_log import log
 
 from metadata_wsgi.cli import visibility_check
 from metadata_wsgi.config import config_files, state_paths
-from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.keeper.protocol import ONE_HOP
 from metadata_wsgi.net import listeners
 from metadata_wsgi.pipeline import paste_loader
@@ -134,8 +135,22 @@ def _configure(global_conf: Mapping[str, str], arguments: Sequence[str], name: s
     paths = config_files.files(global_conf)
     config_files.parse(conf, paths, arguments, program=name)
     config_files.check(conf, opts, 'DEFAULT', paths)
-    log.setup(conf, 'metadata_wsgi')
+    _set_up_log(conf)
     return conf
+
+
+def _set_up_log(conf: cfg.ConfigOpts) -> None:
+    without_journal = conf.use_journal and importlib.util.find_spec('systemd') is None
+    if without_journal:
+        # What a unit writes to standard error is in the journal too.
+        conf.set_override('use_journal', False)
+        conf.set_override('use_stderr', True)
+    try:
+        log.setup(conf, 'metadata_wsgi')
+    except (log.LogConfigError, OSError, RuntimeError) as error:
+        raise ConfigError(f'the log cannot be opened: {error}') from error
+    if without_journal:
+        LOG.info('use_journal: the Python module systemd is not installed, so the log goes to standard error')
 
 
 def _application(global_conf: Mapping[str, str], *, one_hop: bool) -> Any:
