@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 from oslo_config import cfg
 from oslo_log import log
 
+from metadata_wsgi.cache.process_shared import SharedPause, UsesSharedPause
 from metadata_wsgi.cli import visibility_check
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.keeper.protocol import ONE_HOP
+from metadata_wsgi.lookup import protocol
 from metadata_wsgi.net import listeners
-from metadata_wsgi.pipeline import paste_loader
+from metadata_wsgi.pipeline import order, paste_loader
 from metadata_wsgi.pipeline.environ_keys import NAMESPACE
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.server import master
@@ -85,15 +87,17 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
         global_conf = program.configuration(paths)
         conf = _configure(global_conf, arguments, program.name)
         workers = _workers(conf)
+        # Made before the fork: the workers use it together.
+        pause = SharedPause()
         agent = master.Server(
-            lambda: _application(global_conf, one_hop=conf.metadata_one_hop),
+            lambda: _application(global_conf, pause, one_hop=conf.metadata_one_hop),
             [_listen(conf, workers)],
             settings=lambda: _settings(global_conf),
             name=program.name,
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
             identity=lambda: workers,
             any_destination=conf.allow_any_destination,
-            on_config_checked=lambda: _log_warnings(global_conf),
+            on_config_checked=lambda: _on_config_checked(global_conf, pause),
             on_first_worker=visibility_check.check_in_background if conf.check_directory_at_start else lambda app: None,
         )
         agent.check_config_in_child()
@@ -153,13 +157,15 @@ def _set_up_log(conf: cfg.ConfigOpts) -> None:
         LOG.info('use_journal: the Python module systemd is not installed, so the log goes to standard error')
 
 
-def _application(global_conf: Mapping[str, str], *, one_hop: bool) -> Any:
+def _application(global_conf: Mapping[str, str], pause: SharedPause, *, one_hop: bool) -> Any:
     with config_files.parsed_once():
         path, _ = paste_file(global_conf)
-        agent_app = paste_loader.load(path, 'agent', global_conf)
-        if not one_hop:
-            return agent_app
-        return _DispatchBySocket(agent_app, paste_loader.load(path, 'one_hop', global_conf))
+        apps = [paste_loader.load(path, name, global_conf) for name in ('agent', 'one_hop')[: 1 + one_hop]]
+    for link in (link for app in apps for link in order.chain(app)):
+        lookup: object = protocol.lookup_of(link)
+        if isinstance(lookup, UsesSharedPause):
+            lookup.use_pause(pause)
+    return _DispatchBySocket(*apps) if one_hop else apps[0]
 
 
 class _DispatchBySocket:
@@ -175,7 +181,9 @@ class _DispatchBySocket:
         return body
 
 
-def _log_warnings(global_conf: Mapping[str, str]) -> None:
+def _on_config_checked(global_conf: Mapping[str, str], pause: SharedPause) -> None:
+    # The credentials may be new.
+    pause.reset()
     for sentence in config_files.world_readable_secrets(config_files.files(global_conf), config_files.all_options()):
         LOG.warning('%s', sentence)
     config_files.log_misspelt_names(global_conf)
