@@ -114,8 +114,11 @@ class LocalCache:
         entry = self._entries.get(key)
         return entry if entry is not None and self.clock() < entry.stale_until_s else None
 
-    def fetch(self, key: Hashable) -> Entry | None:
-        """The fresh entry, local or from the backend. An entry from the backend is stored here with its age."""
+    def fetch(self, key: Hashable, *, flight: Flight | None = None) -> Entry | None:
+        """The fresh entry, local or from the backend. An entry from the backend is stored here with its age.
+
+        It is not stored if ``delete`` was called since ``flight`` began.
+        """
         entry = self.fresh(key)
         if entry is not None or self._backend is None:
             return entry
@@ -125,17 +128,17 @@ class LocalCache:
             local = self._entries.get(key)
             # The local entry may be the newer one: the backend was unavailable when it was stored.
             if local is None or local.loaded_at_s < self.clock() - age_s:
-                self._store(key, value, ttl, age_s)
+                self._store(key, value, ttl, age_s, flight)
         return self.fresh(key)
 
     def set(self, key: Hashable, value: Any, ttl: Ttl, *, flight: Flight | None = None) -> None:
         """Store ``value``, loaded just now; does nothing if ``delete`` was called since ``flight`` began."""
-        with self._lock:
-            if flight is not None and self._flights.get(key) is not flight:
-                return
-        self._store(key, value, ttl, 0.0)
-        if self._backend is not None:
-            self._backend.set(key, value, ttl)
+        if not self._store(key, value, ttl, 0.0, flight) or self._backend is None:
+            return
+        self._backend.set(key, value, ttl)
+        # A delete during this write may have reached the backend before it.
+        if self._was_deleted(key, flight):
+            self._backend.delete(key)
 
     def delete(self, key: Hashable) -> None:
         """Remove the entry. The result of a load that is in flight goes to its waiters and is not stored."""
@@ -161,13 +164,19 @@ class LocalCache:
                 del self._flights[key]
         flight.land()
 
-    def _store(self, key: Hashable, value: Any, ttl: Ttl, age_s: float) -> None:
+    def _was_deleted(self, key: Hashable, flight: Flight | None) -> bool:
+        return flight is not None and self._flights.get(key) is not flight
+
+    def _store(self, key: Hashable, value: Any, ttl: Ttl, age_s: float, flight: Flight | None) -> bool:
+        """Store the entry locally; False if the key was deleted since ``flight`` began."""
         loaded_at_s = self.clock() - age_s
         weight, owner = self._weigh(value), self._owner_of(key)
         with self._lock:
+            if self._was_deleted(key, flight):
+                return False
             self._evict(key)
             if weight > self._limit:
-                return
+                return True
             self._entries[key] = Entry(
                 value, loaded_at_s, loaded_at_s + ttl.fresh_s, loaded_at_s + ttl.stale_s, weight, owner
             )
@@ -179,6 +188,7 @@ class LocalCache:
                     self._evict(next(iter(keys)))
             while self._weight > self._limit:
                 self._evict(next(iter(self._entries)))
+            return True
 
     def _evict(self, key: Hashable) -> None:
         entry = self._entries.pop(key, None)

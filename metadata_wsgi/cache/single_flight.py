@@ -87,7 +87,7 @@ class SingleFlight:
         return value
 
     def _load_or_serve_stale(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
-        entry = self.cache.fetch(key)
+        entry = self.cache.fetch(key, flight=flight)
         if entry is not None:
             return entry.value
         stale = self.cache.stale_ok(key)

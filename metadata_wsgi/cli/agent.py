@@ -57,11 +57,11 @@ OPTS = [
         '[fe80::a9fe:a9fe]:80. For hosts whose own rules redirect the instances and keep other clients out.',
     ),
     cfg.BoolOpt(
-        'check_directory_at_start',
+        'check_services_at_start',
         default=True,
         deprecated_name='metadata_look_at_start',
         help='When the agent starts, check in the background that the lookup directory shows the ports of other '
-        'projects, and log an error if it does not.',
+        'projects, and that Nova checks signatures with the same secret. Log an error if not.',
     ),
 ]
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
             identity=lambda: workers,
             any_destination=conf.allow_any_destination,
             on_config_checked=lambda: _on_config_checked(global_conf, pause),
-            on_first_worker=visibility_check.check_in_background if conf.check_directory_at_start else lambda app: None,
+            on_first_worker=visibility_check.check_in_background if conf.check_services_at_start else lambda app: None,
         )
         agent.check_config_in_child()
     except MetadataError as error:
@@ -193,14 +193,14 @@ def _on_config_checked(global_conf: Mapping[str, str], pause: SharedPause) -> No
 
 
 def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
-    workers = identity.of_workers(conf.metadata_user, conf.metadata_group)
+    workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
     if workers is None:
         return None
     if workers.name == 'nobody' and not conf.metadata_user:
         LOG.warning(
             'The workers run as the user nobody, which other services may use too: create a user for them, '
             'useradd --system %s, or name one in metadata_user',
-            identity.USUAL[0],
+            identity.DEFAULT_USERS[0],
         )
     if conf.metadata_one_hop and conf.metadata_proxy_group:
         # The keeper's socket for workers has that group.
@@ -220,7 +220,7 @@ def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
         mode_name, user, group = ('group', '', group) if shares_group else ('all', '', '')
     return listeners.unix_listener(
         conf.metadata_proxy_socket,
-        mode=listeners.mode(mode_name, user, group),
+        mode=listeners.socket_mode(mode_name, user, group),
         user=user,
         group=group,
         backlog=conf.metadata_backlog,
@@ -231,7 +231,7 @@ def _settings(global_conf: Mapping[str, str]) -> dict[str, Any]:
     conf = config_files.load(global_conf, master.OPTS)
     return {
         # 0 is Neutron's "no separate processes".
-        'workers': conf.metadata_workers or master.default_workers(),
+        'workers': master.worker_count(conf.metadata_workers),
         'backlog': conf.metadata_backlog,
         'worker_connections': conf.metadata_connections,
     }

@@ -5,12 +5,17 @@ Reads ``X-Forwarded-For`` (the client's address) and, under the one trusted pref
 (exactly one of the two). Then it deletes them and every other header that could name a client or an instance, so that
 no filter behind it can take the word of a client.
 
+An IPv6 link-local address is unique on its link only. Our namespace proxy sends the interface on which the request
+arrived (``X-Metadata-Interface``), and the instance is searched on the network of that interface. Neutron's haproxy
+does not; then it is searched on all networks of the router, as Neutron's agent does, and a client may send that
+header itself: it can narrow the search, not widen it.
+
 A client cannot forge these headers as long as only a namespace proxy can open the agent's socket: the proxy sets them
 and deletes those of the client. A header that arrives twice is joined by a comma and refused; so are an id under a
 prefix that is not the trusted one (LP#1865036), and two ids at once.
 
 ``metadata_header_prefix`` is ``X-Quantum`` for our namespace proxy and Grizzly's, ``X-Neutron`` for Neutron's haproxy.
-Establishes SOURCE, and FORWARDED: whether the client sent a forwarding header, as a proxy does.
+Establishes SOURCE, and CLIENT_IS_PROXY: whether the client sent a forwarding header, as a proxy does.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from oslo_config import cfg
 from metadata_wsgi.config import config_files
 from metadata_wsgi.errors import BadRequest
 from metadata_wsgi.http import error_responses, header_names
-from metadata_wsgi.net.addresses import normalize_ip
+from metadata_wsgi.net.addresses import is_link_local, normalize_ip
 from metadata_wsgi.pipeline import environ_keys
 
 if TYPE_CHECKING:
@@ -46,20 +51,21 @@ OPTS = [
 
 # An id becomes part of a query to Quantum: only characters of ids are accepted.
 _ID = re.compile(r'[0-9A-Za-z-]{1,64}\Z')
+_INTERFACE = re.compile(r'[0-9A-Za-z._-]{1,15}\Z')
 
 
 class HeaderSourceFilter:
     """Sets SOURCE from the headers of a trusted namespace proxy."""
 
     REQUIRES: frozenset[str] = frozenset()
-    PROVIDES = frozenset({environ_keys.SOURCE, environ_keys.FORWARDED})
+    PROVIDES = frozenset({environ_keys.SOURCE, environ_keys.CLIENT_IS_PROXY})
 
     def __init__(self, app: WSGIApplication, *, prefix: str) -> None:
         self.app = app
-        self._router_key = _environ_key(header_names.router_id(prefix.lower()))
-        self._network_key = _environ_key(header_names.network_id(prefix.lower()))
+        self._router_key = header_names.environ_key(header_names.router_id(prefix.lower()))
+        self._network_key = header_names.environ_key(header_names.network_id(prefix.lower()))
         self._untrusted_keys = tuple(
-            _environ_key(header(other))
+            header_names.environ_key(header(other))
             for other in header_names.PREFIXES
             if other != prefix.lower()
             for header in (header_names.router_id, header_names.network_id)
@@ -71,7 +77,7 @@ class HeaderSourceFilter:
             source = self._source(environ)
         except BadRequest as error:
             return error_responses.bad_request(str(error))(environ, start_response)
-        environ[environ_keys.FORWARDED] = _FORWARDED_KEY in environ
+        environ[environ_keys.CLIENT_IS_PROXY] = _FORWARDED_KEY in environ
         for key in [key for key in environ if header_names.is_reserved_key(key)]:
             del environ[key]
         environ[environ_keys.SOURCE] = source
@@ -88,7 +94,11 @@ class HeaderSourceFilter:
             raise BadRequest('Neither a router id nor a network id.')
         if not _ID.match(router_id or network_id or ''):
             raise BadRequest('An invalid id.')
-        return environ_keys.Source(parse_address(environ.get('HTTP_X_FORWARDED_FOR')), router_id, network_id)
+        address = parse_address(environ.get('HTTP_X_FORWARDED_FOR'))
+        interface = environ.get(_INTERFACE_KEY) if is_link_local(address) else None
+        if interface is not None and not _INTERFACE.match(interface):
+            raise BadRequest('An invalid interface.')
+        return environ_keys.Source(address, router_id, network_id, interface)
 
 
 def parse_address(text: str | None) -> str:
@@ -104,11 +114,8 @@ def parse_address(text: str | None) -> str:
         raise BadRequest('An invalid client address.') from None
 
 
-def _environ_key(header: str) -> str:
-    return 'HTTP_' + header.upper().replace('-', '_')
-
-
-_FORWARDED_KEY = _environ_key(header_names.CLIENT_FORWARDED)
+_FORWARDED_KEY = header_names.environ_key(header_names.CLIENT_FORWARDED)
+_INTERFACE_KEY = header_names.environ_key(header_names.CLIENT_INTERFACE)
 
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], HeaderSourceFilter]:

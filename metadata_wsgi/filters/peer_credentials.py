@@ -5,7 +5,8 @@ A process that can connect to the agent's socket can name any instance. The mode
 this filter also checks the credentials of the peer (SO_PEERCRED, from the kernel), so that a socket with too wide a
 mode, or a user in its group for another reason, is not enough. Other peers get 403, and the log names their uid.
 
-Accepted: root, the agent's own users, ``metadata_proxy_user``, users whose primary group is the socket's group, and
+Accepted: root, the agent's own users (but not ``nobody``, as which workers run where there is no user metadata-wsgi:
+other programs run as nobody too), ``metadata_proxy_user``, users whose primary group is the socket's group, and
 those that ``metadata_peer_users`` and ``metadata_peer_groups`` name. With ``metadata_proxy_socket_mode = all`` and none
 named: everybody, as that option says.
 
@@ -51,6 +52,10 @@ OPTS = [
 ]
 
 
+_SHARED_USERS = frozenset({'nobody', '65534'})
+"""Names of the fallback identity of workers, that other programs have too."""
+
+
 class PeerCredentialsFilter:
     """403 for peers with neither a uid in ``uids`` nor a primary gid in ``gids``. ``uids`` None: all pass."""
 
@@ -78,7 +83,8 @@ class PeerCredentialsFilter:
                 description = f'process {peer[0]} of uid {peer[1]}, gid {peer[2]}'
             LOG.warning(
                 'Refused %s: only namespace proxies may connect to the agent; metadata_proxy_user and '
-                'metadata_peer_users name their users',
+                'metadata_peer_users name their users. As nobody other programs run too: create the user metadata-wsgi '
+                '(useradd --system metadata-wsgi) for the namespace proxies',
                 description,
             )
         return error_responses.forbidden('Only namespace proxies may connect here.')(environ, start_response)
@@ -100,9 +106,20 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     conf = config_files.load(global_conf, [*OPTS, *listeners.OPTS, *identity.OPTS])
     if conf.metadata_proxy_socket_mode == 'all' and not conf.metadata_peer_users and not conf.metadata_peer_groups:
         return lambda app: PeerCredentialsFilter(app, uids=None)
-    workers = identity.of(conf.metadata_user, conf.metadata_group)
+    uids, gids = accepted_ids(conf, identity.resolve(conf.metadata_user, conf.metadata_group))
+    return lambda app: PeerCredentialsFilter(app, uids=uids, gids=gids)
+
+
+def accepted_ids(conf: Any, workers: identity.Identity) -> tuple[frozenset[int], frozenset[int]]:
+    """The accepted uids and primary gids, for an agent whose workers run as ``workers``."""
     # The group of the socket where no option names one: that of the agent, which creates it.
     group = workers.gid if os.geteuid() == 0 else os.getegid()
-    uids = {0, os.geteuid(), workers.uid, *map(listeners.uid_of, [conf.metadata_proxy_user, *conf.metadata_peer_users])}
-    gids = {listeners.gid_of(name) for name in [conf.metadata_proxy_group or str(group), *conf.metadata_peer_groups]}
-    return lambda app: PeerCredentialsFilter(app, uids=frozenset(uids), gids=frozenset(gids))
+    uids = {0, os.geteuid(), workers.uid}
+    gids = {listeners.gid_of(conf.metadata_proxy_group or str(group))}
+    if workers.name in _SHARED_USERS and not conf.metadata_user:
+        uids -= {workers.uid} - {os.geteuid()}
+        if not conf.metadata_group and not conf.metadata_proxy_group:
+            gids -= {workers.gid}
+    uids |= {listeners.uid_of(name) for name in [conf.metadata_proxy_user, *conf.metadata_peer_users] if name}
+    gids |= {listeners.gid_of(name) for name in conf.metadata_peer_groups}
+    return frozenset(uids), frozenset(gids)

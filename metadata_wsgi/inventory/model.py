@@ -115,16 +115,22 @@ class Inventory:
         self._by_address = {(port.network.id, address): port for port in with_instance for address in port.addresses}
 
     def instance_ports(
-        self, address: str, *, router_id: str | None = None, network_id: str | None = None
+        self,
+        address: str,
+        *,
+        router_id: str | None = None,
+        network_id: str | None = None,
+        interface: str | None = None,
     ) -> list[Port]:
         """The ports of instances that have ``address`` on the network, or on any network of the router.
 
         ``address`` is canonical text. A link-local address made from a MAC (RFC 4291, appendix A) is found by the MAC
-        too: no file lists those. An unknown id has no ports.
+        too: no file lists those. An unknown id has no ports. With ``interface``, one of the router, only its network
+        counts.
         """
         if router_id is not None:
             router = self.routers.get(router_id)
-            networks = router.networks if router else ()
+            networks = self._networks_of(router, interface) if router else ()
         else:
             networks = (network_id,) if network_id is not None else ()
         mac = mac_in(address) if address.startswith('fe80:') else None
@@ -134,6 +140,27 @@ class Inventory:
                 if port:
                     found[port.id] = port
         return list(found.values())
+
+    def _networks_of(self, router: Router, interface: str | None) -> tuple[str, ...]:
+        """The networks of the router; with ``interface`` only the one on which a port has its name."""
+        # A router with one network has no other interface for instances.
+        if interface is None or len(router.networks) == 1:
+            return router.networks
+        prefix = port_prefix_of(interface)
+        found = {
+            port.network.id
+            for port in self.ports.values()
+            if prefix and port.id.startswith(prefix) and port.network.id in router.networks
+        }
+        # Several would be an id of fewer characters than 11.
+        return tuple(found) if len(found) == 1 else ()
+
+
+def port_prefix_of(interface: str) -> str | None:
+    """The first characters of the id of the router's port with this interface (``qr-<11 characters>``), as an L3 agent
+    names it; None for other interfaces."""
+    prefix = interface.removeprefix('qr-')
+    return prefix if prefix != interface and prefix else None
 
 
 def mac_in(address: str) -> str | None:

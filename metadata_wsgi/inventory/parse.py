@@ -238,7 +238,7 @@ def _mac(value: Value) -> str:
 
 def _mtu(value: Value) -> int:
     text = value.text()
-    if not text.isascii() or not text.isdecimal() or not 68 <= int(text[:6]) <= 65535:
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 68 <= int(text) <= 65535):
         raise value.error(f'mtu {text} must be a number of bytes from 68 to 65535')
     return int(text)
 

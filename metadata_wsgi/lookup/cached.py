@@ -98,5 +98,7 @@ def unpack(packed: Any) -> tuple[Instance, ...]:
     return instances
 
 
-def _key(source: Source) -> tuple[str, str, str]:
-    return source.address, source.router_id or '', source.network_id or ''
+def _key(source: Source) -> tuple[str, ...]:
+    key = source.address, source.router_id or '', source.network_id or ''
+    # Without an interface the key is that of version 1.0, which may share the cache.
+    return (*key, source.interface) if source.interface else key

@@ -28,7 +28,7 @@ from metadata_wsgi.http import error_responses
 from metadata_wsgi.http.retry import retry_until
 from metadata_wsgi.lookup.protocol import InstanceLookup
 from metadata_wsgi.pipeline import environ_keys
-from metadata_wsgi.throttle import Throttle
+from metadata_wsgi.throttle import KeyedThrottle, Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -46,6 +46,8 @@ class InstanceResolver:
         self._lookup = lookup
         self._sleep = sleep
         self._failure_log = Throttle(limits.LOG_INTERVAL_S)
+        # An instance can cause these lines at will: they must not hide those about other routers.
+        self._not_found_log = KeyedThrottle(limits.LOG_INTERVAL_S)
 
     def resolve(self, environ: WSGIEnvironment) -> WSGIApplication | None:
         """Look SOURCE up until DEADLINE and set INSTANCE. Returns the error response where that is impossible."""
@@ -57,21 +59,26 @@ class InstanceResolver:
                 LOG.error('Guests are answered 503: the lookup of %s failed: %s', source, error)
             return error_responses.unavailable()
         if len(found) != 1:
-            if found:
-                LOG.warning('404 for %s, because %d instances match: ports %s', source, len(found), _ports(found))
-            else:
-                LOG.info('No instance is at %s', source)
+            if self._not_found_log.allow((source.router_id, source.network_id, bool(found))):
+                _log_not_found(source, found)
             return error_responses.instance_not_found()
         environ[environ_keys.INSTANCE] = found[0]
         return None
 
     def _find(self, source: environ_keys.Source, deadline: Deadline) -> Sequence[environ_keys.Instance]:
         return retry_until(
-            lambda: self._lookup.find(source, deadline.share(ATTEMPT_TIME_SHARE)),
+            lambda: self._lookup.find(source, deadline.fraction(ATTEMPT_TIME_SHARE)),
             deadline,
             retry_on=(LookupUnavailable,),
             sleep=self._sleep,
         )
+
+
+def _log_not_found(source: environ_keys.Source, found: Sequence[environ_keys.Instance]) -> None:
+    if found:
+        LOG.warning('404 for %s, because %d instances match: ports %s', source, len(found), _ports(found))
+    else:
+        LOG.info('404 for %s, because no instance is there', source)
 
 
 def _ports(found: Sequence[environ_keys.Instance]) -> str:

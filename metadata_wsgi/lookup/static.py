@@ -36,7 +36,9 @@ class StaticLookup:
 
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
         """The instances that have the source's address behind its router or on its network."""
-        ports = self._current().instance_ports(source.address, router_id=source.router_id, network_id=source.network_id)
+        ports = self._current().instance_ports(
+            source.address, router_id=source.router_id, network_id=source.network_id, interface=source.interface
+        )
         return tuple(
             Instance(port.instance_id, port.project_id, port.id, port.created_at_s)
             for port in ports

@@ -19,6 +19,7 @@ import webob
 import webob.exc
 from oslo_config import cfg
 
+from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.http import error_responses
@@ -26,6 +27,7 @@ from metadata_wsgi.inventory import Instance, Inventory, ReloadingInventory
 from metadata_wsgi.metadata_service import ec2, openstack
 from metadata_wsgi.metadata_service.authentication import authenticate
 from metadata_wsgi.metadata_service.password import MAX_BYTES, Passwords
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -70,6 +72,7 @@ class MetadataApp:
         self._shared_secret = shared_secret
         self._current = current
         self._passwords = passwords
+        self._password_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """The response to one request."""
@@ -78,7 +81,8 @@ class MetadataApp:
         except webob.exc.HTTPException as response:
             return response(environ, start_response)
         except OSError as error:
-            LOG.error('A password cannot be read or stored: %s; see password_dir in [%s]', error, GROUP)
+            if self._password_log.allow():
+                LOG.error('A password cannot be read or stored: %s; see password_dir in [%s]', error, GROUP)
             return error_responses.unavailable()(environ, start_response)
 
     def _respond(self, environ: WSGIEnvironment) -> webob.Response:
@@ -121,13 +125,21 @@ def split(path: str) -> list[str]:
 
 
 def _body(environ: WSGIEnvironment) -> bytes:
-    """The whole body. Raises HTTPBadRequest if it is larger than a password or shorter than its Content-Length."""
+    """The whole body. Raises HTTPBadRequest if it is larger than a password or shorter than its Content-Length,
+    HTTPRequestTimeout if it does not arrive in time."""
     length = environ.get('CONTENT_LENGTH') or ''
     if length and not (length.isascii() and length.isdecimal()):
         raise webob.exc.HTTPBadRequest(explanation='Content-Length is not a number.')
     # Without a length there is either no body, or it is chunked and the server marks its end.
-    expected = int(length[:9]) if length else (MAX_BYTES + 1 if environ.get('wsgi.input_terminated') else 0)
-    body: bytes = environ['wsgi.input'].read(min(expected, MAX_BYTES + 1))
+    # The leading digits of a longer number are more than MAX_BYTES too, and int() takes no more than 4,300 digits.
+    length = length and (length.lstrip('0')[:9] or '0')
+    expected = int(length) if length else (MAX_BYTES + 1 if environ.get('wsgi.input_terminated') else 0)
+    try:
+        body: bytes = environ['wsgi.input'].read(min(expected, MAX_BYTES + 1))
+    except TimeoutError:
+        raise webob.exc.HTTPRequestTimeout() from None
+    except OSError:
+        raise webob.exc.HTTPBadRequest(explanation='The connection failed within the body.') from None
     if len(body) > MAX_BYTES:
         raise webob.exc.HTTPBadRequest(explanation='Request is too large.')
     if length and len(body) < expected:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import webob.exc
 
 from metadata_wsgi.http import header_names
+from metadata_wsgi.pipeline import environ_keys
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -28,9 +29,14 @@ _MANDATORY = (
 
 def authenticate(environ: WSGIEnvironment, shared_secret: bytes) -> tuple[str, str]:
     """The authenticated instance id and tenant id. Raises webob's HTTPBadRequest or HTTPForbidden."""
+    if identity := environ.get(environ_keys.SIGNED_IDENTITY):  # at the end of the agent's own pipeline
+        instance = identity.instance
+        if not any(is_signature(shared_secret, instance.instance_id, signature) for signature in identity.signatures):
+            raise webob.exc.HTTPForbidden(explanation='Invalid proxy request signature.')
+        return instance.instance_id, instance.project_id
     values = []
     for header, display_name in _MANDATORY:
-        value = environ.get('HTTP_' + header.upper().replace('-', '_'))
+        value = environ.get(header_names.environ_key(header))
         if value is None:
             raise webob.exc.HTTPBadRequest(explanation=f'{display_name} header is missing from request.')
         values.append(str(value))

@@ -28,13 +28,9 @@ def network_data(instance: Instance) -> dict[str, Any]:
 
 
 def _link(port: Port) -> dict[str, Any]:
-    return {
-        'id': _link_id(port),
-        'vif_id': port.id,
-        'type': 'phy',
-        'mtu': port.network.mtu,
-        'ethernet_mac_address': port.mac,
-    }
+    # Without an mtu in the inventory the key is left out and the guest decides: clients fail at a null.
+    mtu = {} if port.network.mtu is None else {'mtu': port.network.mtu}
+    return {'id': _link_id(port), 'vif_id': port.id, 'type': 'phy', **mtu, 'ethernet_mac_address': port.mac}
 
 
 def _link_id(port: Port) -> str:

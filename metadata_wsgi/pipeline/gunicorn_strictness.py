@@ -25,6 +25,8 @@ STRICT: dict[str, Any] = {
     'permit_unconventional_http_version': (False,),
     'proxy_protocol': ('off', False),
     'protocol': ('http',),
+    # An upgraded connection is read by another parser, which takes the first request's body for its preface.
+    'http2_cleartext': ('off', False),
 }
 """gunicorn's settings and their strict values, the recommended one first."""
 

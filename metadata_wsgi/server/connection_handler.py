@@ -38,6 +38,7 @@ from gunicorn.http import errors
 from metadata_wsgi import limits
 from metadata_wsgi.http.raw_socket import RawSocket
 from metadata_wsgi.net import original_dst
+from metadata_wsgi.net.addresses import with_interface
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 from metadata_wsgi.server.connection_limits import ConnectionLimits
@@ -118,13 +119,17 @@ class ConnectionHandler:
             LOG.debug('%s is at its connection limit; its new connection was closed', client)
             sock.close()
             return
+        address_text = with_interface(sock.fileno(), address) if client else ''
         connection = RawSocket(sock)
         if groups:
             connection.on_block = lambda: self._limits.mark_idle(connection, groups)
         requests = RequestStream(self._settings, connection, address if self._peer_may_set_headers else '')
         try:
             self._serve_requests(
-                requests, connection, groups[:1], {**environ, 'REMOTE_ADDR': client, 'gunicorn.socket': connection}
+                requests,
+                connection,
+                groups[:1],
+                {**environ, 'REMOTE_ADDR': address_text, 'gunicorn.socket': connection},
             )
         except (OSError, ClientConnectionError) as error:
             self._log_connection_error(client, error)

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gunicorn master, embedded: takes over open listeners, forks workers and handles signals.
 
-SIGHUP  reads the paste file and the options again and replaces the workers; requests in progress are finished. If
-        something in them is wrong, the error is logged and the old workers stay.
+SIGHUP  opens the log files again, reads the paste file, the options of its filters, ``metadata_workers`` and
+        ``metadata_connections`` again, and replaces the workers; requests in progress are finished. If something in
+        them is wrong, the error is logged and the old workers stay. Everything else needs a restart: the command line,
+        ``api_paste_config``, ``metadata_one_hop``, ``metadata_any_destination``, the options of the socket, of the
+        user and group, and of logging.
 SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
 SIGUSR2 (gunicorn's binary upgrade) does nothing: while the agent restarts, the namespace proxies retry.
 
@@ -11,21 +14,26 @@ thread, so waiting requests do not keep others from being served.
 
 The master keeps root's privileges, if it has them, and handles no request: it reads the configuration and forks
 workers. A worker loads the pipeline as root, then drops all privileges (``privileges``), then accepts connections. So
-files with secrets and keys may be readable by root only. Log files are opened by root too: send SIGHUP after logrotate
-has moved one.
+files with secrets and keys may be readable by root only. Log files are opened by root too: after logrotate has moved
+one, send SIGHUP. A worker writes to the file that the master had open when it forked. So handlers that rotate files
+themselves (oslo.log's ``log_rotation_type``) are refused at start.
 
 gunicorn's settings that accept malformed requests are all off.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import logging
 import logging.handlers
 import os
+import select
+import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +43,7 @@ from gunicorn.glogging import Logger
 from oslo_config import cfg
 
 from metadata_wsgi import limits
-from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
 from metadata_wsgi.server.worker import MetadataWorker, WorkerOptions
@@ -47,7 +55,8 @@ OPTS = [
         'metadata_workers',
         min=0,
         max=256,
-        help='Worker processes; each serves thousands of waiting requests. By default, and with 0, half the processors.',
+        help='Worker processes; each serves thousands of waiting requests. By default, and with 0 (as in files for '
+        "Neutron's agent), half the processors.",
     ),
     cfg.IntOpt(
         'metadata_backlog',
@@ -83,7 +92,8 @@ PRELOAD_MODULES = (
     *('encodings.idna', 'netrc', 'stringprep'),
 )
 """Modules that libraries import during a first request. A worker imports them before it drops its privileges: its user
-may have no access to Python's directory, and after an upgrade of a package the files there are of another version."""
+may have no access to Python's directory, and after an upgrade of a package the files there are of another version.
+Some are private: one that the installed version does not have is skipped."""
 
 
 class Log(Logger):
@@ -123,6 +133,7 @@ class Server(BaseApplication):
         on_config_checked: Callable[[], None] = lambda: None,
         on_first_worker: Callable[[Any], None] = lambda app: None,
     ) -> None:
+        _refuse_rotating_log_handlers()
         self._load = load
         self._bind = [f'fd://{listener.detach()}' for listener in listeners]
         self._settings = settings
@@ -178,8 +189,8 @@ class Server(BaseApplication):
         before, self._worker_identity = self._worker_identity, self._identity()
         return before != self._worker_identity
 
-    def check_config_in_child(self) -> None:
-        """Raise MetadataError if a worker could not load the application.
+    def check_config_in_child(self, is_cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Raise MetadataError if a worker could not load the application, or not in time, or when ``is_cancelled``.
 
         In a child process, because a worker must import libraries after gevent's patching, and so the master, from
         which workers are forked, must not import them.
@@ -200,8 +211,13 @@ class Server(BaseApplication):
             finally:
                 os._exit(0)
         os.close(write_end)
-        with os.fdopen(read_end, 'rb') as pipe:
-            message = pipe.read().decode()
+        message = _read_until_end(read_end, limits.CONFIG_CHECK_TIMEOUT_S, is_cancelled)
+        if message is None:
+            # A process in an uninterruptible system call (NFS) does not end: no wait. The master reaps it later.
+            os.kill(pid, signal.SIGKILL)
+            if is_cancelled():
+                raise MetadataError('the server is stopping')
+            raise MetadataError(f'the pipeline did not load within {limits.CONFIG_CHECK_TIMEOUT_S:.0f} s')
         os.waitpid(pid, 0)
         if message:
             raise MetadataError(message)
@@ -215,6 +231,16 @@ class Server(BaseApplication):
 class _Arbiter(Arbiter):
     """gunicorn's master process, which keeps its workers if a reload fails, and replaces them if their user changes."""
 
+    def __init__(self, app: Server) -> None:
+        super().__init__(app)
+        self._is_stopping = False
+
+    def signal(self, sig: int, frame: Any) -> None:
+        """The signal handler. gunicorn only queues the signal; a reload in progress must know of it now."""
+        if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self._is_stopping = True
+        super().signal(sig, frame)
+
     def manage_workers(self) -> None:
         """Called by gunicorn each second: forks missing workers, and stops the oldest of too many."""
         if self.app.update_identity():
@@ -224,8 +250,9 @@ class _Arbiter(Arbiter):
         super().manage_workers()
 
     def reload(self) -> None:
+        _reopen_log_files()
         try:
-            self.app.check_config_in_child()
+            self.app.check_config_in_child(is_cancelled=lambda: self._is_stopping)
         except MetadataError as error:
             LOG.error('Not reloaded, the former pipeline and options stay in force: %s', error)
             return
@@ -250,7 +277,10 @@ def _tune_gc() -> None:
 def _drop_privileges(worker: Any, identity: Identity | None) -> None:
     """Called in a worker that has loaded the pipeline and does not accept yet."""
     for name in PRELOAD_MODULES:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            LOG.debug('Not loaded before the privileges are dropped: %s', error)
     if identity is not None:
         # The worker's heartbeat is the modification time of this file, which only its owner may set.
         os.fchown(worker.tmp.fileno(), identity.uid, identity.gid)
@@ -261,7 +291,7 @@ def _drop_privileges(worker: Any, identity: Identity | None) -> None:
 def _keep_log_files_open() -> None:
     """Replace handlers that open their file again after a rotation: the worker's user may not open it.
 
-    The workers log to the file that the master has opened; SIGHUP makes new ones.
+    The workers log to the file that the master has open; at SIGHUP it opens it again and forks new ones.
     """
     root = logging.getLogger()
     for handler in list(root.handlers):
@@ -272,6 +302,58 @@ def _keep_log_files_open() -> None:
             plain.filters = handler.filters
             root.removeHandler(handler)
             root.addHandler(plain)
+
+
+def _reopen_log_files() -> None:
+    """Open log files again that logrotate has moved, before workers inherit them. (Else at the master's next line.)"""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.handlers.WatchedFileHandler):
+            handler.acquire()
+            try:
+                handler.reopenIfNeeded()
+            finally:
+                handler.release()
+
+
+def _refuse_rotating_log_handlers() -> None:
+    """Raise ConfigError if a log handler rotates its file itself.
+
+    A worker cannot rename a file in root's directory nor open it again, so its lines would be lost from the first
+    rotation on; and several workers would rotate the same file.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.handlers.BaseRotatingHandler):
+            raise ConfigError(
+                f'log_rotation_type: several processes, which may not create files there, log to '
+                f'{handler.baseFilename}: remove the option, rotate the file with logrotate and send SIGHUP afterwards'
+            )
+
+
+def _read_until_end(descriptor: int, timeout_s: float, is_cancelled: Callable[[], bool]) -> str | None:
+    """Read ``descriptor`` to its end and close it; None if that takes longer than ``timeout_s`` or ``is_cancelled``."""
+    deadline_s = time.monotonic() + timeout_s
+    data = b''
+    with os.fdopen(descriptor, 'rb', buffering=0) as pipe:
+        while time.monotonic() < deadline_s and not is_cancelled():
+            if not select.select([pipe], [], [], 0.1)[0]:
+                continue
+            received = pipe.read(65536)
+            if not received:
+                return data.decode()
+            data += received
+    return None
+
+
+def worker_count(configured: int | None) -> int:
+    """Number of workers for the option ``metadata_workers``. Neutron's default 0 means: no process of its own."""
+    if configured == 0:
+        _log_zero_workers()
+    return configured or default_workers()
+
+
+@functools.cache
+def _log_zero_workers() -> None:
+    LOG.info('metadata_workers = 0 means the default here: %s', default_workers())
 
 
 def default_workers() -> int:

@@ -2,7 +2,7 @@
 """Reads the requests of a connection, one after the other, within limits of size and time.
 
 Nearly every request of an instance is a GET whose header arrives in one segment with nothing after it.
-``parse_simple`` turns such a header into environ keys directly, with picohttpparser (gunicorn_h1c). It returns None for
+``parse_simple`` turns such a header into environ keys directly (``http.head_parser``). It returns None for
 everything else: a body, ``Expect``, a repeated header, a header name with an underscore, a target that is not a path, a
 pipelined request, an incomplete or malformed header. Those are read, judged and refused by gunicorn's parser.
 For what ``parse_simple`` accepts gunicorn's parser gives the same result: ``tests/unit/server/test_request_parser.py``
@@ -25,9 +25,9 @@ from gunicorn.http.errors import NoMoreData, UnsupportedTransferCoding
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
-from gunicorn_h1c import IncompleteError, ParseError, parse_request
 
 from metadata_wsgi import limits
+from metadata_wsgi.http.head_parser import IncompleteError, ParseError, parse_request
 
 _LIST_SEPARATOR = re.compile(r'[ \t]*,[ \t]*')
 

@@ -23,7 +23,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from metadata_wsgi import limits
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.keeper.worker_client import Following
+from metadata_wsgi.keeper.worker_client import Subscription
 from metadata_wsgi.net import listeners
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server.acceptor import Acceptor, GreenletPool
@@ -115,7 +115,7 @@ class MetadataWorker(GeventWorker):
             environ[environ_keys.NAMESPACE] = namespace
         return environ
 
-    def _follow(self, keeper: tuple[str, str] | None) -> Following | None:
+    def _follow(self, keeper: tuple[str, str] | None) -> Subscription | None:
         if keeper is None:
             return None
 
@@ -129,7 +129,7 @@ class MetadataWorker(GeventWorker):
                 acceptor.close()
 
         path, mode = keeper
-        following = Following(path, mode, serve=add_listener, leave=remove_listener, sleep=gevent.sleep)
+        following = Subscription(path, mode, on_add=add_listener, on_remove=remove_listener, sleep=gevent.sleep)
         gevent.spawn(following.run)
         return following
 

@@ -71,7 +71,7 @@ def test_three_ways_to_serve_it_give_the_same_answers(agent, programs, cloud, tm
 def test_the_socket_is_for_owner_and_group(agent, cloud):
     agent()
     found = os.stat(cloud.socket)
-    group = identity.usual().gid if os.getuid() == 0 else os.getgid()
+    group = identity.default_identity().gid if os.getuid() == 0 else os.getgid()
     assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o660, os.getuid(), group)
 
 

@@ -110,6 +110,7 @@ def boot(port, boots=BOOTS):
 
 FORK = multiprocessing.get_context('fork')
 MANY = [f'127.{number >> 8}.{number & 255}.9' for number in range(600, 600 + CONNECTIONS)]
+COMPLETE_REQUEST = b'GET / HTTP/1.1\r\nHost: x\r\n\r\n'
 ATTACKS = {
     'idle connections': ([ATTACKER], b'', b''),
     'slow headers': ([ATTACKER], INCOMPLETE_HEADER, b'x'),
@@ -118,6 +119,8 @@ ATTACKS = {
     # An instance without port security: its network does not limit it to its own addresses.
     'slow headers from 2,000 addresses': (MANY, INCOMPLETE_HEADER, b'x'),
     'idle connections from 2,000 addresses': (MANY, b'', b''),
+    'complete requests': ([ATTACKER], COMPLETE_REQUEST, b''),
+    'complete requests from 2,000 addresses': (MANY, COMPLETE_REQUEST, b''),
     'slow bodies from 2,000 addresses': (MANY, INCOMPLETE_BODY, b'x'),
 }
 

@@ -60,7 +60,7 @@ class RecordingHttpClient:
         self.heads = []
 
     def send_request(self, request, deadline):
-        self.heads.append(client._head(request, 'localhost') + request.body)
+        self.heads.append(client._header_bytes(request, 'localhost') + request.body)
         return message.Response(200, 'OK', [], [])
 
 
@@ -154,7 +154,7 @@ def response(data):
     for method in ('GET', 'HEAD'):
         connection = client._Connection(FakeSocket(data))
         with contextlib.suppress(OSError, ValueError):
-            status, _, headers, _ = connection.read_head()
+            status, _, headers, _ = connection.read_header()
             assert status >= 200
             assert not any(re.search(r'[\r\n\0]', name + value) for name, value in headers)
             for _ in connection.read_body(method, status, headers):
@@ -195,7 +195,7 @@ def quantum(data):
         body = ports_api._parse_ports(Response(data), TOKEN)
         following = ports_api._next_page_query(body)
         assert all(isinstance(name, str) and isinstance(value, str) for name, value in following)
-        networks = queries.network_ids(body['ports'])
+        networks = queries.networks_behind(queries.router_networks(body['ports']), None)
         for query in queries.ports_queries('10.1.1.2', networks):
             str(query)
         for where in ('10.1.1.2', 'fe80::f816:3eff:fe00:1', '2001:db8::1'):

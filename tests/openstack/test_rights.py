@@ -89,7 +89,7 @@ def test_explain_walks_the_pipeline_and_shows_no_secret(host, seed):
     assert any(line.startswith('source') and seed['a'].router_id in line for line in lines)
     assert any(line.startswith('instance') and seed['a'].instance_id in line for line in lines)
     assert sum('GET /v2.0/ports?' in line for line in lines) == 2
-    assert any(line.startswith('answer        200') for line in lines)
+    assert any(line.startswith('response      200') for line in lines)
     assert seed['a'].hostname in said.stdout
     assert '(masked)' in said.stdout
     for secret in ('password of service', SHARED_SECRET, 'gAAAA'):

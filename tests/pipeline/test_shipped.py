@@ -48,8 +48,8 @@ def test_three_clients_at_one_address_are_three_instances(path_, cloud, headers,
 
 def test_no_other_identity_header_is_sent_to_nova(path_, cloud):
     path_().get('/', headers={**A, 'X-Instance-ID': 'instance-b', 'X-Metadata-Provider': 'x', 'X-Custom': '1'})
-    heard = {key for key in cloud.nova.seen[0] if key.startswith('HTTP_')}
-    assert heard == {
+    recorder = {key for key in cloud.nova.seen[0] if key.startswith('HTTP_')}
+    assert recorder == {
         'HTTP_ACCEPT_ENCODING', 'HTTP_HOST', 'HTTP_X_FORWARDED_FOR', 'HTTP_X_INSTANCE_ID',
         'HTTP_X_INSTANCE_ID_SIGNATURE', 'HTTP_X_TENANT_ID',
     }  # fmt: skip

@@ -3,7 +3,7 @@ r"""The files ``valid/*.http`` and ``invalid/*.http``: one hostile or unusual re
 
 Lines that begin with ``#`` describe the request and the expected result (the defaults depend on the directory)::
 
-    # expect: 200            the status of the first response; "refused" is 400, 413, 414, 431 or a closed connection
+    # expect: 200            status of the first response; "refused": 400, 413, 414, 431, 501 or a closed connection
     # nova: 1                how many requests may reach Nova, at most
     # agent: 400             the same for one server only: proxy, agent or one_hop
 
@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 SERVERS = ('proxy', 'agent', 'one_hop')
 PROXY_HEADERS = 'X-Forwarded-For: 127.0.0.1\r\nX-Quantum-Router-ID: router-a\r\n'
 REFUSED = 'refused'
-REFUSED_STATUSES = (400, 413, 414, 431)
+REFUSED_STATUSES = (400, 413, 414, 431, 501)
 
 _REPEATED = re.compile(r'\{(.+?)\*(\d+)\}', re.DOTALL)
 

@@ -4,10 +4,13 @@
 import contextlib
 import hashlib
 import hmac
+import importlib.util
+import os
 import re
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -62,9 +65,10 @@ def assert_identifies_sender(received):
 class Servers:
     """The servers to which bytes are sent, and the requests that Nova received."""
 
-    def __init__(self, addresses, nova):
+    def __init__(self, addresses, nova, programs=()):
         self.addresses = addresses
         self._nova = nova
+        self._programs = programs
 
     def send(self, server, data, timeout_s=15.0):
         """(status of the first response or None, all bytes of the response)."""
@@ -90,14 +94,31 @@ class Servers:
         except ConnectionError:
             return False
 
+    def tracebacks(self):
+        """The logs of the programs that have a traceback."""
+        return [log for program in self._programs if 'Traceback' in (log := program.text())]
+
     def received(self):
         """The requests that Nova received since the last call."""
         seen, self._nova.requests[:] = list(self._nova.requests), []
         return [ReceivedRequest.of(data) for data in seen]
 
 
+HIDES_H1C = Path(__file__).parent / 'without_h1c'
+PARSERS = ['gunicorn_h1c', 'python'] if importlib.util.find_spec('gunicorn_h1c') else ['python']
+
+
+@pytest.fixture(scope='package', params=PARSERS)
+def parser(request):
+    """The parser of headers of all programs: gunicorn_h1c if it is installed, and the ones in Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == 'python':
+            patch.setenv('PYTHONPATH', str(HIDES_H1C), prepend=os.pathsep)
+        yield request.param
+
+
 @pytest.fixture(scope='package')
-def servers(tmp_path_factory):
+def servers(tmp_path_factory, parser):
     """Namespace proxy, agent and one hop as processes."""
     directory = tmp_path_factory.mktemp('wire')
     nova = RawServer(keeps_saying(NOVA_RESPONSE))
@@ -126,12 +147,12 @@ def servers(tmp_path_factory):
                 'agent': str(cloud.socket),
                 'one_hop': ('127.0.0.1', one_hop_port),
             }
-            made = Servers(addresses, nova)
+            made = Servers(addresses, nova, started)
             for server in ('proxy', 'one_hop'):
                 eventually(lambda server=server: made.responds(server), f'{server} responds')
             made.received()
             yield made
-            assert 'Traceback' not in ''.join(program.text() for program in started)
+            assert not made.tracebacks()
         finally:
             for program in started:
                 program.end()

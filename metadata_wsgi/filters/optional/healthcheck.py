@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING
 
 import webob
 
-from metadata_wsgi.pipeline.outcome import DOOR, SOURCE, UPSTREAM, Heard, is_the_hosts_own, reached
+from metadata_wsgi.pipeline.outcome import (
+    SOURCE,
+    UNIDENTIFIED,
+    UPSTREAM,
+    StatusRecorder,
+    is_local_request,
+    stage_reached,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -47,16 +54,16 @@ class HealthcheckFilter:
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Respond to the host, or call the app and observe its response."""
-        if environ['PATH_INFO'] == PATH and is_the_hosts_own(environ):
+        if environ['PATH_INFO'] == PATH and is_local_request(environ):
             return self._response()(environ, start_response)
-        heard = Heard(start_response)
-        body = self.app(environ, heard)
-        self._observe(reached(environ), heard.status)
+        recorder = StatusRecorder(start_response)
+        body = self.app(environ, recorder)
+        self._observe(stage_reached(environ), recorder.status)
         return body
 
     def _observe(self, stage: str, status: str) -> None:
         now_s = self._clock()
-        if stage != DOOR:
+        if stage != UNIDENTIFIED:
             self._last_seen['directory'] = (now_s, not (stage == SOURCE and status == '503'))
         if stage == UPSTREAM:
             self._last_seen['nova'] = (now_s, status not in NOVA_FAILURE_STATUSES)

@@ -116,8 +116,11 @@ class LookupCacheFilter:
             return body
         if hasattr(body, 'close'):
             body.close()
-        error_response = self._set_instance(original_environ)
-        return (error_response or self.app)(original_environ, start_response)
+        # In place: filters outside (request_log, metrics) read the environ after the response.
+        environ.clear()
+        environ.update(original_environ)
+        error_response = self._set_instance(environ)
+        return (error_response or self.app)(environ, start_response)
 
     def _set_instance(self, environ: WSGIEnvironment) -> WSGIApplication | None:
         """Set INSTANCE, cached or looked up. Returns the error response where there is none."""
@@ -129,7 +132,7 @@ class LookupCacheFilter:
 
     def _has_moved(self, source: environ_keys.Source, deadline: Deadline) -> bool:
         try:
-            return self._cached_lookup.revalidate(source, deadline.share(REVALIDATE_TIME_SHARE))
+            return self._cached_lookup.revalidate(source, deadline.fraction(REVALIDATE_TIME_SHARE))
         except InstanceLookupError:
             return False  # not known: Nova's 404 stands
 

@@ -4,7 +4,7 @@
 One histogram, ``metadata_wsgi_request_seconds`` (its ``_count`` is the number of requests), with two labels:
 
 ``status``   of the response, or ``fault`` where a filter raised an exception and the response was 503
-``reached``  ``door``: the client is not identified (400). ``source``: its instance is not known (404 none, 503 the
+``reached``  ``unidentified``: no source (400). ``source``: the instance is not known (404 none, 503 the
              lookup is unavailable, 429). ``instance``: a filter behind responded itself (429 rate_limit,
              401 session_token, 404 path_policy, 200 response_cache). ``upstream``: Nova's response, or 503 without one.
 
@@ -33,7 +33,7 @@ from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.http import error_responses
-from metadata_wsgi.pipeline.outcome import UPSTREAM, Heard, reached
+from metadata_wsgi.pipeline.outcome import UPSTREAM, StatusRecorder, stage_reached
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ class MetricsFilter:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Call the app, and count the request."""
         started_at_s = self._clock()
-        heard = Heard(start_response)
+        recorder = StatusRecorder(start_response)
         try:
-            return self.app(environ, heard)
+            return self.app(environ, recorder)
         finally:
-            self._count(reached(environ), heard.status or 'fault', self._clock() - started_at_s)
+            self._count(stage_reached(environ), recorder.status or 'fault', self._clock() - started_at_s)
 
     def _count(self, stage: str, status: str, seconds: float) -> None:
         try:

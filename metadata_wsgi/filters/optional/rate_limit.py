@@ -128,7 +128,7 @@ def _client(environ: WSGIEnvironment) -> str:
         return f'port/{instance.port_id}'
     source: environ_keys.Source = environ[environ_keys.SOURCE]
     where = f'router/{source.router_id}' if source.router_id else f'network/{source.network_id}'
-    return f'{where}/{source.address}'
+    return f'{where}/{source.address}' + (f'%{source.interface}' if source.interface else '')
 
 
 class StoredCounters:

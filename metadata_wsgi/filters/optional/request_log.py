@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from metadata_wsgi.pipeline import environ_keys
-from metadata_wsgi.pipeline.outcome import Heard
+from metadata_wsgi.pipeline.outcome import StatusRecorder
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -43,9 +43,9 @@ class RequestLogFilter:
         """Call the app, and log the request, also one that ends with an exception."""
         started_at_s = self._clock()
         method, path = environ['REQUEST_METHOD'], environ['PATH_INFO']
-        heard = Heard(start_response)
+        recorder = StatusRecorder(start_response)
         try:
-            return self.app(environ, heard)
+            return self.app(environ, recorder)
         finally:
             instance: environ_keys.Instance | None = environ.get(environ_keys.INSTANCE)
             LOG.info(
@@ -54,7 +54,7 @@ class RequestLogFilter:
                 instance.instance_id if instance else '-',
                 quote(method[:20]),
                 quote(path.encode('latin-1')[:MAX_PATH_LENGTH], safe='/'),
-                heard.status or 'fault',
+                recorder.status or 'fault',
                 1000 * (self._clock() - started_at_s),
             )
 

@@ -126,7 +126,7 @@ class ResponseCacheFilter:
             entry = self._cache.fresh(key)
             return entry.value(start_response) if entry is not None else self.app(environ, start_response)
         try:
-            entry = self._cache.fetch(key)
+            entry = self._cache.fetch(key, flight=flight)
             if entry is not None:
                 response: CachedResponse = entry.value
                 return response(start_response)

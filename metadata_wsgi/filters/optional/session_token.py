@@ -28,7 +28,7 @@ does not receive it. The worker that has the client's socket sets it, in one hop
 proxy than ours (haproxy) there is no such limit.
 
 With ``required`` clients without support for tokens get no metadata at all: cloud-init requests tokens on AWS only.
-Stands behind ``instance``. No token is logged or sent to Nova. Reads INSTANCE and FORWARDED.
+Stands behind ``instance``. No token is logged or sent to Nova. Reads INSTANCE and CLIENT_IS_PROXY.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ OPTS = [
 
 PATH = '/latest/api/token'
 MAX_TTL_S = 21600
+MAX_CLOCK_SKEW_S = 60
+"""A token of a host whose clock is ahead by at most this much is accepted for its whole TTL."""
 MIN_KEY_BYTES = 32
 
 _TOKEN = 'HTTP_X_AWS_EC2_METADATA_TOKEN'  # noqa: S105 (a header's name)
@@ -75,7 +77,7 @@ _TTL = 'HTTP_X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS'
 class SessionTokenFilter:
     """Issues tokens, and checks those of other requests. ``clock`` is the wall clock: tokens are valid on all hosts."""
 
-    REQUIRES = frozenset({environ_keys.INSTANCE, environ_keys.FORWARDED})
+    REQUIRES = frozenset({environ_keys.INSTANCE, environ_keys.CLIENT_IS_PROXY})
     PROVIDES: frozenset[str] = frozenset()
 
     def __init__(
@@ -111,14 +113,23 @@ class SessionTokenFilter:
     def _issue(self, environ: WSGIEnvironment, instance: environ_keys.Instance, ttl: str | None) -> WSGIApplication:
         if environ['REQUEST_METHOD'] != 'PUT':
             return error_responses.not_allowed('PUT')
-        if environ[environ_keys.FORWARDED]:
+        if environ[environ_keys.CLIENT_IS_PROXY]:
             return error_responses.forbidden('A session token is not issued to a proxy.')
-        if ttl is None or not (ttl.isascii() and ttl.isdigit() and 1 <= int(ttl[:9]) <= MAX_TTL_S):
+        ttl_s = _parse_ttl(ttl)
+        if ttl_s is None:
             return error_responses.bad_request(
                 f'{header_names.TOKEN_TTL} must be there, a number from 1 to {MAX_TTL_S}.'
             )
-        token = make_token(self._keys[0], instance.port_id, int(self._clock()) + int(ttl))
-        return _token_response(token, int(ttl), self._hop_limit)
+        token = make_token(self._keys[0], instance.port_id, int(self._clock()) + ttl_s)
+        return _token_response(token, ttl_s, self._hop_limit)
+
+
+def _parse_ttl(text: str | None) -> int | None:
+    """The TTL in seconds; None for anything but a number from 1 to MAX_TTL_S without superfluous digits."""
+    if text is None or len(text) > len(str(MAX_TTL_S)) or not (text.isascii() and text.isdigit()):
+        return None
+    ttl_s = int(text)
+    return ttl_s if 1 <= ttl_s <= MAX_TTL_S else None
 
 
 def _token_response(token: str, ttl_s: int, hop_limit: int) -> WSGIApplication:
@@ -142,13 +153,15 @@ def make_token(key: bytes, port_id: str, expires_at_s: int) -> str:
 
 
 def verify_token(key: bytes, port_id: str, token: str, now_s: float) -> bool:
-    """Whether ``token`` was made with ``key`` for the port and has not expired."""
+    """Whether ``token`` was made with ``key`` for the port, has not expired, and had no longer TTL than MAX_TTL_S."""
     try:
         raw = base64.b64decode(token.encode('ascii') + b'==', altchars=b'-_', validate=True)
     except ValueError:
         return False
     expiry, digest = raw[:8], raw[8:]
-    return hmac.compare_digest(digest, _hmac(key, port_id, expiry)) and now_s < int.from_bytes(expiry, 'big')
+    if not hmac.compare_digest(digest, _hmac(key, port_id, expiry)):
+        return False
+    return 0 < int.from_bytes(expiry, 'big') - now_s <= MAX_TTL_S + MAX_CLOCK_SKEW_S
 
 
 def _hmac(key: bytes, port_id: str, expiry: bytes) -> bytes:
@@ -161,6 +174,6 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     keys = [key.encode() for key in conf['keys']]
     if any(len(key) < MIN_KEY_BYTES for key in keys):
         raise ConfigError(
-            f'keys in [{GROUP}]: one is shorter than {MIN_KEY_BYTES} characters; "openssl rand -hex 32" makes a good one'
+            f'keys in [{GROUP}]: one is shorter than {MIN_KEY_BYTES} characters; "openssl rand -hex 32" makes one'
         )
     return lambda app: SessionTokenFilter(app, keys=keys, required=conf.required, hop_limit=conf.hop_limit)

@@ -125,15 +125,11 @@ class NeutronLookup:
         Raises LookupUnavailable when Neutron or Keystone is unavailable, InstanceLookupError when one of them
         rejects the agent or Neutron shows it no ports.
         """
-        networks, cached = self._networks(source, deadline)
-        found = self._query_instances(source, networks, deadline)
-        if not found and cached and self._networks_cache is not None:
-            current = self._networks_cache.refresh(
-                source.router_id, networks, lambda until: self._query_networks(source, until), deadline
-            )
-            if set(current) != set(networks):
-                networks = current
-                found = self._query_instances(source, networks, deadline)
+        if source.network_id:
+            networks = [source.network_id]
+            found = self._query_instances(source, networks, deadline)
+        else:
+            found, networks = self._find_behind_router(source, deadline)
         if not found:
             self._check_empty_result(source, networks, deadline)
         return found
@@ -182,25 +178,37 @@ class NeutronLookup:
         """Close the idle connections."""
         self._api.close()
 
-    def _networks(self, source: Source, deadline: Deadline) -> tuple[list[str], bool]:
-        """The networks on which the source may be, and whether they come from the cache."""
-        if source.network_id:
-            return [source.network_id], False
+    def _find_behind_router(self, source: Source, deadline: Deadline) -> tuple[tuple[Instance, ...], list[str]]:
+        """The instances that match, and all networks of the router."""
+        router, cached = self._router_networks(source, deadline)
+        networks = queries.networks_behind(router, source.interface)
+        found = self._query_instances(source, networks, deadline)
+        if not found and cached and self._networks_cache is not None:
+            router = self._networks_cache.refresh(
+                source.router_id, router, lambda until: self._query_router(source, until), deadline
+            )
+            current = queries.networks_behind(router, source.interface)
+            if set(current) != set(networks):
+                found = self._query_instances(source, current, deadline)
+        return found, queries.networks_behind(router, None)
+
+    def _router_networks(self, source: Source, deadline: Deadline) -> tuple[list[queries.RouterNetwork], bool]:
+        """The interfaces and networks of the router, and whether they come from the cache."""
         if self._networks_cache is None:
-            return self._query_networks(source, deadline), False
+            return self._query_router(source, deadline), False
         cached = True
 
-        def query(until: Deadline) -> list[str]:
+        def query(until: Deadline) -> list[queries.RouterNetwork]:
             nonlocal cached
             cached = False
-            return self._query_networks(source, until)
+            return self._query_router(source, until)
 
-        networks: list[str] = self._networks_cache(source.router_id, query, deadline)
-        return networks, cached
+        router: list[queries.RouterNetwork] = self._networks_cache(source.router_id, query, deadline)
+        return router, cached
 
-    def _query_networks(self, source: Source, deadline: Deadline) -> list[str]:
+    def _query_router(self, source: Source, deadline: Deadline) -> list[queries.RouterNetwork]:
         query = queries.router_ports_query(source.router_id or '')
-        return queries.network_ids(self._api.ports(query, deadline, self.on_query))
+        return queries.router_networks(self._api.ports(query, deadline, self.on_query))
 
     def _query_instances(self, source: Source, networks: list[str], deadline: Deadline) -> tuple[Instance, ...]:
         ports = [

@@ -42,22 +42,39 @@ FIELDS = (
     'created_at',
 )  # fmt: skip
 MAX_NETWORKS_PER_QUERY = 50
+INTERFACE_ID_LENGTH = 11
+"""The L3 agent names a router's interface ``qr-`` and this many characters of its port's id."""
+
+RouterNetwork = tuple[str, str]
+"""An interface of a router and the id of its network."""
 
 
 def router_ports_query(router_id: str) -> Query:
     """The query for a router's ports on its networks, for every kind of router."""
     owners = tuple(('device_owner', owner) for owner in ROUTER_INTERFACE_OWNERS)
-    return (('device_id', router_id), *owners, ('fields', 'network_id'))
+    return (('device_id', router_id), *owners, ('fields', 'id'), ('fields', 'network_id'))
+
+
+def router_networks(ports: Iterable[Port]) -> list[RouterNetwork]:
+    """The interfaces and networks of a router, from its ``ports``."""
+    return [
+        (f'qr-{(port.get("id") or "")[:INTERFACE_ID_LENGTH]}', port['network_id'])
+        for port in ports
+        if port.get('network_id')
+    ]
+
+
+def networks_behind(router: Iterable[RouterNetwork], interface: str | None) -> list[str]:
+    """The networks of a router without duplicates (a dual-stack router has two ports on one network).
+
+    With ``interface`` only the network of that interface; none for an unknown interface.
+    """
+    return list(dict.fromkeys(network for name, network in router if interface in (None, name)))
 
 
 def any_port_query(network_id: str) -> Query:
     """The query for one port, of any owner, on a network."""
     return (('network_id', network_id), ('limit', '1'), ('fields', 'id'))
-
-
-def network_ids(ports: Iterable[Port]) -> list[str]:
-    """The networks of ``ports`` without duplicates: a dual-stack router has two ports on one network."""
-    return list(dict.fromkeys(port['network_id'] for port in ports if port.get('network_id')))
 
 
 def ports_queries(address: str, networks: Sequence[str]) -> Iterator[Query]:

@@ -123,3 +123,46 @@ def test_an_older_entry_of_the_backend_does_not_replace_the_local_one(clock):
     clock.sleep(12)
     assert cache.fetch('k') is None
     assert cache.stale_ok('k').value == 'ours'
+
+
+class CallbackBackend(FakeBackend):
+    """Calls ``during`` in the middle of each call, as another request's delete may come."""
+
+    def __init__(self, **entries):
+        super().__init__(**entries)
+        self.during = lambda: None
+
+    def get(self, key):
+        found = super().get(key)
+        self.during()
+        return found
+
+    def set(self, key, value, ttl):
+        self.during()
+        super().set(key, value, ttl)
+
+
+def test_delete_between_check_and_store_of_a_load_is_not_undone(clock):
+    """The weight is calculated between the two."""
+    cache = LocalCache(limit=100, weigh=lambda value: cache.delete('k') or 1, clock=clock)
+    flight, _ = cache.join('k')
+    cache.set('k', 'old', TTL, flight=flight)
+    assert cache.stale_ok('k') is None
+
+
+def test_delete_during_a_write_to_the_backend_is_not_undone(clock):
+    backend = CallbackBackend()
+    cache = LocalCache(limit=100, backend=backend, clock=clock)
+    backend.during = lambda: cache.delete('k')
+    flight, _ = cache.join('k')
+    cache.set('k', 'old', TTL, flight=flight)
+    assert (cache.stale_ok('k'), backend.entries) == (None, {})
+
+
+def test_delete_during_a_read_of_the_backend_is_not_undone(clock):
+    backend = CallbackBackend(k=('old', 1.0, TTL))
+    cache = LocalCache(limit=100, backend=backend, clock=clock)
+    backend.during = lambda: cache.delete('k')
+    flight, _ = cache.join('k')
+    assert cache.fetch('k', flight=flight) is None
+    assert cache.stale_ok('k') is None

@@ -40,7 +40,7 @@ def test_an_address_behind_a_router():
 def test_a_forwarding_header_of_the_client_is_noted(forwarded):
     extra = {'X-Metadata-Guest-Forwarded': '1'} if forwarded else {}
     _, environ = get({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ROUTER, **extra})
-    assert environ[environ_keys.FORWARDED] is forwarded
+    assert environ[environ_keys.CLIENT_IS_PROXY] is forwarded
     assert not any(key.startswith('HTTP_X_METADATA') for key in environ)
 
 
@@ -113,6 +113,30 @@ def test_the_address_is_canonical(header, canonical):
     """Quantum compares IPv6 addresses as strings."""
     _, environ = get({'X-Forwarded-For': header, 'X-Quantum-Router-ID': ROUTER})
     assert environ[environ_keys.SOURCE].address == canonical
+
+
+@pytest.mark.parametrize(
+    ('address', 'interface'),
+    [('fe80::1', 'qr-1a2b3c4d-5e'), ('FE80:0::1', 'qr-1a2b3c4d-5e'), ('2001:db8::1', None), ('10.1.1.2', None)],
+)
+def test_the_interface_of_a_link_local_address(address, interface):
+    headers = {'X-Forwarded-For': address, 'X-Quantum-Router-ID': ROUTER, 'X-Metadata-Interface': 'qr-1a2b3c4d-5e'}
+    _, environ = get(headers)
+    assert environ[environ_keys.SOURCE].interface == interface
+    assert not any(key.startswith('HTTP_X_METADATA') for key in environ)
+
+
+@pytest.mark.parametrize('interface', ['', 'qr-1,qr-2', 'qr 1', 'q' * 16, '../x'])
+def test_an_invalid_interface_is_a_400(interface):
+    headers = {'X-Forwarded-For': 'fe80::1', 'X-Quantum-Router-ID': ROUTER, 'X-Metadata-Interface': interface}
+    response, environ = get(headers)
+    assert (response.status_int, response.body, environ) == (400, b'An invalid interface.\n', None)
+
+
+def test_a_namespace_proxy_without_the_interface_header_is_served():
+    """Neutron's haproxy sends none."""
+    _, environ = get({'X-Forwarded-For': 'fe80::1', 'X-Quantum-Router-ID': ROUTER})
+    assert environ[environ_keys.SOURCE] == environ_keys.Source('fe80::1', router_id=ROUTER)
 
 
 def test_reserved_headers_are_deleted():

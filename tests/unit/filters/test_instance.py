@@ -95,6 +95,21 @@ def test_log_of_a_failed_lookup_is_throttled(caplog):
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize(('outcome', 'level'), [([], 'INFO'), ([ONE, OTHER], 'WARNING')], ids=['none', 'several'])
+def test_log_of_a_404_is_throttled_for_each_router_and_network(outcome, level, caplog):
+    """An instance can send any number of requests, from any number of addresses."""
+    clock = FakeClock()
+    app = webtest.TestApp(InstanceFilter(respond_with_instance, lookup=FakeLookup(outcome), sleep=clock.sleep))
+    with caplog.at_level(logging.INFO):
+        for router in ('r1', 'r2'):
+            for number in range(20):
+                source = environ_keys.Source(f'10.1.1.{number}', router_id=router)
+                keys = {environ_keys.SOURCE: source, environ_keys.DEADLINE: Deadline.after(9, clock)}
+                app.get('/', extra_environ=keys, status=404)
+    assert [record.levelname for record in caplog.records] == [level] * 2
+    assert ['router r1' in record.getMessage() for record in caplog.records] == [True, False]
+
+
 def test_an_instance_that_is_set_already_stays():
     lookup = FakeLookup([ONE])
     response, _ = get(lookup, **{environ_keys.INSTANCE: OTHER})

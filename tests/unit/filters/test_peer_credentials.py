@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import socket
+import struct
 
 import pytest
 import webob
 import webtest
 
+from metadata_wsgi.config import config_files
 from metadata_wsgi.errors import ConfigError
-from metadata_wsgi.filters.peer_credentials import PeerCredentialsFilter, filter_factory
+from metadata_wsgi.filters.peer_credentials import OPTS, PeerCredentialsFilter, accepted_ids, filter_factory
+from metadata_wsgi.net import listeners
+from metadata_wsgi.privileges import identity
 
 
 def app(environ, start_response):
@@ -76,3 +80,52 @@ def test_an_unknown_user_is_a_config_error(configured):
 def test_socket_mode_all_passes_everybody_unless_a_user_is_named(configured):
     assert get(configured(metadata_proxy_socket_mode='all')) == 200
     assert get(configured(metadata_proxy_socket_mode='all', metadata_peer_users='root')) == 403
+
+
+class FakeConnection:
+    """A connection of a process with these credentials."""
+
+    family = socket.AF_UNIX
+
+    def __init__(self, uid, gid):
+        self._credentials = struct.pack('3i', 4711, uid, gid)
+
+    def getsockopt(self, level, name, size):
+        return self._credentials
+
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def without_own_user(tmp_path):
+    """The filter on a host without the user metadata-wsgi: the workers run as nobody, or as ``metadata_user``."""
+
+    def load(**options):
+        path = tmp_path / 'agent.ini'
+        path.write_text('[DEFAULT]\n' + ''.join(f'{name} = {value}\n' for name, value in options.items()))
+        conf = config_files.load({'config_file': str(path)}, [*OPTS, *listeners.OPTS, *identity.OPTS])
+        uids, gids = accepted_ids(conf, identity.Identity(NOBODY, NOBODY, 'nobody'))
+        return PeerCredentialsFilter(app, uids=uids, gids=gids)
+
+    return load
+
+
+@pytest.mark.parametrize('credentials', [(NOBODY, NOBODY), (NOBODY, 4712), (4712, NOBODY)])
+def test_nobody_is_refused_by_default(without_own_user, credentials, caplog):
+    """Other programs run as nobody too: each of them could name any instance."""
+    filter_ = without_own_user()
+    assert get(filter_, FakeConnection(*credentials)) == 403
+    assert 'create the user metadata-wsgi' in caplog.text
+    assert get(filter_, FakeConnection(0, 0)) == 200
+    assert get(filter_, FakeConnection(os.geteuid(), 4712)) == 200
+
+
+@pytest.mark.parametrize('option', ['metadata_user', 'metadata_peer_users', 'metadata_proxy_user'])
+def test_nobody_passes_where_an_option_names_it(without_own_user, option):
+    assert get(without_own_user(**{option: NOBODY}), FakeConnection(NOBODY, 4712)) == 200
+
+
+@pytest.mark.parametrize('option', ['metadata_group', 'metadata_peer_groups', 'metadata_proxy_group'])
+def test_nogroup_passes_where_an_option_names_it(without_own_user, option):
+    assert get(without_own_user(**{option: NOBODY}), FakeConnection(4712, NOBODY)) == 200

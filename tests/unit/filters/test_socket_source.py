@@ -18,7 +18,11 @@ def call(environ):
     [
         (environ_keys.Namespace(router_id='r1'), '10.1.1.2', environ_keys.Source('10.1.1.2', router_id='r1')),
         (environ_keys.Namespace(network_id='n1'), '::ffff:10.1.1.2', environ_keys.Source('10.1.1.2', network_id='n1')),
-        (environ_keys.Namespace(router_id='r1'), 'FE80::1%qr-1', environ_keys.Source('fe80::1', router_id='r1')),
+        (
+            environ_keys.Namespace(router_id='r1'),
+            'FE80::1%qr-1',
+            environ_keys.Source('fe80::1', router_id='r1', interface='qr-1'),
+        ),
     ],
 )
 def test_the_source_is_the_namespace_and_the_peer_address(namespace, peer, source):
@@ -39,9 +43,15 @@ def test_reserved_headers_are_deleted():
 )
 def test_a_forwarding_header_of_the_client_is_noted(key, forwarded):
     connection = {environ_keys.NAMESPACE: environ_keys.Namespace(router_id='r1'), 'REMOTE_ADDR': '10.1.1.2', key: 'x'}
-    assert call(connection)[0][environ_keys.FORWARDED] is forwarded
+    assert call(connection)[0][environ_keys.CLIENT_IS_PROXY] is forwarded
 
 
 def test_a_socket_outside_a_namespace_is_a_400():
     environ, statuses = call({'REMOTE_ADDR': '10.1.1.2'})
     assert (environ, statuses) == (None, ['400 Bad Request'])
+
+
+def test_a_link_local_address_without_its_interface_is_a_400():
+    """It is unique on its link only, and a router has several."""
+    connection = {environ_keys.NAMESPACE: environ_keys.Namespace(router_id='r1'), 'REMOTE_ADDR': 'fe80::1'}
+    assert call(connection) == (None, ['400 Bad Request'])

@@ -131,6 +131,7 @@ def test_everything_in_a_small_file():
         ('- id: n2', '- id: n2\n  mtu: 67', 'f.yaml:10: mtu 67 must be a number of bytes from 68 to 65535'),
         ('- id: n2', '- id: n2\n  mtu: 1e9', 'f.yaml:10: mtu 1e9 must be a number'),
         ('- id: n2', '- id: n2\n  mtu: 15000000000', 'f.yaml:10: mtu 15000000000 must be a number'),
+        ('- id: n2', '- id: n2\n  mtu: 000999999999', 'f.yaml:10: mtu 000999999999 must be a number'),
         ('gateway: 10.1.1.1', 'dhcp: yes', 'f.yaml:8: dhcp must be true or false, not yes'),
         ('instance: i1', 'instance: i1\n  device_owner: network:dhcp', 'f.yaml:16: network:dhcp owns no instance: begin with'),
         # bounds

@@ -55,6 +55,13 @@ def test_one_address_behind_two_routers_or_on_a_network_is_three_entries(cached_
     assert len(inner.calls) == 3
 
 
+def test_one_link_local_address_on_two_interfaces_is_two_entries(cached_lookup, find):
+    inner = FakeLookup([OLD], [NEW])
+    lookup = cached_lookup(inner)
+    sources = [Source('fe80::1', router_id='r1', interface=name) for name in ('qr-1', 'qr-2')]
+    assert [find(lookup, source) for source in sources * 2] == [(OLD,), (NEW,)] * 2
+
+
 @pytest.mark.parametrize('outcome', [[], [OLD, NEW]], ids=['none', 'several'])
 def test_none_and_several_have_a_shorter_ttl(cached_lookup, clock, find, outcome):
     inner = FakeLookup(outcome, [NEW])

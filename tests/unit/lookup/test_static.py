@@ -91,3 +91,44 @@ def test_the_creation_time_of_the_port():
         for router in ('r1', 'r2')
     ]
     assert [one[0].created_at_s for one in found] == [60.0, None]
+
+
+TWO_NETWORKS = """\
+routers: [{id: r, networks: [n1, n2]}, {id: bare, networks: [n2]}]
+networks: [{id: n1}, {id: n2}]
+ports:
+- {id: aaaaaaaa-aa01, network: n1, mac: '52:54:00:00:00:f1', device_owner: network:router_interface}
+- {id: bbbbbbbb-bb01, network: n2, mac: '52:54:00:00:00:f2', device_owner: network:router_interface}
+- {id: p1, network: n1, mac: '52:54:00:00:00:01', instance: i1}
+- {id: p2, network: n2, mac: '52:54:00:00:00:01', instance: i2}
+- {id: p3, network: n2, mac: '52:54:00:00:00:03', instance: i3}
+instances: [{id: i1, project: red, name: one}, {id: i2, project: blue, name: two}, {id: i3, project: blue, name: three}]
+"""
+SAME, OTHER = 'fe80::5054:ff:fe00:1', 'fe80::5054:ff:fe00:3'
+
+
+@pytest.mark.parametrize(
+    ('address', 'interface', 'found'),
+    [
+        (SAME, 'qr-aaaaaaaa-aa', ['i1']),
+        (SAME, 'qr-bbbbbbbb-bb', ['i2']),
+        # An address of the other network, taken by an instance on this one: never that of another tenant.
+        (OTHER, 'qr-aaaaaaaa-aa', []),
+        (OTHER, 'qr-bbbbbbbb-bb', ['i3']),
+        (OTHER, 'qg-bbbbbbbb-bb', []),
+        (OTHER, 'qr-cccccccc-cc', []),
+        (OTHER, 'qr-', []),
+        (OTHER, 'qr-p', []),
+        (SAME, None, ['i1', 'i2']),
+    ],
+)
+def test_a_link_local_address_is_searched_on_the_network_of_its_interface(address, interface, found):
+    lookup = static.StaticLookup(lambda: parse(TWO_NETWORKS.encode(), 'f.yaml'))
+    source = Source(address, router_id='r', interface=interface)
+    assert [one.instance_id for one in lookup.find(source, Deadline.after(1))] == found
+
+
+def test_the_interface_of_a_router_with_one_network_needs_no_port_in_the_inventory():
+    lookup = static.StaticLookup(lambda: parse(TWO_NETWORKS.encode(), 'f.yaml'))
+    source = Source(SAME, router_id='bare', interface='qr-1')
+    assert [one.instance_id for one in lookup.find(source, Deadline.after(1))] == ['i2']

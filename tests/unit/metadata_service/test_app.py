@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.filters.signature import SignatureFilter
-from metadata_wsgi.inventory import Inventory
+from metadata_wsgi.http import header_names
+from metadata_wsgi.inventory import Inventory, parse
 from metadata_wsgi.metadata_service.app import MetadataApp, app_factory, split
 from metadata_wsgi.metadata_service.password import Passwords
 from metadata_wsgi.pipeline import environ_keys, order
@@ -108,7 +109,7 @@ PARTS = st.sampled_from(
 
 @given(st.one_of(st.lists(PARTS, max_size=8).map('/'.join), st.text(st.characters(max_codepoint=255), max_size=30)))
 def test_any_path_is_200_or_404(path):
-    environ = {'PATH_INFO': '/' + path, **{'HTTP_' + k.upper().replace('-', '_'): v for k, v in signed().items()}}
+    environ = {'PATH_INFO': '/' + path, **{header_names.environ_key(k): v for k, v in signed().items()}}
     assert app().request('/', environ=environ, expect_errors=True).status_int in (200, 404)
 
 
@@ -120,8 +121,8 @@ def test_a_path_is_the_same_whether_it_is_normalised_once_or_twice(path):
 
 
 def test_it_can_end_the_agents_own_pipeline():
-    """What the signature filter writes are real headers, and it asks for no fact of ours."""
-    pipeline = SignatureFilter(nova(), shared_secret=SECRET)
+    """It reads the signed identity there, and no header of the client."""
+    pipeline = SignatureFilter(nova(), secrets=(b'another', SECRET))
     source, instance = (
         environ_keys.Source('10.1.1.2', network_id='n2'),
         environ_keys.Instance('bare', 'blue', 'bare-port'),
@@ -196,3 +197,20 @@ def test_the_password_directory_is_created_with_mode_0700(configured, tmp_path):
 def test_a_wrong_configuration_stops_the_start(configured, options, complaint):
     with pytest.raises(ConfigError, match=complaint):
         configured(**options)
+
+
+def test_a_key_name_with_blanks_and_umlauts():
+    """The listing has the name; the path has the number only, as in Nova."""
+    cloud = (
+        'networks: []\nports: []\ninstances:\n'
+        '- {id: full, project: red, name: vm, public_keys: {"ops key ü": ssh-ed25519 AAAA}}\n'
+    )
+    inventory = parse(cloud.encode(), 'f.yaml')
+    service = MetadataApp(shared_secret=SECRET, current=lambda: inventory, passwords=Passwords('/nonexistent'))
+    keys = webtest.TestApp(service)
+    directory = '/latest/meta-data/public-keys/'
+    assert keys.get(directory, headers=signed()).body == '0=ops key ü'.encode()
+    assert keys.get(directory + '0/', headers=signed()).text == 'openssh-key'
+    assert keys.get(directory + '0/openssh-key', headers=signed()).text == 'ssh-ed25519 AAAA'
+    keys.get(directory + '0=ops%20key%20%C3%BC', headers=signed(), status=404)
+    keys.get('/latest/dynamic/instance-identity/document', headers=signed(), status=404)

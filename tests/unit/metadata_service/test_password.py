@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import io
 import threading
 
 import pytest
+import webob
 
+from metadata_wsgi.metadata_service.app import _body
 from metadata_wsgi.metadata_service.password import Passwords
 from tests.unit.metadata_service.cloud import app, nova, signed
 
@@ -96,6 +99,16 @@ def test_head(tmp_path):
     assert guest.head(PATH, headers=signed()).headers['Content-Length'] == '4'
 
 
+def test_a_content_length_with_leading_zeros_is_the_number():
+    """The number that is compared is the one that is used."""
+    environ = webob.Request.blank('/openstack/latest/password', method='POST', body=b'secret').environ
+    for length in ('6', '0000000006', '0' * 5000 + '6'):
+        assert _body({**environ, 'wsgi.input': io.BytesIO(b'secret'), 'CONTENT_LENGTH': length}) == b'secret'
+    for length in ('7', '0000000007', '9' * 5000):
+        with pytest.raises(webob.exc.HTTPBadRequest):
+            _body({**environ, 'wsgi.input': io.BytesIO(b'secret'), 'CONTENT_LENGTH': length})
+
+
 def test_versions_without_a_password_are_404(tmp_path):
     app(tmp_path).post('/openstack/2012-08-10/password', b'x', headers=signed(), status=404)
     assert list(tmp_path.iterdir()) == []
@@ -106,6 +119,34 @@ def test_a_missing_directory_is_a_503_and_logged(tmp_path, caplog):
     assert response.headers['Retry-After'] == '1'
     assert [record.levelname for record in caplog.records] == ['ERROR']
     assert 'password_dir' in caplog.text
+
+
+def test_log_of_a_missing_directory_is_throttled(tmp_path, caplog):
+    service = app(tmp_path / 'gone')
+    for _ in range(5):
+        service.post(PATH, b'x', headers=signed(), status=503)
+    assert len(caplog.records) == 1
+
+
+class BrokenBody(io.BytesIO):
+    """A request body whose connection fails with ``error``."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def read(self, *size):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ('error', 'status'), [(TimeoutError('timed out'), 408), (ConnectionResetError(104, 'reset'), 400)]
+)
+def test_a_body_that_does_not_arrive_is_not_a_failure_of_the_password_directory(tmp_path, caplog, error, status):
+    environ = {'wsgi.input': BrokenBody(error), 'CONTENT_LENGTH': '4'}
+    request = webob.Request.blank(PATH, method='POST', headers=signed(), environ=environ)
+    assert request.get_response(nova(tmp_path)).status_int == status
+    assert caplog.records == []
 
 
 def test_one_of_many_concurrent_posts_wins(tmp_path):

@@ -44,6 +44,7 @@ def test_another_server_has_no_settings_to_check():
         ('permit_unconventional_http_method', True, 'permit_unconventional_http_method = True instead of False'),
         ('permit_unconventional_http_version', True, 'permit_unconventional_http_version = True instead of False'),
         ('proxy_protocol', 'auto', 'proxy_protocol = auto instead of off'),
+        ('http2_cleartext', 'upgrade', 'http2_cleartext = upgrade instead of off'),
         (
             *('forwarder_headers', 'PATH_INFO,X_FORWARDED_FOR'),
             'forwarder_headers = X_FORWARDED_FOR instead of SCRIPT_NAME,PATH_INFO',

@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from metadata_wsgi import limits
+from metadata_wsgi.http import head_parser
 from metadata_wsgi.server import master, request_parser
 
 
@@ -33,9 +34,23 @@ class FakeSocket:
         return self._data.read(min(size, self._recv_size))
 
 
+@pytest.fixture(params=['auto', 'python'], autouse=True, scope='module')
+def parser(request):
+    """Runs every test with gunicorn_h1c, if it is installed, and with the parsers in Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PARSER, 'http_parser', request.param)
+        if request.param == 'python':
+            for name in ('parse_request', 'IncompleteError', 'ParseError'):
+                patch.setattr(request_parser, name, getattr(head_parser, f'_{name}'))
+        yield
+
+
+PARSER = {}
+
+
 def requests(data, **kwargs):
     cfg = Config()
-    for name, value in master.STRICT.items():
+    for name, value in {**master.STRICT, **PARSER}.items():
         cfg.set(name, value)
     return request_parser.RequestStream(cfg, FakeSocket(data, **kwargs), '')
 

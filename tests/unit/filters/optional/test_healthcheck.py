@@ -8,7 +8,7 @@ from tests.fakes import FakeClock
 
 SOURCE = {environ_keys.SOURCE: environ_keys.Source('10.1.1.2', router_id='r1')}
 INSTANCE = {**SOURCE, environ_keys.INSTANCE: environ_keys.Instance('i1', 'p1', 'port1')}
-SIGNED = {**INSTANCE, 'HTTP_X_INSTANCE_ID_SIGNATURE': 'ab'}
+SIGNED = {**INSTANCE, environ_keys.SIGNED_IDENTITY: environ_keys.SignedIdentity(None, '10.1.1.2', ('ab',))}
 
 
 class Pipeline:

@@ -53,17 +53,18 @@ class Pipeline:
         cache = LocalCache(limit=99, clock=self.clock)
         cached_lookup = CachedLookup(self.lookup, cache, fresh_s=10.0, not_found_s=1.0, stale_s=300.0)
         instance = InstanceFilter(nova, lookup=self.lookup, sleep=self.clock.sleep)
-        self.app = webtest.TestApp(
-            LookupCacheFilter(instance, lookup=self.lookup, cached_lookup=cached_lookup, sleep=self.clock.sleep)
+        self.filter = LookupCacheFilter(
+            instance, lookup=self.lookup, cached_lookup=cached_lookup, sleep=self.clock.sleep
         )
+        self.app = webtest.TestApp(self.filter)
 
     def get(self, method='GET', status=200, **extra):
-        facts = {
+        keys = {
             environ_keys.SOURCE: SOURCE,
             environ_keys.DEADLINE: Deadline.after(9.0, self.clock),
             **extra,
         }
-        self.app.extra_environ = facts
+        self.app.extra_environ = keys
         return self.app.request('/x', method=method, status=status)
 
     @property
@@ -93,6 +94,41 @@ def test_a_404_of_nova_revalidates_the_instance(method):
     assert pipeline.get(method).text == ('new /x' if method == 'GET' else '')
     assert pipeline.nova.requests[1:] == [(method, 'old'), (method, 'new')]
     assert pipeline.nova.closed == 3
+
+
+def test_filters_outside_see_the_instance_that_was_served():
+    """request_log, metrics and healthcheck read the environ after the response."""
+    pipeline = Pipeline(Nova('old'), [OLD], [NEW])
+    pipeline.get()
+    pipeline.clock.sleep(2)
+    pipeline.nova.knows = {'new'}
+    seen = []
+
+    def observe(environ, start_response):
+        body = inner(environ, start_response)
+        seen.append((environ[environ_keys.INSTANCE], environ['HTTP_X_INSTANCE_ID']))
+        return body
+
+    inner, pipeline.app = pipeline.filter, webtest.TestApp(observe)
+    assert pipeline.get().text == 'new /x'
+    assert seen == [(NEW, 'new')]
+
+
+def test_filters_outside_see_no_instance_where_there_is_none_any_more():
+    pipeline = Pipeline(Nova('old'), [OLD], [])
+    pipeline.get()
+    pipeline.clock.sleep(2)
+    pipeline.nova.knows = set()
+    seen = []
+
+    def observe(environ, start_response):
+        body = inner(environ, start_response)
+        seen.append(environ.get(environ_keys.INSTANCE))
+        return body
+
+    inner, pipeline.app = pipeline.filter, webtest.TestApp(observe)
+    pipeline.get(status=404)
+    assert seen == [None]
 
 
 def test_a_request_is_replayed_once_only():

@@ -31,7 +31,7 @@ def observed(facts, status='200 OK', error=None):
 
 
 def test_each_request_is_observed_once_with_its_stage_status_and_time():
-    assert observed({}, '400 Bad Request') == [('door', '400', 0.25)]
+    assert observed({}, '400 Bad Request') == [('unidentified', '400', 0.25)]
     assert observed(SOURCE, '404 Not Found') == [('source', '404', 0.25)]
 
 

@@ -8,7 +8,7 @@ import pytest
 import webtest
 
 from metadata_wsgi.errors import ConfigError
-from metadata_wsgi.filters.optional.rate_limit import StoreUnavailable, RateLimitFilter, StoredCounters, filter_factory
+from metadata_wsgi.filters.optional.rate_limit import RateLimitFilter, StoredCounters, StoreUnavailable, filter_factory
 from metadata_wsgi.pipeline import environ_keys
 from tests.e2e.conftest import eventually, free_port
 from tests.fakes import FakeClock, FakeCounters

@@ -9,8 +9,8 @@ from metadata_wsgi.cache.local import LocalCache, Ttl
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.filters.optional.response_cache import (
     ENTRY_BYTES,
-    ResponseCacheFilter,
     CachedResponse,
+    ResponseCacheFilter,
     filter_factory,
     pack,
     unpack,

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metadata_wsgi.errors import ConfigError
-from metadata_wsgi.filters.optional.session_token import SessionTokenFilter, filter_factory, verify_token, make_token
+from metadata_wsgi.filters.optional.session_token import (
+    MAX_TTL_S,
+    SessionTokenFilter,
+    filter_factory,
+    make_token,
+    verify_token,
+)
 from metadata_wsgi.pipeline import environ_keys
 from tests.fakes import FakeClock
 
@@ -22,7 +28,7 @@ class Client:
 
     def __init__(self, *, instance=HERE, clock=None, forwarded=False, keys=(KEY,), **options):
         self.passed = []
-        self.facts = {environ_keys.INSTANCE: instance, environ_keys.FORWARDED: forwarded}
+        self.facts = {environ_keys.INSTANCE: instance, environ_keys.CLIENT_IS_PROXY: forwarded}
         self.app = webtest.TestApp(SessionTokenFilter(self._next, keys=keys, clock=clock or FakeClock(), **options))
 
     def _next(self, environ, start_response):
@@ -50,7 +56,15 @@ def test_a_token_is_issued_with_its_ttl_and_is_valid(ttl):
     assert client.use(response.text) == 200
 
 
-@pytest.mark.parametrize('ttl', [None, '', '0', '21601', '-1', '1.5', 'x', ' ', '٣', '9' * 5000, '0x10'])
+@pytest.mark.parametrize(
+    'ttl',
+    [
+        None, '', '0', '21601', '-1', '1.5', 'x', ' ', '٣', '9' * 5000, '0x10', '00000',
+        # The first nine digits are a valid TTL, the number is not: 634 years, more than 8 bytes, more than int() takes.
+        '0000000019999999999', '000000001' + '9' * 20, '000000001' + '0' * 4300, '0' * 5000 + '60',
+    ],
+    ids=lambda ttl: repr(ttl)[:24],
+)  # fmt: skip
 def test_an_invalid_ttl_is_a_400(ttl):
     # A header's bytes are latin-1 to WSGI.
     assert Client().put(ttl if ttl is None else ttl.encode().decode('latin-1')).status_int == 400
@@ -103,6 +117,20 @@ def test_a_token_expires():
     assert client.use(token) == 200
     clock.sleep(0.5)
     assert client.use(token) == 401
+
+
+def test_a_token_with_more_than_the_longest_ttl_is_invalid():
+    """Tokens of version 1.0 can have any TTL."""
+    clock = FakeClock()
+    longest, longer = (make_token(KEY, 'port1', int(clock()) + ttl_s) for ttl_s in (MAX_TTL_S, MAX_TTL_S + 3600))
+    assert Client(clock=clock).use(longest) == 200
+    assert Client(clock=clock).use(longer) == 401
+
+
+def test_a_token_of_a_host_whose_clock_is_some_seconds_ahead_is_valid():
+    clock = FakeClock()
+    ahead = FakeClock(clock() + 30)
+    assert Client(clock=clock).use(Client(clock=ahead).put(str(MAX_TTL_S)).text) == 200
 
 
 def test_a_token_is_invalid_at_another_port():

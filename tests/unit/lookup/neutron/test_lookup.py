@@ -46,6 +46,29 @@ def test_behind_a_router_two_queries_find_the_instance():
     assert fixture.filters() == [{'device_id', 'device_owner'}, {'network_id', 'fixed_ips'}]
 
 
+TWO_INTERFACES = [
+    {'id': 'aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa', 'network_id': 'network-1'},
+    {'id': 'bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb', 'network_id': 'network-2'},
+]
+
+
+@pytest.mark.parametrize(
+    ('interface', 'networks'),
+    [
+        ('qr-aaaaaaaa-aa', ['network-1']),
+        ('qr-bbbbbbbb-bb', ['network-2']),
+        (None, ['network-1', 'network-2']),
+        ('qr-cccccccc-cc', None),
+    ],
+)
+def test_a_link_local_address_is_searched_on_the_network_of_its_interface(interface, networks):
+    """With port security off an instance can take the address of another tenant's instance on another network."""
+    fixture = Fixture(TWO_INTERFACES, [], [FOREIGN])
+    assert fixture.find(Source('fe80::f816:3eff:fe00:1', router_id='router-1', interface=interface)) == ()
+    queried = [[value for name, value in query if name == 'network_id'] for query in fixture.api.queries]
+    assert queried[1 : 2 if networks else 1] == ([networks] if networks else [])
+
+
 def test_on_a_network_one_query_finds_the_instance():
     fixture = Fixture([port()])
     assert fixture.find(ON_NETWORK) == (ONE,)

@@ -29,7 +29,19 @@ def test_the_query_for_router_ports_has_the_owners_of_every_kind_of_router():
 
 def test_the_two_ports_of_a_dual_stack_router_are_one_network():
     ports = [{'network_id': 'n2'}, {'network_id': 'n1'}, {'network_id': 'n2'}]
-    assert queries.network_ids(ports) == ['n2', 'n1']
+    assert queries.networks_behind(queries.router_networks(ports), None) == ['n2', 'n1']
+
+
+@pytest.mark.parametrize(
+    ('interface', 'networks'),
+    [(None, ['n1', 'n2']), ('qr-aaaaaaaa-aa', ['n1']), ('qr-bbbbbbbb-bb', ['n2']), ('qg-aaaaaaaa-aa', []), ('qr-', [])],
+)
+def test_the_network_of_an_interface_of_a_router(interface, networks):
+    ports = [
+        {'id': 'aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa', 'network_id': 'n1'},
+        {'id': 'bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb', 'network_id': 'n2'},
+    ]
+    assert queries.networks_behind(queries.router_networks(ports), interface) == networks
 
 
 def test_without_networks_there_is_no_query():
