@@ -82,7 +82,9 @@ def test_the_agent_serves_haproxy_with_the_files_of_a_deployer(start, cloud, dep
     status, _, body = as_haproxy(path, Router=ROUTER)
     assert (status, b'instance-a' in body) == (200, True)
     assert as_haproxy(path, Network=NETWORK)[0] == 200
-    assert [seen['HTTP_X_INSTANCE_ID'] for seen in cloud.nova.seen if seen['PATH_INFO'] != '/'] == ['instance-a'] * 2
+    assert [seen['HTTP_X_INSTANCE_ID'] for seen in cloud.nova.seen if seen['HTTP_X_TENANT_ID'] == 'project-a'] == [
+        'instance-a'
+    ] * 2
 
 
 def test_only_the_prefix_x_neutron_is_trusted(start):

@@ -26,7 +26,7 @@ def configure(cloud):
     def write(listens_on, user='service', **options):
         cloud.configure(
             directory='neutron', auth_url=f'http://127.0.0.1:{listens_on}/v3', admin_user=user,
-            admin_password=PASSWORD, admin_tenant_name='service', **options,
+            admin_password=PASSWORD, admin_tenant_name='service', **{'check_services_at_start': True, **options},
         )  # fmt: skip
 
     return write
