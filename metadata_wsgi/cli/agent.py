@@ -208,16 +208,27 @@ def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
     return workers
 
 
+def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]:
+    """The mode, owner and group of the socket, '' for those of this process, where the options say these.
+
+    Only root can give the socket to another user. Without root, and with the mode ``deduce``, it is opened as Neutron's
+    agent does: to the group of this process if the namespace proxies have it, else to all. The filter
+    ``peer_credentials`` still accepts connections of that user only.
+    """
+    if os.geteuid() == 0 or mode_name != 'deduce' or not user or listeners.uid_of(user) == os.geteuid():
+        return mode_name, user, group
+    if not group or listeners.gid_of(group) in (os.getegid(), *os.getgroups()):
+        return 'group', '', group
+    return 'all', '', ''
+
+
 def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
-    mode_name, user, group = conf.metadata_proxy_socket_mode, conf.metadata_proxy_user, conf.metadata_proxy_group
+    mode_name, user, group = socket_access(
+        conf.metadata_proxy_socket_mode, conf.metadata_proxy_user, conf.metadata_proxy_group
+    )
     if workers and not user and not group:
         # Without these options the namespace proxies run as the same user.
         group = str(workers.gid)
-    if os.geteuid() != 0 and mode_name == 'deduce' and user and listeners.uid_of(user) != os.geteuid():
-        # Only root can give the socket to that user. As Neutron's agent does, it is opened to the group of this
-        # process if the namespace proxies have it, else to all; the filter peer_credentials checks who connects.
-        shares_group = not group or listeners.gid_of(group) in (os.getegid(), *os.getgroups())
-        mode_name, user, group = ('group', '', group) if shares_group else ('all', '', '')
     return listeners.unix_listener(
         conf.metadata_proxy_socket,
         mode=listeners.socket_mode(mode_name, user, group),

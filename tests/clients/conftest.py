@@ -88,7 +88,8 @@ def shared_way(tmp_path_factory):
         f'[metadata_app]\npassword_dir = {way.directory}/passwords'
     )
     options = {
-        'directory': 'static', 'metadata_workers': 1, 'metadata_proxy_shared_secret': SECRET, 'check_services_at_start': False,
+        'directory': 'static', 'metadata_workers': 1, 'metadata_proxy_shared_secret': SECRET,
+        'check_services_at_start': False,
     }  # fmt: skip
     try:
         way.configure(options, sections)
