@@ -44,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise NetnsError('processes and namespaces of others can only be reached by root; run it with sudo')
     proxies = [proxy for proxy in haproxy.running(args.state_path) if args.all or proxy.id in args.id]
-    failed = sorted(set(args.id) - {proxy.id for proxy in proxies})
-    for id_ in failed:
+    missing = sorted(set(args.id) - {proxy.id for proxy in proxies})
+    for id_ in missing:
         print(f'{id_}: no metadata proxy of Neutron runs for it', file=sys.stderr)
     conversion = haproxy.Conversion(args.state_path, haproxy.default_program())
-    changed = 0
+    changed, failed = 0, []
     for proxy in proxies:
         try:
             changed += args.convert(conversion, proxy, args.state_path)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             failed.append(proxy.id)
             print(f'{proxy.id}: {error}', file=sys.stderr)
     print(f'{changed} converted, {len(proxies) - changed - len(failed)} were already, {len(failed)} failed')
-    return 1 if failed else 0
+    return 1 if failed or missing else 0
 
 
 def _adopt(conversion: haproxy.Conversion, proxy: haproxy.Proxy, state_path: str) -> bool:

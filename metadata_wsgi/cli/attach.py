@@ -120,9 +120,7 @@ def _add_target_options(group: argparse._MutuallyExclusiveGroup) -> None:
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--config-file', action='append', default=[], help="the agent's files, for state path and socket"
-    )
+    config_files.add_arguments(parser, help=', for state path and socket')
     parser.add_argument('--state-path', help='directory of pid files and socket')
     parser.add_argument('--metadata-proxy-socket', help="the agent's socket")
     parser.add_argument(

@@ -21,7 +21,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         'keeper', help='open listening sockets in namespaces and hand them to workers; needs root'
     )
-    parser.add_argument('--config-file', action='append', default=[], help='configuration file, may be repeated')
+    config_files.add_arguments(parser)
     parser.add_argument('--state-path', help='directory of its two sockets (default: state_path)')
     parser.add_argument('--daemonize', action='store_true', help='run in the background and log to syslog')
     parser.set_defaults(run=run)

@@ -178,7 +178,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=FULL_RECONCILE_INTERVAL_S,
         help='seconds between two repairs of all that is attached (default: %(default)s)',
     )
-    parser.add_argument('--config-file', action='append', default=[], help="the agent's files, for state_path")
+    config_files.add_arguments(parser, help=', for state_path')
     parser.add_argument('--state-path', help='directory of pid files and socket')
     parser.add_argument(
         '--ha-confs-path',
