@@ -14,6 +14,7 @@ from oslo_config import cfg
 
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.errors import LookupUnavailable
 from metadata_wsgi.inventory import Inventory, ReloadingInventory
 from metadata_wsgi.lookup.protocol import StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
@@ -29,16 +30,25 @@ OPTS = [
 
 
 class StaticLookup:
-    """Finds instances in the inventory that ``current`` returns."""
+    """Finds instances in the inventory that ``current`` returns.
 
-    def __init__(self, current: Callable[[], Inventory]) -> None:
+    ``is_reloading`` is True while a newer one is being read: an instance that is not found may be there.
+    """
+
+    def __init__(self, current: Callable[[], Inventory], *, is_reloading: Callable[[], bool] = lambda: False) -> None:
         self._current = current
+        self._is_reloading = is_reloading
 
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
-        """The instances that have the source's address behind its router or on its network."""
+        """The instances that have the source's address behind its router or on its network.
+
+        Raises LookupUnavailable if there is none and a newer inventory is being read.
+        """
         ports = self._current().instance_ports(
             source.address, router_id=source.router_id, network_id=source.network_id, interface=source.interface
         )
+        if not ports and self._is_reloading():
+            raise LookupUnavailable('a newer inventory is being read')
         return tuple(
             Instance(port.instance_id, port.project_id, port.id, port.created_at_s)
             for port in ports
@@ -49,4 +59,5 @@ class StaticLookup:
 def factory(global_conf: Mapping[str, str], *, networks_cache: StepCache | None = None) -> StaticLookup:
     """For ``directory = static``. ``networks_cache`` is not needed: no step takes time."""
     conf = config_files.load(global_conf, OPTS, GROUP)
-    return StaticLookup(ReloadingInventory(conf.static.inventory).current)
+    inventory = ReloadingInventory(conf.static.inventory)
+    return StaticLookup(inventory.current, is_reloading=inventory.is_reloading)

@@ -2,7 +2,7 @@
 import pytest
 
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.errors import ConfigError, LookupUnavailable
 from metadata_wsgi.inventory import parse
 from metadata_wsgi.lookup import protocol, static
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
@@ -132,3 +132,10 @@ def test_the_interface_of_a_router_with_one_network_needs_no_port_in_the_invento
     lookup = static.StaticLookup(lambda: parse(TWO_NETWORKS.encode(), 'f.yaml'))
     source = Source(SAME, router_id='bare', interface='qr-1')
     assert [one.instance_id for one in lookup.find(source, Deadline.after(1))] == ['i2']
+
+
+def test_an_unknown_address_while_a_newer_inventory_is_read_is_retried_and_no_404():
+    lookup = static.StaticLookup(lambda: parse(CLOUD.encode(), 'f.yaml'), is_reloading=lambda: True)
+    assert lookup.find(Source('10.1.1.2', router_id='r1'), Deadline.after(1)) == (ONE,)
+    with pytest.raises(LookupUnavailable, match='newer inventory'):
+        lookup.find(Source('10.1.1.9', router_id='r1'), Deadline.after(1))
