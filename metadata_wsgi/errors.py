@@ -6,6 +6,7 @@
     MetadataError
     ├── ConfigError              an option, the paste file or the inventory is wrong; the program does not start
     ├── BadRequest               the request itself is wrong; the client gets 400
+    │   └── RequestTimeout       its body did not arrive in time; the client gets 408
     ├── InstanceLookupError      the lookup of an instance failed, and a retry will not help
     │   └── LookupUnavailable    the lookup failed for now; retried until the deadline
     ├── NoResponse               the agent or Nova gave no complete response
@@ -29,6 +30,10 @@ class ConfigError(MetadataError):
 
 class BadRequest(MetadataError):
     """No server could process this request. The text is one sentence for the client."""
+
+
+class RequestTimeout(BadRequest):
+    """The request body did not arrive in time (408). A fault of the client: no service behind this one is to blame."""
 
 
 class InstanceLookupError(MetadataError):

@@ -9,10 +9,9 @@ address without instance.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
-from metadata_wsgi.cli import agent, option_registry
+from metadata_wsgi.cli import agent, neutron_agent, option_registry
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
@@ -35,37 +34,47 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
     """Declare the options that select the configuration, the same for every verb that reads it."""
+    config_files.add_arguments(parser, help=' (default: as the agent)')
     parser.add_argument(
-        '--config-file', action='append', default=[], help='configuration file, may be repeated (default: as the agent)'
+        '--neutron', action='store_true', help=f'read the defaults of {neutron_agent.PROGRAM} before these files'
     )
-    parser.add_argument('--paste-file', help='paste file (default: api_paste_config, else the shipped one)')
+    parser.add_argument('--paste-file', help='paste file (default: metadata_paste_config, else the one of the package)')
     parser.add_argument('--pipeline', default='agent', help='section of the paste file (default: %(default)s)')
+
+
+def global_conf_of(args: argparse.Namespace) -> dict[str, str]:
+    """The ``global_conf`` of the program whose configuration ``args`` select."""
+    return (neutron_agent.configuration if args.neutron else config_files.to_global_conf)(args.config_file)
 
 
 def load(args: argparse.Namespace) -> tuple[str, Any]:
     """Return the path of the paste file and the application that ``args`` select."""
-    global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
-    named = config_files.load(global_conf, agent.OPTS).api_paste_config
-    path = args.paste_file or named or paste_loader.default_paste_file()
+    global_conf = global_conf_of(args)
+    path = args.paste_file or agent.paste_file(global_conf)[0]
     return path, paste_loader.load(path, args.pipeline, global_conf)
 
 
 def check_config(args: argparse.Namespace) -> int:
     """Print a line for each check; ConfigError if one of them failed."""
-    global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
-    files = config_files.files(global_conf)
-    print(f'configuration   {", ".join(files) or "no file: defaults only"}')
-    for group, group_opts in option_registry.list_opts():
-        config_files.load(global_conf, [opt for opt in group_opts if not opt.required], group)
-    path, app = load(args)
+    with config_files.parsed_once():
+        global_conf = global_conf_of(args)
+        files = config_files.files(global_conf)
+        print(f'configuration   {", ".join(files) or "no file: defaults only"}')
+        for group, group_opts in option_registry.list_opts():
+            config_files.load(global_conf, [opt for opt in group_opts if not opt.required], group)
+        for hint in (*config_files.misspelt(files, option_registry.list_opts()), agent.paste_file(global_conf)[1]):
+            if hint:
+                print(f'note            {hint}')
+        path, app = load(args)
     print(f'paste file      {path}')
-    print(
-        f'pipeline        {" ".join(order.name(link) for link in order.chain(app))}: every filter has what it requires'
-    )
+    links = order.chain(app)
+    print(f'pipeline        {" ".join(order.name(link) for link in links)}: every filter has what it requires')
     problems = config_files.world_readable_secrets(files, option_registry.list_opts())
     # If several filters have a lookup, it is the same one: lookup_cache and instance.
-    probe = next(filter(None, map(protocol.probe_of, order.chain(app))), None)
-    if probe and (problem := _probe(probe)):
+    lookup: object = next(filter(None, map(protocol.lookup_of, links)), None)
+    if credentials := getattr(lookup, 'credentials', ''):
+        print(f'credentials     {credentials}')
+    if isinstance(lookup, protocol.ChecksVisibility) and (problem := _probe(lookup)):
         problems.append(problem)
     if problems:
         raise ConfigError('; '.join(problems))
@@ -84,10 +93,13 @@ def show_pipeline(args: argparse.Namespace) -> int:
     return 0
 
 
-def _probe(probe: Callable[[Deadline], object]) -> str:
+def _probe(lookup: protocol.ChecksVisibility) -> str:
     """Check the visibility of the lookup directory. Return the problem, or ''."""
     try:
-        print(f'directory       {probe(Deadline.after(PROBE_TIMEOUT_S))}')
+        result = lookup.probe(Deadline.after(PROBE_TIMEOUT_S))
     except InstanceLookupError as error:
         return f'directory: {error}'
+    if not getattr(result, 'is_proven', True):
+        return f'directory: {result}'
+    print(f'directory       {result}')
     return ''

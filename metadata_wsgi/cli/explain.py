@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         lookup: object = protocol.lookup_of(link)
         if isinstance(lookup, protocol.ReportsQueries):
             lookup.on_query = trace.query
+        if hasattr(lookup, 'on_other_port'):
+            lookup.on_other_port = trace.note
     for outer, inner in itertools.pairwise(links):
         _insert(outer, inner, _Probe(trace, outer, inner, send=args.send, last=inner is links[-1]))
     environ = _environ(args)
@@ -89,6 +91,10 @@ class _Trace:
     def query(self, query: str, seconds: float, count: int) -> None:
         """A query of the lookup: its text, how long it took, how many entries were found."""
         self.write(f'{"":14}{count} from {query} in {seconds * 1000:.1f} ms\n')
+
+    def note(self, text: str) -> None:
+        """A sentence of a lookup about what it found and did not use."""
+        self.write(f'{"":14}{text}\n')
 
     def response(self, status: str, headers: list[tuple[str, str]]) -> None:
         """Status and headers of the response."""
@@ -151,8 +157,7 @@ def _insert(outer: Any, inner: Any, probe: _Probe) -> None:
 
 def _environ(args: argparse.Namespace) -> WSGIEnvironment:
     """The request as the namespace proxy of that router or network would send it."""
-    global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
-    prefix = config_files.load(global_conf, header_source.OPTS).metadata_header_prefix.lower()
+    prefix = config_files.load(check_config.global_conf_of(args), header_source.OPTS).metadata_header_prefix.lower()
     id_header = header_names.router_id(prefix) if args.router_id else header_names.network_id(prefix)
     # fe80::1%qr-1a2b3c4d-5e: with the interface, as our namespace proxy sends it.
     address, _, interface = args.address.partition('%')

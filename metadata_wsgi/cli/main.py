@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.run(args)
     except MetadataError as error:
-        return master.refuse(f'{PROGRAM} {args.verb}', error)
+        return master.fail(f'{PROGRAM} {args.verb}', error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

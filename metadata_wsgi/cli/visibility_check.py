@@ -43,7 +43,8 @@ def _probe_until_result(probe: Callable[[Deadline], Any], sleep: Callable[[float
     is_first_attempt = True
     while True:
         try:
-            LOG.info('%s', probe(Deadline.after(PROBE_TIMEOUT_S)))
+            result = probe(Deadline.after(PROBE_TIMEOUT_S))
+            LOG.log(logging.INFO if getattr(result, 'is_proven', True) else logging.WARNING, '%s', result)
         except LookupUnavailable as error:
             if is_first_attempt:
                 LOG.warning('Cannot check yet whether the lookup directory shows every instance: %s', error)

@@ -5,12 +5,17 @@ The paste file has the order of the filters, these files have the values. Each p
 options beside their use and calls :func:`load` with them. One file may hold the options of all parts.
 
 The files are those that ``config_file`` names in the paste file's ``[DEFAULT]`` or on the command line (several are
-separated by commas, the last one wins), else the first of ``DEFAULT_FILES`` that exists. Inside a block of
-:func:`parsed_once` each file is parsed once, however many filters call :func:`load`.
+separated by commas, the last one wins), else the first of ``DEFAULT_FILES`` that exists. A directory among them stands
+for its files ``*.conf``, sorted by name; they are listed again at each load. On the command line ``--config-file`` and
+``--config-dir`` may be repeated in any order (:func:`split_arguments`). Inside a block of :func:`parsed_once` each file
+is parsed once, however many filters call :func:`load`.
 
 oslo.config alone accepts three mistakes, so this module looks for them: a value outside its bounds (oslo.config
 raises only when the value is read), a required option that is not set (it reads as None), and a misspelt name (it is
-ignored). An unknown name is no mistake: Quantum and Neutron have options of other programs in the same files.
+ignored). An unknown name is no error: Quantum and Neutron have options of other programs in the same files. One that
+resembles an option of ours is a warning, and so never stops the start.
+
+A comment behind a value is an error: oslo.config takes it for a part of the value, which for a secret nobody notices.
 
 A secret may be kept outside these files. Where an option ``NAME_file`` is declared beside a secret option ``NAME``,
 the secret is read from that file, or from systemd's credential ``NAME`` (LoadCredential=), without the newline at its
@@ -19,18 +24,25 @@ end. No error text contains the value of a secret.
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import glob
+import logging
 import os
+import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
+from typing import Any
 
 from oslo_config import cfg
 
 from metadata_wsgi.errors import ConfigError
+
+LOG = logging.getLogger(__name__)
 
 DEFAULT_FILES = (
     '/etc/metadata_wsgi/metadata_agent.ini',
@@ -64,12 +76,47 @@ def parsed_once() -> Iterator[None]:
         _PARSED.reset(reset_token)
 
 
+def is_parsed_once() -> bool:
+    """Whether this is inside a block of :func:`parsed_once`: a program of this package loads the pipeline."""
+    return _PARSED.get() is not None
+
+
 def files(global_conf: Mapping[str, str]) -> list[str]:
     """The configuration files that ``global_conf`` (paste's ``[DEFAULT]``) names, or the default one."""
     named = global_conf.get('config_file', '')
-    if named:
-        return [os.path.abspath(name.strip()) for name in named.split(',') if name.strip()]
-    return [path for path in DEFAULT_FILES if os.path.exists(path)][:1]
+    if not named:
+        return [path for path in DEFAULT_FILES if os.path.exists(path)][:1]
+    found = []
+    for name in filter(None, map(str.strip, named.split(','))):
+        path = os.path.abspath(name)
+        found += sorted(glob.glob(os.path.join(glob.escape(path), '*.conf'))) if os.path.isdir(path) else [path]
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, help: str = '') -> None:
+    """Declare ``--config-file`` and ``--config-dir``; both are appended to ``args.config_file`` in their order."""
+    for option, kind in (('--config-file', 'file'), ('--config-dir', 'directory of *.conf files')):
+        parser.add_argument(
+            option,
+            dest='config_file',
+            metavar='PATH',
+            action='append',
+            default=[],
+            help=f'configuration {kind}, may be repeated; a later one has precedence{help}',
+        )
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The paths of ``--config-file`` and ``--config-dir`` in their order, and the rest of ``argv``."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    known, rest = parser.parse_known_args(argv)
+    return known.config_file, rest
+
+
+def to_global_conf(paths: Sequence[str]) -> dict[str, str]:
+    """The ``global_conf`` that names ``paths``; {} for none: then the default file is read."""
+    return {'config_file': ','.join(paths)} if paths else {}
 
 
 def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = 'DEFAULT') -> cfg.ConfigOpts:
@@ -79,6 +126,8 @@ def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = '
     """
     paths = files(global_conf)
     parsed = _parsed_files(paths)
+    if not opts:
+        return parsed.conf
     oslo_group = None if group == 'DEFAULT' else group
     try:
         parsed.conf.register_opts(opts, group=oslo_group)
@@ -87,8 +136,21 @@ def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = '
         parsed = _parse_files(paths)
         parsed.conf.register_opts(opts, group=oslo_group)
     _fetch_secrets(parsed, opts, group)
-    check(parsed.conf, opts, group, paths)
+    from_file = {name for secret_group, name in parsed.from_file if secret_group == group}
+    _check(parsed.conf if oslo_group is None else parsed.conf[group], opts, _where(group, paths), from_file)
     return parsed.conf
+
+
+def load_group(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str) -> cfg.ConfigOpts:
+    """As :func:`load`, for options that a library declares: ``[DEFAULT]`` is a group like any other.
+
+    Its values are attributes of ``conf['DEFAULT']``, whatever other parts declare under the same names.
+    """
+    paths = files(global_conf)
+    conf = _parsed_files(paths).conf
+    conf.register_opts(opts, group=group)
+    _check(conf[group], opts, _where(group, paths))
+    return conf
 
 
 def _parsed_files(paths: Sequence[str]) -> _ParsedFiles:
@@ -107,13 +169,19 @@ def _parse_files(paths: Sequence[str]) -> _ParsedFiles:
     return _ParsedFiles(conf)
 
 
-def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = ()) -> None:
-    """Parse ``paths`` and the command line ``args`` into ``conf``. ConfigError for a missing or malformed file."""
+def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = (), *, program: str | None = None) -> None:
+    """Parse ``paths`` and the command line ``args`` into ``conf``. ConfigError for a missing or malformed file.
+
+    ``program`` is the name for the texts of ``--help`` and ``--version``.
+    """
     for path in paths:
         if not os.path.isfile(path):
-            raise ConfigError(f'config_file: {path} is no file; name one that exists')
+            raise ConfigError(f'config_file: {path} is no file or directory; name one that exists')
     try:
-        conf(args=list(args), project='metadata_wsgi', default_config_files=list(paths), default_config_dirs=[])
+        conf(
+            args=list(args), project='metadata_wsgi', prog=program, version=version('metadata_wsgi'),
+            default_config_files=list(paths), default_config_dirs=[],
+        )  # fmt: skip
     except (cfg.RequiredOptError, cfg.NoSuchOptError, cfg.TemplateSubstitutionError):
         pass  # check() raises the ConfigError, with the option's help; the last two are a $ in a value
     except cfg.ConfigFileParseError:
@@ -187,10 +255,18 @@ def world_readable_secrets(paths: Iterable[str], known: Iterable[tuple[str, Sequ
 
 def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequence[str]) -> None:
     """Read each of ``opts`` once, so that a wrong value stops the start and not a request."""
-    where = f'[{group}] of {", ".join(paths) or "no configuration file"}'
+    _check(conf if group == 'DEFAULT' else conf[group], opts, _where(group, paths))
+
+
+def _where(group: str, paths: Sequence[str]) -> str:
+    return f'[{group}] of {", ".join(paths) or "no configuration file"}'
+
+
+def _check(values: Any, opts: Iterable[cfg.Opt], where: str, from_file: Collection[str] = ()) -> None:
+    names = {opt.name for opt in opts}
     for opt in opts:
         try:
-            value = conf[opt.dest] if group == 'DEFAULT' else conf[group][opt.dest]
+            value = values[opt.dest]
         except (cfg.Error, ValueError) as error:
             # The text of oslo.config contains the value, which may be a secret.
             reason = (
@@ -201,12 +277,26 @@ def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequ
             raise ConfigError(f'{opt.name} in {where}: {reason}') from (None if opt.secret else error)
         if opt.required and value in (None, '', []):
             raise ConfigError(f'{opt.name} is missing from {where}. It is: {opt.help}')
+        # A secret may really be written so. It is refused where it can be kept in a file of its own instead.
+        if opt.name not in from_file and (not opt.secret or f'{opt.name}_file' in names):
+            check_comment(opt.name, value, where, is_secret=bool(opt.secret))
 
 
-def check_option_names(global_conf: Mapping[str, str]) -> None:
-    """Raise ConfigError for the first name in the files that no option has but that resembles one of ours."""
+def check_comment(name: str, value: object, where: str, *, is_secret: bool = False) -> None:
+    """Raise ConfigError if ``value`` has white space followed by #: oslo.config reads a comment there as the value."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and re.search(r'\s#', text):
+            advice = f'; if it belongs to the secret, use {name}_file' if is_secret else ''
+            raise ConfigError(
+                f'{name} in {where}: the value has white space followed by #. A comment must be on a line of its own'
+                f'{advice}'
+            )
+
+
+def log_misspelt_names(global_conf: Mapping[str, str]) -> None:
+    """Log a warning for each name in the files that no option has but that resembles one of ours."""
     for sentence in misspelt(files(global_conf), all_options()):
-        raise ConfigError(sentence)
+        LOG.warning('%s', sentence)
 
 
 def all_options() -> list[tuple[str, list[cfg.Opt]]]:
@@ -218,8 +308,8 @@ def all_options() -> list[tuple[str, list[cfg.Opt]]]:
 def misspelt(paths: Sequence[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
     """One sentence for each name in ``paths`` that is not an option in ``known`` but resembles one.
 
-    ``known`` are (group, options) pairs. Names of Quantum and Neutron that resemble ours are in
-    ``KNOWN_FOREIGN_OPTIONS``.
+    ``known`` are (group, options) pairs. Names of Quantum, Neutron and Nova that resemble ours are in
+    ``KNOWN_FOREIGN_OPTIONS``; other programs may have more of them, so a sentence is a hint and no error.
     """
     sentences = []
     names: dict[str, set[str]] = {}
@@ -260,6 +350,16 @@ KNOWN_FOREIGN_OPTIONS = frozenset(
         'auth_urls',
         'auth_uri',
         'nova_metadata_url',
+        # neutron.conf of Juno and Kilo: notifications to Nova.
+        'nova_admin_tenant_name',
+        'nova_admin_tenant_id',
+        'nova_admin_username',
+        'nova_admin_password',
+        'nova_admin_auth_url',
+        'nova_region_name',
+        # nova.conf of Grizzly and Havana, on a host with everything.
+        'quantum_metadata_proxy_shared_secret',
+        'neutron_metadata_proxy_shared_secret',
     }
 )
 """Options of other programs in the same files that resemble ours."""

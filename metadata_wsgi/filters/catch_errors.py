@@ -5,11 +5,10 @@ The traceback is logged; the client gets a constant 503 with ``Retry-After: 1``.
 retries after 503. No header, body or secret of the request is logged.
 
 The outermost filter is built last, so this one also checks the finished pipeline, once: each filter finds the keys
-that it reads, no option in the configuration files is misspelt, and gunicorn, if it loads the pipeline, is not set to
-accept malformed requests (``pipeline/gunicorn_strictness.py`` has the settings). Otherwise the start is refused,
-whichever server loads the pipeline.
-At the first request the server is checked again, for a gunicorn that was given the finished pipeline: if it accepts
-malformed requests, every request gets 503 and the log names the setting.
+that it reads, and no option in the configuration files is misspelt. Otherwise the start is refused, whichever server
+loads the pipeline.
+At the first request it checks the settings of a gunicorn that serves it: if that accepts malformed requests, every
+request gets 503 and the log names the setting (``pipeline/gunicorn_strictness.py`` has the settings).
 It reads and writes no environ key. It has no options.
 """
 
@@ -17,12 +16,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.pipeline import gunicorn_strictness, order
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -39,20 +41,32 @@ class CatchErrorsFilter:
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
         self._lenient_settings: list[str] | None = None
+        # File, line and type of an exception -> its throttle. As many as the code has places.
+        self._logs: dict[tuple[str, int, type], Throttle] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Call the rest of the pipeline; 503 for an exception before the body."""
         if self._lenient_settings is None:
-            self._lenient_settings = gunicorn_strictness.leniences(gunicorn_strictness.calling(start_response))
+            self._lenient_settings = gunicorn_strictness.lenient_settings(
+                gunicorn_strictness.settings_of(start_response)
+            )
             if self._lenient_settings:
-                LOG.critical('Every request gets 503: %s', gunicorn_strictness.sentence(self._lenient_settings))
+                LOG.critical('Every request gets 503: %s', gunicorn_strictness.message(self._lenient_settings))
         if self._lenient_settings:
             return error_responses.unavailable()(environ, start_response)
         try:
             return self.app(environ, start_response)
-        except Exception:
-            LOG.exception('Unexpected exception in the pipeline; the response was 503')
+        except Exception as error:
+            self._log(error)
             return error_responses.unavailable()(environ, _with_exc_info(start_response))
+
+    def _log(self, error: Exception) -> None:
+        """Log the traceback, at most once in an interval for each place: a client can repeat its request for ever."""
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        place = (frame.f_code.co_filename, line, type(error))
+        throttle = self._logs.setdefault(place, Throttle(limits.LOG_INTERVAL_S))
+        if throttle.allow():
+            LOG.error('Unexpected exception in the pipeline; the response was 503', exc_info=error)
 
 
 def _with_exc_info(start_response: StartResponse) -> StartResponse:
@@ -72,8 +86,8 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     def wrap(app: WSGIApplication) -> CatchErrorsFilter:
         outermost = CatchErrorsFilter(app)
         order.check(outermost)
-        gunicorn_strictness.check()
-        config_files.check_option_names(global_conf)
+        if not config_files.is_parsed_once():  # else the program logs them, once for all workers
+            config_files.log_misspelt_names(global_conf)
         return outermost
 
     return wrap

@@ -60,7 +60,8 @@ class DeadlineFilter:
         if remaining_ms.isascii() and remaining_ms.isdigit():
             # Nine digits are eleven days: more than the option allows, and few enough for int().
             timeout_s = min(timeout_s, int(remaining_ms[:9]) / 1000)
-        environ[environ_keys.DEADLINE] = Deadline.after(timeout_s, self._clock)
+        received_at_s = environ.get(environ_keys.RECEIVED_AT_S, self._clock())
+        environ[environ_keys.DEADLINE] = Deadline(received_at_s + timeout_s, self._clock)
         return self.app(environ, start_response)
 
 

@@ -106,7 +106,7 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     conf = config_files.load(global_conf, [*OPTS, *listeners.OPTS, *identity.OPTS])
     if conf.metadata_proxy_socket_mode == 'all' and not conf.metadata_peer_users and not conf.metadata_peer_groups:
         return lambda app: PeerCredentialsFilter(app, uids=None)
-    uids, gids = accepted_ids(conf, identity.of(conf.metadata_user, conf.metadata_group))
+    uids, gids = accepted_ids(conf, identity.resolve(conf.metadata_user, conf.metadata_group))
     return lambda app: PeerCredentialsFilter(app, uids=uids, gids=gids)
 
 

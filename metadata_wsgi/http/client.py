@@ -13,21 +13,25 @@ breaks then, the client's connection is closed, and the client sees by the lengt
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import re
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from gunicorn_h1c import IncompleteError, ParseError, parse_response
-
 from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import BadRequest, MaybeSent, NotSent
+from metadata_wsgi.http.head_parser import IncompleteError, ParseError, parse_response
 from metadata_wsgi.http.message import Headers, Request, Response, end_to_end
 from metadata_wsgi.http.raw_socket import from_gevent_socket
+from metadata_wsgi.http.tls_socket import TlsSocket
+from metadata_wsgi.net import resolver
 
 _CHUNK_SIZE = re.compile(rb'[0-9A-Fa-f]{1,15}\Z')
 
@@ -51,7 +55,7 @@ class PooledHttpClient:
 
     def __init__(
         self,
-        connect: Callable[[float], socket.socket],
+        connect: Callable[[float], Any],
         *,
         name: str,
         host: str,
@@ -140,7 +144,7 @@ class _StaleConnection(Exception):
 class _Connection:
     """A connection, and the received bytes that are not parsed yet."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Any) -> None:
         self._sock: Any = from_gevent_socket(sock)
         self._data = b''
         self.reused = False
@@ -201,26 +205,27 @@ class _Connection:
         options = [
             token.strip().lower() for name, value in headers if name == 'connection' for token in value.split(',')
         ]
+        if parsed['minor_version'] == 0 and any(name == 'transfer-encoding' for name, _ in headers):
+            raise ValueError('the response is HTTP/1.0 and has a Transfer-Encoding')
         is_last = 'close' in options or (parsed['minor_version'] == 0 and 'keep-alive' not in options)
-        return parsed['status'], parsed['message'].decode('latin-1'), headers, is_last
+        return parsed['status'], parsed['message'].decode('latin-1'), _with_one_length(headers), is_last
 
     def read_body(self, method: str, status: int, headers: Headers) -> Iterator[bytes]:
         """The body in pieces as they arrive, after a check of its framing (RFC 9112, 6.3)."""
         if method == 'HEAD' or status in (204, 304):
             return iter(())
         codings = [value.strip().lower() for name, value in headers if name == 'transfer-encoding']
-        lengths = {value.strip() for name, value in headers if name == 'content-length'}
+        lengths = [value for name, value in headers if name == 'content-length']
         if codings:
-            if codings != ['chunked'] or lengths:
-                raise ValueError('the framing of the response is ambiguous')
+            if lengths:
+                raise ValueError('the response has both Transfer-Encoding and Content-Length')
+            if codings != ['chunked']:
+                raise ValueError(f'the transfer coding of the response is not chunked: {", ".join(codings)[:80]}')
             return self._chunks()
         if not lengths:
             self.reusable = False
             return self._until_closed()
-        length = lengths.pop()
-        if lengths or not (length.isascii() and length.isdigit()):
-            raise ValueError('the length of the response is ambiguous')
-        return self._exactly(int(length))
+        return self._exactly(int(lengths[0]))
 
     def _exactly(self, remaining: int) -> Iterator[bytes]:
         while remaining:
@@ -297,6 +302,22 @@ class _StreamedBody:
         self._connection.close()
 
 
+def _with_one_length(headers: Headers) -> Headers:
+    """``headers`` with at most one Content-Length. Equal ones, or a list of equal ones, become one (RFC 9112, 6.3)."""
+    values = [value for name, value in headers if name == 'content-length']
+    if not values:
+        return headers
+    lengths = {part.strip() for value in values for part in value.split(',')}
+    length = lengths.pop()
+    if lengths:
+        raise ValueError('the response has several different lengths')
+    if not (length.isascii() and length.isdigit()):
+        raise ValueError('the Content-Length of the response is not a number')
+    if len(values) == 1 and values[0] == length:
+        return headers
+    return [*(header for header in headers if header[0] != 'content-length'), ('content-length', length)]
+
+
 @functools.lru_cache(maxsize=256)
 def _lower_name(name: bytes) -> str:
     return name.decode('latin-1').lower()
@@ -304,36 +325,41 @@ def _lower_name(name: bytes) -> str:
 
 def unix_client(path: str) -> PooledHttpClient:
     """A client of the unix socket at ``path``."""
-
-    def connect(timeout_s: float) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        return _connected(sock, path, timeout_s)
-
-    return PooledHttpClient(connect, name=f'unix:{path}', host='localhost')
+    return PooledHttpClient(functools.partial(_connect_unix, path), name=f'unix:{path}', host='localhost')
 
 
-def tcp_client(host: str, port: int, *, tls: ssl.SSLContext | None = None) -> PooledHttpClient:
+def tcp_client(
+    host: str, port: int, *, tls: ssl.SSLContext | None = None, connector: resolver.TcpConnector = resolver.SHARED
+) -> PooledHttpClient:
     """A client of ``host`` (name or IP address, IPv6 without brackets) at ``port``, over TLS if a context is given."""
     authority = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
-    def connect(timeout_s: float) -> socket.socket:
-        sock = socket.create_connection((host, port), timeout_s)
+    def finish(sock: socket.socket, timeout_s: float) -> Any:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if tls is None:
-            return sock
-        try:
-            return tls.wrap_socket(sock, server_hostname=host)
-        except BaseException:
-            sock.close()
-            raise
+        return sock if tls is None else TlsSocket(sock, tls, host, timeout_s)
+
+    def connect(timeout_s: float) -> Any:
+        return connector.connect(host, port, timeout_s, finish)
 
     return PooledHttpClient(connect, name=f'{"https" if tls else "http"}://{authority}', host=authority)
 
 
-def _connected(sock: socket.socket, address: Any, timeout_s: float) -> socket.socket:
-    sock.settimeout(timeout_s)
+def _connect_unix(path: str, timeout_s: float) -> socket.socket:
+    """A connection to the unix socket at ``path``.
+
+    A unix socket whose backlog is full refuses with EAGAIN, and nothing signals when it has room again: gevent's
+    connect() would spin, because an unconnected unix socket is always writable. So this one waits between attempts.
+    """
+    until_s = time.monotonic() + timeout_s
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.connect(address)
+        sock.setblocking(False)
+        while code := sock.connect_ex(path):
+            if code != errno.EAGAIN:
+                raise OSError(code, os.strerror(code))
+            if time.monotonic() + limits.UNIX_BACKLOG_RETRY_S >= until_s:
+                raise TimeoutError('the backlog of the socket stayed full')
+            time.sleep(limits.UNIX_BACKLOG_RETRY_S)
     except BaseException:
         sock.close()
         raise

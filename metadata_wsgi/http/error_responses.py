@@ -52,6 +52,11 @@ def too_many_requests(retry_after_s: int) -> WSGIApplication:
     )
 
 
+def request_timeout() -> WSGIApplication:
+    """408: the client sent its request too slowly."""
+    return _text_response(webob.exc.HTTPRequestTimeout, 'The request body did not arrive in time.')
+
+
 def payload_too_large(limit: int) -> WSGIApplication:
     """413: the body has more than ``limit`` bytes."""
     return _text_response(webob.exc.HTTPRequestEntityTooLarge, f'A request body may have at most {limit} bytes.')

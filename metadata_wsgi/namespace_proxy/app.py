@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import BadRequest, NoResponse, NotSent
+from metadata_wsgi.errors import BadRequest, NoResponse, NotSent, RequestTimeout
 from metadata_wsgi.http import error_responses, header_names, message
 from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import retry_until
 from metadata_wsgi.net import addresses
-from metadata_wsgi.pipeline.environ_keys import NAMESPACE, Namespace
+from metadata_wsgi.pipeline.environ_keys import NAMESPACE, RECEIVED_AT_S, Namespace
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -66,12 +66,14 @@ class NamespaceProxyApp:
         self._clock = clock
         self._sleep = sleep
         self._no_response_log = Throttle(limits.LOG_INTERVAL_S)
+        self._slow_client_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Relay the agent's response; 503 if there is none, 400 or 413 for a request that cannot be sent."""
-        deadline = Deadline.after(self._request_timeout_s, self._clock)
+        """Relay the agent's response; 503 if there is none, 400, 408 or 413 for a request that cannot be sent."""
+        received_at_s = environ.get(RECEIVED_AT_S, self._clock())
+        deadline = Deadline(received_at_s + self._request_timeout_s, self._clock)
         try:
-            request = self._request(environ)
+            request = self._request(environ, deadline)
             response = retry_until(
                 lambda: self._agent.send_request(_with_remaining_time(request, deadline), deadline),
                 deadline,
@@ -80,6 +82,10 @@ class NamespaceProxyApp:
             )
         except message.TooLarge:
             return error_responses.payload_too_large(self._max_body_bytes)(environ, start_response)
+        except RequestTimeout:
+            if self._slow_client_log.allow():
+                LOG.info('A request gets 408: its client did not send the body in time')
+            return error_responses.request_timeout()(environ, start_response)
         except BadRequest as error:
             return error_responses.bad_request(str(error))(environ, start_response)
         except NoResponse as error:
@@ -97,7 +103,7 @@ class NamespaceProxyApp:
             return header_names.router_id(self._prefix), namespace.router_id
         return header_names.network_id(self._prefix), namespace.network_id or ''
 
-    def _request(self, environ: WSGIEnvironment) -> message.Request:
+    def _request(self, environ: WSGIEnvironment, deadline: Deadline) -> message.Request:
         headers = [(name, value) for name, value in message.headers(environ) if not header_names.is_reserved(name)]
         if any(key in environ for key in _FORWARDED_KEYS):
             headers.append((header_names.CLIENT_FORWARDED, '1'))
@@ -105,7 +111,7 @@ class NamespaceProxyApp:
             headers.append((header_names.CLIENT_INTERFACE, interface))
         address = addresses.normalize_ip(environ['REMOTE_ADDR'])
         headers += [(header_names.FORWARDED_FOR, address), self._id_header(environ)]
-        content = message.body(environ, self._max_body_bytes)
+        content = message.body(environ, self._max_body_bytes, deadline.fraction(limits.BODY_DEADLINE_FRACTION))
         return message.Request(environ['REQUEST_METHOD'], message.target(environ), headers, content)
 
 

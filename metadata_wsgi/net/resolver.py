@@ -167,7 +167,8 @@ class TcpConnector:
                 sock = _open(address, port, attempt_until_s - self._clock())
                 finished = finish(sock, attempt_until_s - self._clock())
             except OSError as error:
-                failures.append((address, error))
+                # Without its traceback, which would keep this frame and its sockets alive.
+                failures.append((address, error.with_traceback(None)))
                 continue
             self._last_good[host, port] = address
             return finished
@@ -201,11 +202,13 @@ def _addresses(found: Sequence[Any]) -> list[Address]:
     return [Address(family, sockaddr[0], sockaddr[2:]) for family, _, _, _, sockaddr in found]
 
 
-def wait_ready(sock: Any, event: int, timeout_s: float) -> None:
+def wait_ready(sock: Any, event: int, timeout_s: float | None) -> None:
     """Wait until ``sock`` can be read (``select.POLLIN``) or written (``select.POLLOUT``); raises TimeoutError."""
     poller = select.poll()  # gevent's, where it is patched
     poller.register(sock.fileno(), event)
-    if timeout_s <= 0 or not poller.poll(math.ceil(timeout_s * 1000)):
+    if timeout_s is not None and timeout_s <= 0:
+        raise TimeoutError('timed out')
+    if not poller.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)):
         raise TimeoutError('timed out')
 
 

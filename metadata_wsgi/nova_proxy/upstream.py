@@ -8,7 +8,8 @@ nothing is decoded.
 
 A GET or HEAD is retried until the deadline where Nova is unreachable, does not respond, or answers 500, 502, 503 or
 504. Then the client gets Nova's last response, or 503 if there was none. A POST (the password) is sent once; it is
-retried only if it cannot have been received.
+retried only if it cannot have been received. All requests of a worker share a budget of retries, and a host that
+accepts no connections gets one attempt at a time: a Nova that fails is not loaded with the retries of every client.
 
 While the shared secret is being changed there are two signatures. A request that Nova refuses with the one (403) is
 sent with the other, a POST too, because a refused request has no effect. The accepted one is used first from then on.
@@ -31,10 +32,11 @@ from oslo_config import cfg
 from metadata_wsgi import limits
 from metadata_wsgi.config import config_files, tls_options
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent
+from metadata_wsgi.errors import BadRequest, ConfigError, MaybeSent, NoResponse, NotSent, RequestTimeout
 from metadata_wsgi.http import client, error_responses, header_names, message
+from metadata_wsgi.http.circuit_breaker import CircuitBreaker
 from metadata_wsgi.http.client import HttpClient
-from metadata_wsgi.http.retry import retry_until
+from metadata_wsgi.http.retry import RetryBudget, retry_until
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.throttle import Throttle
 
@@ -71,6 +73,20 @@ OPTS = [
 RETRYABLE_STATUSES = frozenset({500, 502, 503, 504})
 """Nova answers these while something that it needs is unavailable. Every other status is relayed at once."""
 
+PATHS_OF_EVERY_INSTANCE = frozenset(
+    {
+        '/openstack',
+        '/openstack/latest',
+        '/openstack/latest/meta_data.json',
+        '/latest',
+        '/latest/meta-data',
+        '/latest/meta-data/instance-id',
+        '/2009-04-04/meta-data',
+        '/2009-04-04/meta-data/instance-id',
+    }
+)
+"""Nova has these for every instance that it knows; cloud-init, Ignition and CirrOS start with one of them."""
+
 
 class UpstreamApp:
     """The proxy app: sends each request to one of ``clients``, with retries."""
@@ -88,40 +104,64 @@ class UpstreamApp:
     ) -> None:
         self.clients = tuple(clients)
         self._max_body_bytes = max_body_bytes
-        self._clock = clock
         self._sleep = sleep
-        # Index in ``clients`` -> until when the host is tried after the others.
-        self._down_until_s = dict.fromkeys(range(len(self.clients)), 0.0)
+        self._hosts = [_Host(client, clock) for client in self.clients]
+        self._retry_budget = RetryBudget(clock)
         # Index in ``signatures`` of the one that Nova accepted last.
         self._accepted_signature = 0
         self._refused_log = Throttle(limits.LOG_INTERVAL_S)
+        # Whether Nova's metadata API has answered 200 since the worker started; until then, how many 404s it has sent.
+        self._has_known_an_instance = False
+        self._unknown_instances = 0
+        self._unknown_log = Throttle(limits.UNKNOWN_INSTANCES_LOG_INTERVAL_S)
         self._secret_change_log = Throttle(limits.SECRET_CHANGE_LOG_INTERVAL_S)
         self._no_response_log = Throttle(limits.LOG_INTERVAL_S)
+        self._slow_client_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Relay Nova's response; 503 if there is none, 400 or 413 for a request that cannot be sent."""
+        """Relay Nova's response; 503 if there is none, 400, 408 or 413 for a request that cannot be sent."""
         identity: environ_keys.SignedIdentity = environ[environ_keys.SIGNED_IDENTITY]
+        deadline: Deadline = environ[environ_keys.DEADLINE]
         try:
-            response = self._send_signed(self._request(environ), identity, environ[environ_keys.DEADLINE])
+            response = self._send_signed(self._request(environ, deadline), identity, deadline)
         except message.TooLarge:
             return error_responses.payload_too_large(self._max_body_bytes)(environ, start_response)
+        except RequestTimeout:
+            if self._slow_client_log.allow():
+                LOG.info('A request gets 408: its client did not send the body in time')
+            return error_responses.request_timeout()(environ, start_response)
         except BadRequest as error:
             return error_responses.bad_request(str(error))(environ, start_response)
         except NoResponse as error:
             if self._no_response_log.allow():
                 LOG.error('Requests get 503: no response from Nova: %s', error)
             return error_responses.unavailable()(environ, start_response)
-        if response.status == 403 and self._refused_log.allow():
+        self._check_status(response.status, environ.get('PATH_INFO', ''))
+        return response(environ, start_response)
+
+    def _check_status(self, status: int, path: str) -> None:
+        """Log what a status of Nova says about its configuration."""
+        if status == 403 and self._refused_log.allow():
             LOG.error(
                 'Nova refuses the signature (403): compare metadata_proxy_shared_secret here with '
                 '[neutron] metadata_proxy_shared_secret in nova.conf; they must be the same'
             )
-        return response(environ, start_response)
+        if status == 200:
+            self._has_known_an_instance = True
+        elif status == 404 and not self._has_known_an_instance and path.rstrip('/') in PATHS_OF_EVERY_INSTANCE:
+            self._unknown_instances += 1
+            if self._unknown_instances >= limits.UNKNOWN_INSTANCES_WARNING and self._unknown_log.allow():
+                LOG.warning(
+                    'Nova has answered 404 to all of the first %d requests, for instances that the lookup knows: '
+                    'if Nova has [neutron] service_metadata_proxy = false, or misspelt, in nova.conf, it ignores '
+                    'the signature and answers 404 to every instance',
+                    self._unknown_instances,
+                )
 
-    def _request(self, environ: WSGIEnvironment) -> message.Request:
+    def _request(self, environ: WSGIEnvironment, deadline: Deadline) -> message.Request:
         """The client's request, without the identity."""
         headers = [(name, value) for name, value in message.headers(environ) if name in header_names.UPSTREAM_ALLOWED]
-        content = message.body(environ, self._max_body_bytes)
+        content = message.body(environ, self._max_body_bytes, deadline.fraction(limits.BODY_DEADLINE_FRACTION))
         return message.Request(environ['REQUEST_METHOD'], message.target(environ), headers, content)
 
     def _send_signed(
@@ -147,39 +187,83 @@ class UpstreamApp:
         return response
 
     def _send_until(self, request: message.Request, deadline: Deadline) -> message.Response:
-        return retry_until(
+        self._retry_budget.add_request()
+        response = retry_until(
             lambda: self._send_to_hosts(request, deadline),
             deadline,
             retry_on=(NoResponse,) if request.is_retryable else (NotSent,),
             retry_if_result=lambda response: request.is_retryable and response.status in RETRYABLE_STATUSES,
+            may_retry=self._may_retry,
             sleep=self._sleep,
         )
+        if response.status not in RETRYABLE_STATUSES:
+            self._retry_budget.add_success()
+        return response
+
+    def _may_retry(self) -> bool:
+        return any(host.circuit.allows_attempt() for host in self._hosts) and self._retry_budget.take_retry()
 
     def _send_to_hosts(self, request: message.Request, deadline: Deadline) -> message.Response:
         """One attempt at each host until one succeeds; returns or raises the outcome of the last one."""
-        order = sorted(range(len(self.clients)), key=lambda index: self._down_until_s[index] > self._clock())
-        for position, index in enumerate(order):
-            is_last = position == len(order) - 1
+        hosts = [host for host in self._hosts if host.circuit.allows_attempt()]
+        if not hosts:
+            raise NotSent(self._hosts[-1].circuit.last_error)
+        hosts.sort(key=lambda host: host.is_backed_off())
+        for host in hosts:
+            is_last = host is hosts[-1]
             try:
                 # A host that does not respond must leave time for another attempt.
-                response = self.clients[index].send_request(
-                    request, deadline.fraction(2 / 3) if request.is_retryable else deadline
-                )
+                response = host.send_request(request, deadline.fraction(2 / 3) if request.is_retryable else deadline)
             except NoResponse as error:
-                self._mark_down(index, error)
+                host.back_off(error)
                 if is_last or not (request.is_retryable or isinstance(error, NotSent)):
                     raise
                 continue
             if is_last or not request.is_retryable or response.status not in RETRYABLE_STATUSES:
-                self._down_until_s[index] = 0.0
+                host.end_backoff()
                 return response
-            self._mark_down(index, f'it answered {response.status}')
-        raise NotSent('no host of Nova is configured')
+            host.back_off(f'it answered {response.status}')
+        raise AssertionError('the last host returns or raises')
 
-    def _mark_down(self, index: int, reason: object) -> None:
-        if self._down_until_s[index] <= self._clock():
-            LOG.warning('Nova at %s fails: %s', self.clients[index].name, reason)
-        self._down_until_s[index] = self._clock() + limits.NOVA_HOST_BACKOFF_S
+
+class _Host:
+    """A host of Nova, and its health."""
+
+    def __init__(self, client: HttpClient, clock: Callable[[], float]) -> None:
+        self.client = client
+        self.circuit = CircuitBreaker(clock)
+        self._clock = clock
+        self._backed_off_until_s = 0.0
+        self._failure_log = Throttle(limits.LOG_INTERVAL_S, clock)
+
+    def send_request(self, request: message.Request, deadline: Deadline) -> message.Response:
+        """As HttpClient; records whether a connection was made."""
+        self.circuit.start_attempt()
+        had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
+        try:
+            response = self.client.send_request(request, deadline)
+        except NotSent as error:
+            self.circuit.record_failure(error, had_time=had_time)
+            raise
+        except MaybeSent:
+            self.circuit.record_connected()
+            raise
+        self.circuit.record_connected()
+        return response
+
+    def is_backed_off(self) -> bool:
+        """Whether the host is tried after the others."""
+        return self._backed_off_until_s > self._clock()
+
+    def back_off(self, reason: object) -> None:
+        """The host failed: try it after the others for a while."""
+        if not self.is_backed_off() and self._failure_log.allow():
+            LOG.warning('Nova at %s fails: %s', self.client.name, reason)
+        self._backed_off_until_s = self._clock() + limits.NOVA_HOST_BACKOFF_S
+
+    def end_backoff(self) -> None:
+        """The host works."""
+        self._backed_off_until_s = 0.0
 
 
 def identity_headers(identity: environ_keys.SignedIdentity, signature: str) -> message.Headers:

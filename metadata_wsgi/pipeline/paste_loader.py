@@ -58,7 +58,6 @@ def load(path: str, name: str = 'agent', global_conf: Mapping[str, str] | None =
         except (LookupError, TypeError, ValueError, ImportError, AttributeError) as error:
             raise ConfigError(f'{path}: {_describe_paste_error(error)}') from error
         order.check(app)
-        config_files.check_option_names(global_conf)
     return app
 
 

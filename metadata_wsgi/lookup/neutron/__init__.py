@@ -6,8 +6,9 @@ the router, and the port that has the address on one of them. The user's role mu
 ports: ``service`` or ``admin``. A role that is not gets empty lists, so that no instance would seem to exist.
 ``metadata-wsgi check-config`` and the start of the agent detect that; requests then get 503, not 404.
 
-Credentials are Grizzly's options in ``[DEFAULT]`` (``auth_url``, ``admin_user``, ...), or, where ``[quantum]``
-(or ``[neutron]``) has an ``auth_type``, the options of any keystoneauth plugin in that group::
+Credentials are Grizzly's options in ``[DEFAULT]`` (``auth_url``, ``admin_user``, ...), or the options of any
+keystoneauth plugin in ``[neutron]`` (or ``[quantum]``), or those of Neutron itself in ``neutron.conf``. ``options`` has
+the order::
 
     [neutron]
     auth_type = v3applicationcredential
@@ -36,4 +37,5 @@ __all__ = ['GROUPS', 'GROUP_OPTS', 'OPTS', 'NeutronLookup', 'VisibilityCheck', '
 
 def factory(global_conf: Mapping[str, str], *, networks_cache: StepCache | None = None) -> NeutronLookup:
     """For ``directory = neutron``. Sends nothing yet: the first lookup does, or ``probe``."""
-    return NeutronLookup(make_ports_api(read(global_conf)), networks_cache=networks_cache)
+    settings = read(global_conf)
+    return NeutronLookup(make_ports_api(settings), networks_cache=networks_cache, credentials=settings.credentials)

@@ -4,32 +4,45 @@
 keystoneauth sends the requests. This module adds what a thousand instances that boot at once need:
 
 - One thread renews a token ``RENEW_BEFORE_EXPIRY_S`` before it expires; the others use the old one meanwhile. While
-  Keystone is unavailable the old one stays in use until it expires.
+  Keystone is unavailable, or rejects the renewal, the old one stays in use until it expires.
 - A token that Neutron rejects (401) is renewed once, not once by each thread that received a 401.
 - A thread waits for another thread's renewal until its own deadline, no longer.
-- An error that a retry does not repair, such as a wrong password, is cached for ``NEGATIVE_CACHE_S``: Keystone may
-  lock an account after some failed attempts.
+- An error that a retry does not repair is cached for ``NEGATIVE_CACHE_S``. After rejected credentials the time doubles
+  with each rejection, up to ``MAX_NEGATIVE_CACHE_S``: Keystone may lock an account after some failed attempts.
+
+How long a token is valid is the difference of Keystone's own two times (``expires_at`` and ``issued_at``), counted on
+the monotonic clock of this host. So the clock of this host may be wrong.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from keystoneauth1 import exceptions
+from keystoneauth1.session import Session
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
-from metadata_wsgi.lookup.neutron.transport import deadline_scope
+from metadata_wsgi.lookup.neutron.transport import deadline_scope, describe
+from metadata_wsgi.throttle import Throttle
+
+LOG = logging.getLogger(__name__)
 
 RENEW_BEFORE_EXPIRY_S = 120.0
 EXPIRY_MARGIN_S = 5.0
 """A token is not used in its last seconds: Neutron rejects it about 2 s before it expires (tried with Neutron 29)."""
 NEGATIVE_CACHE_S = 5.0
+MAX_NEGATIVE_CACHE_S = 300.0
+"""Keystone's ``lockout_duration`` is 1800 s by default where ``lockout_failure_attempts`` is set."""
+MAX_CLOCK_SKEW_S = 30.0
+"""A larger difference to the clock of Keystone is logged once."""
 NEVER_S = float('inf')
 
 UNAVAILABLE_ERRORS = (
@@ -37,6 +50,20 @@ UNAVAILABLE_ERRORS = (
     exceptions.InvalidResponse, exceptions.HttpServerError, exceptions.TooManyRequests, exceptions.RequestTimeout,
 )  # fmt: skip
 """A retry may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointFilter:
+    """Selects Neutron's endpoint in Keystone's catalogue. ``interfaces``: the first that exists is used.
+
+    ``option_names`` are the names of the options for region and interface, for error texts.
+    """
+
+    interfaces: tuple[str, ...]
+    region_name: str | None = None
+    service_type: str = 'network'
+    service_name: str | None = None
+    option_names: tuple[str, str] = ('auth_region', 'endpoint_type')
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,29 +80,45 @@ class Token:
     renew_at_s: float
     expires_at_s: float
 
+    @property
+    def is_from_keystone(self) -> bool:
+        """False for the plugins ``none`` and ``http_basic``."""
+        return self.expires_at_s != NEVER_S
+
     def __repr__(self) -> str:
         return f'<Token for {self.endpoint}>'
+
+
+class KeystoneSession(Session):
+    """A keystoneauth session that never authenticates a request itself.
+
+    keystoneauth does so if the discovery of Keystone's versions is answered 401, while it holds the lock of the plugin:
+    the thread would wait for itself, past every deadline.
+    """
+
+    def get_auth_headers(self, auth: Any = None, **kwargs: Any) -> Any:
+        """Called by keystoneauth for a request that needs a token."""
+        raise exceptions.DiscoveryFailure('Keystone rejects a request for its versions (401)')
 
 
 class Authenticator:
     """Holds the current token. Shared by all threads of a worker.
 
-    ``session`` is a keystoneauth session with its plugin. ``endpoint_filter`` selects the endpoint in the catalogue:
-    ``service_type``, ``interface`` and so on, as ``Session.get_endpoint`` takes them. ``endpoint`` replaces the
-    catalogue.
+    ``session`` is a keystoneauth session with its plugin. ``endpoint_filter`` selects the endpoint in the catalogue;
+    ``endpoint`` replaces the catalogue.
     """
 
     def __init__(
         self,
         session: Any,
         *,
-        endpoint_filter: Mapping[str, Any],
+        endpoint_filter: EndpointFilter,
         endpoint: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._session = session
-        self._endpoint_filter = dict(endpoint_filter)
+        self._endpoint_filter = endpoint_filter
         self._endpoint = endpoint
         self._clock = clock
         self._now = now
@@ -83,6 +126,9 @@ class Authenticator:
         self._token: Token | None = None
         self._renew_at_s = 0.0
         self._cached_error = ('', 0.0)
+        self._rejections = 0
+        self._renewal_log = Throttle(limits.LOG_INTERVAL_S, clock)
+        self._skew_is_logged = False
 
     def token(self, deadline: Deadline, rejected: Token | None = None) -> Token:
         """Return the current token, but never ``rejected``.
@@ -112,7 +158,6 @@ class Authenticator:
         try:
             if self._token is token:
                 self._token = None
-                self._session.invalidate()
                 self._cached_error = (reason, self._clock() + NEGATIVE_CACHE_S)
         finally:
             self._renewal_lock.release()
@@ -123,65 +168,132 @@ class Authenticator:
         if valid and now_s < self._renew_at_s:
             return valid
         reason, until_s = self._cached_error
-        if now_s < until_s:
+        if valid is None and now_s < until_s:
             raise InstanceLookupError(reason)
-        if rejected is not None and rejected is current and not self._session.invalidate():
+        if rejected is not None and rejected is current and not rejected.is_from_keystone:
             raise InstanceLookupError(
                 'Neutron rejects the configured credentials (401), and there is no token to renew'
             )
         try:
             self._token = self._fetch(deadline)
-        except LookupUnavailable:
+        except InstanceLookupError as error:
+            pause_s = NEGATIVE_CACHE_S
+            if not isinstance(error, LookupUnavailable):
+                pause_s = self._pause_s()
+                self._cached_error = (str(error), now_s + pause_s)
             if valid is None:
                 raise
-            self._renew_at_s = now_s + NEGATIVE_CACHE_S
+            self._renew_at_s = now_s + pause_s
+            if self._renewal_log.allow():
+                LOG.warning(
+                    'The token is valid for another %d s and stays in use, but cannot be renewed: %s',
+                    valid.expires_at_s - now_s,
+                    error,
+                )
             return valid
-        except InstanceLookupError as error:
-            self._cached_error = (str(error), now_s + NEGATIVE_CACHE_S)
-            raise
+        self._rejections = 0
         self._renew_at_s = self._token.renew_at_s
         return self._token
+
+    def _pause_s(self) -> float:
+        """The time until the next attempt after an error that a retry does not repair."""
+        return min(NEGATIVE_CACHE_S * 2.0 ** max(0, self._rejections - 1), MAX_NEGATIVE_CACHE_S)
 
     def _fetch(self, deadline: Deadline) -> Token:
         try:
             with deadline_scope(deadline):
-                headers = self._session.get_auth_headers()
-                endpoint = self._endpoint or self._session.get_endpoint(skip_discovery=True, **self._endpoint_filter)
-            if headers is None:
-                raise InstanceLookupError('there are no credentials for Neutron in the configuration')
-            if not endpoint:
-                raise InstanceLookupError(f"Keystone's catalogue has no endpoint of {self._filter_text()}")
-            return self._make_token(endpoint, headers)
+                return self._fetch_token()
         except UNAVAILABLE_ERRORS as error:
-            raise LookupUnavailable(f'Keystone gives no token now: {_one_line(error)}') from error
+            raise LookupUnavailable(f'Keystone gives no token now: {describe(error)}') from error
         except exceptions.Unauthorized as error:
+            self._rejections += 1
             raise InstanceLookupError(
                 'Keystone rejects the credentials (401): compare user, password and project'
             ) from error
-        except exceptions.EndpointNotFound as error:
-            raise InstanceLookupError(f"Neutron is not in Keystone's catalogue: {_one_line(error)}") from error
         except exceptions.ClientException as error:
-            raise InstanceLookupError(f'Keystone gives no token: {_one_line(error)}') from error
+            raise InstanceLookupError(f'Keystone gives no token: {describe(error)}') from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             # keystoneauth parses a response without checks: the response was not Keystone's.
             raise LookupUnavailable(f'The response of Keystone is not a token ({error!r:.100})') from error
 
-    def _filter_text(self) -> str:
-        return ', '.join(f'{name} {value}' for name, value in self._endpoint_filter.items() if value)
-
-    def _make_token(self, endpoint: str, headers: Mapping[str, str]) -> Token:
-        access_info = getattr(self._session.auth, 'auth_ref', None)
+    def _fetch_token(self) -> Token:
+        # Not Session.get_token(): it compares the token's expiry with the clock of this host, and where that is wrong
+        # every call fetches a token.
+        access_info = self._session.auth.get_auth_ref(self._session)
         if access_info is None:
-            return Token(endpoint, headers, frozenset(), None, NEVER_S, NEVER_S)
-        lifetime_s = (access_info.expires - self._now()).total_seconds()
+            return self._without_keystone()
+        endpoint = self._endpoint or select_endpoint(access_info.service_catalog, self._endpoint_filter)
+        self._log_clock_skew(access_info.issued)
+        lifetime_s = max(0.0, (access_info.expires - access_info.issued).total_seconds())
         margin_s = min(RENEW_BEFORE_EXPIRY_S, lifetime_s / 5)
         now_s = self._clock()
         return Token(
-            endpoint, headers, frozenset(access_info.role_names), access_info.project_id,
-            now_s + lifetime_s - margin_s, now_s + max(0.0, lifetime_s - EXPIRY_MARGIN_S),
+            endpoint, {'X-Auth-Token': access_info.auth_token}, frozenset(access_info.role_names),
+            access_info.project_id, now_s + lifetime_s - margin_s, now_s + max(0.0, lifetime_s - EXPIRY_MARGIN_S),
         )  # fmt: skip
 
+    def _without_keystone(self) -> Token:
+        headers = self._session.auth.get_headers(self._session)
+        if headers is None:
+            raise InstanceLookupError('there are no credentials for Neutron in the configuration')
+        wanted = self._endpoint_filter
+        endpoint = self._endpoint or self._session.get_endpoint(
+            skip_discovery=True, service_type=wanted.service_type, interface=list(wanted.interfaces)
+        )
+        if not endpoint:
+            raise InstanceLookupError('there is no endpoint of Neutron in the configuration: set endpoint')
+        return Token(endpoint, headers, frozenset(), None, NEVER_S, NEVER_S)
 
-def _one_line(error: Exception) -> str:
-    """The text of keystoneauth's ``error`` on one line. It contains URLs and reasons, no credentials."""
-    return ' '.join(str(error).split())[:300] or type(error).__name__
+    def _log_clock_skew(self, issued: datetime) -> None:
+        skew_s = (self._now() - issued).total_seconds()
+        if abs(skew_s) > MAX_CLOCK_SKEW_S and not self._skew_is_logged:
+            self._skew_is_logged = True
+            LOG.warning(
+                'The clock of this host is %d s %s of the clock of Keystone. Tokens are used correctly nevertheless, '
+                'but times in logs are wrong, and so are times that programs compare: check NTP on both hosts',
+                abs(skew_s),
+                'ahead' if skew_s > 0 else 'behind',
+            )
+
+
+def select_endpoint(catalog: Any, wanted: EndpointFilter) -> str:
+    """Return the URL of the endpoint that ``wanted`` selects in a keystoneauth service catalogue.
+
+    Raises InstanceLookupError that names what the catalogue has: when nothing matches, and when endpoints of several
+    regions match. Their order says nothing, and the Neutron of another region does not know the routers of this one.
+    """
+    found = catalog.get_endpoints_data(service_type=wanted.service_type, service_name=wanted.service_name)
+    endpoints = [entry for entries in found.values() for entry in entries if entry.url]
+    region_option, interface_option = wanted.option_names
+    kind = f'{wanted.service_type} endpoint' + (f' named {wanted.service_name}' if wanted.service_name else '')
+    if not endpoints:
+        raise InstanceLookupError(
+            f"Keystone's catalogue has no {kind}; without a project in the credentials it is empty"
+        )
+    regions = sorted({entry.region_name or '' for entry in endpoints})
+    if wanted.region_name:
+        endpoints = [entry for entry in endpoints if entry.region_name == wanted.region_name]
+        if not endpoints:
+            raise InstanceLookupError(
+                f"Keystone's catalogue has no {kind} in region {wanted.region_name} ({region_option}); "
+                f'it has some in {_list(regions)}'
+            )
+    elif len(regions) > 1:
+        raise InstanceLookupError(
+            f"Keystone's catalogue has {kind}s in the regions {_list(regions)}; set {region_option} to the one of "
+            'this host'
+        )
+    for interface in wanted.interfaces:
+        for entry in endpoints:
+            if entry.interface in (interface, f'{interface}URL'):
+                url: str = entry.url
+                return url
+    interfaces = sorted({str(entry.interface).removesuffix('URL') for entry in endpoints})
+    raise InstanceLookupError(
+        f"Keystone's catalogue has no {kind} with interface {_list(wanted.interfaces)}; it has {_list(interfaces)}: "
+        f'set {interface_option}'
+    )
+
+
+def _list(names: Sequence[str]) -> str:
+    return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))

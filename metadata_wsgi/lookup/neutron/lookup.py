@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds instances through the ports of Neutron, and detects a role that cannot see them.
+"""Finds instances through the ports of Neutron, and detects credentials that cannot see them.
 
-The response to a role with too few rights is 200 with an empty list, the same as for a router without instances. So
-an empty result is accepted only if a check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has shown ports of other
-projects. And only with networks of the router that were queried just now, not cached: a network may have been added
-since.
+The response to credentials with too few rights is 200 with an empty list, the same as for a router without instances.
+So an empty result is accepted (404 for the client) only in two cases, else the lookup fails (503):
+
+- A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has shown ports of other projects.
+- There are none, as in a cloud that is new, and the role is one that may see all by Neutron's default policy, and
+  Neutron shows the interfaces of the source's own router (or any port of its network), which exist: the request came
+  from there.
+
+The networks of the router are then queried, not taken from the cache: a network may have been added since.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError
 from metadata_wsgi.lookup.neutron import queries
@@ -22,6 +28,7 @@ from metadata_wsgi.lookup.neutron.auth import Token
 from metadata_wsgi.lookup.neutron.ports_api import OnQuery
 from metadata_wsgi.lookup.protocol import StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
+from metadata_wsgi.throttle import Throttle
 
 LOG = logging.getLogger(__name__)
 
@@ -67,28 +74,47 @@ class VisibilityCheck:
     ports: int
     foreign: int
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether ports of other projects are visible. If not, the cloud may have none."""
+        return self.foreign > 0
+
     def __str__(self) -> str:
         roles = ', '.join(sorted(self.roles)) or 'none (no Keystone)'
-        if self.foreign:
+        if self.is_proven:
             return f'Neutron at {self.endpoint} shows ports of other projects; roles: {roles}'
-        return f'Neutron at {self.endpoint} has no ports of other projects to show yet; roles: {roles}'
+        return (
+            f'Neutron at {self.endpoint} shows no ports of other projects to the roles {roles}: either there are none '
+            'yet, or its policy hides them. The role service needs Neutron 2023.2 or later; admin works with all'
+        )
 
 
 class NeutronLookup:
     """Finds instances through ``api``.
 
-    ``networks_cache`` caches the networks of routers; without it each lookup queries them. The attribute ``on_query``
-    may be set: it is called after each query, for explanations.
+    ``networks_cache`` caches the networks of routers; without it each lookup queries them. ``credentials`` says in one
+    sentence which credentials are used. Two attributes may be set for explanations, by default both log: ``on_query``
+    is called after each query, ``on_other_port`` with a sentence about each port that has the address but belongs to
+    no instance.
     """
 
     def __init__(
-        self, api: PortsClient, *, networks_cache: StepCache | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        api: PortsClient,
+        *,
+        networks_cache: StepCache | None = None,
+        credentials: str = '',
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.credentials = credentials
         self.on_query: OnQuery = _log_query
+        self.on_other_port: Callable[[str], object] = self._log_other_port
         self._networks_cache = networks_cache
         self._api = api
         self._clock = clock
+        self._visibility: VisibilityCheck | None = None
         self._visibility_valid_until_s = 0.0
+        self._other_port_log = Throttle(limits.LOG_INTERVAL_S, clock)
 
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
         """Return the instances that have the source's address behind its router or on its network.
@@ -97,49 +123,67 @@ class NeutronLookup:
         rejects the agent or Neutron shows it no ports.
         """
         if source.network_id:
-            found = self._query_instances(source, [source.network_id], deadline)
+            networks = [source.network_id]
+            found = self._query_instances(source, networks, deadline)
         else:
-            found = self._find_behind_router(source, deadline)
-        if not found and self._clock() >= self._visibility_valid_until_s:
-            self.probe(deadline)
+            found, networks = self._find_behind_router(source, deadline)
+        if not found:
+            self._check_empty_result(source, networks, deadline)
         return found
 
     def probe(self, deadline: Deadline) -> VisibilityCheck:
-        """Check that ports of other projects are visible. InstanceLookupError if not: no instance would be found.
+        """Query a sample of ports. InstanceLookupError if the role or the scope of the token cannot see instances.
 
-        An empty cloud shows none either. Then a role that Neutron's default policy lets see all is accepted.
+        An empty cloud shows no ports of other projects either. Then the result is not proven, but no error.
         """
         query = (('limit', str(SAMPLE_SIZE)), ('fields', 'id'), ('fields', 'project_id'), ('fields', 'tenant_id'))
         ports = self._api.ports(query, deadline, self.on_query, pages=1)
         token = self._api.auth.token(deadline)
         foreign = sum((port.get('project_id') or port.get('tenant_id')) != token.project_id for port in ports)
         result = VisibilityCheck(token.endpoint, token.roles, len(ports), foreign)
-        if not foreign and len(ports) < SAMPLE_SIZE and token.roles and not token.roles & ROLES_THAT_SEE_ALL:
-            reason = (
-                f'Neutron shows no port of any other project to the roles {", ".join(sorted(token.roles))}; '
-                'give the user the role service (or admin) in its project'
-            )
+        reason = '' if foreign or len(ports) >= SAMPLE_SIZE else _blindness(token)
+        if reason:
             # A token keeps the roles that it was issued with. So a new one is fetched soon.
             self._api.auth.invalidate(token, reason)
             raise InstanceLookupError(reason)
+        self._visibility = result
         self._visibility_valid_until_s = self._clock() + VISIBILITY_CHECK_INTERVAL_S
         return result
+
+    def _check_empty_result(self, source: Source, networks: list[str], deadline: Deadline) -> None:
+        """Raise InstanceLookupError unless it is known that the source would be visible."""
+        result = self._visibility
+        if result is None or self._clock() >= self._visibility_valid_until_s:
+            result = self.probe(deadline)
+        if result.is_proven:
+            return
+        if source.network_id:
+            is_visible = bool(
+                self._api.ports(queries.any_port_query(source.network_id), deadline, self.on_query, pages=1)
+            )
+        else:
+            is_visible = bool(networks)
+        if not is_visible:
+            place = f'network {source.network_id}' if source.network_id else f'router {source.router_id}'
+            raise InstanceLookupError(f'Neutron shows no port of {place}, which sent a request. {result}')
 
     def close(self) -> None:
         """Close the idle connections."""
         self._api.close()
 
-    def _find_behind_router(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
+    def _find_behind_router(self, source: Source, deadline: Deadline) -> tuple[tuple[Instance, ...], list[str]]:
+        """The instances that match, and all networks of the router."""
         router, cached = self._router_networks(source, deadline)
         networks = queries.networks_behind(router, source.interface)
         found = self._query_instances(source, networks, deadline)
-        if found or not cached or self._networks_cache is None:
-            return found
-        router = self._networks_cache.refresh(
-            source.router_id, router, lambda until: self._query_router(source, until), deadline
-        )
-        current = queries.networks_behind(router, source.interface)
-        return self._query_instances(source, current, deadline) if set(current) != set(networks) else ()
+        if not found and cached and self._networks_cache is not None:
+            router = self._networks_cache.refresh(
+                source.router_id, router, lambda until: self._query_router(source, until), deadline
+            )
+            current = queries.networks_behind(router, source.interface)
+            if set(current) != set(networks):
+                found = self._query_instances(source, current, deadline)
+        return found, queries.networks_behind(router, None)
 
     def _router_networks(self, source: Source, deadline: Deadline) -> tuple[list[queries.RouterNetwork], bool]:
         """The interfaces and networks of the router, and whether they come from the cache."""
@@ -165,7 +209,34 @@ class NeutronLookup:
             for query in queries.ports_queries(source.address, networks)
             for port in self._api.ports(query, deadline, self.on_query)
         ]
-        return queries.matching_instances(source.address, frozenset(networks), ports)
+        found = queries.matching_instances(source.address, frozenset(networks), ports)
+        if not found:
+            for port in queries.other_ports(source.address, frozenset(networks), ports):
+                self.on_other_port(
+                    f'port {port.get("id")} on network {port.get("network_id")} has the address {source.address}, but '
+                    f'belongs to no instance: device_owner {port.get("device_owner")!r}, '
+                    f'device_id {port.get("device_id")!r}'
+                )
+        return found
+
+    def _log_other_port(self, text: str) -> None:
+        if self._other_port_log.allow():
+            LOG.info('No instance is at the address of a request: %s', text)
+
+
+def _blindness(token: Token) -> str:
+    """Why ``token`` cannot see instances of other projects, by its scope and roles; '' if it may be able to."""
+    if token.is_from_keystone and token.project_id is None:
+        return (
+            'the token has no project (system scope, or none), and Neutron shows no ports to it; '
+            'set the project of the user (admin_tenant_name, project_name)'
+        )
+    if token.roles and not token.roles & ROLES_THAT_SEE_ALL:
+        return (
+            f'Neutron shows no port of any other project to the roles {", ".join(sorted(token.roles))}; '
+            'give the user the role service (or admin) in its project'
+        )
+    return ''
 
 
 def _log_query(query: str, seconds: float, count: int) -> None:

@@ -20,7 +20,7 @@ from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.neutron.auth import Authenticator, Token
 from metadata_wsgi.lookup.neutron.queries import FIELDS, Port, Query
-from metadata_wsgi.lookup.neutron.transport import deadline_scope
+from metadata_wsgi.lookup.neutron.transport import deadline_scope, describe
 
 MAX_PAGES = 100
 """Of one query, where the server limits the size of a page."""
@@ -93,8 +93,7 @@ class PortsApi:
                     log=False,
                 )  # fmt: skip
         except exceptions.ClientException as error:
-            reason = type(error).__name__
-            raise LookupUnavailable(f'Neutron at {token.endpoint} gave no response ({reason})') from error
+            raise LookupUnavailable(f'Neutron at {token.endpoint} gave no response: {describe(error)}') from error
         finally:
             self._slots.release()
 

@@ -56,7 +56,7 @@ def router_ports_query(router_id: str) -> Query:
 
 
 def router_networks(ports: Iterable[Port]) -> list[RouterNetwork]:
-    """The router's interfaces and their networks, from its ``ports``."""
+    """The interfaces and networks of a router, from its ``ports``."""
     return [
         (f'qr-{(port.get("id") or "")[:INTERFACE_ID_LENGTH]}', port['network_id'])
         for port in ports
@@ -70,6 +70,11 @@ def networks_behind(router: Iterable[RouterNetwork], interface: str | None) -> l
     With ``interface`` only the network of that interface; none for an unknown interface.
     """
     return list(dict.fromkeys(network for name, network in router if interface in (None, name)))
+
+
+def any_port_query(network_id: str) -> Query:
+    """The query for one port, of any owner, on a network."""
+    return (('network_id', network_id), ('limit', '1'), ('fields', 'id'))
 
 
 def ports_queries(address: str, networks: Sequence[str]) -> Iterator[Query]:
@@ -100,6 +105,23 @@ def matching_instances(address: str, networks: Collection[str], ports: Iterable[
     return tuple(found.values())
 
 
+def other_ports(address: str, networks: Collection[str], ports: Iterable[Port]) -> list[Port]:
+    """Those ``ports`` that have ``address`` on one of ``networks`` but belong to no instance.
+
+    For example the port of a trunk's VLAN (``trunk:subport``), of a container (``kuryr:container``), or one that Nova
+    has not bound yet.
+    """
+    return [
+        port
+        for port in ports
+        if port.get('network_id') in networks
+        and _has_address(port, address)
+        and not (
+            port.get('device_id') and _belongs_to_instance(port) and (port.get('project_id') or port.get('tenant_id'))
+        )
+    ]
+
+
 def _created_at_s(port: Port) -> float | None:
     """When the port was created, in seconds since 1970; None where the API has no (valid) timestamp, as Grizzly's."""
     try:
@@ -111,8 +133,14 @@ def _created_at_s(port: Port) -> float | None:
 
 def _is_match(port: Port, address: str) -> bool:
     """Whether ``port`` belongs to an instance and has ``address``."""
-    if not (port.get('device_owner') or '').startswith(INSTANCE_OWNERS):
-        return False
+    return _belongs_to_instance(port) and _has_address(port, address)
+
+
+def _belongs_to_instance(port: Port) -> bool:
+    return (port.get('device_owner') or '').startswith(INSTANCE_OWNERS)
+
+
+def _has_address(port: Port, address: str) -> bool:
     mac = mac_in(address)
     if mac:
         return str(port.get('mac_address')).lower() == mac

@@ -67,7 +67,9 @@ def test_an_invalid_configuration_is_named(conf_file, text, words):
 
 
 def test_a_missing_file_is_named():
-    with pytest.raises(ConfigError, match=r'^config_file: /nonexistent/agent\.ini is no file; name one that exists$'):
+    with pytest.raises(
+        ConfigError, match=r'^config_file: /nonexistent/agent\.ini is no file or directory; name one that exists$'
+    ):
         config_files.load({'config_file': '/nonexistent/agent.ini'}, OPTS)
 
 
@@ -204,3 +206,79 @@ def test_inside_parsed_once_a_secret_of_its_own_file_may_be_loaded_twice(conf_fi
     with config_files.parsed_once():
         for _ in range(2):
             assert config_files.load(global_conf, SECRET_OPTS).metadata_proxy_shared_secret == 'of a file'
+
+
+def test_a_directory_stands_for_its_conf_files_sorted_by_name(conf_file, tmp_path):
+    """A file that is added later is read at the next load, which a SIGHUP starts."""
+    first = conf_file('[DEFAULT]\nanswer_within = 4\nnova_metadata_host = 192.0.2.1\n')
+    directory = tmp_path / 'conf.d'
+    directory.mkdir()
+    (directory / '20.conf').write_text('[DEFAULT]\nanswer_within = 6\n')
+    (directory / '10.conf').write_text('[DEFAULT]\nanswer_within = 5\n')
+    (directory / '30.ini').write_text('[DEFAULT]\nanswer_within = 7\n')
+    global_conf = config_files.to_global_conf([first, str(directory)])
+    assert config_files.files(global_conf) == [first, str(directory / '10.conf'), str(directory / '20.conf')]
+    conf = config_files.load(global_conf, [OPTS[0], OPTS[2]])
+    assert (conf.answer_within, conf.nova_metadata_host) == (6.0, '192.0.2.1')
+    (directory / '40.conf').write_text('[DEFAULT]\nanswer_within = 8\n')
+    assert config_files.load(global_conf, OPTS[:1]).answer_within == 8.0
+
+
+@pytest.mark.parametrize(
+    ('argv', 'paths', 'rest'),
+    [
+        (['--config-file', 'a', '--config-dir', 'd', '--config-file=b', '--debug'], ['a', 'd', 'b'], ['--debug']),
+        (['--config-dir=d', '--log-file', 'x'], ['d'], ['--log-file', 'x']),
+        ([], [], []),
+    ],
+)
+def test_files_and_directories_keep_the_order_of_the_command_line(argv, paths, rest):
+    assert config_files.split_arguments(argv) == (paths, rest)
+
+
+FOREIGN = """[DEFAULT]
+nova_admin_username = nova
+nova_admin_tenant_name = services
+nova_admin_password = x
+nova_url = http://192.0.2.10:8774/v2
+quantum_metadata_proxy_shared_secret = x
+neutron_metadata_proxy_shared_secret = x
+api_paste_config = /etc/neutron/api-paste.ini
+"""
+
+
+def test_options_of_neutron_and_nova_in_the_same_files_are_not_taken_for_misspelt_ones(conf_file):
+    assert config_files.misspelt([conf_file(FOREIGN)], config_files.all_options()) == []
+
+
+def test_a_misspelt_name_is_a_warning(conf_file, caplog):
+    """It may be an option of a program that is not known here, so it is no error."""
+    config_files.log_misspelt_names({'config_file': conf_file('[DEFAULT]\nmetadata_proxy_shared_secrett = s\n')})
+    (record,) = caplog.records
+    assert record.levelname == 'WARNING'
+    assert record.getMessage().endswith('is no option; did you mean metadata_proxy_shared_secret?')
+
+
+@pytest.mark.parametrize(
+    ('line', 'name'),
+    [
+        ('nova_metadata_host = controller  # here', 'nova_metadata_host'),
+        ('nova_metadata_ip = controller\t# here', 'nova_metadata_host'),
+        ('metadata_proxy_shared_secret = METADATA_SECRET\t# größer', 'metadata_proxy_shared_secret'),
+        ('answer_within = 4 # seconds', 'answer_within'),
+    ],
+)
+def test_a_comment_behind_a_value_is_refused(conf_file, line, name):
+    with pytest.raises(ConfigError) as raised:
+        config_files.load({'config_file': conf_file(f'[DEFAULT]\n{line}\n')}, [OPTS[0], OPTS[2], *SECRET_OPTS])
+    assert str(raised.value).startswith(f'{name} in [DEFAULT] of /')
+    assert 'METADATA_SECRET' not in str(raised.value)
+    assert ('metadata_proxy_shared_secret_file' in str(raised.value)) == (name == 'metadata_proxy_shared_secret')
+
+
+def test_a_secret_may_contain_a_hash_sign(conf_file, tmp_path):
+    path = conf_file('[DEFAULT]\nmetadata_proxy_shared_secret = poc#pass\n')
+    assert config_files.load({'config_file': path}, SECRET_OPTS).metadata_proxy_shared_secret == 'poc#pass'
+    (tmp_path / 'secret').write_text('with # sign\n')
+    path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {tmp_path}/secret\n')
+    assert config_files.load({'config_file': path}, SECRET_OPTS).metadata_proxy_shared_secret == 'with # sign'

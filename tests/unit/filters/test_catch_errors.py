@@ -50,3 +50,19 @@ def test_a_filter_order_that_cannot_work_stops_the_start():
     app.REQUIRES = frozenset({environ_keys.SOURCE})
     with pytest.raises(ConfigError, match=r'app reads metadata_wsgi\.source, which no filter before it writes'):
         filter_factory({})(app)
+
+
+def test_the_log_of_one_exception_is_throttled_and_hides_no_other(caplog):
+    def app(environ, start_response):
+        if environ['PATH_INFO'] == '/a':
+            raise RuntimeError('first place')
+        if environ['PATH_INFO'] == '/b':
+            raise RuntimeError('second place')
+        return [b''][int(environ['PATH_INFO'][1:])]
+
+    pipeline = webtest.TestApp(CatchErrorsFilter(app))
+    for path in ('/a', '/a', '/b', '/a', '/1', '/2', '/b'):
+        pipeline.get(path, status=503)
+    assert [str(record.exc_info[1]) for record in caplog.records] == [
+        'first place', 'second place', 'list index out of range',
+    ]  # fmt: skip

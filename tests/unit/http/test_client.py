@@ -62,6 +62,8 @@ def send_request(client, request=GET, within_s=5.0):
          [('location', 'http://10.6.6.6/'), ('content-length', '0')], b''),
         (b'HTTP/1.1 100 Continue\r\n\r\n' + OK, 200, [('content-length', '2')], b'ok'),
         (b'HTTP/1.1 418\r\nContent-Length: 0\r\n\r\n', 418, [('content-length', '0')], b''),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok', 200, [('content-length', '2')], b'ok'),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok', 200, [('content-length', '2')], b'ok'),
         (b'HTTP/1.1 200 OK\r\nX-Name: caf\xe9 \x85 x\r\nContent-Length: 2\r\n\r\nok', 200,
          [('x-name', 'caf\xe9 \x85 x'), ('content-length', '2')], b'ok'),
         (b'HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nContent-Length: 0\r\n\r\n', 200,
@@ -73,7 +75,8 @@ def send_request(client, request=GET, within_s=5.0):
          [('content-encoding', 'gzip'), ('content-length', '21')], gzip.compress(b'x', mtime=0)),
     ],
     ids=[
-        'plain', 'chunked', 'empty', '204', '304', 'redirect', '100', 'no reason', 'latin-1', 'cookies', 'hop', 'gzip',
+        'plain', 'chunked', 'empty', '204', '304', 'redirect', '100', 'no reason', 'equal lengths', 'length list',
+         'latin-1', 'cookies', 'hop', 'gzip',
     ],
 )  # fmt: skip
 def test_the_response_is_what_the_server_sent(served, response, status, headers, body):
@@ -267,6 +270,56 @@ def test_a_post_never_reuses_an_idle_connection(served):
     send_request(client)
     send_request(client, POST)
     assert server.connections == 2
+
+
+BAD_FRAMING = [
+    (b'Content-Length: 5\r\nContent-Length: 9', 'several different lengths'),
+    (b'Content-Length: 5, 9', 'several different lengths'),
+    (b'Content-Length: +2', 'not a number'),
+    (b'Content-Length: 2,', 'several different lengths'),
+    (b'Content-Length:', 'not a number'),
+    (b'Content-Length: 2\r\nTransfer-Encoding: chunked', 'both Transfer-Encoding and Content-Length'),
+    *(
+        (b'Transfer-Encoding: ' + coding, f'is not chunked: {coding.decode().lower()}')
+        for coding in (
+            b'gzip, chunked',
+            b'identity, chunked',
+            b'chunked, identity',
+            b'identity',
+            b'xchunked',
+            b'chunked;q=1',
+        )
+    ),
+    (b'Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked', 'is not chunked: chunked, chunked'),
+    (b'Transfer-Encoding: chunked\r\nTransfer-Encoding: identity', 'is not chunked: chunked, identity'),
+    (b'Transfer-Encoding:', 'is not chunked: '),
+]
+
+
+@pytest.mark.parametrize(('headers', 'reason'), BAD_FRAMING, ids=[headers.decode() for headers, _ in BAD_FRAMING])
+def test_a_response_with_ambiguous_framing_is_an_error_that_names_the_reason(served, headers, reason):
+    """And the next request gets another connection: what follows is never taken for its response."""
+    server, client = served(says(b'HTTP/1.1 200 OK\r\n' + headers + b'\r\n\r\n2\r\nok\r\n0\r\n\r\n'), keeps_saying(OK))
+    with pytest.raises(MaybeSent, match=reason):
+        send_request(client)
+    assert send_request(client)[1] == b'ok'
+    assert server.connections == 2
+
+
+def test_a_transfer_encoding_in_a_response_of_http_1_0_is_an_error(served):
+    _, client = served(says(b'HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n'))
+    with pytest.raises(MaybeSent, match=r'HTTP/1\.0'):
+        send_request(client)
+
+
+@pytest.mark.parametrize('headers', [b'Transfer-Encoding: chunked', b'Content-Length: 5', b'Transfer-Encoding: gzip'])
+@pytest.mark.parametrize('status', [b'204 No Content', b'304 Not Modified'])
+def test_a_204_or_304_with_framing_has_no_body_and_its_surplus_is_never_the_next_response(served, status, headers):
+    """eventlet sends a 204 with chunked framing, and the last chunk after it."""
+    surplus = b'HTTP/1.1 ' + status + b'\r\n' + headers + b'\r\n\r\n0\r\n\r\n'
+    _, client = served(says(surplus), keeps_saying(OK))
+    assert send_request(client)[1] == b''
+    assert send_request(client)[1] == b'ok'
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from metadata_wsgi.http import error_responses
         (error_responses.bad_request('The client has no address.'), 400, b'The client has no address.\n'),
         (error_responses.instance_not_found(), 404, b'No instance was found for this address.\n'),
         (error_responses.payload_too_large(1020), 413, b'A request body may have at most 1020 bytes.\n'),
+        (error_responses.request_timeout(), 408, b'The request body did not arrive in time.\n'),
         (error_responses.unavailable(), 503, b'The metadata service is not available now.\n'),
     ],
 )

@@ -4,11 +4,14 @@
 import io
 import tracemalloc
 
+import gevent
 import pytest
+from gevent import monkey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metadata_wsgi.errors import BadRequest
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.errors import BadRequest, RequestTimeout
 from metadata_wsgi.http import header_names, message
 
 
@@ -157,3 +160,23 @@ def test_the_header_name_caches_are_bounded():
     allocated, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert allocated < 20 << 20
+
+
+class Slow:
+    """A body that never arrives; ``error`` is what the server raises then."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def read(self, size):
+        if self.error:
+            raise self.error
+        gevent.sleep(20)
+
+
+@pytest.mark.parametrize('environ', [{'CONTENT_LENGTH': '5'}, {'wsgi.input_terminated': True}])
+@pytest.mark.parametrize('stream', [Slow(), Slow(TimeoutError('of the server'))], ids=['deadline', 'server'])
+def test_a_body_that_does_not_arrive_in_time_is_a_request_timeout(monkeypatch, environ, stream):
+    monkeypatch.setitem(monkey.saved, 'socket', {})
+    with pytest.raises(RequestTimeout):
+        message.body({**environ, 'wsgi.input': stream}, 10, Deadline.after(0.05))

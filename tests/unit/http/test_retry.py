@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import MaybeSent, NotSent
-from metadata_wsgi.http.retry import retry_until
+from metadata_wsgi.http.retry import RetryBudget, retry_until
 from tests.fakes import FakeClock
 
 
@@ -109,3 +110,50 @@ def retry_delays():
     with pytest.raises(NotSent):
         retry_until(failing(NotSent('x')), Deadline.after(60, clock), retry_on=(NotSent,), sleep=clock.sleep)
     return clock.slept
+
+
+def test_a_retry_waits_until_it_is_allowed():
+    clock = FakeClock()
+    outcomes, allowed = iter([503, 200]), iter([False, False, True])
+    result = retry_until(
+        lambda: next(outcomes),
+        Deadline.after(9, clock),
+        retry_if_result=lambda status: status == 503,
+        may_retry=lambda: next(allowed),
+        sleep=clock.sleep,
+    )
+    assert (result, len(clock.slept)) == (200, 3)
+
+
+def test_without_an_allowed_retry_the_first_result_is_returned_at_the_deadline():
+    clock = FakeClock()
+    attempts = []
+    result = retry_until(
+        lambda: attempts.append(1) or 503,
+        Deadline.after(9, clock),
+        retry_if_result=lambda status: status == 503,
+        may_retry=lambda: False,
+        sleep=clock.sleep,
+    )
+    assert (result, len(attempts)) == (503, 1)
+    assert 1007 < clock.now_s <= 1009
+
+
+def taken(budget):
+    """How many retries are in the budget now."""
+    return sum(iter(budget.take_retry, False))
+
+
+def test_the_retry_budget_is_shared_and_refilled_by_requests_successes_and_time():
+    clock = FakeClock()
+    budget = RetryBudget(clock)
+    assert taken(budget) == limits.RETRY_BUDGET_MAX
+    for _ in range(7):
+        budget.add_request()
+    assert taken(budget) == 7 * limits.RETRY_BUDGET_PER_REQUEST
+    budget.add_success()
+    assert taken(budget) == limits.RETRY_BUDGET_PER_SUCCESS
+    clock.sleep(2)
+    assert taken(budget) == 2 * limits.RETRY_BUDGET_PER_S
+    clock.sleep(1e6)
+    assert taken(budget) == limits.RETRY_BUDGET_MAX

@@ -188,3 +188,30 @@ def test_a_write_is_retried_only_if_it_was_not_sent():
 
 def test_a_body_over_the_limit_is_a_413():
     assert send(FakeHttpClient(200), 'POST', body=b'x' * 9, router_id='r1', max_body_bytes=8).status_int == 413
+
+
+class SlowBody:
+    """A body that does not arrive before the server's own timeout."""
+
+    def read(self, size):
+        raise TimeoutError
+
+
+def test_a_slow_request_body_is_a_408_and_not_logged_as_a_fault_of_the_agent(caplog):
+    agent = FakeHttpClient(200)
+    app = NamespaceProxyApp(agent, router_id='r1')
+    statuses = []
+    with caplog.at_level('INFO'):
+        for _ in range(3):
+            app(
+                {
+                    'REQUEST_METHOD': 'POST', 'RAW_URI': '/', 'REMOTE_ADDR': '10.1.1.2',
+                    'CONTENT_LENGTH': '5', 'wsgi.input': SlowBody(),
+                },
+                lambda status, headers, exc_info=None: statuses.append(status),
+            )  # fmt: skip
+    assert statuses == ['408 Request Timeout'] * 3
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ('INFO', 'A request gets 408: its client did not send the body in time')
+    ]
+    assert agent.requests == []

@@ -261,3 +261,58 @@ def test_with_one_secret_a_403_is_not_retried():
     nova = FakeHttpClient(403)
     assert Proxy(nova).request().status_int == 403
     assert sent_signatures(nova) == ['new']
+
+
+class SlowBody:
+    """A body that does not arrive before the server's own timeout."""
+
+    def read(self, size):
+        raise TimeoutError
+
+
+def test_a_slow_request_body_is_a_408_and_not_logged_as_a_fault_of_nova(caplog):
+    nova = FakeHttpClient(200)
+    app = upstream.UpstreamApp([nova])
+    statuses = []
+    with caplog.at_level('INFO'):
+        for _ in range(3):
+            environ = {
+                environ_keys.DEADLINE: Deadline.after(9),
+                environ_keys.SIGNED_IDENTITY: identity('new'),
+                'REQUEST_METHOD': 'POST',
+                'RAW_URI': '/',
+                'CONTENT_LENGTH': '5',
+                'wsgi.input': SlowBody(),
+            }
+            app(environ, lambda status, headers, exc_info=None: statuses.append(status))
+    assert statuses == ['408 Request Timeout'] * 3
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ('INFO', 'A request gets 408: its client did not send the body in time')
+    ]
+    assert nova.requests == []
+
+
+NOVA_IGNORES_SIGNATURES = (
+    'Nova has answered 404 to all of the first 20 requests, for instances that the lookup knows: '
+    'if Nova has [neutron] service_metadata_proxy = false, or misspelt, in nova.conf, it ignores '
+    'the signature and answers 404 to every instance'
+)
+
+
+@pytest.mark.parametrize(
+    'path', ['/openstack', '/openstack/latest/meta_data.json', '/2009-04-04/meta-data/instance-id']
+)
+def test_many_404s_and_no_200_are_one_warning_that_names_service_metadata_proxy(caplog, path):
+    proxy = Proxy(FakeHttpClient(404))
+    assert {proxy.request(path=path).status_int for _ in range(60)} == {404}
+    assert caplog.messages == [NOVA_IGNORES_SIGNATURES]
+
+
+@pytest.mark.parametrize(
+    ('first', 'path'), [(200, '/openstack'), (404, '/latest/user-data'), (404, '/no/such/path'), (404, '/')]
+)
+def test_404s_are_no_warning_after_a_200_or_for_paths_that_not_every_instance_has(caplog, first, path):
+    proxy = Proxy(FakeHttpClient(first, 404))
+    for _ in range(60):
+        proxy.request(path=path)
+    assert caplog.messages == []

@@ -98,11 +98,6 @@ def test_a_misspelt_option_in_the_paste_file(error_of):
     assert 'values belong in the configuration files' in message
 
 
-def test_a_misspelt_option_in_the_configuration_file(error_of, cloud):
-    message = error_of(request_timeot=4)
-    assert f'request_timeot in [DEFAULT] of {cloud.conf_file} is no option; did you mean request_timeout?' in message
-
-
 def test_a_missing_secret(error_of):
     message = error_of(metadata_proxy_shared_secret=None)
     assert 'metadata_proxy_shared_secret is missing from [DEFAULT] of ' in message

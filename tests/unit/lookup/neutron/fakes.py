@@ -4,56 +4,81 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 from metadata_wsgi.lookup.neutron.auth import NEVER_S, Token
 
 
-class FakeToken:
+class FakeCatalog:
+    """A service catalogue of ``endpoints``: (interface, region, URL)."""
+
+    def __init__(self, *endpoints):
+        self._entries = [
+            SimpleNamespace(interface=interface, region_name=region, url=url) for interface, region, url in endpoints
+        ]
+
+    def get_endpoints_data(self, service_type=None, service_name=None):
+        return {service_type: self._entries} if service_type == 'network' and service_name is None else {}
+
+
+class FakeAccessInfo:
     """The fields of keystoneauth's AccessInfo that are used."""
 
-    def __init__(self, expires, roles=('service',), project_id='service-project'):
+    def __init__(self, auth_token, issued, expires, service_catalog):
+        self.auth_token = auth_token
+        self.issued = issued
         self.expires = expires
-        self.role_names = list(roles)
-        self.project_id = project_id
+        self.service_catalog = service_catalog
+        self.role_names = ['service']
+        self.project_id = 'service-project'
 
 
 class FakeKeystone:
     """A session and its plugin in one. Each token is valid for ``lifetime_s`` of ``clock``.
 
-    ``error`` is raised while it is set. ``on_fetch`` is called before a token is fetched.
+    ``error`` is raised while it is set. ``on_fetch`` is called before a token is fetched. The clock of Keystone is
+    ``behind_s`` seconds behind that of this host.
     """
 
-    def __init__(self, clock, lifetime_s=3600.0, endpoint='http://neutron'):
+    def __init__(self, clock, lifetime_s=3600.0):
         self.clock = clock
         self.lifetime_s = lifetime_s
-        self.endpoint = endpoint
+        self.catalog = FakeCatalog(('admin', 'RegionOne', 'http://neutron'))
+        self.behind_s = 0.0
         self.error = None
         self.on_fetch = lambda: None
         self.fetched = 0
-        self.invalidations = 0
-        self.can_renew = True
         self.auth = self
-        self.auth_ref = None
-        self.endpoint_filters = []
 
     def now(self):
         return datetime.fromtimestamp(self.clock(), UTC)
 
-    def get_auth_headers(self):
+    def get_auth_ref(self, session):
         self.on_fetch()
         if self.error:
             raise self.error
         self.fetched += 1
-        self.auth_ref = FakeToken(self.now() + timedelta(seconds=self.lifetime_s))
-        return {'X-Auth-Token': f'token-{self.fetched}'}
+        issued = self.now() - timedelta(seconds=self.behind_s)
+        return FakeAccessInfo(
+            f'token-{self.fetched}', issued, issued + timedelta(seconds=self.lifetime_s), self.catalog
+        )
 
-    def get_endpoint(self, **endpoint_filter):
-        self.endpoint_filters.append(endpoint_filter)
-        return self.endpoint
 
-    def invalidate(self):
-        self.invalidations += 1
-        return self.can_renew
+class FakeBasicAuth:
+    """A session and its plugin without Keystone, as http_basic."""
+
+    def __init__(self, headers):
+        self._headers = headers
+        self.auth = self
+
+    def get_auth_ref(self, session):
+        return None
+
+    def get_headers(self, session):
+        return self._headers
+
+    def get_endpoint(self, skip_discovery=False, service_type=None, interface=None):
+        return 'http://neutron'
 
 
 class FakeAuthenticator:
@@ -93,8 +118,10 @@ class FakeApi:
         self.closed = True
 
 
-def token(value='token-1', endpoint='http://neutron', roles=('service',), project_id='service-project'):
-    return Token(endpoint, {'X-Auth-Token': value}, frozenset(roles), project_id, NEVER_S, NEVER_S)
+def token(
+    value='token-1', endpoint='http://neutron', roles=('service',), project_id='service-project', expires_at_s=1e9
+):
+    return Token(endpoint, {'X-Auth-Token': value}, frozenset(roles), project_id, NEVER_S, expires_at_s)
 
 
 def port(**fields):

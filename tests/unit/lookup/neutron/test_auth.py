@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,9 @@ from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.neutron import auth
 from tests.fakes import FakeClock
 
-from .fakes import FakeKeystone
+from .fakes import FakeBasicAuth, FakeCatalog, FakeKeystone
 
-ENDPOINT_FILTER = {'service_type': 'network', 'interface': 'admin', 'region_name': None}
+ENDPOINT_FILTER = auth.EndpointFilter(('admin',))
 UNAVAILABLE = exceptions.ConnectFailure('no route')
 
 
@@ -37,7 +38,7 @@ class Fixture:
 def test_a_token_is_fetched_once_and_used_again():
     fixture = Fixture()
     assert [fixture.token_value(), fixture.token_value()] == ['token-1', 'token-1']
-    assert fixture.keystone.endpoint_filters == [{'skip_discovery': True, **ENDPOINT_FILTER}]
+    assert fixture.keystone.fetched == 1
 
 
 def test_a_token_has_endpoint_roles_and_project_and_hides_its_value():
@@ -48,8 +49,8 @@ def test_a_token_has_endpoint_roles_and_project_and_hides_its_value():
 
 def test_a_configured_endpoint_replaces_the_catalogue():
     fixture = Fixture(endpoint='http://override')
+    fixture.keystone.catalog = None
     assert fixture.token().endpoint == 'http://override'
-    assert fixture.keystone.endpoint_filters == []
 
 
 def test_a_token_is_renewed_before_it_expires():
@@ -149,16 +150,15 @@ def test_a_rejected_token_is_renewed_once_for_all_callers():
     fixture = Fixture()
     rejected = fixture.token()
     assert [fixture.token_value(rejected) for _ in range(5)] == ['token-2'] * 5
-    assert (fixture.keystone.fetched, fixture.keystone.invalidations) == (2, 1)
+    assert fixture.keystone.fetched == 2
 
 
 def test_rejected_credentials_without_a_token_are_a_permanent_error():
     """http_basic and similar plugins have no token."""
-    fixture = Fixture()
-    rejected = fixture.token()
-    fixture.keystone.can_renew = False
+    authenticator = auth.Authenticator(FakeBasicAuth({'Authorization': 'Basic xxx'}), endpoint_filter=ENDPOINT_FILTER)
+    rejected = authenticator.token(Deadline.after(9))
     with pytest.raises(InstanceLookupError, match='there is no token to renew') as raised:
-        fixture.token_value(rejected)
+        authenticator.token(Deadline.after(9), rejected)
     assert not isinstance(raised.value, LookupUnavailable)
 
 
@@ -166,7 +166,6 @@ def test_rejected_credentials_without_a_token_are_a_permanent_error():
     ('error', 'message'),
     [
         (exceptions.Unauthorized(), 'compare user, password and project'),
-        (exceptions.EndpointNotFound(), "Neutron is not in Keystone's catalogue"),
         (exceptions.MissingRequiredOptions([]), 'Keystone gives no token'),
         (exceptions.NotFound(), 'Keystone gives no token'),
     ],
@@ -208,25 +207,17 @@ def test_a_temporary_error_is_not_cached_so_a_retry_fetches_again(error):
     assert fixture.token_value() == 'token-1'
 
 
-def test_an_endpoint_that_is_missing_from_the_catalogue_is_named():
-    fixture = Fixture()
-    fixture.keystone.endpoint = None
-    with pytest.raises(InstanceLookupError, match='no endpoint of service_type network, interface admin'):
-        fixture.token_value()
-
-
 def test_a_plugin_without_credentials_is_an_error():
-    fixture = Fixture()
-    fixture.keystone.get_auth_headers = lambda: None
+    authenticator = auth.Authenticator(FakeBasicAuth(None), endpoint_filter=ENDPOINT_FILTER)
     with pytest.raises(InstanceLookupError, match='no credentials for Neutron'):
-        fixture.token_value()
+        authenticator.token(Deadline.after(9))
 
 
 def test_without_keystone_a_token_never_expires():
-    fixture = Fixture()
-    fixture.keystone.get_auth_headers = lambda: {'Authorization': 'Basic xxx'}
-    token = fixture.token()
+    authenticator = auth.Authenticator(FakeBasicAuth({'Authorization': 'Basic xxx'}), endpoint_filter=ENDPOINT_FILTER)
+    token = authenticator.token(Deadline.after(9))
     assert (token.roles, token.project_id, token.expires_at_s) == (frozenset(), None, auth.NEVER_S)
+    assert not token.is_from_keystone
 
 
 def test_after_invalidate_callers_get_the_reason_until_a_new_token_is_fetched():
@@ -252,3 +243,105 @@ def test_invalidate_does_not_wait_for_a_renewal():
     fixture.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
     fixture.keystone.on_fetch = lambda: in_another_thread(lambda: fixture.auth.invalidate(old, 'it sees no ports'))
     assert fixture.token_value() == 'token-2'
+
+
+def test_rejected_credentials_are_retried_after_growing_pauses():
+    """Keystone may lock the account after some failed attempts."""
+    fixture = Fixture()
+    fixture.keystone.error, attempts = exceptions.Unauthorized(), []
+    fixture.keystone.on_fetch = lambda: attempts.append(fixture.clock.now_s)
+    started_s = fixture.clock.now_s
+    while fixture.clock.now_s < started_s + 1800:
+        with pytest.raises(InstanceLookupError, match='compare user, password and project'):
+            fixture.token_value()
+        fixture.clock.now_s += 1
+    pauses = [later - earlier for earlier, later in itertools.pairwise(attempts)]
+    assert pauses[:4] == [5, 10, 20, 40]
+    assert max(pauses) == auth.MAX_NEGATIVE_CACHE_S
+    fixture.keystone.error = None
+    fixture.clock.now_s += auth.MAX_NEGATIVE_CACHE_S
+    assert fixture.token_value() == 'token-1'
+
+
+@pytest.mark.parametrize('error', [exceptions.Unauthorized(), exceptions.NotFound(), exceptions.Forbidden()])
+def test_a_rejected_early_renewal_does_not_fail_requests_while_the_token_is_valid(error, caplog):
+    fixture = Fixture(lifetime_s=3600)
+    fixture.token_value()
+    fixture.keystone.error = error
+    fixture.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
+    started_s = fixture.clock.now_s
+    while fixture.clock.now_s < started_s + auth.RENEW_BEFORE_EXPIRY_S - auth.EXPIRY_MARGIN_S:
+        assert fixture.token_value() == 'token-1'
+        fixture.clock.now_s += 1
+    assert 'stays in use, but cannot be renewed: Keystone' in caplog.records[0].getMessage()
+    with pytest.raises(InstanceLookupError):
+        fixture.token_value()
+
+
+@pytest.mark.parametrize('behind_s', [2 * 3600.0, -2 * 3600.0, 0.0], ids=['ahead', 'behind', 'equal'])
+def test_a_wrong_clock_of_this_host_does_not_change_the_lifetime_of_a_token(behind_s, caplog):
+    """The clock of this host is ahead of Keystone's by more than the lifetime of a token: one token, one warning."""
+    fixture = Fixture(lifetime_s=3600)
+    fixture.keystone.behind_s = behind_s
+    for _ in range(20):
+        assert fixture.token_value() == 'token-1'
+        fixture.clock.now_s += 1
+    fixture.clock.now_s += 3600
+    assert fixture.token_value() == 'token-2'
+    warnings = [record.getMessage() for record in caplog.records]
+    if not behind_s:
+        assert warnings == []
+    else:
+        (warning,) = warnings
+        assert warning.startswith(
+            f'The clock of this host is 7200 s {"ahead" if behind_s > 0 else "behind"} of the clock'
+        )
+
+
+ADMIN, INTERNAL, PUBLIC = ((name, 'RegionOne', f'http://{name}') for name in ('admin', 'internal', 'public'))
+OTHER_REGION = ('admin', 'RegionTwo', 'http://other')
+
+
+@pytest.mark.parametrize(
+    ('endpoints', 'wanted', 'url'),
+    [
+        ([PUBLIC, INTERNAL, ADMIN], {'interfaces': ('admin', 'internal', 'public')}, 'http://admin'),
+        ([PUBLIC, INTERNAL], {'interfaces': ('admin', 'internal', 'public')}, 'http://internal'),
+        ([PUBLIC], {'interfaces': ('admin', 'internal', 'public')}, 'http://public'),
+        ([OTHER_REGION, ADMIN], {'interfaces': ('admin',), 'region_name': 'RegionOne'}, 'http://admin'),
+        ([('adminURL', 'RegionOne', 'http://v2')], {'interfaces': ('admin',)}, 'http://v2'),
+    ],
+)
+def test_the_endpoint_is_selected_by_region_and_the_first_interface_that_exists(endpoints, wanted, url):
+    assert auth.select_endpoint(FakeCatalog(*endpoints), auth.EndpointFilter(**wanted)) == url
+
+
+@pytest.mark.parametrize(
+    ('endpoints', 'wanted', 'message'),
+    [
+        ([], {'interfaces': ('admin',)}, 'has no network endpoint; without a project in the credentials it is empty'),
+        (
+            [OTHER_REGION, ADMIN],
+            {'interfaces': ('admin',)},
+            'network endpoints in the regions RegionOne and RegionTwo; set auth_region to the one of this host',
+        ),
+        (
+            [ADMIN],
+            {'interfaces': ('admin',), 'region_name': 'RegionTwo'},
+            r'no network endpoint in region RegionTwo \(auth_region\); it has some in RegionOne',
+        ),
+        (
+            [INTERNAL, PUBLIC],
+            {'interfaces': ('admin',)},
+            'with interface admin; it has internal and public: set endpoint_type',
+        ),
+        ([ADMIN], {'interfaces': ('admin',), 'service_name': 'quantum'}, 'no network endpoint named quantum'),
+    ],
+    ids=['none', 'several regions', 'other region', 'no admin endpoint', 'service name'],
+)
+def test_a_catalogue_without_a_matching_endpoint_is_described(endpoints, wanted, message):
+    fixture = Fixture()
+    fixture.keystone.catalog = FakeCatalog(*endpoints)
+    with pytest.raises(InstanceLookupError, match=message) as raised:
+        auth.select_endpoint(fixture.keystone.catalog, auth.EndpointFilter(**wanted))
+    assert not isinstance(raised.value, LookupUnavailable)

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import logging
+
 import pytest
 
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.lookup.neutron.auth import NEVER_S
 from metadata_wsgi.lookup.neutron.lookup import SAMPLE_SIZE, VISIBILITY_CHECK_INTERVAL_S, NeutronLookup
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 from tests.fakes import FakeClock
@@ -20,9 +23,9 @@ ONE = Instance('instance-1', 'project-1', 'port-1')
 class Fixture:
     """A lookup with a fake API and a fake clock."""
 
-    def __init__(self, *outcomes, roles=('service',), project_id='service-project'):
+    def __init__(self, *outcomes, roles=('service',), project_id='service-project', **fields):
         self.clock = FakeClock()
-        self.auth = FakeAuthenticator(token(roles=roles, project_id=project_id))
+        self.auth = FakeAuthenticator(token(roles=roles, project_id=project_id, **fields))
         self.api = FakeApi(*outcomes, auth=self.auth)
         self.lookup = NeutronLookup(self.api, clock=self.clock)
 
@@ -102,13 +105,50 @@ def test_a_role_that_sees_only_its_own_project_is_an_error():
         Fixture([OWN], roles=('member',)).probe()
 
 
+SHOWS_ONE = [{'id': 'p', 'project_id': 'service-project', 'network_id': 'network-1'}]
+
+
 @pytest.mark.parametrize('role', ['service', 'admin', 'advsvc'])
-def test_an_empty_cloud_is_accepted_for_a_role_that_may_see_all(role):
-    fixture = Fixture([], roles=('reader', role))
+@pytest.mark.parametrize('source', [BEHIND_ROUTER, ON_NETWORK])
+def test_an_empty_cloud_is_accepted_where_the_router_or_network_of_the_source_is_visible(role, source):
+    fixture = Fixture(SHOWS_ONE, roles=('reader', role))
     result = fixture.probe()
-    assert (result.ports, result.foreign) == (0, 0)
-    assert 'has no ports of other projects to show yet' in str(result)
+    assert (result.ports, result.foreign, result.is_proven) == (1, 0, False)
+    assert 'shows no ports of other projects to the roles' in str(result)
+    assert fixture.find(source) == ()
+
+
+@pytest.mark.parametrize('role', ['service', 'admin', 'advsvc'])
+@pytest.mark.parametrize('source', [BEHIND_ROUTER, ON_NETWORK])
+def test_an_empty_result_is_an_error_where_not_even_the_router_or_network_of_the_source_is_visible(role, source):
+    """A Neutron before 2023.2 knows no role service, and a policy may redefine it: 200 and an empty list."""
+    place = 'router router-1' if source is BEHIND_ROUTER else 'network network-1'
+    with pytest.raises(InstanceLookupError, match=f'shows no port of {place}, which sent a request') as raised:
+        Fixture([], roles=(role,)).find(source)
+    assert not isinstance(raised.value, LookupUnavailable)
+
+
+@pytest.mark.parametrize('roles', [('admin',), ()], ids=['system scope', 'unscoped'])
+def test_a_token_without_project_that_sees_nothing_is_an_error(roles):
+    fixture = Fixture([], roles=roles, project_id=None)
+    with pytest.raises(InstanceLookupError, match='the token has no project'):
+        fixture.probe()
+
+
+def test_a_port_with_the_address_that_belongs_to_no_instance_is_reported_and_logged(caplog):
+    caplog.set_level(logging.INFO)
+    subport = port(id='port-9', device_owner='trunk:subport', device_id='')
+    fixture = Fixture([INTERFACE], [subport], [FOREIGN])
     assert fixture.find() == ()
+    text = (
+        'port port-9 on network network-1 has the address 10.1.1.2, but belongs to no instance: '
+        "device_owner 'trunk:subport', device_id ''"
+    )
+    assert [record.getMessage() for record in caplog.records] == [f'No instance is at the address of a request: {text}']
+    reported = []
+    fixture.lookup.on_other_port = reported.append
+    fixture.lookup.find(ON_NETWORK, Deadline.after(9, fixture.clock))
+    assert reported == []  # the last outcome has no such port
 
 
 def test_a_role_of_an_unknown_name_that_sees_other_projects_is_accepted():
@@ -122,8 +162,8 @@ def test_a_full_sample_of_own_ports_proves_nothing():
 
 
 def test_without_keystone_there_are_no_roles_to_check():
-    result = Fixture([], roles=(), project_id=None).probe()
-    assert 'roles: none (no Keystone)' in str(result)
+    fixture = Fixture([], roles=(), project_id=None, expires_at_s=NEVER_S)
+    assert 'roles none (no Keystone)' in str(fixture.probe())
 
 
 def test_an_unavailable_neutron_is_raised_as_such():
