@@ -73,7 +73,10 @@ def test_a_request_that_cannot_be_counted_gets_its_response(caplog):
 LOAD = """if True:
     import sys
     from metadata_wsgi.filters.optional.metrics import filter_factory
-    app = filter_factory({'config_file': sys.argv[1]})(lambda environ, start_response: start_response('200 OK', []) or [])
+    def inner(environ, start_response):
+        start_response('200 OK', [])
+        return []
+    app = filter_factory({'config_file': sys.argv[1]})(inner)
     if 'count' in sys.argv:
         app({}, lambda *args: None)
     print('loaded', flush=True)

@@ -42,8 +42,8 @@ class Pipeline:
     def __init__(self, nova, backend=None, limit=1 << 20, lint=True):
         self.clock, self.nova = FakeClock(), nova
         cache = LocalCache(
-            limit=limit, weigh=lambda response: len(response.body) + ENTRY_BYTES, owner_of=lambda key: key[0], backend=backend,
-            clock=self.clock,
+            limit=limit, weigh=lambda response: len(response.body) + ENTRY_BYTES, owner_of=lambda key: key[0],
+            backend=backend, clock=self.clock,
         )  # fmt: skip
         self.filter = ResponseCacheFilter(nova, cache=cache, ttl_s=5.0, max_body_bytes=100)
         self.app = webtest.TestApp(self.filter, lint=lint)
@@ -102,7 +102,8 @@ def test_a_response_expires():
     'other',
     [
         {'instance': OTHER}, {'instance': environ_keys.Instance('i1', 'p2', 'port1')},
-        {'source': environ_keys.Source('10.1.1.3', router_id='r1')}, {'path': '/y'}, {'headers': {'Accept': 'text/html'}},
+        {'source': environ_keys.Source('10.1.1.3', router_id='r1')}, {'path': '/y'},
+        {'headers': {'Accept': 'text/html'}},
         {'headers': {'Accept-Encoding': 'gzip'}}, {'headers': {'Accept-Language': 'de'}},
         {'headers': {'Accept-Charset': 'latin-1'}},
     ],
