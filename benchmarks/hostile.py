@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.cloud import NETWORK, OTHER_ROUTER, ROUTER, SECRET
 from tests.rawserver import RawServer, keeps_saying
-from tests.wire.cases import REFUSALS, REFUSED, cases
-from tests.wire.conftest import HEARD, SENDER, Heard, Hops
+from tests.wire.cases import REFUSED, REFUSED_STATUSES, cases
+from tests.wire.conftest import NOVA_RESPONSE, SENDER_HEADERS, ReceivedRequest, Servers
 
 HAPROXY = """
 global
@@ -88,8 +88,8 @@ PORTS = [
 
 @contextlib.contextmanager
 def peer(python: str):
-    """Hops with the one place ``proxy``, and its Nova."""
-    nova = RawServer(keeps_saying(HEARD))
+    """Servers with the one place ``proxy``, and its Nova."""
+    nova = RawServer(keeps_saying(NOVA_RESPONSE))
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as ends:
         directory = Path(name)
         path = directory / 'agent.socket'
@@ -110,23 +110,23 @@ def peer(python: str):
             started = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True, cwd=directory)
             ends.callback(started.wait)
             ends.callback(os.killpg, started.pid, 15)
-        hops = Hops({'proxy': ('127.0.0.1', at)}, nova)
+        hops = Servers({'proxy': ('127.0.0.1', at)}, nova)
         give_up_at = time.monotonic() + 120
-        while not hops.answers('proxy'):
+        while not hops.responds('proxy'):
             if time.monotonic() > give_up_at:
                 sys.exit((directory / 'log').read_text())
             time.sleep(0.5)
-        hops.heard()
+        hops.received()
         yield hops
     nova.close()
 
 
-def judged(status: int | None, heard: list[Heard], expect: str, most: int) -> str:
+def judged(status: int | None, heard: list[ReceivedRequest], expect: str, most: int) -> str:
     """What is to be said of one case; '' where the peer did what this path must do."""
     said = []
     for one in heard:
         names = dict(one.headers)
-        wrong = [name for name, value in SENDER.items() if names.get(name, '').removeprefix('::ffff:') != value]
+        wrong = [name for name, value in SENDER_HEADERS.items() if names.get(name, '').removeprefix('::ffff:') != value]
         if wrong:
             said.append(f'Nova heard {", ".join(f"{name}: {names.get(name)}" for name in wrong)}')
         if int(names.get('content-length', 0)) != len(one.body):
@@ -135,7 +135,7 @@ def judged(status: int | None, heard: list[Heard], expect: str, most: int) -> st
         said.append('Nova heard the hidden request')
     if len(heard) > most:
         said.append(f'Nova heard {len(heard)} requests where {most} may be')
-    if expect == REFUSED and status not in (None, *REFUSALS):
+    if expect == REFUSED and status not in (None, *REFUSED_STATUSES):
         said.append(f'answered {status}')
     if expect == '200' and status != 200:
         said.append(f'answered {status or "nothing"} where 200 was right')
@@ -157,7 +157,7 @@ def main(python: str) -> None:
                 status = None
             # haproxy may answer before its agent has heard all.
             time.sleep(0.2)
-            verdict = judged(status, hops.heard(), expect, most)
+            verdict = judged(status, hops.received(), expect, most)
             if time.monotonic() - begun > 8:
                 verdict = '; '.join(filter(None, [verdict, 'no answer within 10 s']))
             counts[verdict] += 1

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         pid_file = PidFile(args.pid_file) if args.pid_file else None
         sockets = _open_listeners(args)
     except MetadataError as error:
-        return master.refuse(PROGRAM, _with_namespace_id(namespace_id, error))
+        return master.fail(PROGRAM, _with_namespace_id(namespace_id, error))
     ready = daemonize.daemonize() if args.daemonize else lambda: None
     try:
         if pid_file:
@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             settings=lambda: {'workers': 1, 'worker_connections': 8192 if args.shared else 4096, 'backlog': 4096},
             # Where setproctitle is installed gunicorn rewrites the command line; this keeps the id in it.
             name=' '.join([PROGRAM, *argv]),
-            in_worker=pid_file.close_in_child if pid_file else lambda: None,
-            when_ready=ready,
+            on_worker_start=pid_file.close_in_child if pid_file else lambda: None,
+            on_ready=ready,
             keeper=(os.path.join(args.state_path, 'listeners'), SHARED) if args.shared else None,
             identity=worker_identity,
             any_destination=args.allow_any_destination,
@@ -110,7 +110,7 @@ def _application(args: argparse.Namespace) -> Any:
         router_id=args.router_id,
         network_id=args.network_id,
         prefix=args.metadata_header_prefix,
-        answer_within_s=args.request_timeout,
+        request_timeout_s=args.request_timeout,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from metadata_wsgi.netns import namespaces
 
 REPLY_TIMEOUT_S = 10.0
 PORT_IN_USE_TIMEOUT_S = 5.0
+OTHER_RELEASE = 'it is of another release; restart it'
 
 
 class KeeperClient:
@@ -48,7 +48,7 @@ class KeeperClient:
         waited_s = 0.0
         while True:
             try:
-                return bool(self._request(message, handed_over.fileno() if handed_over else None)['changed'])
+                return bool(self._request(message, 'changed', handed_over.fileno() if handed_over else None)['changed'])
             except _PortInUse:
                 if waited_s >= limits.FOREIGN_PORT_HOLDER_TIMEOUT_S:
                     holder = self._find_holder(listener)
@@ -61,41 +61,44 @@ class KeeperClient:
 
     def unregister_all(self, id_: str) -> bool:
         """Close every listener of the router or network; whether there was one."""
-        return bool(self._request({protocol.VERB: protocol.DETACH, 'id': id_})['closed'])
+        return bool(self._request({protocol.VERB: protocol.DETACH, 'id': id_}, 'closed')['closed'])
 
     def unregister(self, listener: Listener) -> bool:
         """Close one listener; whether it was registered."""
-        return bool(self._request({protocol.VERB: protocol.DETACH, 'key': listener.key})['closed'])
+        return bool(self._request({protocol.VERB: protocol.DETACH, 'key': listener.key}, 'closed')['closed'])
 
     def list(self, id_: str | None = None) -> tuple[list[Listener], dict[str, int]]:
         """All listeners, or those of one id; and the number of subscribed workers by mode."""
         found: list[Listener] = []
-        page = self._request({protocol.VERB: protocol.LIST, 'id': id_})
+        page = self._request({protocol.VERB: protocol.LIST, 'id': id_}, 'listeners')
         try:
             while page['listeners']:
-                found += [Listener.from_json(fields) for fields in page['listeners']]
-                page = self._receive_reply()
-            return found, dict(page['workers'])
-        except (KeyError, TypeError, ValueError) as error:
-            raise NetnsError(
-                f'the reply of the keeper was not understood ({error!r}): it may be of another version, restart it'
-            ) from error
+                found += [Listener.from_json(fields, ignore_unknown=True) for fields in page['listeners']]
+                page = self._receive_reply('listeners')
+            return found, {str(mode): int(count) for mode, count in page['workers'].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise NetnsError(f'the reply of the keeper is not understood ({error}): {OTHER_RELEASE}') from error
 
-    def _request(self, message: dict[str, Any], descriptor: int | None = None) -> dict[str, Any]:
+    def _request(self, message: dict[str, Any], field: str, descriptor: int | None = None) -> dict[str, Any]:
         try:
             protocol.send(self._connection, message, descriptor)
         except OSError as error:
             raise NetnsError(f'the request could not be sent to the keeper: {error.strerror or error}') from error
-        return self._receive_reply()
+        return self._receive_reply(field)
 
-    def _receive_reply(self) -> dict[str, Any]:
+    def _receive_reply(self, field: str) -> dict[str, Any]:
+        """One reply, which has ``field``."""
         try:
-            reply, _ = protocol.receive(self._connection)
+            reply, sock = protocol.receive(self._connection)
         except (EOFError, OSError, ValueError) as error:
             raise NetnsError(f'no reply from the keeper: {str(error) or type(error).__name__}') from error
+        if sock is not None:
+            sock.close()
         if 'error' in reply:
             kind = _PortInUse if reply.get('again') else NetnsError
             raise kind(f'the keeper refused: {reply["error"]}')
+        if field not in reply:
+            raise NetnsError(f'the reply of the keeper is not understood (no {field}): {OTHER_RELEASE}')
         return reply
 
 
@@ -128,13 +131,7 @@ def connect(state_path: str) -> Iterator[KeeperClient]:
             raise NetnsError(
                 f'no keeper answers at {path} ({error.strerror}): start metadata-wsgi keeper, as root'
             ) from error
-        _, uid, _ = struct.unpack('iII', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if not is_trusted_keeper(uid, os.geteuid()):
+        uid = protocol.peer_uid(connection)
+        if not protocol.is_root_or_own(uid, os.geteuid()):
             raise NetnsError(f'the process that listens on {path} has uid {uid}: not a keeper')
         yield KeeperClient(connection)
-
-
-def is_trusted_keeper(uid: int, own_uid: int) -> bool:
-    """Whether a listening process of that uid may be the keeper: others can create its socket if the directory
-    is theirs."""
-    return uid in (0, own_uid)

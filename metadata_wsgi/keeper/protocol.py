@@ -27,8 +27,9 @@ On ``<state_path>/listeners`` (workers), after a worker's first packet ``{"mode"
 
 Sockets travel as ancillary data (SCM_RIGHTS, unix(7)), at most one in each packet.
 
-The field names above are the wire format. A worker of one release may talk to a keeper of another during an upgrade:
-new fields may be added, existing ones keep their name and meaning. The code uses the constants below.
+The field names above are the wire format. A worker or client of one release may talk to a keeper of another during an
+upgrade: new fields may be added, existing ones keep their name and meaning. The keeper refuses an attach with a field
+that it does not know; workers and clients ignore such fields. The code uses the constants below.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ import array
 import json
 import os
 import socket
+import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
 MAX_PACKET_BYTES = 1 << 16
+MAX_NAME_CHARACTERS = 255
 
 SHARED, ONE_HOP = 'shared', 'one_hop'
 MODES = (SHARED, ONE_HOP)
@@ -82,10 +85,15 @@ class Listener:
         return self.router_id or self.network_id or ''
 
     @classmethod
-    def from_json(cls, fields: Any) -> Listener:
-        """Make a listener from a packet's object. Raises ValueError with the reason if a field is invalid."""
+    def from_json(cls, fields: Any, *, ignore_unknown: bool = False) -> Listener:
+        """Make a listener from a packet's object. Raises ValueError with the reason if a field is invalid.
+
+        ``ignore_unknown``: the other end may be of a later release that has more fields.
+        """
         if not isinstance(fields, dict):
             raise ValueError('listener: not an object')
+        if ignore_unknown:
+            fields = {name: value for name, value in fields.items() if name in cls.__dataclass_fields__}
         try:
             listener = cls(**fields)
         except TypeError as error:
@@ -94,6 +102,8 @@ class Listener:
         texts = (listener.mode, listener.namespace, listener.host, *ids)
         if not all(isinstance(text, str) and '/' not in text and '\0' not in text for text in texts):
             raise ValueError('listener: every field but port is a name')
+        if any(len(text) > MAX_NAME_CHARACTERS for text in texts):
+            raise ValueError(f'listener: a name of more than {MAX_NAME_CHARACTERS} characters')
         if listener.mode not in MODES:
             raise ValueError(f'mode {listener.mode}: one of {", ".join(MODES)}')
         if bool(listener.router_id) == bool(listener.network_id):
@@ -118,30 +128,52 @@ def send(sock: socket.socket, message: dict[str, Any], descriptor: int | None = 
     sock.sendmsg([packet], ancillary)
 
 
-def receive(sock: socket.socket) -> tuple[dict[str, Any], int | None]:
-    """Receive one packet and the descriptor in it, which the caller must close.
+def receive(connection: socket.socket) -> tuple[dict[str, Any], socket.socket | None]:
+    """Receive one packet and the socket in it, which the caller must close.
 
-    Raises EOFError at the end of the connection, and ValueError for an invalid packet; its descriptors are closed.
+    Raises EOFError at the end of the connection, and ValueError for an invalid packet. Descriptors that are not
+    returned are closed: an invalid packet's, several in one packet, and whatever is not a socket.
     """
-    packet, ancillary, flags, _ = sock.recvmsg(MAX_PACKET_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+    packet, ancillary, flags, _ = connection.recvmsg(MAX_PACKET_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array('i')
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-    descriptor = descriptors[0] if descriptors else None
     try:
         if not packet:
             raise EOFError
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) > 1:
-            raise ValueError('a packet that is too long')
+            # MSG_CTRUNC also if this process may not open another descriptor (RLIMIT_NOFILE).
+            raise ValueError('a packet that is too long, or with more descriptors than can be received')
         message = _parse_json(packet)
         if not isinstance(message, dict):
             raise ValueError('a packet that is not an object')
+        return message, _socket_of(descriptors[0]) if descriptors else None
     except BaseException:
         for number in descriptors:
             os.close(number)
         raise
-    return message, descriptor
+
+
+def _socket_of(descriptor: int) -> socket.socket:
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise ValueError(f'a descriptor that is not a socket: {error.strerror}') from None
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """The uid of the process at the other end when it connected, or when it called listen(); unix(7)."""
+    _, uid, _ = struct.unpack('iII', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
+
+
+def is_root_or_own(uid: int, own_uid: int) -> bool:
+    """Whether to trust the other end, a keeper or its administrator, as far as oneself.
+
+    The file's permissions alone do not tell: another user who may write in the directory can create a socket there.
+    """
+    return uid in (0, own_uid)
 
 
 def _parse_json(packet: bytes) -> Any:

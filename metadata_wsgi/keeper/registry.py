@@ -203,6 +203,10 @@ class Registry(Generic[S]):
         subscriber.queue.append(({protocol.SYNC_END: True}, None))
         self._subscribers.append(subscriber)
 
+    def is_subscribed(self, subscriber: Subscriber) -> bool:
+        """Whether ``subscribe`` was called for it."""
+        return subscriber in self._subscribers
+
     def unsubscribe(self, subscriber: Subscriber) -> None:
         """Its connection has ended."""
         if subscriber in self._subscribers:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from metadata_wsgi import limits
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper import admin_client, protocol
 from metadata_wsgi.keeper.netns_listener import NetnsSocketOpener
@@ -23,14 +24,22 @@ from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.registry import FdStore, Registry, SocketOpener, Subscriber
 from metadata_wsgi.net import listeners
 from metadata_wsgi.netns import namespaces
+from metadata_wsgi.throttle import Throttle
 
 LOG = logging.getLogger(__name__)
 
 # The kernel's limits for descriptors in flight and for buffers: no event tells when they no longer apply.
 TRANSIENT_SEND_ERRORS = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
+DISCONNECT_ERRNOS = frozenset({errno.EAGAIN, errno.ECONNABORTED, errno.EINTR})
+"""accept() failed because the client disconnected, not for want of descriptors."""
 POLL_S = 1.0
 RESEND_POLL_S = 0.05
 REPLY_TIMEOUT_S = 2.0
+ACCEPT_BACKOFF_S = 1.0
+MAX_WORKER_CONNECTIONS = 512
+"""Each worker has one. Workers are unprivileged: they must not use up the descriptors for root's requests."""
+MAX_QUEUED_REFUSALS = 1 << 14
+"""Of one worker: it reads none before it has sent all its listeners."""
 SO_PEERGROUPS = 59  # <asm-generic/socket.h>, Linux 4.13
 
 
@@ -55,6 +64,10 @@ class Keeper:
         self._subscribers: dict[socket.socket, Subscriber | None] = {}
         self._running = True
         self._poll_s = POLL_S
+        self._paused_until: dict[socket.socket, tuple[float, Callable[[Any], None]]] = {}
+        self._accept_log = Throttle(limits.LOG_INTERVAL_S)
+        self._refused_log = Throttle(limits.LOG_INTERVAL_S)
+        self._closed_log = Throttle(limits.LOG_INTERVAL_S)
         self._namespaces_changed_at = self._reconciled_at = self._reconcile_until = 0.0
         self._path = admin_client.socket_path(state_path)
         self._selector = selectors.DefaultSelector()
@@ -89,6 +102,8 @@ class Keeper:
         for key in list(self._selector.get_map().values()):
             self._selector.unregister(key.fileobj)
             key.fileobj.close()  # type: ignore[union-attr]
+        for listening in self._paused_until:
+            listening.close()
         self._selector.close()
         self._registry.close()
 
@@ -99,6 +114,7 @@ class Keeper:
         self._poll_s = POLL_S
         for connection in list(self._subscribers):
             self._call_or_close(self._flush, connection)
+        self._resume_accepting()
         self._reconcile_if_due()
 
     def _reconcile_if_due(self) -> None:
@@ -122,13 +138,29 @@ class Keeper:
             try:
                 connection, _ = listening.accept()
             except OSError as error:
-                # The client has disconnected, or descriptors ran out: never a reason to stop listening.
-                LOG.warning('%s: a connection could not be accepted: %s', path, error)
+                if error.errno not in DISCONNECT_ERRNOS:
+                    self._pause_accepting(listening, accept, f'{path}: {error.strerror}')
                 return
-            connection.setblocking(False)
-            on_connect(connection)
+            try:
+                connection.setblocking(False)
+                on_connect(connection)
+            except OSError as error:
+                self._refuse(connection, str(error))
 
         self._selector.register(listening, selectors.EVENT_READ, accept)
+
+    def _pause_accepting(self, listening: socket.socket, accept: Callable[[Any], None], reason: str) -> None:
+        """Descriptors or memory ran out: the connection stays in the accept queue, and the socket stays readable."""
+        if self._accept_log.allow():
+            LOG.warning('No connections are accepted for %g s, and then tried again: %s', ACCEPT_BACKOFF_S, reason)
+        self._selector.unregister(listening)
+        self._paused_until[listening] = (time.monotonic() + ACCEPT_BACKOFF_S, accept)
+
+    def _resume_accepting(self) -> None:
+        for listening, (until, accept) in list(self._paused_until.items()):
+            if time.monotonic() >= until:
+                del self._paused_until[listening]
+                self._selector.register(listening, selectors.EVENT_READ, accept)
 
     def _call_or_close(self, handler: Callable[[Any], None], connection: Any) -> None:
         """Call ``handler`` with ``connection``, which is closed if it ended or broke the protocol."""
@@ -137,7 +169,7 @@ class Keeper:
         except BlockingIOError:
             return
         except (EOFError, OSError, ValueError) as error:
-            if not isinstance(error, EOFError):
+            if not isinstance(error, EOFError) and self._closed_log.allow():
                 LOG.warning('A connection was closed: %s', error)
             subscriber = self._subscribers.pop(connection, None)
             if subscriber:
@@ -148,11 +180,19 @@ class Keeper:
     # -- requests of root
 
     def _on_admin_connect(self, connection: socket.socket) -> None:
+        uid = protocol.peer_uid(connection)
+        if not protocol.is_root_or_own(uid, os.geteuid()):
+            self._refuse(connection, f'uid {uid} may not send requests')
+            return
         self._selector.register(connection, selectors.EVENT_READ, self._on_admin_packet)
 
+    def _refuse(self, connection: socket.socket, reason: str) -> None:
+        if self._refused_log.allow():
+            LOG.warning('A connection was refused: %s', reason)
+        connection.close()
+
     def _on_admin_packet(self, connection: socket.socket) -> None:
-        message, descriptor = protocol.receive(connection)
-        handed_over = socket.socket(fileno=descriptor) if descriptor is not None else None
+        message, handed_over = protocol.receive(connection)
         replies = self._handle_request(message, handed_over)
         connection.settimeout(REPLY_TIMEOUT_S)
         for reply in replies:
@@ -164,7 +204,9 @@ class Keeper:
         try:
             if verb == protocol.ATTACH:
                 listener = Listener.from_json(message.get('listener'))
-                return [{'changed': self._registry.register(listener, handed_over)}]
+                # From here on the registry closes it.
+                sock, handed_over = handed_over, None
+                return [{'changed': self._registry.register(listener, sock)}]
             if verb == protocol.DETACH:
                 keys = [one.key for one in self._registry if one.id == id_]
                 if 'key' in message:
@@ -178,6 +220,9 @@ class Keeper:
         except (MetadataError, ValueError) as error:
             port_in_use = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
             return [{'error': str(error), 'again': port_in_use}]
+        finally:
+            if handed_over is not None:
+                handed_over.close()
         return [{'error': 'one of the verbs attach, detach, list'}]
 
     # -- workers
@@ -185,19 +230,20 @@ class Keeper:
     def _on_worker_connect(self, connection: socket.socket) -> None:
         uid, group_ids = _peer_credentials(connection)
         if not may_subscribe(uid, group_ids, self._workers_socket):
-            LOG.warning('A process of uid %d may not subscribe, and was disconnected', uid)
-            connection.close()
+            self._refuse(connection, f'uid {uid} may not subscribe')
+            return
+        if len(self._subscribers) >= MAX_WORKER_CONNECTIONS:
+            self._refuse(connection, f'{MAX_WORKER_CONNECTIONS} workers are connected already')
             return
         self._subscribers[connection] = None
         self._selector.register(connection, selectors.EVENT_READ, self._on_worker_packet)
 
     def _on_worker_packet(self, connection: socket.socket) -> None:
-        message, descriptor = protocol.receive(connection)
-        sock = socket.socket(fileno=descriptor) if descriptor is not None else None
+        message, sock = protocol.receive(connection)
         try:
             self._handle_worker_message(connection, message, sock)
         except ValueError:
-            if sock:
+            if sock is not None:
                 sock.close()
             raise
 
@@ -205,13 +251,18 @@ class Keeper:
         self, connection: socket.socket, message: dict[str, Any], sock: socket.socket | None
     ) -> None:
         subscriber = self._subscribers[connection]
-        if subscriber is None and message.get(protocol.MODE) in protocol.MODES:
+        if subscriber is None and sock is None and message.get(protocol.MODE) in protocol.MODES:
             self._subscribers[connection] = Subscriber(message[protocol.MODE])
-        elif subscriber and message.get(protocol.HAVE) is not None and sock is not None:
-            listener = Listener.from_json(message[protocol.HAVE])
-            if not self._registry.restore_from_worker(listener, sock):
-                subscriber.queue.append(({protocol.REMOVE: listener.key}, None))
-        elif subscriber and protocol.HAVE in message and sock is None:
+        elif subscriber is None or self._registry.is_subscribed(subscriber):
+            raise ValueError("not a worker's message")
+        elif message.get(protocol.HAVE) is not None and sock is not None:
+            listener = Listener.from_json(message[protocol.HAVE], ignore_unknown=True)
+            if self._registry.restore_from_worker(listener, sock):
+                return
+            if len(subscriber.queue) >= MAX_QUEUED_REFUSALS:
+                raise ValueError('a worker that does not read')
+            subscriber.queue.append(({protocol.REMOVE: listener.key}, None))
+        elif protocol.HAVE in message and sock is None:
             self._registry.subscribe(subscriber)
         else:
             raise ValueError("not a worker's message")

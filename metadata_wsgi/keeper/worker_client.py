@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from metadata_wsgi.keeper import protocol
 from metadata_wsgi.keeper.protocol import Listener
@@ -60,6 +61,9 @@ class Subscription:
             self._sleep(RECONNECT_DELAY_S)
 
     def _subscribe(self, connection: socket.socket) -> None:
+        uid = protocol.peer_uid(connection)
+        if not protocol.is_root_or_own(uid, os.geteuid()):
+            raise ValueError(f'the process that listens there has uid {uid}')
         protocol.send(connection, {protocol.MODE: self._mode})
         for listener, sock in self._listeners.values():
             protocol.send(connection, {protocol.HAVE: listener.to_json()}, sock.fileno())
@@ -67,29 +71,37 @@ class Subscription:
         confirmed: set[str] = set()
         synced = False
         while self._running:
-            message, descriptor = protocol.receive(connection)
-            if protocol.ADD in message and descriptor is not None:
-                listener = Listener.from_json(message[protocol.ADD])
-                confirmed.add(listener.key)
-                self._add(listener, descriptor)
-            elif protocol.REMOVE in message:
+            message, received = protocol.receive(connection)
+            if protocol.ADD in message and received is not None:
+                confirmed |= self._add(message[protocol.ADD], received)
+                continue
+            if received is not None:
+                received.close()
+            if protocol.REMOVE in message:
                 self._remove(str(message[protocol.REMOVE]))
             elif protocol.SYNC_END in message and not synced:
                 synced = True
                 for key in set(self._listeners) - confirmed:
                     self._remove(key)
 
-    def _add(self, listener: Listener, descriptor: int) -> None:
+    def _add(self, fields: Any, received: socket.socket) -> set[str]:
+        """Add the listener unless it is there already; returns its key, or nothing if this release cannot use it."""
+        try:
+            listener = Listener.from_json(fields, ignore_unknown=True)
+        except ValueError as error:
+            received.close()
+            LOG.warning('A listener of the keeper at %s is not understood and not served: %s', self._path, error)
+            return set()
         current = self._listeners.get(listener.key)
         if current and current[0] == listener:
             # Sent by a restarted keeper; ours is the same socket.
-            os.close(descriptor)
-            return
-        if current:
-            self._remove(listener.key)
-        sock = socket.socket(fileno=descriptor)
-        self._listeners[listener.key] = (listener, sock)
-        self._on_add(listener, sock)
+            received.close()
+        else:
+            if current:
+                self._remove(listener.key)
+            self._listeners[listener.key] = (listener, received)
+            self._on_add(listener, received)
+        return {listener.key}
 
     def _remove(self, key: str) -> None:
         current = self._listeners.pop(key, None)

@@ -122,6 +122,8 @@ directory = static
 nova_metadata_host = 127.0.0.1
 nova_metadata_port = 8775
 metadata_workers = 1
+# Where there is no user metadata-wsgi, the namespace proxies run as nobody.
+metadata_peer_users = nobody
 
 [static]
 inventory = {STATE_PATH}/inventory.yaml

@@ -155,7 +155,7 @@ def shared_behind(tmp_path_factory):
         'admin_password': PASSWORD,
         'admin_tenant_name': 'service',
         # What the services hear is what guests asked for.
-        'metadata_look_at_start': False,
+        'check_directory_at_start': False,
     }
     try:
         way.configure(options, sections)

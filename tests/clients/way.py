@@ -121,7 +121,10 @@ class Way:
 
     def configure(self, options: Mapping[str, object], sections: str = '') -> None:
         """Write the configuration file of all parts."""
-        lines = [f'{name} = {value}' for name, value in {'state_path': self.directory, **options}.items()]
+        lines = [
+            f'{name} = {value}'
+            for name, value in {'state_path': self.directory, 'metadata_peer_users': 'nobody', **options}.items()
+        ]
         self.conf_file.write_text('\n'.join(['[DEFAULT]', *lines, sections, '']))
 
     def start_nova(self) -> int:

@@ -136,7 +136,7 @@ def test_timeout_without_an_agent_is_answered_503(proxy, guest):
     program, port = proxy(None, '--answer_within=0.5')
     status, headers, _ = guest(port)
     assert (status, headers['retry-after']) == (503, '1')
-    eventually(lambda: 'no answer from the metadata agent' in program.text(), 'it says so')
+    eventually(lambda: 'no response from the metadata agent' in program.text(), 'it says so')
 
 
 def test_several_addresses_are_served_after_a_reload(proxy):

@@ -118,7 +118,7 @@ def test_a_rotation_under_load_loses_no_request(agent, cloud):
             eventually(lambda: load.done > done + 20, 'requests are answered')
 
         reload(metadata_proxy_shared_secret=NEW, metadata_proxy_shared_secret_old=SECRET)
-        eventually(lambda: 'took the old one' in program.text(), 'Nova takes the old one')
+        eventually(lambda: 'accepted the old one' in program.text(), 'Nova accepts the old one')
         cloud.nova.secret = NEW.encode()
         eventually(lambda done=load.done: load.done > done + 20, 'requests are answered')
         reload(metadata_proxy_shared_secret=NEW)

@@ -56,14 +56,14 @@ def test_status_of_an_agent_with_healthcheck_before_and_after_nova_is_unavailabl
         _, lines, everything = status(cloud)
         assert 'directory: reachable' in lines['health']
         assert 'nova: reachable' in lines['health']
-        assert 'Guests are answered 503' not in everything
+        assert 'Requests get 503' not in everything
         cloud.server.server_close()
         assert request(UnixConnection(cloud.socket), 'GET', '/', A)[0] == 503
         code, lines, everything = status(cloud)
         assert code == 1
         assert 'nova: not reachable' in lines['health']
         assert lines['faults'].endswith('agent.log: the last ones')
-        assert 'Guests are answered 503: Nova gave no answer' in everything
+        assert 'Requests get 503: no response from Nova' in everything
     finally:
         program.terminate()
         program.wait(20)

@@ -138,7 +138,7 @@ def test_refusal_is_logged_once_and_can_be_disabled(world, proxy):
     program = proxy()
     for _ in range(3):
         assert get(world.guest, '10.1.1.1', 9697) == ''
-    assert program.text().count('who did not ask the metadata address') == 1
+    assert program.text().count('was not made to the metadata address') == 1
     program.end()
     proxy('--any_destination')
     assert get(world.guest, '10.1.1.1', 9697) == SERVED

@@ -76,7 +76,7 @@ def test_a_router_that_quantum_does_not_know_is_a_404_and_asks_for_no_address(ho
     before = len(services.requests_from('metadata_wsgi', 'neutron'))
     done = host.metadata_wsgi('explain', '--router-id', '00000000-0000-4000-8000-000000000000', '10.1.1.2')
     assert done.returncode == 1
-    assert 'answer        404' in done.stdout
+    assert 'response      404' in done.stdout
     asked = services.requests_from('metadata_wsgi', 'neutron')[before:]
     assert asked
     assert not any('ip_address' in line for line in asked)

@@ -74,3 +74,27 @@ def test_register_retries_for_our_own_program_and_names_it_at_the_timeout(keeper
     with pytest.raises(NetnsError, match='held by pid 4711'):
         client.register(A)
     assert sum(client.retries) == pytest.approx(5.0, abs=0.3)
+
+
+@pytest.mark.parametrize(
+    'reply',
+    [
+        {'listeners': [{**A.to_json(), 'mode': 'later'}]},
+        {'listeners': ['later']},
+        {'listeners': []},
+        {'listeners': [], 'workers': []},
+        {'listeners': 7},
+        {'later': True},
+    ],
+)
+def test_list_of_another_release_is_an_error_in_words(keeper, reply):
+    with pytest.raises(NetnsError, match=r'the reply of the keeper is not understood .* another release'):
+        keeper(reply).list()
+
+
+@pytest.mark.parametrize(
+    'request_', [lambda c: c.register(A), lambda c: c.unregister(A), lambda c: c.unregister_all('a')]
+)
+def test_reply_of_another_release_is_an_error_in_words(keeper, request_):
+    with pytest.raises(NetnsError, match='the reply of the keeper is not understood'):
+        request_(keeper({'later': True}))

@@ -38,6 +38,7 @@ def test_listener_converts_to_json_and_back():
         ({'namespace': 'a\0b'}, 'is a name'),
         ({'host': 7}, 'is a name'),
         ({'more': 1}, 'more'),
+        ({'namespace': 'n' * 256}, 'more than 255 characters'),
     ],
 )
 def test_invalid_listener_raises_value_error_with_reason(changes, words):
@@ -45,6 +46,10 @@ def test_invalid_listener_raises_value_error_with_reason(changes, words):
         Listener.from_json({**LISTENER.to_json(), **changes})
     with pytest.raises(ValueError, match='not an object'):
         Listener.from_json([])
+
+
+def test_listener_of_a_later_release_is_understood_by_workers_and_clients():
+    assert Listener.from_json({**LISTENER.to_json(), 'more': 1}, ignore_unknown=True) == LISTENER
 
 
 def test_listener_key_differs_by_address():
@@ -56,9 +61,9 @@ def test_packet_transfers_a_descriptor(pair):
     one, other = pair
     with socket.create_server(('127.0.0.1', 0)) as listening:
         protocol.send(one, {'serve': 1}, listening.fileno())
-        message, descriptor = protocol.receive(other)
+        message, received = protocol.receive(other)
         assert message == {'serve': 1}
-        with socket.socket(fileno=descriptor) as received:
+        with received:
             assert received.getsockname() == listening.getsockname()
     protocol.send(one, {'leave': 'x'})
     assert protocol.receive(other) == ({'leave': 'x'}, None)
@@ -72,6 +77,17 @@ def test_invalid_packet_is_refused_and_its_descriptor_closed(pair, packet):
     one.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [writing]))])
     os.close(writing)
     with pytest.raises(ValueError):
+        protocol.receive(other)
+    assert os.read(reading, 1) == b''
+    os.close(reading)
+
+
+def test_packet_with_a_descriptor_that_is_not_a_socket_is_refused_and_it_is_closed(pair):
+    one, other = pair
+    reading, writing = os.pipe()
+    protocol.send(one, {'holds': {}}, writing)
+    os.close(writing)
+    with pytest.raises(ValueError, match='not a socket'):
         protocol.receive(other)
     assert os.read(reading, 1) == b''
     os.close(reading)

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The keeper's event loop with real unix sockets, and listeners in the current namespace; no root needed."""
 
+import contextlib
+import ctypes
 import os
+import pathlib
+import resource
 import socket
 import stat
 import threading
@@ -9,10 +13,12 @@ import threading
 import pytest
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.keeper import admin_client, protocol
+from metadata_wsgi.keeper import admin_client, protocol, server
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.server import Keeper, may_subscribe
 from tests.e2e.conftest import eventually
+
+SETRESUID = {'x86_64': 117, 'aarch64': 147}.get(os.uname().machine)
 
 
 class FakeOpener:
@@ -155,8 +161,8 @@ def test_client_names_an_unavailable_keeper(tmp_path):
 
 def test_client_trusts_a_keeper_of_root_or_of_its_own_user():
     """A compromised worker could create a socket of that name, and receive the sockets that root hands over."""
-    assert [admin_client.is_trusted_keeper(uid, own_uid=0) for uid in (0, 42)] == [True, False]
-    assert [admin_client.is_trusted_keeper(uid, own_uid=42) for uid in (0, 42, 43)] == [True, True, False]
+    assert [protocol.is_root_or_own(uid, own_uid=0) for uid in (0, 42)] == [True, False]
+    assert [protocol.is_root_or_own(uid, own_uid=42) for uid in (0, 42, 43)] == [True, True, False]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='listens as another user: run it as root')
@@ -186,3 +192,115 @@ def test_may_subscribe(uid, groups, may):
 def test_group_without_write_permission_may_not_subscribe():
     owner = os.stat_result((stat.S_IFSOCK | 0o600, 0, 0, 1, 42, 99, 0, 0, 0, 0))
     assert may_subscribe(43, [99], owner) is False
+
+
+def open_descriptors():
+    return len(os.listdir('/proc/self/fd'))
+
+
+@pytest.mark.parametrize('message', [{'mode': 'shared'}, {'holds': None}, {'holds': {}}, {'more': 1}])
+@pytest.mark.parametrize('kind', ['file', 'socket'])
+def test_descriptors_of_a_worker_that_are_not_used_are_closed(running, message, kind):
+    """A compromised worker sends descriptors until the keeper has as many as it may."""
+    before = open_descriptors()
+    with open('/dev/null') as file, socket.create_server(('127.0.0.1', 0)) as sock:
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+                connection.settimeout(10)
+                connection.connect(os.path.join(running.state_path, 'listeners'))
+                protocol.send(connection, {'mode': 'shared'})
+                protocol.send(connection, message, {'file': file, 'socket': sock}[kind].fileno())
+                assert connection.recv(1) == b''
+    eventually(lambda: open_descriptors() <= before, 'the descriptors are closed')
+
+
+@pytest.mark.parametrize(
+    'message', [{'verb': 'list'}, {'verb': 'detach', 'id': 'a'}, {'verb': 'attach'}, {'verb': 'x'}]
+)
+def test_descriptors_of_a_request_that_are_not_used_are_closed(running, message):
+    reading, writing = socket.socketpair()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(10)
+        connection.connect(admin_client.socket_path(running.state_path))
+        protocol.send(connection, message, writing.fileno())
+        writing.close()
+        protocol.receive(connection)
+        reading.settimeout(10)
+        assert reading.recv(1) == b''
+        reading.close()
+
+
+def test_accept_without_descriptors_left_pauses_and_logs_once(running, caplog, monkeypatch):
+    """It would spin, and write a line for each turn."""
+    monkeypatch.setattr(server, 'ACCEPT_BACKOFF_S', 0.2)
+    turns = []
+    poll_once = running.keeper.poll_once
+    running.keeper.poll_once = lambda: (turns.append(1), poll_once())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as first:
+        first.settimeout(10)
+        # Opened before: a connection in the queue needs no descriptor of the keeper yet.
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first.fileno() + 1, limit[1]))
+        try:
+            first.connect(admin_client.socket_path(running.state_path))
+            del turns[:]
+            eventually(lambda: 'No connections are accepted' in caplog.text, 'the keeper has no descriptor left')
+            eventually(lambda: len(turns) >= 2, 'its event loop runs')
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        protocol.send(first, {'verb': 'list'})
+        assert protocol.receive(first)[0]['listeners'] == []
+    assert len(turns) < 50
+    assert caplog.text.count('No connections are accepted') == 1
+
+
+def test_worker_connections_are_limited(running, monkeypatch):
+    monkeypatch.setattr(server, 'MAX_WORKER_CONNECTIONS', 2)
+    with running.subscribe(), running.subscribe():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as third:
+            third.settimeout(10)
+            third.connect(os.path.join(running.state_path, 'listeners'))
+            assert third.recv(1) == b''
+        with admin_client.connect(running.state_path) as keeper:
+            assert keeper.list()[1] == {'shared': 2}
+
+
+def test_worker_that_does_not_read_its_refusals_is_disconnected(running, monkeypatch):
+    """They would fill the memory of the keeper."""
+    monkeypatch.setattr(server, 'MAX_QUEUED_REFUSALS', 50)
+    listener = Listener('shared', 'no-such-one', 9697, router_id='a')
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    own = socket.create_server(('127.0.0.1', 0))
+
+    def send_many():
+        for _ in range(100000):
+            protocol.send(connection, {'holds': listener.to_json()}, own.fileno())
+
+    with connection, own:
+        connection.settimeout(10)
+        connection.connect(os.path.join(running.state_path, 'listeners'))
+        protocol.send(connection, {'mode': 'shared'})
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            send_many()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not SETRESUID, reason='connects as another user: run it as root')
+def test_requests_of_another_user_are_refused_whatever_the_mode_of_the_socket(running):
+    os.chmod(running.state_path, 0o755)
+    path = admin_client.socket_path(running.state_path)
+    for directory in pathlib.Path(path).parents:
+        if not directory.stat().st_mode & 0o001:
+            directory.chmod(0o711)
+    os.chmod(path, 0o666)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(10)
+        # For this thread only: the keeper's is another one.
+        libc = ctypes.CDLL(None)
+        libc.syscall(SETRESUID, -1, 65534, -1)
+        try:
+            connection.connect(path)
+        finally:
+            libc.syscall(SETRESUID, -1, 0, -1)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            protocol.send(connection, {'verb': 'list'})
+            assert connection.recv(1) == b''

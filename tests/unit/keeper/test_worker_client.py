@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker's subscription against a fake keeper, packet by packet."""
 
+import os
 import socket
 import threading
 
@@ -56,9 +57,9 @@ class FakeKeeper:
         mode, _ = protocol.receive(connection)
         sent_back = []
         while True:
-            message, descriptor = protocol.receive(connection)
-            if descriptor is not None:
-                socket.socket(fileno=descriptor).close()
+            message, sock = protocol.receive(connection)
+            if sock is not None:
+                sock.close()
             if message == {'holds': None}:
                 return connection, mode['mode'], sent_back
             sent_back.append(Listener.from_json(message['holds']))
@@ -153,3 +154,50 @@ def test_malformed_packet_makes_the_worker_reconnect(keeper, listening):
     assert set(keeper.served) == {'a'}
     connection.close()
     again.close()
+
+
+def test_listener_of_a_later_release_is_added_without_its_unknown_fields(keeper, listening):
+    connection, _, _ = keeper.accept()
+    protocol.send(connection, {'serve': {**A.to_json(), 'later': 1}}, listening.fileno())
+    keeper.changes()
+    assert set(keeper.served) == {'a'}
+    connection.close()
+
+
+def test_listener_that_is_not_understood_is_skipped_and_its_socket_closed(keeper, caplog):
+    """The others stay, and the connection too."""
+    connection, _, _ = keeper.accept()
+    reading, writing = socket.socketpair()
+    protocol.send(connection, {'serve': {**A.to_json(), 'mode': 'later'}}, writing.fileno())
+    protocol.send(connection, {'later': 1}, writing.fileno())
+    writing.close()
+    with socket.create_server(('127.0.0.1', 0)) as listening:
+        serve(connection, B, listening)
+        keeper.changes()
+    assert set(keeper.served) == {'b'}
+    assert 'is not understood and not served: mode later' in caplog.text
+    reading.settimeout(10)
+    assert reading.recv(1) == b''
+    reading.close()
+    connection.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='listens as another user: run it as root')
+def test_keeper_of_another_user_is_not_trusted(tmp_path, caplog):
+    """A user who may write in the directory could feed workers listeners of routers that are not theirs."""
+    path = str(tmp_path / 'listeners')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(path)
+        # SO_PEERCRED has the user that called listen().
+        os.seteuid(65534)
+        try:
+            listening.listen()
+        finally:
+            os.seteuid(0)
+
+        def stop(_):
+            subscription.stop()
+
+        subscription = Subscription(path, 'shared', on_add=lambda *_: None, on_remove=lambda _: None, sleep=stop)
+        subscription.run()
+    assert 'the process that listens there has uid 65534' in caplog.text
