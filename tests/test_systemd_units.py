@@ -15,7 +15,10 @@ ROOT = Path(__file__).parent.parent
 def test_units_make_the_state_directory_and_that_of_pid_files(tmp_path, found):
     """As root, before a worker can; what is there already is left alone."""
     commands = set()
+    # watch has no state of its own; it needs what the keeper's unit makes.
     for unit in sorted((ROOT / 'etc' / 'systemd').glob('*.service')):
+        if unit.name == 'metadata-wsgi-watch.service':
+            continue
         (command,) = re.findall(r"^ExecStartPre=\+/bin/sh -c '(.*?)'$", unit.read_text(), re.MULTILINE | re.DOTALL)
         commands.add(command)
     (command,) = commands

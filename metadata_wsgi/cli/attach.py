@@ -228,9 +228,10 @@ def _warn_no_worker(args: argparse.Namespace, modes: set[str]) -> None:
 @_with_error_message
 def _detach(args: argparse.Namespace) -> int:
     with lock.exclusive(state_path(args)):
-        targets = [status.target for status in _statuses(args)] if args.all else _targets(args)
+        statuses, keeper_error = _statuses(args) if args.all else ([], '')
+        targets = [status.target for status in statuses] if args.all else _targets(args)
         failed = _run_and_print(targets, detach_command(args, count=len(targets)), MAX_CONCURRENT_ATTACHES)
-        return 1 if failed else 0
+        return 1 if failed or keeper_error else 0
 
 
 def detach_command(args: argparse.Namespace, *, count: int) -> Callable[[AttachTarget], str]:
@@ -284,9 +285,9 @@ def _run_and_print(
 
 @_with_error_message
 def _attached(args: argparse.Namespace) -> int:
-    statuses = _statuses(args)
+    statuses, keeper_error = _statuses(args)
     print(table(statuses), end='')
-    return 1 if any(status.problems for status in statuses) else 0
+    return 1 if keeper_error or any(status.problems for status in statuses) else 0
 
 
 def table(statuses: list[attachment_status.AttachmentStatus]) -> str:
@@ -379,11 +380,18 @@ def _keeper_pid(path: str) -> int | None:
         return None
 
 
-def _statuses(args: argparse.Namespace) -> list[attachment_status.AttachmentStatus]:
-    entries = AttachmentsClient(state_path(args)).kept()
-    return attachment_status.list_attachments(
+def _statuses(args: argparse.Namespace) -> tuple[list[attachment_status.AttachmentStatus], str]:
+    """What is attached, and the error message of a keeper that does not respond, which is also printed."""
+    entries, keeper_error = None, ''
+    try:
+        entries = AttachmentsClient(state_path(args)).kept()
+    except MetadataError as error:
+        keeper_error = str(error)
+        print(f'{PROGRAM}: {keeper_error}', file=sys.stderr)
+    statuses = attachment_status.list_attachments(
         iptables(args.iptables), state_path=state_path(args), keeper_entries=entries
     )
+    return statuses, keeper_error
 
 
 def state_path(args: argparse.Namespace) -> str:

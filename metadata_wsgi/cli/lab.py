@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -88,7 +87,12 @@ def _table(received: Sequence[tuple[plan.Guest, guests.Received]]) -> None:
 def _print_usage(prefix: str) -> None:
     print(f'A shell in a guest:  {prefix}ip netns exec {plan.GUESTS[0].namespace} bash')
     print(f'There, for example:  curl {guests.URL}/openstack/latest/meta_data.json')
-    print(f'Explain a request:   {prefix}{shlex.join(build.explain_command(plan.GUESTS[0]))}')
+    guest = plan.GUESTS[0]
+    # In the lab's own host: outside of it 127.0.0.1:8775, where the lab's Nova listens, is another machine's port.
+    print(
+        f'Trace its request:   {prefix}ip netns exec {plan.HOST_NAMESPACE} {build.program("metadata-wsgi")} explain '
+        f'--config-file {plan.STATE_PATH}/metadata_agent.ini --router-id {guest.router_id} {plan.ADDRESS} --send'
+    )
     print('Remove all of it:    metadata-wsgi lab down')
 
 

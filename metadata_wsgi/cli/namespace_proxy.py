@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from metadata_wsgi import limits
-from metadata_wsgi.cli import shared_proxy
 from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
 from metadata_wsgi.keeper.protocol import SHARED
 from metadata_wsgi.namespace_proxy import daemonize
@@ -91,6 +90,9 @@ def _can_hand_over(args: argparse.Namespace) -> bool:
 
 def _hand_over(args: argparse.Namespace) -> bool:
     """Have the shared proxy serve this namespace; whether it does. If not, this process serves."""
+    # Not in a master that serves: its workers would inherit functions that gevent replaces.
+    from metadata_wsgi.cli import shared_proxy
+
     options = [
         f'--metadata_proxy_socket={_agent_socket(args)}',
         f'--metadata_header_prefix={args.metadata_header_prefix}',

@@ -216,8 +216,16 @@ def run(args: argparse.Namespace) -> int:
         while running:
             events.wait(PENDING_POLL_S if _has_pending_name() else args.interval)
             if running:
-                reconciler.reconcile()
+                _reconcile(reconciler)
     return 0
+
+
+def _reconcile(reconciler: Reconciler) -> None:
+    try:
+        reconciler.reconcile()
+    except (MetadataError, OSError) as error:
+        # E.g. /run/netns cannot be read. The next turn tries again; ending would leave everything unattended.
+        LOG.error('Nothing was reconciled this time: %s', error)
 
 
 def _has_pending_name() -> bool:

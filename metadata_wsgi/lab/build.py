@@ -67,15 +67,6 @@ def program(name: str) -> str:
     return path
 
 
-def explain_command(guest: plan.Guest) -> list[str]:
-    """A command that sends the instance's request through the lab's pipeline to the lab's Nova, not to the host's."""
-    where = f'--router-id={guest.router_id}' if guest.router_id else f'--network-id={guest.network_id}'
-    return [
-        *('ip', 'netns', 'exec', plan.HOST_NAMESPACE, program('metadata-wsgi'), 'explain', '--send'),
-        *(f'--config-file={plan.STATE_PATH}/metadata_agent.ini', where, plan.ADDRESS),
-    ]
-
-
 def _write_files() -> None:
     shutil.rmtree(plan.STATE_PATH, ignore_errors=True)
     os.makedirs(f'{plan.STATE_PATH}/passwords', mode=0o755)

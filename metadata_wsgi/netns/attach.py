@@ -448,6 +448,8 @@ class Attacher:
                 break
             if self._clock() >= deadline_s:
                 state = f'pid {pid} does not listen on port {port}' if pid else f'no process, pid file {pid_file}'
+                # It could listen later, when the rules have been removed again.
+                self._stop_process(target)
                 raise NetnsError(
                     f'{self._proxy.program} for {target.kind} {target.uuid} did not start within '
                     f'{self._start_timeout_s:g} s ({state}); see its log'

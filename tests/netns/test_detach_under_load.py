@@ -10,6 +10,8 @@ import pytest
 
 from metadata_wsgi.netns import namespaces, proxy_process
 from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.rules import rules_for
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
 
@@ -46,6 +48,52 @@ class Flood:
         self._running = False
         for thread in self._threads:
             thread.join()
+
+
+def original_destination(connection):
+    """SO_ORIGINAL_DST, as the proxy reads it."""
+    packed = connection.getsockopt(socket.SOL_IP, 80, 16)
+    return socket.inet_ntoa(packed[4:8]), int.from_bytes(packed[2:4], 'big')
+
+
+def connect(namespace, address, source_port):
+    def run():
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(('10.1.1.2', source_port))
+        sock.settimeout(5)
+        try:
+            sock.connect(address)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    return namespaces.run_in(namespace, run)
+
+
+def test_original_destination_is_that_of_an_earlier_connection_once_the_rules_are_gone(world):
+    """Why the check of the original destination does not replace the order of detach.
+
+    conntrack still has the earlier connection from the same source port, and returns its destination. With the rules
+    such a connection does not reach the port.
+    """
+    iptables = Iptables(SubprocessRunner())
+    iptables.apply(world.router, rules_for())
+    with namespaces.run_in(world.router, lambda: socket.create_server(('', 9697))) as server:
+        server.settimeout(5)
+        redirected = connect(world.guest, (METADATA, 80), 40000)
+        accepted, _ = server.accept()
+        assert original_destination(accepted) == (METADATA, 80)
+        redirected.close()
+        accepted.close()
+        with pytest.raises(TimeoutError):
+            connect(world.guest, ('10.1.1.1', 9697), 40000)
+        iptables.apply(world.router, ())
+        with connect(world.guest, ('10.1.1.1', 9697), 40000):
+            accepted, _ = server.accept()
+            with accepted:
+                assert original_destination(accepted) == (METADATA, 80)
 
 
 def test_no_direct_connection_is_accepted_during_detach(world, tmp_path):

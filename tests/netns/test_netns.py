@@ -24,7 +24,7 @@ def test_namespace_is_found_by_name(world):
 
 def test_missing_namespace_is_an_error_and_is_not_created():
     assert not namespaces.exists('there-is-none')
-    with pytest.raises(NetnsError, match='namespace there-is-none: No such file'):
+    with pytest.raises(NetnsError, match='there is no namespace there-is-none on this host'):
         namespaces.run_in('there-is-none', inode)
     assert not namespaces.exists('there-is-none')
 

@@ -210,6 +210,16 @@ def test_attach_waits_for_ipv6_inside_the_lock(tmp_path, monkeypatch):
     assert free == ['held']
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason='lists namespaces: run it as root')
+def test_unavailable_keeper_does_not_hide_the_other_attachments(tmp_path, capsys):
+    (tmp_path / 'keeper').touch()
+    args = parse('attached', '--state-path', str(tmp_path))
+    assert args.run(args) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith('KIND ')
+    assert 'start metadata-wsgi keeper' in err
+
+
 def test_single_failed_target_prints_only_the_error(capsys):
     def act(target):
         raise NetnsError('not this one')
