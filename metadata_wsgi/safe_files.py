@@ -59,7 +59,11 @@ def open_directory(path: str, *, make: bool = False) -> int:
                 elif not stat.S_ISDIR(found.st_mode):
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 elif parent.st_mode & 0o022 and found.st_uid not in (*_trusted_uids(), parent.st_uid):
-                    raise PermissionError(errno.EPERM, f'the directory {name} was made by uid {found.st_uid}')
+                    raise PermissionError(
+                        errno.EPERM,
+                        f'the directory {name} was made by uid {found.st_uid} in one that several users may write; '
+                        'chown it to root if that is right',
+                    )
                 if made and found.st_uid == os.geteuid():
                     # Whatever the umask: workers, another user, must be able to pass through.
                     os.chmod(f'/proc/self/fd/{entry}', 0o755)  # noqa: S103 (search, not write)

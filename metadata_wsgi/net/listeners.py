@@ -185,6 +185,7 @@ def tcp_listener(
     may disappear and come back. Raises ConfigError; its text names the process that listens on the port, if visible.
     """
     started_at = time.monotonic()
+    look_after_s = limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
     while True:
         try:
             return bind_tcp(host, port, backlog)
@@ -192,7 +193,9 @@ def tcp_listener(
             cause = error.__cause__
             number = cause.errno if isinstance(cause, OSError) else None
             waited_s = time.monotonic() - started_at
-            if number == errno.EADDRINUSE and waited_s >= min(timeout_s, limits.FOREIGN_PORT_HOLDER_TIMEOUT_S):
+            if number == errno.EADDRINUSE and waited_s >= min(timeout_s, look_after_s):
+                # Not at each attempt: it reads the descriptors of every process.
+                look_after_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
                 holder = find_holder(port)
                 if holder and (not holder.is_own or waited_s >= timeout_s):
                     raise ConfigError(holder.message(port, port_holder.namespace_name())) from cause

@@ -83,4 +83,4 @@ def test_foreground_without_syslog_logs_to_standard_error(proxy):
     program, port = proxy(None, '--use_syslog', '--request_timeout=0.1')
     assert 'syslog cannot be reached at /dev/log: logging to standard error\n' in program.text()
     assert status(port) == 503
-    eventually(lambda: 'no answer from the metadata agent' in program.text(), program.text)
+    eventually(lambda: 'no response from the metadata agent' in program.text(), program.text)
