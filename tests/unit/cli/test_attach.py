@@ -120,7 +120,7 @@ def test_without_root_the_error_is_one_line():
     assert done.stderr == 'metadata-wsgi: only root can enter namespaces and change rules; run it with sudo\n'
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason='the sentence of somebody who is not root comes first: run it as root')
+@pytest.mark.skipif(os.geteuid() != 0, reason='without root another error comes first: run it as root')
 def test_failure_is_one_line_and_exit_code_1(tmp_path, capsys):
     args = parse('attach', '--router-id', UUID, '--state-path', str(tmp_path))
     assert args.run(args) == 1
