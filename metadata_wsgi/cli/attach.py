@@ -46,6 +46,8 @@ PROGRAM = 'metadata-wsgi'
 MAX_CONCURRENT_ATTACHES = 8
 MAX_CONCURRENT_WAITS = 64
 """For targets that only wait for duplicate address detection."""
+COMMON_OPTIONS = ('config_file', 'state_path', 'metadata_proxy_socket', 'iptables', 'neutron_lock_path')
+"""Of ``attach``, ``detach`` and ``attached``."""
 BULK_THRESHOLD = 4
 """From this number of targets on, rules are copied (``netns.ruleset_template``)."""
 

@@ -86,6 +86,9 @@ class CliAttachAdapter:
         common = ['--router-id=any-id', *common_options]
         self._attach_args = parser.parse_args(['attach', *common, *attach_options])
         self._detach_args = parser.parse_args(['detach', *common])
+        for name in attach.COMMON_OPTIONS:
+            # They may stand behind -- too, and hold for both.
+            setattr(self._detach_args, name, getattr(self._attach_args, name))
         # Raises ConfigError at once for a wrong mark.
         attach.AttachCommand(self._attach_args, {}, count=attach.BULK_THRESHOLD)
         self._state_path = attach.state_path(self._attach_args)

@@ -128,6 +128,6 @@ def enter(pid: int) -> str:
 def _pid_file() -> str:
     directory = os.environ.get('XDG_RUNTIME_DIR') or f'/tmp/metadata_wsgi-{os.getuid()}'  # noqa: S108 (made private below)
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    if os.stat(directory).st_uid != os.getuid():
+    if os.lstat(directory).st_uid != os.getuid():
         raise NetnsError(f'{directory} belongs to another user; set XDG_RUNTIME_DIR to a directory of yours')
     return os.path.join(directory, 'metadata_wsgi-lab.pid')

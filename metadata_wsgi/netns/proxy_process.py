@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import select
@@ -125,8 +126,12 @@ def listens(pid: int, port: int) -> bool:
 
 
 def is_port_open(namespace: str, port: int) -> bool:
-    """Whether any process listens on the TCP port in the namespace; much cheaper than finding out which one."""
-    return namespaces.run_in(namespace, lambda: any(found == port for found, _ in _listening_sockets('thread-self')))
+    """Whether any process listens on the TCP port in the namespace.
+
+    Found out by a bind: to read /proc/net/tcp takes 10 to 30 ms in every namespace, because the kernel walks over the
+    table of all sockets of the host. With SO_REUSEADDR only a listening socket is in the way.
+    """
+    return namespaces.run_in(namespace, lambda: not _can_bind(port))
 
 
 def copy_proxy_listeners(pid_file: str, uuid: str, port: int) -> list[socket.socket]:
@@ -169,6 +174,21 @@ def unix_listener_pid(path: str, kind: int = socket.SOCK_STREAM, *, timeout_s: f
         probe.connect(path)
         pid: int = struct.unpack('3i', probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         return pid
+
+
+def _can_bind(port: int) -> bool:
+    family, host = (socket.AF_INET6, '::') if os.path.exists('/proc/net/if_inet6') else (socket.AF_INET, '')
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise
+    return True
 
 
 def _copy_sockets(pid: int, pidfd: int, inodes: set[str]) -> list[socket.socket]:

@@ -73,8 +73,8 @@ def test_identity_of_a_recreated_namespace_differs(world):
 
 
 def test_program_runs_inside(world):
-    said = SubprocessRunner()(['readlink', '/proc/self/ns/net'], namespace=world.router)
-    assert said == f'net:[{namespaces.identity(world.router)[1]}]\n'
+    output = SubprocessRunner()(['readlink', '/proc/self/ns/net'], namespace=world.router)
+    assert output == f'net:[{namespaces.identity(world.router)[1]}]\n'
     with pytest.raises(NetnsError, match='there-is-none'):
         SubprocessRunner()(['true'], namespace='there-is-none')
 

@@ -75,6 +75,15 @@ def test_flags_override_the_config_file_and_the_socket_follows_the_state_path(tm
     assert attach._paths(parse(*common, '--metadata-proxy-socket', '/s')) == ('/from/file', '/s')
 
 
+def test_neutron_lock_path_comes_from_the_option_or_from_neutron_conf(tmp_path):
+    file = tmp_path / 'neutron.conf'
+    file.write_text('[DEFAULT]\nstate_path = /var/lib/neutron\n[oslo_concurrency]\nlock_path = $state_path/lock\n')
+    common = ['attach', '--router-id', UUID, '--config-file', str(file)]
+    assert attach._neutron_lock(parse(*common))._lock_path == '/var/lib/neutron/lock'
+    assert attach._neutron_lock(parse(*common, '--neutron-lock-path', '/tmp'))._lock_path == '/tmp'
+    assert attach._neutron_lock(parse('attach', '--router-id', UUID))._lock_path == ''
+
+
 def test_table_shows_problems_below_the_row():
     whole = AttachmentStatus('qrouter-aaaa', 'aaaa', 'router', 12, 9697, 'yes', ())
     half = AttachmentStatus(
@@ -111,7 +120,7 @@ def test_without_root_the_error_is_one_line():
     assert done.stderr == 'metadata-wsgi: only root can enter namespaces and change rules; run it with sudo\n'
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason='the sentence of somebody who is not root comes first: run it as root')
+@pytest.mark.skipif(os.geteuid() != 0, reason='without root another error comes first: run it as root')
 def test_failure_is_one_line_and_exit_code_1(tmp_path, capsys):
     args = parse('attach', '--router-id', UUID, '--state-path', str(tmp_path))
     assert args.run(args) == 1

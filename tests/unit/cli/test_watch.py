@@ -282,6 +282,11 @@ def test_ha_router_that_becomes_primary_is_attached_again_and_logged(caplog):
     assert host.reconcile() == []
 
 
+def test_common_options_behind_the_dashes_hold_for_detach_too(adapter):
+    one = adapter(FakeKeeper({}), '--neutron-lock-path=/locks', '--iptables=iptables-nft')
+    assert (one._detach_args.neutron_lock_path, one._detach_args.iptables) == ('/locks', 'iptables-nft')
+
+
 def test_invalid_mark_is_refused_at_start(adapter):
     with pytest.raises(ConfigError, match='mark 0x0'):
         adapter(FakeKeeper({}), '--mark', '0x0')

@@ -196,6 +196,16 @@ def test_listens_checks_the_process_and_not_only_the_port(start):
     assert not proxy_process.listens(listening.pid, int(port) % 65535 + 1)
 
 
+def test_port_is_open_while_a_socket_listens_and_not_for_connections_in_progress():
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+        assert not proxy_process._can_bind(port)
+        client = socket.create_connection(('127.0.0.1', port), timeout=5)
+        accepted, _ = server.accept()
+    with client, accepted:
+        assert proxy_process._can_bind(port)
+
+
 def test_listens_is_false_for_a_process_that_has_ended(start):
     child, port = start(LISTEN)
     child.communicate()
