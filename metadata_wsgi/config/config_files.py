@@ -82,7 +82,7 @@ def parsed_once() -> Iterator[None]:
 
 
 def is_parsed_once() -> bool:
-    """Whether this is inside a block of :func:`parsed_once`: a program of this package loads the pipeline."""
+    """Whether the caller is inside a block of :func:`parsed_once`: a program of this package loads the pipeline."""
     return _PARSED.get() is not None
 
 
@@ -196,7 +196,7 @@ def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = (), 
 
 
 def _fetch_secrets(parsed: _ParsedFiles, opts: Sequence[cfg.Opt], group: str) -> None:
-    """Set secret options that the files do not set from their own files, or from systemd's credentials."""
+    """Set each secret option that the files leave out: from its own file, or from a systemd credential."""
     declared = {opt.name for opt in opts}
     values = parsed.conf if group == 'DEFAULT' else parsed.conf[group]
     for opt in opts:

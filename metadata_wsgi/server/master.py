@@ -264,7 +264,7 @@ class _Arbiter(Arbiter):
 
 
 def _tune_gc() -> None:
-    """Take the loaded modules out of Python's garbage collection, and run it seldom.
+    """Exclude the loaded modules from Python's garbage collection, and make the collection rare.
 
     Called in a worker that has loaded. These objects live as long as the worker, and a request hardly makes a reference
     cycle.

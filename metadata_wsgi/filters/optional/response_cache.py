@@ -2,7 +2,7 @@
 """Cache Nova's responses to an instance, for seconds. Stands after instance.
 
 Instances read the same few paths again and again: this filter sends the same bytes again without a request to Nova.
-Cached are responses to GET with status 200 and at most ``answer_cache_largest_body`` bytes, for
+It caches responses to GET with status 200 and at most ``answer_cache_largest_body`` bytes, for
 ``answer_cache_seconds``. Never cached: paths with ``password`` in them; requests with a query, a path that is not in
 its canonical form, a body, a range, a condition or a session token; responses with ``Set-Cookie``, ``Cache-Control``
 or ``Vary``. Identical concurrent requests are one request to Nova.
