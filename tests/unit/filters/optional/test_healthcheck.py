@@ -44,6 +44,10 @@ def test_a_host_without_requests_is_healthy():
         (SOURCE, 404, 200, 'reachable, 2 s ago', 'not asked lately'),
         (SOURCE, 503, 503, 'not reachable, 2 s ago', 'not asked lately'),
         (INSTANCE, 429, 200, 'reachable, 2 s ago', 'not asked lately'),
+        # Responses of rate_limit before instance, and of upstream itself: nothing was sent to the lookup or to Nova.
+        (SOURCE, 429, 200, 'not asked lately', 'not asked lately'),
+        (SOURCE, 400, 200, 'not asked lately', 'not asked lately'),
+        *((SIGNED, status, 200, 'reachable, 2 s ago', 'not asked lately') for status in (400, 408, 413)),
         (SIGNED, 200, 200, 'reachable, 2 s ago', 'reachable, 2 s ago'),
         (SIGNED, 404, 200, 'reachable, 2 s ago', 'reachable, 2 s ago'),
         *((SIGNED, status, 503, 'reachable, 2 s ago', 'not reachable, 2 s ago') for status in (500, 502, 503, 504)),
