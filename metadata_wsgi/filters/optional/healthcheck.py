@@ -77,7 +77,7 @@ class HealthcheckFilter:
         for name in ('directory', 'nova'):
             at_s, reachable = self._last_seen.get(name, (float('-inf'), True))
             if now_s - at_s > STALE_AFTER_S:
-                lines.append(f'{name}: not asked lately')
+                lines.append(f'{name}: not used lately')
                 continue
             healthy = healthy and reachable
             lines.append(f'{name}: {"reachable" if reachable else "not reachable"}, {now_s - at_s:.0f} s ago')
