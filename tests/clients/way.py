@@ -47,6 +47,8 @@ class Guest:
     mac: str
     unique: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     routed: bool = True
+    interface: str = ''
+    """The name of the gateway's interface, where it counts."""
 
     @property
     def namespace(self) -> str:
@@ -58,7 +60,7 @@ class Guest:
 
     @property
     def gateway_interface(self) -> str:
-        return f'qr-{self.unique}'
+        return self.interface or f'qr-{self.unique}'
 
     def also_has(self, address: str) -> None:
         """Give it a second address, from which it can ask as somebody else."""
