@@ -103,9 +103,9 @@ def test_a_killed_agent_that_comes_back_is_no_failed_read(agent, proxy, guest):
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         agent()
-        done = load.done
-        eventually(lambda: load.done > done + 40, 'requests are answered')
-    assert load.failed == []
+        done = load.completed
+        eventually(lambda: load.completed > done + 40, 'requests are answered')
+    assert load.failures == []
 
 
 def test_an_agent_that_is_stopped_and_started_is_no_failed_read(agent, proxy, guest):
@@ -115,9 +115,9 @@ def test_an_agent_that_is_stopped_and_started_is_no_failed_read(agent, proxy, gu
         first.kill(signal.SIGTERM)
         assert first.wait(9) == 0
         agent()
-        done = load.done
-        eventually(lambda: load.done > done + 40, 'requests are answered')
-    assert load.failed == []
+        done = load.completed
+        eventually(lambda: load.completed > done + 40, 'requests are answered')
+    assert load.failures == []
 
 
 def test_sighup_of_both_under_load_drops_nothing(agent, proxy, guest):
@@ -129,7 +129,7 @@ def test_sighup_of_both_under_load_drops_nothing(agent, proxy, guest):
             before = program.workers()
             program.kill(signal.SIGHUP)
             eventually(lambda p=program, before=before: not set(before) & set(p.workers()), 'the workers are new')
-    assert load.failed == []
+    assert load.failures == []
 
 
 def test_without_an_agent_a_guest_hears_503_in_time(proxy, guest):

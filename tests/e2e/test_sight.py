@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.clients.openstack import PASSWORD, OpenStack, port
+from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
 from tests.e2e.conftest import eventually, nobody_is_refused
 from tests.rawserver import RawServer, closes_at_once, stalls
 
@@ -15,7 +15,7 @@ SEES_NONE = 'No guest will be found, all will be answered 503: Quantum shows no 
 
 @pytest.fixture
 def openstack():
-    with OpenStack([port('network-a', 'compute:nova', 'instance-a', 'project-a', '10.1.1.2')]) as made:
+    with FakeOpenStack([port('network-a', 'compute:nova', 'instance-a', 'project-a', '10.1.1.2')]) as made:
         yield made
 
 
@@ -23,9 +23,9 @@ def openstack():
 def asking(cloud):
     """Makes the agent ask this Keystone, as this user."""
 
-    def configure(listens_on, user='service', **options):
+    def configure(listen_port, user='service', **options):
         cloud.configure(
-            directory='quantum', auth_url=f'http://127.0.0.1:{listens_on}/v3', admin_user=user,
+            directory='quantum', auth_url=f'http://127.0.0.1:{listen_port}/v3', admin_user=user,
             admin_password=PASSWORD, admin_tenant_name='service', **options,
         )  # fmt: skip
 
@@ -34,7 +34,7 @@ def asking(cloud):
 
 def test_a_role_that_sees_every_guest(agent, asking, openstack):
     """One of the workers asks, after each start and each SIGHUP."""
-    asking(openstack.listens_on, metadata_workers=3)
+    asking(openstack.listen_port, metadata_workers=3)
     program = agent()
     eventually(lambda: SEES in program.text(), program.text)
     before = program.workers()
@@ -45,13 +45,13 @@ def test_a_role_that_sees_every_guest(agent, asking, openstack):
 
 
 def test_a_role_that_sees_none_is_an_error_without_any_guest(agent, asking, openstack):
-    asking(openstack.listens_on, 'reader')
+    asking(openstack.listen_port, 'reader')
     program = agent()
     eventually(lambda: SEES_NONE + 'reader; give the user the role service' in program.text(), program.text)
 
 
 def test_not_where_it_is_switched_off(agent, cloud, asking, openstack):
-    asking(openstack.listens_on, metadata_look_at_start=False)
+    asking(openstack.listen_port, metadata_look_at_start=False)
     agent()
     assert nobody_is_refused(cloud.socket)
     assert openstack.roles_by_token == {}

@@ -9,7 +9,7 @@ import pytest
 from tests.cloud import Cloud
 from tests.e2e.conftest import BIN, eventually, nobody_is_refused, programs_in
 
-from .worlds import World
+from .router_topology import World
 
 
 def pytest_collection_modifyitems(items):
@@ -20,6 +20,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def world():
+    """A router with a guest and an outside network: see router_topology."""
     world = World()
     try:
         world.make()
@@ -37,7 +38,7 @@ def program(request):
 
 @pytest.fixture
 def directory():
-    """One that every user may pass through; pytest's own are closed, and closed again by each run beside this."""
+    """A directory that all users can traverse. pytest's tmp_path is closed, and parallel runs close it again."""
     with tempfile.TemporaryDirectory(prefix='metadata-wsgi-') as made:
         os.chmod(made, 0o755)
         yield Path(made)
@@ -58,11 +59,13 @@ def cloud(directory):
 
 @pytest.fixture
 def agent(start, cloud):
+    """Starts an agent on the socket of ``cloud``; ``before`` is a command that runs it."""
+
     def started(*before):
         program = start('agent', *before, BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file)
         eventually(
             lambda: program.process.poll() is not None or (program.has_workers() and nobody_is_refused(cloud.socket)),
-            'the agent serves',
+            'the agent responds',
         )
         assert program.process.poll() is None, program.text()
         return program

@@ -28,9 +28,9 @@ def probe(cloud, directory, monkeypatch, world):
     secret = directory / 'secret'
     secret.write_text('of root')
     secret.chmod(0o600)
-    paste = directory / 'probing.ini'
+    paste = directory / 'probe.ini'
     paste.write_text(
-        '[app:agent]\nuse = call:tests.probing:app_factory\n'
+        '[app:agent]\nuse = call:tests.privilege_probe_app:app_factory\n'
         f'namespace = /run/netns/{world.router}\nsecret_file = {secret}\n'
     )
     cloud.configure(api_paste_config=paste)
@@ -87,7 +87,7 @@ def test_without_root_it_works_and_what_needs_no_root_is_given_up(agent, cloud, 
 
 
 def test_the_user_and_group_of_the_options(agent, cloud, probe):
-    cloud.configure(api_paste_config=cloud.conf_file.parent / 'probing.ini', metadata_user=12346, metadata_group=12347)
+    cloud.configure(api_paste_config=cloud.conf_file.parent / 'probe.ini', metadata_user=12346, metadata_group=12347)
     agent()
     assert_confined(probe()['status'], 12346, 12347)
 

@@ -14,8 +14,8 @@ from metadata_wsgi.netns import namespaces
 from tests.cloud import Cloud
 from tests.e2e.conftest import eventually
 
-from .manyfold import TARGET, Host, Load, ask
-from .worlds import METADATA, World, ip, saved
+from .keeper_host import TARGET, Host, Load, ask
+from .router_topology import METADATA, World, ip, saved
 
 pytestmark = pytest.mark.netns
 
@@ -177,7 +177,7 @@ def test_of_a_network_both_sockets_go_back_to_a_process(host, isolated):
 
 def test_a_program_that_knows_nothing_of_lent_sockets_is_started_after_the_keeper_let_go(host, worlds, routers):
     host.attach('shared', *routers)
-    standin = Path(__file__).with_name('standin_proxy.py')
+    standin = Path(__file__).with_name('fake_namespace_proxy.py')
     code, _, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'process', '--program', standin, *routers)
     assert (code, err.count('guests are refused meanwhile')) == (0, 2)
     assert host.kept.kept() == []

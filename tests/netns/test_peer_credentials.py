@@ -8,7 +8,7 @@ import pytest
 
 from metadata_wsgi.privileges import identity
 from tests.e2e.conftest import BIN, UnixConnection, answers, eventually, request
-from tests.e2e.test_agent import GUEST, by_hand
+from tests.e2e.test_agent import GUEST, start_gunicorn_by_hand
 
 pytestmark = pytest.mark.netns
 
@@ -56,7 +56,7 @@ def test_the_proxys_user_and_the_named_ones_may(agent, cloud):
 
 
 def test_under_gunicorn_by_hand_it_is_the_same(start, cloud, directory):
-    path = by_hand(lambda *argv: start('gunicorn', BIN / argv[0], *argv[1:]), cloud, directory, 'gevent')
+    path = start_gunicorn_by_hand(lambda *argv: start('gunicorn', BIN / argv[0], *argv[1:]), cloud, directory, 'gevent')
     path.chmod(0o666)
     assert ask_as(0, 0, path) == '200'
     assert ask_as(12345, 12345, path) == '403'
