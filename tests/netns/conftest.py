@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,17 @@ from tests.cloud import Cloud
 from tests.e2e.conftest import BIN, eventually, nobody_is_refused, programs_in
 
 from .router_topology import World
+
+CHECKOUT = Path(__file__).parent.parent.parent
+OPEN_DIRECTORY = r"""
+set -e
+new=$1 closed=$2; shift 2
+mount -t tmpfs -o mode=755 tmpfs "$new"
+while [ "$1" != -- ]; do mkdir -p "$new${1#"$closed"}"; mount --bind "$1" "$new${1#"$closed"}"; shift; done
+shift
+mount --move "$new" "$closed"
+exec "$@"
+"""
 
 
 def pytest_collection_modifyitems(items):
@@ -42,6 +54,24 @@ def directory():
     with tempfile.TemporaryDirectory(prefix='metadata-wsgi-') as made:
         os.chmod(made, 0o755)
         yield Path(made)
+
+
+@pytest.fixture
+def for_other_users(directory):
+    """A command prefix for programs that another user runs: it makes checkout and interpreter reachable for all users.
+
+    A checkout in root's home (mode 0700) is not. There the program gets a mount namespace in which that directory is a
+    tmpfs (mode 0755), with only the checkout and the interpreter mounted into it.
+    """
+    needed = {CHECKOUT, Path(sys.prefix), Path(sys.base_prefix)}
+    closed = {parent for path in needed for parent in path.parents if not parent.stat().st_mode & 0o001}
+    prefix = []
+    for number, outermost in enumerate(path for path in closed if not closed & set(path.parents)):
+        inside = [path for path in needed if outermost in path.parents and not needed & set(path.parents)]
+        new = directory / f'opened-{number}'
+        new.mkdir()
+        prefix += ['unshare', '--mount', 'sh', '-c', OPEN_DIRECTORY, 'sh', new, outermost, *inside, '--']
+    return prefix
 
 
 @pytest.fixture

@@ -73,11 +73,11 @@ def test_from_inside_the_agents_worker_nothing_can_be_done(agent, probe):
     assert set(outcomes.values()) == {NO}, outcomes
 
 
-def test_without_root_it_works_and_what_needs_no_root_is_given_up(agent, cloud, probe, directory):
+def test_without_root_it_works_and_what_needs_no_root_is_given_up(agent, cloud, probe, directory, for_other_users):
     os.chown(directory, 12345, 12345)
     for path in (cloud.conf_file, directory / 'secret'):
         os.chown(path, 12345, 12345)
-    agent('setpriv', '--reuid=12345', '--regid=12345', '--clear-groups', '--')
+    agent(*for_other_users, 'setpriv', '--reuid=12345', '--regid=12345', '--clear-groups', '--')
     said = probe()
     status = said['status']
     assert (status['Uid'].split()[0], status['CapEff'], status['NoNewPrivs'], status['Seccomp']) == (
