@@ -64,7 +64,7 @@ def pod(world):
 
 @pytest.fixture
 def metadata_path(world, tmp_path, request):
-    """The path of ``world``'s router, with session tokens; the answers come from the agent itself.
+    """The path of ``world``'s router, with session tokens; the agent itself serves the metadata.
 
     Its parameter is the hop limit.
     """
