@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.cloud import NETWORK, OTHER_ROUTER, ROUTER, SECRET
 from tests.rawserver import RawServer, keeps_saying
-from tests.wire.cases import REFUSALS, REFUSED, cases
-from tests.wire.conftest import HEARD, SENDER, Heard, Hops
+from tests.wire.cases import REFUSED, REFUSED_STATUSES, cases
+from tests.wire.conftest import NOVA_RESPONSE, SENDER_HEADERS, ReceivedRequest, Servers
 
 HAPROXY = """
 global
@@ -88,8 +88,8 @@ PORTS = [
 
 @contextlib.contextmanager
 def peer(python: str):
-    """Start the peer; Hops with one place, ``proxy``, and the recording Nova."""
-    nova = RawServer(keeps_saying(HEARD))
+    """Start the peer; Servers with one place, ``proxy``, and the recording Nova."""
+    nova = RawServer(keeps_saying(NOVA_RESPONSE))
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as ends:
         directory = Path(name)
         path = directory / 'agent.socket'
@@ -110,23 +110,23 @@ def peer(python: str):
             started = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True, cwd=directory)
             ends.callback(started.wait)
             ends.callback(os.killpg, started.pid, 15)
-        hops = Hops({'proxy': ('127.0.0.1', at)}, nova)
+        hops = Servers({'proxy': ('127.0.0.1', at)}, nova)
         give_up_at = time.monotonic() + 120
-        while not hops.answers('proxy'):
+        while not hops.responds('proxy'):
             if time.monotonic() > give_up_at:
                 sys.exit((directory / 'log').read_text())
             time.sleep(0.5)
-        hops.heard()
+        hops.received()
         yield hops
     nova.close()
 
 
-def deviations(status: int | None, received: list[Heard], expect: str, max_requests: int) -> str:
+def deviations(status: int | None, received: list[ReceivedRequest], expect: str, max_requests: int) -> str:
     """How the outcome of a case differs from what this path must do; '' if it does not."""
     found = []
     for one in received:
         names = dict(one.headers)
-        wrong = [name for name, value in SENDER.items() if names.get(name, '').removeprefix('::ffff:') != value]
+        wrong = [name for name, value in SENDER_HEADERS.items() if names.get(name, '').removeprefix('::ffff:') != value]
         if wrong:
             found.append(f'Nova received {", ".join(f"{name}: {names.get(name)}" for name in wrong)}')
         if int(names.get('content-length', 0)) != len(one.body):
@@ -135,7 +135,7 @@ def deviations(status: int | None, received: list[Heard], expect: str, max_reque
         found.append('Nova received the smuggled request')
     if len(received) > max_requests:
         found.append(f'Nova received {len(received)} requests instead of at most {max_requests}')
-    if expect == REFUSED and status not in (None, *REFUSALS):
+    if expect == REFUSED and status not in (None, *REFUSED_STATUSES):
         found.append(f'responded {status}')
     if expect == '200' and status != 200:
         found.append(f'responded {status or "nothing"} instead of 200')
@@ -157,7 +157,7 @@ def main(python: str) -> None:
                 status = None
             # haproxy may respond before the agent has received the whole request.
             time.sleep(0.2)
-            verdict = deviations(status, hops.heard(), expect, max_requests)
+            verdict = deviations(status, hops.received(), expect, max_requests)
             if time.monotonic() - begun > 8:
                 verdict = '; '.join(filter(None, [verdict, 'no response within 10 s']))
             counts[verdict] += 1

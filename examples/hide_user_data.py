@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A filter of your own: user-data is there for the first boot only, by hiding it from listed projects.
+"""Example of your own filter: hides the user-data of the instances of some projects.
 
-User-data often holds a password for the first boot, and any program on the guest can read it later. This
-filter answers 404 to ``user_data`` and ``user-data`` for every instance of the projects that are listed in
-the paste file. It reads the fact INSTANCE, so it must stand after ``instance``; ``REQUIRES`` says so, and a
-pipeline in which it stands elsewhere does not start.
+User-data often has a password for the first boot, and every program in the instance can read it later. This filter
+answers 404 to ``user_data`` and ``user-data`` for every instance of the projects in the paste file. It reads the
+environ key INSTANCE (``REQUIRES``), so it must stand after ``instance``; elsewhere the pipeline does not start.
 
-In the paste file (no entry point is needed, only a module that Python finds)::
+In the paste file (an entry point is not needed, the module must be importable)::
 
     [pipeline:agent]
     pipeline = catch_errors peer_credentials deadline header_source instance hide_user_data signature upstream
@@ -22,7 +21,7 @@ from metadata_wsgi.pipeline import environ_keys
 
 
 class HideUserDataFilter:
-    """404 for the user-data of ``projects``; everything else passes."""
+    """404 for the user-data of ``projects``; all other requests are passed on."""
 
     REQUIRES = frozenset({environ_keys.INSTANCE})
     PROVIDES = frozenset()
@@ -32,7 +31,7 @@ class HideUserDataFilter:
         self._projects = frozenset(projects)
 
     def __call__(self, environ, start_response):
-        """Hide it or go on."""
+        """Answer 404, or call the next filter."""
         last = environ['PATH_INFO'].rstrip('/').rpartition('/')[2]
         if last in ('user_data', 'user-data') and environ[environ_keys.INSTANCE].project_id in self._projects:
             return webob.exc.HTTPNotFound()(environ, start_response)

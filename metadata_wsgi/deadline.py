@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The time by which a request must be answered."""
+"""The deadline of a request."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When this request must have its answer; one for the whole way, spent by every part of it.
+    """The time by which a request must have its response. One deadline for all steps of a request together.
 
-    ``at_s`` is a moment of ``clock`` in seconds; the default clock is the monotonic one.
+    ``at_s`` is a time of ``clock`` in seconds. The default clock is monotonic, so a change of the date has no effect.
     """
 
     at_s: float
@@ -20,14 +20,14 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float, clock: Callable[[], float] = time.monotonic) -> Deadline:
-        """The deadline that is ``seconds`` away from now."""
+        """The deadline ``seconds`` from now."""
         return cls(clock() + seconds, clock)
 
     def remaining_s(self) -> float:
-        """Seconds that are left, never below zero."""
+        """Seconds until the deadline, never below zero."""
         return max(0.0, self.at_s - self.clock())
 
-    def share(self, part: float) -> Deadline:
-        """An earlier deadline, after ``part`` of what is left: so that one silent try leaves time for another."""
+    def fraction(self, part: float) -> Deadline:
+        """An earlier deadline, after ``part`` (0 to 1) of the remaining time: it leaves time for a retry."""
         now_s = self.clock()
         return Deadline(now_s + max(0.0, self.at_s - now_s) * part, self.clock)

@@ -1,58 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that this package raises.
+"""Every exception that this package raises.
 
 ::
 
     MetadataError
-    ├── ConfigError            an option, a paste file or an inventory that cannot work; stops the start
-    ├── BadRequest           the request itself is wrong; its text is for the guest (400)
-    ├── InstanceLookupError         nobody could be asked who is at an address
-    │   └── LookupUnavailable   ... for now: asked again until the deadline
-    ├── NoResponse          the next hop gave no answer
-    │   ├── NotSent                ... and cannot have seen the request: even a POST may be repeated
-    │   └── MaybeSent              ... and may have acted on it: only a read may be repeated
-    └── NetnsError          a namespace, rule, socket or process could not be made or removed
+    ├── ConfigError              an option, the paste file or the inventory is wrong; the program does not start
+    ├── BadRequest               the request itself is wrong; the client gets 400
+    │   └── RequestTimeout       its body did not arrive in time; the client gets 408
+    ├── InstanceLookupError      the lookup of an instance failed, and a retry will not help
+    │   └── LookupUnavailable    the lookup failed for now; retried until the deadline
+    ├── NoResponse               the agent or Nova gave no complete response
+    │   ├── NotSent              and cannot have received the request: even a POST may be retried
+    │   └── MaybeSent            and may have acted on the request: only GET and HEAD may be retried
+    └── NetnsError               a namespace, rule, socket or process could not be made or removed
 
-A library's own exceptions are translated where the library is called.
+Exceptions of a library are translated where the library is called.
 """
 
 from __future__ import annotations
 
 
 class MetadataError(Exception):
-    """The root: catch it to catch what this package foresaw."""
+    """Base class of all others."""
 
 
 class ConfigError(MetadataError):
-    """What the operator wrote cannot work. The text names the option, the value and what would be right."""
+    """The configuration cannot work. The text names the option, its value and a value that would work."""
 
 
 class BadRequest(MetadataError):
-    """The request cannot be answered by anybody. The text is a sentence for the guest."""
+    """No server could process this request. The text is one sentence for the client."""
+
+
+class RequestTimeout(BadRequest):
+    """The request body did not arrive in time (408). A fault of the client: no service behind this one is to blame."""
 
 
 class InstanceLookupError(MetadataError):
-    """The directory cannot say who is at an address, and asking again will not help.
+    """The lookup failed, and a retry will not help.
 
-    For example: Quantum shows this agent's role no ports at all.
+    For example: Neutron returns no ports at all to the role that the agent has.
     """
 
 
 class LookupUnavailable(InstanceLookupError):
-    """The directory cannot say so now: unreachable, slow, or failing."""
+    """The lookup failed for now: Neutron or Keystone is unreachable, slow or failing."""
 
 
 class NoResponse(MetadataError):
-    """The next hop on the way gave no complete answer."""
+    """The agent or Nova gave no complete response."""
 
 
 class NotSent(NoResponse):
-    """No byte of the request can have been acted on (refused, unreachable, no connection in time)."""
+    """The request cannot have been received: connection refused, host unreachable, no connection in time."""
 
 
 class MaybeSent(NoResponse):
-    """The request may have been received: the connection broke or stayed silent after it was written."""
+    """The request may have been received: after it was written the connection broke or timed out."""
 
 
 class NetnsError(MetadataError):
-    """The kernel, or a program that speaks to it, refused. The text has its own words."""
+    """The kernel, or a program that configures it, reported an error. The text includes its message."""

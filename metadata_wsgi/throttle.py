@@ -1,27 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say once what is wrong: a thousand guests that meet one fault are one line in the log, not a thousand."""
+"""Log throttling: a fault that a thousand requests meet is one line in the log."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 
 class Throttle:
-    """``due`` is true at most once in ``interval_s`` seconds. Shared by all threads of a worker."""
+    """Allows one log line in each interval of ``interval_s`` seconds. For all threads of a worker."""
 
     def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval_s = interval_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._said_at: list[float] = []
+        self._allowed_at_s: float | None = None
 
     def allow(self) -> bool:
-        """Whether it is time to say it (again)."""
+        """True at the first call and then once in each interval. The caller logs if it is True."""
         with self._lock:
             now_s = self._clock()
-            if self._said_at and now_s - self._said_at[0] < self._interval_s:
+            if self._allowed_at_s is not None and now_s - self._allowed_at_s < self._interval_s:
                 return False
-            self._said_at[:] = [now_s]
+            self._allowed_at_s = now_s
             return True
+
+
+class KeyedThrottle:
+    """A Throttle for each key: log lines about one key do not suppress those about others. For all threads of a worker.
+
+    Of more than ``max_keys`` keys the one that was used first is dropped, so the memory is bounded.
+    """
+
+    def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic, *, max_keys: int = 1024) -> None:
+        self._interval_s = interval_s
+        self._clock = clock
+        self._max_keys = max_keys
+        self._lock = threading.Lock()
+        self._throttles: dict[Hashable, Throttle] = {}
+
+    def allow(self, key: Hashable) -> bool:
+        """True at the first call for ``key`` and then once in each interval."""
+        with self._lock:
+            throttle = self._throttles.get(key)
+            if throttle is None:
+                throttle = self._throttles[key] = Throttle(self._interval_s, self._clock)
+                if len(self._throttles) > self._max_keys:
+                    del self._throttles[next(iter(self._throttles))]
+        return throttle.allow()

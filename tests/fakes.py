@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-ins for what is outside a part, each behind the Protocol (or the call) that the part knows."""
+"""Fakes of what a part depends on, each for the Protocol (or the callable) by which the part knows it."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from metadata_wsgi.pipeline.environ_keys import Instance, Source
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-    from metadata_wsgi import lookup
     from metadata_wsgi.cache import local
     from metadata_wsgi.filters.optional import rate_limit
-    from metadata_wsgi.namespace_proxy import app as namespace_proxy
-    from metadata_wsgi.nova_proxy import upstream
+    from metadata_wsgi.http import client
+    from metadata_wsgi.lookup import protocol
 
 
 class FakeClock:
-    """A clock in seconds that moves only when somebody sleeps on it."""
+    """A clock in seconds that moves only by ``sleep``."""
 
     def __init__(self, now_s: float = 1000.0) -> None:
         self.now_s = now_s
@@ -42,56 +41,56 @@ class FakeClock:
 
 
 class FakeCounters:
-    """Lets ``amount`` requests of each guest pass, then says ``wait_s``; raises ``away`` instead where it is set."""
+    """``amount`` requests of each client pass, then ``wait_s`` is returned; if set, ``error`` is raised instead."""
 
-    def __init__(self, amount: int = 0, wait_s: float = 1.0, away: Exception | None = None) -> None:
-        self._amount, self._wait_s, self.away = amount, wait_s, away
+    def __init__(self, amount: int = 0, wait_s: float = 1.0, error: Exception | None = None) -> None:
+        self._amount, self._wait_s, self.error = amount, wait_s, error
         self.hits: list[str] = []
 
-    def hit(self, guest: str) -> float:
-        self.hits.append(guest)
-        if self.away:
-            raise self.away
-        return 0.0 if self.hits.count(guest) <= self._amount else self._wait_s
+    def hit(self, client: str) -> float:
+        self.hits.append(client)
+        if self.error:
+            raise self.error
+        return 0.0 if self.hits.count(client) <= self._amount else self._wait_s
 
 
 class FakeLookup:
-    """Answers ``find`` with what it was given: instances, or an exception to raise; the last one for ever."""
+    """A lookup with the given outcomes: instances, or an exception to raise. The last outcome is repeated."""
 
     def __init__(self, *outcomes: Sequence[Instance] | Exception) -> None:
         self._outcomes = list(outcomes)
-        self.asked: list[tuple[Source, Deadline]] = []
+        self.calls: list[tuple[Source, Deadline]] = []
 
     def find(self, source: Source, deadline: Deadline) -> Sequence[Instance]:
-        self.asked.append((source, deadline))
+        self.calls.append((source, deadline))
         outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
 
-class FakeBehind:
-    """A memory behind another: entries are (value, age in seconds, lives)."""
+class FakeBackend:
+    """A shared cache: entries are (value, age in seconds, TTL)."""
 
     def __init__(self, **entries: tuple[Any, float, Ttl]) -> None:
         self.entries: dict[Hashable, tuple[Any, float, Ttl]] = dict(entries)
-        self.asked: list[Hashable] = []
+        self.reads: list[Hashable] = []
 
     def get(self, key: Hashable) -> tuple[Any, float, Ttl] | None:
-        self.asked.append(key)
+        self.reads.append(key)
         return self.entries.get(key)
 
-    def put(self, key: Hashable, value: Any, lives: Ttl) -> None:
-        self.entries[key] = (value, 0.0, lives)
+    def set(self, key: Hashable, value: Any, ttl: Ttl) -> None:
+        self.entries[key] = (value, 0.0, ttl)
 
-    def forget(self, key: Hashable) -> None:
+    def delete(self, key: Hashable) -> None:
         self.entries.pop(key, None)
 
 
 class FakeHttpClient:
-    """Answers ``exchange`` with what it was given: statuses, answers or exceptions; the last one for ever.
+    """An HTTP client with the given outcomes: statuses, responses or exceptions. The last outcome is repeated.
 
-    Each exchange takes ``takes_s`` of ``clock``, but raises ``late`` at the deadline where it takes longer.
+    Each request takes ``takes_s`` of ``clock``; if that is too long, ``late`` is raised at the deadline.
     """
 
     def __init__(
@@ -109,25 +108,25 @@ class FakeHttpClient:
 
     def send_request(self, request: message.Request, deadline: Deadline) -> message.Response:
         self.requests.append(request)
-        left_s = deadline.remaining_s()
+        remaining_s = deadline.remaining_s()
         if self._clock:
-            self._clock.now_s += min(self._takes_s, left_s)
-        if self._late and self._takes_s > left_s:
+            self._clock.now_s += min(self._takes_s, remaining_s)
+        if self._late and self._takes_s > remaining_s:
             raise self._late
         outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
         if isinstance(outcome, Exception):
             raise outcome
-        return (
-            message.Response(outcome, 'Said', [('x-said-by', self.name)], []) if isinstance(outcome, int) else outcome
-        )
+        if isinstance(outcome, int):
+            return message.Response(outcome, 'Fake', [('x-client', self.name)], [])
+        return outcome
 
 
 @dataclass
 class FakeNova:
-    """Checks who asks as Nova's metadata API does, in its order, and records what it was asked.
+    """Authenticates requests as Nova's metadata API does, in its order, and records them.
 
-    ``instances`` is instance id to project id; ``statuses`` are answered first, one a request; ``before``
-    is called before each answer.
+    ``instances`` is instance id to project id; ``statuses`` are returned first, one for each request; ``before`` is
+    called before each response.
     """
 
     secret: bytes
@@ -143,10 +142,10 @@ class FakeNova:
         with self.lock:
             self.seen.append({**environ, 'body': body})
             status = self.statuses.pop(0) if self.statuses else self._status(environ)
-        said = json.dumps({'uuid': environ.get('HTTP_X_INSTANCE_ID'), 'path': environ['PATH_INFO']}).encode()
-        headers = [('Content-Type', 'application/json'), ('Content-Length', str(len(said))), ('X-Nova', 'yes')]
+        content = json.dumps({'uuid': environ.get('HTTP_X_INSTANCE_ID'), 'path': environ['PATH_INFO']}).encode()
+        headers = [('Content-Type', 'application/json'), ('Content-Length', str(len(content))), ('X-Nova', 'yes')]
         start_response(f'{status} Nova', headers)
-        return [] if environ['REQUEST_METHOD'] == 'HEAD' else [said]
+        return [] if environ['REQUEST_METHOD'] == 'HEAD' else [content]
 
     def _status(self, environ: WSGIEnvironment) -> int:
         names = ('HTTP_X_INSTANCE_ID', 'HTTP_X_INSTANCE_ID_SIGNATURE', 'HTTP_X_TENANT_ID')
@@ -158,11 +157,11 @@ class FakeNova:
         return 200 if self.instances.get(instance) == tenant else 404
 
 
-if TYPE_CHECKING:  # held by mypy; tests/test_fakes.py holds the signatures at run time
+if TYPE_CHECKING:  # checked by mypy; tests/test_fakes.py checks the signatures at run time
     _clock: Callable[[], float] = FakeClock()
     _sleep: Callable[[float], None] = FakeClock().sleep
-    _directory: lookup.InstanceLookup = FakeLookup()
-    _behind: local.Backend = FakeBehind()
+    _lookup: protocol.InstanceLookup = FakeLookup()
+    _backend: local.Backend = FakeBackend()
     _counters: rate_limit.Counters = FakeCounters()
-    _hops: tuple[upstream.HttpClient, namespace_proxy.HttpClient] = (FakeHttpClient(), FakeHttpClient())
+    _client: client.HttpClient = FakeHttpClient()
     _nova: WSGIApplication = FakeNova(b'', {})

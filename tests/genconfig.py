@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sample configuration file, generated from the options that the code declares.
+"""Generates the sample configuration file from the options that the code declares.
 
-``python tests/genconfig.py check`` says whether etc/metadata_agent.ini.sample is up to date, ``write`` makes it so.
+``python tests/genconfig.py check`` fails if etc/metadata_agent.ini.sample is out of date; ``write`` writes it.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ SAMPLE = Path(__file__).parent.parent / 'etc' / 'metadata_agent.ini.sample'
 
 
 def generated():
-    """What the sample should be."""
+    """Return the text of the sample."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         generator.main(['--namespace', 'metadata_wsgi', '--wrap-width', '100'])
@@ -23,11 +23,11 @@ def generated():
 
 
 def main():
-    """Run it; exit code 1 when the sample is stale."""
+    """Run the program; exit code 1 if the sample is out of date."""
     if sys.argv[1:] == ['write']:
         SAMPLE.write_text(generated())
     elif SAMPLE.read_text() != generated():
-        sys.exit(f'{SAMPLE.name} is not what the code declares; run: tox -e genconfig -- write')
+        sys.exit(f'{SAMPLE.name} is out of date; run: tox -e genconfig -- write')
 
 
 if __name__ == '__main__':

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is published resolves, and says what the order check needs to know."""
+"""The entry points and options of the package."""
 
 import configparser
 import inspect
@@ -21,29 +21,29 @@ def test_an_entry_point_resolves(entry):
     assert callable(entry.load())
 
 
-def test_the_installed_ones_are_those_of_setup_cfg():
-    """Else the package was installed before they changed: install it again."""
+def test_the_installed_entry_points_are_those_of_setup_cfg():
+    """If this fails, the package was installed before they changed: install it again."""
     parser = configparser.ConfigParser()
     parser.read(SETUP)
-    written = {
+    declared = {
         (group, *(part.strip() for part in line.split('=')))
         for group, lines in parser['options.entry_points'].items()
         for line in lines.strip().splitlines()
     }
-    assert {(entry.group, entry.name, entry.value) for entry in OURS} == written
+    assert {(entry.group, entry.name, entry.value) for entry in OURS} == declared
 
 
 @pytest.mark.parametrize('entry', [*entry_points(group='paste.filter_factory')], ids=lambda entry: f'{entry.value}')
 def test_a_filters_factory_takes_no_options_of_the_paste_file(entry):
-    """So that a stray one there is refused, not ignored."""
+    """So that an option there is refused, not ignored."""
     if entry.value.startswith('metadata_wsgi.'):
         kinds = {parameter.kind for parameter in inspect.signature(entry.load()).parameters.values()}
         assert inspect.Parameter.VAR_KEYWORD not in kinds
 
 
-def test_every_option_has_a_help_and_one_place():
+def test_every_option_has_a_help_text_and_is_declared_once():
     published = [(group, opt) for group, options in option_registry.list_opts() for opt in options]
-    ours = [opt for group, opt in published if group not in neutron.GROUPS]  # there they are keystoneauth's
+    ours = [opt for group, opt in published if group not in neutron.GROUPS]  # the others are those of keystoneauth
     assert [opt.name for opt in ours if not (opt.help or '').endswith('.')] == []
     names = [(group, opt.name) for group, opt in published]
     assert sorted(set(names)) == sorted(names)
@@ -55,8 +55,8 @@ def test_every_published_option_can_be_registered_at_once():
         conf.register_opts(options, group=None if group == 'DEFAULT' else group)
 
 
-def test_what_is_secret_is_marked():
-    """oslo.config masks only those in its logs."""
+def test_secret_options_are_marked_as_secret():
+    """oslo.config masks only options marked as secret in its logs."""
     unmarked = {
         opt.name
         for _, options in option_registry.list_opts()
@@ -77,8 +77,8 @@ def test_what_is_secret_is_marked():
         'nova_client_priv_key', 'auth_ca_cert', 'metadata_proxy_socket_mode', 'metadata_workers', 'metadata_backlog',
     ],
 )  # fmt: skip
-def test_a_name_that_operators_have_is_an_option(name):
-    """Grizzly's and today's; an existing metadata_agent.ini works unedited."""
+def test_an_option_name_of_grizzly_or_neutron_is_known(name):
+    """An existing metadata_agent.ini works unedited."""
     options = dict(option_registry.list_opts())['DEFAULT']
     known = {opt.dest for opt in options} | {
         old.name.replace('-', '_') for opt in options for old in opt.deprecated_opts

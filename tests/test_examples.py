@@ -47,6 +47,6 @@ def test_in_a_place_where_it_cannot_work_it_is_refused(load):
     with pytest.raises(ConfigError) as raised:
         load('deadline header_source')
     assert str(raised.value).endswith(
-        'hide_user_data.HideUserDataFilter reads metadata_wsgi.instance, which instance establishes only after it: '
+        'hide_user_data.HideUserDataFilter reads metadata_wsgi.instance, which instance writes only after it: '
         'put instance before hide_user_data.HideUserDataFilter'
     )

@@ -21,7 +21,7 @@ LIBRARIES = {
 }  # fmt: skip
 
 
-BASIC = {'errors', 'limits', 'throttle', 'deadline'}
+BASIC = {'errors', 'limits', 'throttle', 'deadline', 'safe_files'}
 """May be imported everywhere."""
 
 
@@ -147,9 +147,10 @@ def test_importing_any_module_does_nothing():
         'from oslo_config import cfg\n'
         'ours = set(cfg.CONF) - {"config_file", "config_dir", "config_source", "shell_completion"}\n'
         'import gevent.monkey\n'
-        'print(ours, threading.active_count(), dict(os.environ) == environ, gevent.monkey.saved,\n'
-        '      open(f"/proc/self/task/{os.getpid()}/children").read())\n'
+        'left = set(os.listdir("/proc/self/fd")) - fds\n'
+        'children = open(f"/proc/self/task/{os.getpid()}/children").read()\n'
+        'print(ours, threading.active_count(), dict(os.environ) == environ, gevent.monkey.saved, left, children)\n'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == 'set() 1 True {}'
+    assert done.stdout.strip() == 'set() 1 True {} set()'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is shipped beside the code loads, and says what the code says."""
+"""The files beside the code can be loaded and agree with it."""
 
 import configparser
 import re
@@ -21,7 +21,7 @@ def paste():
     return parser
 
 
-def test_every_pipeline_is_made_of_sections_that_are_there(paste):
+def test_every_section_that_a_pipeline_names_exists(paste):
     for section in paste.sections():
         if section.startswith('pipeline:'):
             *filters, app = paste[section]['pipeline'].split()
@@ -29,7 +29,7 @@ def test_every_pipeline_is_made_of_sections_that_are_there(paste):
             assert f'app:{app}' in paste
 
 
-def test_every_use_line_names_what_is_published(paste):
+def test_every_use_line_names_an_entry_point(paste):
     published = {
         f'egg:metadata_wsgi#{entry.name}'
         for group in ('paste.filter_factory', 'paste.app_factory')
@@ -39,7 +39,7 @@ def test_every_use_line_names_what_is_published(paste):
     assert used <= published
 
 
-def test_every_filter_has_a_comment_that_says_what_it_does():
+def test_every_section_has_a_comment():
     text = PASTE.read_text()
     for section in re.finditer(r'^\[(filter|app|pipeline):', text, re.MULTILINE):
         assert text[: section.start()].rstrip().splitlines()[-1].startswith('#'), text[section.start() :][:40]
@@ -50,7 +50,7 @@ def test_the_paste_file_is_installed():
 
 
 @pytest.mark.parametrize('program', sorted(path.name for path in (ROOT / 'bin').iterdir()))
-def test_a_program_has_help(program):
+def test_a_program_prints_its_help(program):
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', ROOT / 'bin' / program, '--help'], capture_output=True, text=True, check=False
     )
@@ -67,6 +67,6 @@ PROGRAMS = [
 
 
 @pytest.mark.parametrize('path', PROGRAMS, ids=str)
-def test_a_file_names_its_licence_first(path):
+def test_a_file_starts_with_its_licence(path):
     lines = (ROOT / path).read_text().splitlines()
     assert '# SPDX-License-Identifier: Apache-2.0' in lines[:2]

@@ -14,7 +14,7 @@ configure() {
     "$BIN/python" "$PEERS/inventory.py" "$BENCH_PORTS" > "$D/inventory.yaml"
     {
         printf '%s\n' '[DEFAULT]' "state_path = $D" "metadata_proxy_socket = $1" \
-            "metadata_proxy_shared_secret = $BENCH_SECRET" 'directory = static' \
+            "metadata_proxy_shared_secret = $BENCH_SECRET" 'directory = static' 'metadata_peer_users = nobody' \
             "nova_metadata_host = ${BENCH_UPSTREAM%:*}" "nova_metadata_port = ${BENCH_UPSTREAM#*:}"
         if [ "$2" = one_hop ]; then echo 'metadata_one_hop = true'; fi
         if [ -n "$METADATA_WORKERS" ]; then echo "metadata_workers = $METADATA_WORKERS"; fi

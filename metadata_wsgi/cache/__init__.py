@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was found out and may be said again for a while, and never for longer.
+"""Caches of a worker process, and the cache that workers and hosts share.
 
-Rule 1: every entry carries its own end; what is past it is not there, whether or not it was removed.
-Rule 2: faults are not remembered.
-Rule 3: this room knows no request and no meaning: keys and values are its callers'.
+Rule 1: every entry has its own expiry time. An expired entry is never returned, whether or not it was removed.
+Rule 2: errors are not cached.
+Rule 3: this package knows no request; keys and values belong to the caller.
 
-``own`` is the memory of a worker, a dict: a hit costs a microsecond. ``shared`` stands behind it where a URL
-names one, for the workers of a host and the hosts of a cloud. ``recall`` asks once for many who want to
-know the same, and says the old answer while nobody can be asked.
+``local`` is the cache of one worker, a dict: a hit takes a microsecond. ``shared`` is memcached or Redis behind it,
+where ``cache_url`` names one. ``single_flight`` merges concurrent loads of one key, and serves a stale entry while
+the source is unavailable.
 """

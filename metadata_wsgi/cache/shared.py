@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory that workers and hosts share: memcached or Redis, chosen by ``cache_url``, spoken to by dogpile.cache.
+"""The cache that workers and hosts share: memcached or Redis, chosen by ``cache_url``, through dogpile.cache.
 
-Values travel as JSON, so nobody who can write there runs code here; keys are hashed, so none is too long
-and none says whose it is. Each entry says when it was made and is judged by that here, whatever the
-server keeps; hosts whose clocks differ more than a second or two should not share one.
+Values are stored as JSON, so write access to the server is not enough to execute code here. Keys are hashed: none is
+too long, and none names an instance. Each entry holds the time it was loaded and its TTL, and these count, whatever
+the server still stores; hosts that share a cache must have clocks that differ by less than a second or two.
 
-A server that is away is a slow path: a question to it ends within ``TIMEOUT_S``, and after a failure nobody
-asks it for ``RETRY_AFTER_FAILURE_S``, then one does. Nothing in here raises.
+An unavailable server must not slow requests down: a call ends within ``TIMEOUT_S``, and after a failure no request
+calls the server for ``RETRY_AFTER_FAILURE_S``, then one does. Nothing in here raises.
 
-Who can write there can say who a guest is, and who can read there can read what guests are told. Let nobody
-but the agents reach it.
+A program that can write to the server decides which instance a client is, and one that can read it reads the
+cached responses. Let only the agents reach it.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ OPTS = [
         default='memory://',
         secret=True,
         help='Where the caches are shared: memcached://host:11211 (several hosts, separated by commas), '
-        'memcached:///path/of/socket, redis://host:6379/0, rediss://... By default each worker has its own memory.',
+        'memcached:///path/of/socket, redis://host:6379/0, rediss://... By default each worker has its own cache.',
     ),
 ]
 
 TIMEOUT_S = 0.25
 RETRY_AFTER_FAILURE_S = 5.0
-CONNECTIONS = 256
-HEADROOM_S = 5.0
+MAX_CONNECTIONS = 256
+EXPIRY_MARGIN_S = 5.0
+"""The server removes an entry this much later than its TTL ends: the clocks of hosts differ."""
 
 
 class SharedCache:
-    """Entries of one ``kind`` in ``region``. ``pack`` makes a value JSON can carry, ``unpack`` the other way."""
+    """The entries of one ``kind`` in ``region``. ``pack`` turns a value into JSON types, ``unpack`` reverses it."""
 
     def __init__(
         self,
@@ -70,71 +71,73 @@ class SharedCache:
         self._unpack = unpack
         self._clock = clock
         self._now = now
-        self._ask_after_s = float('-inf')
-        self._is_away = False
-        self._seldom = Throttle(limits.LOG_INTERVAL_S, clock)
+        self._retry_at_s = float('-inf')
+        self._is_down = False
+        self._down_log = Throttle(limits.LOG_INTERVAL_S, clock)
 
     def get(self, key: Hashable) -> tuple[Any, float, Ttl] | None:
-        """(value, its age in seconds, the lives it had when it was new), or None where it cannot be had."""
-        found = self._try(lambda: self._region.get(self._name(key)))
-        if not isinstance(found, dict):
+        """(value, age in seconds, the TTL it was stored with); None where there is none or the server is down."""
+        stored = self._guarded_call(lambda: self._region.get(self._hashed(key)))
+        if not isinstance(stored, dict):
             return None
+        # 'made', 'fresh' and 'usable' are the names in the stored JSON: agents of version 1.0 read it too.
         try:
-            age_s = self._now() - float(found['made'])
-            lives = Ttl(float(found['fresh']), float(found['usable']))
-            if not (age_s >= -1.0 and math.isfinite(lives.fresh_s) and math.isfinite(lives.usable_s)):
+            age_s = self._now() - float(stored['made'])
+            ttl = Ttl(float(stored['fresh']), float(stored['usable']))
+            if not (age_s >= -1.0 and math.isfinite(ttl.fresh_s) and math.isfinite(ttl.stale_s)):
                 return None
-            return self._unpack(found['value']), max(0.0, age_s), lives
+            return self._unpack(stored['value']), max(0.0, age_s), ttl
         except (KeyError, TypeError, ValueError):
             return None
 
-    def put(self, key: Hashable, value: Any, lives: Ttl) -> None:
-        """Keep it, if the server can."""
-        made = {'value': self._pack(value), 'made': self._now(), 'fresh': lives.fresh_s, 'usable': lives.usable_s}
-        self._try(lambda: self._region.set(self._name(key), made))
+    def set(self, key: Hashable, value: Any, ttl: Ttl) -> None:
+        """Store a value that was loaded just now; without effect while the server is down."""
+        stored = {'value': self._pack(value), 'made': self._now(), 'fresh': ttl.fresh_s, 'usable': ttl.stale_s}
+        self._guarded_call(lambda: self._region.set(self._hashed(key), stored))
 
-    def forget(self, key: Hashable) -> None:
-        """Keep it no longer, if the server can hear it."""
-        self._try(lambda: self._region.delete(self._name(key)))
+    def delete(self, key: Hashable) -> None:
+        """Remove the entry; without effect while the server is down."""
+        self._guarded_call(lambda: self._region.delete(self._hashed(key)))
 
-    def _name(self, key: Hashable) -> str:
+    def _hashed(self, key: Hashable) -> str:
         return f'metadata_wsgi:{self._kind}:{hashlib.sha256(json.dumps(key).encode()).hexdigest()}'
 
-    def _try(self, call: Callable[[], Any]) -> Any:
+    def _guarded_call(self, call: Callable[[], Any]) -> Any:
+        """The result of ``call``; None where the server failed now or within the last RETRY_AFTER_FAILURE_S."""
         now_s = self._clock()
-        if now_s < self._ask_after_s:
+        if now_s < self._retry_at_s:
             return None
-        if self._is_away:
-            self._ask_after_s = now_s + RETRY_AFTER_FAILURE_S  # the others wait for what this one sees
+        if self._is_down:
+            self._retry_at_s = now_s + RETRY_AFTER_FAILURE_S  # other requests wait for the result of this call
         try:
             result = call()
-        except Exception as error:  # each client library has a tree of its own
-            self._is_away = True
-            self._ask_after_s = self._clock() + RETRY_AFTER_FAILURE_S
-            if self._seldom.allow():
-                LOG.warning('The shared cache is away, so each worker goes by its own: %s', error or type(error))
+        except Exception as error:  # each client library has an exception tree of its own
+            self._is_down = True
+            self._retry_at_s = self._clock() + RETRY_AFTER_FAILURE_S
+            if self._down_log.allow():
+                LOG.warning('The shared cache is unavailable, each worker uses its own: %s', error or type(error))
             return None
-        self._is_away = False
-        self._ask_after_s = float('-inf')
+        self._is_down = False
+        self._retry_at_s = float('-inf')
         return None if result is NO_VALUE else result
 
 
-def connect(url: str, *, longest_s: float) -> Any:
-    """The region of dogpile.cache that ``url`` names, whose server drops entries after ``longest_s``; None for
-    ``memory://``. Nothing is sent yet. ConfigError says what is wrong with the URL."""
+def connect(url: str, *, max_ttl_s: float) -> Any:
+    """The region of dogpile.cache that ``url`` names, whose server removes entries after ``max_ttl_s``; None for
+    ``memory://``. Nothing is sent yet. Raises ConfigError for a wrong URL."""
     parts = urlsplit(url)
-    keeps_s = math.ceil(longest_s + HEADROOM_S)
+    expires_s = math.ceil(max_ttl_s + EXPIRY_MARGIN_S)
     if parts.scheme == 'memory':
         return None
     if parts.scheme == 'memcached':
         register_backend('metadata_wsgi.memcached', __name__, 'PooledMemcached')
         servers = [host for host in parts.netloc.split(',') if host] or [f'unix:{parts.path}']
-        name, arguments = 'metadata_wsgi.memcached', {'url': servers, 'memcached_expire_time': keeps_s}
+        name, arguments = 'metadata_wsgi.memcached', {'url': servers, 'memcached_expire_time': expires_s}
     elif parts.scheme in ('redis', 'rediss', 'unix'):
         name, arguments = (
             'dogpile.cache.redis',
             {
-                'url': url, 'redis_expiration_time': keeps_s, 'socket_timeout': TIMEOUT_S,
+                'url': url, 'redis_expiration_time': expires_s, 'socket_timeout': TIMEOUT_S,
                 'connection_kwargs': {'socket_connect_timeout': TIMEOUT_S, 'retry': None},
             },
         )  # fmt: skip
@@ -155,8 +158,8 @@ def _dumps(value: Any) -> bytes:
     return json.dumps(value, separators=(',', ':')).encode()
 
 
-class _Bytes:
-    """pymemcache's own serde would unpickle what the server says is a pickle."""
+class _BytesSerde:
+    """Leaves values as bytes. pymemcache's own serde would unpickle what the server calls a pickle."""
 
     def serialize(self, key: Any, value: bytes) -> tuple[bytes, int]:
         return value, 0
@@ -166,7 +169,7 @@ class _Bytes:
 
 
 class PooledMemcached(PyMemcacheBackend):
-    """dogpile's backend with a pool in the place of one connection for each greenlet, and with an end to waiting."""
+    """dogpile's backend with timeouts, and with a connection pool instead of one connection per greenlet."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__(arguments)
@@ -174,13 +177,13 @@ class PooledMemcached(PyMemcacheBackend):
 
     @property
     def client(self) -> Any:
-        """One client for all threads and greenlets."""
+        """The client of all threads and greenlets."""
         return self._pooled
 
     def _create_client(self) -> Any:
         from pymemcache.client.hash import HashClient
 
         return HashClient(
-            self.url, serde=_Bytes(), connect_timeout=TIMEOUT_S, timeout=TIMEOUT_S, no_delay=True, use_pooling=True,
-            max_pool_size=CONNECTIONS, retry_attempts=0, dead_timeout=1, default_noreply=False,
+            self.url, serde=_BytesSerde(), connect_timeout=TIMEOUT_S, timeout=TIMEOUT_S, no_delay=True,
+            use_pooling=True, max_pool_size=MAX_CONNECTIONS, retry_attempts=0, dead_timeout=1, default_noreply=False,
         )  # fmt: skip

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say what is remembered, else ask: once for all who want to know it, and the old answer while nobody can say.
+"""Read through a cache: one load for all requests that need the same key, and stale entries while the source is down.
 
-Who joins a question that is on its way waits for its outcome, within its own deadline. When whoever is asked
-is away (LookupUnavailable), an entry that is still usable is said instead, and for ``RETRY_AFTER_FAILURE_S`` nobody
-who has such an entry asks: otherwise each guest would wait for the same silence. Whoever has none asks.
+A request that finds a load of its key in flight waits for the result, within its own deadline. When the source is
+unavailable (LookupUnavailable), an entry that may be served stale is returned instead, and for
+``RETRY_AFTER_FAILURE_S`` no request that has such an entry tries the source: otherwise each of them would wait
+for the same timeout. A request without such an entry always tries.
 """
 
 from __future__ import annotations
@@ -17,86 +18,89 @@ from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import LookupUnavailable
 
 RETRY_AFTER_FAILURE_S = 5.0
-PATIENCE_S = 2.0
-"""How long one who has an old answer waits for a new one."""
+REFRESH_TIMEOUT_S = 2.0
+"""Timeout of a load where a stale entry can be served instead."""
 
-Ask = Callable[[Deadline], Any]
+Load = Callable[[Deadline], Any]
+"""Gets the value from the source before the deadline. LookupUnavailable: the source is down."""
 
 
 def jittered(seconds: float) -> float:
-    """``seconds`` or up to a quarter less, so that what was learnt together does not end together."""
+    """``seconds`` or up to a quarter less, so that entries loaded together do not expire together."""
     return seconds * random.uniform(0.75, 1.0)  # noqa: S311 (no secret, only spread)
 
 
 class SingleFlight:
-    """Remembers answers in ``memory``, each as long as ``lives`` says. Shared by all threads of a worker."""
+    """Stores loaded values in ``cache``; ``ttl_of`` gives the TTL of a value. Shared by all threads of a worker."""
 
-    def __init__(self, memory: LocalCache, *, lives: Callable[[Any], Ttl]) -> None:
-        self.memory = memory
-        self._lives = lives
-        self._ask_after_s = float('-inf')
+    def __init__(self, cache: LocalCache, *, ttl_of: Callable[[Any], Ttl]) -> None:
+        self.cache = cache
+        self._ttl_of = ttl_of
+        self._retry_at_s = float('-inf')
 
-    def __call__(self, key: Hashable, ask: Ask, deadline: Deadline) -> Any:
-        """What is known of ``key``, else what ``ask`` says before ``deadline``; raises what ``ask`` raises."""
-        known = self.memory.fresh(key)
-        if known is not None:
-            return known.value
-        old = self.memory.usable(key)
-        if old is not None and self.is_away():
-            return old.value
-        return self._once(key, lambda flight: self._find_out(flight, key, ask, deadline), deadline)
+    def __call__(self, key: Hashable, load: Load, deadline: Deadline) -> Any:
+        """The cached value of ``key``, else the one that ``load`` returns. Raises what ``load`` raises."""
+        entry = self.cache.fresh(key)
+        if entry is not None:
+            return entry.value
+        stale = self.cache.stale_ok(key)
+        if stale is not None and self.source_is_down():
+            return stale.value
+        return self._once(key, lambda flight: self._load_or_serve_stale(flight, key, load, deadline), deadline)
 
-    def other(self, key: Hashable, than: Any, ask: Ask, deadline: Deadline) -> Any:
-        """What ``ask`` says now that ``than``, which was remembered, is in doubt; or said meanwhile to another who
-        doubted it. Raises what ``ask`` raises, and then nothing is forgotten."""
-        return self._once(key, lambda flight: self._renew(flight, key, than, ask, deadline), deadline)
+    def refresh(self, key: Hashable, doubted: Any, load: Load, deadline: Deadline) -> Any:
+        """Load ``key`` again because the cached value ``doubted`` may be wrong.
 
-    def is_away(self) -> bool:
-        """Whether nobody could be asked a moment ago."""
-        return self.memory.clock() < self._ask_after_s
+        Returns the cached value without a load where another request has replaced ``doubted`` meanwhile. Raises what
+        ``load`` raises; the entry then stays as it is.
+        """
+        return self._once(key, lambda flight: self._reload(flight, key, doubted, load, deadline), deadline)
+
+    def source_is_down(self) -> bool:
+        """Whether the source was unavailable within the last ``RETRY_AFTER_FAILURE_S``."""
+        return self.cache.clock() < self._retry_at_s
 
     def _once(self, key: Hashable, find: Callable[[Flight], Any], deadline: Deadline) -> Any:
-        flight, leads = self.memory.join(key)
+        flight, leads = self.cache.join(key)
         if not leads:
             if not flight.wait(deadline.remaining_s()):
-                raise LookupUnavailable('the time was over before another request had found out')
-            if flight.outcome is None:
-                raise flight.error or LookupUnavailable('another request gave up finding out')
-            return flight.outcome[0]
+                raise LookupUnavailable('the deadline passed while another request was looking up the same')
+            if flight.result is None:
+                raise flight.error or LookupUnavailable('another request that was looking up the same was ended')
+            return flight.result[0]
         try:
             value = find(flight)
-            flight.outcome = (value,)
+            flight.result = (value,)
         except Exception as error:
             flight.error = error
             raise
         finally:
-            self.memory.leave(key, flight)
+            self.cache.leave(key, flight)
         return value
 
-    def _renew(self, flight: Flight, key: Hashable, than: Any, ask: Ask, deadline: Deadline) -> Any:
-        known = self.memory.fresh(key)
-        if known is not None and known.value is not than:
-            return known.value
-        value = ask(deadline)
-        self.memory.keep(key, value, self._lives(value), flight=flight)
+    def _reload(self, flight: Flight, key: Hashable, doubted: Any, load: Load, deadline: Deadline) -> Any:
+        entry = self.cache.fresh(key)
+        if entry is not None and entry.value is not doubted:
+            return entry.value
+        value = load(deadline)
+        self.cache.set(key, value, self._ttl_of(value), flight=flight)
         return value
 
-    def _find_out(self, flight: Flight, key: Hashable, ask: Ask, deadline: Deadline) -> Any:
-        known = self.memory.fetch(key)
-        if known is not None:
-            return known.value
-        old = self.memory.usable(key)
+    def _load_or_serve_stale(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
+        entry = self.cache.fetch(key, flight=flight)
+        if entry is not None:
+            return entry.value
+        stale = self.cache.stale_ok(key)
         try:
-            value = ask(deadline if old is None else _sooner(deadline))
+            value = load(deadline if stale is None else _at_most(deadline, REFRESH_TIMEOUT_S))
         except LookupUnavailable:
-            if old is None:
+            if stale is None:
                 raise
-            self._ask_after_s = self.memory.clock() + jittered(RETRY_AFTER_FAILURE_S)
-            return old.value
-        self.memory.keep(key, value, self._lives(value), flight=flight)
+            self._retry_at_s = self.cache.clock() + jittered(RETRY_AFTER_FAILURE_S)
+            return stale.value
+        self.cache.set(key, value, self._ttl_of(value), flight=flight)
         return value
 
 
-def _sooner(deadline: Deadline) -> Deadline:
-    now_s = deadline.clock()
-    return Deadline(min(deadline.at_s, now_s + PATIENCE_S), deadline.clock)
+def _at_most(deadline: Deadline, timeout_s: float) -> Deadline:
+    return Deadline(min(deadline.at_s, deadline.clock() + timeout_s), deadline.clock)

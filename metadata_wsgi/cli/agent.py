@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``quantum-metadata-agent``: serve the ``agent`` pipeline of the paste file on the unix socket.
+"""``quantum-metadata-agent``: serves the ``agent`` pipeline of the paste file on the unix socket.
 
-Runs in the foreground. ``--config-file`` may be repeated; without it the first that exists of
-/etc/metadata_wsgi, /etc/quantum and /etc/neutron's ``metadata_agent.ini`` is read. Logging options are
-oslo.log's. SIGHUP reloads, SIGTERM drains.
+It runs in the foreground. ``--config-file`` and ``--config-dir`` may be repeated; without them the first existing
+``metadata_agent.ini`` of /etc/metadata_wsgi, /etc/quantum and /etc/neutron is read. The logging options are those of
+oslo.log. SIGHUP reloads the configuration. SIGTERM stops the agent after the requests in progress.
+``neutron_agent`` is the same program with the defaults of Neutron.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
@@ -33,127 +34,181 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-PROGRAM = 'quantum-metadata-agent'
-
 OPTS = [
-    cfg.StrOpt('api_paste_config', help='The paste file. The one that came with the package is the default.'),
+    cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the one of the package.'),
+    cfg.StrOpt(
+        'api_paste_config',
+        help='Old name of metadata_paste_config. Neutron and Nova have an option of this name in the same files, so it '
+        'is used only if the file has a section [pipeline:agent].',
+    ),
     cfg.BoolOpt(
         'metadata_one_hop',
         default=False,
-        help='Serve the routers that are attached with --mode one_hop, through the pipeline one_hop.',
+        help='Serve the routers that are attached with --mode one_hop too, with the pipeline one_hop.',
     ),
     cfg.BoolOpt(
-        'metadata_any_destination',
+        'allow_any_destination',
         default=False,
-        help='In one hop, serve also guests that did not ask 169.254.169.254:80 or [fe80::a9fe:a9fe]:80: '
-        'where something else than our rules brings them here, and keeps strangers out.',
+        deprecated_name='metadata_any_destination',
+        help='In mode one_hop, serve connections to any destination, not only to 169.254.169.254:80 and '
+        '[fe80::a9fe:a9fe]:80. For hosts whose own rules redirect the instances and keep other clients out.',
     ),
     cfg.BoolOpt(
-        'metadata_look_at_start',
+        'check_directory_at_start',
         default=True,
-        help='Ask the directory when the agent starts, without waiting for it, whether it shows the ports of other '
-        'projects, and log it if it does not.',
+        deprecated_name='metadata_look_at_start',
+        help='When the agent starts, check in the background that the lookup directory shows the ports of other '
+        'projects, and log an error if it does not.',
     ),
 ]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit code."""
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A name of the agent with its defaults.
+
+    ``configuration`` returns the ``global_conf`` for the configuration paths of the command line.
+    """
+
+    name: str
+    configuration: Callable[[Sequence[str]], dict[str, str]]
+
+
+QUANTUM = Program('quantum-metadata-agent', config_files.to_global_conf)
+
+
+def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
+    """Run the program; return its exit code."""
     try:
-        conf = _configure(sys.argv[1:] if argv is None else argv)
+        paths, arguments = config_files.split_arguments(sys.argv[1:] if argv is None else argv)
+        global_conf = program.configuration(paths)
+        conf = _configure(global_conf, arguments, program.name)
         workers = _workers(conf)
-        global_conf = {'config_file': ','.join(conf.config_file)} if conf.config_file else {}
         agent = master.Server(
-            lambda: _application(conf, global_conf),
+            lambda: _application(global_conf, one_hop=conf.metadata_one_hop),
             [_listen(conf, workers)],
-            settings=lambda: _settings(conf),
-            name=PROGRAM,
+            settings=lambda: _settings(global_conf),
+            name=program.name,
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
             identity=lambda: workers,
-            any_destination=conf.metadata_any_destination,
-            when_tried=lambda: _warn(conf),
-            in_first=visibility_check.look_beside if conf.metadata_look_at_start else lambda app: None,
+            any_destination=conf.allow_any_destination,
+            on_config_checked=lambda: _log_warnings(global_conf),
+            on_first_worker=visibility_check.check_in_background if conf.check_directory_at_start else lambda app: None,
         )
-        agent.try_loading()
+        agent.check_config_in_child()
     except MetadataError as error:
-        return master.refuse(PROGRAM, error)
+        return master.fail(program.name, error)
     agent.run()
     return 0
 
 
-def _configure(argv: Sequence[str]) -> cfg.ConfigOpts:
+def paste_file(global_conf: Mapping[str, str]) -> tuple[str, str]:
+    """Return the path of the paste file, and a note if ``api_paste_config`` names a file of another program, or ''."""
+    conf = config_files.load(global_conf, OPTS)
+    if conf.metadata_paste_config:
+        return conf.metadata_paste_config, ''
+    note = ''
+    if conf.api_paste_config:
+        if _has_pipeline(conf.api_paste_config):
+            return conf.api_paste_config, ''
+        note = (
+            f'api_paste_config = {conf.api_paste_config} is not used: there is no [pipeline:agent] in it, so it is the '
+            "paste file of another program. metadata_paste_config names the agent's"
+        )
+    return paste_loader.default_paste_file(), note
+
+
+def _has_pipeline(path: str) -> bool:
+    try:
+        with open(path, encoding='utf-8', errors='replace') as file:
+            return any(line.strip() == '[pipeline:agent]' for line in file)
+    except OSError:
+        return False
+
+
+def _configure(global_conf: Mapping[str, str], arguments: Sequence[str], name: str) -> cfg.ConfigOpts:
     conf = cfg.ConfigOpts()
     opts = [*OPTS, *state_paths.OPTS, *listeners.OPTS, *identity.OPTS, *master.OPTS]
     conf.register_opts(opts)
     log.register_options(conf)
-    config_files.parse(conf, config_files.files({}), argv)
-    config_files.check(conf, opts, 'DEFAULT', conf.config_file)
+    paths = config_files.files(global_conf)
+    config_files.parse(conf, paths, arguments, program=name)
+    config_files.check(conf, opts, 'DEFAULT', paths)
     log.setup(conf, 'metadata_wsgi')
     return conf
 
 
-def _application(conf: cfg.ConfigOpts, global_conf: dict[str, str]) -> Any:
-    path = conf.api_paste_config or paste_loader.default_paste_file()
-    from_proxies = paste_loader.load(path, 'agent', global_conf)
-    if not conf.metadata_one_hop:
-        return from_proxies
-    from_guests = paste_loader.load(path, 'one_hop', global_conf)
+def _application(global_conf: Mapping[str, str], *, one_hop: bool) -> Any:
+    with config_files.parsed_once():
+        path, _ = paste_file(global_conf)
+        agent_app = paste_loader.load(path, 'agent', global_conf)
+        if not one_hop:
+            return agent_app
+        return _DispatchBySocket(agent_app, paste_loader.load(path, 'one_hop', global_conf))
 
-    return _BySocket(from_proxies, from_guests)
 
-
-class _BySocket:
-    """Serves namespace proxies by ``app``, guests by ``one_hop``."""
+class _DispatchBySocket:
+    """Passes requests of namespace proxies to ``app``, requests of instances to ``one_hop``."""
 
     def __init__(self, app: Any, one_hop: Any) -> None:
         self.app = app
         self._one_hop = one_hop
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """By whether the socket knows its namespace."""
-        answer: Iterable[bytes] = (self._one_hop if NAMESPACE in environ else self.app)(environ, start_response)
-        return answer
+        """A socket in a namespace receives requests of instances."""
+        body: Iterable[bytes] = (self._one_hop if NAMESPACE in environ else self.app)(environ, start_response)
+        return body
 
 
-def _warn(conf: cfg.ConfigOpts) -> None:
-    for sentence in config_files.exposed(conf.config_file or config_files.files({}), config_files.published()):
+def _log_warnings(global_conf: Mapping[str, str]) -> None:
+    for sentence in config_files.world_readable_secrets(config_files.files(global_conf), config_files.all_options()):
         LOG.warning('%s', sentence)
+    config_files.log_misspelt_names(global_conf)
+    _, note = paste_file(global_conf)
+    if note:
+        LOG.info('%s', note)
 
 
 def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
-    workers = identity.of_workers(conf.metadata_user, conf.metadata_group)
+    workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
     if workers is None:
         return None
     if workers.name == 'nobody' and not conf.metadata_user:
         LOG.warning(
-            'The workers run as nobody, whom other services may use too: make a user of their own, '
+            'The workers run as the user nobody, which other services may use too: create a user for them, '
             'useradd --system %s, or name one in metadata_user',
-            identity.USUAL[0],
+            identity.DEFAULT_USERS[0],
         )
     if conf.metadata_one_hop and conf.metadata_proxy_group:
-        # The keeper's socket for workers belongs to that group.
+        # The keeper's socket for workers has that group.
         return replace(workers, groups=(listeners.gid_of(conf.metadata_proxy_group),))
     return workers
 
 
 def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
-    user, group = conf.metadata_proxy_user, conf.metadata_proxy_group
+    mode_name, user, group = conf.metadata_proxy_socket_mode, conf.metadata_proxy_user, conf.metadata_proxy_group
     if workers and not user and not group:
-        # Told nothing, the namespace proxies become the same.
+        # Without these options the namespace proxies run as the same user.
         group = str(workers.gid)
+    if os.geteuid() != 0 and mode_name == 'deduce' and user and listeners.uid_of(user) != os.geteuid():
+        # Only root can give the socket to that user. As Neutron's agent does, it is opened to the group of this
+        # process if the namespace proxies have it, else to all; the filter peer_credentials checks who connects.
+        shares_group = not group or listeners.gid_of(group) in (os.getegid(), *os.getgroups())
+        mode_name, user, group = ('group', '', group) if shares_group else ('all', '', '')
     return listeners.unix_listener(
         conf.metadata_proxy_socket,
-        mode=listeners.mode(conf.metadata_proxy_socket_mode, user, group),
+        mode=listeners.socket_mode(mode_name, user, group),
         user=user,
         group=group,
         backlog=conf.metadata_backlog,
     )
 
 
-def _settings(conf: cfg.ConfigOpts) -> dict[str, Any]:
-    fresh = config_files.load({'config_file': ','.join(conf.config_file or [])}, master.OPTS)
+def _settings(global_conf: Mapping[str, str]) -> dict[str, Any]:
+    conf = config_files.load(global_conf, master.OPTS)
     return {
-        'workers': fresh.metadata_workers or master.default_workers(),
-        'backlog': fresh.metadata_backlog,
-        'worker_connections': fresh.metadata_connections,
+        # 0 is Neutron's "no separate processes".
+        'workers': master.worker_count(conf.metadata_workers),
+        'backlog': conf.metadata_backlog,
+        'worker_connections': conf.metadata_connections,
     }

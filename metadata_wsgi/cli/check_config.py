@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi check-config`` and ``show-pipeline``: would the agent start, and what would it serve?
+"""``metadata-wsgi check-config`` and ``show-pipeline``: would the agent start, and with which pipeline?
 
-``check-config`` reads what the agent reads, builds the pipeline, and asks the directory whether it lets
-us see what we must see: a role in Quantum that may see nothing answers every query with an empty
-list, which looks like "no such instance" for every guest.
+``check-config`` reads the agent's configuration, loads the pipeline, and checks that the lookup directory shows the
+agent every instance. A role in Neutron that may see nothing gets an empty list for every query, which looks like an
+address without instance.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from metadata_wsgi import lookup
-from metadata_wsgi.cli import agent, option_registry
+from metadata_wsgi.cli import agent, neutron_agent, option_registry
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
+from metadata_wsgi.lookup import protocol
 from metadata_wsgi.pipeline import order, paste_loader
 
-PROBE_S = 10.0
+PROBE_TIMEOUT_S = 10.0
 
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verbs."""
     for verb, text, run in (
-        ('check-config', 'say what is wrong with the configuration, or that nothing is', check_config),
-        ('show-pipeline', 'draw the pipeline that the paste file describes', show_pipeline),
+        ('check-config', 'check the configuration and print what is wrong with it', check_config),
+        ('show-pipeline', 'print the filters of the pipeline and what each reads and provides', show_pipeline),
     ):
         parser = subparsers.add_parser(verb, help=text)
         add_configuration(parser)
@@ -33,60 +33,73 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """Declare what names the configuration, the same for every verb that reads it."""
+    """Declare the options that select the configuration, the same for every verb that reads it."""
+    config_files.add_arguments(parser, help=' (default: as the agent)')
     parser.add_argument(
-        '--config-file', action='append', default=[], help='configuration file, may be repeated (default: as the agent)'
+        '--neutron', action='store_true', help=f'read the defaults of {neutron_agent.PROGRAM} before these files'
     )
-    parser.add_argument('--paste-file', help='paste file (default: api_paste_config, else the shipped one)')
+    parser.add_argument('--paste-file', help='paste file (default: metadata_paste_config, else the one of the package)')
     parser.add_argument('--pipeline', default='agent', help='section of the paste file (default: %(default)s)')
 
 
+def global_conf_of(args: argparse.Namespace) -> dict[str, str]:
+    """The ``global_conf`` of the program whose configuration ``args`` select."""
+    return (neutron_agent.configuration if args.neutron else config_files.to_global_conf)(args.config_file)
+
+
 def load(args: argparse.Namespace) -> tuple[str, Any]:
-    """The paste file's path and the application that ``args`` name."""
-    global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
-    named = config_files.load(global_conf, agent.OPTS).api_paste_config
-    path = args.paste_file or named or paste_loader.default_paste_file()
+    """Return the path of the paste file and the application that ``args`` select."""
+    global_conf = global_conf_of(args)
+    path = args.paste_file or agent.paste_file(global_conf)[0]
     return path, paste_loader.load(path, args.pipeline, global_conf)
 
 
 def check_config(args: argparse.Namespace) -> int:
-    """Print a line for each thing that was checked; 1 when one of them is wrong."""
-    global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
-    files = config_files.files(global_conf)
-    print(f'configuration   {", ".join(files) or "no file: defaults only"}')
-    for group, group_opts in option_registry.list_opts():
-        config_files.load(global_conf, [opt for opt in group_opts if not opt.required], group)
-    path, app = load(args)
+    """Print a line for each check; ConfigError if one of them failed."""
+    with config_files.parsed_once():
+        global_conf = global_conf_of(args)
+        files = config_files.files(global_conf)
+        print(f'configuration   {", ".join(files) or "no file: defaults only"}')
+        for group, group_opts in option_registry.list_opts():
+            config_files.load(global_conf, [opt for opt in group_opts if not opt.required], group)
+        for hint in (*config_files.misspelt(files, option_registry.list_opts()), agent.paste_file(global_conf)[1]):
+            if hint:
+                print(f'note            {hint}')
+        path, app = load(args)
     print(f'paste file      {path}')
-    print(
-        f'pipeline        {" ".join(order.name(link) for link in order.chain(app))}: every filter finds what it reads'
-    )
-    complaints = config_files.exposed(files, option_registry.list_opts())
-    complaints += [complaint for link in order.chain(app) if (complaint := _probe(link))]
-    if complaints:
-        raise ConfigError('; '.join(complaints))
+    links = order.chain(app)
+    print(f'pipeline        {" ".join(order.name(link) for link in links)}: every filter has what it requires')
+    problems = config_files.world_readable_secrets(files, option_registry.list_opts())
+    # If several filters have a lookup, it is the same one: lookup_cache and instance.
+    lookup: object = next(filter(None, map(protocol.lookup_of, links)), None)
+    if credentials := getattr(lookup, 'credentials', ''):
+        print(f'credentials     {credentials}')
+    if isinstance(lookup, protocol.ChecksVisibility) and (problem := _probe(lookup)):
+        problems.append(problem)
+    if problems:
+        raise ConfigError('; '.join(problems))
     print('ok')
     return 0
 
 
 def show_pipeline(args: argparse.Namespace) -> int:
-    """Print each filter in order, what it reads and what it establishes."""
+    """Print each filter in order, what it reads and what it provides."""
     path, app = load(args)
     print(f'{args.pipeline} of {path}')
     for link in order.chain(app):
         reads = ', '.join(sorted(getattr(link, 'REQUIRES', ()))) or '-'
-        establishes = ', '.join(sorted(getattr(link, 'PROVIDES', ()))) or '-'
-        print(f'  {order.name(link):<20} reads {reads:<52} establishes {establishes}')
+        provides = ', '.join(sorted(getattr(link, 'PROVIDES', ()))) or '-'
+        print(f'  {order.name(link):<20} reads {reads:<52} provides {provides}')
     return 0
 
 
-def _probe(link: Any) -> str:
-    """Ask the directory of an ``instance`` filter whether it can see anything; the complaint, or ''."""
-    probe = lookup.probe_of(link)
-    if probe is None:
-        return ''
+def _probe(lookup: protocol.ChecksVisibility) -> str:
+    """Check the visibility of the lookup directory. Return the problem, or ''."""
     try:
-        print(f'directory       {probe(Deadline.after(PROBE_S))}')
+        result = lookup.probe(Deadline.after(PROBE_TIMEOUT_S))
     except InstanceLookupError as error:
         return f'directory: {error}'
+    if not getattr(result, 'is_proven', True):
+        return f'directory: {result}'
+    print(f'directory       {result}')
     return ''

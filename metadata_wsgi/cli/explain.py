@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi explain``: the first thing to run when a guest has no keys.
+"""``metadata-wsgi explain``: the first command to run when an instance gets no metadata.
 
-Walks one request through the configured pipeline, filter by filter, without a guest: for a router or
-network and an address it prints what each filter establishes and how long it took, the directory's
-queries, and the request that would go to Nova, its signature masked. With ``--send`` the request is
-sent, and Nova's answer printed.
+Sends one request through the configured pipeline, without an instance. For a router or network and an address it
+prints, filter by filter, what each filter writes and how long it took, the queries of the lookup, and the request
+that would go to Nova, its signature masked. With ``--send`` the request is sent and Nova's response printed.
 """
 
 from __future__ import annotations
@@ -17,138 +16,151 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from metadata_wsgi import lookup
 from metadata_wsgi.cli import check_config
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.filters import header_source
 from metadata_wsgi.http import header_names, message
+from metadata_wsgi.lookup import protocol
+from metadata_wsgi.nova_proxy import upstream
 from metadata_wsgi.pipeline import environ_keys, order
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-MASKED = frozenset({header_names.SIGNATURE})
-
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verb."""
     parser = subparsers.add_parser(
-        'explain', help='walk one request through the pipeline and say what each filter finds'
+        'explain', help='send one request through the pipeline and print what each filter finds'
     )
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument('--router-id', help='the router that the guest is behind')
-    where.add_argument('--network-id', help='the isolated network that the guest is on')
-    parser.add_argument('address', help="the guest's address")
+    where.add_argument('--router-id', help='id of the router that the instance is behind')
+    where.add_argument('--network-id', help='id of the isolated network that the instance is on')
+    parser.add_argument('address', help='IP address of the instance')
     parser.add_argument(
-        '--path', default='/openstack/latest/meta_data.json', help='what it asks for (default: %(default)s)'
+        '--path', default='/openstack/latest/meta_data.json', help='path of the request (default: %(default)s)'
     )
-    parser.add_argument('--send', action='store_true', help='send the request to Nova and print its answer')
+    parser.add_argument('--send', action='store_true', help='send the request to Nova and print the response')
     check_config.add_configuration(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the walk; 0 when the pipeline came to its end (with --send: and Nova answered 200), else 1."""
+    """Print the trace; 0 if the request reached the end of the pipeline (with --send: if Nova answered 200), else 1."""
     _, app = check_config.load(args)
     links = order.chain(app)
-    walk = _Walk(sys.stdout.write)
+    trace = _Trace(sys.stdout.write)
     for link in links:
-        directory = lookup.innermost(getattr(link, 'directory', None))
-        if directory is not None and hasattr(directory, 'on_query'):
-            directory.on_query = walk.query
+        lookup: object = protocol.lookup_of(link)
+        if isinstance(lookup, protocol.ReportsQueries):
+            lookup.on_query = trace.query
+        if hasattr(lookup, 'on_other_port'):
+            lookup.on_other_port = trace.note
     for outer, inner in itertools.pairwise(links):
-        _put_between(outer, inner, _Station(walk, outer, inner, send=args.send, last=inner is links[-1]))
+        _insert(outer, inner, _Probe(trace, outer, inner, send=args.send, last=inner is links[-1]))
     environ = _environ(args)
-    answer: list[str] = []
+    status_lines: list[str] = []
 
     def start_response(
         status: str, headers: list[tuple[str, str]], exc_info: object = None, /
     ) -> Callable[[bytes], object]:
-        answer.append(status)
-        walk.answer(status, headers)
+        status_lines.append(status)
+        trace.response(status, headers)
         return lambda data: None
 
     body = b''.join(app(environ, start_response))
-    if answer != [_Station.NOT_SENT]:
-        walk.write(body.decode('utf-8', 'replace') + '\n')
-    return 0 if answer[0].startswith('200') else 1
+    if status_lines != [_Probe.NOT_SENT]:
+        trace.write(body.decode('utf-8', 'replace') + '\n')
+    return 0 if status_lines[0].startswith('200') else 1
 
 
-class _Walk:
-    """What is printed, and the clock."""
+class _Trace:
+    """What is printed, and the time of each step."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self.write = write
-        self._since = time.monotonic()
+        self._since_s = time.monotonic()
 
-    def elapsed_ms(self) -> float:
-        """Milliseconds since this was last asked."""
-        now = time.monotonic()
-        elapsed, self._since = (now - self._since) * 1000, now
-        return elapsed
+    def lap_ms(self) -> float:
+        """Milliseconds since the last call; starts the next lap."""
+        now_s = time.monotonic()
+        elapsed_ms, self._since_s = (now_s - self._since_s) * 1000, now_s
+        return elapsed_ms
 
     def query(self, query: str, seconds: float, count: int) -> None:
-        """A directory's query: what was asked, how long it took, how many entries came back."""
+        """A query of the lookup: its text, how long it took, how many entries were found."""
         self.write(f'{"":14}{count} from {query} in {seconds * 1000:.1f} ms\n')
 
-    def answer(self, status: str, headers: list[tuple[str, str]]) -> None:
-        """The answer's head."""
-        if status == _Station.NOT_SENT:
+    def note(self, text: str) -> None:
+        """A sentence of a lookup about what it found and did not use."""
+        self.write(f'{"":14}{text}\n')
+
+    def response(self, status: str, headers: list[tuple[str, str]]) -> None:
+        """Status and headers of the response."""
+        if status == _Probe.NOT_SENT:
             return
-        self.write(f'answer        {status}   ({self.elapsed_ms():.1f} ms)\n')
+        self.write(f'response      {status}   ({self.lap_ms():.1f} ms)\n')
         for name, value in headers:
             self.write(f'{"":14}{name}: {value}\n')
 
 
-class _Station:
-    """Stands between two filters and says what the one before it has established."""
+class _Probe:
+    """Stands between two filters and prints what the outer one has written."""
 
     NOT_SENT = '200 Not sent'
 
-    def __init__(self, walk: _Walk, outer: Any, inner: WSGIApplication, *, send: bool, last: bool) -> None:
+    def __init__(self, trace: _Trace, outer: Any, inner: WSGIApplication, *, send: bool, last: bool) -> None:
         self.app = inner
-        self._walk = walk
+        self._trace = trace
         self._outer = outer
         self._send = send
         self._last = last
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        facts = [_readable(key, environ[key]) for key in getattr(self._outer, 'PROVIDES', ()) if key in environ]
-        said = ', '.join(sorted(filter(None, facts))) or '-'
-        self._walk.write(f'{order.name(self._outer):<13} {said}   ({self._walk.elapsed_ms():.1f} ms)\n')
+        values = [_readable(key, environ[key]) for key in getattr(self._outer, 'PROVIDES', ()) if key in environ]
+        found = ', '.join(sorted(filter(None, values))) or '-'
+        self._trace.write(f'{order.name(self._outer):<13} {found}   ({self._trace.lap_ms():.1f} ms)\n')
         if not self._last:
             return self.app(environ, start_response)
-        self._walk.write(f'request       {environ["REQUEST_METHOD"]} {message.target(environ)}\n')
-        for name, value in message.headers(environ):
-            if name in header_names.UPSTREAM_ALLOWED:
-                shown = value[:6] + '... (masked)' if name in MASKED else value
-                self._walk.write(f'{"":14}{name}: {shown}\n')
+        self._trace.write(f'request       {environ["REQUEST_METHOD"]} {message.target(environ)}\n')
+        for name, value in _headers_for_nova(environ):
+            self._trace.write(f'{"":14}{name}: {value}\n')
         if self._send:
             return self.app(environ, start_response)
-        self._walk.write('not sent; --send sends it\n')
+        self._trace.write('not sent; use --send to send it\n')
         start_response(self.NOT_SENT, [])
         return []
 
 
-def _readable(key: str, fact: object) -> str:
-    if key == environ_keys.FORWARDED:
-        # A request of ours is never one that a guest forwards.
+def _headers_for_nova(environ: WSGIEnvironment) -> message.Headers:
+    """The headers of the request to Nova, the signature masked."""
+    headers = [(name, value) for name, value in message.headers(environ) if name in header_names.UPSTREAM_ALLOWED]
+    identity = environ.get(environ_keys.SIGNED_IDENTITY)
+    if identity is not None:
+        headers += upstream.identity_headers(identity, identity.signatures[0][:6] + '... (masked)')
+    return headers
+
+
+def _readable(key: str, value: object) -> str:
+    if key == environ_keys.CLIENT_IS_PROXY:
+        # Always false here: this request comes from no client.
         return ''
-    return f'{fact.remaining_s():.1f} s are left' if isinstance(fact, Deadline) else str(fact)
+    return f'{value.remaining_s():.1f} s remaining' if isinstance(value, Deadline) else str(value)
 
 
-def _put_between(outer: Any, inner: Any, station: _Station) -> None:
-    for attribute in order.WRAPS:
+def _insert(outer: Any, inner: Any, probe: _Probe) -> None:
+    for attribute in order.INNER_ATTRIBUTES:
         if getattr(outer, attribute, None) is inner:
-            setattr(outer, attribute, station)
+            setattr(outer, attribute, probe)
 
 
 def _environ(args: argparse.Namespace) -> WSGIEnvironment:
     """The request as the namespace proxy of that router or network would send it."""
-    global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
-    prefix = config_files.load(global_conf, header_source.OPTS).metadata_header_prefix.lower()
-    header = header_names.router_id(prefix) if args.router_id else header_names.network_id(prefix)
+    prefix = config_files.load(check_config.global_conf_of(args), header_source.OPTS).metadata_header_prefix.lower()
+    id_header = header_names.router_id(prefix) if args.router_id else header_names.network_id(prefix)
+    # fe80::1%qr-1a2b3c4d-5e: with the interface, as our namespace proxy sends it.
+    address, _, interface = args.address.partition('%')
     return {
         'REQUEST_METHOD': 'GET',
         'SCRIPT_NAME': '',
@@ -165,10 +177,11 @@ def _environ(args: argparse.Namespace) -> WSGIEnvironment:
         'wsgi.multithread': False,
         'wsgi.multiprocess': False,
         'wsgi.run_once': True,
-        # No server between us and the pipeline: peer_credentials has nobody to ask about.
+        # There is no socket whose peer peer_credentials could check.
         'paste.testing': True,
-        'HTTP_X_FORWARDED_FOR': args.address,
-        'HTTP_' + header.upper().replace('-', '_'): args.router_id or args.network_id,
+        'HTTP_X_FORWARDED_FOR': address,
+        **({header_names.environ_key(header_names.CLIENT_INTERFACE): interface} if interface else {}),
+        header_names.environ_key(id_header): args.router_id or args.network_id,
         'HTTP_ACCEPT': '*/*',
         'HTTP_USER_AGENT': 'metadata-wsgi explain',
     }

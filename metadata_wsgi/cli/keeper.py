@@ -8,23 +8,25 @@ import logging
 import os
 
 from metadata_wsgi.config import config_files, state_paths
-from metadata_wsgi.keeper.fdstore import SystemdStore
+from metadata_wsgi.keeper.fdstore import SystemdFdStore
 from metadata_wsgi.keeper.server import Keeper
 from metadata_wsgi.net import listeners
 from metadata_wsgi.privileges import drop, identity
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the verb."""
-    parser = subparsers.add_parser('keeper', help='open sockets in namespaces, keep them for the workers; needs root')
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        'keeper', help='open listening sockets in namespaces and hand them to workers; needs root'
+    )
     parser.add_argument('--config-file', action='append', default=[], help='configuration file, may be repeated')
     parser.add_argument('--state-path', help='directory of its two sockets (default: state_path)')
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM. The workers' socket belongs to metadata_proxy_user and metadata_proxy_group, by default
-    to the group that the workers have by default."""
+    """Run until SIGTERM. The workers' socket is owned by metadata_proxy_user and metadata_proxy_group, by default by
+    the default group of the workers."""
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s')
     global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
     owner = config_files.load(global_conf, listeners.OPTS)
@@ -32,15 +34,15 @@ def run(args: argparse.Namespace) -> int:
     user, group = owner.metadata_proxy_user, owner.metadata_proxy_group
     if not user and not group:
         conf = config_files.load(global_conf, identity.OPTS)
-        workers = identity.of_workers(conf.metadata_user, conf.metadata_group)
+        workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
         group = str(workers.gid) if workers else ''
     drop.no_core_files()
-    # Ours to speak on: nothing that is started later shall.
-    systemd = os.environ.pop('NOTIFY_SOCKET', '')
-    store = SystemdStore(systemd) if systemd else None
-    keeper = Keeper(state_path, user=user, group=group, store=store)
-    if store:
-        keeper.take_back(store.taken_back(os.environ))
-        store.ready()
+    # Not for child processes: only the keeper itself may notify systemd.
+    notify_address = os.environ.pop('NOTIFY_SOCKET', '')
+    fdstore = SystemdFdStore(notify_address) if notify_address else None
+    keeper = Keeper(state_path, user=user, group=group, fdstore=fdstore)
+    if fdstore:
+        keeper.restore(fdstore.restore(os.environ))
+        fdstore.ready()
     keeper.run()
     return 0

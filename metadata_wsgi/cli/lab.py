@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi lab``: a cloud on one machine, three guests at one address, three answers."""
+"""``metadata-wsgi lab``: a cloud on one machine: three instances at one address, three different responses."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ PROGRAMS = {'ip': 'iproute2', 'iptables': 'iptables', 'curl': 'curl'}
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the verb."""
-    parser = subparsers.add_parser('lab', help='build a cloud on this machine and ask each of its guests who it is')
+    """Declare the subcommand."""
+    parser = subparsers.add_parser('lab', help='build a cloud on this machine, show the metadata of each instance')
     parser.add_argument(
         'action', nargs='?', choices=['up', 'down'], default='up', help='build it (default), or remove it'
     )
     parser.add_argument('--keep', action='store_true', help='leave it up; "lab down" removes it')
-    parser.add_argument('--paste-file', help='try this paste file instead of the shipped one')
+    parser.add_argument('--paste-file', help='use this paste file instead of the default one')
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build, ask, print the table, and take it down again unless told to keep it."""
+    """Build it, print the metadata of each instance, and remove it again unless --keep is given."""
     if args.action == 'down':
         return _down()
     if missing := [f'{name} (package {package})' for name, package in PROGRAMS.items() if not shutil.which(name)]:
@@ -36,18 +36,18 @@ def run(args: argparse.Namespace) -> int:
     if unprivileged.needed():
         return _run_unprivileged(args)
     try:
-        received = build.up(os.path.abspath(args.paste_file or paste_loader.default_paste_file()), _say)
+        received = build.up(os.path.abspath(args.paste_file or paste_loader.default_paste_file()), _print)
         _table(received)
-        if not all(guest.instance_id == told.instance_id for guest, told in received):
-            raise NetnsError('a guest was told to be another one')
+        if not all(guest.instance_id == identity.instance_id for guest, identity in received):
+            raise NetnsError('an instance received the id of another one')
     except BaseException:
         if not args.keep:
-            build.down(_say)
+            build.down(_print)
         raise
     if not args.keep:
-        build.down(_say)
+        build.down(_print)
     elif not os.environ.get(unprivileged.INSIDE):
-        _how_to_enter('')
+        _print_usage('')
     return 0
 
 
@@ -57,26 +57,26 @@ def _run_unprivileged(args: argparse.Namespace) -> int:
     again = [sys.executable, '-m', 'metadata_wsgi.cli.main', 'lab', 'up']
     again += ['--keep'] if args.keep else []
     again += ['--paste-file', os.path.abspath(args.paste_file)] if args.paste_file else []
-    _say('Without root: in a user namespace')
+    _print('Without root: in a user namespace')
     code = unprivileged.run(again, keep=args.keep)
     if args.keep and code == 0 and (pid := unprivileged.kept_pid()):
-        _how_to_enter(unprivileged.enter(pid))
+        _print_usage(unprivileged.enter(pid))
     return code
 
 
 def _down() -> int:
     if unprivileged.needed():
-        _say('Removed the lab' if unprivileged.down() else 'No lab is up')
+        _print('Removed the lab' if unprivileged.down() else 'No lab is up')
     else:
-        build.down(_say)
+        build.down(_print)
     return 0
 
 
 def _table(received: Sequence[tuple[plan.Guest, guests.Received]]) -> None:
     rows = [('guest', 'tenant', 'router or network', 'address', 'instance id it received', 'hostname it received')]
-    for guest, told in received:
+    for guest, identity in received:
         where = f'router {guest.router_id}' if guest.routed else f'network {guest.network_id}'
-        rows.append((guest.name, guest.tenant, where, plan.ADDRESS, told.instance_id, told.hostname))
+        rows.append((guest.name, guest.tenant, where, plan.ADDRESS, identity.instance_id, identity.hostname))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print()
     for row in rows:
@@ -84,11 +84,17 @@ def _table(received: Sequence[tuple[plan.Guest, guests.Received]]) -> None:
     print()
 
 
-def _how_to_enter(prefix: str) -> None:
+def _print_usage(prefix: str) -> None:
     print(f'A shell in a guest:  {prefix}ip netns exec {plan.GUESTS[0].namespace} bash')
     print(f'There, for example:  curl {guests.URL}/openstack/latest/meta_data.json')
+    guest = plan.GUESTS[0]
+    # In the lab's own host: outside of it 127.0.0.1:8775, where the lab's Nova listens, is another machine's port.
+    print(
+        f'Trace its request:   {prefix}ip netns exec {plan.HOST_NAMESPACE} {build.program("metadata-wsgi")} explain '
+        f'--config-file {plan.STATE_PATH}/metadata_agent.ini --router-id {guest.router_id} {plan.ADDRESS} --send'
+    )
     print('Remove all of it:    metadata-wsgi lab down')
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)

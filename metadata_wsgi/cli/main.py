@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi``: what an operator does by hand, as subcommands."""
+"""``metadata-wsgi``: the commands that an operator runs by hand."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.run(args)
     except MetadataError as error:
-        return master.refuse(f'{PROGRAM} {args.verb}', error)
+        return master.fail(f'{PROGRAM} {args.verb}', error)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has had enough; nothing more can be said to it.
+        # The reader of the output has closed the pipe; a later flush must not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code

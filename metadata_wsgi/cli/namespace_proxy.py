@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """``quantum-ns-metadata-proxy``: the namespace proxy for one router or network.
 
-Takes the command line that an L3 or DHCP agent of Grizzly passes, in the namespace it is started in.
-Reads no configuration file. Started by root it opens its sockets, then serves as an unprivileged user: the one of
-``--metadata_proxy_user`` and ``--metadata_proxy_group``, else whoever may connect to the agent's socket, whether the
-agent is there already or comes later (``confinement.following``).
-The id stays in the command line of its process, by which process managers find it. It refuses to start
-twice for one pid file.
+It accepts the command line of an L3 or DHCP agent of Grizzly and serves the namespace it is started in. It reads no
+configuration file. Started by root it opens its sockets, then serves as an unprivileged user: that of
+``--metadata_proxy_user`` and ``--metadata_proxy_group``, else one that may connect to the agent's socket, whether the
+agent was started before or is started later (``privileges.identity_from_socket``).
+The id stays in the command line of its process, where process managers look for it. A second one for the same pid
+file is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from metadata_wsgi.namespace_proxy.pidfile import PidFile
 from metadata_wsgi.net import listeners
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges.identity import Identity
-from metadata_wsgi.privileges.identity_from_socket import Following
+from metadata_wsgi.privileges.identity_from_socket import IdentityFromSocket
 from metadata_wsgi.server import master
 
 LOG = logging.getLogger(__name__)
@@ -43,28 +43,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     namespace_id = args.router_id or args.network_id or ('shared' if args.shared else None)
     try:
         if not namespace_id:
-            raise ConfigError('give --router_id or --network_id: whose guests are served here; or --shared')
-        _start_log(args, namespace_id)
-        workers = _workers(args)
+            raise ConfigError('give --router_id or --network_id of the namespace that is served; or --shared')
+        _configure_logging(args, namespace_id)
+        worker_identity = _worker_identity(args)
         pid_file = PidFile(args.pid_file) if args.pid_file else None
-        listeners = _listen(args)
+        sockets = _open_listeners(args)
     except MetadataError as error:
-        return master.refuse(PROGRAM, _about(namespace_id, error))
+        return master.fail(PROGRAM, _with_namespace_id(namespace_id, error))
     ready = daemonize.daemonize() if args.daemonize else lambda: None
     try:
         if pid_file:
             pid_file.write()
         master.Server(
             lambda: _application(args),
-            listeners,
+            sockets,
             settings=lambda: {'workers': 1, 'worker_connections': 8192 if args.shared else 4096, 'backlog': 4096},
             # Where setproctitle is installed gunicorn rewrites the command line; this keeps the id in it.
             name=' '.join([PROGRAM, *argv]),
-            in_worker=pid_file.forget if pid_file else lambda: None,
-            when_ready=ready,
+            on_worker_start=pid_file.close_in_child if pid_file else lambda: None,
+            on_ready=ready,
             keeper=(os.path.join(args.state_path, 'listeners'), SHARED) if args.shared else None,
-            identity=workers,
-            any_destination=args.any_destination,
+            identity=worker_identity,
+            any_destination=args.allow_any_destination,
         ).run()
     finally:
         if pid_file:
@@ -72,28 +72,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _workers(args: argparse.Namespace) -> Callable[[], Identity | None]:
+def _worker_identity(args: argparse.Namespace) -> Callable[[], Identity | None]:
     user, group = args.metadata_proxy_user, args.metadata_proxy_group
-    told = identity.of_workers(user, group, options=('metadata_proxy_user', 'metadata_proxy_group'))
-    if told is None or user or group:
-        return lambda: told
-    return Following(_socket(args), told)
+    configured = identity.resolve_workers(user, group, options=('metadata_proxy_user', 'metadata_proxy_group'))
+    if configured is None or user or group:
+        return lambda: configured
+    return IdentityFromSocket(_agent_socket(args), configured)
 
 
-def _socket(args: argparse.Namespace) -> str:
+def _agent_socket(args: argparse.Namespace) -> str:
     return str(args.metadata_proxy_socket or os.path.join(args.state_path, 'metadata_proxy'))
 
 
-def _listen(args: argparse.Namespace) -> list[socket.socket]:
+def _open_listeners(args: argparse.Namespace) -> list[socket.socket]:
     if args.shared:
-        # Guests come in on the keeper's sockets; this one keeps a second shared proxy from starting.
+        # Clients connect to the keeper's sockets; this one prevents a second shared proxy from starting.
         return [listeners.unix_listener(os.path.join(args.state_path, 'shared_proxy'), mode=0o600)]
     if args.listen_fd:
-        return [_inherited(number) for number in args.listen_fd]
+        return [_inherited_socket(number) for number in args.listen_fd]
     return listeners.tcp_listeners(args.metadata_host or [''], args.metadata_port)
 
 
-def _inherited(number: int) -> socket.socket:
+def _inherited_socket(number: int) -> socket.socket:
     try:
         return socket.socket(fileno=number)
     except OSError as error:
@@ -101,26 +101,26 @@ def _inherited(number: int) -> socket.socket:
 
 
 def _application(args: argparse.Namespace) -> Any:
-    # Imported in the worker, after gevent has changed what these modules import.
+    # Imported in the worker, after gevent has patched the modules that these import.
     from metadata_wsgi.http import client
     from metadata_wsgi.namespace_proxy.app import NamespaceProxyApp
 
     return NamespaceProxyApp(
-        client.unix_client(_socket(args)),
+        client.unix_client(_agent_socket(args)),
         router_id=args.router_id,
         network_id=args.network_id,
         prefix=args.metadata_header_prefix,
-        answer_within_s=args.answer_within,
+        request_timeout_s=args.request_timeout,
     )
 
 
-def _about(namespace_id: str | None, error: Exception) -> Exception:
+def _with_namespace_id(namespace_id: str | None, error: Exception) -> Exception:
     return MetadataError(f'{namespace_id}: {error}') if namespace_id else error
 
 
-def _start_log(args: argparse.Namespace, namespace_id: str) -> None:
+def _configure_logging(args: argparse.Namespace, namespace_id: str) -> None:
     handler: logging.Handler = logging.StreamHandler()
-    form = f'%(asctime)s %(process)d %(levelname)s %(name)s [{namespace_id}] %(message)s'
+    log_format = f'%(asctime)s %(process)d %(levelname)s %(name)s [{namespace_id}] %(message)s'
     if args.use_syslog:
         handler = logging.handlers.SysLogHandler('/dev/log')
     elif args.log_file or args.log_dir:
@@ -130,7 +130,7 @@ def _start_log(args: argparse.Namespace, namespace_id: str) -> None:
         except OSError as error:
             raise ConfigError(f'log_file {name}: {error.strerror}') from error
     level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
-    logging.basicConfig(handlers=[handler], format=form, level=level, force=True)
+    logging.basicConfig(handlers=[handler], format=log_format, level=level, force=True)
     logging.getLogger('urllib3').setLevel(logging.WARNING)
 
 
@@ -139,9 +139,10 @@ def _parser() -> argparse.ArgumentParser:
         prog=PROGRAM, description='Namespace proxy for one router or network.', allow_abbrev=False
     )
 
-    def option(name: str, **kwargs: Any) -> None:
-        # Grizzly's agents write underscores, today's hands write dashes.
-        names = dict.fromkeys((f'--{name}', f'--{name.replace("_", "-")}'))
+    def option(name: str, *, former_name: str = '', **kwargs: Any) -> None:
+        # Grizzly's agents use underscores, today's operators dashes.
+        spellings = [f'--{one}' for name_ in (name, former_name) if name_ for one in (name_, name_.replace('_', '-'))]
+        names = dict.fromkeys(spellings)
         parser.add_argument(*names, dest=name, **kwargs)
 
     option('pid_file', help='where the pid is written; locked while the proxy runs')
@@ -154,35 +155,41 @@ def _parser() -> argparse.ArgumentParser:
         'metadata_host',
         action='append',
         default=[],
-        help='address to listen on, with zone if link-local (default: all); may be repeated: the first one must '
-        'be there, without the others it starts with a warning',
+        help='address to listen on, with zone if link-local (default: all); may be repeated: it must be able to listen '
+        'on the first one, for each other that fails it logs a warning',
     )
     option(
         'listen_fd',
         type=int,
         action='append',
-        help='descriptor that it inherits and serves instead of listening itself; may be repeated',
+        help='number of an inherited listening socket to serve instead of opening one; may be repeated',
     )
     option('metadata_proxy_socket', help="the agent's socket (default: <state_path>/metadata_proxy)")
     option(
         'metadata_proxy_user',
         default='',
-        help="whom it serves as if root starts it (default: whoever may connect to the agent's socket)",
+        help="user to serve as if root starts it (default: one that may connect to the agent's socket)",
     )
-    option('metadata_proxy_group', default='', help='its group (default: likewise)')
-    option('any_destination', action='store_true', help='serve also who did not ask the metadata address')
+    option('metadata_proxy_group', default='', help='group to serve as (default: likewise)')
+    option(
+        'allow_any_destination',
+        former_name='any_destination',
+        action='store_true',
+        help='serve also connections to other addresses than the metadata address',
+    )
     option('metadata_header_prefix', default='X-Quantum', help='prefix of the id headers (default: %(default)s)')
     option(
-        'answer_within',
+        'request_timeout',
+        former_name='answer_within',
         type=float,
         default=limits.REQUEST_TIMEOUT_S,
-        help='seconds from request to answer (default: %(default)s)',
+        help='seconds until a request is answered, at the latest with 503 (default: %(default)s)',
     )
     option('log_file', help='log there instead of standard error')
     option('log_dir', help='directory of the log file')
     option('use_syslog', action='store_true', help='log to syslog')
-    option('debug', action='store_true', help='log everything')
-    option('verbose', action='store_true', help='log what is done')
-    parser.add_argument('--daemonize', action='store_true', default=True, help='go into the background (default)')
+    option('debug', action='store_true', help='log at level DEBUG')
+    option('verbose', action='store_true', help='log at level INFO')
+    parser.add_argument('--daemonize', action='store_true', default=True, help='run in the background (default)')
     parser.add_argument('--nodaemonize', action='store_false', dest='daemonize', help='stay in the foreground')
     return parser

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every option of the package, for the sample file, the reference and the search for misspelt names.
 
-Options are declared beside their use; this is only the list of those places. No other room imports it;
-it is published as the entry point ``metadata_wsgi`` of ``oslo.config.opts``.
+Options are declared beside their use; this module lists those places. No other package imports it: it is published
+as the entry point ``metadata_wsgi`` of ``oslo.config.opts``.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from metadata_wsgi.privileges import identity
 from metadata_wsgi.server import master
 
 DEFAULT = (
-    agent, state_paths, listeners, identity, master, peer_credentials, deadline, header_source, lookup_cache, instance, neutron,
-    response_cache, shared, tls_options, signature, upstream,
+    agent, state_paths, listeners, identity, master, peer_credentials, deadline, header_source, lookup_cache, instance,
+    neutron, response_cache, shared, tls_options, signature, upstream,
 )  # fmt: skip
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
-    """(group, options) pairs, in the order of the pipeline."""
+    """Return (group, options) pairs, in the order of the pipeline."""
     return [
         ('DEFAULT', [opt for module in DEFAULT for opt in module.OPTS]),
         *((group, neutron.GROUP_OPTS) for group in neutron.GROUPS),

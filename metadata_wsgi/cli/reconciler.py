@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When ``watch`` attaches and detaches what, and what it says of it. Pure: it asks and acts through ``Attaching``."""
+"""Decides when ``watch`` attaches and detaches which target, and logs it. Pure: it acts through ``AttachActions``."""
 
 from __future__ import annotations
 
@@ -10,104 +10,113 @@ from typing import Protocol
 
 LOG = logging.getLogger(__name__)
 
-AGAIN_S = 60.0
-FEW = 8
+FULL_RECONCILE_INTERVAL_S = 60.0
+MAX_LINES_PER_ERROR = 8
 
-Place = tuple[str, str]
+TargetKey = tuple[str, str]
 """(kind, id): ``router`` or ``network``."""
 
 
-class Attaching(Protocol):
-    """What is done to places; each returns those for which it failed, with a complaint."""
+class AttachActions(Protocol):
+    """The actions on targets. ``attach`` and ``detach`` return the targets that failed, each with an error message."""
 
-    def attach(self, places: Sequence[Place]) -> Mapping[Place, str]:
-        """Attach each, if it is not."""
+    def attach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
+        """Attach each, if it is not attached."""
 
-    def detach(self, places: Sequence[Place]) -> Mapping[Place, str]:
-        """Detach each, if it is."""
+    def detach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
+        """Detach each, if it is attached."""
 
-    def held(self) -> Set[Place] | None:
-        """Those of which the keeper has a socket; None if it is away, and nobody knows."""
+    def in_keeper(self) -> Set[TargetKey] | None:
+        """The targets of which the keeper has a socket; None if it does not respond."""
 
 
-class Watching:
-    """``look`` gives the namespaces that are there, by place, and what identifies each: another is another one."""
+class Reconciler:
+    """Makes what is attached match the namespaces of the host.
+
+    ``list_namespaces`` returns the existing namespaces by target, each with its identity: a different identity is a
+    different namespace of the same name. ``full_interval_s``: how often every target is attached again.
+    """
 
     def __init__(
         self,
-        look: Callable[[], Mapping[Place, object]],
-        attaching: Attaching,
+        list_namespaces: Callable[[], Mapping[TargetKey, object]],
+        actions: AttachActions,
         *,
-        again_s: float = AGAIN_S,
+        full_interval_s: float = FULL_RECONCILE_INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._look = look
-        self._attaching = attaching
-        self._again_s = again_s
+        self._list_namespaces = list_namespaces
+        self._actions = actions
+        self._full_interval_s = full_interval_s
         self._clock = clock
-        self._attached: dict[Place, object] = {}
-        """As what it was attached; None where it has to be attached again."""
-        self._held: Set[Place] = frozenset()
-        self._gone: set[Place] = set()
-        self._said: dict[Place, str] = {}
-        self._all_again_at_s = clock() + again_s
+        self._attached: dict[TargetKey, object] = {}
+        """The identity as which each was attached; None where it has to be attached again."""
+        self._in_keeper: Set[TargetKey] = frozenset()
+        self._gone: set[TargetKey] = set()
+        self._logged: dict[TargetKey, str] = {}
+        self._next_full_s = clock() + full_interval_s
 
-    def begin(self, leftovers: Iterable[Place]) -> None:
-        """Remove what belongs to namespaces that were gone before; then as always."""
+    def start(self, leftovers: Iterable[TargetKey]) -> None:
+        """Detach ``leftovers``, whose namespaces were deleted before the start, and reconcile."""
         self._gone.update(leftovers)
-        self.once()
+        self.reconcile()
 
-    def once(self) -> None:
-        """Look, and do what is to be done."""
-        there = self._look()
-        self._gone.update(place for place in self._attached if place not in there)
-        self._gone -= set(there)
-        self._find_lost(there)
-        if self._clock() >= self._all_again_at_s:
-            self._all_again_at_s = self._clock() + self._again_s
+    def reconcile(self) -> None:
+        """List the namespaces, attach new ones and detach deleted ones."""
+        existing = self._list_namespaces()
+        self._gone.update(target for target in self._attached if target not in existing)
+        self._gone -= set(existing)
+        self._mark_lost(existing)
+        if self._clock() >= self._next_full_s:
+            self._next_full_s = self._clock() + self._full_interval_s
             self._attached = dict.fromkeys(self._attached)
-        for place in self._did(sorted(self._gone), 'detached', self._attaching.detach):
-            self._gone.discard(place)
-            self._attached.pop(place, None)
-            self._said.pop(place, None)
-        due = [place for place in sorted(there) if self._attached.get(place) != there[place]]
-        # Also where it fails: something of it may be there, and has to go with its namespace.
+        for target in self._run_and_log(sorted(self._gone), 'detached', self._actions.detach):
+            self._gone.discard(target)
+            self._attached.pop(target, None)
+            self._logged.pop(target, None)
+        due = [target for target in sorted(existing) if self._attached.get(target) != existing[target]]
+        # Also where it fails: a part of it may exist, and has to be removed with its namespace.
         self._attached.update(dict.fromkeys(due))
-        for place in self._did(due, 'attached', self._attaching.attach):
-            self._attached[place] = there[place]
+        for target in self._run_and_log(due, 'attached', self._actions.attach):
+            self._attached[target] = existing[target]
         if due:
-            # Also what went out of the keeper's hands by this.
-            held = self._attaching.held()
-            self._held = self._held if held is None else held
+            # Attaching may also have removed sockets from the keeper.
+            in_keeper = self._actions.in_keeper()
+            self._in_keeper = self._in_keeper if in_keeper is None else in_keeper
 
-    def _find_lost(self, there: Mapping[Place, object]) -> None:
-        """What was right, and is to be attached again at once."""
-        held = self._attaching.held()
-        lost = set() if held is None else set(self._held - held)
-        for place in sorted(there):
-            before = self._attached.get(place)
-            if before is not None and (before != there[place] or place in lost):
-                why = 'the keeper has no socket of it any more' if place in lost else 'its namespace was made anew'
-                LOG.warning('%s %s: %s', *place, why)
-                self._attached[place] = None
-                self._said.pop(place, None)
-        self._held = self._held if held is None else held
+    def _mark_lost(self, existing: Mapping[TargetKey, object]) -> None:
+        """Mark what was attached and is broken now, to be attached again at once."""
+        in_keeper = self._actions.in_keeper()
+        lost = set() if in_keeper is None else set(self._in_keeper - in_keeper)
+        for target in sorted(existing):
+            identity = self._attached.get(target)
+            if identity is not None and (identity != existing[target] or target in lost):
+                reason = (
+                    'the keeper has no socket of it any more' if target in lost else 'its namespace was created again'
+                )
+                LOG.warning('%s %s: %s', *target, reason)
+                self._attached[target] = None
+                self._logged.pop(target, None)
+        self._in_keeper = self._in_keeper if in_keeper is None else in_keeper
 
-    def _did(
-        self, places: Sequence[Place], done: str, act: Callable[[Sequence[Place]], Mapping[Place, str]]
-    ) -> list[Place]:
-        """Those for which it was done."""
-        complaints = act(places) if places else {}
-        news: dict[str, list[Place]] = {}
-        for place in places:
-            said = complaints.get(place, done)
-            if self._said.get(place) != said:
-                self._said[place] = said
-                news.setdefault(said, []).append(place)
-        for said, about in news.items():
-            # A keeper that is away is one fault and not a thousand.
-            shown = about[:1] if said != done and len(about) > FEW else about
-            more = f' (and {len(about) - 1} more)' if shown != about else ''
-            for place in shown:
-                LOG.log(logging.INFO if said == done else logging.WARNING, '%s %s: %s%s', *place, said, more)
-        return [place for place in places if place not in complaints]
+    def _run_and_log(
+        self,
+        targets: Sequence[TargetKey],
+        success: str,
+        action: Callable[[Sequence[TargetKey]], Mapping[TargetKey, str]],
+    ) -> list[TargetKey]:
+        """Run the action, log each outcome that is new for its target, and return those that succeeded."""
+        errors = action(targets) if targets else {}
+        news: dict[str, list[TargetKey]] = {}
+        for target in targets:
+            outcome = errors.get(target, success)
+            if self._logged.get(target) != outcome:
+                self._logged[target] = outcome
+                news.setdefault(outcome, []).append(target)
+        for outcome, concerned in news.items():
+            # A keeper that does not respond is one fault and not a thousand.
+            shown = concerned[:1] if outcome != success and len(concerned) > MAX_LINES_PER_ERROR else concerned
+            more = f' (and {len(concerned) - 1} more)' if shown != concerned else ''
+            for target in shown:
+                LOG.log(logging.INFO if outcome == success else logging.WARNING, '%s %s: %s%s', *target, outcome, more)
+        return [target for target in targets if target not in errors]

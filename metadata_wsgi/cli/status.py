@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi status``: are agent and keeper there, do they work, what is attached, and what went wrong last.
+"""``metadata-wsgi status``: whether agent and keeper run and work, what is attached, and the last faults in the log.
 
-Asked of what is there (the sockets, the kernel, the log), not of a record. Ends with 1 when something is wrong, so
-that a monitor may call it.
+Read from the sockets, the kernel and the log, not from a record. Exits with 1 when something is wrong, so that a
+monitor may call it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import socket
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from oslo_config import cfg
 from oslo_log import log
@@ -24,112 +23,105 @@ from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.filters.optional import healthcheck
 from metadata_wsgi.keeper import admin_client
-from metadata_wsgi.keeper.attachments_client import KeptSockets
+from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, proxy_process
-from metadata_wsgi.netns.target import MODES, NOBODY_SERVES, ONE_HOP, SHARED, Kept
+from metadata_wsgi.netns.target import MODES, NO_WORKER, ONE_HOP, SHARED, KeeperEntry, KeeperState
 
-FAULTS = (' WARNING ', ' ERROR ', ' CRITICAL ')
-SHOWN = 5
-TAIL = 1 << 18
-ANSWER_S = 5.0
+FAULT_LEVELS = (' WARNING ', ' ERROR ', ' CRITICAL ')
+MAX_FAULTS_SHOWN = 5
+LOG_TAIL_BYTES = 1 << 18
+RESPONSE_TIMEOUT_S = 5.0
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the verb."""
-    parser = subparsers.add_parser('status', help='say whether the agent is there and works, and what is attached')
+    """Declare the subcommand."""
+    parser = subparsers.add_parser('status', help='show whether the agent runs and works, and what is attached')
     parser.add_argument('--config-file', action='append', default=[], help="the agent's files, may be repeated")
     parser.add_argument('--state-path', help='directory of pid files and socket')
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a paragraph for each; 1 when something is wrong."""
+    """Print a paragraph for each part; returns 1 when something is wrong."""
     conf = cfg.ConfigOpts()
     conf.register_opts(state_paths.OPTS)
     log.register_options(conf)
     config_files.parse(conf, config_files.files({'config_file': ','.join(args.config_file)}))
     if args.state_path:
         conf.set_override('state_path', os.path.abspath(args.state_path))
-    well = agent(conf.metadata_proxy_socket)
+    is_well = agent(conf.metadata_proxy_socket)
     if os.geteuid() != 0:
-        print('attached    only root can see it')
+        print('attached    only root can read it')
     else:
-        kept, keeper_is_well = keeper(conf.state_path, KeptSockets(conf.state_path))
-        well &= keeper_is_well & attachments(conf.state_path, kept)
+        entries, keeper_is_well = keeper(conf.state_path, AttachmentsClient(conf.state_path))
+        is_well &= keeper_is_well & attachments(conf.state_path, entries)
     if conf.log_file:
         faults(os.path.join(conf.log_dir or '', conf.log_file))
     else:
-        print('faults      the agent logs to standard error: ask journalctl, or whoever started it')
-    return 0 if well else 1
+        print('faults      the agent logs to standard error: see journalctl')
+    return 0 if is_well else 1
 
 
 def agent(path: str) -> bool:
-    """Say who serves the socket at ``path``, and what its healthcheck answers; whether all is well."""
+    """Print which process serves the socket at ``path``, and its healthcheck's response; whether all is well."""
     try:
-        pid = proxy_process.serving(path)
+        pid = proxy_process.unix_listener_pid(path)
     except OSError as error:
-        print(f'agent       nobody answers at {path} ({error.strerror}): start quantum-metadata-agent')
+        print(f'agent       nothing listens at {path} ({error.strerror}): start quantum-metadata-agent')
         return False
-    workers = _children(pid)
+    workers = _child_pids(pid)
     print(f'agent       pid {pid} serves {path}; {len(workers)} workers: {", ".join(map(str, workers))}')
     try:
-        status, text = _ask(path, healthcheck.PATH)
+        status, text = _get(path, healthcheck.PATH)
     except (OSError, http.client.HTTPException) as error:
-        print(f'health      no answer: {str(error) or type(error).__name__}')
+        print(f'health      no response: {str(error) or type(error).__name__}')
         return False
     if status not in (200, 503):
-        # 400: the pipeline wants to know who asks, as it does of guests.
-        print('health      the filter healthcheck is not in its pipeline; it answers')
+        # 400: the pipeline requires the namespace proxy's headers, as for every request.
+        print('health      the filter healthcheck is not in its pipeline; it responds')
         return status == 400
     print('health      ' + '; '.join(text.splitlines()))
     return status == 200
 
 
-class Keeping(Protocol):
-    """The keeper; :class:`metadata_wsgi.keeper.attachments_client.KeptSockets` is the real one. It raises NetnsError."""
+def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | None, bool]:
+    """Print whether the keeper runs and which workers serve its sockets.
 
-    def kept(self) -> list[Kept]:
-        """All that is kept."""
-
-    def workers(self) -> dict[str, int]:
-        """How many workers follow, by mode."""
-
-
-def keeper(state_path: str, keeping: Keeping) -> tuple[list[Kept] | None, bool]:
-    """Say whether the keeper is there and who serves what it keeps; what it keeps, None if it is away, and whether
-    all is well."""
-    path = admin_client.path(state_path)
+    Returns its entries, None if it does not respond, and whether all is well.
+    """
+    path = admin_client.socket_path(state_path)
     if not os.path.exists(path):
         print('keeper      there is none; only the modes shared and one_hop need it')
         return [], True
     try:
-        kept, workers = keeping.kept(), keeping.workers()
-        pid = proxy_process.serving(path, socket.SOCK_SEQPACKET)
+        entries, workers = state.kept(), state.workers()
+        pid = proxy_process.unix_listener_pid(path, socket.SOCK_SEQPACKET)
     except (MetadataError, OSError) as error:
-        print(f'keeper      {error}; whoever serves its sockets goes on, and nothing can be attached')
+        print(f'keeper      {error}; its workers serve on, but nothing can be attached')
         return None, False
-    follow = ', '.join(f'{workers.get(mode, 0)} in mode {mode}' for mode in (SHARED, ONE_HOP))
-    print(f'keeper      pid {pid} keeps the sockets of {len(kept)} routers and networks; workers: {follow}')
-    unserved = sorted({one.mode for one in kept if not workers.get(one.mode)})
-    for mode in unserved:
-        print(f'    ! {NOBODY_SERVES[mode]}')
-    return kept, not unserved
+    counts = ', '.join(f'{workers.get(mode, 0)} in mode {mode}' for mode in (SHARED, ONE_HOP))
+    print(f'keeper      pid {pid} has the sockets of {len(entries)} routers and networks; workers: {counts}')
+    without_worker = sorted({entry.mode for entry in entries if not workers.get(entry.mode)})
+    for mode in without_worker:
+        print(f'    ! {NO_WORKER[mode]}')
+    return entries, not without_worker
 
 
-def attachments(state_path: str, kept: list[Kept] | None) -> bool:
-    """Say what is attached; whether all of it is well. ``kept`` None: the keeper is away."""
+def attachments(state_path: str, entries: list[KeeperEntry] | None) -> bool:
+    """Print what is attached; whether all of it is well. ``entries`` None: the keeper does not respond."""
     try:
-        found = attachment_status.attached(attach.iptables(), state_path=state_path, kept=kept)
+        found = attachment_status.list_attachments(attach.iptables(), state_path=state_path, keeper_entries=entries)
     except MetadataError as error:
         print(f'attached    {error}')
         return False
-    # That nobody serves a mode was said of the keeper, once.
-    found = [replace(one, problems=tuple(sorted({*one.problems} - {*NOBODY_SERVES.values()}))) for one in found]
+    # A mode without a worker is printed once, with the keeper.
+    found = [replace(one, problems=tuple(sorted({*one.problems} - {*NO_WORKER.values()}))) for one in found]
     wrong = [one for one in found if one.problems]
     modes = Counter(one.mode for one in found)
     by_mode = ', '.join(f'{modes[mode]} in mode {mode}' for mode in (*MODES, attachment_status.UNKNOWN) if modes[mode])
     print(
-        f'attached    {len(found)} routers and networks, {len(wrong)} of them only half' + (by_mode and f': {by_mode}')
+        f'attached    {len(found)} routers and networks, {len(wrong)} of them with problems'
+        + (by_mode and f': {by_mode}')
     )
     if wrong:
         print(attach.table(wrong), end='')
@@ -140,30 +132,30 @@ def faults(path: str) -> None:
     """Print the last lines of the log that are warnings or worse."""
     try:
         with open(path, 'rb') as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
             lines = file.read().decode(errors='replace').splitlines()
     except OSError as error:
         print(f'faults      {path}: {error.strerror}')
         return
-    found = [line for line in lines if any(level in line for level in FAULTS)][-SHOWN:]
-    print(f'faults      {path}: {"the last ones" if found else "none lately"}')
+    found = [line for line in lines if any(level in line for level in FAULT_LEVELS)][-MAX_FAULTS_SHOWN:]
+    print(f'faults      {path}: {"the last ones" if found else "none in its last 256 KiB"}')
     for line in found:
         print('            ' + ''.join(letter if letter.isprintable() else '?' for letter in line))
 
 
-def _children(pid: int) -> list[int]:
+def _child_pids(pid: int) -> list[int]:
     try:
         return [int(word) for word in Path(f'/proc/{pid}/task/{pid}/children').read_text(encoding='ascii').split()]
     except OSError:
         return []
 
 
-def _ask(path: str, target: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection('agent', timeout=ANSWER_S)
-    with socket.socket(socket.AF_UNIX) as plugged:
-        plugged.settimeout(ANSWER_S)
-        plugged.connect(path)
-        connection.sock = plugged
+def _get(path: str, target: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection('agent', timeout=RESPONSE_TIMEOUT_S)
+    with socket.socket(socket.AF_UNIX) as unix_socket:
+        unix_socket.settimeout(RESPONSE_TIMEOUT_S)
+        unix_socket.connect(path)
+        connection.sock = unix_socket
         connection.request('GET', target)
         response = connection.getresponse()
         return response.status, response.read().decode(errors='replace')

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the directory let the agent see what it must? Asked when the agent starts, by a worker, beside the guests.
+"""The check at the start of the agent that the lookup directory shows the agent every instance.
 
-A role in Quantum that may see nothing is answered with empty lists. Without this the first guest whose address is not
-found would be the one to find out. A directory that is away is asked again until it is there: nothing waits for it.
+One worker runs it in the background, while requests are served. The response to a role in Neutron that may see
+nothing is an empty list. Without this check the first instance that is not found would reveal it. While the directory
+is unavailable the check is retried; no request waits for it.
 """
 
 from __future__ import annotations
@@ -13,43 +14,44 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from metadata_wsgi import lookup
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.lookup import protocol
 from metadata_wsgi.pipeline import order
 
 LOG = logging.getLogger(__name__)
 
-PROBE_S = 10.0
-AGAIN_S = 30.0
-"""Many agents may be waiting for one Quantum."""
+PROBE_TIMEOUT_S = 10.0
+RETRY_INTERVAL_S = 30.0
+"""Many agents may wait for one Neutron."""
 
 
-def look_beside(app: Any) -> None:
-    """Look in a thread of its own."""
-    threading.Thread(target=look, args=(app,), name='sight', daemon=True).start()
+def check_in_background(app: Any) -> None:
+    """Start :func:`check` in a thread."""
+    threading.Thread(target=check, args=(app,), name='visibility_check', daemon=True).start()
 
 
-def look(app: Any, *, sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds)) -> None:
-    """Ask the directory of the pipeline ``app`` until it has said yes or no, and log what it said."""
-    # Where several filters have one it is the same. Sleep is looked up late: gevent changes it in a worker.
-    probe = next(filter(None, map(lookup.probe_of, order.chain(app))), None)
+def check(app: Any, *, sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds)) -> None:
+    """Query the lookup directory of the pipeline ``app`` until it gives a result, and log the result."""
+    # If several filters have a directory, it is the same one. time.sleep is looked up late: gevent patches it.
+    probe = next(filter(None, map(protocol.probe_of, order.chain(app))), None)
     if probe:
-        _ask(probe, sleep)
+        _probe_until_result(probe, sleep)
 
 
-def _ask(probe: Callable[[Deadline], Any], sleep: Callable[[float], object]) -> None:
-    said = False
+def _probe_until_result(probe: Callable[[Deadline], Any], sleep: Callable[[float], object]) -> None:
+    is_first_attempt = True
     while True:
         try:
-            LOG.info('%s', probe(Deadline.after(PROBE_S)))
+            result = probe(Deadline.after(PROBE_TIMEOUT_S))
+            LOG.log(logging.INFO if getattr(result, 'is_proven', True) else logging.WARNING, '%s', result)
         except LookupUnavailable as error:
-            if not said:
-                LOG.warning('Cannot find out yet whether the directory shows every guest: %s', error)
-            said = True
-            sleep(AGAIN_S)
+            if is_first_attempt:
+                LOG.warning('Cannot check yet whether the lookup directory shows every instance: %s', error)
+            is_first_attempt = False
+            sleep(RETRY_INTERVAL_S)
         except InstanceLookupError as error:
-            LOG.error('No guest will be found, all will be answered 503: %s', error)
+            LOG.error('No instance can be found, every request gets 503: %s', error)
             return
         else:
             return

@@ -1,100 +1,219 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read options from the operator's oslo.config files, all of them, now.
+"""Reads options from the operator's oslo.config files and checks all of them at once.
 
-The paste file carries order, these files carry values. Each part of the package declares its
-options beside their use and calls :func:`load` with them; a file holds the options of all parts.
+The paste file has the order of the filters, these files have the values. Each part of the package declares its
+options beside their use and calls :func:`load` with them. One file may hold the options of all parts.
 
-The files are those named by ``config_file`` in the paste file's ``[DEFAULT]`` or on the command line
-(several, separated by commas: the last one wins), else the first that exists of ``SEARCHED``.
+The files are those that ``config_file`` names in the paste file's ``[DEFAULT]`` or on the command line (several are
+separated by commas, the last one wins), else the first of ``DEFAULT_FILES`` that exists. A directory among them stands
+for its files ``*.conf``, sorted by name; they are listed again at each load. On the command line ``--config-file`` and
+``--config-dir`` may be repeated in any order (:func:`split_arguments`). Inside a block of :func:`parsed_once` each file
+is parsed once, however many filters call :func:`load`.
 
-oslo.config alone would let three mistakes pass, so :func:`load` looks for them: a value outside its
-bounds (it raises only when read), a required option that is not set (it reads as None), and a
-misspelt name (it is ignored). A name that is merely unknown is no mistake: these files are shared
-with Quantum and Neutron, whose options for other programs stand in them.
+oslo.config alone accepts three mistakes, so this module looks for them: a value outside its bounds (oslo.config
+raises only when the value is read), a required option that is not set (it reads as None), and a misspelt name (it is
+ignored). An unknown name is no error: Quantum and Neutron have options of other programs in the same files. One that
+resembles an option of ours is a warning, and so never stops the start.
 
-A secret need not stand in these files. Where ``NAME_file`` is declared beside a secret option ``NAME``, the
-secret is read from that file, or from systemd's credential ``NAME`` (LoadCredential=), without the
-line's end. Whatever is said here of a file or an option, its value is not.
+A comment behind a value is an error: oslo.config takes it for a part of the value, which for a secret nobody notices.
+
+A secret may be kept outside these files. Where an option ``NAME_file`` is declared beside a secret option ``NAME``,
+the secret is read from that file, or from systemd's credential ``NAME`` (LoadCredential=), without the newline at its
+end. No error text contains the value of a secret.
 """
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import glob
+import logging
 import os
+import re
 import stat
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points, version
+from typing import Any
 
 from oslo_config import cfg
 
 from metadata_wsgi.errors import ConfigError
 
-SEARCHED = (
+LOG = logging.getLogger(__name__)
+
+DEFAULT_FILES = (
     '/etc/metadata_wsgi/metadata_agent.ini',
     '/etc/quantum/metadata_agent.ini',
     '/etc/neutron/metadata_agent.ini',
 )
 
 
+@dataclass(slots=True)
+class _ParsedFiles:
+    """The files of one load, parsed. ``from_file`` has the secrets that were read from files of their own."""
+
+    conf: cfg.ConfigOpts
+    from_file: set[tuple[str, str]] = field(default_factory=set)
+
+
+# None outside a block of parsed_once. The key is the list of files.
+_PARSED: ContextVar[dict[tuple[str, ...], _ParsedFiles] | None] = ContextVar('metadata_wsgi.config', default=None)
+
+
+@contextmanager
+def parsed_once() -> Iterator[None]:
+    """Inside the block each list of files is parsed once. Blocks may be nested; the outermost one counts."""
+    if _PARSED.get() is not None:
+        yield
+        return
+    reset_token = _PARSED.set({})
+    try:
+        yield
+    finally:
+        _PARSED.reset(reset_token)
+
+
+def is_parsed_once() -> bool:
+    """Whether this is inside a block of :func:`parsed_once`: a program of this package loads the pipeline."""
+    return _PARSED.get() is not None
+
+
 def files(global_conf: Mapping[str, str]) -> list[str]:
     """The configuration files that ``global_conf`` (paste's ``[DEFAULT]``) names, or the default one."""
     named = global_conf.get('config_file', '')
-    if named:
-        return [os.path.abspath(name.strip()) for name in named.split(',') if name.strip()]
-    return [path for path in SEARCHED if os.path.exists(path)][:1]
+    if not named:
+        return [path for path in DEFAULT_FILES if os.path.exists(path)][:1]
+    found = []
+    for name in filter(None, map(str.strip, named.split(','))):
+        path = os.path.abspath(name)
+        found += sorted(glob.glob(os.path.join(glob.escape(path), '*.conf'))) if os.path.isdir(path) else [path]
+    return found
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, help: str = '') -> None:
+    """Declare ``--config-file`` and ``--config-dir``; both are appended to ``args.config_file`` in their order."""
+    for option, kind in (('--config-file', 'file'), ('--config-dir', 'directory of *.conf files')):
+        parser.add_argument(
+            option,
+            dest='config_file',
+            metavar='PATH',
+            action='append',
+            default=[],
+            help=f'configuration {kind}, may be repeated; a later one has precedence{help}',
+        )
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The paths of ``--config-file`` and ``--config-dir`` in their order, and the rest of ``argv``."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    known, rest = parser.parse_known_args(argv)
+    return known.config_file, rest
+
+
+def to_global_conf(paths: Sequence[str]) -> dict[str, str]:
+    """The ``global_conf`` that names ``paths``; {} for none: then the default file is read."""
+    return {'config_file': ','.join(paths)} if paths else {}
 
 
 def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = 'DEFAULT') -> cfg.ConfigOpts:
-    """Read ``opts`` of ``[group]`` and return the ConfigOpts that holds them, every value checked.
+    """Return a ConfigOpts that has ``opts`` in ``[group]``, every value checked. Other options may be in it too.
 
     Raises ConfigError that names the option, its value, the files and what would be right.
     """
-    conf = cfg.ConfigOpts()
-    conf.register_opts(opts, group=None if group == 'DEFAULT' else group)
     paths = files(global_conf)
-    parse(conf, paths)
-    fetch_secrets(conf, opts, group)
-    check(conf, opts, group, paths)
+    parsed = _parsed_files(paths)
+    if not opts:
+        return parsed.conf
+    oslo_group = None if group == 'DEFAULT' else group
+    try:
+        parsed.conf.register_opts(opts, group=oslo_group)
+    except cfg.DuplicateOptError:
+        # Another part declares the same name differently, with another help text for example.
+        parsed = _parse_files(paths)
+        parsed.conf.register_opts(opts, group=oslo_group)
+    _fetch_secrets(parsed, opts, group)
+    from_file = {name for secret_group, name in parsed.from_file if secret_group == group}
+    _check(parsed.conf if oslo_group is None else parsed.conf[group], opts, _where(group, paths), from_file)
+    return parsed.conf
+
+
+def load_group(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str) -> cfg.ConfigOpts:
+    """As :func:`load`, for options that a library declares: ``[DEFAULT]`` is a group like any other.
+
+    Its values are attributes of ``conf['DEFAULT']``, whatever other parts declare under the same names.
+    """
+    paths = files(global_conf)
+    conf = _parsed_files(paths).conf
+    conf.register_opts(opts, group=group)
+    _check(conf[group], opts, _where(group, paths))
     return conf
 
 
-def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = ()) -> None:
-    """Let ``conf`` read ``paths``; a file that is missing or no ini file is a ConfigError."""
+def _parsed_files(paths: Sequence[str]) -> _ParsedFiles:
+    cache = _PARSED.get()
+    if cache is None:
+        return _parse_files(paths)
+    key = tuple(paths)
+    if key not in cache:
+        cache[key] = _parse_files(paths)
+    return cache[key]
+
+
+def _parse_files(paths: Sequence[str]) -> _ParsedFiles:
+    conf = cfg.ConfigOpts()
+    parse(conf, paths)
+    return _ParsedFiles(conf)
+
+
+def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = (), *, program: str | None = None) -> None:
+    """Parse ``paths`` and the command line ``args`` into ``conf``. ConfigError for a missing or malformed file.
+
+    ``program`` is the name for the texts of ``--help`` and ``--version``.
+    """
     for path in paths:
         if not os.path.isfile(path):
-            raise ConfigError(f'config_file: {path} is no file; name one that exists')
+            raise ConfigError(f'config_file: {path} is no file or directory; name one that exists')
     try:
-        conf(args=list(args), project='metadata_wsgi', default_config_files=list(paths), default_config_dirs=[])
+        conf(
+            args=list(args), project='metadata_wsgi', prog=program, version=version('metadata_wsgi'),
+            default_config_files=list(paths), default_config_dirs=[],
+        )  # fmt: skip
     except (cfg.RequiredOptError, cfg.NoSuchOptError, cfg.TemplateSubstitutionError):
-        pass  # check says it, of the option and with what it is for; the last two are a $ in a value
+        pass  # check() raises the ConfigError, with the option's help; the last two are a $ in a value
     except cfg.ConfigFileParseError:
-        raise ConfigError(f'{", ".join(paths)}: not a configuration file{_where_broken(paths)}') from None
+        raise ConfigError(f'{", ".join(paths)}: not a configuration file{_parse_error_location(paths)}') from None
     except (cfg.Error, ValueError) as error:
         raise ConfigError(f'{", ".join(paths) or "no configuration file"}: {error}') from error
 
 
-def fetch_secrets(conf: cfg.ConfigOpts, opts: Sequence[cfg.Opt], group: str = 'DEFAULT') -> None:
-    """Give secret options that are not set the values of their files, or of systemd's credentials."""
+def _fetch_secrets(parsed: _ParsedFiles, opts: Sequence[cfg.Opt], group: str) -> None:
+    """Set secret options that the files do not set from their own files, or from systemd's credentials."""
     declared = {opt.name for opt in opts}
+    values = parsed.conf if group == 'DEFAULT' else parsed.conf[group]
     for opt in opts:
-        if not opt.secret or f'{opt.name}_file' not in declared:
+        if not opt.secret or f'{opt.name}_file' not in declared or (group, opt.name) in parsed.from_file:
             continue
-        values = conf if group == 'DEFAULT' else conf[group]
         path = values[f'{opt.name}_file']
         try:
             value = values[opt.dest]
         except (cfg.Error, ValueError):
-            continue  # check says so
+            continue  # check() raises the ConfigError
         if path and value:
             raise ConfigError(f'{opt.name} and {opt.name}_file are both set in [{group}]; keep one of them')
         credential = os.path.join(os.environ.get('CREDENTIALS_DIRECTORY') or '/nonexistent', opt.name)
         if not path and not value and os.path.exists(credential):
             path = credential
         if path:
-            conf.set_override(opt.name, _secret_in(path, opt.name), None if group == 'DEFAULT' else group)
+            secret = _read_secret(path, opt.name)
+            parsed.conf.set_override(opt.name, secret, None if group == 'DEFAULT' else group)
+            parsed.from_file.add((group, opt.name))
 
 
-def _secret_in(path: str, name: str) -> str:
+def _read_secret(path: str, name: str) -> str:
     try:
         with open(path, encoding='utf-8') as file:
             text = file.read().rstrip('\r\n')
@@ -107,65 +226,90 @@ def _secret_in(path: str, name: str) -> str:
     return text
 
 
-def exposed(paths: Iterable[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
-    """One sentence for each of ``paths``, or of the secrets' files that they name, that every user can read.
+def world_readable_secrets(paths: Iterable[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
+    """One sentence for each file with a secret that every user can read: of ``paths``, or named by a ``NAME_file``.
 
-    ``known`` are (group, options) pairs: a file without a secret may be open.
+    ``known`` are (group, options) pairs. A file without a secret may be readable.
     """
     names = {opt.name for _, opts in known for opt in opts if opt.secret}
     sentences = []
     for path in paths:
         with open(path, encoding='utf-8', errors='replace') as file:
             pairs = [(line.partition('=')[0].strip(), line.partition('=')[2].strip()) for line in file]
-        held = [path] if any(name in names and value for name, value in pairs) else []
-        held += [value for name, value in pairs if name.removesuffix('_file') in names and name.endswith('_file')]
-        for secret in held:
+        with_secret = [path] if any(name in names and value for name, value in pairs) else []
+        with_secret += [
+            value for name, value in pairs if name.removesuffix('_file') in names and name.endswith('_file')
+        ]
+        for secret_file in with_secret:
             try:
-                mode = stat.S_IMODE(os.stat(secret).st_mode)
+                mode = stat.S_IMODE(os.stat(secret_file).st_mode)
             except OSError:
-                continue  # load says so
+                continue  # load() raises the ConfigError
             if mode & stat.S_IROTH:
                 sentences.append(
-                    f'{secret} holds a secret and every user can read it (mode {mode:04o}); chmod o-r {secret}'
+                    f'{secret_file} holds a secret and every user can read it (mode {mode:04o}); '
+                    f'chmod o-r {secret_file}'
                 )
     return sentences
 
 
 def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequence[str]) -> None:
-    """Read each of ``opts`` once, so that a wrong value is found now and not in a request."""
-    where = f'[{group}] of {", ".join(paths) or "no configuration file"}'
+    """Read each of ``opts`` once, so that a wrong value stops the start and not a request."""
+    _check(conf if group == 'DEFAULT' else conf[group], opts, _where(group, paths))
+
+
+def _where(group: str, paths: Sequence[str]) -> str:
+    return f'[{group}] of {", ".join(paths) or "no configuration file"}'
+
+
+def _check(values: Any, opts: Iterable[cfg.Opt], where: str, from_file: Collection[str] = ()) -> None:
+    names = {opt.name for opt in opts}
     for opt in opts:
         try:
-            value = conf[opt.dest] if group == 'DEFAULT' else conf[group][opt.dest]
+            value = values[opt.dest]
         except (cfg.Error, ValueError) as error:
-            # oslo.config's own text has the value, which for a secret is nobody's business.
-            why = (
+            # The text of oslo.config contains the value, which may be a secret.
+            reason = (
                 'cannot be used (in a value $ is written $$)'
                 if opt.secret
                 else str(error).partition(' is not valid: ')[2] or str(error)
             )
-            raise ConfigError(f'{opt.name} in {where}: {why}') from (None if opt.secret else error)
+            raise ConfigError(f'{opt.name} in {where}: {reason}') from (None if opt.secret else error)
         if opt.required and value in (None, '', []):
             raise ConfigError(f'{opt.name} is missing from {where}. It is: {opt.help}')
+        # A secret may really be written so. It is refused where it can be kept in a file of its own instead.
+        if opt.name not in from_file and (not opt.secret or f'{opt.name}_file' in names):
+            check_comment(opt.name, value, where, is_secret=bool(opt.secret))
 
 
-def refuse_misspelt(global_conf: Mapping[str, str]) -> None:
-    """Raise ConfigError for the first name in the files that is nobody's option but looks like one of ours."""
-    for sentence in misspelt(files(global_conf), published()):
-        raise ConfigError(sentence)
+def check_comment(name: str, value: object, where: str, *, is_secret: bool = False) -> None:
+    """Raise ConfigError if ``value`` has white space followed by #: oslo.config reads a comment there as the value."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str) and re.search(r'\s#', text):
+            advice = f'; if it belongs to the secret, use {name}_file' if is_secret else ''
+            raise ConfigError(
+                f'{name} in {where}: the value has white space followed by #. A comment must be on a line of its own'
+                f'{advice}'
+            )
 
 
-def published() -> list[tuple[str, list[cfg.Opt]]]:
+def log_misspelt_names(global_conf: Mapping[str, str]) -> None:
+    """Log a warning for each name in the files that no option has but that resembles one of ours."""
+    for sentence in misspelt(files(global_conf), all_options()):
+        LOG.warning('%s', sentence)
+
+
+def all_options() -> list[tuple[str, list[cfg.Opt]]]:
     """Every option of the package, as (group, options) pairs."""
     found: list[tuple[str, list[cfg.Opt]]] = entry_points(group='oslo.config.opts')['metadata_wsgi'].load()()
     return found
 
 
 def misspelt(paths: Sequence[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
-    """One sentence for each name in ``paths`` that is none of ``known`` but looks like one of them.
+    """One sentence for each name in ``paths`` that is not an option in ``known`` but resembles one.
 
-    ``known`` are (group, options) pairs. Names that Quantum and Neutron themselves define and that
-    happen to be close to ours are listed in ``FOREIGN``.
+    ``known`` are (group, options) pairs. Names of Quantum, Neutron and Nova that resemble ours are in
+    ``KNOWN_FOREIGN_OPTIONS``; other programs may have more of them, so a sentence is a hint and no error.
     """
     sentences = []
     names: dict[str, set[str]] = {}
@@ -174,9 +318,9 @@ def misspelt(paths: Sequence[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]
             for group_name, name in [(group, opt.name), *((d.group or group, d.name) for d in opt.deprecated_opts)]:
                 names.setdefault(group_name, set()).update({name or opt.name, (name or opt.name).replace('-', '_')})
     for path in paths:
-        for group, written in _names_in(path):
+        for group, written in _option_names(path):
             ours = names.get(group, set())
-            if not ours or written in ours or written in FOREIGN:
+            if not ours or written in ours or written in KNOWN_FOREIGN_OPTIONS:
                 continue
             close = difflib.get_close_matches(written, sorted(ours), n=1, cutoff=0.85)
             if close:
@@ -184,8 +328,8 @@ def misspelt(paths: Sequence[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]
     return sentences
 
 
-def _where_broken(paths: Sequence[str]) -> str:
-    """Which line cannot be parsed and why; not the line itself, as oslo.config has it: it may be a secret's."""
+def _parse_error_location(paths: Sequence[str]) -> str:
+    """Which line cannot be parsed and why. The text of oslo.config has the line itself, which may be a secret."""
     for path in paths:
         try:
             cfg.ConfigParser(path, {}).parse()
@@ -196,8 +340,7 @@ def _where_broken(paths: Sequence[str]) -> str:
     return ''
 
 
-# Options of other programs that stand in the same files and resemble ours.
-FOREIGN = frozenset(
+KNOWN_FOREIGN_OPTIONS = frozenset(
     {
         'metadata_port',
         'metadata_access_mark',
@@ -207,11 +350,22 @@ FOREIGN = frozenset(
         'auth_urls',
         'auth_uri',
         'nova_metadata_url',
+        # neutron.conf of Juno and Kilo: notifications to Nova.
+        'nova_admin_tenant_name',
+        'nova_admin_tenant_id',
+        'nova_admin_username',
+        'nova_admin_password',
+        'nova_admin_auth_url',
+        'nova_region_name',
+        # nova.conf of Grizzly and Havana, on a host with everything.
+        'quantum_metadata_proxy_shared_secret',
+        'neutron_metadata_proxy_shared_secret',
     }
 )
+"""Options of other programs in the same files that resemble ours."""
 
 
-def _names_in(path: str) -> list[tuple[str, str]]:
+def _option_names(path: str) -> list[tuple[str, str]]:
     sections: dict[str, dict[str, list[str]]] = {}
     try:
         cfg.ConfigParser(path, sections).parse()

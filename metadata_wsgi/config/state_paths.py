@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the parts of the path meet on the file system: the state directory and the agent's socket.
+"""The state directory and the paths in it: the agent's socket and the pid files.
 
-Both names and defaults are Quantum's, so that an L3 agent, our programs and a Neutron agent that
-still runs beside them look in the same place.
+Names and defaults are those of Quantum, so that an L3 agent, these programs and a Neutron agent beside them use the
+same paths.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ OPTS = [
     cfg.StrOpt(
         'metadata_proxy_socket',
         default='$state_path/metadata_proxy',
-        help='Unix socket on which the agent listens and to which every namespace proxy speaks.',
+        help='Unix socket on which the agent listens and to which the namespace proxies connect.',
     ),
 ]
 
 
 def pid_file(state_path: str, namespace_id: str) -> str:
-    """Where the process manager of Grizzly keeps the pid of the proxy of a router or network."""
+    """The pid file of the namespace proxy of a router or network, where Grizzly's process manager has it."""
     return f'{state_path}/external/pids/{namespace_id}.pid'

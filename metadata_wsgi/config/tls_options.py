@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom we believe over TLS: one certificate authority for Keystone, Quantum and Nova, as Neutron's agent has it."""
+"""One CA file for the TLS connections to Keystone, Neutron and Nova, as in Neutron's metadata agent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from oslo_config import cfg
 OPTS = [
     cfg.StrOpt(
         'auth_ca_cert',
-        help='PEM file of the CA certificates that those of Keystone, Quantum and Nova are checked against; '
-        'by default those of this machine.',
+        help='PEM file with the CA certificates for the connections to Keystone, Neutron and Nova. '
+        'Default: the CA certificates of this machine.',
     ),
 ]

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The filters, one file each. The shipped pipeline, from the namespace proxy to Nova::
+"""The filters, one file each. The shipped pipeline, from the namespace proxy to Nova:
 
-    catch_errors   what nobody foresaw: traceback to the log, a constant sentence to the guest
-    peer_credentials   only namespace proxies may speak to us
-    deadline       establishes DEADLINE   until when there must be an answer
-    source         establishes SOURCE     who is asking, by network position; FORWARDED: is it for somebody else?
-    instance       reads SOURCE, DEADLINE; establishes INSTANCE
-    signature      reads SOURCE, INSTANCE; establishes SIGNED (the headers Nova authenticates by)
+================== =========================== ===================== ==================================================
+filter             reads                       writes                purpose
+================== =========================== ===================== ==================================================
+catch_errors       -                           -                     503 and a log line for unexpected exceptions
+peer_credentials   -                           -                     refuses all peers but namespace proxies
+deadline           -                           DEADLINE              until when the response must be sent
+header_source      -                           SOURCE,               the address and router or network of the client
+                                               CLIENT_IS_PROXY
+instance           SOURCE, DEADLINE            INSTANCE              lookup of the instance
+signature          SOURCE, INSTANCE            SIGNED_IDENTITY       signs the instance id
+upstream (the app) SIGNED_IDENTITY, DEADLINE   -                     sends the request to Nova
+================== =========================== ===================== ==================================================
 
-and then the app ``upstream``, which reads SIGNED and DEADLINE. Off until the paste file names them::
+``socket_source`` stands in the place of ``header_source`` where the agent itself listens in the routers' namespaces.
 
-    rate_limit     reads SOURCE, INSTANCE    so many boots a minute
-    session_token  reads INSTANCE, FORWARDED IMDSv2
-    path_policy    reads INSTANCE            hides paths
-    healthcheck, metrics, request_log        only watch, right behind catch_errors
-    cache          before instance        which instance is where; establishes INSTANCE where it remembers one
-    cache_answers  after instance         what Nova told it
+Optional filters are in ``filters/optional`` and off until the paste file names them. ``pipeline/environ_keys.py`` has
+the meaning of each key.
 """

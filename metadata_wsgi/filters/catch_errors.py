@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answer for what no other filter foresaw. Stands outermost.
+"""503 for every exception that no other filter handles. Stands outermost.
 
-The log gets the traceback, the guest a constant 503 with ``Retry-After: 1``: a guest that hears 500
-gives up its whole configuration, one that hears 503 asks again. No request header, body or secret is
-written to the log.
+The traceback is logged; the client gets a constant 503 with ``Retry-After: 1``. cloud-init gives up after 500 and
+retries after 503. No header, body or secret of the request is logged.
 
-Being outermost it is built last, so it also asks, once, whether every filter inside it finds what it
-reads, whether the configuration files have a misspelt option, and whether a gunicorn that loads it is lenient with
-malformed requests (``strictness`` names the settings); a pipeline that cannot work does not start, by whichever
-server it is loaded.
-At the first request it looks at the server once more, for a gunicorn that was given the finished pipeline: where that
-is lenient every guest is answered 503, and the log says by which setting.
-It establishes nothing and trusts nobody. It has no options.
+The outermost filter is built last, so this one also checks the finished pipeline, once: each filter finds the keys
+that it reads, and no option in the configuration files is misspelt. Otherwise the start is refused, whichever server
+loads the pipeline.
+At the first request it checks the settings of a gunicorn that serves it: if that accepts malformed requests, every
+request gets 503 and the log names the setting (``pipeline/gunicorn_strictness.py`` has the settings).
+It reads and writes no environ key. It has no options.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.pipeline import gunicorn_strictness, order
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -39,30 +40,44 @@ class CatchErrorsFilter:
 
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
-        self._leniences: list[str] | None = None
+        self._lenient_settings: list[str] | None = None
+        # File, line and type of an exception -> its throttle. As many as the code has places.
+        self._logs: dict[tuple[str, int, type], Throttle] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Call the rest of the pipeline; on any exception before the body, answer 503."""
-        if self._leniences is None:
-            self._leniences = gunicorn_strictness.leniences(gunicorn_strictness.calling(start_response))
-            if self._leniences:
-                LOG.critical('Every guest is answered 503: %s', gunicorn_strictness.sentence(self._leniences))
-        if self._leniences:
+        """Call the rest of the pipeline; 503 for an exception before the body."""
+        if self._lenient_settings is None:
+            self._lenient_settings = gunicorn_strictness.lenient_settings(
+                gunicorn_strictness.settings_of(start_response)
+            )
+            if self._lenient_settings:
+                LOG.critical('Every request gets 503: %s', gunicorn_strictness.message(self._lenient_settings))
+        if self._lenient_settings:
             return error_responses.unavailable()(environ, start_response)
         try:
             return self.app(environ, start_response)
-        except Exception:
-            LOG.exception('Unexpected fault in the pipeline; the guest was answered 503')
-            return error_responses.unavailable()(environ, _again(start_response))
+        except Exception as error:
+            self._log(error)
+            return error_responses.unavailable()(environ, _with_exc_info(start_response))
+
+    def _log(self, error: Exception) -> None:
+        """Log the traceback, at most once in an interval for each place: a client can repeat its request for ever."""
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        place = (frame.f_code.co_filename, line, type(error))
+        throttle = self._logs.setdefault(place, Throttle(limits.LOG_INTERVAL_S))
+        if throttle.allow():
+            LOG.error('Unexpected exception in the pipeline; the response was 503', exc_info=error)
 
 
-def _again(start_response: StartResponse) -> StartResponse:
-    """``start_response`` with exc_info, by which a server replaces a status that it has not sent yet (PEP 3333)."""
+def _with_exc_info(start_response: StartResponse) -> StartResponse:
+    """``start_response`` with exc_info: with it a server replaces a status that is not sent yet (PEP 3333)."""
 
-    def restart(status: str, headers: list[tuple[str, str]], exc_info: object = None, /) -> Callable[[bytes], object]:
+    def replace_status(
+        status: str, headers: list[tuple[str, str]], exc_info: object = None, /
+    ) -> Callable[[bytes], object]:
         return start_response(status, headers, sys.exc_info())
 
-    return restart
+    return replace_status
 
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], CatchErrorsFilter]:
@@ -71,8 +86,8 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     def wrap(app: WSGIApplication) -> CatchErrorsFilter:
         outermost = CatchErrorsFilter(app)
         order.check(outermost)
-        gunicorn_strictness.check()
-        config_files.refuse_misspelt(global_conf)
+        if not config_files.is_parsed_once():  # else the program logs them, once for all workers
+            config_files.log_misspelt_names(global_conf)
         return outermost
 
     return wrap

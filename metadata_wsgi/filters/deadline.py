@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say until when the guest must have its answer. Stands before whatever takes time.
+"""Set the deadline of the request. Stands before all filters that take time.
 
-Guests wait 10 s for each answer (cloud-init, Ignition, CirrOS), so the whole way has 9 s by default:
-namespace proxy, lookup, retries and Nova together. The namespace proxy has spent some of it and says
-what is left in ``X-Metadata-Remaining-Ms``, which is deleted here; it can only shorten the time.
+Instances wait 10 s for a response (cloud-init, Ignition, CirrOS), so a request has 9 s by default: namespace proxy,
+lookup, retries and Nova together. The namespace proxy has used some of it already and sends the rest in
+``X-Metadata-Remaining-Ms``. That header can only shorten the time; it is deleted here.
 
-A guest cannot set it: the namespace proxy deletes every ``X-Metadata-*`` header of a guest.
-Establishes DEADLINE.
+A client cannot set the header: the namespace proxy deletes every ``X-Metadata-*`` header of a client.
+Writes DEADLINE.
 """
 
 from __future__ import annotations
@@ -28,41 +28,44 @@ if TYPE_CHECKING:
 
 OPTS = [
     cfg.FloatOpt(
-        'answer_within',
+        'request_timeout',
         default=limits.REQUEST_TIMEOUT_S,
         min=0.1,
         max=3600.0,
-        help='Seconds from the request to the answer, all retries included. Guests wait 10.',
+        deprecated_name='answer_within',
+        help='Seconds until a request must have its response, all retries included. Instances wait 10 seconds.',
     ),
 ]
 
-_KEY = 'HTTP_' + header_names.REMAINING_MS.upper().replace('-', '_')
+_REMAINING_KEY = header_names.environ_key(header_names.REMAINING_MS)
 
 
 class DeadlineFilter:
-    """Establishes DEADLINE, ``answer_within_s`` from now or earlier."""
+    """Writes DEADLINE: ``request_timeout_s`` seconds from now or earlier."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES = frozenset({environ_keys.DEADLINE})
 
     def __init__(
-        self, app: WSGIApplication, *, answer_within_s: float, clock: Callable[[], float] = time.monotonic
+        self, app: WSGIApplication, *, request_timeout_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.app = app
-        self._answer_within_s = answer_within_s
+        self._request_timeout_s = request_timeout_s
         self._clock = clock
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Write it down and go on."""
-        left = environ.pop(_KEY, '')
-        within_s = self._answer_within_s
-        if left.isascii() and left.isdigit():
-            within_s = min(within_s, int(left[:9]) / 1000)
-        environ[environ_keys.DEADLINE] = Deadline.after(within_s, self._clock)
+        """Set the deadline and call the next filter."""
+        remaining_ms = environ.pop(_REMAINING_KEY, '')
+        timeout_s = self._request_timeout_s
+        if remaining_ms.isascii() and remaining_ms.isdigit():
+            # Nine digits are eleven days: more than the option allows, and few enough for int().
+            timeout_s = min(timeout_s, int(remaining_ms[:9]) / 1000)
+        received_at_s = environ.get(environ_keys.RECEIVED_AT_S, self._clock())
+        environ[environ_keys.DEADLINE] = Deadline(received_at_s + timeout_s, self._clock)
         return self.app(environ, start_response)
 
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], DeadlineFilter]:
     """For ``use = egg:metadata_wsgi#deadline``."""
     conf = config_files.load(global_conf, OPTS)
-    return lambda app: DeadlineFilter(app, answer_within_s=conf.answer_within)
+    return lambda app: DeadlineFilter(app, request_timeout_s=conf.request_timeout)

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say who is asking, by network position, from the namespace proxy's headers. Stands before instance.
+"""Read the network position of the client from the headers of the namespace proxy. Stands before instance.
 
-Reads ``X-Forwarded-For`` (the guest's address) and, under the one prefix that is trusted,
-``-Router-ID`` or ``-Network-ID`` (exactly one of the two). Then it deletes them and every header
-that could name somebody, so that nothing behind it can take a guest's word for a fact.
+Reads ``X-Forwarded-For`` (the client's address) and, under the one trusted prefix, ``-Router-ID`` or ``-Network-ID``
+(exactly one of the two). Then it deletes them and every other header that could name a client or an instance, so that
+no filter behind it can take the word of a client.
 
-What could a guest fake? Nothing, as long as only a namespace proxy can open the socket: the proxy sets
-these headers and deletes a guest's own. What arrives twice arrives joined by a comma, and is refused;
-so is an id under a prefix that is not the trusted one (LP#1865036), and both ids at once.
+An IPv6 link-local address is unique on its link only. Our namespace proxy sends the interface on which the request
+arrived (``X-Metadata-Interface``), and the instance is searched on the network of that interface. Neutron's haproxy
+does not; then it is searched on all networks of the router, as Neutron's agent does, and a client may send that
+header itself: it can narrow the search, not widen it.
 
-``metadata_header_prefix`` is ``X-Quantum`` for our namespace proxy and Grizzly's, ``X-Neutron`` for
-Neutron's haproxy. Establishes SOURCE, and FORWARDED: whether the guest said for whom it asks.
+A client cannot forge these headers as long as only a namespace proxy can open the agent's socket: the proxy sets them
+and deletes those of the client. A header that arrives twice is joined by a comma and refused; so are an id under a
+prefix that is not the trusted one (LP#1865036), and two ids at once.
+
+``metadata_header_prefix`` is ``X-Quantum`` for our namespace proxy and Grizzly's, ``X-Neutron`` for Neutron's haproxy.
+Establishes SOURCE, and CLIENT_IS_PROXY: whether the client sent a forwarding header, as a proxy does.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from oslo_config import cfg
 from metadata_wsgi.config import config_files
 from metadata_wsgi.errors import BadRequest
 from metadata_wsgi.http import error_responses, header_names
-from metadata_wsgi.net.addresses import normalize_ip
+from metadata_wsgi.net.addresses import is_link_local, normalize_ip
 from metadata_wsgi.pipeline import environ_keys
 
 if TYPE_CHECKING:
@@ -44,41 +49,42 @@ OPTS = [
     ),
 ]
 
-# An id goes into a query to Quantum: nothing but what an id has may pass.
+# An id becomes part of a query to Quantum: only characters of ids are accepted.
 _ID = re.compile(r'[0-9A-Za-z-]{1,64}\Z')
+_INTERFACE = re.compile(r'[0-9A-Za-z._-]{1,15}\Z')
 
 
-class SourceFilter:
-    """Establishes SOURCE from the headers of a trusted namespace proxy."""
+class HeaderSourceFilter:
+    """Sets SOURCE from the headers of a trusted namespace proxy."""
 
     REQUIRES: frozenset[str] = frozenset()
-    PROVIDES = frozenset({environ_keys.SOURCE, environ_keys.FORWARDED})
+    PROVIDES = frozenset({environ_keys.SOURCE, environ_keys.CLIENT_IS_PROXY})
 
     def __init__(self, app: WSGIApplication, *, prefix: str) -> None:
         self.app = app
-        self._router_key = _environ_key(header_names.router_id(prefix.lower()))
-        self._network_key = _environ_key(header_names.network_id(prefix.lower()))
-        self._other_ids = tuple(
-            _environ_key(header(other))
+        self._router_key = header_names.environ_key(header_names.router_id(prefix.lower()))
+        self._network_key = header_names.environ_key(header_names.network_id(prefix.lower()))
+        self._untrusted_keys = tuple(
+            header_names.environ_key(header(other))
             for other in header_names.PREFIXES
             if other != prefix.lower()
             for header in (header_names.router_id, header_names.network_id)
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Write the source down and go on; 400 where there is none, or more than one."""
+        """Set the source and call the app; 400 where there is none, or more than one."""
         try:
             source = self._source(environ)
         except BadRequest as error:
             return error_responses.bad_request(str(error))(environ, start_response)
-        environ[environ_keys.FORWARDED] = _FORWARDED_KEY in environ
+        environ[environ_keys.CLIENT_IS_PROXY] = _FORWARDED_KEY in environ
         for key in [key for key in environ if header_names.is_reserved_key(key)]:
             del environ[key]
         environ[environ_keys.SOURCE] = source
         return self.app(environ, start_response)
 
     def _source(self, environ: WSGIEnvironment) -> environ_keys.Source:
-        if any(key in environ for key in self._other_ids):
+        if any(key in environ for key in self._untrusted_keys):
             raise BadRequest('An id under a prefix that is not the trusted one.')
         router_id = environ.get(self._router_key)
         network_id = environ.get(self._network_key)
@@ -87,31 +93,32 @@ class SourceFilter:
         if router_id is None and network_id is None:
             raise BadRequest('Neither a router id nor a network id.')
         if not _ID.match(router_id or network_id or ''):
-            raise BadRequest('An id that is none.')
-        return environ_keys.Source(address(environ.get('HTTP_X_FORWARDED_FOR')), router_id, network_id)
+            raise BadRequest('An invalid id.')
+        address = parse_address(environ.get('HTTP_X_FORWARDED_FOR'))
+        interface = environ.get(_INTERFACE_KEY) if is_link_local(address) else None
+        if interface is not None and not _INTERFACE.match(interface):
+            raise BadRequest('An invalid interface.')
+        return environ_keys.Source(address, router_id, network_id, interface)
 
 
-def address(text: str | None) -> str:
-    """Canonical text of the one address in ``text``: no zone, and IPv4 for a v4-mapped one (haproxy's).
+def parse_address(text: str | None) -> str:
+    """Canonical text of the one address in ``text``: without a zone; IPv4 for a v4-mapped address (haproxy).
 
-    Quantum matches IPv6 addresses as strings, so only the canonical form is found there.
+    Quantum matches IPv6 addresses as strings, so only the canonical form is found there. Raises BadRequest.
     """
     if text is None:
-        raise BadRequest('No address of who is asking.')
+        raise BadRequest('No client address.')
     try:
         return normalize_ip(text.strip())
     except ValueError:
-        raise BadRequest('The address of who is asking is none.') from None
+        raise BadRequest('An invalid client address.') from None
 
 
-def _environ_key(header: str) -> str:
-    return 'HTTP_' + header.upper().replace('-', '_')
+_FORWARDED_KEY = header_names.environ_key(header_names.CLIENT_FORWARDED)
+_INTERFACE_KEY = header_names.environ_key(header_names.CLIENT_INTERFACE)
 
 
-_FORWARDED_KEY = _environ_key(header_names.CLIENT_FORWARDED)
-
-
-def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], SourceFilter]:
-    """For ``use = egg:metadata_wsgi#source``."""
+def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], HeaderSourceFilter]:
+    """For ``use = egg:metadata_wsgi#header_source``."""
     conf = config_files.load(global_conf, OPTS)
-    return lambda app: SourceFilter(app, prefix=conf.metadata_header_prefix)
+    return lambda app: HeaderSourceFilter(app, prefix=conf.metadata_header_prefix)

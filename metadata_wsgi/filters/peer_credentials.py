@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Let only those users speak to the agent who may say who a guest is. Stands before ``source``.
+"""Accept only namespace proxies as clients of the agent's socket. Stands before ``header_source``.
 
-Whoever reaches the agent's socket can ask as any guest. The socket's mode keeps strangers out; this asks the
-kernel besides who connected (SO_PEERCRED, nothing a client says), so that a socket opened too wide, or a
-user who was put in its group for another reason, is not enough. Anybody else hears 403, and one line in the
-log says who it was.
+A process that can connect to the agent's socket can name any instance. The mode of the socket keeps other users out;
+this filter also checks the credentials of the peer (SO_PEERCRED, from the kernel), so that a socket with too wide a
+mode, or a user in its group for another reason, is not enough. Other peers get 403, and the log names their uid.
 
-May pass: root, the agent's own users, ``metadata_proxy_user``, and who has the socket's group as its first group;
-and those whom ``metadata_peer_users`` and ``metadata_peer_groups`` name. With ``metadata_proxy_socket_mode = all``
-and none named: everybody, as that says.
+Accepted: root, the agent's own users (but not ``nobody``, as which workers run where there is no user metadata-wsgi:
+other programs run as nobody too), ``metadata_proxy_user``, users whose primary group is the socket's group, and
+those that ``metadata_peer_users`` and ``metadata_peer_groups`` name. With ``metadata_proxy_socket_mode = all`` and none
+named: everybody, as that option says.
 
-Needs a server of gunicorn's, which shows the connection. Called without one (webtest and ``explain`` say so
-with paste's own ``paste.testing``) it passes; under a server that hides it, or over TCP, it refuses.
+The server must be gunicorn, which gives access to the connection. Without a server (webtest and ``explain`` set
+paste's own ``paste.testing``) all requests pass; under another server, or over TCP, all are refused.
 Reads and establishes nothing.
 """
 
@@ -42,18 +42,22 @@ OPTS = [
     cfg.ListOpt(
         'metadata_peer_users',
         default=[],
-        help='Users, by name or uid, that may speak to the agent besides root, its own and metadata_proxy_user.',
+        help='Users, by name or uid, that may connect to the agent besides root, its own and metadata_proxy_user.',
     ),
     cfg.ListOpt(
         'metadata_peer_groups',
         default=[],
-        help="Groups, by name or gid, whose users may: those that have one as their first group, besides the socket's.",
+        help="Groups, by name or gid, that may connect too: processes with one as primary group, besides the socket's.",
     ),
 ]
 
 
+_SHARED_USERS = frozenset({'nobody', '65534'})
+"""Names of the fallback identity of workers, that other programs have too."""
+
+
 class PeerCredentialsFilter:
-    """Refuses connections of other users; ``uids`` and ``gids`` None: nobody is refused."""
+    """403 for peers with neither a uid in ``uids`` nor a primary gid in ``gids``. ``uids`` None: all pass."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -64,29 +68,30 @@ class PeerCredentialsFilter:
         self.app = app
         self._uids = uids
         self._gids = gids or frozenset()
-        self._seldom = Throttle(limits.LOG_INTERVAL_S)
+        self._refused_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Go on, or 403."""
+        """Call the app, or respond 403."""
         if self._uids is None or environ.get('paste.testing'):
             return self.app(environ, start_response)
         peer = _peer(environ.get('gunicorn.socket'))
         if peer is not None and (peer[1] in self._uids or peer[2] in self._gids):
             return self.app(environ, start_response)
-        if self._seldom.allow():
-            who = 'who hides behind TCP or this server'
+        if self._refused_log.allow():
+            description = 'an unknown process (TCP, or a server that hides the connection)'
             if peer is not None:
-                who = f'process {peer[0]} of uid {peer[1]}, gid {peer[2]}'
+                description = f'process {peer[0]} of uid {peer[1]}, gid {peer[2]}'
             LOG.warning(
-                'Refused %s: only namespace proxies may speak to the agent; metadata_proxy_user and '
-                'metadata_peer_users say whose',
-                who,
+                'Refused %s: only namespace proxies may connect to the agent; metadata_proxy_user and '
+                'metadata_peer_users name their users. As nobody other programs run too: create the user metadata-wsgi '
+                '(useradd --system metadata-wsgi) for the namespace proxies',
+                description,
             )
-        return error_responses.forbidden('Only namespace proxies may ask here.')(environ, start_response)
+        return error_responses.forbidden('Only namespace proxies may connect here.')(environ, start_response)
 
 
 def _peer(connection: Any) -> tuple[int, int, int] | None:
-    """(pid, uid, gid) of who connected, None where that is not known."""
+    """(pid, uid, gid) of the peer of a unix socket; None where they are not known."""
     if getattr(connection, 'family', None) != socket.AF_UNIX:
         return None
     try:
@@ -101,9 +106,20 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     conf = config_files.load(global_conf, [*OPTS, *listeners.OPTS, *identity.OPTS])
     if conf.metadata_proxy_socket_mode == 'all' and not conf.metadata_peer_users and not conf.metadata_peer_groups:
         return lambda app: PeerCredentialsFilter(app, uids=None)
-    workers = identity.of(conf.metadata_user, conf.metadata_group)
-    # The socket's group where the options leave it open, as the agent makes it.
+    uids, gids = accepted_ids(conf, identity.resolve(conf.metadata_user, conf.metadata_group))
+    return lambda app: PeerCredentialsFilter(app, uids=uids, gids=gids)
+
+
+def accepted_ids(conf: Any, workers: identity.Identity) -> tuple[frozenset[int], frozenset[int]]:
+    """The accepted uids and primary gids, for an agent whose workers run as ``workers``."""
+    # The group of the socket where no option names one: that of the agent, which creates it.
     group = workers.gid if os.geteuid() == 0 else os.getegid()
-    uids = {0, os.geteuid(), workers.uid, *map(listeners.uid_of, [conf.metadata_proxy_user, *conf.metadata_peer_users])}
-    gids = {listeners.gid_of(name) for name in [conf.metadata_proxy_group or str(group), *conf.metadata_peer_groups]}
-    return lambda app: PeerCredentialsFilter(app, uids=frozenset(uids), gids=frozenset(gids))
+    uids = {0, os.geteuid(), workers.uid}
+    gids = {listeners.gid_of(conf.metadata_proxy_group or str(group))}
+    if workers.name in _SHARED_USERS and not conf.metadata_user:
+        uids -= {workers.uid} - {os.geteuid()}
+        if not conf.metadata_group and not conf.metadata_proxy_group:
+            gids -= {workers.gid}
+    uids |= {listeners.uid_of(name) for name in [conf.metadata_proxy_user, *conf.metadata_peer_users] if name}
+    gids |= {listeners.gid_of(name) for name in conf.metadata_peer_groups}
+    return frozenset(uids), frozenset(gids)

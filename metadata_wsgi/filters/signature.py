@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sign the instance id so that Nova believes us. Stands last before upstream.
+"""Sign the instance id, as Nova requires. Stands last before the app.
 
-Sets ``X-Instance-ID``, ``X-Tenant-ID``, ``X-Instance-ID-Signature`` (lower-case hex of HMAC-SHA256
-over the instance id with the shared secret, as Nova computes it) and ``X-Forwarded-For``. The tenant
-goes along because a tenant can create a port that claims another's instance; only Nova's comparison
-of the two stops that (LP#1235450).
+The signature is the lower-case hex of HMAC-SHA256 over the instance id with the shared secret, as Nova computes it.
+The project id is sent too, because a tenant can make a port with the id of another tenant's instance; Nova compares
+the two, and nothing else prevents it (LP#1235450).
 
-``metadata_proxy_shared_secret`` is the same value as ``[neutron] metadata_proxy_shared_secret`` in
-nova.conf; where the two differ Nova answers 403 to every guest, and upstream's log line says so.
-To change the secret without an outage, put the new one in ``metadata_proxy_shared_secret`` and the one
-before in ``metadata_proxy_shared_secret_old``, reload every agent, then change Nova's, host by host: where
-Nova refuses the one signature (403) ``upstream`` sends the request with the other, and goes on with the one
-that was taken. When Nova has the new one everywhere take the old one out.
+``metadata_proxy_shared_secret`` has the value of ``[neutron] metadata_proxy_shared_secret`` in nova.conf; if the two
+differ, Nova answers 403 to every request, and ``upstream`` logs it. To change the secret without an outage, write the
+new one to ``metadata_proxy_shared_secret`` and the old one to ``metadata_proxy_shared_secret_old``, reload every
+agent, then change Nova's, host by host: if Nova refuses one signature (403), ``upstream`` sends the request with the
+other and starts with that one from then on. When all of Nova has the new secret, remove the old one.
 
-Either can stand in a file of its own (``..._file``) or be systemd's credential of the option's name.
-This is the only file of the pipeline that knows the secret. Reads SOURCE and INSTANCE, establishes
-the signature,
-and during a rotation the other signature.
+Each secret may be in a file of its own (``..._file``) or in the systemd credential with the name of the option.
+No other file of the pipeline knows the secret. Reads SOURCE and INSTANCE, writes SIGNED_IDENTITY.
 """
 
 from __future__ import annotations
@@ -45,45 +41,48 @@ OPTS = [
     cfg.StrOpt(
         'metadata_proxy_shared_secret_old',
         secret=True,
-        help='While the secret is being changed: the one before, tried where Nova refuses the new one.',
+        help='While the secret is being changed: the old one, used where Nova refuses the new one.',
     ),
     cfg.StrOpt('metadata_proxy_shared_secret_old_file', help='A file with the old secret.'),
 ]
 
+SIGNATURES_CACHED = 4096
+"""Instances whose signature is cached. A boot is 28 requests, and OpenSSL takes longer to start than to sign."""
+
 
 class SignatureFilter:
-    """Establishes the headers that Nova authenticates by."""
+    """Writes SIGNED_IDENTITY. ``secrets``: the shared secret, and the old one while it is being changed."""
 
     REQUIRES = frozenset({environ_keys.SOURCE, environ_keys.INSTANCE})
-    PROVIDES = frozenset({environ_keys.SIGNED})
+    PROVIDES = frozenset({environ_keys.SIGNED_IDENTITY})
 
-    def __init__(self, app: WSGIApplication, *, shared_secret: bytes, old_secret: bytes = b'') -> None:
+    def __init__(self, app: WSGIApplication, *, secrets: tuple[bytes, ...]) -> None:
         self.app = app
-        # An instance asks 28 times in a boot; OpenSSL takes longer to begin than to sign.
-        self._sign = functools.lru_cache(maxsize=4096)(functools.partial(sign, shared_secret))
-        self._sign_old = functools.lru_cache(maxsize=4096)(functools.partial(sign, old_secret)) if old_secret else None
+        self._secrets = secrets
+        self._cached_signatures = functools.lru_cache(maxsize=SIGNATURES_CACHED)(self.signatures)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Set the headers and go on."""
+        """Sign, and call the next filter."""
         instance: environ_keys.Instance = environ[environ_keys.INSTANCE]
         source: environ_keys.Source = environ[environ_keys.SOURCE]
-        environ['HTTP_X_FORWARDED_FOR'] = source.address
-        environ['HTTP_X_INSTANCE_ID'] = instance.instance_id
-        environ['HTTP_X_TENANT_ID'] = instance.project_id
-        environ['HTTP_X_INSTANCE_ID_SIGNATURE'] = self._sign(instance.instance_id)
-        if self._sign_old:
-            environ[environ_keys.OTHER_SIGNATURE] = self._sign_old(instance.instance_id)
+        environ[environ_keys.SIGNED_IDENTITY] = environ_keys.SignedIdentity(
+            instance, source.address, self._cached_signatures(instance.instance_id)
+        )
         return self.app(environ, start_response)
+
+    def signatures(self, instance_id: str) -> tuple[str, ...]:
+        """The signatures of ``instance_id``, one for each secret."""
+        return tuple(sign(secret, instance_id) for secret in self._secrets)
 
 
 def sign(shared_secret: bytes, instance_id: str) -> str:
-    """Nova's signature of an instance id: lower-case hex, upper case is refused there."""
+    """Nova's signature of an instance id: lower-case hex; Nova refuses upper case."""
     return hmac.digest(shared_secret, instance_id.encode(), 'sha256').hex()
 
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], SignatureFilter]:
     """For ``use = egg:metadata_wsgi#signature``."""
     conf = config_files.load(global_conf, OPTS)
-    secret = conf.metadata_proxy_shared_secret.encode()
-    old = (conf.metadata_proxy_shared_secret_old or '').encode()
-    return lambda app: SignatureFilter(app, shared_secret=secret, old_secret=old)
+    both = (conf.metadata_proxy_shared_secret, conf.metadata_proxy_shared_secret_old)
+    secrets = tuple(secret.encode() for secret in both if secret)
+    return lambda app: SignatureFilter(app, secrets=secrets)

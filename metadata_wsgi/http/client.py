@@ -1,157 +1,168 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The next hop: send one request on a kept connection and read its answer, changing nothing.
+"""HTTP client with a connection pool: namespace proxy to agent (unix socket), agent to Nova (TCP or TLS).
 
-Both legs of the way are hops: namespace proxy to agent (a unix socket), agent to Nova (TCP or TLS).
+Not a library's client: the request target must arrive byte for byte (``%2f``, ``..`` and non-ASCII included), and the
+libraries rewrite it; and urllib3 took 335 microseconds of CPU for a request, where this module takes 40. The header of
+a response is parsed by picohttpparser (gunicorn_h1c), as in the server. What remains is the framing of RFC 9112, its
+strict part only: a response that can be read in two ways is an error.
 
-Why not a client library: a target must go out as the bytes it came in (``%2f``, ``..`` and non-ASCII
-included), which the libraries rewrite; and with urllib3 a leg cost 335 microseconds of CPU, four times the
-server it stands in, against 40 here. The head of an answer is parsed by picohttpparser (gunicorn_h1c),
-which the server uses too. What is done by hand is only RFC 9112's framing, the strict half of it: an
-answer that could be read in two ways is no answer.
-
-An answer is read whole before the guest sees its first byte, up to ``limits.MAX_BUFFERED_BYTES``: when the connection
-breaks half way it can be asked for again. A larger one is passed on as it comes, so memory stays
-bounded, and a break cuts the guest's connection, which it notices by the length.
+A response up to ``limits.MAX_BUFFERED_BYTES`` is received whole before the client gets its first byte: if the
+connection breaks the request can be retried. A larger one is streamed, so memory stays bounded; if the connection
+breaks then, the client's connection is closed, and the client sees by the length that the body is incomplete.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
+import os
 import re
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
-
-from gunicorn_h1c import IncompleteError, ParseError, parse_response
+from typing import Any, Protocol
 
 from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import BadRequest, MaybeSent, NotSent
+from metadata_wsgi.http.head_parser import IncompleteError, ParseError, parse_response
 from metadata_wsgi.http.message import Headers, Request, Response, end_to_end
 from metadata_wsgi.http.raw_socket import from_gevent_socket
+from metadata_wsgi.http.tls_socket import TlsSocket
+from metadata_wsgi.net import resolver
 
 _CHUNK_SIZE = re.compile(rb'[0-9A-Fa-f]{1,15}\Z')
 
 
-class HttpClient:
-    """One place to send requests to. ``exchange`` sends one, once. Shared by all threads of a worker.
+class HttpClient(Protocol):
+    """Sends requests to one service. :class:`PooledHttpClient` is the real one, tests have a fake."""
 
-    ``connect`` opens a connection within so many seconds; ``host`` is the Host header; at most ``keep``
-    idle connections are kept.
+    name: str
+    """The service in log lines, for example ``http://nova:8775``."""
+
+    def send_request(self, request: Request, deadline: Deadline) -> Response:
+        """Send ``request`` once and return the response. Raises NotSent or MaybeSent if there is none in time."""
+
+
+class PooledHttpClient:
+    """HttpClient of one host or unix socket, with a pool of keep-alive connections. For all threads of a worker.
+
+    ``connect(timeout_s)`` opens a connection or raises OSError; ``host`` is the Host header; ``max_idle`` is the size
+    of the pool.
     """
 
     def __init__(
         self,
-        connect: Callable[[float], socket.socket],
+        connect: Callable[[float], Any],
         *,
         name: str,
         host: str,
-        keep: int = limits.MAX_IDLE_CONNECTIONS,
+        max_idle: int = limits.MAX_IDLE_CONNECTIONS,
     ) -> None:
         self.name = name
         self._connect = connect
         self._host = host
-        self._idle: deque[_Connection] = deque(maxlen=keep)
+        self._idle: deque[_Connection] = deque(maxlen=max_idle)
 
     def __repr__(self) -> str:
-        return f'<Hop {self.name}, {len(self._idle)} idle>'
+        return f'<HTTP client of {self.name}, {len(self._idle)} idle connections>'
 
-    def send_request(
-        self, request: Request, deadline: Deadline, connect_s: float = limits.CONNECT_TIMEOUT_S
-    ) -> Response:
-        """Send ``request`` and return the answer; NotSent or MaybeSent when there is none in time.
+    def send_request(self, request: Request, deadline: Deadline) -> Response:
+        """As in HttpClient. Raises BadRequest for a header or target that cannot be sent.
 
-        A request that may not be repeated gets a new connection: on a kept one that the other side is
-        just closing, nobody could say whether it was received.
+        A request that is not retryable gets a new connection: if an idle one is closed by the server at the same
+        moment, it is unknown whether the request was received.
         """
-        head = _head(request, self._host)
+        header = _header_bytes(request, self._host)
         while request.is_retryable and self._idle:
             try:
-                kept = self._idle.pop()
-            except IndexError:  # another thread was quicker
+                idle = self._idle.pop()
+            except IndexError:  # another thread took it
                 break
-            if not kept.quiet():
-                kept.close()
+            if not idle.is_reusable():
+                idle.close()
                 continue
             try:
-                return self._on(kept, head, request, deadline)
-            except _Stale:
+                return self._send_on(idle, header, request, deadline)
+            except _StaleConnection:
                 continue
         remaining_s = deadline.remaining_s()
         if remaining_s <= 0:
-            raise NotSent(f'{self.name}: no time was left')
+            raise NotSent(f'{self.name}: no time was left to connect')
         try:
-            opened = _Connection(self._connect(min(connect_s, remaining_s)))
+            opened = _Connection(self._connect(min(limits.CONNECT_TIMEOUT_S, remaining_s)))
         except OSError as error:
             raise NotSent(f'{self.name}: {str(error) or type(error).__name__}') from error
-        return self._on(opened, head, request, deadline)
+        return self._send_on(opened, header, request, deadline)
 
-    def _on(self, connection: _Connection, head: bytes, request: Request, deadline: Deadline) -> Response:
-        connection.until = deadline
+    def _send_on(self, connection: _Connection, header: bytes, request: Request, deadline: Deadline) -> Response:
+        connection.deadline = deadline
         try:
-            connection.send(head + request.body)
-            status, reason, headers, closing = connection.read_head()
+            connection.send(header + request.body)
+            status, reason, headers, is_last = connection.read_header()
             pieces = connection.read_body(request.method, status, headers)
-            begun: list[bytes] = []
+            buffered: list[bytes] = []
             size = 0
             for piece in pieces:
-                begun.append(piece)
+                buffered.append(piece)
                 size += len(piece)
                 if size >= limits.MAX_BUFFERED_BYTES:
-                    return Response(status, reason, end_to_end(headers), _Rest(begun, pieces, connection))
+                    body = _StreamedBody(buffered, pieces, connection)
+                    return Response(status, reason, end_to_end(headers), body)
         except (OSError, ValueError) as error:
             connection.close()
-            if connection.kept and not connection.heard and not isinstance(error, TimeoutError):
-                raise _Stale from error
+            if connection.reused and not connection.received_any and not isinstance(error, TimeoutError):
+                raise _StaleConnection from error
             raise MaybeSent(f'{self.name}: {str(error) or type(error).__name__}') from error
-        self._put_back(connection, closing)
-        content = b''.join(begun)
-        kept_headers = end_to_end(headers)
+        self._release(connection, is_last)
+        content = b''.join(buffered)
+        passed_on = end_to_end(headers)
         if (
             request.method != 'HEAD'
             and status not in (204, 304)
-            and not any(name == 'content-length' for name, _ in kept_headers)
+            and not any(name == 'content-length' for name, _ in passed_on)
         ):
-            kept_headers.append(('content-length', str(len(content))))
-        return Response(status, reason, kept_headers, [content] if content else [])
+            passed_on.append(('content-length', str(len(content))))
+        return Response(status, reason, passed_on, [content] if content else [])
 
-    def _put_back(self, connection: _Connection, closing: bool) -> None:
-        if closing or not connection.clean or connection.ahead or len(self._idle) == self._idle.maxlen:
+    def _release(self, connection: _Connection, is_last: bool) -> None:
+        """Put the connection into the pool, or close it."""
+        pool_is_full = len(self._idle) == self._idle.maxlen
+        if is_last or not connection.reusable or connection.has_surplus_data or pool_is_full:
             connection.close()
             return
-        connection.kept, connection.heard = True, False
+        connection.reused, connection.received_any = True, False
         self._idle.append(connection)
 
 
-class _Stale(Exception):
-    """A kept connection was closed by the other side before it said anything."""
+class _StaleConnection(Exception):
+    """An idle connection was closed by the server before it sent a byte of the response."""
 
 
 class _Connection:
-    """A socket and what has been read from it but not yet used."""
+    """A connection, and the received bytes that are not parsed yet."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Any) -> None:
         self._sock: Any = from_gevent_socket(sock)
         self._data = b''
-        self.kept = False
-        self.heard = False
-        self.clean = True
-        self.until: Deadline | None = None
+        self.reused = False
+        self.received_any = False
+        self.reusable = True
+        self.deadline: Deadline | None = None
 
     def __del__(self) -> None:
-        # A large answer that was thrown away for a better one, or a hop that is no more.
+        # The connection of a streamed response that was dropped for another one, or of a client that is gone.
         self._sock.close()
 
     @property
-    def ahead(self) -> bool:
-        """Whether more has come than the answer: whose it is, nobody can say."""
+    def has_surplus_data(self) -> bool:
+        """Whether there are bytes behind the response. They belong to no request."""
         return bool(self._data)
 
-    def quiet(self) -> bool:
-        """Whether nothing has come since the last answer, neither its end nor bytes that would be taken for
-        the next one."""
+    def is_reusable(self) -> bool:
+        """Whether an idle connection is open and silent: its end, or bytes, would be taken for the next response."""
         self._sock.settimeout(0)
         try:
             self._sock.recv(1)
@@ -163,78 +174,79 @@ class _Connection:
 
     def send(self, data: bytes) -> None:
         while data:
-            self._sock.settimeout(self._patience_s())
+            self._sock.settimeout(self._timeout_s())
             data = data[self._sock.send(data) :]
 
     def close(self) -> None:
-        self.clean = False
+        self.reusable = False
         self._sock.close()
 
-    def read_head(self) -> tuple[int, str, Headers, bool]:
-        """Status, reason, all headers in lower case, and whether the connection ends with this answer."""
-        self._more()
+    def read_header(self) -> tuple[int, str, Headers, bool]:
+        """Status, reason, all headers (names in lower case), and whether this is the connection's last response."""
+        self._fill()
         while True:
             try:
-                head = parse_response(self._data)
+                parsed = parse_response(self._data)
             except IncompleteError:
                 if len(self._data) > limits.MAX_RESPONSE_HEADER_BYTES:
-                    raise ValueError('the head of the answer is too long') from None
-                self._more()
+                    raise ValueError('the header of the response is too long') from None
+                self._fill()
                 continue
             except ParseError as error:
-                raise ValueError('the answer is not HTTP') from error
-            self._data = self._data[head['consumed'] :]
-            if head['status'] >= 200:
+                raise ValueError('the response is not HTTP') from error
+            self._data = self._data[parsed['consumed'] :]
+            if parsed['status'] >= 200:
                 break
             if not self._data:
-                self._more()
-        headers = [(_name(name), value.decode('latin-1')) for name, value in head['headers']]
+                self._fill()
+        headers = [(_lower_name(name), value.decode('latin-1')) for name, value in parsed['headers']]
         if not all(name for name, _ in headers):
-            raise ValueError('a header of the answer is folded')
-        tokens = [
+            raise ValueError('a header of the response is folded')
+        options = [
             token.strip().lower() for name, value in headers if name == 'connection' for token in value.split(',')
         ]
-        closing = 'close' in tokens or (head['minor_version'] == 0 and 'keep-alive' not in tokens)
-        return head['status'], head['message'].decode('latin-1'), headers, closing
+        if parsed['minor_version'] == 0 and any(name == 'transfer-encoding' for name, _ in headers):
+            raise ValueError('the response is HTTP/1.0 and has a Transfer-Encoding')
+        is_last = 'close' in options or (parsed['minor_version'] == 0 and 'keep-alive' not in options)
+        return parsed['status'], parsed['message'].decode('latin-1'), _with_one_length(headers), is_last
 
     def read_body(self, method: str, status: int, headers: Headers) -> Iterator[bytes]:
-        """The body in pieces as they come, its framing checked (RFC 9112, 6.3)."""
+        """The body in pieces as they arrive, after a check of its framing (RFC 9112, 6.3)."""
         if method == 'HEAD' or status in (204, 304):
             return iter(())
         codings = [value.strip().lower() for name, value in headers if name == 'transfer-encoding']
-        lengths = {value.strip() for name, value in headers if name == 'content-length'}
+        lengths = [value for name, value in headers if name == 'content-length']
         if codings:
-            if codings != ['chunked'] or lengths:
-                raise ValueError('the framing of the answer is ambiguous')
+            if lengths:
+                raise ValueError('the response has both Transfer-Encoding and Content-Length')
+            if codings != ['chunked']:
+                raise ValueError(f'the transfer coding of the response is not chunked: {", ".join(codings)[:80]}')
             return self._chunks()
         if not lengths:
-            self.clean = False
+            self.reusable = False
             return self._until_closed()
-        length = lengths.pop()
-        if lengths or not (length.isascii() and length.isdigit()):
-            raise ValueError('the length of the answer is ambiguous')
-        return self._exactly(int(length))
+        return self._exactly(int(lengths[0]))
 
-    def _exactly(self, left: int) -> Iterator[bytes]:
-        while left:
+    def _exactly(self, remaining: int) -> Iterator[bytes]:
+        while remaining:
             if not self._data:
-                self._more()
-            piece, self._data = self._data[:left], self._data[left:]
-            left -= len(piece)
+                self._fill()
+            piece, self._data = self._data[:remaining], self._data[remaining:]
+            remaining -= len(piece)
             yield piece
 
     def _chunks(self) -> Iterator[bytes]:
         while size := self._chunk_size():
             yield from self._exactly(size)
             if self._line():
-                raise ValueError('a chunk of the answer has not its length')
-        while self._line():  # trailers belong to this connection
+                raise ValueError('a chunk of the response is longer than its size')
+        while self._line():  # trailers are hop-by-hop
             pass
 
     def _chunk_size(self) -> int:
         digits = self._line().partition(b';')[0].rstrip(b' \t')
-        if not _CHUNK_SIZE.match(digits):  # int takes signs and underscores too
-            raise ValueError('a chunk of the answer has no length')
+        if not _CHUNK_SIZE.match(digits):  # int() accepts signs and underscores too
+            raise ValueError('a chunk of the response has no size')
         return int(digits, 16)
 
     def _until_closed(self) -> Iterator[bytes]:
@@ -242,7 +254,7 @@ class _Connection:
             if self._data:
                 yield self._data
                 self._data = b''
-            self._sock.settimeout(self._patience_s())
+            self._sock.settimeout(self._timeout_s())
             self._data = self._sock.recv(limits.CHUNK_BYTES)
             if not self._data:
                 return
@@ -250,107 +262,130 @@ class _Connection:
     def _line(self) -> bytes:
         while b'\r\n' not in self._data:
             if len(self._data) > limits.MAX_RESPONSE_HEADER_BYTES:
-                raise ValueError('a line of the answer is too long')
-            self._more()
+                raise ValueError('a line of the response is too long')
+            self._fill()
         line, _, self._data = self._data.partition(b'\r\n')
         return line
 
-    def _more(self) -> None:
-        self._sock.settimeout(self._patience_s())
+    def _fill(self) -> None:
+        """Receive at least one more byte."""
+        self._sock.settimeout(self._timeout_s())
         piece = self._sock.recv(limits.CHUNK_BYTES)
         if not piece:
-            raise ConnectionResetError('the connection was closed before the answer was complete')
-        self.heard = True
+            raise ConnectionResetError('the connection was closed before the response was complete')
+        self.received_any = True
         self._data += piece
 
-    def _patience_s(self) -> float:
-        remaining_s = limits.READ_WRITE_TIMEOUT_S if self.until is None else self.until.remaining_s()
+    def _timeout_s(self) -> float:
+        """Timeout of the next recv or send: the time to the deadline; in a streamed body a constant."""
+        remaining_s = limits.READ_WRITE_TIMEOUT_S if self.deadline is None else self.deadline.remaining_s()
         if remaining_s <= 0:
-            raise TimeoutError('the answer was not complete in time')
+            raise TimeoutError('the response was not complete in time')
         return remaining_s
 
 
-class _Rest:
-    """A large answer's body: what was read already, then the rest as it comes."""
+class _StreamedBody:
+    """The body of a large response: the part that was received already, then the rest as it arrives."""
 
-    def __init__(self, begun: list[bytes], pieces: Iterator[bytes], connection: _Connection) -> None:
-        self._begun = begun
+    def __init__(self, buffered: list[bytes], pieces: Iterator[bytes], connection: _Connection) -> None:
+        self._buffered = buffered
         self._pieces = pieces
         self._connection = connection
 
     def __iter__(self) -> Iterator[bytes]:
-        self._connection.until = None
-        yield from self._begun
+        self._connection.deadline = None
+        yield from self._buffered
         yield from self._pieces
 
     def close(self) -> None:
-        """Called by the server (PEP 3333), also when the guest has gone."""
+        """Called by the server (PEP 3333), also if the client closed its connection."""
         self._connection.close()
 
 
+def _with_one_length(headers: Headers) -> Headers:
+    """``headers`` with at most one Content-Length. Equal ones, or a list of equal ones, become one (RFC 9112, 6.3)."""
+    values = [value for name, value in headers if name == 'content-length']
+    if not values:
+        return headers
+    lengths = {part.strip() for value in values for part in value.split(',')}
+    length = lengths.pop()
+    if lengths:
+        raise ValueError('the response has several different lengths')
+    if not (length.isascii() and length.isdigit()):
+        raise ValueError('the Content-Length of the response is not a number')
+    if len(values) == 1 and values[0] == length:
+        return headers
+    return [*(header for header in headers if header[0] != 'content-length'), ('content-length', length)]
+
+
 @functools.lru_cache(maxsize=256)
-def _name(name: bytes) -> str:
+def _lower_name(name: bytes) -> str:
     return name.decode('latin-1').lower()
 
 
-def unix_client(path: str) -> HttpClient:
-    """A hop to the unix socket at ``path``."""
-
-    def connect(timeout_s: float) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        return _connected(sock, path, timeout_s)
-
-    return HttpClient(connect, name=f'unix:{path}', host='localhost')
+def unix_client(path: str) -> PooledHttpClient:
+    """A client of the unix socket at ``path``."""
+    return PooledHttpClient(functools.partial(_connect_unix, path), name=f'unix:{path}', host='localhost')
 
 
-def tcp_client(host: str, port: int, *, tls: ssl.SSLContext | None = None) -> HttpClient:
-    """A hop to ``host`` (a name or an address, IPv6 without brackets) at ``port``, over TLS if a context is given."""
+def tcp_client(
+    host: str, port: int, *, tls: ssl.SSLContext | None = None, connector: resolver.TcpConnector = resolver.SHARED
+) -> PooledHttpClient:
+    """A client of ``host`` (name or IP address, IPv6 without brackets) at ``port``, over TLS if a context is given."""
     authority = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
-    def connect(timeout_s: float) -> socket.socket:
-        sock = socket.create_connection((host, port), timeout_s)
+    def finish(sock: socket.socket, timeout_s: float) -> Any:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if tls is None:
-            return sock
-        try:
-            return tls.wrap_socket(sock, server_hostname=host)
-        except BaseException:
-            sock.close()
-            raise
+        return sock if tls is None else TlsSocket(sock, tls, host, timeout_s)
 
-    return HttpClient(connect, name=f'{"https" if tls else "http"}://{authority}', host=authority)
+    def connect(timeout_s: float) -> Any:
+        return connector.connect(host, port, timeout_s, finish)
+
+    return PooledHttpClient(connect, name=f'{"https" if tls else "http"}://{authority}', host=authority)
 
 
-def _connected(sock: socket.socket, address: Any, timeout_s: float) -> socket.socket:
-    sock.settimeout(timeout_s)
+def _connect_unix(path: str, timeout_s: float) -> socket.socket:
+    """A connection to the unix socket at ``path``.
+
+    A unix socket whose backlog is full refuses with EAGAIN, and nothing signals when it has room again: gevent's
+    connect() would spin, because an unconnected unix socket is always writable. So this one waits between attempts.
+    """
+    until_s = time.monotonic() + timeout_s
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.connect(address)
+        sock.setblocking(False)
+        while code := sock.connect_ex(path):
+            if code != errno.EAGAIN:
+                raise OSError(code, os.strerror(code))
+            if time.monotonic() + limits.UNIX_BACKLOG_RETRY_S >= until_s:
+                raise TimeoutError('the backlog of the socket stayed full')
+            time.sleep(limits.UNIX_BACKLOG_RETRY_S)
     except BaseException:
         sock.close()
         raise
     return sock
 
 
-def _head(request: Request, host: str) -> bytes:
-    """The request's head, with the length that Nova needs: it answers 500 to a chunked POST."""
+def _header_bytes(request: Request, host: str) -> bytes:
+    """Request line and headers, with a Content-Length: Nova answers 500 to a chunked POST."""
     lines = [f'{request.method} {request.target} HTTP/1.1', f'host: {host}']
-    said_encoding = False
+    has_accept_encoding = False
     for name, value in request.headers:
         if name == 'accept-encoding':
-            said_encoding = True
+            has_accept_encoding = True
         elif name in ('host', 'content-length'):
             continue
         lines.append(f'{name}: {value}')
-    if not said_encoding:
+    if not has_accept_encoding:
         lines.append('accept-encoding: identity')
     if not request.is_retryable:
         lines.append(f'content-length: {len(request.body)}')
-    # An instance id is what Quantum says, and a tenant may write a port's device_id: a line break in it would
-    # let the tenant add headers of its own behind the signature.
-    head = '\r\n'.join(lines)
-    if head.count('\r') != len(lines) - 1 or head.count('\n') != len(lines) - 1 or '\0' in head:
+    # An instance id comes from Neutron, and a tenant may write the device_id of a port: with a line break in it the
+    # tenant could add headers behind the signature.
+    header = '\r\n'.join(lines)
+    if header.count('\r') != len(lines) - 1 or header.count('\n') != len(lines) - 1 or '\0' in header:
         raise BadRequest('The request has a character that no request may have.')
     try:
-        return head.encode('latin-1') + b'\r\n\r\n'
+        return header.encode('latin-1') + b'\r\n\r\n'
     except UnicodeEncodeError:
         raise BadRequest('The request has a character that no request may have.') from None

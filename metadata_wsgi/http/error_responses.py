@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the guest hears when Nova did not speak: constant sentences that name nothing of the cloud.
+"""Responses of this package itself: constant texts that reveal nothing of the cloud.
 
-A status decides what a guest does next. cloud-init asks again after a 503 with Retry-After and gives
-up after a 404 or 500, so 404 is said only when the answer is known to be 'no such instance', and
-what may pass is a 503.
+The status decides what a client does next. cloud-init retries after 503 with Retry-After and gives up after 404 or
+500. So 404 is sent only if it is certain that there is no such instance, and 503 for every fault that may pass.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ if TYPE_CHECKING:
 
 
 def bad_request(reason: str) -> WSGIApplication:
-    """400: the request itself is wrong. ``reason`` says how, in our words, never in the guest's."""
+    """400: the request is wrong. ``reason`` is a text of ours, never one of the client's."""
     return _text_response(webob.exc.HTTPBadRequest, reason)
 
 
 def instance_not_found() -> WSGIApplication:
-    """404: the lookup succeeded, and no instance, or more than one, is at this address."""
+    """404: the lookup succeeded and found no instance, or more than one."""
     return _text_response(webob.exc.HTTPNotFound, 'No instance was found for this address.')
 
 
 def unauthorized() -> WSGIApplication:
-    """401: a session token is needed and there is none, or it is another guest's, or its time is over."""
+    """401: the session token is missing, expired, or that of another instance."""
     return _text_response(webob.exc.HTTPUnauthorized, 'A session token of this instance is needed.')
 
 
 def forbidden(reason: str) -> WSGIApplication:
-    """403: understood, and not for whoever asks so. ``reason`` says why, in our words."""
+    """403: this client may not do it. ``reason`` is a text of ours."""
     return _text_response(webob.exc.HTTPForbidden, reason)
 
 
 def not_found() -> WSGIApplication:
-    """404: nothing is there, as far as this guest is told."""
+    """404: the path does not exist, or is hidden from this instance."""
     return _text_response(webob.exc.HTTPNotFound, 'The resource could not be found.')
 
 
@@ -47,10 +46,15 @@ def not_allowed(allowed: str) -> WSGIApplication:
 
 
 def too_many_requests(retry_after_s: int) -> WSGIApplication:
-    """429: the guest may ask again in ``retry_after_s`` seconds, at least 1."""
+    """429: the client may retry after ``retry_after_s`` seconds, at least 1."""
     return _text_response(
         webob.exc.HTTPTooManyRequests, 'Too many requests.', ('Retry-After', str(max(1, retry_after_s)))
     )
+
+
+def request_timeout() -> WSGIApplication:
+    """408: the client sent its request too slowly."""
+    return _text_response(webob.exc.HTTPRequestTimeout, 'The request body did not arrive in time.')
 
 
 def payload_too_large(limit: int) -> WSGIApplication:
@@ -59,7 +63,7 @@ def payload_too_large(limit: int) -> WSGIApplication:
 
 
 def unavailable() -> WSGIApplication:
-    """503 with ``Retry-After: 1``: cloud-init counts 0 as a failure."""
+    """503 with ``Retry-After: 1``; cloud-init takes 0 for a failure."""
     return _text_response(
         webob.exc.HTTPServiceUnavailable, 'The metadata service is not available now.', ('Retry-After', '1')
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Header names on the three wires: guest to namespace proxy, namespace proxy to agent, agent to Nova.
+"""Header names: client to namespace proxy, namespace proxy to agent, agent to Nova.
 
-Constants and two questions about them; nothing here knows a request. Names are lower case and are
-compared so: field names have no case (RFC 9110, 5.1).
+Constants, and functions of names; nothing here reads a request. All names are lower case, because header names are
+compared without case (RFC 9110, 5.1).
 """
 
 from __future__ import annotations
@@ -15,35 +15,38 @@ INSTANCE_ID: Final = 'x-instance-id'
 TENANT_ID: Final = 'x-tenant-id'
 SIGNATURE: Final = 'x-instance-id-signature'
 REMAINING_MS: Final = 'x-metadata-remaining-ms'
-"""How many milliseconds the namespace proxy will still wait for the agent's answer."""
+"""How many milliseconds the namespace proxy will still wait for the agent's response."""
 
 CLIENT_FORWARDED: Final = 'x-metadata-guest-forwarded'
-"""``1`` from the namespace proxy where the guest itself sent one of ``FORWARDING``, which the proxy deletes."""
+"""``1`` from the namespace proxy if the client sent one of ``FORWARDED_HEADERS``, which the namespace proxy deletes."""
+
+CLIENT_INTERFACE: Final = 'x-metadata-interface'
+"""From the namespace proxy: the interface on which a request from an IPv6 link-local address arrived."""
 HOP_LIMIT: Final = 'x-metadata-hop-limit'
-"""In an answer: over how many hops it may go to the guest. Acted on and removed where the guest's socket is."""
+"""In a response: the IP hop limit (TTL) of its packets to the client. The server applies and removes it."""
 
-TOKEN_TTL: Final = 'x-aws-ec2-metadata-token-ttl-seconds'  # noqa: S105 (a header's name)
-"""How long a session token is to last, asked and answered."""
+TOKEN_TTL: Final = 'x-aws-ec2-metadata-token-ttl-seconds'  # noqa: S105 (the name of a header)
+"""Lifetime of a session token in seconds, in the request and in the response."""
 
-FORWARDING: Final = frozenset({FORWARDED_FOR, 'forwarded'})
-"""What a proxy says about for whom it asks; a guest's own program does not."""
+FORWARDED_HEADERS: Final = frozenset({FORWARDED_FOR, 'forwarded'})
+"""Headers by which a proxy names its client; other programs do not send them."""
 
 PREFIXES: Final = ('x-quantum', 'x-neutron', 'x-ovn')
-"""Every prefix under which some agent has taken a router's or network's id. One of them is trusted."""
+"""All prefixes that any metadata agent accepts for the id of a router or network. One of them is trusted."""
 
 
 def router_id(prefix: str) -> str:
-    """The header that carries the router's id under ``prefix``."""
+    """The header with the id of a router under ``prefix``."""
     return f'{prefix}-router-id'
 
 
 def network_id(prefix: str) -> str:
-    """The header that carries the network's id under ``prefix``."""
+    """The header with the id of a network under ``prefix``."""
     return f'{prefix}-network-id'
 
 
-# What a guest may not say: each of these names somebody, or steers who is named, at one of the parts
-# between here and Nova. x-metadata-provider switches Nova to another authentication (load balancers).
+# Headers that no client may set: each of them gives an identity, or changes how one is read, to one of the programs
+# between here and Nova. x-metadata-provider makes Nova use another authentication (that of load balancers).
 RESERVED_PREFIXES: Final = (
     *(prefix + '-' for prefix in PREFIXES),
     'x-forwarded-',
@@ -65,7 +68,7 @@ RESERVED: Final = frozenset(
     }
 )
 
-# RFC 9110, 7.6.1, and the older names that still do harm when they are passed on.
+# RFC 9110, 7.6.1, and older names that do harm when they are forwarded.
 HOP_BY_HOP: Final = frozenset(
     {
         'connection',
@@ -81,7 +84,7 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 
-# What Nova is told besides the signature: how the guest wants the answer, and what it sends.
+# The client's headers that are sent to Nova: how the response should be, and what the body is.
 UPSTREAM_ALLOWED: Final = frozenset(
     {
         'accept',
@@ -98,22 +101,30 @@ UPSTREAM_ALLOWED: Final = frozenset(
         'user-agent',
         'x-aws-ec2-metadata-token',
         TOKEN_TTL,
-        FORWARDED_FOR,
-        INSTANCE_ID,
-        TENANT_ID,
-        SIGNATURE,
     }
 )
 
 
 @functools.lru_cache(maxsize=256)
+def environ_key(name: str) -> str:
+    """The WSGI environ key of header ``name``: ``HTTP_X_INSTANCE_ID`` for ``x-instance-id``."""
+    return 'HTTP_' + name.upper().replace('-', '_')
+
+
+@functools.lru_cache(maxsize=256)
+def of_environ_key(key: str) -> str:
+    """The header name, in lower case, of a WSGI environ key; '' if the key is not that of a header."""
+    return key[5:].replace('_', '-').lower() if key.startswith('HTTP_') else ''
+
+
+@functools.lru_cache(maxsize=256)
 def is_reserved(name: str) -> bool:
-    """Whether ``name`` (any case, ``-`` or ``_``) is one that a guest may not say."""
+    """Whether no client may set ``name`` (any case, ``-`` or ``_``)."""
     name = name.lower().replace('_', '-')
     return name in RESERVED or name.startswith(RESERVED_PREFIXES)
 
 
 @functools.lru_cache(maxsize=256)
 def is_reserved_key(key: str) -> bool:
-    """Whether ``key`` is the environ key of such a header."""
-    return key.startswith('HTTP_') and is_reserved(key[5:])
+    """Whether ``key`` is the environ key of a reserved header."""
+    return is_reserved(of_environ_key(key))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection that waits only where it must: the kernel's socket, and gevent's loop when nothing is there yet.
+"""A connected socket that uses gevent's event loop only when a call would block.
 
-gevent's own sockets prepare for waiting, two watchers each, before anything is asked of them; a metadata request is
-mostly there when its connection is, and its answer fits into the kernel's buffer. Without the preparation a new
+A gevent socket creates two watchers before its first call. A metadata request has mostly arrived when its connection
+is accepted, and its response fits into the kernel's buffer, so the watchers are seldom needed. Without them a new
 connection costs 15 microseconds less.
 """
 
@@ -19,7 +19,7 @@ from gevent.socket import wait_read, wait_write
 
 
 def from_gevent_socket(sock: socket.socket) -> Any:
-    """``sock`` as a Connection, where it is one of gevent's; as it is where threads wait, or TLS has a say in it."""
+    """Convert a gevent socket to a RawSocket; a blocking or TLS socket is returned as it is."""
     if type(sock) is not gevent_socket.socket:
         return sock
     family, kind, protocol = sock.family, sock.type, sock.proto
@@ -27,36 +27,36 @@ def from_gevent_socket(sock: socket.socket) -> Any:
 
 
 def _noop() -> None:
-    """Told that a wait begins, where nobody wants to know."""
+    pass
 
 
 class RawSocket:
-    """A connected stream socket; takes over ``sock``, a plain one. For one greenlet, except ``shutdown``.
+    """A connected stream socket with a timeout for each call and a deadline for several calls together.
 
-    Every method is the socket's of the same name, but for ``hurry``. ``on_block`` is called whenever the peer is
-    about to be waited for.
+    Takes over ``sock``, a plain socket. For use by one greenlet, except ``shutdown``. Methods have the meaning of the
+    same methods of ``socket.socket``, and raise OSError. ``on_block`` is called before each wait for the peer.
     """
 
-    __slots__ = ('_patience_s', '_sock', '_until', 'family', 'on_block')
+    __slots__ = ('_deadline_s', '_sock', '_timeout_s', 'family', 'on_block')
 
     def __init__(self, sock: _socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
         self.on_block: Callable[[], None] = _noop
-        self._patience_s: float | None = None
-        self._until: float | None = None
+        self._timeout_s: float | None = None
+        self._deadline_s: float | None = None
         self.family = sock.family
 
     def settimeout(self, seconds: float | None) -> None:
-        """How long one ``recv`` or ``send`` may wait; None: forever. TimeoutError when it is over."""
-        self._patience_s = seconds
+        """Set the longest wait of one ``recv`` or ``send``, None for no limit; TimeoutError after it."""
+        self._timeout_s = seconds
 
     def set_deadline(self, seconds: float | None) -> None:
-        """Whatever is called within the next ``seconds`` must be over then, all of it together; None: no hurry."""
-        self._until = None if seconds is None else time.monotonic() + seconds
+        """Set the deadline of all calls from now on, together, ``seconds`` from now; None removes it."""
+        self._deadline_s = None if seconds is None else time.monotonic() + seconds
 
     def recv(self, size: int) -> bytes:
-        """What has come, at least a byte; b'' at the end."""
+        """Receive 1 to ``size`` bytes; b'' at the end of the connection."""
         while True:
             try:
                 return self._sock.recv(size)
@@ -64,7 +64,7 @@ class RawSocket:
                 self._wait(wait_read)
 
     def send(self, data: bytes) -> int:
-        """Send the beginning of ``data``; returns how much that was."""
+        """Send as much of ``data`` as the kernel takes; returns the number of bytes."""
         while True:
             try:
                 return self._sock.send(data)
@@ -72,22 +72,22 @@ class RawSocket:
                 self._wait(wait_write)
 
     def sendall(self, data: bytes) -> None:
-        """Send all of it. Each piece has the whole patience."""
+        """Send all of ``data``. The timeout applies to each ``send``."""
         sent = self.send(data)
         while sent < len(data):
             sent += self.send(data[sent : sent + (1 << 18)])
 
     def shutdown(self, how: int) -> None:
-        """End it in one direction or both (2); who waits for it notices."""
+        """Shut down one direction (0, 1) or both (2); a greenlet that waits for the socket wakes up."""
         self._sock.shutdown(how)
 
     def close(self) -> None:
-        """Close it."""
-        self.on_block = _noop  # mostly it knows this connection
+        """Close the socket."""
+        self.on_block = _noop  # breaks the reference cycle of a callback that refers to this object
         self._sock.close()
 
     def getsockopt(self, level: int, option: int, size: int = 0) -> Any:
-        """An int, or up to ``size`` bytes."""
+        """Get an option: an int, or with ``size`` up to so many bytes."""
         return self._sock.getsockopt(level, option, size) if size else self._sock.getsockopt(level, option)
 
     def setsockopt(self, level: int, option: int, value: int) -> None:
@@ -95,15 +95,15 @@ class RawSocket:
         self._sock.setsockopt(level, option, value)
 
     def getsockname(self) -> Any:
-        """Our own end's address."""
+        """Return the local address."""
         return self._sock.getsockname()
 
     def _wait(self, wait: Callable[..., Any]) -> None:
-        patience_s = self._patience_s
-        if self._until is not None:
-            left_s = max(0.0, self._until - time.monotonic())
-            patience_s = left_s if patience_s is None else min(patience_s, left_s)
-        if patience_s == 0:
-            raise BlockingIOError if self._until is None else TimeoutError('timed out')
+        timeout_s = self._timeout_s
+        if self._deadline_s is not None:
+            remaining_s = max(0.0, self._deadline_s - time.monotonic())
+            timeout_s = remaining_s if timeout_s is None else min(timeout_s, remaining_s)
+        if timeout_s == 0:
+            raise BlockingIOError if self._deadline_s is None else TimeoutError('timed out')
         self.on_block()
-        wait(self._sock.fileno(), patience_s, TimeoutError('timed out'))
+        wait(self._sock.fileno(), timeout_s, TimeoutError('timed out'))

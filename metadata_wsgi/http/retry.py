@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask again, within the deadline: a guest that hears of a fault may give up for good.
+"""Retry within the deadline of a request, with exponential backoff and jitter.
 
-cloud-init before 25.1 drops user-data after a single 500 or 503, and gives up the datasource after a
-single 404; it waits 10 s for each answer. So a read that fails is repeated here, on the host, after
-a random pause of up to 50 ms that doubles to at most 1 s, and the guest hears of the fault only when
-its time is over. The randomness keeps a thousand guests from knocking at the same moment when Nova
-comes back.
+A client that receives an error may give up for good: cloud-init before 25.1 drops the user-data after a single 500 or
+503, and the whole datasource after a single 404. It waits 10 s for a response. So a failed GET or HEAD is retried
+here, on the host, and the client receives an error only at the deadline. The first delay is random, up to
+``limits.RETRY_BASE_DELAY_S``; the upper bound doubles to ``limits.RETRY_MAX_DELAY_S``. The jitter spreads the retries
+of a thousand clients when Nova becomes available again.
 
-The loop is ours because every request passes through it several times: tenacity took 30 microseconds
-each time nothing failed.
+A RetryBudget bounds the retries of all requests together. Without it every request to a Nova that answers 500 to
+everything would be sent about ten times. A request that finds the budget empty is not given up: it waits, and is
+retried when the budget allows it, or gets its response at the deadline.
+
+The loop is not a library's because each request passes through it several times: tenacity took 30 microseconds where
+nothing failed.
 """
 
 from __future__ import annotations
@@ -30,30 +34,72 @@ def retry_until(
     *,
     retry_on: tuple[type[Exception], ...] = (),
     retry_if_result: Callable[[T], bool] = lambda result: False,
+    may_retry: Callable[[], bool] = lambda: True,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Call ``attempt`` until it neither raises one of ``retry_on`` nor returns what ``retry_if_result`` rejects.
+    """Call ``attempt`` again while it raises one of ``retry_on`` or ``retry_if_result(its result)`` is true.
 
-    When the deadline forbids another try, the last result is returned, or the last exception raised.
+    Before each retry there is a delay; ``may_retry`` is called after it, and where it returns False there is another
+    delay. When there is no time for another attempt before ``deadline``, the last result is returned or the last
+    exception raised. The first attempt is made in any case.
     """
-    longest_s = limits.RETRY_BASE_DELAY_S
+    delays = _Delays(deadline, may_retry, sleep)
     while True:
         try:
             result = attempt()
-            if not retry_if_result(result):
-                return result
-            pause_s = _pause_s(deadline, longest_s)
-            if pause_s is None:
+            if not retry_if_result(result) or not delays.wait():
                 return result
         except retry_on:
-            pause_s = _pause_s(deadline, longest_s)
-            if pause_s is None:
+            if not delays.wait():
                 raise
-        sleep(pause_s)
-        longest_s = min(2 * longest_s, limits.RETRY_MAX_DELAY_S)
 
 
-def _pause_s(deadline: Deadline, longest_s: float) -> float | None:
-    """How long to wait for the next try, None where there is no time for one."""
-    pause_s = random.uniform(0, longest_s)  # noqa: S311 (no secret, only spread)
-    return pause_s if deadline.remaining_s() - pause_s >= limits.RETRY_MIN_TIME_FOR_ATTEMPT_S else None
+class _Delays:
+    """The delays of one request."""
+
+    def __init__(self, deadline: Deadline, may_retry: Callable[[], bool], sleep: Callable[[float], None]) -> None:
+        self._deadline = deadline
+        self._may_retry = may_retry
+        self._sleep = sleep
+        self._max_delay_s = limits.RETRY_BASE_DELAY_S
+
+    def wait(self) -> bool:
+        """Wait until a retry is allowed; False, without a wait, if there is no time for one."""
+        while True:
+            delay_s = random.uniform(0, self._max_delay_s)  # noqa: S311 (not a secret)
+            if self._deadline.remaining_s() - delay_s < limits.RETRY_MIN_TIME_FOR_ATTEMPT_S:
+                return False
+            self._sleep(delay_s)
+            self._max_delay_s = min(2 * self._max_delay_s, limits.RETRY_MAX_DELAY_S)
+            if self._may_retry():
+                return True
+
+
+class RetryBudget:
+    """How many retries all requests to one service may make together: a token bucket. For all threads of a worker."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._retries = limits.RETRY_BUDGET_MAX
+        self._refilled_at_s = clock()
+
+    def add_request(self) -> None:
+        """A request was received."""
+        self._add(limits.RETRY_BUDGET_PER_REQUEST)
+
+    def add_success(self) -> None:
+        """The service responded as it should."""
+        self._add(limits.RETRY_BUDGET_PER_SUCCESS)
+
+    def take_retry(self) -> bool:
+        """Take one retry out of the budget; False if it is empty."""
+        now_s = self._clock()
+        self._add((now_s - self._refilled_at_s) * limits.RETRY_BUDGET_PER_S)
+        self._refilled_at_s = now_s
+        if self._retries < 1:
+            return False
+        self._retries -= 1
+        return True
+
+    def _add(self, retries: float) -> None:
+        self._retries = min(self._retries + retries, limits.RETRY_BUDGET_MAX)

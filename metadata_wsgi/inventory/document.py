@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""YAML as values that know the line they stand on, so that every complaint can name it.
+"""YAML values with their line numbers, so that every error message can name the line.
 
-Rule 1: no object is made from a tag; a document is composed to nodes and the keys decide what they are. So
-``mac: 52:54:00:12:34:56`` is a MAC and not a number of base 60, and ``id: 0123`` keeps its zero.
-Rule 2: reading is bounded: a size, a depth, and no alias to anything but a scalar, because nested aliases
-make a small file a huge document.
+Rule 1: no object is made from a YAML tag; the key decides the type of its value. So ``mac: 52:54:00:12:34:56`` is a
+MAC and not a number of base 60, and ``id: 0123`` keeps its zero.
+Rule 2: reading is bounded: in size, in depth, and aliases refer to scalars only, because nested aliases expand a
+small file to a huge document.
 """
 
 from __future__ import annotations
@@ -24,63 +24,63 @@ MAX_DEPTH = 32
 
 _NULL = 'tag:yaml.org,2002:null'
 _BINARY = 'tag:yaml.org,2002:binary'
-# libyaml's is ten times as fast, and absent from some builds of PyYAML.
+# The loader of libyaml is ten times as fast; some builds of PyYAML do not have it.
 _LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value of the file. ``what`` is what an operator calls it, for complaints."""
+    """One value of the file. ``what`` is its name in error messages."""
 
     path: str
     node: yaml.Node
     what: str
 
-    def wrong(self, reason: str) -> ConfigError:
-        """The complaint about this value, for the caller to raise."""
+    def error(self, reason: str) -> ConfigError:
+        """A ConfigError about this value, for the caller to raise."""
         return ConfigError(f'{self.path}:{self.node.start_mark.line + 1}: {reason}')
 
     def text(self) -> str:
-        """One line of text, as written: whatever YAML would make of it, ``0123`` and ``yes`` are text."""
-        text = self.block().strip()
+        """One line of text, as written: ``0123`` and ``yes`` are text, whatever type YAML gives them."""
+        text = self.multiline().strip()
         if not text or not text.isprintable():
-            raise self.wrong(f'{self.what} must be one line of text')
+            raise self.error(f'{self.what} must be one line of text')
         return text
 
-    def block(self) -> str:
-        """Text of any number of lines."""
+    def multiline(self) -> str:
+        """Text with any number of lines."""
         if not isinstance(self.node, yaml.ScalarNode):
-            raise self.wrong(f'{self.what} must be text, not a {_kind(self.node)}')
+            raise self.error(f'{self.what} must be text, not a {_kind(self.node)}')
         if self.node.tag == _NULL and not self.node.value:
-            raise self.wrong(f'{self.what} has no value')
+            raise self.error(f'{self.what} has no value')
         return str(self.node.value)
 
-    def octets(self) -> bytes:
-        """Text as UTF-8, or what ``!!binary`` encodes."""
-        text = self.block()
+    def binary(self) -> bytes:
+        """Text as UTF-8, or the decoded bytes of ``!!binary``."""
+        text = self.multiline()
         if self.node.tag != _BINARY:
             return text.encode()
         try:
             return base64.b64decode(''.join(text.split()), validate=True)
         except ValueError as error:
-            raise self.wrong(f'{self.what} is not base64: {error}') from None
+            raise self.error(f'{self.what} is not base64: {error}') from None
 
     def list(self) -> list[Value]:
         """The entries of a list."""
         if not isinstance(self.node, yaml.SequenceNode):
-            raise self.wrong(f'{self.what} must be a list, not {_a(self.node)}')
+            raise self.error(f'{self.what} must be a list, not {_a(self.node)}')
         return [Value(self.path, node, f'an entry of {self.what}') for node in self.node.value]
 
     def pairs(self) -> dict[str, Value]:
         """The entries of a mapping, by key."""
         if not isinstance(self.node, yaml.MappingNode):
-            raise self.wrong(f'{self.what} must be a mapping of keys to values, not {_a(self.node)}')
+            raise self.error(f'{self.what} must be a mapping of keys to values, not {_a(self.node)}')
         found: dict[str, Value] = {}
         for key_node, node in self.node.value:
             key = Value(self.path, key_node, f'a key of {self.what}')
             name = key.text()
             if name in found:
-                raise key.wrong(f'{name} stands twice in {self.what}')
+                raise key.error(f'{name} stands twice in {self.what}')
             found[name] = Value(self.path, node, name)
         return found
 
@@ -92,14 +92,14 @@ class Value:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
                 right = f'did you mean {close[0]}?' if close else f'there are {", ".join(known)}'
-                raise self._key(name).wrong(f'{name} is no key of {self.what}; {right}')
+                raise self._key(name).error(f'{name} is no key of {self.what}; {right}')
         for name in required:
             if name not in found:
-                raise self.wrong(f'{name} is missing from {self.what}')
+                raise self.error(f'{name} is missing from {self.what}')
         return found
 
     def json(self) -> str:
-        """A mapping of anything that JSON can say, as JSON."""
+        """A mapping of any JSON types, as JSON."""
         self.pairs()
         constructor = yaml.SafeLoader('')
         try:
@@ -107,8 +107,8 @@ class Value:
         except yaml.MarkedYAMLError as error:
             raise ConfigError(f'{self.path}:{_line(error)}: {self.what}: {error.problem}') from None
         except (TypeError, ValueError, LookupError, AttributeError) as error:
-            # The last two are how PyYAML fails at a scalar that is not what its tag says, as in !!bool maybe.
-            raise self.wrong(f'{self.what} cannot be written as JSON: {error}') from None
+            # PyYAML raises the last two for a scalar that does not fit its tag, as in !!bool maybe.
+            raise self.error(f'{self.what} cannot be written as JSON: {error}') from None
         finally:
             constructor.dispose()
 
@@ -118,7 +118,7 @@ class Value:
 
 
 def document(data: bytes, path: str) -> Value:
-    """The one document in ``data``; raises ConfigError ``path:line: reason`` for what is no plain YAML."""
+    """The one document in ``data``. Raises ConfigError ``path:line: reason`` for anything but plain YAML."""
     if len(data) > MAX_BYTES:
         raise ConfigError(f'{path}:1: the file has more than {MAX_BYTES} bytes; split the cloud or remove user_data')
     try:
@@ -127,10 +127,10 @@ def document(data: bytes, path: str) -> Value:
         line = data[: error.start].count(b'\n') + 1
         raise ConfigError(f'{path}:{line}: the file is not UTF-8') from None
     try:
-        _bound(text, path)
+        _check_bounds(text, path)
         node = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
-        # Newer libyaml has a limit of its own, which a scanner that reads ahead may meet before ours.
+        # Newer libyaml has a nesting limit too; its scanner reads ahead and may reach that limit before ours.
         if error.problem and 'nesting' in error.problem:
             raise ConfigError(f'{path}:{_line(error)}: nested more than {MAX_DEPTH} deep') from None
         raise ConfigError(f'{path}:{_line(error)}: not YAML: {error.problem or error.context}') from None
@@ -142,10 +142,10 @@ def document(data: bytes, path: str) -> Value:
     return Value(path, node, 'the inventory')
 
 
-def _bound(text: str, path: str) -> None:
-    """Refuse what is too deep and what has an alias but is no scalar.
+def _check_bounds(text: str, path: str) -> None:
+    """Refuse deep nesting and aliases to anything but scalars. Raises ConfigError.
 
-    Before it is composed, because libyaml's composer recurses: a deep document ends the process.
+    Before the document is composed, because libyaml's composer recurses: a deep document ends the process.
     """
     depth = 0
     scalars: set[str | None] = set()
@@ -159,7 +159,7 @@ def _bound(text: str, path: str) -> None:
         elif isinstance(event, yaml.ScalarEvent):
             scalars.add(event.anchor)
         elif isinstance(event, yaml.AliasEvent) and event.anchor not in scalars:
-            raise ConfigError(f'{path}:{line}: *{event.anchor} is no text above; only text may have aliases')
+            raise ConfigError(f'{path}:{line}: *{event.anchor} refers to no text above; only text may have aliases')
         if depth > MAX_DEPTH:
             raise ConfigError(f'{path}:{line}: nested more than {MAX_DEPTH} deep')
 

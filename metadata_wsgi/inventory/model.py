@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an inventory says, as frozen records, and the two questions that are asked of it.
+"""The records of an inventory, and the two queries on it.
 
-Rule 1: every address is canonical text (lower case, compressed, IPv4 for a v4-mapped one), every MAC
-lower case with colons, so that equal means the same.
-Rule 2: nothing here knows a file; whoever makes an :class:`Inventory` has checked that ids exist.
+Rule 1: every address is canonical text (lower case, compressed, IPv4 for a v4-mapped address), every MAC lower case
+with colons, so that strings can be compared.
+Rule 2: nothing here knows a file; the caller of :class:`Inventory` has checked that all ids exist.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """A range of addresses on a network. ``dhcp``: the guest is told to ask DHCP and not its address."""
+    """A range of addresses on a network. ``dhcp``: network_data.json says "use DHCP" instead of the address."""
 
     cidr: str
     gateway: str | None = None
@@ -29,7 +29,7 @@ class Subnet:
 
     @property
     def netmask(self) -> str:
-        """The mask written as an address, as network_data.json has it for both versions."""
+        """The mask as an address: network_data.json has it so for both IP versions."""
         return str(ipaddress.ip_network(self.cidr).netmask)
 
     def __contains__(self, address: str) -> bool:
@@ -38,7 +38,7 @@ class Subnet:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network: its addresses are its own, another network may use the same. ``mtu`` in bytes."""
+    """A network. Other networks may use the same addresses. ``mtu`` in bytes."""
 
     id: str
     name: str
@@ -48,7 +48,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """A router and the ids of the networks whose guests reach the metadata address through it."""
+    """A router and the ids of the networks whose instances reach the metadata address through it."""
 
     id: str
     name: str
@@ -57,9 +57,9 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port on a network. Without an instance it is a router's or a DHCP server's, and never a guest.
+    """A port on a network. Without an instance it belongs to a router, a DHCP server or the like.
 
-    ``created_at_s``: when it was created, in seconds since 1970, if the file says so.
+    ``created_at_s``: time of creation, in seconds since 1970, None if the file does not have it.
     """
 
     id: str
@@ -74,7 +74,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A guest and all it is told. ``vendor_data`` and ``vendor_data2`` are JSON texts of objects.
+    """An instance and its metadata. ``vendor_data`` and ``vendor_data2`` are JSON objects as text.
 
     ``public_keys`` and ``metadata`` are (name, value) pairs in the order of the file; ``ports`` likewise.
     """
@@ -96,7 +96,7 @@ class Instance:
 
 
 class Inventory:
-    """Everything that a file says, indexed. Never changed after it is made, so threads may share it."""
+    """All records of a file, indexed. Immutable, so threads may share it."""
 
     def __init__(
         self,
@@ -110,19 +110,27 @@ class Inventory:
         self.networks: Mapping[str, Network] = {network.id: network for network in networks}
         self.ports: Mapping[str, Port] = {port.id: port for port in ports}
         self.instances: Mapping[str, Instance] = {instance.id: instance for instance in instances}
-        guests = [port for port in self.ports.values() if port.instance_id is not None]
-        self._by_mac = {(port.network.id, port.mac): port for port in guests}
-        self._by_address = {(port.network.id, address): port for port in guests for address in port.addresses}
+        with_instance = [port for port in self.ports.values() if port.instance_id is not None]
+        self._by_mac = {(port.network.id, port.mac): port for port in with_instance}
+        self._by_address = {(port.network.id, address): port for port in with_instance for address in port.addresses}
 
-    def guests_at(self, address: str, *, router_id: str | None = None, network_id: str | None = None) -> list[Port]:
-        """The instances' ports that have ``address`` on the network, or on any network of the router.
+    def instance_ports(
+        self,
+        address: str,
+        *,
+        router_id: str | None = None,
+        network_id: str | None = None,
+        interface: str | None = None,
+    ) -> list[Port]:
+        """The ports of instances that have ``address`` on the network, or on any network of the router.
 
-        ``address`` is canonical text. A link-local one that is made of a MAC (RFC 4291, appendix A) is found by
-        that too: nobody writes those down. An id that does not exist has no guests.
+        ``address`` is canonical text. A link-local address made from a MAC (RFC 4291, appendix A) is found by the MAC
+        too: no file lists those. An unknown id has no ports. With ``interface``, one of the router, only its network
+        counts.
         """
         if router_id is not None:
             router = self.routers.get(router_id)
-            networks = router.networks if router else ()
+            networks = self._networks_of(router, interface) if router else ()
         else:
             networks = (network_id,) if network_id is not None else ()
         mac = mac_in(address) if address.startswith('fe80:') else None
@@ -133,15 +141,36 @@ class Inventory:
                     found[port.id] = port
         return list(found.values())
 
+    def _networks_of(self, router: Router, interface: str | None) -> tuple[str, ...]:
+        """The networks of the router; with ``interface`` only the one on which a port has its name."""
+        # A router with one network has no other interface for instances.
+        if interface is None or len(router.networks) == 1:
+            return router.networks
+        prefix = port_prefix_of(interface)
+        found = {
+            port.network.id
+            for port in self.ports.values()
+            if prefix and port.id.startswith(prefix) and port.network.id in router.networks
+        }
+        # Several would be an id of fewer characters than 11.
+        return tuple(found) if len(found) == 1 else ()
+
+
+def port_prefix_of(interface: str) -> str | None:
+    """The first characters of the id of the router's port with this interface (``qr-<11 characters>``), as an L3 agent
+    names it; None for other interfaces."""
+    prefix = interface.removeprefix('qr-')
+    return prefix if prefix != interface and prefix else None
+
 
 def mac_in(address: str) -> str | None:
-    """The MAC from which an address of fe80::/64 was made, None where it was not (a privacy address, IPv4)."""
+    """The MAC from which an address of fe80::/64 was made; None for other addresses (random ones, IPv4)."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return None
-    octets = parsed.packed
-    if parsed.version == 4 or octets[:8] != b'\xfe\x80' + bytes(6) or octets[11:13] != b'\xff\xfe':
+    packed = parsed.packed
+    if parsed.version == 4 or packed[:8] != b'\xfe\x80' + bytes(6) or packed[11:13] != b'\xff\xfe':
         return None
     # The universal/local bit is inverted in an interface identifier.
-    return bytes((octets[8] ^ 2, *octets[9:11], *octets[13:])).hex(':')
+    return bytes((packed[8] ^ 2, *packed[9:11], *packed[13:])).hex(':')

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the file to records: every key is known, every reference exists, nothing is said twice.
+"""Make records from the file, and check it: every key is known, every reference exists, ids and addresses are unique.
 
-Each complaint is a ConfigError ``file:line: reason`` about the line where the mistake stands.
+Each error is a ConfigError ``file:line: reason``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.inventory.document import MAX_BYTES, Value, document
 from metadata_wsgi.inventory.model import Instance, Inventory, Network, Port, Router, Subnet
 
-# What the source filter takes for an id, and what can stand in a header and name a file.
+# An id as header_source accepts it; it can be in a header and be the name of a file.
 _ID = re.compile(r'[0-9A-Za-z-]{1,64}\Z')
 _MAC = re.compile(r'[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z')
-# The owners that Quantum gives to ports of instances; every other owner is part of the network itself.
+# How the device_owner of an instance's port begins in Quantum; all other ports belong to the network itself.
 _OWNERS = ('compute:', 'baremetal:')
 
 T = TypeVar('T')
@@ -34,10 +34,10 @@ def read(path: str) -> Inventory:
 
 
 def contents(path: str) -> tuple[os.stat_result, bytes]:
-    """What the file holds and what it was when that was read; raises ConfigError."""
+    """The status of the file and its contents, of the same moment. Raises ConfigError."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ConfigError(f'inventory = {path}: no regular file')
+            raise ConfigError(f'inventory = {path}: not a regular file')
         with open(path, 'rb') as file:
             return os.fstat(file.fileno()), file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -45,10 +45,10 @@ def contents(path: str) -> tuple[os.stat_result, bytes]:
 
 
 def parse(data: bytes, path: str) -> Inventory:
-    """The inventory that ``data`` describes; ``path`` is for the complaints. Raises ConfigError.
+    """The inventory that ``data`` describes; ``path`` is for error messages. Raises ConfigError.
 
-    ``networks``, ``ports`` and ``instances`` must be there, if only as empty lists: a file of which an editor
-    has written the first half must not pass for a cloud without guests.
+    ``networks``, ``ports`` and ``instances`` are mandatory, empty lists at least: a half-written file must not be taken
+    for a cloud without instances.
     """
     top = document(data, path).record(('networks', 'ports', 'instances'), ('routers',))
     networks = _all(top['networks'], 'a network', _network)
@@ -69,16 +69,16 @@ def parse(data: bytes, path: str) -> Inventory:
 
 
 def _all(values: Value, what: str, make: Callable[[Value, str], T]) -> dict[str, T]:
-    """Everything in a list, by id; ``make`` gets each entry and its id."""
+    """The records of a list by id; ``make`` makes one from an entry and its id."""
     found: dict[str, T] = {}
     for node in values.list():
         value = Value(node.path, node.node, what)
         pairs = value.pairs()
         if 'id' not in pairs:
-            raise value.wrong(f'id is missing from {what}')
+            raise value.error(f'id is missing from {what}')
         name = _id(pairs['id'])
         if name in found:
-            raise pairs['id'].wrong(f'{what} with the id {name} is already there')
+            raise pairs['id'].error(f'{what} with the id {name} is already there')
         found[name] = make(Value(node.path, node.node, f'{what} ({name})'), name)
     return found
 
@@ -96,11 +96,11 @@ def _subnet(entry: Value) -> Subnet:
     try:
         subnet = Subnet(str(ipaddress.ip_network(cidr.text())))
     except ValueError as error:
-        raise cidr.wrong(f'{cidr.text()} is no cidr: {error}') from None
+        raise cidr.error(f'{cidr.text()} is not a CIDR: {error}') from None
     gateway = _address(record['gateway']) if 'gateway' in record else None
-    # A router's link-local address is a gateway of every IPv6 subnet.
+    # A link-local address of a router is a valid gateway of every IPv6 subnet.
     if gateway and gateway not in subnet and not ipaddress.ip_address(gateway).is_link_local:
-        raise record['gateway'].wrong(f'gateway {gateway} is not in {subnet.cidr}')
+        raise record['gateway'].error(f'gateway {gateway} is not in {subnet.cidr}')
     return Subnet(
         subnet.cidr,
         gateway,
@@ -115,7 +115,7 @@ def _router(value: Value, name: str, networks: Mapping[str, Network]) -> Router:
     for one in record['networks'].list():
         network = _known(one, networks, 'network').id
         if network in behind:
-            raise one.wrong(f'network {network} stands twice in {value.what}')
+            raise one.error(f'network {network} stands twice in {value.what}')
         behind.append(network)
     return Router(name, _text(record, 'name', name), tuple(behind))
 
@@ -127,7 +127,7 @@ def _port(value: Value, name: str, networks: Mapping[str, Network], instances: M
     for one in record['addresses'].list() if 'addresses' in record else ():
         address = _address(one)
         if network.subnets and not ipaddress.ip_address(address).is_link_local and not _within(address, network):
-            raise one.wrong(f'{address} is in no subnet of network {network.id}')
+            raise one.error(f'{address} is in no subnet of network {network.id}')
         addresses.append(address)
     project = _id(record['project']) if 'project' in record else None
     owner = _text(record, 'device_owner', 'compute:nova' if 'instance' in record else 'network')
@@ -136,9 +136,9 @@ def _port(value: Value, name: str, networks: Mapping[str, Network], instances: M
         instance = _known(record['instance'], instances, 'instance')
         if project not in (None, instance.project_id):
             reason = f'project {project} of {value.what} is not that of its instance, {instance.project_id}'
-            raise record['project'].wrong(reason)
+            raise record['project'].error(reason)
         if not owner.startswith(_OWNERS):
-            raise record['device_owner'].wrong(f'{owner} owns no instance: begin with {" or ".join(_OWNERS)}')
+            raise record['device_owner'].error(f'{owner} owns no instance: begin with {" or ".join(_OWNERS)}')
         project = instance.project_id
     return Port(
         name,
@@ -148,7 +148,7 @@ def _port(value: Value, name: str, networks: Mapping[str, Network], instances: M
         owner,
         instance.id if instance else None,
         project,
-        _moment(record['created_at']) if 'created_at' in record else None,
+        _timestamp(record['created_at']) if 'created_at' in record else None,
     )
 
 
@@ -167,35 +167,35 @@ def _instance(value: Value, name: str) -> Instance:
         image=_text(record, 'image', 'ami-00000000'),
         security_groups=('default',) if groups is None else tuple(one.text() for one in groups),
         public_keys=_texts(record, 'public_keys'),
-        metadata=tuple((key, one.block()) for key, one in _pairs(record, 'metadata')),
-        user_data=record['user_data'].octets() if 'user_data' in record else None,
+        metadata=tuple((key, one.multiline()) for key, one in _pairs(record, 'metadata')),
+        user_data=record['user_data'].binary() if 'user_data' in record else None,
         vendor_data=record['vendor_data'].json() if 'vendor_data' in record else '{}',
         vendor_data2=record['vendor_data2'].json() if 'vendor_data2' in record else '{}',
     )
 
 
 def _unique_on_network(values: Value, ports: list[Port]) -> None:
-    """Refuse an address or a MAC that two ports of one network have: the guest could not be told apart."""
+    """Refuse an address or a MAC that two ports of one network have: their instances could not be told apart."""
     taken: dict[tuple[str, str], str] = {}
     for value, port in zip(values.list(), ports, strict=True):
         pairs = value.pairs()
         where = pairs['addresses'].list() if 'addresses' in pairs else []
-        for said, at in ((port.mac, pairs['mac']), *zip(port.addresses, where, strict=True)):
-            other = taken.setdefault((port.network.id, said), port.id)
-            if other != port.id or (said != port.mac and port.addresses.count(said) > 1):
-                raise at.wrong(f'{said} is already on network {port.network.id}, at port {other}')
+        for address, at in ((port.mac, pairs['mac']), *zip(port.addresses, where, strict=True)):
+            other = taken.setdefault((port.network.id, address), port.id)
+            if other != port.id or (address != port.mac and port.addresses.count(address) > 1):
+                raise at.error(f'{address} is already on network {port.network.id}, at port {other}')
 
 
 def _id(value: Value) -> str:
     text = value.text()
     if not _ID.match(text):
-        raise value.wrong(f'{text} is no id: use 1 to 64 letters, digits and dashes')
+        raise value.error(f'{text} is not an id: use 1 to 64 letters, digits and dashes')
     return text
 
 
 def _known(value: Value, records: Mapping[str, T], what: str) -> T:
     if value.text() not in records:
-        raise value.wrong(f'there is no {what} {value.text()}')
+        raise value.error(f'there is no {what} {value.text()}')
     return records[value.text()]
 
 
@@ -212,14 +212,14 @@ def _texts(record: Mapping[str, Value], key: str) -> tuple[tuple[str, str], ...]
 
 
 def _address(value: Value) -> str:
-    """Canonical text, as the source filter writes a guest's address down."""
+    """Canonical text, as in SOURCE."""
     try:
         parsed = ipaddress.ip_address(value.text())
     except ValueError:
-        raise value.wrong(f'{value.text()} is no address') from None
+        raise value.error(f'{value.text()} is not an address') from None
     if isinstance(parsed, ipaddress.IPv6Address):
         if parsed.scope_id is not None:
-            raise value.wrong(f'{value.text()} is no address: leave the zone out')
+            raise value.error(f'{value.text()} is not an address: leave the zone out')
         if parsed.ipv4_mapped:
             return str(parsed.ipv4_mapped)
     return str(parsed)
@@ -232,26 +232,26 @@ def _within(address: str, network: Network) -> bool:
 def _mac(value: Value) -> str:
     mac = value.text().lower().replace('-', ':')
     if not _MAC.match(mac):
-        raise value.wrong(f'{value.text()} is no MAC address: write six pairs of hex digits, 52:54:00:12:34:56')
+        raise value.error(f'{value.text()} is not a MAC address: write six pairs of hex digits, 52:54:00:12:34:56')
     return mac
 
 
 def _mtu(value: Value) -> int:
     text = value.text()
-    if not text.isascii() or not text.isdecimal() or not 68 <= int(text[:6]) <= 65535:
-        raise value.wrong(f'mtu {text} must be a number of bytes from 68 to 65535')
+    if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 68 <= int(text) <= 65535):
+        raise value.error(f'mtu {text} must be a number of bytes from 68 to 65535')
     return int(text)
 
 
-def _moment(value: Value) -> float:
+def _timestamp(value: Value) -> float:
     try:
         moment = datetime.fromisoformat(value.text())
     except ValueError:
-        raise value.wrong(f'{value.text()} is no moment: write it as 2026-01-31T13:30:00Z') from None
+        raise value.error(f'{value.text()} is not a time: write it as 2026-01-31T13:30:00Z') from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _flag(value: Value) -> bool:
     if value.text() not in ('true', 'false'):
-        raise value.wrong(f'{value.what} must be true or false, not {value.text()}')
+        raise value.error(f'{value.what} must be true or false, not {value.text()}')
     return value.text() == 'true'

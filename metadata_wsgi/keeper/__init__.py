@@ -1,26 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper: the one privileged part of a host with many routers. It opens sockets and keeps them.
+"""The keeper: a small root process that opens listening sockets in network namespaces and hands them to workers.
 
-A listening socket stays in the network namespace where it was opened, whoever serves it. So one small
-process, root, opens a socket in each router's namespace and hands it to unprivileged workers, which never
-change namespace: a router costs a socket, not a process. The workers may be killed, upgraded and
-restarted: the sockets, and the connections that wait in them, stay with the keeper.
+A listening socket stays in the network namespace where it was opened, whichever process accepts on it. So one
+privileged process opens a socket in each router's namespace and passes it to unprivileged workers, which never
+change namespace: a router costs a socket, not a process. Workers may be killed, upgraded and restarted: the sockets,
+and the connections in their accept queues, stay with the keeper.
 
-It accepts no connection of a guest and reads no byte of one. What it can be asked has three verbs:
-``attach``, ``detach`` and ``list`` (``protocol``), on a socket that only root can open. Workers ask
-nothing: they follow (``following``) and are sent what there is to serve, and every change of it.
+The keeper accepts no client connection and reads no client data. Root sends it one of three requests, ``attach``,
+``detach`` and ``list``, over a socket that only root can open. Workers send no requests: they subscribe, and receive
+the listeners of their mode and every later change.
 
-When the keeper itself is restarted the workers keep serving what they have and hand it back to the new
-one: nothing is closed in between. Where systemd runs it they may even go together: systemd holds the sockets
-meanwhile (``store``). ``doc/one_hop.md`` says what happens when.
+When the keeper is restarted, workers go on serving the sockets that they have and send them back to the new keeper:
+nothing is closed in between. Under systemd the keeper and the workers may be restarted together, because systemd
+holds the sockets meanwhile (``fdstore``). ``doc/one_hop.md`` has the details.
 
-=============  ================================================================================
-``protocol``   the packets, and what a listener is
-``registry``   what is kept, and who has been told of it (pure)
-``opening``    open a socket in a namespace; is one that is handed over such a socket?
-``store``      systemd holds the sockets too
-``serving``    the keeper's process
-``asking``     ask it; ``places`` asks for a router or network, as attach and detach do
-``following``  a worker's side
-=============  ================================================================================
+The program, its subcommand and its unit are called "keeper"; so is this package. Inside it the terms are: a
+*listener* (a listening socket in a namespace, with its router or network id), a *subscriber* (a worker that
+receives listeners), *register*, *unregister* and *restore*.
+
+======================  ==========================================================================
+``protocol``            the packets, and the fields of a listener
+``registry``            the registered listeners and the subscribers (pure, no I/O)
+``netns_listener``      opens a socket in a namespace; checks a socket that was handed over
+``fdstore``             systemd's file descriptor store
+``server``              the keeper's process
+``admin_client``        sends attach, detach and list to the keeper
+``attachments_client``  the same by router or network instead of by listener
+``worker_client``       a worker's subscription
+======================  ==========================================================================
 """

@@ -1,108 +1,137 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask the keeper of this host: attach, detach, list."""
+"""Send attach, detach and list to the keeper of this host."""
 
 from __future__ import annotations
 
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from metadata_wsgi import limits
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper import protocol
 from metadata_wsgi.keeper.protocol import Listener
+from metadata_wsgi.net import port_holder
+from metadata_wsgi.net.port_holder import PortHolder
+from metadata_wsgi.netns import namespaces
 
-PATIENCE_S = 10.0
-TRIES, PAUSE_S = 25, 0.2
+REPLY_TIMEOUT_S = 10.0
+PORT_IN_USE_TIMEOUT_S = 5.0
+OTHER_RELEASE = 'it is of another release; restart it'
 
 
 class KeeperClient:
-    """A connection to the keeper. NetnsError when it refuses or is not there."""
+    """A connection to the keeper. Every method raises NetnsError if the keeper refuses or does not reply."""
 
-    def __init__(self, connection: socket.socket, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+        find_holder: Callable[[Listener], PortHolder | None] | None = None,
+    ) -> None:
         self._connection = connection
         self._sleep = sleep
+        self._find_holder = find_holder or _find_holder
 
-    def attach(self, listener: Listener, taken: socket.socket | None = None) -> bool:
-        """Have ``listener`` opened and kept, or ``taken`` kept as it; False where it was there already.
+    def register(self, listener: Listener, handed_over: socket.socket | None = None) -> bool:
+        """Register ``listener``, with the socket ``handed_over`` if there is one; False if it was registered already.
 
-        A port that is in use is asked for again for a while: after a restart of the keeper by a worker that
-        has not handed it back yet, else by a predecessor on its way out.
+        While the port is in use the request is retried for ``PORT_IN_USE_TIMEOUT_S``: after a restart of the keeper a
+        worker may have the socket and not have sent it back yet; or a former proxy is about to end. If another program
+        listens on it, only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``; the error names it.
         """
-        for tries_left in reversed(range(TRIES)):
+        message = {protocol.VERB: protocol.ATTACH, 'listener': listener.to_json()}
+        waited_s = 0.0
+        while True:
             try:
-                message = {'verb': 'attach', 'listener': listener.to_json()}
-                return bool(self._ask(message, taken.fileno() if taken else None)['changed'])
-            except _Again:
-                if not tries_left:
+                return bool(self._request(message, 'changed', handed_over.fileno() if handed_over else None)['changed'])
+            except _PortInUse:
+                if waited_s >= limits.FOREIGN_PORT_HOLDER_TIMEOUT_S:
+                    holder = self._find_holder(listener)
+                    if holder and (not holder.is_own or waited_s >= PORT_IN_USE_TIMEOUT_S):
+                        raise NetnsError(holder.message(listener.port, listener.namespace)) from None
+                if waited_s >= PORT_IN_USE_TIMEOUT_S:
                     raise
-                self._sleep(PAUSE_S)
-        raise AssertionError
+                self._sleep(limits.PORT_RETRY_INTERVAL_S)
+                waited_s += limits.PORT_RETRY_INTERVAL_S
 
-    def detach(self, id_: str) -> bool:
-        """Have every listener of the router or network closed; whether there was one."""
-        return bool(self._ask({'verb': 'detach', 'id': id_})['closed'])
+    def unregister_all(self, id_: str) -> bool:
+        """Close every listener of the router or network; whether there was one."""
+        return bool(self._request({protocol.VERB: protocol.DETACH, 'id': id_}, 'closed')['closed'])
 
-    def detach_one(self, listener: Listener) -> bool:
-        """Have one listener closed; whether it was there."""
-        return bool(self._ask({'verb': 'detach', 'key': listener.key})['closed'])
+    def unregister(self, listener: Listener) -> bool:
+        """Close one listener; whether it was registered."""
+        return bool(self._request({protocol.VERB: protocol.DETACH, 'key': listener.key}, 'closed')['closed'])
 
     def list(self, id_: str | None = None) -> tuple[list[Listener], dict[str, int]]:
-        """All that is kept, or what is of one id, and how many workers follow, by mode."""
+        """All listeners, or those of one id; and the number of subscribed workers by mode."""
         found: list[Listener] = []
-        page = self._ask({'verb': 'list', 'id': id_})
-        while page['listeners']:
-            found += [Listener.from_json(fields) for fields in page['listeners']]
-            page = self._hear()
-        return found, page['workers']
+        page = self._request({protocol.VERB: protocol.LIST, 'id': id_}, 'listeners')
+        try:
+            while page['listeners']:
+                found += [Listener.from_json(fields, ignore_unknown=True) for fields in page['listeners']]
+                page = self._receive_reply('listeners')
+            return found, {str(mode): int(count) for mode, count in page['workers'].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise NetnsError(f'the reply of the keeper is not understood ({error}): {OTHER_RELEASE}') from error
 
-    def _ask(self, message: dict[str, Any], descriptor: int | None = None) -> dict[str, Any]:
+    def _request(self, message: dict[str, Any], field: str, descriptor: int | None = None) -> dict[str, Any]:
         try:
             protocol.send(self._connection, message, descriptor)
         except OSError as error:
-            raise NetnsError(f'the keeper could not be asked: {error.strerror or error}') from error
-        return self._hear()
+            raise NetnsError(f'the request could not be sent to the keeper: {error.strerror or error}') from error
+        return self._receive_reply(field)
 
-    def _hear(self) -> dict[str, Any]:
+    def _receive_reply(self, field: str) -> dict[str, Any]:
+        """One reply, which has ``field``."""
         try:
-            answer, _ = protocol.receive(self._connection)
+            reply, sock = protocol.receive(self._connection)
         except (EOFError, OSError, ValueError) as error:
-            raise NetnsError(f'the keeper gave no answer: {str(error) or type(error).__name__}') from error
-        if 'error' in answer:
-            kind = _Again if answer.get('again') else NetnsError
-            raise kind(f'the keeper refused: {answer["error"]}')
-        return answer
+            raise NetnsError(f'no reply from the keeper: {str(error) or type(error).__name__}') from error
+        if sock is not None:
+            sock.close()
+        if 'error' in reply:
+            kind = _PortInUse if reply.get('again') else NetnsError
+            raise kind(f'the keeper refused: {reply["error"]}')
+        if field not in reply:
+            raise NetnsError(f'the reply of the keeper is not understood (no {field}): {OTHER_RELEASE}')
+        return reply
 
 
-class _Again(NetnsError):
-    """Refused for now."""
+class _PortInUse(NetnsError):
+    """Refused because the port is in use: a retry may succeed."""
 
 
-def path(state_path: str) -> str:
-    """Where the keeper is asked."""
+def _find_holder(listener: Listener) -> PortHolder | None:
+    """Here and not in the keeper: its unit hides other processes from it."""
+    try:
+        return namespaces.run_in(listener.namespace, lambda: port_holder.find(listener.port))
+    except (NetnsError, OSError):
+        return None
+
+
+def socket_path(state_path: str) -> str:
+    """Path of the socket for root's requests."""
     return os.path.join(state_path, 'keeper')
 
 
 @contextmanager
-def connected(state_path: str) -> Iterator[KeeperClient]:
-    """A connection to the keeper."""
+def connect(state_path: str) -> Iterator[KeeperClient]:
+    """Connect to the keeper. Raises NetnsError if there is none, or if the peer is not trusted."""
+    path = socket_path(state_path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.settimeout(PATIENCE_S)
+        connection.settimeout(REPLY_TIMEOUT_S)
         try:
-            connection.connect(path(state_path))
+            connection.connect(path)
         except OSError as error:
             raise NetnsError(
-                f'no keeper answers at {path(state_path)} ({error.strerror}): start metadata-wsgi keeper, as root'
+                f'no keeper answers at {path} ({error.strerror}): start metadata-wsgi keeper, as root'
             ) from error
-        _, uid, _ = struct.unpack('iII', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if not may_keep(uid, os.geteuid()):
-            raise NetnsError(f'who listens at {path(state_path)} is uid {uid}, and no keeper')
+        uid = protocol.peer_uid(connection)
+        if not protocol.is_root_or_own(uid, os.geteuid()):
+            raise NetnsError(f'the process that listens on {path} has uid {uid}: not a keeper')
         yield KeeperClient(connection)
-
-
-def may_keep(uid: int, own: int) -> bool:
-    """Whether a keeper of that user is believed: in the directory of its socket others may make one of its name."""
-    return uid in (0, own)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper as attach and detach see it: a router or network, not a listener.
+"""The keeper as attach and detach use it: by router or network, not by listener.
 
-A router has one listener, on every address of its namespace. A network has one at 169.254.169.254 and,
-where IPv6 is wanted, one at fe80::a9fe:a9fe of its interface: in a DHCP namespace there are other addresses,
-which are not for us (LP#1745618).
+A router has one listener, on every address of its namespace. A network has one on 169.254.169.254 and, where IPv6 is
+served, one on fe80::a9fe:a9fe of its interface: the other addresses of a DHCP namespace must not be served
+(LP#1745618).
 """
 
 from __future__ import annotations
@@ -14,56 +14,59 @@ from collections.abc import Sequence
 
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.netns.target import NETWORK, ROUTER, Kept, Place
+from metadata_wsgi.netns.target import NETWORK, ROUTER, AttachTarget, KeeperEntry
 
 
-class KeptSockets:
-    """The sockets that the keeper in ``state_path`` has; a connection for each call, so threads may share this."""
+class AttachmentsClient:
+    """Client of the keeper in ``state_path``. Each call opens a connection, so threads may share an instance."""
 
     def __init__(self, state_path: str) -> None:
         self._state_path = state_path
 
     def attach(
-        self, place: Place, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
+        self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
     ) -> bool:
-        """Have the place served in ``mode``, at ``hosts``; whether anything changed. Of ``taken`` what fits is kept."""
-        wanted = [listener(place, mode, port, host) for host in hosts]
-        with admin_client.connected(self._state_path) as keeper:
-            changed = [keeper.attach(one, _at(one.host, taken)) for one in wanted]
-            if place.kind == NETWORK:
+        """Register listeners on ``hosts`` in ``mode``; whether anything changed.
+
+        ``taken`` are listening sockets of a former process; those whose address is among ``hosts`` are registered.
+        """
+        wanted = [listener(target, mode, port, host) for host in hosts]
+        with admin_client.connect(self._state_path) as keeper:
+            changed = [keeper.register(one, _bound_to(one.host, taken)) for one in wanted]
+            if target.kind == NETWORK:
                 keys = {one.key for one in wanted}
-                changed += [keeper.detach_one(one) for one in keeper.list(place.uuid)[0] if one.key not in keys]
+                changed += [keeper.unregister(one) for one in keeper.list(target.uuid)[0] if one.key not in keys]
         return any(changed)
 
-    def close(self, place: Place, mode: str, port: int, host: str) -> None:
-        """Have one of its sockets closed, e.g. because its interface was replaced by another of its name."""
-        with admin_client.connected(self._state_path) as keeper:
-            keeper.detach_one(listener(place, mode, port, host))
+    def close(self, target: AttachTarget, mode: str, port: int, host: str) -> None:
+        """Unregister one listener, e.g. because its interface was replaced by another of the same name."""
+        with admin_client.connect(self._state_path) as keeper:
+            keeper.unregister(listener(target, mode, port, host))
 
-    def detach(self, place: Place) -> bool:
-        """Have all of it closed; whether there was anything. Where there never was a keeper there is not."""
-        if not self._was_there():
+    def detach(self, target: AttachTarget) -> bool:
+        """Unregister all listeners of ``target``; whether there were any. False where no keeper ever ran."""
+        if not self._socket_exists():
             return False
-        with admin_client.connected(self._state_path) as keeper:
-            return keeper.detach(place.uuid)
+        with admin_client.connect(self._state_path) as keeper:
+            return keeper.unregister_all(target.uuid)
 
     def workers(self) -> dict[str, int]:
-        """How many workers follow the keeper, by mode. Raises NetnsError where there is no keeper."""
-        with admin_client.connected(self._state_path) as keeper:
+        """The number of subscribed workers by mode. Raises NetnsError if no keeper runs."""
+        with admin_client.connect(self._state_path) as keeper:
             return keeper.list('')[1]
 
-    def kept(self) -> list[Kept]:
-        """All that is kept, one for each router or network; nothing where there never was a keeper."""
-        if not self._was_there():
+    def kept(self) -> list[KeeperEntry]:
+        """What is registered, one item for each router or network; an empty list where no keeper ever ran."""
+        if not self._socket_exists():
             return []
-        with admin_client.connected(self._state_path) as keeper:
+        with admin_client.connect(self._state_path) as keeper:
             listeners, workers = keeper.list()
         by_id: dict[str, list[Listener]] = {}
         for one in listeners:
             by_id.setdefault(one.id, []).append(one)
         return [
-            Kept(
-                Place(ROUTER if ones[0].router_id else NETWORK, id_, ones[0].namespace),
+            KeeperEntry(
+                AttachTarget(ROUTER if ones[0].router_id else NETWORK, id_, ones[0].namespace),
                 ones[0].mode,
                 ones[0].port,
                 tuple(one.host for one in ones),
@@ -72,18 +75,18 @@ class KeptSockets:
             for id_, ones in by_id.items()
         ]
 
-    def _was_there(self) -> bool:
-        """A keeper leaves its socket's name behind, unless it ends with nothing to keep."""
-        return os.path.exists(admin_client.path(self._state_path))
+    def _socket_exists(self) -> bool:
+        """A keeper leaves its socket file behind, unless no listener is registered when it ends."""
+        return os.path.exists(admin_client.socket_path(self._state_path))
 
 
-def listener(place: Place, mode: str, port: int, host: str) -> Listener:
-    """What the keeper is told of one of a place's sockets."""
-    router_id, network_id = (place.uuid, None) if place.kind == ROUTER else (None, place.uuid)
-    return Listener(mode, place.namespace, port, router_id, network_id, host)
+def listener(target: AttachTarget, mode: str, port: int, host: str) -> Listener:
+    """The keeper's fields of one socket of a router or network."""
+    router_id, network_id = (target.uuid, None) if target.kind == ROUTER else (None, target.uuid)
+    return Listener(mode, target.namespace, port, router_id, network_id, host)
 
 
-def _at(host: str, taken: Sequence[socket.socket]) -> socket.socket | None:
-    # A zone's name means something in its namespace only: addresses are compared without it.
-    wanted = (host.partition('%')[0],) if host else ('::', '0.0.0.0')  # noqa: S104 (what was bound, not what to bind)
-    return next((one for one in taken if one.getsockname()[0].partition('%')[0] in wanted), None)
+def _bound_to(host: str, sockets: Sequence[socket.socket]) -> socket.socket | None:
+    # An interface name means something in its namespace only, so addresses are compared without the zone.
+    addresses = (host.partition('%')[0],) if host else ('::', '0.0.0.0')  # noqa: S104 (compared, not bound)
+    return next((one for one in sockets if one.getsockname()[0].partition('%')[0] in addresses), None)

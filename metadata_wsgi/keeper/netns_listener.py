@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open a listening socket in a namespace, and tell whether one that is handed over is such a socket."""
+"""Open a listening socket in a namespace, and check a socket that was handed over."""
 
 from __future__ import annotations
 
@@ -12,38 +12,36 @@ from metadata_wsgi.net import listeners
 from metadata_wsgi.netns import namespaces
 
 
-class NamespaceOpener:
-    """The kernel's sockets; see :class:`metadata_wsgi.keeper.registry.Opener`."""
+class NetnsSocketOpener:
+    """Sockets of the kernel; see :class:`metadata_wsgi.keeper.registry.SocketOpener`."""
 
     def open(self, listener: Listener) -> socket.socket:
         """Listen in the namespace. NetnsError if there is none of that name, ConfigError if the port is in use."""
         if not namespaces.exists(listener.namespace):
             raise NetnsError(f'there is no namespace {listener.namespace} on this host')
-        opened = namespaces.run_in(
-            listener.namespace, lambda: listeners.tcp_listener(listener.host, listener.port, patience_s=0.0)
-        )
+        opened = namespaces.run_in(listener.namespace, lambda: listeners.bind_tcp(listener.host, listener.port))
         opened.setblocking(False)
         return opened
 
-    def fits(self, listener: Listener, kept: socket.socket) -> bool:
-        """A TCP socket that listens on the port, in the namespace that has the name now: asked from the kernel.
+    def is_valid(self, listener: Listener, sock: socket.socket) -> bool:
+        """Whether it is a TCP socket that listens on the port in the namespace of that name, according to the kernel.
 
-        A worker, unprivileged, hands back sockets with words of its own about them.
+        An unprivileged worker sends sockets back with fields of its own choice.
         """
         try:
             return (
-                kept.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
-                and bool(kept.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-                and kept.getsockname()[1] == listener.port
-                and namespaces.identity_of(kept) == namespaces.identity(listener.namespace)
+                sock.getsockopt(socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
+                and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+                and sock.getsockname()[1] == listener.port
+                and namespaces.identity_of(sock) == namespaces.identity(listener.namespace)
             )
         except OSError:
             return False
 
-    def are_one(self, kept: socket.socket, other: socket.socket) -> bool:
-        """By the number of the socket in the kernel's file system of sockets."""
-        return os.fstat(kept.fileno()).st_ino == os.fstat(other.fileno()).st_ino
+    def is_same_socket(self, sock: socket.socket, other: socket.socket) -> bool:
+        """By the inode number in the kernel's file system of sockets."""
+        return os.fstat(sock.fileno()).st_ino == os.fstat(other.fileno()).st_ino
 
-    def is_gone(self, listener: Listener) -> bool:
-        """Whether nothing has the name."""
-        return not namespaces.exists(listener.namespace)
+    def namespace_exists(self, listener: Listener) -> bool:
+        """Whether there is a namespace of that name."""
+        return namespaces.exists(listener.namespace)

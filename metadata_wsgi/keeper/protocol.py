@@ -1,26 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the keeper is told and tells: JSON objects, one to a packet of a unix SEQPACKET socket.
+"""The keeper's wire protocol: one JSON object in each packet of a unix SEQPACKET socket.
 
-On ``<state_path>/keeper`` (root's), a request and its answer::
+On ``<state_path>/keeper`` (root only), a request and its reply::
 
-    {"verb": "attach", "listener": {...}}   ->  {"changed": true}, or false where it was there already; with a
-                                                socket beside it that one is kept, and none is opened
-    {"verb": "detach", "id": "..."}         ->  {"closed": true}: all of a router or network; false: there was none
+    {"verb": "attach", "listener": {...}}   ->  {"changed": true}; false if it was registered already. With a
+                                                listening socket in the packet, that one is registered and none
+                                                is opened
+    {"verb": "detach", "id": "..."}         ->  {"closed": true}: all listeners of a router or network; false if
+                                                there were none
     {"verb": "detach", "key": "..."}        ->  the same for one listener
-    {"verb": "list"}, {..., "id": "..."}    ->  {"listeners": [{...}, ...]}, in several packets; the last one is empty
-                                                and says who follows: {"workers": {"shared": 1, ...}}
-                                                {"error": "a sentence", "again": true} where something was
-                                                refused; again: the port may be free in a moment
+    {"verb": "list"}, {..., "id": "..."}    ->  {"listeners": [{...}, ...]}, in several packets; the last one has an
+                                                empty list and the number of workers by mode:
+                                                {"listeners": [], "workers": {"shared": 1, ...}}
+                                                {"error": "a sentence", "again": true} if the request failed;
+                                                "again": the port was in use, so a retry may succeed
 
-On ``<state_path>/listeners`` (the workers'), after a worker's ``{"mode": "..."}``::
+On ``<state_path>/listeners`` (workers), after a worker's first packet ``{"mode": "..."}``::
 
-    worker -> keeper   {"holds": {...}} with the socket: what it still serves of an earlier keeper
-                       {"holds": null}: that was all
-    keeper -> worker   {"serve": {...}} with the socket, {"leave": "key"}, {"complete": true}
+    worker -> keeper   {"holds": {...}} with the socket: a listener that the worker has from an earlier keeper
+                       {"holds": null}: end of that list; from now on the worker is subscribed
+    keeper -> worker   {"serve": {...}} with the socket: add this listener
+                       {"leave": "key"}: remove it
+                       {"complete": true}: all listeners registered so far have been sent
 
-``attach`` is one packet and its answer, so a shell script can do it with any language's sockets.
+``attach`` is one packet and one reply, so any program that can pass a descriptor can register its own sockets.
 
-Sockets travel beside the packet (SCM_RIGHTS, unix(7)).
+Sockets travel as ancillary data (SCM_RIGHTS, unix(7)), at most one in each packet.
+
+The field names above are the wire format. A worker or client of one release may talk to a keeper of another during an
+upgrade: new fields may be added, existing ones keep their name and meaning. The keeper refuses an attach with a field
+that it does not know; workers and clients ignore such fields. The code uses the constants below.
 """
 
 from __future__ import annotations
@@ -29,20 +38,33 @@ import array
 import json
 import os
 import socket
+import struct
 from dataclasses import asdict, dataclass
 from typing import Any
 
-PACKET_BYTES = 1 << 16
+MAX_PACKET_BYTES = 1 << 16
+MAX_NAME_CHARACTERS = 255
+
 SHARED, ONE_HOP = 'shared', 'one_hop'
 MODES = (SHARED, ONE_HOP)
+
+VERB, ATTACH, DETACH, LIST = 'verb', 'attach', 'detach', 'list'
+"""Requests of root."""
+
+MODE, HAVE = 'mode', 'holds'
+"""Worker to keeper."""
+
+ADD, REMOVE, SYNC_END = 'serve', 'leave', 'complete'
+"""Keeper to worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A socket that guests of one namespace connect to.
+    """A listening socket in a namespace.
 
-    ``mode`` says who serves it: the shared namespace proxy or, in one hop, the agent. Exactly one of the
-    two ids is set. ``host`` is the address it is bound to, '' for all of the namespace.
+    ``mode`` selects the workers that accept on it: those of the shared namespace proxy (``shared``) or of the agent
+    (``one_hop``). Exactly one of the two ids is set. ``host`` is the address it is bound to, '' for every address of
+    the namespace.
     """
 
     mode: str
@@ -54,27 +76,34 @@ class Listener:
 
     @property
     def key(self) -> str:
-        """What tells it from others: a router or network has one listener for each address."""
+        """Unique on a host: a router or network has one listener for each address."""
         return f'{self.id} {self.host}'.rstrip()
 
     @property
     def id(self) -> str:
-        """The router's or network's."""
+        """The id of the router or network."""
         return self.router_id or self.network_id or ''
 
     @classmethod
-    def from_json(cls, fields: Any) -> Listener:
-        """Check and take what came in a packet; ValueError says what is wrong with it."""
+    def from_json(cls, fields: Any, *, ignore_unknown: bool = False) -> Listener:
+        """Make a listener from a packet's object. Raises ValueError with the reason if a field is invalid.
+
+        ``ignore_unknown``: the other end may be of a later release that has more fields.
+        """
         if not isinstance(fields, dict):
             raise ValueError('listener: not an object')
+        if ignore_unknown:
+            fields = {name: value for name, value in fields.items() if name in cls.__dataclass_fields__}
         try:
             listener = cls(**fields)
         except TypeError as error:
             raise ValueError(f'listener: {error}') from None
-        ids = ['' if said is None else said for said in (listener.router_id, listener.network_id)]
+        ids = ['' if value is None else value for value in (listener.router_id, listener.network_id)]
         texts = (listener.mode, listener.namespace, listener.host, *ids)
         if not all(isinstance(text, str) and '/' not in text and '\0' not in text for text in texts):
             raise ValueError('listener: every field but port is a name')
+        if any(len(text) > MAX_NAME_CHARACTERS for text in texts):
+            raise ValueError(f'listener: a name of more than {MAX_NAME_CHARACTERS} characters')
         if listener.mode not in MODES:
             raise ValueError(f'mode {listener.mode}: one of {", ".join(MODES)}')
         if bool(listener.router_id) == bool(listener.network_id):
@@ -86,43 +115,70 @@ class Listener:
         return listener
 
     def to_json(self) -> dict[str, Any]:
-        """As it goes into a packet."""
+        """The object for a packet."""
         return asdict(self)
 
 
 def send(sock: socket.socket, message: dict[str, Any], descriptor: int | None = None) -> None:
-    """Send one packet, with a socket beside it if ``descriptor`` is given."""
+    """Send one packet, with ``descriptor`` in it unless that is None."""
     packet = json.dumps(message).encode()
-    beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [descriptor]))] if descriptor is not None else []
-    sock.sendmsg([packet], beside)
+    ancillary = (
+        [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [descriptor]))] if descriptor is not None else []
+    )
+    sock.sendmsg([packet], ancillary)
 
 
-def receive(sock: socket.socket) -> tuple[dict[str, Any], int | None]:
-    """Receive one packet and the descriptor beside it. EOFError at the end, ValueError for what is none."""
-    packet, beside, flags, _ = sock.recvmsg(PACKET_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+def receive(connection: socket.socket) -> tuple[dict[str, Any], socket.socket | None]:
+    """Receive one packet and the socket in it, which the caller must close.
+
+    Raises EOFError at the end of the connection, and ValueError for an invalid packet. Descriptors that are not
+    returned are closed: an invalid packet's, several in one packet, and whatever is not a socket.
+    """
+    packet, ancillary, flags, _ = connection.recvmsg(MAX_PACKET_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array('i')
-    for level, kind, data in beside:
+    for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-    descriptor = descriptors[0] if descriptors else None
     try:
         if not packet:
             raise EOFError
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) > 1:
-            raise ValueError('a packet that is too long')
-        message = _parsed(packet)
+            # MSG_CTRUNC also if this process may not open another descriptor (RLIMIT_NOFILE).
+            raise ValueError('a packet that is too long, or with more descriptors than can be received')
+        message = _parse_json(packet)
         if not isinstance(message, dict):
-            raise ValueError('a packet that is no object')
+            raise ValueError('a packet that is not an object')
+        return message, _socket_of(descriptors[0]) if descriptors else None
     except BaseException:
         for number in descriptors:
             os.close(number)
         raise
-    return message, descriptor
 
 
-def _parsed(packet: bytes) -> Any:
+def _socket_of(descriptor: int) -> socket.socket:
+    try:
+        return socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise ValueError(f'a descriptor that is not a socket: {error.strerror}') from None
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """The uid of the process at the other end when it connected, or when it called listen(); unix(7)."""
+    _, uid, _ = struct.unpack('iII', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
+
+
+def is_root_or_own(uid: int, own_uid: int) -> bool:
+    """Whether to trust the other end, a keeper or its administrator, as far as oneself.
+
+    The file's permissions alone do not tell: another user who may write in the directory can create a socket there.
+    """
+    return uid in (0, own_uid)
+
+
+def _parse_json(packet: bytes) -> Any:
     try:
         return json.loads(packet)
     except RecursionError:
-        # Some thousand brackets from a worker must not end the one process that can open a namespace.
-        raise ValueError('a packet of too many brackets') from None
+        # Thousands of nested brackets from a worker must not end the only process that can open a namespace.
+        raise ValueError('a packet that is nested too deep') from None

@@ -1,5 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which sockets are kept, and who has been told of them. Pure: no socket is opened or written to here."""
+"""The registered listeners and the subscribed workers. Pure: no socket is opened or written to here.
+
+A listener's key (router or network id, and address) is in one of three states. Each operation by state:
+
+======================  ============================  ================================  =========================
+operation               ABSENT                        REGISTERED                        UNREGISTERED
+======================  ============================  ================================  =========================
+``register``            opened -> REGISTERED          same fields: unchanged; another   opened -> REGISTERED
+                                                      mode: same socket, other
+                                                      workers; else a new socket is
+                                                      opened, then the old one closed
+``restore_from_worker``  valid socket -> REGISTERED,  accepted if it is the same        refused
+``restore_from_store``  else refused                  socket, else refused
+``unregister``          -> UNREGISTERED               closed -> UNREGISTERED            unchanged
+``reconcile``           unchanged                     socket invalid: reopened if the   unchanged
+                                                      namespace was made again, else
+                                                      closed -> UNREGISTERED
+======================  ============================  ================================  =========================
+
+UNREGISTERED differs from ABSENT only for a worker that has not been notified yet: the socket that it sends back after a
+restart of the keeper must not undo a ``detach``. The last ``MAX_UNREGISTERED_KEYS`` such keys are remembered.
+"""
 
 from __future__ import annotations
 
@@ -9,200 +30,206 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.keeper import protocol
 from metadata_wsgi.keeper.protocol import Listener
 
-REMEMBERED = 4096
+MAX_UNREGISTERED_KEYS = 4096
 
 
-class Kept(Protocol):
+class ListeningSocket(Protocol):
     """A listening socket."""
 
     def close(self) -> None:
         """Stop listening."""
 
 
-K = TypeVar('K', bound=Kept)
-K_contra = TypeVar('K_contra', bound=Kept, contravariant=True)
+S = TypeVar('S', bound=ListeningSocket)
+S_contra = TypeVar('S_contra', bound=ListeningSocket, contravariant=True)
 
 
-class Opener(Protocol[K]):
-    """What is done to sockets; :class:`metadata_wsgi.keeper.netns_listener.NamespaceOpener` is the real one."""
+class SocketOpener(Protocol[S]):
+    """Operations on sockets; :class:`metadata_wsgi.keeper.netns_listener.NetnsSocketOpener` is the real one."""
 
-    def open(self, listener: Listener) -> K:
-        """Listen as ``listener`` says. Raises MetadataError."""
+    def open(self, listener: Listener) -> S:
+        """Open the listening socket. Raises MetadataError."""
 
-    def fits(self, listener: Listener, kept: K) -> bool:
-        """Whether ``kept`` is what ``open`` would give: it listens there, in the namespace that has the name now."""
+    def is_valid(self, listener: Listener, sock: S) -> bool:
+        """Whether ``sock`` is what ``open`` would return: listening there, in the namespace that has the name now."""
 
-    def are_one(self, kept: K, other: K) -> bool:
+    def is_same_socket(self, sock: S, other: S) -> bool:
         """Whether both are the same socket of the kernel."""
 
-    def is_gone(self, listener: Listener) -> bool:
-        """Whether there is no namespace of that name any more."""
+    def namespace_exists(self, listener: Listener) -> bool:
+        """Whether there is a namespace of that name."""
 
 
-class Store(Protocol[K_contra]):
-    """What outlives keeper and workers; :class:`metadata_wsgi.keeper.fdstore.SystemdStore` is the real one."""
+class FdStore(Protocol[S_contra]):
+    """Holds sockets while keeper and workers are stopped; :class:`metadata_wsgi.keeper.fdstore.SystemdFdStore`."""
 
-    def keep(self, listener: Listener, kept: K_contra) -> None:
-        """Hold ``kept``; nothing if it is held already as ``listener``."""
+    def add(self, listener: Listener, sock: S_contra) -> None:
+        """Store ``sock``; nothing if ``listener`` is stored already."""
 
-    def forget(self, listener: Listener) -> None:
-        """Let go of what is held as ``listener``; nothing if there is none."""
+    def remove(self, listener: Listener) -> None:
+        """Remove the socket of ``listener``; nothing if there is none."""
 
 
 @dataclass(eq=False)
-class Follower:
-    """A worker: what it serves by ``mode``, and the packets it has yet to be sent.
+class Subscriber:
+    """A worker: the mode of the listeners it receives, and the packets that have yet to be sent.
 
-    Packets wait here and not in the kernel: a worker that reads slowly must not hold the keeper, and
-    descriptors in flight are limited (unix(7), ETOOMANYREFS).
+    Packets are queued here and not in the kernel: a worker that reads slowly must not block the keeper, and the
+    number of descriptors in flight is limited (unix(7), ETOOMANYREFS).
     """
 
     mode: str
-    waiting: deque[tuple[dict[str, Any], Kept | None]] = field(default_factory=deque)
+    queue: deque[tuple[dict[str, Any], ListeningSocket | None]] = field(default_factory=deque)
 
 
-class Registry(Generic[K]):
-    """The listeners by key, and the followers that have heard ``follow``."""
+class Registry(Generic[S]):
+    """The listeners by key, and the subscribers."""
 
-    def __init__(self, opener: Opener[K], store: Store[K] | None = None) -> None:
+    def __init__(self, opener: SocketOpener[S], fdstore: FdStore[S] | None = None) -> None:
         self._opener = opener
-        self._store = store
-        self._kept: dict[str, tuple[Listener, K]] = {}
-        self._followers: list[Follower] = []
-        self._let_go: deque[str] = deque(maxlen=REMEMBERED)
+        self._fdstore = fdstore
+        self._registered: dict[str, tuple[Listener, S]] = {}
+        self._subscribers: list[Subscriber] = []
+        self._unregistered_keys: deque[str] = deque(maxlen=MAX_UNREGISTERED_KEYS)
 
     def __iter__(self) -> Iterator[Listener]:
-        return iter([listener for listener, _ in self._kept.values()])
+        return iter([listener for listener, _ in self._registered.values()])
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._registered)
 
-    def followers(self) -> dict[str, int]:
-        """How many workers follow, by mode."""
-        return dict(Counter(follower.mode for follower in self._followers))
+    def subscriber_counts(self) -> dict[str, int]:
+        """The number of subscribed workers by mode."""
+        return dict(Counter(subscriber.mode for subscriber in self._subscribers))
 
-    def attach(self, listener: Listener, taken: K | None = None) -> bool:
-        """Keep ``listener``; whether anything changed. One of the same key that differs is replaced.
+    def register(self, listener: Listener, handed_over: S | None = None) -> bool:
+        """Register ``listener``; whether anything changed. One of the same key with other fields is replaced.
 
-        Where only the mode differs the socket stays, and so does who waits in it: others serve it from now on.
-        ``taken`` is a socket that listens there already; it is kept instead of one that would have to be opened.
+        If only the mode differs the socket and its accept queue stay, and the workers of the other mode accept on it.
+        ``handed_over`` is a socket that listens there already: it is registered and none is opened. Raises ValueError
+        if it does not listen there, and MetadataError if no socket could be opened.
         """
-        if taken is not None and not self._opener.fits(listener, taken):
-            taken.close()
-            raise ValueError('the socket beside it does not listen there')
-        there = self._kept.get(listener.key)
-        if there and self._opener.fits(*there):
-            if taken is not None:
-                taken.close()
-            if there[0] == listener:
+        if handed_over is not None and not self._opener.is_valid(listener, handed_over):
+            handed_over.close()
+            raise ValueError('the socket in the packet does not listen there')
+        current = self._registered.get(listener.key)
+        if current and self._opener.is_valid(*current):
+            if handed_over is not None:
+                handed_over.close()
+            if current[0] == listener:
                 return False
-            if there[0] == replace(listener, mode=there[0].mode):
-                self._tell(there[0], {'leave': listener.key}, None)
-                # First: a store holds a socket once, under one name.
-                self._forget(there[0])
-                self._keep(listener, there[1])
+            if current[0] == replace(listener, mode=current[0].mode):
+                self._notify(current[0], {protocol.REMOVE: listener.key}, None)
+                # Removed first: systemd stores a socket under one name only.
+                self._remove_from_store(current[0])
+                self._add(listener, current[1])
                 return True
-        # Opened before the other is closed: what cannot be replaced stays.
-        opened = taken if taken is not None else self._opener.open(listener)
-        self.detach(listener.key)
-        self._keep(listener, opened)
+        # Opened before the current one is closed: if that fails the current one stays.
+        sock = handed_over if handed_over is not None else self._opener.open(listener)
+        self.unregister(listener.key)
+        self._add(listener, sock)
         return True
 
-    def adopt(self, listener: Listener, kept: K) -> bool:
-        """Take back a socket that a worker has of an earlier keeper; False if the worker must let go of it.
+    def restore_from_worker(self, listener: Listener, sock: S) -> bool:
+        """Register a socket that a worker has from an earlier keeper; False if the worker must close it.
 
-        It must where it was detached meanwhile, or its namespace has gone, or another socket took its place.
+        False if the listener was unregistered meanwhile, its namespace is gone, or another socket is registered.
         """
-        there = self._kept.get(listener.key)
-        if there:
-            welcome = self._opener.are_one(there[1], kept)
+        current = self._registered.get(listener.key)
+        if current:
+            accepted = self._opener.is_same_socket(current[1], sock)
         else:
-            welcome = listener.key not in self._let_go and self._opener.fits(listener, kept)
-        if welcome and not there:
-            self._keep(listener, kept)
+            accepted = listener.key not in self._unregistered_keys and self._opener.is_valid(listener, sock)
+        if accepted and not current:
+            self._add(listener, sock)
         else:
-            kept.close()
-        return welcome
+            sock.close()
+        return accepted
 
-    def detach(self, key: str) -> bool:
-        """Let go of the listener ``key``; whether there was one. Its workers are told before it closes."""
-        self._let_go.append(key)
-        there = self._kept.pop(key, None)
-        if there is None:
+    def restore_from_store(self, listener: Listener, sock: S) -> bool:
+        """Register a socket that was stored for an earlier keeper; False, and it is removed there, if invalid."""
+        accepted = self.restore_from_worker(listener, sock)
+        if not accepted:
+            self._remove_from_store(listener)
+        return accepted
+
+    def unregister(self, key: str) -> bool:
+        """Close the listener ``key``; whether there was one. REMOVE is queued for its workers before it is closed."""
+        self._unregistered_keys.append(key)
+        current = self._registered.pop(key, None)
+        if current is None:
             return False
-        listener, kept = there
-        self._tell(listener, {'leave': key}, None)
-        self._forget(listener)
-        kept.close()
+        listener, sock = current
+        self._notify(listener, {protocol.REMOVE: key}, None)
+        self._remove_from_store(listener)
+        sock.close()
         return True
 
-    def look_after(self) -> list[tuple[Listener, bool]]:
-        """Let go of sockets whose namespace has gone, and open them again where there is a new one of its name.
+    def reconcile(self) -> list[tuple[Listener, bool]]:
+        """Close the sockets whose namespace is gone, and reopen them where there is a new one of the same name.
 
-        Returns what was lost, and whether it was opened again: no guest reaches a namespace that has lost its
-        name, but a socket in it would keep it, its interfaces and its addresses in the kernel.
+        Returns each listener that was lost and whether it was reopened. A namespace without a name is unreachable for
+        clients, but an open socket in it would keep it, its interfaces and its addresses in the kernel.
         """
-        lost = [there for there in self._kept.values() if not self._opener.fits(*there)]
+        lost = [current for current in self._registered.values() if not self._opener.is_valid(*current)]
         outcome = []
         for listener, _ in lost:
-            again = False
-            if not self._opener.is_gone(listener):
+            reopened = False
+            if self._opener.namespace_exists(listener):
                 try:
-                    again = self.attach(listener)
+                    reopened = self.register(listener)
                 except MetadataError:
-                    # Half made as yet; it is looked at again, or attached by whoever made it.
-                    again = False
-            if not again:
-                self.detach(listener.key)
-            outcome.append((listener, again))
+                    # Not set up completely: the next reconcile or attach will find it.
+                    reopened = False
+            if not reopened:
+                self.unregister(listener.key)
+            outcome.append((listener, reopened))
         return outcome
 
-    def take_back(self, listener: Listener, kept: K) -> bool:
-        """Keep again what the store held for an earlier keeper; False, and it is forgotten, where it does not fit."""
-        welcome = self.adopt(listener, kept)
-        if not welcome:
-            self._forget(listener)
-        return welcome
-
     def close(self) -> None:
-        """Close our hold of everything and tell nobody: the end of this process, not of what it kept."""
-        for _, kept in self._kept.values():
-            kept.close()
-        self._kept.clear()
+        """Close this process's sockets without notifying workers: they and systemd keep theirs."""
+        for _, sock in self._registered.values():
+            sock.close()
+        self._registered.clear()
 
-    def follow(self, follower: Follower) -> None:
-        """Tell ``follower`` of all there is to serve in its mode, and of every change from now on."""
-        for listener, kept in self._kept.values():
-            if listener.mode == follower.mode:
-                follower.waiting.append(({'serve': listener.to_json()}, kept))
-        follower.waiting.append(({'complete': True}, None))
-        self._followers.append(follower)
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Queue all listeners of its mode for ``subscriber``, and every change from now on."""
+        for listener, sock in self._registered.values():
+            if listener.mode == subscriber.mode:
+                subscriber.queue.append(({protocol.ADD: listener.to_json()}, sock))
+        subscriber.queue.append(({protocol.SYNC_END: True}, None))
+        self._subscribers.append(subscriber)
 
-    def unfollow(self, follower: Follower) -> None:
-        """It has gone."""
-        if follower in self._followers:
-            self._followers.remove(follower)
+    def is_subscribed(self, subscriber: Subscriber) -> bool:
+        """Whether ``subscribe`` was called for it."""
+        return subscriber in self._subscribers
 
-    def _keep(self, listener: Listener, kept: K) -> None:
-        self._kept[listener.key] = (listener, kept)
-        if listener.key in self._let_go:
-            self._let_go.remove(listener.key)
-        if self._store is not None:
-            self._store.keep(listener, kept)
-        self._tell(listener, {'serve': listener.to_json()}, kept)
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Its connection has ended."""
+        if subscriber in self._subscribers:
+            self._subscribers.remove(subscriber)
 
-    def _forget(self, listener: Listener) -> None:
-        if self._store is not None:
-            self._store.forget(listener)
+    def _add(self, listener: Listener, sock: S) -> None:
+        self._registered[listener.key] = (listener, sock)
+        if listener.key in self._unregistered_keys:
+            self._unregistered_keys.remove(listener.key)
+        if self._fdstore is not None:
+            self._fdstore.add(listener, sock)
+        self._notify(listener, {protocol.ADD: listener.to_json()}, sock)
 
-    def _tell(self, listener: Listener, message: dict[str, Any], kept: K | None) -> None:
-        for follower in self._followers:
-            if follower.mode == listener.mode:
-                # What is closed before it was sent cannot be sent any more.
-                if 'leave' in message:
-                    follower.waiting = deque(
-                        packet for packet in follower.waiting if packet[0].get('serve') != listener.to_json()
+    def _remove_from_store(self, listener: Listener) -> None:
+        if self._fdstore is not None:
+            self._fdstore.remove(listener)
+
+    def _notify(self, listener: Listener, message: dict[str, Any], sock: S | None) -> None:
+        for subscriber in self._subscribers:
+            if subscriber.mode == listener.mode:
+                # An ADD that is still queued is dropped: its socket is about to be closed.
+                if protocol.REMOVE in message:
+                    subscriber.queue = deque(
+                        packet for packet in subscriber.queue if packet[0].get(protocol.ADD) != listener.to_json()
                     )
-                follower.waiting.append((message, kept))
+                subscriber.queue.append((message, sock))

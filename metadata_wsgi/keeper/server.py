@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper's process: two unix sockets, one loop, no thread but the one that enters a namespace."""
+"""The keeper's process: two unix sockets, one event loop, no thread but the one that enters a namespace."""
 
 from __future__ import annotations
 
@@ -16,26 +16,38 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from metadata_wsgi import limits
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper import admin_client, protocol
-from metadata_wsgi.keeper.netns_listener import NamespaceOpener
+from metadata_wsgi.keeper.netns_listener import NetnsSocketOpener
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.keeper.registry import Follower, Opener, Registry, Store
+from metadata_wsgi.keeper.registry import FdStore, Registry, SocketOpener, Subscriber
 from metadata_wsgi.net import listeners
 from metadata_wsgi.netns import namespaces
+from metadata_wsgi.throttle import Throttle
 
 LOG = logging.getLogger(__name__)
 
-# The kernel's limits for descriptors in flight and for buffers: no event says when they are lifted.
-LATER = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
-BREATH_S = 1.0
-SHORT_BREATH_S = 0.05
-ANSWER_S = 2.0
+# The kernel's limits for descriptors in flight and for buffers: no event tells when they no longer apply.
+TRANSIENT_SEND_ERRORS = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
+DISCONNECT_ERRNOS = frozenset({errno.EAGAIN, errno.ECONNABORTED, errno.EINTR})
+"""accept() failed because the client disconnected, not for want of descriptors."""
+POLL_S = 1.0
+RESEND_POLL_S = 0.05
+REPLY_TIMEOUT_S = 2.0
+ACCEPT_BACKOFF_S = 1.0
+MAX_WORKER_CONNECTIONS = 512
+"""Each worker has one. Workers are unprivileged: they must not use up the descriptors for root's requests."""
+MAX_QUEUED_REFUSALS = 1 << 14
+"""Of one worker: it reads none before it has sent all its listeners."""
 SO_PEERGROUPS = 59  # <asm-generic/socket.h>, Linux 4.13
 
 
 class Keeper:
-    """Serves ``<state_path>/keeper`` and ``<state_path>/listeners`` until ``stop``."""
+    """Serves ``<state_path>/keeper`` and ``<state_path>/listeners`` until ``stop``.
+
+    ``user`` and ``group`` own the workers' socket. ``fdstore`` gets every registered socket, ``opener`` opens them.
+    """
 
     def __init__(
         self,
@@ -43,73 +55,82 @@ class Keeper:
         *,
         user: str = '',
         group: str = '',
-        store: Store[socket.socket] | None = None,
-        opener: Opener[socket.socket] | None = None,
+        fdstore: FdStore[socket.socket] | None = None,
+        opener: SocketOpener[socket.socket] | None = None,
     ) -> None:
         listeners.raise_descriptor_limit()
-        self._registry: Registry[socket.socket] = Registry(opener or NamespaceOpener(), store)
-        self._followers: dict[socket.socket, Follower | None] = {}
+        self._registry: Registry[socket.socket] = Registry(opener or NetnsSocketOpener(), fdstore)
+        # None: connected, and its mode is not known yet.
+        self._subscribers: dict[socket.socket, Subscriber | None] = {}
         self._running = True
-        self._breath_s = BREATH_S
-        self._changed_at = self._looked_at = self._look_until = 0.0
-        self._path = admin_client.path(state_path)
+        self._poll_s = POLL_S
+        self._paused_until: dict[socket.socket, tuple[float, Callable[[Any], None]]] = {}
+        self._accept_log = Throttle(limits.LOG_INTERVAL_S)
+        self._refused_log = Throttle(limits.LOG_INTERVAL_S)
+        self._closed_log = Throttle(limits.LOG_INTERVAL_S)
+        self._namespaces_changed_at = self._reconciled_at = self._reconcile_until = 0.0
+        self._path = admin_client.socket_path(state_path)
         self._selector = selectors.DefaultSelector()
-        self._serve(self._path, 0o600, '', '', self._asked)
+        self._listen(self._path, 0o600, '', '', self._on_admin_connect)
         listeners_path = os.path.join(state_path, 'listeners')
-        self._serve(listeners_path, 0o660, user, group, self._followed)
-        self._workers = os.stat(listeners_path)
+        self._listen(listeners_path, 0o660, user, group, self._on_worker_connect)
+        self._workers_socket = os.stat(listeners_path)
 
     def stop(self, *_: Any) -> None:
-        """End ``run`` (a signal handler)."""
+        """Make ``run`` return (a signal handler)."""
         self._running = False
 
-    def take_back(self, stored: Iterable[tuple[Listener, socket.socket]]) -> None:
-        """Keep what a store held for an earlier keeper, as far as it still is what it was."""
-        for listener, kept in stored:
-            if not self._registry.take_back(listener, kept):
-                LOG.info('%s was stored, and is not taken back: another is kept, or its namespace is gone', listener)
+    def restore(self, stored: Iterable[tuple[Listener, socket.socket]]) -> None:
+        """Register the sockets that systemd stored for an earlier keeper, if they are still valid."""
+        for listener, sock in stored:
+            if not self._registry.restore_from_store(listener, sock):
+                LOG.info('%s was stored and is not restored: another is registered, or its namespace is gone', listener)
 
     def run(self) -> None:
-        """Serve until stopped. The workers go on with what they have, and hand it to the next keeper."""
+        """Serve until stopped. The workers go on with the sockets they have, and send them to the next keeper."""
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
         while self._running:
-            self.breathe()
+            self.poll_once()
         if not len(self._registry):
-            # Who finds no socket knows that nothing is kept; otherwise it is the next keeper who knows.
+            # No socket file means to clients that nothing is registered; otherwise only the next keeper knows.
             os.unlink(self._path)
         self.close()
 
     def close(self) -> None:
-        """Close this process's descriptors; what a worker serves stays open in the worker."""
+        """Close this process's descriptors; the workers' stay open."""
         for key in list(self._selector.get_map().values()):
             self._selector.unregister(key.fileobj)
             key.fileobj.close()  # type: ignore[union-attr]
+        for listening in self._paused_until:
+            listening.close()
         self._selector.close()
         self._registry.close()
 
-    def breathe(self) -> None:
-        """One turn: hear who speaks, tell who follows, look after namespaces that came or went."""
-        for key, _ in self._selector.select(self._breath_s):
-            self._guarded(key.fileobj, key.data)
-        self._breath_s = BREATH_S
-        for connection in list(self._followers):
-            self._guarded(connection, self._tell)
-        if self._should_look():
-            for listener, again in self._registry.look_after():
-                LOG.info('The namespace of %s %s', listener, 'was made anew, and entered again' if again else 'is gone')
+    def poll_once(self) -> None:
+        """Handle what is readable, send queued packets, and reconcile if namespaces were made or deleted."""
+        for key, _ in self._selector.select(self._poll_s):
+            self._call_or_close(key.data, key.fileobj)
+        self._poll_s = POLL_S
+        for connection in list(self._subscribers):
+            self._call_or_close(self._flush, connection)
+        self._resume_accepting()
+        self._reconcile_if_due()
 
-    def _should_look(self) -> bool:
-        """Whether names came or went; also a second time, because a name comes before its namespace is behind it."""
+    def _reconcile_if_due(self) -> None:
+        """Reconcile when names were added or removed; twice, because a name exists before its namespace does."""
         now, changed_at = time.monotonic(), namespaces.changed_at()
-        if changed_at != self._changed_at:
-            self._changed_at, self._look_until = changed_at, now + 2 * BREATH_S
-        due = now < self._look_until and now - self._looked_at >= BREATH_S / 2
-        if due:
-            self._looked_at = now
-        return due
+        if changed_at != self._namespaces_changed_at:
+            self._namespaces_changed_at, self._reconcile_until = changed_at, now + 2 * POLL_S
+        if now >= self._reconcile_until or now - self._reconciled_at < POLL_S / 2:
+            return
+        self._reconciled_at = now
+        for listener, reopened in self._registry.reconcile():
+            LOG.info(
+                'The namespace of %s %s', listener, 'was made again, its socket reopened' if reopened else 'is gone'
+            )
 
-    def _serve(self, path: str, mode: int, user: str, group: str, arrived: Callable[[socket.socket], None]) -> None:
+    def _listen(self, path: str, mode: int, user: str, group: str, on_connect: Callable[[socket.socket], None]) -> None:
         listening = listeners.unix_listener(path, mode=mode, user=user, group=group, kind=socket.SOCK_SEQPACKET)
         listening.setblocking(False)
 
@@ -117,136 +138,176 @@ class Keeper:
             try:
                 connection, _ = listening.accept()
             except OSError as error:
-                # Whoever came has gone again, or descriptors ran out: never a reason to stop listening.
-                LOG.warning('%s: nobody could be let in: %s', path, error)
+                if error.errno not in DISCONNECT_ERRNOS:
+                    self._pause_accepting(listening, accept, f'{path}: {error.strerror}')
                 return
-            connection.setblocking(False)
-            arrived(connection)
+            try:
+                connection.setblocking(False)
+                on_connect(connection)
+            except OSError as error:
+                self._refuse(connection, str(error))
 
         self._selector.register(listening, selectors.EVENT_READ, accept)
 
-    def _guarded(self, connection: Any, act: Callable[[Any], None]) -> None:
+    def _pause_accepting(self, listening: socket.socket, accept: Callable[[Any], None], reason: str) -> None:
+        """Descriptors or memory ran out: the connection stays in the accept queue, and the socket stays readable."""
+        if self._accept_log.allow():
+            LOG.warning('No connections are accepted for %g s, and then tried again: %s', ACCEPT_BACKOFF_S, reason)
+        self._selector.unregister(listening)
+        self._paused_until[listening] = (time.monotonic() + ACCEPT_BACKOFF_S, accept)
+
+    def _resume_accepting(self) -> None:
+        for listening, (until, accept) in list(self._paused_until.items()):
+            if time.monotonic() >= until:
+                del self._paused_until[listening]
+                self._selector.register(listening, selectors.EVENT_READ, accept)
+
+    def _call_or_close(self, handler: Callable[[Any], None], connection: Any) -> None:
+        """Call ``handler`` with ``connection``, which is closed if it ended or broke the protocol."""
         try:
-            act(connection)
+            handler(connection)
         except BlockingIOError:
             return
         except (EOFError, OSError, ValueError) as error:
-            if not isinstance(error, EOFError):
+            if not isinstance(error, EOFError) and self._closed_log.allow():
                 LOG.warning('A connection was closed: %s', error)
-            follower = self._followers.pop(connection, None)
-            if follower:
-                self._registry.unfollow(follower)
+            subscriber = self._subscribers.pop(connection, None)
+            if subscriber:
+                self._registry.unsubscribe(subscriber)
             self._selector.unregister(connection)
             connection.close()
 
-    # -- what root asks
+    # -- requests of root
 
-    def _asked(self, connection: socket.socket) -> None:
-        self._selector.register(connection, selectors.EVENT_READ, self._answer)
+    def _on_admin_connect(self, connection: socket.socket) -> None:
+        uid = protocol.peer_uid(connection)
+        if not protocol.is_root_or_own(uid, os.geteuid()):
+            self._refuse(connection, f'uid {uid} may not send requests')
+            return
+        self._selector.register(connection, selectors.EVENT_READ, self._on_admin_packet)
 
-    def _answer(self, connection: socket.socket) -> None:
-        message, descriptor = protocol.receive(connection)
-        taken = socket.socket(fileno=descriptor) if descriptor is not None else None
-        replies = self._replies(message, taken)
-        connection.settimeout(ANSWER_S)
+    def _refuse(self, connection: socket.socket, reason: str) -> None:
+        if self._refused_log.allow():
+            LOG.warning('A connection was refused: %s', reason)
+        connection.close()
+
+    def _on_admin_packet(self, connection: socket.socket) -> None:
+        message, handed_over = protocol.receive(connection)
+        replies = self._handle_request(message, handed_over)
+        connection.settimeout(REPLY_TIMEOUT_S)
         for reply in replies:
             protocol.send(connection, reply)
         connection.setblocking(False)
 
-    def _replies(self, message: dict[str, Any], taken: socket.socket | None) -> list[dict[str, Any]]:
-        verb, id_ = message.get('verb'), message.get('id')
+    def _handle_request(self, message: dict[str, Any], handed_over: socket.socket | None) -> list[dict[str, Any]]:
+        verb, id_ = message.get(protocol.VERB), message.get('id')
         try:
-            if verb == 'attach':
+            if verb == protocol.ATTACH:
                 listener = Listener.from_json(message.get('listener'))
-                return [{'changed': self._registry.attach(listener, taken)}]
-            if verb == 'detach':
+                # From here on the registry closes it.
+                sock, handed_over = handed_over, None
+                return [{'changed': self._registry.register(listener, sock)}]
+            if verb == protocol.DETACH:
                 keys = [one.key for one in self._registry if one.id == id_]
                 if 'key' in message:
-                    # Also where it is not there: a worker may be about to hand it back.
+                    # Also if it is not registered: a worker may be about to send it back.
                     keys = [str(message['key'])]
-                closed = [self._registry.detach(key) for key in keys]
+                closed = [self._registry.unregister(key) for key in keys]
                 return [{'closed': any(closed)}]
-            if verb == 'list':
+            if verb == protocol.LIST:
                 found = [one.to_json() for one in self._registry if id_ in (None, one.id)]
-                return _pages(found, self._registry.followers())
+                return _list_pages(found, self._registry.subscriber_counts())
         except (MetadataError, ValueError) as error:
-            busy = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
-            return [{'error': str(error), 'again': busy}]
+            port_in_use = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
+            return [{'error': str(error), 'again': port_in_use}]
+        finally:
+            if handed_over is not None:
+                handed_over.close()
         return [{'error': 'one of the verbs attach, detach, list'}]
 
-    # -- who follows
+    # -- workers
 
-    def _followed(self, connection: socket.socket) -> None:
-        uid, group_ids = _peer(connection)
-        if not may_follow(uid, group_ids, self._workers):
-            LOG.warning('A process of uid %d may not follow, and was sent away', uid)
-            connection.close()
+    def _on_worker_connect(self, connection: socket.socket) -> None:
+        uid, group_ids = _peer_credentials(connection)
+        if not may_subscribe(uid, group_ids, self._workers_socket):
+            self._refuse(connection, f'uid {uid} may not subscribe')
             return
-        self._followers[connection] = None
-        self._selector.register(connection, selectors.EVENT_READ, self._hear)
+        if len(self._subscribers) >= MAX_WORKER_CONNECTIONS:
+            self._refuse(connection, f'{MAX_WORKER_CONNECTIONS} workers are connected already')
+            return
+        self._subscribers[connection] = None
+        self._selector.register(connection, selectors.EVENT_READ, self._on_worker_packet)
 
-    def _hear(self, connection: socket.socket) -> None:
-        message, descriptor = protocol.receive(connection)
-        handed = socket.socket(fileno=descriptor) if descriptor is not None else None
+    def _on_worker_packet(self, connection: socket.socket) -> None:
+        message, sock = protocol.receive(connection)
         try:
-            self._heard(connection, message, handed)
+            self._handle_worker_message(connection, message, sock)
         except ValueError:
-            if handed:
-                handed.close()
+            if sock is not None:
+                sock.close()
             raise
 
-    def _heard(self, connection: socket.socket, message: dict[str, Any], handed: socket.socket | None) -> None:
-        follower = self._followers[connection]
-        if follower is None and message.get('mode') in protocol.MODES:
-            self._followers[connection] = Follower(message['mode'])
-        elif follower and message.get('holds') is not None and handed is not None:
-            listener = Listener.from_json(message['holds'])
-            if not self._registry.adopt(listener, handed):
-                follower.waiting.append(({'leave': listener.key}, None))
-        elif follower and 'holds' in message and handed is None:
-            self._registry.follow(follower)
+    def _handle_worker_message(
+        self, connection: socket.socket, message: dict[str, Any], sock: socket.socket | None
+    ) -> None:
+        subscriber = self._subscribers[connection]
+        if subscriber is None and sock is None and message.get(protocol.MODE) in protocol.MODES:
+            self._subscribers[connection] = Subscriber(message[protocol.MODE])
+        elif subscriber is None or self._registry.is_subscribed(subscriber):
+            raise ValueError("not a worker's message")
+        elif message.get(protocol.HAVE) is not None and sock is not None:
+            listener = Listener.from_json(message[protocol.HAVE], ignore_unknown=True)
+            if self._registry.restore_from_worker(listener, sock):
+                return
+            if len(subscriber.queue) >= MAX_QUEUED_REFUSALS:
+                raise ValueError('a worker that does not read')
+            subscriber.queue.append(({protocol.REMOVE: listener.key}, None))
+        elif protocol.HAVE in message and sock is None:
+            self._registry.subscribe(subscriber)
         else:
-            raise ValueError('not what a worker says')
+            raise ValueError("not a worker's message")
 
-    def _tell(self, connection: socket.socket) -> None:
-        follower = self._followers[connection]
-        wanted = selectors.EVENT_READ
-        while follower and follower.waiting:
-            message, kept = follower.waiting[0]
+    def _flush(self, connection: socket.socket) -> None:
+        subscriber = self._subscribers[connection]
+        events = selectors.EVENT_READ
+        while subscriber and subscriber.queue:
+            message, sock = subscriber.queue[0]
             try:
-                protocol.send(connection, message, kept.fileno() if kept is not None else None)  # type: ignore[attr-defined]
+                protocol.send(connection, message, sock.fileno() if sock is not None else None)  # type: ignore[attr-defined]
             except BlockingIOError:
-                wanted |= selectors.EVENT_WRITE
+                events |= selectors.EVENT_WRITE
                 break
             except OSError as error:
-                if error.errno not in LATER:
+                if error.errno not in TRANSIENT_SEND_ERRORS:
                     raise
-                self._breath_s = SHORT_BREATH_S
+                self._poll_s = RESEND_POLL_S
                 break
-            follower.waiting.popleft()
+            subscriber.queue.popleft()
         key = self._selector.get_key(connection)
-        if key.events != wanted:
-            self._selector.modify(connection, wanted, self._hear)
+        if key.events != events:
+            self._selector.modify(connection, events, self._on_worker_packet)
 
 
-def may_follow(uid: int, group_ids: list[int], owner: os.stat_result) -> bool:
-    """Root, the owner of the workers' socket, and its group: who may write to it. Asked again of who is connected.
+def may_subscribe(uid: int, group_ids: list[int], socket_stat: os.stat_result) -> bool:
+    """Whether the process may write to the workers' socket: root, its owner, its group. Checked after connecting.
 
-    The permissions of a socket are those of its file system's moment; a process keeps what it opened before.
+    The file's permissions are checked by the kernel at connect only; a process keeps a connection that it has.
     """
-    return uid in (0, owner.st_uid) or (bool(owner.st_mode & stat.S_IWGRP) and owner.st_gid in group_ids)
+    return uid in (0, socket_stat.st_uid) or (
+        bool(socket_stat.st_mode & stat.S_IWGRP) and socket_stat.st_gid in group_ids
+    )
 
 
-def _peer(connection: socket.socket) -> tuple[int, list[int]]:
+def _peer_credentials(connection: socket.socket) -> tuple[int, list[int]]:
     """(uid, all group ids) of the process at the other end when it connected; unix(7)."""
     _, uid, gid = struct.unpack('iII', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
-        more = array.array('I', connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4096))
+        supplementary = array.array('I', connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4096))
     except OSError:
-        more = array.array('I')
-    return uid, [gid, *more]
+        supplementary = array.array('I')
+    return uid, [gid, *supplementary]
 
 
-def _pages(listeners: list[dict[str, Any]], workers: dict[str, int], size: int = 100) -> list[dict[str, Any]]:
+def _list_pages(listeners: list[dict[str, Any]], workers: dict[str, int], size: int = 100) -> list[dict[str, Any]]:
     pages = [{'listeners': listeners[start : start + size]} for start in range(0, len(listeners), size)]
     return [*pages, {'listeners': [], 'workers': workers}]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's side of the keeper: serve what it hands over, from now on and after its own restart."""
+"""A worker's subscription: it receives listeners from the keeper, and sends them back to a restarted one."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from typing import Any
 
 from metadata_wsgi.keeper import protocol
 from metadata_wsgi.keeper.protocol import Listener
 
 LOG = logging.getLogger(__name__)
 
-AGAIN_S = 0.5
+RECONNECT_DELAY_S = 0.5
 
 
-class Following:
-    """Follows the keeper at ``path``; ``serve`` and ``leave`` are called for what comes and goes.
+class Subscription:
+    """Subscribes to the keeper at ``path``; ``on_add`` and ``on_remove`` are called for each change.
 
-    ``serve`` gets the listener and a socket that is its own to close; ``leave`` the listener. ``run`` is to
-    be called in a thread or greenlet of its own, with the ``sleep`` of that kind, and returns only after ``stop``.
+    ``on_add`` gets the listener and its socket, which this class closes after ``on_remove``. ``run`` is to be called in
+    a thread or greenlet of its own, with the ``sleep`` of that kind, and returns only after ``stop``.
     """
 
     def __init__(
@@ -28,71 +29,82 @@ class Following:
         path: str,
         mode: str,
         *,
-        serve: Callable[[Listener, socket.socket], None],
-        leave: Callable[[Listener], None],
+        on_add: Callable[[Listener, socket.socket], None],
+        on_remove: Callable[[Listener], None],
         sleep: Callable[[float], None],
     ) -> None:
         self._path = path
         self._mode = mode
-        self._serve = serve
-        self._leave = leave
+        self._on_add = on_add
+        self._on_remove = on_remove
         self._sleep = sleep
-        self._served: dict[str, tuple[Listener, socket.socket]] = {}
+        self._listeners: dict[str, tuple[Listener, socket.socket]] = {}
         self._running = True
 
     def stop(self) -> None:
-        """End ``run`` at its next breath."""
+        """Make ``run`` return after the next packet or reconnection attempt."""
         self._running = False
 
     def run(self) -> None:
-        """Follow; a keeper that is away is waited for, and what is served stays served meanwhile."""
-        said = False
+        """Receive changes. While the keeper is unavailable the present listeners stay, and it reconnects."""
+        logged = False
         while self._running:
             try:
                 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
                     connection.connect(self._path)
-                    said = False
-                    self._follow(connection)
+                    logged = False
+                    self._subscribe(connection)
             except (OSError, EOFError, ValueError) as error:
-                if not said:
-                    LOG.warning('The keeper at %s is away, what is attached stays served: %s', self._path, error)
-                said = True
-            self._sleep(AGAIN_S)
+                if not logged:
+                    LOG.warning('The keeper at %s is unavailable, attached listeners stay: %s', self._path, error)
+                logged = True
+            self._sleep(RECONNECT_DELAY_S)
 
-    def _follow(self, connection: socket.socket) -> None:
-        protocol.send(connection, {'mode': self._mode})
-        for listener, held in self._served.values():
-            protocol.send(connection, {'holds': listener.to_json()}, held.fileno())
-        protocol.send(connection, {'holds': None})
-        still_there: set[str] = set()
-        complete = False
+    def _subscribe(self, connection: socket.socket) -> None:
+        uid = protocol.peer_uid(connection)
+        if not protocol.is_root_or_own(uid, os.geteuid()):
+            raise ValueError(f'the process that listens there has uid {uid}')
+        protocol.send(connection, {protocol.MODE: self._mode})
+        for listener, sock in self._listeners.values():
+            protocol.send(connection, {protocol.HAVE: listener.to_json()}, sock.fileno())
+        protocol.send(connection, {protocol.HAVE: None})
+        confirmed: set[str] = set()
+        synced = False
         while self._running:
-            message, descriptor = protocol.receive(connection)
-            if 'serve' in message and descriptor is not None:
-                listener = Listener.from_json(message['serve'])
-                still_there.add(listener.key)
-                self._take(listener, descriptor)
-            elif 'leave' in message:
-                self._let_go(str(message['leave']))
-            elif 'complete' in message and not complete:
-                complete = True
-                for key in set(self._served) - still_there:
-                    self._let_go(key)
+            message, received = protocol.receive(connection)
+            if protocol.ADD in message and received is not None:
+                confirmed |= self._add(message[protocol.ADD], received)
+                continue
+            if received is not None:
+                received.close()
+            if protocol.REMOVE in message:
+                self._remove(str(message[protocol.REMOVE]))
+            elif protocol.SYNC_END in message and not synced:
+                synced = True
+                for key in set(self._listeners) - confirmed:
+                    self._remove(key)
 
-    def _take(self, listener: Listener, descriptor: int) -> None:
-        there = self._served.get(listener.key)
-        if there and there[0] == listener:
-            # The keeper was restarted; ours is the same socket.
-            os.close(descriptor)
-            return
-        if there:
-            self._let_go(listener.key)
-        handed = socket.socket(fileno=descriptor)
-        self._served[listener.key] = (listener, handed)
-        self._serve(listener, handed)
+    def _add(self, fields: Any, received: socket.socket) -> set[str]:
+        """Add the listener unless it is there already; returns its key, or nothing if this release cannot use it."""
+        try:
+            listener = Listener.from_json(fields, ignore_unknown=True)
+        except ValueError as error:
+            received.close()
+            LOG.warning('A listener of the keeper at %s is not understood and not served: %s', self._path, error)
+            return set()
+        current = self._listeners.get(listener.key)
+        if current and current[0] == listener:
+            # Sent by a restarted keeper; ours is the same socket.
+            received.close()
+        else:
+            if current:
+                self._remove(listener.key)
+            self._listeners[listener.key] = (listener, received)
+            self._on_add(listener, received)
+        return {listener.key}
 
-    def _let_go(self, key: str) -> None:
-        there = self._served.pop(key, None)
-        if there is not None:
-            self._leave(there[0])
-            there[1].close()
+    def _remove(self, key: str) -> None:
+        current = self._listeners.pop(key, None)
+        if current is not None:
+            self._on_remove(current[0])
+            current[1].close()

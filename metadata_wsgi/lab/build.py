@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the lab step by step, saying each step, and take it down again."""
+"""Build the lab step by step, report each step, and remove it again."""
 
 from __future__ import annotations
 
@@ -14,45 +14,46 @@ from contextlib import suppress
 
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.lab import guests, plan, topology
-from metadata_wsgi.netns.attach import Attachments, Proxy
+from metadata_wsgi.netns.attach import Attacher, ProxyCommand
 from metadata_wsgi.netns.runner import SubprocessRunner
-from metadata_wsgi.netns.target import NETWORK, ROUTER, Place
+from metadata_wsgi.netns.target import NETWORK, ROUTER, AttachTarget
 
-Say = Callable[[str], None]
+Report = Callable[[str], None]
+"""Prints one line of progress."""
 
 
-def up(paste_file: str, say: Say) -> list[tuple[plan.Guest, guests.Received]]:
-    """Build it, ask each guest who it is, and return what they heard. What an earlier lab left goes first."""
+def up(paste_file: str, report: Report) -> list[tuple[plan.Guest, guests.Received]]:
+    """Build it and return the identity that each instance receives. Removes what an earlier lab left."""
     if topology.remove():
-        say('An earlier lab was still there: removed')
+        report('An earlier lab was still there: removed')
     _write_files()
-    say(f'Host      namespace {plan.HOST_NAMESPACE}: stands for the host, nothing of it reaches your network')
+    report(f'Host      namespace {plan.HOST_NAMESPACE}: represents the host, and has no connection to your network')
     topology.make_host()
     for guest in plan.GUESTS:
         kind = f'router {guest.router_id}' if guest.routed else f'isolated network {guest.network_id}'
-        say(f'Guest     {guest.namespace} of tenant {guest.tenant} at {plan.ADDRESS}, {kind}')
+        report(f'Guest     {guest.namespace} of tenant {guest.tenant} at {plan.ADDRESS}, {kind}')
         topology.make_guest(guest)
-    say("Nova      its stand-in, the pipeline 'nova' of the paste file, on 127.0.0.1:8775 of the host")
+    report("Nova      its replacement, the pipeline 'nova' of the paste file, on 127.0.0.1:8775 of the host")
     _start('nova', _nova(paste_file))
-    say(f"Agent     quantum-metadata-agent, the pipeline 'agent', on {plan.STATE_PATH}/metadata_proxy")
+    report(f"Agent     quantum-metadata-agent, the pipeline 'agent', on {plan.STATE_PATH}/metadata_proxy")
     _start('agent', [program('quantum-metadata-agent'), '--config-file', f'{plan.STATE_PATH}/metadata_agent.ini'])
     _wait_for(f'{plan.STATE_PATH}/metadata_proxy', 'agent')
-    attachments = _attachments()
+    attacher = _attacher()
     for guest in plan.GUESTS:
-        say(f'Attach    {guest.gateway_namespace}: rules and namespace proxy')
-        attachments.attach(_place(guest))
-    say(f'Ask       curl {guests.URL}/... inside each guest')
-    return [(guest, guests.ask(guest)) for guest in plan.GUESTS]
+        report(f'Attach    {guest.gateway_namespace}: rules and namespace proxy')
+        attacher.attach(_target(guest))
+    report(f'Request   curl {guests.URL}/... inside each instance')
+    return [(guest, guests.request_identity(guest)) for guest in plan.GUESTS]
 
 
-def down(say: Say) -> None:
+def down(report: Report) -> None:
     """Remove every trace of it."""
     count = topology.remove()
-    there = os.path.isdir(plan.STATE_PATH)
+    exists = os.path.isdir(plan.STATE_PATH)
     shutil.rmtree(plan.STATE_PATH, ignore_errors=True)
-    say(
+    report(
         f'Removed {count} namespaces, the processes in them, and {plan.STATE_PATH}'
-        if count or there
+        if count or exists
         else 'No lab is up'
     )
 
@@ -78,18 +79,18 @@ def _write_files() -> None:
             file.write(text)
 
 
-def _attachments() -> Attachments:
-    proxy = Proxy(
+def _attacher() -> Attacher:
+    proxy = ProxyCommand(
         program=program('quantum-ns-metadata-proxy'),
         state_path=plan.STATE_PATH,
         socket=f'{plan.STATE_PATH}/metadata_proxy',
         log_dir=plan.STATE_PATH,
     )
-    return Attachments(SubprocessRunner(), proxy=proxy)
+    return Attacher(SubprocessRunner(), proxy=proxy)
 
 
-def _place(guest: plan.Guest) -> Place:
-    return Place.of(ROUTER, guest.router_id) if guest.router_id else Place.of(NETWORK, guest.network_id)
+def _target(guest: plan.Guest) -> AttachTarget:
+    return AttachTarget.of(ROUTER, guest.router_id) if guest.router_id else AttachTarget.of(NETWORK, guest.network_id)
 
 
 def _nova(paste_file: str) -> list[str]:
@@ -101,7 +102,7 @@ def _nova(paste_file: str) -> list[str]:
 
 
 def _start(name: str, argv: Sequence[str]) -> None:
-    """Run ``argv`` in the host's namespace, in the background; what it says goes to a file in the state directory."""
+    """Run ``argv`` in the host's namespace, in the background; its output goes to a file in the state directory."""
     with open(_log(name), 'ab') as log:
         subprocess.Popen(
             ['ip', 'netns', 'exec', plan.HOST_NAMESPACE, *argv],
@@ -117,12 +118,12 @@ def _log(name: str) -> str:
     return f'{plan.STATE_PATH}/{name}.log'
 
 
-def _wait_for(path: str, name: str, patience_s: float = 30.0) -> None:
-    give_up_at = time.monotonic() + patience_s
+def _wait_for(path: str, name: str, timeout_s: float = 30.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
     while not os.path.exists(path):
-        if time.monotonic() > give_up_at:
-            said = ''
+        if time.monotonic() > deadline_s:
+            output = ''
             with suppress(OSError), open(_log(name)) as log:
-                said = log.read()[-2000:]
-            raise NetnsError(f'the {name} did not start within {patience_s:.0f} s; it said:\n{said}')
+                output = log.read()[-2000:]
+            raise NetnsError(f'the {name} did not start within {timeout_s:.0f} s; its output:\n{output}')
         time.sleep(0.05)

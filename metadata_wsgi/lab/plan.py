@@ -15,13 +15,13 @@ GATEWAY = '10.1.1.1'
 PREFIX_LENGTH = 24
 CIDR = '10.1.1.0/24'
 
-# Names of the lab never change, so what an earlier lab left is found again.
+# The names of the lab never change, so that what an earlier lab left is found again.
 _NAMES = uuid.UUID('a2e7c1de-6c0b-4f3e-9d55-16925416f9fe')
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """One guest, its tenant, and the router or isolated network it is behind."""
+    """One instance, its tenant, and the router or isolated network it is behind."""
 
     name: str
     tenant: str
@@ -50,7 +50,7 @@ class Guest:
 
     @property
     def namespace(self) -> str:
-        """The namespace that stands for the guest."""
+        """The namespace that represents the instance."""
         return f'guest-{self.name}'
 
     @property
@@ -60,7 +60,7 @@ class Guest:
 
     @property
     def gateway_interface(self) -> str:
-        """Its neighbour's interface, named as an L3 or DHCP agent names it."""
+        """The interface towards it in that namespace, named as an L3 or DHCP agent names it."""
         return ('qr-' if self.routed else 'tap') + _id('port', self.name)[:11]
 
 
@@ -77,7 +77,7 @@ def namespaces() -> list[str]:
 
 
 def inventory() -> str:
-    """The YAML file that takes Quantum's and Nova's place."""
+    """The YAML file that replaces Quantum and Nova."""
     return yaml.safe_dump(
         {
             'routers': [{'id': g.router_id, 'networks': [g.network_id]} for g in GUESTS if g.router_id],
@@ -122,6 +122,8 @@ directory = static
 nova_metadata_host = 127.0.0.1
 nova_metadata_port = 8775
 metadata_workers = 1
+# Where there is no user metadata-wsgi, the namespace proxies run as nobody.
+metadata_peer_users = nobody
 
 [static]
 inventory = {STATE_PATH}/inventory.yaml

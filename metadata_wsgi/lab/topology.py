@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's namespaces and links: made as the plan says, and removed whatever state they are in.
+"""The lab's namespaces and links: created as in ``plan``, and removed whatever state they are in.
 
-A namespace takes its links, addresses and rules with it when it goes; what has to be ended before are
-the processes in it, and every process in a namespace of the lab is the lab's.
+A deleted namespace takes its links, addresses and rules with it. The processes in it have to be ended before; every
+process in a namespace of the lab belongs to the lab.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from metadata_wsgi.lab import plan
 
 
 def make_host() -> None:
-    """The namespace that stands for the host: the agent and Nova's stand-in run there, on its loopback."""
+    """The namespace that represents the host: the agent and the replacement for Nova run there, on its loopback."""
     netns.create(plan.HOST_NAMESPACE)
     with IPRoute(netns=plan.HOST_NAMESPACE) as links:
         links.link('set', index=1, state='up')
 
 
 def make_guest(guest: plan.Guest) -> None:
-    """A guest and its neighbour (router or DHCP server), joined by a link."""
+    """An instance and its router or DHCP server, joined by a link."""
     for name in (guest.gateway_namespace, guest.namespace):
         netns.create(name)
     with IPRoute(netns=guest.gateway_namespace) as neighbour, IPRoute(netns=guest.namespace) as inside:
@@ -35,7 +35,7 @@ def make_guest(guest: plan.Guest) -> None:
             'add',
             ifname=guest.gateway_interface,
             kind='veth',
-            peer={'ifname': 'eth0', 'address': guest.mac, 'net_ns_fd': f'{plan_path(guest.namespace)}'},
+            peer={'ifname': 'eth0', 'address': guest.mac, 'net_ns_fd': f'{namespace_path(guest.namespace)}'},
         )
         near = neighbour.link_lookup(ifname=guest.gateway_interface)[0]
         eth0 = inside.link_lookup(ifname='eth0')[0]
@@ -43,29 +43,29 @@ def make_guest(guest: plan.Guest) -> None:
         neighbour.link('set', index=near, state='up')
         inside.addr('add', index=eth0, address=plan.ADDRESS, prefixlen=plan.PREFIX_LENGTH)
         inside.link('set', index=eth0, state='up')
-        # An isolated network's DHCP server tells its guests this one route, a router is the default one.
+        # The DHCP server of an isolated network offers this one route; a router is the default route.
         inside.route('add', dst='default' if guest.routed else '169.254.169.254/32', gateway=plan.GATEWAY)
 
 
-def plan_path(namespace: str) -> str:
-    """Where the kernel's handle of a namespace is."""
+def namespace_path(namespace: str) -> str:
+    """The file of a namespace."""
     return f'/run/netns/{namespace}'
 
 
 def remove() -> int:
     """End every process of the lab and remove its namespaces; returns how many namespaces there were."""
-    there = [name for name in plan.namespaces() if os.path.exists(plan_path(name))]
-    _end(_processes_in(there))
-    for name in there:
+    existing = [name for name in plan.namespaces() if os.path.exists(namespace_path(name))]
+    _terminate(_processes_in(existing))
+    for name in existing:
         try:
             netns.remove(name)
         except OSError as error:
             raise NetnsError(f'namespace {name} cannot be removed: {error.strerror}') from error
-    return len(there)
+    return len(existing)
 
 
 def _processes_in(namespaces: list[str]) -> list[int]:
-    inodes = {os.stat(plan_path(name)).st_ino for name in namespaces}
+    inodes = {os.stat(namespace_path(name)).st_ino for name in namespaces}
     found = []
     for entry in os.listdir('/proc'):
         if not entry.isdecimal() or int(entry) == os.getpid():
@@ -79,28 +79,28 @@ def _processes_in(namespaces: list[str]) -> list[int]:
     return found
 
 
-def _end(pids: list[int], patience_s: float = 5.0) -> None:
-    """SIGTERM, then SIGKILL for what is left; by pidfd, so that no other process can be meant."""
-    handles = {}
+def _terminate(pids: list[int], timeout_s: float = 5.0) -> None:
+    """SIGTERM, then SIGKILL after ``timeout_s``; by pidfd, so that a reused pid is never signalled."""
+    pidfds = {}
     for pid in pids:
         try:
-            handles[pid] = os.pidfd_open(pid)
+            pidfds[pid] = os.pidfd_open(pid)
         except ProcessLookupError:
             continue
-    for how, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, patience_s)):
-        for handle in handles.values():
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
+        for pidfd in pidfds.values():
             try:
-                signal.pidfd_send_signal(handle, how)
+                signal.pidfd_send_signal(pidfd, signal_number)
             except ProcessLookupError:
                 continue
-        give_up_at = time.monotonic() + wait_s
-        while any(_alive(pid) for pid in handles) and time.monotonic() < give_up_at:
+        deadline_s = time.monotonic() + timeout_s
+        while any(_is_alive(pid) for pid in pidfds) and time.monotonic() < deadline_s:
             time.sleep(0.02)
-    for handle in handles.values():
-        os.close(handle)
+    for pidfd in pidfds.values():
+        os.close(pidfd)
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         with open(f'/proc/{pid}/stat') as stat:
             return stat.read().rpartition(')')[2].split()[0] != 'Z'

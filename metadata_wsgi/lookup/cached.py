@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory that remembers what another one said: short, once for many, and for longer while that one is away.
+"""A cache before a lookup: one lookup for concurrent requests, and stale results while the lookup is unavailable.
 
-How long an answer is told to guests, by its age:
+How long a result is used, counted from the lookup:
 
-- One instance: at most ``fresh_s``. A tenth of it and more is left off at random, so that the guests that
-  booted together do not ask together again.
-- None or several: at most ``none_s``, because the guest that asks too early shall not wait.
-- While the other directory is away: one instance up to ``stale_s``; none and several never.
+- One instance: at most ``fresh_s``, less up to a quarter at random: instances that booted together are not looked up
+  together again.
+- None or several: at most ``not_found_s``, so that a client that is too early soon gets its instance.
+- While the lookup is unavailable: one instance up to ``stale_s``; none and several never.
 
-The networks of a router, which a directory may ask for in a step of its own (``remember``), are part of ``fresh_s``:
-a fifth of it is theirs, the rest the instance's, so that the two together never exceed it.
+The networks of a router, which a lookup may query in a step of its own, count within ``fresh_s``: the step cache
+(``networks_cache``) has a fifth of it, the instance the rest, so that the two together never exceed it.
 """
 
 from __future__ import annotations
@@ -20,86 +20,85 @@ from typing import Any
 from metadata_wsgi.cache.local import LocalCache, Ttl
 from metadata_wsgi.cache.single_flight import SingleFlight, jittered
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.lookup import InstanceLookup
+from metadata_wsgi.lookup.protocol import InstanceLookup, StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 
-STEP = 0.2
-"""The part of ``fresh_s`` that is the router's networks'."""
-SETTLED_S = 1.0
-"""An answer that is younger is not asked for again."""
+NETWORKS_TIME_SHARE = 0.2
+"""The part of ``fresh_s`` that the networks of a router have."""
+MIN_REVALIDATE_AGE_S = 1.0
+"""A younger result is not looked up again: a boot gets several 404 of Nova in a fraction of a second."""
 
 
 class CachedLookup:
-    """Asks ``inner`` where ``memory`` has no answer. ``steps`` is the memory for a router's networks."""
+    """Finds instances through ``lookup`` where ``cache`` has no result. Times in seconds."""
 
     def __init__(
-        self,
-        inner: InstanceLookup,
-        memory: LocalCache,
-        steps: LocalCache,
-        *,
-        fresh_s: float,
-        none_s: float,
-        stale_s: float,
+        self, lookup: InstanceLookup, cache: LocalCache, *, fresh_s: float, not_found_s: float, stale_s: float
     ) -> None:
-        self.inner = inner
-        self._memory = memory
+        self._lookup = lookup
+        self._cache = cache
 
-        def lives(found: Sequence[Instance]) -> Ttl:
+        def ttl_of(found: Sequence[Instance]) -> Ttl:
             if len(found) != 1:
-                return Ttl(jittered(none_s), 0.0)
-            return Ttl(jittered(fresh_s * (1 - STEP)), stale_s)
+                return Ttl(jittered(not_found_s), 0.0)
+            return Ttl(jittered(fresh_s * (1 - NETWORKS_TIME_SHARE)), stale_s)
 
-        self._recall = SingleFlight(memory, lives=lives)
-        if hasattr(inner, 'remember'):
-            networks = SingleFlight(steps, lives=lambda found: Ttl(fresh_s * STEP, 0.0))
-            inner.remember = networks
+        self._results = SingleFlight(cache, ttl_of=ttl_of)
 
     def find(self, source: Source, deadline: Deadline) -> Sequence[Instance]:
-        """The instances that fit ``source``, as ``inner`` says or said a while ago. Raises what it raises."""
-        found: Sequence[Instance] = self._recall(_key(source), self._ask(source), deadline)
+        """The instances that match ``source``, cached or looked up. Raises as the lookup does."""
+        found: Sequence[Instance] = self._results(_key(source), self._load(source), deadline)
         return found
 
-    def known(self, source: Source) -> Instance | None:
-        """The instance, if one is remembered and fresh. Asks nobody."""
-        kept = self._memory.fresh(_key(source))
-        return kept.value[0] if kept is not None and len(kept.value) == 1 else None
+    def cached(self, source: Source) -> Instance | None:
+        """The instance, if the result is cached and fresh and has exactly one. Makes no lookup."""
+        entry = self._cache.fresh(_key(source))
+        return entry.value[0] if entry is not None and len(entry.value) == 1 else None
 
-    def moved(self, source: Source, deadline: Deadline) -> bool:
-        """Whether another answer than the remembered one is true, which is then the remembered one.
+    def revalidate(self, source: Source, deadline: Deadline) -> bool:
+        """Look ``source`` up again; True if the result differs from the cached one, which it then replaces.
 
-        False where none is remembered, or one that is younger than ``SETTLED_S``; also while ``inner`` is away,
-        for then nobody knows. Raises InstanceLookupError when asking is of no use.
+        False without a lookup where nothing is cached, where the result is younger than ``MIN_REVALIDATE_AGE_S``, and
+        while the lookup is unavailable. Raises InstanceLookupError when the lookup fails.
         """
         key = _key(source)
-        kept = self._memory.usable(key) or self._memory.fresh(key)
-        if kept is None or self._memory.clock() - kept.since_s < SETTLED_S or self._recall.is_away():
+        entry = self._cache.stale_ok(key) or self._cache.fresh(key)
+        if entry is None or self._cache.clock() - entry.loaded_at_s < MIN_REVALIDATE_AGE_S:
             return False
-        return bool(self._recall.other(key, kept.value, self._ask(source), deadline) != kept.value)
+        if self._results.source_is_down():
+            return False
+        return bool(self._results.refresh(key, entry.value, self._load(source), deadline) != entry.value)
 
-    def forget(self, source: Source) -> None:
-        """Ask ``inner`` the next time."""
-        self._memory.forget(_key(source))
+    def invalidate(self, source: Source) -> None:
+        """Remove the cached result."""
+        self._cache.delete(_key(source))
 
-    def _ask(self, source: Source) -> Callable[[Deadline], Sequence[Instance]]:
-        return lambda deadline: tuple(self.inner.find(source, deadline))
+    def _load(self, source: Source) -> Callable[[Deadline], Sequence[Instance]]:
+        return lambda deadline: tuple(self._lookup.find(source, deadline))
+
+
+def networks_cache(cache: LocalCache, *, fresh_s: float) -> StepCache:
+    """The step cache for the networks of routers that goes with a CachedLookup of the same ``fresh_s``."""
+    return SingleFlight(cache, ttl_of=lambda networks: Ttl(fresh_s * NETWORKS_TIME_SHARE, 0.0))
 
 
 def pack(found: Sequence[Instance]) -> Any:
-    """What JSON can carry of an answer."""
+    """A result as JSON types."""
     return [[one.instance_id, one.project_id, one.port_id, one.created_at_s] for one in found]
 
 
 def unpack(packed: Any) -> tuple[Instance, ...]:
-    """The answer again. TypeError or ValueError for what is none."""
+    """The result that ``pack`` packed. TypeError or ValueError for anything else."""
     instances = tuple(Instance(*one) for one in packed)
     for one in instances:
         if not all(isinstance(text, str) for text in (one.instance_id, one.project_id, one.port_id)):
-            raise TypeError('an id that is no text')
+            raise TypeError('an id is not text')
         if not isinstance(one.created_at_s, float | None):
-            raise TypeError('a moment that is none')
+            raise TypeError('the time of creation is not a number')
     return instances
 
 
-def _key(source: Source) -> tuple[str, str, str]:
-    return source.address, source.router_id or '', source.network_id or ''
+def _key(source: Source) -> tuple[str, ...]:
+    key = source.address, source.router_id or '', source.network_id or ''
+    # Without an interface the key is that of version 1.0, which may share the cache.
+    return (*key, source.interface) if source.interface else key

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is at an address, from a YAML file: for small clouds without OpenStack, demonstrations and tests.
+"""Lookup in a YAML file: for small clouds without OpenStack, demonstrations and tests.
 
-``directory = static`` and ``[static] inventory = <file>`` choose it. The file is read at start, where a
-mistake stops the start, and again when it changes, where a mistake is logged and the old content stays in
-force. Only ports with an instance count; a router without networks has no guests. Every answer comes
-from memory, so no deadline is ever spent.
+``directory = static`` and ``[static] inventory = <file>`` choose it. The file is read at start, where an error stops
+the start, and again when it changes, where an error is logged and the inventory read before stays in use. Only ports
+with an instance are found; a router without networks has no instances.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from oslo_config import cfg
 
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.inventory import Inventory, WatchedInventory
+from metadata_wsgi.inventory import Inventory, ReloadingInventory
+from metadata_wsgi.lookup.protocol import StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 
 GROUP = 'static'
@@ -29,14 +29,16 @@ OPTS = [
 
 
 class StaticLookup:
-    """Finds instances in the inventory that is in force when it is asked."""
+    """Finds instances in the inventory that ``current`` returns."""
 
     def __init__(self, current: Callable[[], Inventory]) -> None:
         self._current = current
 
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
         """The instances that have the source's address behind its router or on its network."""
-        ports = self._current().guests_at(source.address, router_id=source.router_id, network_id=source.network_id)
+        ports = self._current().instance_ports(
+            source.address, router_id=source.router_id, network_id=source.network_id, interface=source.interface
+        )
         return tuple(
             Instance(port.instance_id, port.project_id, port.id, port.created_at_s)
             for port in ports
@@ -44,7 +46,7 @@ class StaticLookup:
         )
 
 
-def factory(global_conf: Mapping[str, str]) -> StaticLookup:
-    """For ``directory = static``."""
+def factory(global_conf: Mapping[str, str], *, networks_cache: StepCache | None = None) -> StaticLookup:
+    """For ``directory = static``. ``networks_cache`` is not needed: no step takes time."""
     conf = config_files.load(global_conf, OPTS, GROUP)
-    return StaticLookup(WatchedInventory(conf.static.inventory).current)
+    return StaticLookup(ReloadingInventory(conf.static.inventory).current)

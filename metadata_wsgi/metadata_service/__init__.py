@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can stand in Nova's place: the metadata API of a small cloud, from the inventory.
+"""A metadata API for small clouds that can replace Nova's, from the inventory.
 
-It answers as Nova's does (measured against nova 34.0.0): the same paths, listings, statuses and content types,
-so that a guest cannot tell which of the two is there, except where Nova answers 500 to a path that does not
-exist: that is 404 here.
+Paths, listings, status codes and content types are those of Nova (measured against nova 34.0.0), with one exception:
+where Nova answers 500 to a path that does not exist, the response here is 404.
 
-One file, one noun: ``authentication`` believes a request or not, ``ec2`` and ``openstack`` are the two trees as
-pure functions of an instance, ``password`` is the one thing a guest may write, ``app`` puts them together.
+``authentication`` checks the signed headers, ``ec2`` and ``openstack`` are the two trees as pure functions of an
+instance, ``password`` stores the one value an instance may write, ``app`` is the WSGI app.
 """

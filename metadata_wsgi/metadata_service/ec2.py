@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The EC2 tree: ``/<version>/{meta-data/...,user-data}``, as pure functions of an instance.
 
-A directory answers with its listing, one name a line, in the order of the alphabet, directories with a slash.
-A public key's directory is listed as ``0=name`` and reached as ``0``. Which leaf came with which
-version is Nova's table, as its listings show it.
+The response for a directory is its listing: one name per line in alphabetical order, directories with a slash. The
+directory of a public key is listed as ``0=name`` and has the path ``0``. The version that introduced each leaf is
+taken from Nova's listings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERSIONS = (
     '2009-04-04',
 )
 
-# The version with which each name appeared; the others have always been there.
+# The version that introduced each name; names that are not here are in all versions.
 _SINCE = {
     'local-hostname': '2007-01-19',
     'public-hostname': '2007-01-19',
@@ -41,7 +41,7 @@ _SINCE = {
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A directory of the tree. ``listed_as`` is its line in the listing above it, where that is not its name."""
+    """A directory of the tree. ``listed_as`` is its line in the listing of its parent, where that is not its name."""
 
     entries: Mapping[str, Node]
     listed_as: str | None = None
@@ -51,12 +51,12 @@ Node: TypeAlias = Folder | bytes
 
 
 def versions() -> bytes:
-    """What ``/`` lists, the only answer for which nobody must say who they are."""
+    """The listing of ``/``, the only response that needs no authentication."""
     return '\n'.join([*VERSIONS, 'latest']).encode()
 
 
 def find(instance: Instance, tokens: Sequence[str]) -> bytes | None:
-    """What is at ``/<version>/...``, split; the versions where nothing is asked for, None where there is nothing."""
+    """The body for the parts of ``/<version>/...``; the versions for no parts, None where there is nothing."""
     if not tokens:
         return versions()
     version = VERSIONS[-1] if tokens[0] == 'latest' else tokens[0]
@@ -71,7 +71,7 @@ def find(instance: Instance, tokens: Sequence[str]) -> bytes | None:
 
 
 def listing(folder: Folder) -> bytes:
-    """A line for each entry, without one at the end."""
+    """A line for each entry, without a newline at the end."""
     return '\n'.join(_line(name, folder.entries[name]) for name in sorted(folder.entries)).encode()
 
 
@@ -86,7 +86,7 @@ def tree(instance: Instance, version: str) -> Folder:
 
 
 def ec2_id(instance: Instance, prefix: str) -> str:
-    """An id as EC2 has them, ``i-0a1b2c3d``; never another for an instance, or cloud-init would set it up anew."""
+    """An EC2 id, ``i-0a1b2c3d``. Stable: with another id cloud-init would set the instance up as a new one."""
     return f'{prefix}-{hashlib.sha256(instance.id.encode()).hexdigest()[:8]}'
 
 

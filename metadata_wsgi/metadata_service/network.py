@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""network_data.json: how a guest sets up its interfaces, derived from its ports and their subnets. Pure.
+"""network_data.json: the interfaces of an instance, from its ports and their subnets. Pure functions.
 
-An address whose network has no subnet for it, or one with ``dhcp: true``, becomes "ask DHCP": a mask that nobody
-wrote down cannot be told. An IPv6 address that is link-local is no network: a guest makes it itself.
+An address without a subnet, or in one with ``dhcp: true``, becomes "use DHCP": its mask is not known. Link-local IPv6
+addresses are left out: an instance makes its own.
 """
 
 from __future__ import annotations
@@ -28,17 +28,13 @@ def network_data(instance: Instance) -> dict[str, Any]:
 
 
 def _link(port: Port) -> dict[str, Any]:
-    return {
-        'id': _link_id(port),
-        'vif_id': port.id,
-        'type': 'phy',
-        'mtu': port.network.mtu,
-        'ethernet_mac_address': port.mac,
-    }
+    # Without an mtu in the inventory the key is left out and the guest decides: clients fail at a null.
+    mtu = {} if port.network.mtu is None else {'mtu': port.network.mtu}
+    return {'id': _link_id(port), 'vif_id': port.id, 'type': 'phy', **mtu, 'ethernet_mac_address': port.mac}
 
 
 def _link_id(port: Port) -> str:
-    # A tap's name in OpenStack: 14 characters, because an interface's name has at most 15 (IFNAMSIZ).
+    # The name of the tap device in OpenStack: 14 characters, because an interface name has at most 15 (IFNAMSIZ).
     return f'tap{port.id[:11]}'
 
 
@@ -60,8 +56,8 @@ def _network(port: Port, address: str, subnet: Subnet | None) -> dict[str, Any]:
 def _routes(subnet: Subnet) -> list[dict[str, str]]:
     if subnet.gateway is None:
         return []
-    anywhere = '0.0.0.0' if subnet.version == 4 else '::'  # noqa: S104 - a destination, nothing listens there
-    return [{'network': anywhere, 'netmask': anywhere, 'gateway': subnet.gateway}]
+    default = '0.0.0.0' if subnet.version == 4 else '::'  # noqa: S104 - a destination, nothing listens there
+    return [{'network': default, 'netmask': default, 'gateway': subnet.gateway}]
 
 
 def _services(subnet: Subnet | None) -> list[dict[str, str]]:

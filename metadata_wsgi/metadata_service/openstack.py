@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The OpenStack tree: ``/openstack/<version>/{meta_data.json,network_data.json,...}``, from an instance.
 
-Pure, but for ``random_seed``, which is new for every request. Which file and which key came with which version is
-Nova's table, as its listings show it. network_data.json is served under every version, listed or not, and
-so it is by Nova.
+Pure functions, except for ``random_seed``, which is new for every request. The version that introduced each file and
+key is taken from Nova's listings. As in Nova, network_data.json is served under every version, listed or not.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ PASSWORD = 'password'  # noqa: S105 - the name of the file
 JSON = 'application/json'
 TEXT = 'text/plain'
 
-# In the order of the listing, with the version that first listed each.
+# In the order of the listing, with the version that introduced each.
 _FILES = {
     'meta_data.json': '2012-08-10',
     'user_data': '2012-08-10',
@@ -45,14 +44,14 @@ _FILES = {
 
 
 def has_password(tokens: Sequence[str]) -> bool:
-    """Whether ``/openstack/...``, split behind its first part, is the password, which is no part of an inventory."""
+    """Whether the parts after ``/openstack`` are the path of the password, which is not in the inventory."""
     return len(tokens) == 2 and tokens[1] == PASSWORD and PASSWORD in _files(_version(tokens[0]))
 
 
 def find(
     instance: Instance, tokens: Sequence[str], random: Callable[[int], bytes] = os.urandom
 ) -> tuple[bytes, str] | None:
-    """What is at ``/openstack/...``, split behind its first part, and its content type; None where there is nothing."""
+    """The body for the parts after ``/openstack`` and its content type; None where there is nothing."""
     if not tokens:
         return '\n'.join([*VERSIONS, 'latest']).encode(), TEXT
     version = _version(tokens[0])
@@ -71,32 +70,32 @@ def find(
         case 'vendor_data.json' as name if name in files:
             return instance.vendor_data.encode(), JSON
         case 'vendor_data2.json' as name if name in files:
-            both = {'static': json.loads(instance.vendor_data), **json.loads(instance.vendor_data2)}
-            return json.dumps(both).encode(), JSON
+            merged = {'static': json.loads(instance.vendor_data), **json.loads(instance.vendor_data2)}
+            return json.dumps(merged).encode(), JSON
     return None
 
 
 def meta_data(instance: Instance, version: str, random: Callable[[int], bytes]) -> dict[str, Any]:
-    """meta_data.json of a dated version."""
-    said: dict[str, Any] = {'uuid': instance.id}
+    """meta_data.json of the dated version ``version``."""
+    document: dict[str, Any] = {'uuid': instance.id}
     if instance.metadata:
-        said['meta'] = dict(instance.metadata)
+        document['meta'] = dict(instance.metadata)
     if instance.public_keys:
-        said['public_keys'] = dict(instance.public_keys)
-        said['keys'] = [{'name': name, 'type': 'ssh', 'data': key} for name, key in instance.public_keys]
-    said['hostname'] = instance.hostname
-    said['name'] = instance.name
-    said['launch_index'] = 0
-    said['availability_zone'] = instance.availability_zone
+        document['public_keys'] = dict(instance.public_keys)
+        document['keys'] = [{'name': name, 'type': 'ssh', 'data': key} for name, key in instance.public_keys]
+    document['hostname'] = instance.hostname
+    document['name'] = instance.name
+    document['launch_index'] = 0
+    document['availability_zone'] = instance.availability_zone
     later: tuple[tuple[str, str, Any], ...] = (
         ('2013-04-04', 'random_seed', base64.b64encode(random(512)).decode()),
         ('2015-10-15', 'project_id', instance.project_id),
         ('2016-06-30', 'devices', []),
         ('2020-10-14', 'dedicated_cpus', []),
     )
-    # Dates in this form compare as text.
-    said.update({key: value for since, key, value in later if since <= version})
-    return said
+    # Dates of this form can be compared as text.
+    document.update({key: value for since, key, value in later if since <= version})
+    return document
 
 
 def _version(token: str) -> str | None:

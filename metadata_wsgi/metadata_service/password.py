@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The password that a guest may write once: encrypted by the guest for its owner, for us up to 1020 octets.
+"""The password that an instance may write once: up to 1,020 bytes, encrypted by the instance for its owner.
 
-Each is a file named after the instance, in a directory that all workers share. It is written beside its place
-and linked there: a link fails when the name exists, so of two guests' posts one wins, on every worker and
-after every restart, and nobody reads half a password. To let a guest set another one, remove its file.
+Each is a file named after the instance, in a directory that all workers share. It is written to a temporary file and
+linked to its name: link() fails when the name exists, so of two concurrent posts one wins, on every worker and after
+every restart, and no request reads half a password. To let an instance set another password, remove its file.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import os
 import tempfile
 
 MAX_BYTES = 1020
-"""Nova keeps a password in four fields of 255 characters."""
+"""Nova stores a password in four fields of 255 characters."""
 
 
 class Passwords:
-    """The passwords in a directory. Ids must be able to name files, which an inventory has checked."""
+    """The passwords in a directory. Ids must be valid file names: the inventory checks that."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
 
     def get(self, instance_id: str) -> bytes:
-        """The password, empty if none is set; raises OSError if the file cannot be read."""
+        """The password, empty if none is set. Raises OSError if the file cannot be read."""
         with contextlib.suppress(FileNotFoundError), open(self._path(instance_id), 'rb') as file:
             return file.read(MAX_BYTES)
         return b''
 
     def set_once(self, instance_id: str, password: bytes) -> bool:
-        """Keep ``password``; False if there is one already. Raises OSError if it cannot be kept.
+        """Store ``password``; False if one is set already. Raises OSError if it cannot be stored.
 
-        An empty one sets nothing, as in Nova: the next may still be set.
+        As in Nova an empty password sets nothing: another can still be set.
         """
         if not password:
             return True

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The namespace proxy: a small program inside a router's or network's namespace.
+"""The namespace proxy: a small program inside the network namespace of a router or network.
 
-Why two processes? A guest can only reach what listens in its own router's namespace, and Nova and the
-agent's secret are reachable only from the host. The unix socket is the door between the two: a file,
-so it is there in every namespace. What stands on the guest's side of it knows no secret, no Nova and
-no other router: it can only say, truthfully, which of its neighbours is asking.
+Two processes are needed because an instance can reach only what listens in the namespace of its own router, and Nova
+and the agent's secret are reachable only from the host. A unix socket connects the two: it is a file, so it is there
+in every namespace. The namespace proxy has no secret, cannot reach Nova and does not know other routers; it only adds
+the address of its client and its own id to a request.
 
-``app`` is the WSGI application, ``daemon`` and ``pidfile`` are what an L3 agent of Grizzly expects of
-the program around it.
+``app`` is the WSGI application, ``daemonize`` and ``pidfile`` are what an L3 agent expects of the program around it.
 """

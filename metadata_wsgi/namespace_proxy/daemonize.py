@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leave the terminal, and let the caller wait until the service is there.
+"""Run in the background; the calling process returns when the service is ready.
 
-An L3 agent starts the proxy and goes on when the call returns; so the call returns when the pid file
-is written and the socket listens, with exit code 0, or with 1 when that did not come to pass.
+An L3 agent starts the proxy and waits for its exit code. The calling process exits with 0 when the pid file is
+written and the socket listens, or with 1 if the daemon ended before that.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Callable
 
 
 def daemonize() -> Callable[[], None]:
-    """Fork twice into the background; return, in the daemon only, what to call when it is ready.
+    """Fork twice into the background. Returns, in the daemon only, the function to call when it is ready.
 
-    The calling process never returns from here: it waits for the daemon's word and exits with 0, or
-    with 1 when the daemon ended without it.
+    The calling process never returns from here: it waits until the daemon is ready and exits with 0, or with 1 if the
+    daemon ended before.
     """
-    reading, writing = os.pipe()
+    read_end, write_end = os.pipe()
     if os.fork():
-        os.close(writing)
-        os._exit(0 if os.read(reading, 1) else 1)
-    os.close(reading)
+        os.close(write_end)
+        os._exit(0 if os.read(read_end, 1) else 1)
+    os.close(read_end)
     os.setsid()
     if os.fork():
         os._exit(0)
@@ -34,7 +34,7 @@ def daemonize() -> Callable[[], None]:
         for stream in (1, 2):
             os.dup2(null, stream)
         os.close(null)
-        os.write(writing, b'.')
-        os.close(writing)
+        os.write(write_end, b'.')
+        os.close(write_end)
 
     return ready

@@ -1,54 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pid file of a namespace proxy: one proxy per router, and its pid for whoever must end it.
+"""The pid file of a namespace proxy: it ensures one proxy per router, and has the pid to send a signal to.
 
-The lock tells whether one runs, the number in the file which. A lock ends with its process however
-that ends, so a file that a SIGKILL left behind is simply taken over.
+While the proxy runs it holds a lock (flock) on the file. The kernel releases the lock when the process ends, however
+it ends, so the file of a killed proxy can be reused. Root writes the file in a directory where workers may be able to
+create names, so it is opened by ``safe_files``.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 
+from metadata_wsgi import safe_files
 from metadata_wsgi.errors import NetnsError
 
 
 class PidFile:
-    """Locked from construction on; ``write`` puts the pid in; ``remove`` ends both, in the process that wrote.
+    """Locked on construction. ``write`` writes the pid; ``remove`` deletes and unlocks the file.
 
-    Raises NetnsError when another process holds the lock, with its pid.
+    Raises NetnsError with the other pid if another process holds the lock, or with the reason if the file cannot be
+    opened or is not trustworthy. The directory is kept open: ``remove`` works wherever the process is by then.
     """
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path = os.path.abspath(path)
+        self._name = os.path.basename(self.path)
         self._owner = 0
         try:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o755, exist_ok=True)
-            self._fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            self._directory = safe_files.open_directory(os.path.dirname(self.path), make=True)
         except OSError as error:
             raise NetnsError(f'pid_file {path}: {error.strerror}') from error
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            pid = os.pread(self._fd, 32, 0).decode('ascii', 'replace').strip() or 'unknown'
-            os.close(self._fd)
+            self._fd = safe_files.open_locked(self._name, dir_fd=self._directory, mode=0o644)
+        except BlockingIOError:
+            pid = self._read_pid() or 'unknown'
+            os.close(self._directory)
             raise NetnsError(f'already running with pid {pid} (pid file {path})') from None
+        except OSError as error:
+            os.close(self._directory)
+            raise NetnsError(f'pid_file {path}: {error.strerror}') from error
 
     def write(self) -> None:
-        """Put the calling process's pid into the file; called after daemonising."""
+        """Write the pid of the calling process; called after it became a daemon."""
         self._owner = os.getpid()
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, b'%d\n' % self._owner, 0)
         os.fsync(self._fd)
 
-    def forget(self) -> None:
-        """For a forked child: give the lock up there, so that it ends with the parent."""
+    def close_in_child(self) -> None:
+        """Close the file in a forked child, so that the lock ends with the parent."""
         os.close(self._fd)
+        os.close(self._directory)
 
     def remove(self) -> None:
-        """Remove the file, then let the lock go. Nothing happens in a worker, which leaves by the same way."""
+        """Delete the file, then unlock it. Does nothing in a worker, which ends through the same ``finally``.
+
+        A file that another process put there meanwhile stays.
+        """
         if os.getpid() != self._owner:
             return
-        if os.path.exists(self.path):
-            os.unlink(self.path)
+        if safe_files.is_name_of(self._fd, self._name, dir_fd=self._directory):
+            os.unlink(self._name, dir_fd=self._directory)
         os.close(self._fd)
+        os.close(self._directory)
+
+    def _read_pid(self) -> str:
+        try:
+            fd = safe_files.open_file(self._name, os.O_RDONLY, dir_fd=self._directory)
+        except OSError:
+            return ''
+        try:
+            return os.pread(fd, 32, 0).decode('ascii', 'replace').strip()
+        finally:
+            os.close(fd)

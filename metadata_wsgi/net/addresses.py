@@ -1,26 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an address is written: one canonical text for each, because Quantum compares IPv6 as strings."""
+"""Canonical text of IP addresses: Quantum compares IPv6 addresses as strings."""
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import ipaddress
 import re
+import struct
+from typing import Any
 
-# What interfaces are called (IFNAMSIZ is 16 with its NUL).
+# An interface name (IFNAMSIZ is 16 with its NUL).
 _ZONE = re.compile(r'[0-9A-Za-z._-]{1,15}\Z')
+
+# netdevice(7): the name of the interface with an index. struct ifreq: the name, then a union with the index.
+_SIOCGIFNAME = 0x8910
+_IFREQ = struct.Struct('16si20x')
 
 
 @functools.lru_cache(maxsize=4096)
 def normalize_ip(text: str) -> str:
-    """``text`` in lower case, compressed, without a zone; a v4-mapped address as IPv4. ValueError for what is none.
+    """The address in lower case, compressed, without a zone; IPv4 for a v4-mapped one. ValueError for an invalid one.
 
     A dual-stack socket shows 10.1.1.2 as ``::ffff:10.1.1.2``, and so does Neutron's haproxy.
     """
     bare, percent, zone = text.partition('%')
     parsed = ipaddress.ip_address(bare)
     if percent and (parsed.version == 4 or not _ZONE.match(zone)):
-        raise ValueError(f'{zone!r} is no zone')
+        raise ValueError(f'{zone!r} is not a zone')
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
         return str(parsed.ipv4_mapped)
     return str(parsed)
+
+
+def is_link_local(address: str) -> bool:
+    """Whether the canonical ``address`` is an IPv6 link-local one, which is unique on its link only."""
+    return address.startswith(('fe8', 'fe9', 'fea', 'feb')) and ':' in address
+
+
+def interface_of(text: str) -> str | None:
+    """The zone of the address ``text``, an interface name; None if it has none. ValueError for an invalid one."""
+    _, percent, zone = text.partition('%')
+    if percent and not _ZONE.match(zone):
+        raise ValueError(f'{zone!r} is not a zone')
+    return zone if percent else None
+
+
+def with_interface(descriptor: int, peer: tuple[Any, ...]) -> str:
+    """The peer's address as text. A link-local one with the interface on which the connection arrived as its zone.
+
+    ``descriptor`` is the connection's, ``peer`` the address as accept() returns it, with the index of the interface.
+    The kernel looks its name up in the namespace of the socket, wherever the process is. Without the zone where the
+    interface is gone or has an odd name.
+    """
+    host, scope_id = str(peer[0]), peer[3] if len(peer) == 4 else 0
+    if not scope_id:
+        return host
+    try:
+        reply = fcntl.ioctl(descriptor, _SIOCGIFNAME, _IFREQ.pack(b'', scope_id))
+    except OSError:
+        return host
+    interface = _IFREQ.unpack(reply)[0].rstrip(bytes(1)).decode('latin-1')
+    return f'{host}%{interface}' if _ZONE.match(interface) else host

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Open the listening sockets: the agent's unix socket, and the namespace proxy's TCP port.
 
-The unix socket is the only door to the agent, so it is never open to more than it should be: it is
-made for its owner alone, and opened to others after its owner and group are right.
-``metadata_proxy_socket_mode`` says to whom:
+The agent is reachable only over its unix socket, so its permissions are never wider than configured: it is created
+for its owner alone, and opened to others after owner and group are set. ``metadata_proxy_socket_mode`` selects who
+may connect:
 
 ``user``    the owner, ``metadata_proxy_user``
 ``group``   owner and group, ``metadata_proxy_group``
-``all``     every user of the host: then every one of them can ask as any guest
-``deduce``  ``user`` where only ``metadata_proxy_user`` is set, else ``group``
+``all``     every user of the host: then each of them can request the metadata of any instance
+``deduce``  ``user`` if only ``metadata_proxy_user`` is set, else ``group``
 
-Where neither user nor group is set and root starts the agent, the group is that of the agent's workers
-(``confinement.identity``), which the namespace proxies, told nothing, become too.
+If neither user nor group is set and root starts the agent, the group is that of the agent's workers
+(``privileges.identity``): by default the namespace proxies' workers have the same.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ import resource
 import socket
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from oslo_config import cfg
 
+from metadata_wsgi import limits, safe_files
 from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.net import port_holder
+from metadata_wsgi.net.port_holder import PortHolder
 
 LOG = logging.getLogger(__name__)
 
@@ -41,20 +45,20 @@ OPTS = [
         help='Who may connect to the socket: the owner, its group too, everybody; deduced from the two options below.',
     ),
     cfg.StrOpt(
-        'metadata_proxy_user', default='', help='Owner of the socket, a name or uid: whom the namespace proxies run as.'
+        'metadata_proxy_user', default='', help='Owner of the socket, a name or uid: the user of the namespace proxies.'
     ),
     cfg.StrOpt('metadata_proxy_group', default='', help='Group of the socket, a name or gid.'),
 ]
 
 IPV6_FREEBIND = 78  # <linux/in6.h>, Linux 4.15; the socket module has no name for it
-MODES = {'user': 0o600, 'group': 0o660, 'all': 0o666}
+MODE_BITS = {'user': 0o600, 'group': 0o660, 'all': 0o666}
 
 
-def mode(name: str, user: str, group: str) -> int:
-    """The permission bits that ``metadata_proxy_socket_mode`` ``name`` means. Connecting takes the write bit."""
+def socket_mode(name: str, user: str, group: str) -> int:
+    """The permission bits for ``metadata_proxy_socket_mode = name``. Connecting takes the write bit."""
     if name == 'deduce':
         name = 'user' if user and not group else 'group'
-    return MODES[name]
+    return MODE_BITS[name]
 
 
 def unix_listener(
@@ -65,94 +69,155 @@ def unix_listener(
     group: str = '',
     backlog: int = 4096,
     kind: int = socket.SOCK_STREAM,
-    patience_s: float = 3.0,
+    timeout_s: float = 3.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> socket.socket:
-    """Listen on ``path``; a stale socket is replaced, a living one refused. Raises ConfigError.
+    """Listen on ``path``. A stale socket is replaced. Raises ConfigError if another process listens on it.
 
-    A living one is looked at again for ``patience_s``: the workers of an agent whose master was killed
-    need a second to notice.
+    Such a socket is checked again for ``timeout_s``: the workers of an agent whose master was killed take a second to
+    notice and end. ``<path>.lock`` exists while this runs: of two processes that start together one must not take the
+    socket of the other, bound and not listening yet, for a stale one.
     """
+    path = os.path.abspath(path)
     uid, gid = uid_of(user), gid_of(group)
+    directory, name = os.path.split(path)
     try:
-        os.makedirs(os.path.dirname(path) or '.', mode=0o755, exist_ok=True)
+        dir_fd = safe_files.open_directory(directory, make=True)
     except OSError as error:
         raise ConfigError(f'metadata_proxy_socket = {path}: its directory cannot be made: {error.strerror}') from error
-    give_up_at = time.monotonic() + patience_s
-    while not _clear(path, kind):
-        if time.monotonic() >= give_up_at:
-            raise ConfigError(
-                f'metadata_proxy_socket = {path}: another agent is running and listens there; '
-                'stop it first, or name another path'
-            )
-        sleep(0.2)
-    listener = socket.socket(socket.AF_UNIX, kind)
-    before = os.umask(0o177)
+    give_up_at = time.monotonic() + timeout_s
     try:
-        listener.bind(path)
-        os.chown(path, uid, gid)
-        os.chmod(path, mode)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(f'metadata_proxy_socket = {path}: {error.strerror or error}') from error
+        while True:
+            try:
+                with _lock(f'{name}.lock', dir_fd):
+                    if _remove_stale(path, name, dir_fd, kind):
+                        return _bind_unix(path, name, dir_fd, kind, mode, uid, gid, backlog)
+            except BlockingIOError:
+                # Another process is between bind() and listen(): milliseconds.
+                pass
+            except OSError as error:
+                raise ConfigError(f'metadata_proxy_socket = {path}: {error.strerror or error}') from error
+            if time.monotonic() >= give_up_at:
+                raise ConfigError(
+                    f'metadata_proxy_socket = {path}: another agent is running and listens there; '
+                    'stop it first, or name another path'
+                )
+            sleep(0.2)
     finally:
-        os.umask(before)
-    listener.listen(backlog)
+        os.close(dir_fd)
+
+
+@contextmanager
+def _lock(name: str, dir_fd: int) -> Iterator[None]:
+    """Hold the lock file ``name``; it is removed afterwards. Raises BlockingIOError if another process has it."""
+    fd = safe_files.open_locked(name, dir_fd=dir_fd)
+    try:
+        yield
+    finally:
+        os.unlink(name, dir_fd=dir_fd)
+        os.close(fd)
+
+
+def _bind_unix(
+    path: str, name: str, dir_fd: int, kind: int, mode: int, uid: int, gid: int, backlog: int
+) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, kind)
+    try:
+        # bind(2) creates the file with the mode of the socket: closed to all but its owner.
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(path)
+        # By descriptor: the owner of the directory could put another file in its place meanwhile.
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
+                raise PermissionError(errno.EPERM, 'another process has replaced it')
+            # Group, mode, owner: never open to more than configured, and chmod needs no CAP_FOWNER.
+            os.chown(f'/proc/self/fd/{fd}', -1, gid)
+            os.chmod(f'/proc/self/fd/{fd}', mode)
+            os.chown(f'/proc/self/fd/{fd}', uid, -1)
+        finally:
+            os.close(fd)
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 
 def raise_descriptor_limit() -> None:
-    """As far as this process may: a thousand routers are more descriptors than a login shell's limit."""
+    """Raise the soft limit to the hard one: a thousand routers need more descriptors than a login shell's limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def tcp_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """Listen on each of ``hosts``; ConfigError if the first cannot be had, a warning for each of the others.
+    """Listen on each of ``hosts``. Raises ConfigError if the first fails; logs a warning for each other that fails.
 
-    The first is the one that must serve, IPv4; it loses nothing where IPv6 is switched off or an interface missing.
+    The first is the IPv4 address, which is served also if IPv6 is disabled or an interface is missing.
     """
     listeners = [tcp_listener(hosts[0], port)]
     for host in hosts[1:]:
         try:
-            # The first one has waited for a predecessor of both.
-            listeners.append(tcp_listener(host, port, patience_s=1.0))
+            # The first call has waited for a former process of both.
+            listeners.append(tcp_listener(host, port, timeout_s=1.0))
         except ConfigError as error:
             LOG.warning('Serving %s only: %s', hosts[0], error)
     return listeners
 
 
 def tcp_listener(
-    host: str, port: int, *, backlog: int = 4096, patience_s: float = 30.0, sleep: Callable[[float], None] = time.sleep
+    host: str,
+    port: int,
+    *,
+    backlog: int = 4096,
+    timeout_s: float = limits.PORT_IN_USE_TIMEOUT_S,
+    sleep: Callable[[float], None] = time.sleep,
+    find_holder: Callable[[int], PortHolder | None] = port_holder.find,
 ) -> socket.socket:
     """Listen on ``host`` (empty: every address of the namespace, both families) and ``port``.
 
-    A port that is in use is asked for again for ``patience_s``: a predecessor may still be on its way
-    out. An IPv6 address may have a zone (``fe80::a9fe:a9fe%qr-1``); such an address need not be there yet, because
-    the kernel takes seconds to check it for duplicates, and may come and go. Raises ConfigError.
+    While the port is in use it is retried for ``timeout_s``: a former proxy may be about to end. If another program
+    listens on it, only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``. An IPv6 address may have a zone
+    (``fe80::a9fe:a9fe%qr-1``); such an address need not be usable yet (duplicate address detection takes seconds) and
+    may disappear and come back. Raises ConfigError; its text names the process that listens on the port, if visible.
     """
-    give_up_at = time.monotonic() + patience_s
+    started_at = time.monotonic()
     while True:
         try:
-            return _bound(host, port, backlog)
-        except OSError as error:
-            waiting = error.errno in (errno.EADDRINUSE, errno.EADDRNOTAVAIL) and time.monotonic() < give_up_at
-            if not waiting:
-                where = f'[{host}]:{port}' if ':' in host else f'{host or "any address"} port {port}'
-                raise ConfigError(f'metadata_port: cannot listen on {where}: {error.strerror or error}') from error
-        sleep(0.2)
+            return bind_tcp(host, port, backlog)
+        except ConfigError as error:
+            cause = error.__cause__
+            number = cause.errno if isinstance(cause, OSError) else None
+            waited_s = time.monotonic() - started_at
+            if number == errno.EADDRINUSE and waited_s >= min(timeout_s, limits.FOREIGN_PORT_HOLDER_TIMEOUT_S):
+                holder = find_holder(port)
+                if holder and (not holder.is_own or waited_s >= timeout_s):
+                    raise ConfigError(holder.message(port, port_holder.namespace_name())) from cause
+            if number not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL) or waited_s >= timeout_s:
+                raise
+        sleep(limits.PORT_RETRY_INTERVAL_S)
 
 
-def _bound(host: str, port: int, backlog: int) -> socket.socket:
+def bind_tcp(host: str, port: int, backlog: int = 4096) -> socket.socket:
+    """The same without a retry. Raises ConfigError with the OSError as its cause."""
+    try:
+        return _bind_and_listen(host, port, backlog)
+    except OSError as error:
+        where = f'[{host}]:{port}' if ':' in host else f'{host or "any address"} port {port}'
+        raise ConfigError(f'metadata_port: cannot listen on {where}: {error.strerror or error}') from error
+
+
+def _bind_and_listen(host: str, port: int, backlog: int) -> socket.socket:
     family, *_, address = socket.getaddrinfo(
         host or '::', port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
     )[0]
     if not host and not _has_ipv6():
-        family, address = socket.AF_INET, ('0.0.0.0', port)  # noqa: S104 (the rules say who may come in)
+        family, address = socket.AF_INET, ('0.0.0.0', port)  # noqa: S104 (iptables rules limit who may connect)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # As Grizzly: a guest that vanished is noticed after 10 minutes.
+        # As Grizzly: a client that disappeared without FIN is noticed after 10 minutes.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 600)
         if family == socket.AF_INET6:
@@ -175,14 +240,12 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _clear(path: str, kind: int) -> bool:
-    """Remove a socket on which nobody listens; whether the path is free now."""
+def _remove_stale(path: str, name: str, dir_fd: int, kind: int) -> bool:
+    """Remove a socket on which no process listens; whether the path is free now."""
     try:
-        found = os.stat(path)
+        found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return True
-    except OSError as error:
-        raise ConfigError(f'metadata_proxy_socket = {path}: {error.strerror}') from error
     if not stat.S_ISSOCK(found.st_mode):
         raise ConfigError(f'metadata_proxy_socket = {path}: is there and is no socket; name another path or remove it')
     with socket.socket(socket.AF_UNIX, kind) as probe:
@@ -190,12 +253,14 @@ def _clear(path: str, kind: int) -> bool:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            os.unlink(path)
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=dir_fd)
             return True
-        except OSError as error:
-            # EAGAIN is a living one with a full queue.
-            if error.errno != errno.EAGAIN:
-                raise ConfigError(f'metadata_proxy_socket = {path}: {error.strerror}') from error
+        except FileNotFoundError:
+            return True
+        except BlockingIOError:
+            # A live one whose accept queue is full.
+            return False
     return False
 
 

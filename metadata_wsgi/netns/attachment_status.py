@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is attached on this host, and what of it is only half there.
+"""What is attached on this host, and what is wrong with it.
 
-Read from the kernel, the pid files and the keeper, not from a record of ours: what somebody else removed is seen.
+Read from the kernel, the pid files and the keeper, not from a record: what another program removed is noticed.
 """
 
 from __future__ import annotations
@@ -16,23 +16,32 @@ from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import dhcp_address, interface_state, link_local, namespaces, proxy_process
 from metadata_wsgi.netns.attach import kernel_families
 from metadata_wsgi.netns.rules import PREROUTING, Rule, rules_for
-from metadata_wsgi.netns.target import NETWORK, NETWORK_PORT, NOBODY_SERVES, PREFIXES, PROCESS, ROUTER, Kept, Place
+from metadata_wsgi.netns.target import (
+    NETWORK,
+    NETWORK_PORT,
+    NO_WORKER,
+    PREFIXES,
+    PROCESS,
+    ROUTER,
+    AttachTarget,
+    KeeperEntry,
+)
 
 YES, PARTLY, NO = 'yes', 'partly', 'no'
 UNKNOWN = 'unknown'
-"""The mode of what no process serves, while the keeper is away."""
+"""The mode of a target that no process serves, while the keeper does not respond."""
 
-NOBODY_LISTENS = 'no proxy runs, and no keeper has a socket of it; attach it again'
-KEEPER_AWAY = 'no proxy runs; whether the keeper had a socket of it is not known while it is away'
+NO_LISTENER = 'no proxy runs, and no keeper has a socket of it; attach it again'
+KEEPER_UNAVAILABLE = 'no proxy runs; whether the keeper has a socket of it is unknown while the keeper does not respond'
 
 
 @dataclass(frozen=True, slots=True)
-class Attached:
+class AttachmentStatus:
     """One router or network of this host that has anything of ours.
 
-    ``namespace`` is None if it is gone; ``mode`` is one of ``place.MODES`` or UNKNOWN, ``pid`` a process of its own;
-    ``port`` is where guests are sent to; ``rules`` is YES, PARTLY or NO (for a network: whether the address is there);
-    ``problems`` are sentences, none if all is well; ``notes`` are what is worth knowing and needs no repair.
+    ``namespace`` is None if it is gone. ``mode`` is one of ``target.MODES`` or UNKNOWN, ``pid`` a process of its own,
+    ``port`` the one that requests are redirected to. ``rules`` is YES, PARTLY or NO (for a network: whether the address
+    is there). ``problems`` are sentences, none if all is well; ``notes`` are facts that need no repair.
     """
 
     namespace: str | None
@@ -46,9 +55,9 @@ class Attached:
     mode: str = PROCESS
 
     @property
-    def place(self) -> Place:
-        """Where it is, for detaching it."""
-        return Place.of(self.kind, self.uuid, self.namespace)
+    def target(self) -> AttachTarget:
+        """The target, for detaching it."""
+        return AttachTarget.of(self.kind, self.uuid, self.namespace)
 
 
 class RuleReader(Protocol):
@@ -58,141 +67,158 @@ class RuleReader(Protocol):
         """Every rule of ours in the namespace."""
 
 
-def attached(
-    iptables: RuleReader, *, state_path: str, families: Sequence[int] | None = None, kept: Iterable[Kept] | None = ()
-) -> list[Attached]:
-    """Everything attached on this host: what has a pid file here, or is kept by the keeper, or has rules of ours.
+def list_attachments(
+    iptables: RuleReader,
+    *,
+    state_path: str,
+    families: Sequence[int] | None = None,
+    keeper_entries: Iterable[KeeperEntry] | None = (),
+) -> list[AttachmentStatus]:
+    """Everything attached on this host: each target that has a pid file, an entry in the keeper, or rules of ours.
 
-    ``kept`` is what the keeper has; None: it is away and cannot be asked.
+    ``keeper_entries`` None: the keeper does not respond.
     """
     families = tuple(families or kernel_families())
-    by_place = {(one.place.kind, one.place.uuid): one for one in kept or ()}
-    places = _places(state_path, iptables, families, [one.place for one in by_place.values()])
-    found = [_look(place, state_path, iptables, families, by_place.get((place.kind, place.uuid))) for place in places]
-    if kept is not None:
+    entries = {(entry.target.kind, entry.target.uuid): entry for entry in keeper_entries or ()}
+    targets = _targets(state_path, iptables, families, [entry.target for entry in entries.values()])
+    found = [
+        _status(target, state_path, iptables, families, entries.get((target.kind, target.uuid))) for target in targets
+    ]
+    if keeper_entries is not None:
         return found
-    return [one if one.pid else replace(one, mode=UNKNOWN, problems=_of_unknown(one)) for one in found]
+    return [one if one.pid else _with_unknown_mode(one) for one in found]
 
 
-def _of_unknown(one: Attached) -> tuple[str, ...]:
-    return tuple(KEEPER_AWAY if problem == NOBODY_LISTENS else problem for problem in one.problems)
+def _with_unknown_mode(status: AttachmentStatus) -> AttachmentStatus:
+    problems = tuple(KEEPER_UNAVAILABLE if problem == NO_LISTENER else problem for problem in status.problems)
+    return replace(status, mode=UNKNOWN, problems=problems)
 
 
-def _places(state_path: str, iptables: RuleReader, families: Sequence[int], kept: Sequence[Place]) -> Iterator[Place]:
-    seen = {place.namespace for place in kept}
-    yield from sorted(kept, key=lambda place: place.namespace)
+def _targets(
+    state_path: str, iptables: RuleReader, families: Sequence[int], in_keeper: Sequence[AttachTarget]
+) -> Iterator[AttachTarget]:
+    seen = {target.namespace for target in in_keeper}
+    yield from sorted(in_keeper, key=lambda target: target.namespace)
     for file in sorted(Path(state_paths.pid_file(state_path, '_')).parent.glob('*.pid')):
-        place = _place_of(file.stem, proxy_process.active(str(file), file.stem))
-        if place not in kept:
-            yield place
-        seen.add(place.namespace)
+        target = _target_of_process(file.stem, proxy_process.running_pid(str(file), file.stem))
+        if target not in in_keeper:
+            yield target
+        seen.add(target.namespace)
     for namespace in namespaces.names():
         if namespace not in seen and iptables.ours(namespace, families=families):
-            yield Place(*_named_after(namespace), namespace)
+            yield AttachTarget(*_kind_and_id(namespace), namespace)
 
 
-def _place_of(uuid: str, pid: int | None) -> Place:
+def _target_of_process(uuid: str, pid: int | None) -> AttachTarget:
     namespace = namespaces.name_of(pid) if pid else None
     if namespace is None:
-        candidates = [Place.of(kind, uuid) for kind in (ROUTER, NETWORK)]
-        return next((place for place in candidates if namespaces.exists(place.namespace)), candidates[0])
-    # In a namespace of another name the port tells: only a network's proxy is on 80.
-    kind, name = _named_after(namespace)
+        candidates = [AttachTarget.of(kind, uuid) for kind in (ROUTER, NETWORK)]
+        return next((target for target in candidates if namespaces.exists(target.namespace)), candidates[0])
+    # The namespace may have another name. Then the port decides: only a network's proxy listens on 80.
+    kind, name = _kind_and_id(namespace)
     if name != uuid and pid and proxy_process.listens(pid, NETWORK_PORT):
         kind = NETWORK
-    return Place(kind, uuid, namespace)
+    return AttachTarget(kind, uuid, namespace)
 
 
-def _named_after(namespace: str) -> tuple[str, str]:
+def _kind_and_id(namespace: str) -> tuple[str, str]:
     for kind, prefix in PREFIXES.items():
         if namespace.startswith(prefix):
             return kind, namespace.removeprefix(prefix)
     return ROUTER, namespace
 
 
-def _look(place: Place, state_path: str, iptables: RuleReader, families: Sequence[int], kept: Kept | None) -> Attached:
-    pid = proxy_process.active(state_paths.pid_file(state_path, place.uuid), place.uuid)
-    there = namespaces.exists(place.namespace)
-    problems = [] if there else [f'there is no namespace {place.namespace}']
+def _status(
+    target: AttachTarget, state_path: str, iptables: RuleReader, families: Sequence[int], entry: KeeperEntry | None
+) -> AttachmentStatus:
+    pid = proxy_process.running_pid(state_paths.pid_file(state_path, target.uuid), target.uuid)
+    exists = namespaces.exists(target.namespace)
+    problems = [] if exists else [f'there is no namespace {target.namespace}']
     port, rules = NETWORK_PORT, NO
     interfaces = ''
-    if place.kind == NETWORK:
-        interfaces = (dhcp_address.where(place.namespace) if there else None) or ''
+    if target.kind == NETWORK:
+        interfaces = (dhcp_address.interface_with_address(target.namespace) if exists else None) or ''
         rules = YES if interfaces else NO
     else:
-        found = iptables.ours(place.namespace, families=families) if there else []
-        port, rules = judge(found, families)
-        interfaces = _said(found).get('-i', '')
-    if there and rules == PARTLY:
+        found = iptables.ours(target.namespace, families=families) if exists else []
+        port, rules = check_rules(found, families)
+        interfaces = _rule_values(found).get('-i', '')
+    if exists and rules == PARTLY:
         problems.append('the rules are only partly there; attach it again')
-    elif there and rules == NO:
-        missing = f'the address {dhcp_address.ADDRESS} is' if place.kind == NETWORK else 'the rules are'
+    elif exists and rules == NO:
+        missing = f'the address {dhcp_address.ADDRESS} is' if target.kind == NETWORK else 'the rules are'
         problems.append(f'{missing} missing; attach it again')
-    problems += _kept_problems(kept, pid, port) if kept else _process_problems(place, pid, port)
+    problems += _keeper_problems(entry, pid, port) if entry else _process_problems(target, pid, port)
     notes: list[str] = []
-    # What is wrong already is repaired by the same attach.
+    # An attach that repairs another problem repairs IPv6 too.
     if interfaces and 6 in families and not problems:
-        problems, notes = _ipv6(place, interfaces, port)
-    where = place.namespace if there else None
-    mode = kept.mode if kept else PROCESS
-    return Attached(where, place.uuid, place.kind, pid, port, rules, tuple(problems), tuple(notes), mode)
+        problems, notes = _check_ipv6(target, interfaces, port)
+    return AttachmentStatus(
+        namespace=target.namespace if exists else None,
+        uuid=target.uuid,
+        kind=target.kind,
+        pid=pid,
+        port=port,
+        rules=rules,
+        problems=tuple(problems),
+        notes=tuple(notes),
+        mode=entry.mode if entry else PROCESS,
+    )
 
 
-def _process_problems(place: Place, pid: int | None, port: int) -> list[str]:
+def _process_problems(target: AttachTarget, pid: int | None, port: int) -> list[str]:
     if pid is None:
-        return [NOBODY_LISTENS]
-    if namespaces.name_of(pid) != place.namespace:
+        return [NO_LISTENER]
+    if namespaces.name_of(pid) != target.namespace:
         return [f'pid {pid} runs in another namespace; attach it again']
     if not proxy_process.listens(pid, port):
         return [f'pid {pid} does not listen on port {port}; attach it again']
     return []
 
 
-def _kept_problems(kept: Kept, pid: int | None, port: int) -> list[str]:
+def _keeper_problems(entry: KeeperEntry, pid: int | None, port: int) -> list[str]:
     problems = []
-    if kept.port != port:
-        problems.append(f'the keeper listens on port {kept.port}, guests are sent to {port}; attach it again')
+    if entry.port != port:
+        problems.append(f'the keeper listens on port {entry.port}, requests are redirected to {port}; attach it again')
     if pid is not None:
         problems.append(f'pid {pid} runs beside the keeper; attach it again')
-    if not kept.workers:
-        problems.append(NOBODY_SERVES[kept.mode])
+    if not entry.workers:
+        problems.append(NO_WORKER[entry.mode])
     return problems
 
 
-def _ipv6(place: Place, interfaces: str, port: int) -> tuple[list[str], list[str]]:
+def _check_ipv6(target: AttachTarget, interfaces: str, port: int) -> tuple[list[str], list[str]]:
     """(problems, notes) of the IPv6 address on those interfaces."""
     problems, notes = [], []
     try:
-        with interface_state.opened(place.namespace) as opened:
-            for interface, mac in link_local.lacking(opened, interfaces).items():
+        with interface_state.open_table(target.namespace) as table:
+            for interface, mac in link_local.missing_addresses(table, interfaces).items():
                 if not mac:
                     problems.append(f'{interface_state.ADDRESS} is missing on {interface.name}; attach it again')
-                elif place.kind == ROUTER:
+                elif target.kind == ROUTER:
                     problems.append(
                         f'{interface_state.ADDRESS} is missing on {interface.name}: {mac} on its network has it'
                     )
                 else:
-                    # The usual state of all but one where a network has several DHCP agents.
-                    notes.append(
-                        f'{interface_state.ADDRESS} is held by {mac} on the network, another DHCP agent if all is well'
-                    )
+                    # Usual for all but one of the DHCP agents of a network.
+                    notes.append(f'{mac} on the network has {interface_state.ADDRESS}: usually another DHCP agent')
             problems += [
                 f'the proxy does not serve {interface_state.ADDRESS} on {interface.name}; attach it again'
-                for interface in link_local.usable(opened, interfaces)
-                if opened.refuses(interface, port)
+                for interface in link_local.usable_interfaces(table, interfaces)
+                if table.refuses_connection(interface, port)
             ]
     except NetnsError as error:
         problems.append(str(error))
     return problems, notes
 
 
-def judge(rules: Iterable[Rule], families: Sequence[int], default_port: int = 9697) -> tuple[int, str]:
-    """To which port a router's ``rules`` send its guests, and whether all are there: (port, YES|PARTLY|NO).
+def check_rules(rules: Iterable[Rule], families: Sequence[int], default_port: int = 9697) -> tuple[int, str]:
+    """The port that a router's ``rules`` redirect to, and whether all are there: (port, YES|PARTLY|NO).
 
     Port and interfaces are read from the redirect, the mark from the rule that sets it.
     """
     found = set(rules)
-    values = _said(found)
+    values = _rule_values(found)
     port = int(values.get('--to-ports', default_port))
     wanted = rules_for(
         port=port,
@@ -203,7 +229,8 @@ def judge(rules: Iterable[Rule], families: Sequence[int], default_port: int = 96
     return port, YES if found == set(wanted) else PARTLY if found else NO
 
 
-def _said(rules: Iterable[Rule]) -> dict[str, str]:
+def _rule_values(rules: Iterable[Rule]) -> dict[str, str]:
+    """The values of --to-ports, -i (of the redirect) and --set-xmark."""
     values: dict[str, str] = {}
     for rule in rules:
         for flag in ('--to-ports', '-i', '--set-xmark'):

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""169.254.169.254 on the interface of a DHCP namespace, for a network that has no router.
+"""169.254.169.254 on the interface of a DHCP namespace, for a network without a router.
 
-The prefix is /16, as Quantum's DHCP agent sets it: with the address comes the route to 169.254.0.0/16,
-so that a guest that has only a link-local address of its own hears its answer.
+The prefix is /16, as Quantum's DHCP agent sets it. With the address comes the route to 169.254.0.0/16, so that an
+instance with only a link-local address of its own gets the response.
 
-How do we know on removal that the address is ours? It carries our number as its origin (``IFA_PROTO``, Linux
-5.18). An address of the DHCP agent has none and stays. An older kernel keeps no origin; there the address
-stays too, and goes with its namespace.
+The address is marked as ours by its IFA_PROTO (Linux 5.18). An address of the DHCP agent has none, and is never
+removed. An older kernel keeps no IFA_PROTO; there the address is not removed either, and goes with its namespace.
 """
 
 from __future__ import annotations
@@ -21,20 +20,21 @@ from metadata_wsgi.errors import NetnsError
 
 ADDRESS = '169.254.169.254'
 PREFIX_LENGTH = 16
-ORIGIN = 169
+ADDRESS_PROTO = 169
+"""IFA_PROTO of our addresses."""
 
 
 def add(namespace: str, interface: str | None = None) -> bool:
-    """Put the address on ``interface``, or on the only one there is; False if some interface has it already.
+    """Add the address to ``interface``, or to the only one there is; False if some interface has it already.
 
-    Raises NetnsError when there are several interfaces to choose from, or none.
+    Raises NetnsError when the interface is missing or cannot be deduced.
     """
     with _netlink(namespace) as link:
-        if _found(link):
+        if _metadata_addresses(link):
             return False
-        index = _index(link, namespace, interface)
+        index = _interface_index(link, namespace, interface)
         try:
-            link.addr('add', index=index, address=ADDRESS, prefixlen=PREFIX_LENGTH, proto=ORIGIN)
+            link.addr('add', index=index, address=ADDRESS, prefixlen=PREFIX_LENGTH, proto=ADDRESS_PROTO)
         except NetlinkError as error:
             if error.code == errno.EEXIST:
                 return False
@@ -46,18 +46,18 @@ def remove(namespace: str) -> bool:
     """Remove the address where it is ours; whether it was."""
     removed = False
     with _netlink(namespace) as link:
-        for message in _found(link):
-            if message.get_attr('IFA_PROTO') == ORIGIN:
+        for message in _metadata_addresses(link):
+            if message.get_attr('IFA_PROTO') == ADDRESS_PROTO:
                 link.addr('del', index=message['index'], address=ADDRESS, prefixlen=message['prefixlen'])
                 removed = True
     return removed
 
 
-def where(namespace: str) -> str | None:
-    """The name of the interface that has the address, whoever put it there; None if none has."""
+def interface_with_address(namespace: str) -> str | None:
+    """The name of the interface that has the address, also if it is not ours; None if no interface has it."""
     with _netlink(namespace) as link:
-        having = {found['index'] for found in _found(link)}
-        names = [link_.get_attr('IFLA_IFNAME') for link_ in link.get_links() if link_['index'] in having]
+        indexes = {message['index'] for message in _metadata_addresses(link)}
+        names = [message.get_attr('IFLA_IFNAME') for message in link.get_links() if message['index'] in indexes]
     return str(names[0]) if names else None
 
 
@@ -68,21 +68,23 @@ def _netlink(namespace: str) -> Any:
         raise NetnsError(f'namespace {namespace}: cannot be entered: {error}') from error
 
 
-def _found(link: Any) -> list[Any]:
-    # IFA_LOCAL: the address itself; IFA_ADDRESS is the peer's on a point-to-point link.
-    return [found for found in link.get_addr(family=socket.AF_INET) if found.get_attr('IFA_LOCAL') == ADDRESS]
+def _metadata_addresses(link: Any) -> list[Any]:
+    # IFA_LOCAL is the address itself; IFA_ADDRESS is the peer's on a point-to-point link.
+    return [message for message in link.get_addr(family=socket.AF_INET) if message.get_attr('IFA_LOCAL') == ADDRESS]
 
 
-def _index(link: Any, namespace: str, interface: str | None) -> int:
-    indexes = {found.get_attr('IFLA_IFNAME'): found['index'] for found in link.get_links()}
+def _interface_index(link: Any, namespace: str, interface: str | None) -> int:
+    indexes = {message.get_attr('IFLA_IFNAME'): message['index'] for message in link.get_links()}
     indexes.pop('lo', None)
-    there = ', '.join(sorted(indexes)) or 'none'
+    available = ', '.join(sorted(indexes)) or 'none'
     if interface:
         if interface not in indexes:
-            raise NetnsError(f'namespace {namespace}: there is no interface {interface}; there are: {there}')
+            raise NetnsError(f'namespace {namespace}: there is no interface {interface}; there are: {available}')
         return int(indexes[interface])
-    # A kernel with tunnel modules loaded puts tunl0, sit0 and the like into every namespace; Quantum's are these.
-    named = [name for name in indexes if name.startswith(('tap', 'ns-'))] or list(indexes)
-    if len(named) != 1:
-        raise NetnsError(f'namespace {namespace}: say which interface gets {ADDRESS}; there are: {there}')
-    return int(indexes[named[0]])
+    # A kernel with tunnel modules loaded adds tunl0, sit0 and others to every namespace; Quantum's names are these.
+    candidates = [name for name in indexes if name.startswith(('tap', 'ns-'))] or list(indexes)
+    if len(candidates) != 1:
+        raise NetnsError(
+            f'namespace {namespace}: choose the interface for {ADDRESS} with --interface; there are: {available}'
+        )
+    return int(indexes[candidates[0]])

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interfaces of a namespace and fe80::a9fe:a9fe on them, as the kernel has it now.
+"""The interfaces of a namespace and fe80::a9fe:a9fe on them, read from the kernel and changed there.
 
 Facts:
 
-- The address goes on as /128: with a shorter prefix comes a second route to fe80::/64 beside the interface's
-  own, and with the removal of the one the question whose the other is.
-- It is deprecated from the start (``preferred_lft 0``), which means only that nobody chooses it as a
-  source by himself. Otherwise, being the newest, it would become what the router's own packets come from, and
-  a guest whose default route is the sender of a router advertisement would lose it at detach.
-- It carries our number as its origin, as the IPv4 address does (``address``).
-- An address that is being checked for duplicates is tentative: nobody is answered under it. One that was
-  found to be a duplicate stays, dadfailed, and is never checked again (RFC 4862, 5.4).
+- The address is added as /128. A shorter prefix would add a second route to fe80::/64 beside the interface's own, and
+  on removal it would not be clear which of the two to remove.
+- It is deprecated from the start (``preferred_lft 0``): the kernel does not choose it as a source address. Otherwise it
+  would become the source of the router's own packets, because it is the newest, and an instance whose default route is
+  the sender of a router advertisement would lose that route at detach.
+- It carries our IFA_PROTO, as the IPv4 address does (``dhcp_address``).
+- During duplicate address detection (DAD) an address is tentative: it cannot be used. After a failed detection it stays
+  with the flag dadfailed, and is never checked again (RFC 4862, 5.4).
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ from pyroute2 import NetlinkError, NetNS
 
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces
-from metadata_wsgi.netns.dhcp_address import ORIGIN
+from metadata_wsgi.netns.dhcp_address import ADDRESS_PROTO
 
 ADDRESS = 'fe80::a9fe:a9fe'
 PREFIX_LENGTH = 128
 FOREVER = 0xFFFFFFFF
 DISCARD_PORT = 9
+CONNECT_TIMEOUT_S = 0.3
+NEIGHBOUR_TIMEOUT_S = 0.3
 
-MISSING, CHECKING, USABLE, DUPLICATE = 'missing', 'checking', 'usable', 'duplicate'
+MISSING, TENTATIVE, USABLE, DUPLICATE = 'missing', 'tentative', 'usable', 'duplicate'
 
 # <linux/if_addr.h>, <linux/if.h>
 IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x08, 0x40
@@ -43,9 +45,10 @@ IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One interface. ``state`` is MISSING, CHECKING, USABLE or DUPLICATE; ``ours``: the address there is.
+    """One interface. ``state`` is that of fe80::a9fe:a9fe on it: MISSING, TENTATIVE, USABLE or DUPLICATE.
 
-    ``up`` means that packets can come and go, so that a check can end; ``has_ipv6`` that IPv6 is not switched off.
+    ``ours``: the address is there and has our IFA_PROTO. ``up``: packets can pass, so that DAD can finish.
+    ``has_ipv6``: IPv6 is not disabled on it.
     """
 
     index: int
@@ -57,32 +60,32 @@ class Interface:
     ours: bool = False
 
 
-class Links(Protocol):
-    """The interfaces of one namespace; :func:`opened` gives the real ones. Everything may raise NetnsError."""
+class InterfaceTable(Protocol):
+    """The interfaces of one namespace; :func:`open_table` returns the real one. Every method may raise NetnsError."""
 
     def interfaces(self) -> list[Interface]:
         """All but the loopback, by index."""
 
     def add(self, interface: Interface) -> None:
-        """Put the address on it; its check begins as soon as it is up."""
+        """Add the address to it; DAD begins as soon as the interface is up."""
 
     def remove(self, interface: Interface) -> None:
-        """Take the address off it."""
+        """Remove the address from it."""
 
-    def holder(self, interface: Interface) -> str:
-        """The MAC of who answers for the address on the network behind it; '' if nobody does."""
+    def neighbour_mac(self, interface: Interface) -> str:
+        """The MAC that answers neighbour solicitations for the address on its network; '' if there is none."""
 
-    def refuses(self, interface: Interface, port: int) -> bool:
-        """Whether nobody listens on the address there, asked from inside."""
+    def refuses_connection(self, interface: Interface, port: int) -> bool:
+        """Whether a connection to the address and ``port`` from inside the namespace is refused."""
 
 
 def names(namespace: str) -> list[str]:
-    """The names of its interfaces: much cheaper than ``opened``, where that is all one needs to know."""
+    """The names of its interfaces: much cheaper than ``open_table`` where only the names are needed."""
     return [name for _, name in namespaces.run_in(namespace, socket.if_nameindex)]
 
 
 @contextmanager
-def opened(namespace: str) -> Iterator[Links]:
+def open_table(namespace: str) -> Iterator[InterfaceTable]:
     """The interfaces of ``namespace``. Raises NetnsError if it cannot be entered."""
     try:
         link = NetNS(namespace, flags=0)
@@ -90,27 +93,27 @@ def opened(namespace: str) -> Iterator[Links]:
         raise NetnsError(f'namespace {namespace}: cannot be entered: {error}') from error
     with link:
         try:
-            yield _KernelLinks(namespace, link)
+            yield _KernelInterfaceTable(namespace, link)
         except (NetlinkError, OSError) as error:
-            raise NetnsError(f'namespace {namespace}: {ADDRESS} cannot be looked after: {error}') from error
+            raise NetnsError(f'namespace {namespace}: {ADDRESS} cannot be managed: {error}') from error
 
 
-class _KernelLinks:
+class _KernelInterfaceTable:
     def __init__(self, namespace: str, link: Any) -> None:
         self._namespace = namespace
         self._link = link
 
     def interfaces(self) -> list[Interface]:
-        there = {
-            found['index']: found
-            for found in self._link.get_addr(family=socket.AF_INET6)
-            if found.get_attr('IFA_ADDRESS') == ADDRESS
+        addresses = {
+            message['index']: message
+            for message in self._link.get_addr(family=socket.AF_INET6)
+            if message.get_attr('IFA_ADDRESS') == ADDRESS
         }
         return sorted(
             (
-                _interface(found, there.get(found['index']))
-                for found in self._link.get_links()
-                if not found['flags'] & IFF_LOOPBACK
+                _interface(message, addresses.get(message['index']))
+                for message in self._link.get_links()
+                if not message['flags'] & IFF_LOOPBACK
             ),
             key=lambda interface: interface.index,
         )
@@ -123,13 +126,13 @@ class _KernelLinks:
                 index=interface.index,
                 address=ADDRESS,
                 prefixlen=PREFIX_LENGTH,
-                proto=ORIGIN,
+                proto=ADDRESS_PROTO,
                 preferred_lft=0,
                 valid_lft=FOREVER,
             )
         except NetlinkError as error:
             if error.code != errno.EEXIST:
-                raise self._refused('added to', interface, error) from error
+                raise self._error('added to', interface, error) from error
 
     def remove(self, interface: Interface) -> None:
         try:
@@ -138,46 +141,46 @@ class _KernelLinks:
             )
         except NetlinkError as error:
             if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
-                raise self._refused('removed from', interface, error) from error
+                raise self._error('removed from', interface, error) from error
 
-    def holder(self, interface: Interface, *, within_s: float = 0.3) -> str:
-        # A packet to nobody's port makes the kernel ask (neighbour solicitation). What it knew before may be stale.
-        self._forget(interface)
+    def neighbour_mac(self, interface: Interface, *, timeout_s: float = NEIGHBOUR_TIMEOUT_S) -> str:
+        # A packet to an unused port makes the kernel send a neighbour solicitation. An old cache entry may be stale.
+        self._delete_neighbour(interface)
         try:
-            namespaces.run_in(self._namespace, lambda: _send_nothing(interface.index))
+            namespaces.run_in(self._namespace, lambda: _send_empty_datagram(interface.index))
         except OSError:
             return ''
-        give_up_at = time.monotonic() + within_s
-        while not (mac := self._neighbour(interface)) and time.monotonic() < give_up_at:
+        deadline_s = time.monotonic() + timeout_s
+        while not (mac := self._cached_neighbour(interface)) and time.monotonic() < deadline_s:
             time.sleep(0.01)
-        self._forget(interface)
+        self._delete_neighbour(interface)
         return mac
 
-    def refuses(self, interface: Interface, port: int) -> bool:
+    def refuses_connection(self, interface: Interface, port: int) -> bool:
         try:
             namespaces.run_in(self._namespace, lambda: _connect(interface.index, port))
         except ConnectionRefusedError:
             return True
         except OSError:
-            # Nothing is known then: a namespace whose loopback is down cannot reach itself.
+            # Then nothing is known: a namespace whose loopback is down cannot connect to itself.
             return False
         return False
 
-    def _neighbour(self, interface: Interface) -> str:
-        for found in self._link.get_neighbours(family=socket.AF_INET6, ifindex=interface.index):
-            if found['ifindex'] == interface.index and found.get_attr('NDA_DST') == ADDRESS:
-                return str(found.get_attr('NDA_LLADDR') or '')
+    def _cached_neighbour(self, interface: Interface) -> str:
+        for message in self._link.get_neighbours(family=socket.AF_INET6, ifindex=interface.index):
+            if message['ifindex'] == interface.index and message.get_attr('NDA_DST') == ADDRESS:
+                return str(message.get_attr('NDA_LLADDR') or '')
         return ''
 
-    def _forget(self, interface: Interface) -> None:
+    def _delete_neighbour(self, interface: Interface) -> None:
         try:
             self._link.neigh('del', family=socket.AF_INET6, dst=ADDRESS, ifindex=interface.index)
         except NetlinkError as error:
             if error.code not in (errno.ENOENT, errno.ENODEV):
-                raise self._refused('looked for on', interface, error) from error
+                raise self._error('looked up on', interface, error) from error
 
-    def _refused(self, what: str, interface: Interface, error: Exception) -> NetnsError:
-        return NetnsError(f'namespace {self._namespace}: {ADDRESS} cannot be {what} {interface.name}: {error}')
+    def _error(self, operation: str, interface: Interface, error: Exception) -> NetnsError:
+        return NetnsError(f'namespace {self._namespace}: {ADDRESS} cannot be {operation} {interface.name}: {error}')
 
 
 def _interface(link: Any, address: Any) -> Interface:
@@ -187,19 +190,19 @@ def _interface(link: Any, address: Any) -> Interface:
         mac=link.get_attr('IFLA_ADDRESS') or '',
         up=link['flags'] & (IFF_UP | IFF_RUNNING) == IFF_UP | IFF_RUNNING,
         has_ipv6=_has_ipv6(link),
-        state=_state(address.get_attr('IFA_FLAGS')) if address else MISSING,
-        ours=bool(address) and address.get_attr('IFA_PROTO') == ORIGIN,
+        state=_address_state(address.get_attr('IFA_FLAGS')) if address else MISSING,
+        ours=bool(address) and address.get_attr('IFA_PROTO') == ADDRESS_PROTO,
     )
 
 
-def _state(flags: int) -> str:
+def _address_state(flags: int) -> str:
     if flags & IFA_F_DADFAILED:
         return DUPLICATE
-    return CHECKING if flags & IFA_F_TENTATIVE else USABLE
+    return TENTATIVE if flags & IFA_F_TENTATIVE else USABLE
 
 
 def _has_ipv6(link: Any) -> bool:
-    """Not where ``disable_ipv6`` is set, and not where the kernel has no IPv6 for it (its MTU is below 1280)."""
+    """False where ``disable_ipv6`` is set, and where the kernel has no IPv6 for the interface (an MTU below 1280)."""
     families = link.get_attr('IFLA_AF_SPEC')
     ipv6 = families.get_attr('AF_INET6') if families else None
     settings = ipv6.get_attr('IFLA_INET6_CONF') if ipv6 else None
@@ -208,11 +211,11 @@ def _has_ipv6(link: Any) -> bool:
 
 def _connect(index: int, port: int) -> None:
     with socket.socket(socket.AF_INET6) as probe:
-        probe.settimeout(0.3)
+        probe.settimeout(CONNECT_TIMEOUT_S)
         probe.connect((ADDRESS, port, 0, index))
 
 
-def _send_nothing(index: int) -> None:
+def _send_empty_datagram(index: int) -> None:
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
         sender.sendto(b'', (ADDRESS, DISCARD_PORT, 0, index))

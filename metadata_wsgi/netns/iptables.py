@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bring a namespace's packet rules to what is wanted, and out of it again.
+"""Add, replace and remove our packet rules in one namespace.
 
-Reads ``iptables-save``, computes the difference and applies it in one ``iptables-restore --noflush`` for
-each family; nothing is run when nothing differs. Ours is what carries the comment, of whatever port
-or shape; what is not ours is neither moved nor removed.
+Reads ``iptables-save``, computes the difference and applies it with one ``iptables-restore --noflush`` for
+each family; nothing is run when nothing differs. A rule with our comment is ours, whatever port or shape it has.
+Foreign rules are neither moved nor removed.
 
-Fail-closed: a table is changed at once, and tables change in an order in which no packet to the
-metadata address gets out in between: first what closes, then what lets in; back in reverse.
+Fail closed: a table is changed atomically, and the tables in an order in which no packet to the metadata address
+leaves the router in between: first the rules that drop, then those that accept; on removal the other way round.
 
 Facts:
 
-- iptables-nft and iptables-legacy keep separate rules, and a packet meets both. So the one that is used
-  already is used on, and leftovers are looked for in both.
-- ``:chain`` in restore's input empties a chain that exists, also with ``--noflush``; ``-N`` refuses.
+- iptables-nft and iptables-legacy keep separate rules, and a packet passes both. So the kind that is in use is used,
+  and old rules are looked for in both.
+- ``:chain`` in the input of iptables-restore empties an existing chain, also with ``--noflush``; ``-N`` refuses.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.netns import iptables_backend
+from metadata_wsgi.netns import ruleset_template
 from metadata_wsgi.netns.rules import COMMENT, Rule
-from metadata_wsgi.netns.ruleset_template import Pattern
+from metadata_wsgi.netns.ruleset_template import RulesetTemplate
 from metadata_wsgi.netns.runner import Runner, search_path
 
-CLOSING_FIRST = ('filter', 'mangle', 'nat')
+TABLES = ('filter', 'mangle', 'nat')
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Table:
 
 
 def parse(saved: str) -> dict[str, Table]:
-    """Read the output of ``iptables-save`` (either kind). Lines that are not understood belong to others."""
+    """Read the output of ``iptables-save`` (either kind). Unknown lines are foreign, and ignored."""
     tables: dict[str, Table] = {}
     table = Table()
     for line in saved.splitlines():
@@ -66,12 +66,12 @@ def is_ours(args: str) -> bool:
 def difference(current: Mapping[str, Table], wanted: Sequence[Rule]) -> str:
     """Input for ``iptables-restore --noflush`` that leads from ``current`` to ``wanted``; '' if there is nothing to do.
 
-    ``wanted`` are the rules of one family; none of them means that every trace is removed.
+    ``wanted`` are the rules of one family; an empty list removes every rule and chain of ours.
     """
     parts = []
-    for name in CLOSING_FIRST if wanted else reversed(CLOSING_FIRST):
-        mine = [rule for rule in wanted if rule.table == name]
-        lines = _table_difference(current.get(name, Table()), mine)
+    for name in TABLES if wanted else reversed(TABLES):
+        rules = [rule for rule in wanted if rule.table == name]
+        lines = _table_difference(current.get(name, Table()), rules)
         if lines:
             parts.append('\n'.join([f'*{name}', *lines, 'COMMIT', '']))
     return ''.join(parts)
@@ -81,46 +81,47 @@ def _table_difference(table: Table, wanted: Sequence[Rule]) -> list[str]:
     by_chain: dict[str, list[str]] = {}
     for rule in wanted:
         by_chain.setdefault(rule.chain, []).append(str(rule))
-    make, out, put = [], [], []
-    emptied = set()
+    new_chains, deletions, insertions = [], [], []
+    maybe_unused = set()
     for chain in dict.fromkeys([*by_chain, *table.chains]):
-        there, mine = table.chains.get(chain, []), by_chain.get(chain, [])
-        ours = [args for args in there if is_ours(args)]
-        if chain not in table.chains and not _builtin(chain):
-            make.append(f'-N {chain}')
-        if there[: len(mine)] == mine and len(ours) == len(mine):
+        existing, wanted_here = table.chains.get(chain, []), by_chain.get(chain, [])
+        ours = [args for args in existing if is_ours(args)]
+        if chain not in table.chains and not _is_builtin(chain):
+            new_chains.append(f'-N {chain}')
+        if existing[: len(wanted_here)] == wanted_here and len(ours) == len(wanted_here):
             continue
-        out += [f'-D {chain} {args}' for args in ours]
-        put += [f'-I {chain} {place} {args}' for place, args in enumerate(mine, 1)]
-        emptied |= {chain, *(_target(args) for args in ours)} if ours else set()
-    return [*make, *out, *put, *_chains_to_delete(table, by_chain, emptied)]
+        deletions += [f'-D {chain} {args}' for args in ours]
+        insertions += [f'-I {chain} {number} {args}' for number, args in enumerate(wanted_here, 1)]
+        maybe_unused |= {chain, *(_jump_target(args) for args in ours)} if ours else set()
+    return [*new_chains, *deletions, *insertions, *_chains_to_delete(table, by_chain, maybe_unused)]
 
 
-def _chains_to_delete(table: Table, by_chain: Mapping[str, Sequence[str]], emptied: Iterable[str]) -> list[str]:
-    """Chains that held a rule of ours or were jumped to by one, and that nobody needs now."""
-    needed = {_target(args) for rules in by_chain.values() for args in rules} | set(by_chain)
-    for chain, there in table.chains.items():
-        foreign = [args for args in there if not is_ours(args)]
-        needed |= {_target(args) for args in foreign}
+def _chains_to_delete(table: Table, by_chain: Mapping[str, Sequence[str]], maybe_unused: Iterable[str]) -> list[str]:
+    """Chains that had a rule of ours, or were the target of one, and that no rule uses now."""
+    used = {_jump_target(args) for rules in by_chain.values() for args in rules} | set(by_chain)
+    for chain, existing in table.chains.items():
+        foreign = [args for args in existing if not is_ours(args)]
+        used |= {_jump_target(args) for args in foreign}
         if foreign:
-            needed.add(chain)
-    return [f'-X {chain}' for chain in sorted(emptied) if chain in table.chains and chain not in table.builtin | needed]
+            used.add(chain)
+    kept = table.builtin | used
+    return [f'-X {chain}' for chain in sorted(maybe_unused) if chain in table.chains and chain not in kept]
 
 
-def _builtin(chain: str) -> bool:
+def _is_builtin(chain: str) -> bool:
     # A namespace in which iptables was never used shows no chain at all; the kernel's own are upper case.
     return chain.isupper() and '-' not in chain
 
 
-def _target(args: str) -> str:
-    """The chain or target that a rule jumps or goes to; '' if none."""
+def _jump_target(args: str) -> str:
+    """The chain or target of a rule's -j or -g; '' if it has none."""
     return next((word for flag, word in pairwise(_words(args)) if flag in ('-j', '-g')), '')
 
 
 def _words(args: str) -> list[str]:
     """A comment may have blanks, quotes, and text that looks like a rule: iptables-save quotes as a shell does."""
     if '"' not in args and "'" not in args and '\\' not in args:
-        # Most rules, and all of ours: shlex reads character by character, half of the time an attach took.
+        # Most rules, and all of ours. shlex reads character by character: it took half of the time of an attach.
         return args.split()
     try:
         return shlex.split(args)
@@ -129,9 +130,9 @@ def _words(args: str) -> list[str]:
 
 
 class Iptables:
-    """Rules of namespaces. ``binary`` is e.g. ``iptables-nft``; without it, it is found out per namespace.
+    """Rules of namespaces. ``binary`` is e.g. ``iptables-nft``; by default the kind that the namespace uses.
 
-    ``many`` are rules that many namespaces get, or may have: they are copied where that can be (``pattern``).
+    ``bulk_rules`` are rules for many namespaces: they are copied where possible (``ruleset_template``).
     """
 
     def __init__(
@@ -139,38 +140,44 @@ class Iptables:
         runner: Runner,
         *,
         binary: str | None = None,
-        many: Sequence[Rule] = (),
+        bulk_rules: Sequence[Rule] = (),
         find_program: Callable[[str], str | None] = lambda name: shutil.which(name, path=search_path()),
-        kinds: Callable[[str], Iterable[str]] = iptables_backend.kinds,
+        has_any_rules: Callable[[str], bool] = ruleset_template.has_any_rules,
+        has_legacy_rules: Callable[[str], bool] = ruleset_template.has_legacy_rules,
     ) -> None:
         self._runner = runner
         self._binary = binary
         self._find_program = find_program
-        self._kinds = kinds
-        self._pattern = Pattern(many, lay=self._lay_pattern, is_laid=self._pattern_is_laid) if many else None
+        self._has_any_rules = has_any_rules
+        self._has_legacy_rules = has_legacy_rules
+        self._template = (
+            RulesetTemplate(bulk_rules, add_rules=self._add_bulk_rules, are_rules_there=self._are_bulk_rules_there)
+            if bulk_rules
+            else None
+        )
 
     def apply(self, namespace: str, wanted: Sequence[Rule], *, families: Iterable[int] = (4, 6)) -> bool:
-        """Make ``wanted`` (none: nothing) the rules of ours in the namespace; whether anything had to be done.
+        """Make ``wanted`` (empty: none) our rules in the namespace; whether anything had to be changed.
 
-        Raises NetnsError with iptables' own words.
+        Raises NetnsError with the error message of iptables.
         """
-        copied = self._pattern.apply(namespace, wanted) if self._pattern else None
+        copied = self._template.apply(namespace, wanted) if self._template else None
         if copied is not None:
             return copied
         changed = False
         for family in families:
             rules = [rule for rule in wanted if rule.family == family]
-            chosen, *others = self._binaries(namespace, family)
-            changed |= self._settle(namespace, chosen, rules)
+            binary, *others = self._binaries(namespace, family)
+            changed |= self._apply_with(namespace, binary, rules)
             for other in others:
-                changed |= self._settle(namespace, other, [])
+                changed |= self._apply_with(namespace, other, [])
         return changed
 
     def ours(self, namespace: str, *, families: Iterable[int] = (4, 6)) -> list[Rule]:
-        """Every rule of ours that is in the namespace, of whatever port or shape."""
-        known = self._pattern.ours(namespace) if self._pattern else None
-        if known is not None:
-            return known
+        """Every rule of ours that is in the namespace, whatever port or shape it has."""
+        found = self._template.ours(namespace) if self._template else None
+        if found is not None:
+            return found
         return [
             Rule(family, table, chain, tuple(args.split()))
             for family in families
@@ -181,53 +188,54 @@ class Iptables:
             if is_ours(args)
         ]
 
-    def _lay_pattern(self) -> None:
-        for family, rules in self._pattern_by_family():
-            self._runner([f'{self._named(family)}-restore', '--noflush', '--wait'], stdin=difference({}, rules))
+    def _add_bulk_rules(self) -> None:
+        for family, rules in self._bulk_rules_by_family():
+            restore = [f'{self._family_binary(family)}-restore', '--noflush', '--wait']
+            self._runner(restore, stdin=difference({}, rules))
 
-    def _pattern_is_laid(self) -> bool:
+    def _are_bulk_rules_there(self) -> bool:
         return not any(
-            difference(parse(self._runner([f'{self._named(family)}-save'])), rules)
-            for family, rules in self._pattern_by_family()
+            difference(parse(self._runner([f'{self._family_binary(family)}-save'])), rules)
+            for family, rules in self._bulk_rules_by_family()
         )
 
-    def _pattern_by_family(self) -> list[tuple[int, list[Rule]]]:
-        rules = self._pattern.rules if self._pattern else ()
+    def _bulk_rules_by_family(self) -> list[tuple[int, list[Rule]]]:
+        rules = self._template.rules if self._template else ()
         families = sorted({rule.family for rule in rules})
         return [(family, [rule for rule in rules if rule.family == family]) for family in families]
 
-    def _settle(self, namespace: str, binary: str, wanted: Sequence[Rule]) -> bool:
-        # Another program may write between our reading and writing. Nothing of its is lost then, because
-        # rules are removed by what they say and not by number: restore refuses, and we read again.
-        for last_try in (False, True):
+    def _apply_with(self, namespace: str, binary: str, wanted: Sequence[Rule]) -> bool:
+        # Another program may write between our read and our write. Its rules are not lost then, because rules are
+        # deleted by content and not by number: iptables-restore refuses, and a second attempt reads again.
+        for is_last_attempt in (False, True):
             text = difference(self._read(namespace, binary), wanted)
             if not text:
                 return False
             try:
                 self._runner([f'{binary}-restore', '--noflush', '--wait'], stdin=text, namespace=namespace)
             except NetnsError:
-                if last_try:
+                if is_last_attempt:
                     raise
             else:
                 break
         return True
 
     def _read(self, namespace: str, binary: str) -> dict[str, Table]:
-        if not self._kinds(namespace):
+        if not self._has_any_rules(namespace):
             return {}
         return parse(self._runner([f'{binary}-save'], namespace=namespace))
 
     def _binaries(self, namespace: str, family: int) -> list[str]:
-        """The iptables to use, and others in which there may be something of ours."""
-        prefix = self._named(family)
+        """The iptables to use, and another one in which there may be rules of ours."""
+        prefix = self._family_binary(family)
         if self._binary:
             return [prefix]
         legacy, nft = f'{prefix}-legacy', f'{prefix}-nft'
-        if iptables_backend.LEGACY in self._kinds(namespace) and self._find_program(f'{legacy}-save'):
+        if self._has_legacy_rules(namespace) and self._find_program(f'{legacy}-save'):
             tables = self._read(namespace, legacy)
             if any(rules for table in tables.values() for rules in table.chains.values()):
                 return [legacy, nft] if self._find_program(f'{nft}-save') else [legacy]
         return [prefix]
 
-    def _named(self, family: int) -> str:
+    def _family_binary(self, family: int) -> str:
         return (self._binary or 'iptables').replace('iptables', 'ip6tables' if family == 6 else 'iptables')

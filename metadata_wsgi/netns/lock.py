@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One at a time: what a verb of the operator's is half way through, ``watch`` must not take for broken and mend.
+"""A lock file: one attach or detach at a time on a host.
 
-Without turns a router that was moved to another mode by hand could be seen between its old and its new one, and moved
-back. The namespace proxies and the keeper take no part: what is attached serves without anybody's turn.
+Without it, ``watch`` could see a router while ``attach`` moves it from one mode to another, take it for broken, and
+move it back. Namespace proxies and the keeper do not use the lock: what is attached is served without it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ NAME = 'attaching'
 
 
 @contextmanager
-def alone(state_path: str) -> Iterator[None]:
-    """While it is entered nobody else on this host attaches or detaches below ``state_path``; waits for its turn.
+def exclusive(state_path: str) -> Iterator[None]:
+    """Hold the lock of ``state_path``; waits without a timeout until it is free.
 
-    NetnsError if the file that is locked is not ours: who could open it could make everybody wait.
+    Raises NetnsError if another user owns the lock file or may open it: that user could block every attach.
     """
     path = os.path.join(state_path, NAME)
     try:
@@ -30,9 +30,10 @@ def alone(state_path: str) -> Iterator[None]:
     except OSError as error:
         raise NetnsError(f'{path}: {error.strerror}') from error
     try:
-        found = os.fstat(lock)
-        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
-            raise NetnsError(f"{path} is not only {'root' if os.geteuid() == 0 else 'your'}'s: remove it")
+        status = os.fstat(lock)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            user = 'root' if os.geteuid() == 0 else 'this user'
+            raise NetnsError(f'{path} must belong to {user} and be closed to others: remove it')
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Named network namespaces, as ``ip netns`` keeps them under /run/netns.
 
-A caller never changes its own namespace: what has to happen inside one happens in a thread that is
-made for it and ends with it, because setns(2) moves a thread and not a process.
+The caller's own namespace never changes. setns(2) moves a thread and not a process, so a function that has to run in
+a namespace runs in a new thread that ends with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from metadata_wsgi.errors import NetnsError
 T = TypeVar('T')
 
 DIRECTORY = '/run/netns'
-SIOCGSKNS = 0x894C  # <linux/sockios.h>: a descriptor of the namespace a socket is in; root's
+SIOCGSKNS = 0x894C  # <linux/sockios.h>: a descriptor of a socket's namespace; needs root
 
 
 def names() -> list[str]:
@@ -36,31 +36,31 @@ def exists(name: str) -> bool:
 
 
 def path(name: str) -> str:
-    """The file that stands for the namespace."""
+    """The file of the namespace."""
     return f'{DIRECTORY}/{name}'
 
 
 def identity(name: str) -> tuple[int, int] | None:
-    """What tells the namespace that has this name now from one that had it before; None if there is none."""
+    """Device and inode, which differ between two namespaces of one name; None if there is none."""
     try:
-        found = os.stat(path(name))
+        status = os.stat(path(name))
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def identity_of(sock: socket.socket) -> tuple[int, int]:
-    """The ``identity`` of the namespace in which ``sock`` was opened. OSError where the kernel does not say."""
+    """The ``identity`` of the namespace in which ``sock`` was opened. Raises OSError where the kernel cannot tell."""
     fd = fcntl.ioctl(sock, SIOCGSKNS)
     try:
-        found = os.fstat(fd)
+        status = os.fstat(fd)
     finally:
         os.close(fd)
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def changed_at() -> float:
-    """When a name last came or went, in the file system's clock; 0 if there never was one."""
+    """When a name was last added or removed, in the file system's clock; 0 if there never was one."""
     try:
         return os.stat(DIRECTORY).st_mtime
     except OSError:
@@ -68,64 +68,57 @@ def changed_at() -> float:
 
 
 def name_of(pid: int) -> str | None:
-    """The name of the namespace in which the process runs; None if it has no name or there is no such process.
+    """The name of the process's namespace; None if it has no name or there is no such process.
 
-    A namespace that was deleted and made anew under its old name is another one: a process that still
-    runs in the old one has no name.
+    A namespace that was deleted and created again under its old name is a different one: a process that still runs in
+    the old one has no name.
     """
     try:
         wanted = os.stat(f'/proc/{pid}/ns/net')
     except OSError:
         return None
-    for name in names():
-        try:
-            found = os.stat(path(name))
-        except OSError:
-            continue
-        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
-            return name
-    return None
+    return next((name for name in names() if identity(name) == (wanted.st_dev, wanted.st_ino)), None)
 
 
 def run_in(name: str, fn: Callable[[], T]) -> T:
-    """Call ``fn`` inside the namespace and return what it returns, or raise what it raises.
+    """Call ``fn`` inside the namespace; returns its result or raises its exception.
 
     A socket that ``fn`` opens stays in that namespace wherever it is used afterwards. Raises NetnsError
-    when there is no such namespace or entering it is not allowed.
+    when there is no such namespace or entering it is not permitted.
     """
-    return _run(_Inside(name, fn))
+    return _run(_NamespaceCall(name, fn))
 
 
-def run_in_new(fn: Callable[[], T]) -> T:
-    """The same in a namespace that is made for this call: without a name, nobody's, and gone with its last socket."""
-    return _run(_Inside(None, fn))
+def run_in_scratch(fn: Callable[[], T]) -> T:
+    """The same in a scratch namespace: made for this call, without a name, removed with its last socket."""
+    return _run(_NamespaceCall(None, fn))
 
 
-def _run(inside: _Inside) -> Any:
-    thread = threading.Thread(target=inside, name=f'netns {inside.name}')
+def _run(call: _NamespaceCall) -> Any:
+    thread = threading.Thread(target=call, name=f'netns {call.name}')
     thread.start()
     thread.join()
-    if inside.error is not None:
+    if call.error is not None:
         try:
-            raise inside.error
+            raise call.error
         finally:
-            inside.error = None
-    return inside.results[0]
+            call.error = None
+    return call.result
 
 
-class _Inside:
+class _NamespaceCall:
     def __init__(self, name: str | None, fn: Callable[[], object]) -> None:
-        self.results: list = []  # type: ignore[type-arg]
+        self.result: object = None
         self.error: BaseException | None = None
-        self.name = name or 'of nobody'
-        self._new = name is None
+        self.name = name or '(scratch)'
+        self._is_scratch = name is None
         self._fn = fn
         self._caller = threading.get_native_id()
 
     def __call__(self) -> None:
         try:
             self._enter()
-            self.results.append(self._fn())
+            self.result = self._fn()
         except BaseException as error:
             self.error = error
 
@@ -133,9 +126,9 @@ class _Inside:
         # Where gevent has replaced threads by greenlets, setns would move the caller.
         if threading.get_native_id() == self._caller:
             raise NetnsError(f'namespace {self.name}: cannot be entered from a process without real threads')
-        if self._new:
+        if self._is_scratch:
             if ctypes.CDLL(None, use_errno=True).unshare(netns.CLONE_NEWNET):
-                raise NetnsError(f'a namespace cannot be made: {os.strerror(ctypes.get_errno())}')
+                raise NetnsError(f'a namespace cannot be created: {os.strerror(ctypes.get_errno())}')
             return
         try:
             fd = os.open(path(self.name), os.O_RDONLY | os.O_CLOEXEC)
@@ -144,7 +137,6 @@ class _Inside:
         try:
             netns.setns(fd)
         except OSError as error:
-            why = os.strerror(error.errno or 0)
-            raise NetnsError(f'namespace {self.name}: cannot be entered: {why}') from error
+            raise NetnsError(f'namespace {self.name}: cannot be entered: {os.strerror(error.errno or 0)}') from error
         finally:
             os.close(fd)

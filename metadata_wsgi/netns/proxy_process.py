@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process of a namespace proxy: adopt it, start it, end it.
+"""The process of a namespace proxy: start it, adopt it, stop it.
 
-Pid files lie where Grizzly's process manager has them (``paths.pid_file``), and as there a proxy is active
-when its pid is alive and its router's or network's id is in its command line. So proxies that an L3
-agent started can be adopted, and it can adopt ours.
+Pid files are where Grizzly's process manager has them (``state_paths.pid_file``). As there, a proxy runs when its pid
+is alive and the id of its router or network is in its command line. So ``attach`` adopts proxies that an L3 agent
+started, and the agent adopts ours.
 
-A pid is only a number, and is given to another process as soon as its owner has gone. So a process is
-held by a pidfd (Linux 5.3) *before* its command line is read, and signalled through it.
+The kernel reuses a pid as soon as its process has ended. So a process is opened as a pidfd (Linux 5.3) *before* its
+command line is read, and is signalled through the pidfd.
 """
 
 from __future__ import annotations
@@ -24,8 +24,12 @@ from pathlib import Path
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces
 
+SIGKILL_TIMEOUT_S = 5.0
+PIDFD_GETFD = 438
+"""The system call's number, the same on every architecture. The os module has no name for it."""
 
-def pid(pid_file: str) -> int | None:
+
+def read_pid(pid_file: str) -> int | None:
     """The number in the file; None if there is no file, or no number in it."""
     try:
         number = int(Path(pid_file).read_text(encoding='ascii', errors='replace'))
@@ -34,22 +38,24 @@ def pid(pid_file: str) -> int | None:
     return number if number > 0 else None
 
 
-def active(pid_file: str, uuid: str) -> int | None:
+def running_pid(pid_file: str, uuid: str) -> int | None:
     """The pid of the running process of ``uuid``; None if the file is missing or stale."""
-    number = pid(pid_file)
-    with _held(number, uuid) as pidfd:
-        return number if pidfd is not None else None
+    pid = read_pid(pid_file)
+    with _open_pidfd(pid, uuid) as pidfd:
+        return pid if pidfd is not None else None
 
 
-def enable(pid_file: str, uuid: str, spawn: Callable[[str], object], *, wanted: Callable[[int], bool]) -> bool:
-    """Keep the running process if it is ``wanted`` (asked with its pid), else replace it; True if ``spawn`` was called.
+def ensure_running(
+    pid_file: str, uuid: str, spawn: Callable[[str], object], *, is_wanted: Callable[[int], bool]
+) -> bool:
+    """Adopt the running process if ``is_wanted(pid)``, else replace it. Returns True if ``spawn`` was called.
 
-    ``spawn`` gets the pid file's name; the process itself writes the file.
+    ``spawn`` gets the name of the pid file; the process itself writes the file.
     """
-    running = active(pid_file, uuid)
-    if running is not None and wanted(running):
+    running = running_pid(pid_file, uuid)
+    if running is not None and is_wanted(running):
         return False
-    disable(pid_file, uuid)
+    stop(pid_file, uuid)
     try:
         os.makedirs(os.path.dirname(pid_file), mode=0o755, exist_ok=True)
     except OSError as error:
@@ -58,113 +64,112 @@ def enable(pid_file: str, uuid: str, spawn: Callable[[str], object], *, wanted: 
     return True
 
 
-def disable(pid_file: str, uuid: str, *, patience_s: float = 10.0) -> bool:
-    """End the process of ``uuid`` (SIGTERM; SIGKILL after ``patience_s`` seconds) and remove the file.
+def stop(pid_file: str, uuid: str, *, timeout_s: float = 10.0) -> bool:
+    """Stop the process of ``uuid`` (SIGTERM; SIGKILL after ``timeout_s`` seconds) and remove the file.
 
-    Returns whether there was a process. A process whose command line does not have the id is somebody
-    else's and is left alone, whatever the file says. Raises NetnsError if it survives SIGKILL.
+    Returns whether there was a process. A process without the id in its command line is not touched, whatever the file
+    says. Raises NetnsError if the process survives SIGKILL.
     """
-    with _held(pid(pid_file), uuid) as pidfd:
+    with _open_pidfd(read_pid(pid_file), uuid) as pidfd:
         if pidfd is not None:
-            _end(pidfd, pid_file, patience_s)
+            _terminate(pidfd, pid_file, timeout_s)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(pid_file)
     return pidfd is not None
 
 
-def listens(pid_: int, port: int) -> bool:
-    """Whether the process itself listens on that TCP port, in whatever namespace it is.
+def listens(pid: int, port: int) -> bool:
+    """Whether the process itself listens on that TCP port, in whatever namespace.
 
-    Asked from its sockets and not its command line: a program may rename itself.
+    Read from its sockets and not from its command line: a program may change its command line.
     """
     inodes = set()
     try:
-        for fd in os.scandir(f'/proc/{pid_}/fd'):
+        for fd in os.scandir(f'/proc/{pid}/fd'):
             with contextlib.suppress(OSError):
                 inodes.add(os.readlink(fd.path))
-        return any(f'socket:[{inode}]' in inodes for found, inode in _listeners(pid_) if found == port)
+        return any(f'socket:[{inode}]' in inodes for found, inode in _listening_sockets(pid) if found == port)
     except OSError:
         return False
 
 
-def take(pid_file: str, uuid: str, port: int) -> list[socket.socket]:
-    """The sockets on which the running process of ``uuid`` listens on that port, as ours too.
+def copy_proxy_listeners(pid_file: str, uuid: str, port: int) -> list[socket.socket]:
+    """Duplicates of the listening sockets of the running process of ``uuid`` on that port.
 
-    They stay open when the process ends, and so does the queue of who wants in: none of them is refused.
-    None before Linux 5.6 (pidfd_getfd(2)); then they have to be opened anew.
+    They stay open when the process ends, and so does their accept queue: no connection is refused.
+    None before Linux 5.6 (pidfd_getfd(2)); then new ones have to be opened.
     """
-    number = pid(pid_file)
-    with _held(number, uuid) as pidfd:
-        if number is None or pidfd is None:
+    pid = read_pid(pid_file)
+    with _open_pidfd(pid, uuid) as pidfd:
+        if pid is None or pidfd is None:
             return []
-        return _taken(number, pidfd, {inode for found, inode in _listeners(number) if found == port})
+        return _copy_sockets(pid, pidfd, {inode for found, inode in _listening_sockets(pid) if found == port})
 
 
-def borrow(pid_: int, namespace: str, port: int) -> list[socket.socket]:
-    """The sockets on which ``pid_``, wherever it is itself, listens on that port in ``namespace``; likewise as ours."""
+def copy_keeper_listeners(keeper_pid: int, namespace: str, port: int) -> list[socket.socket]:
+    """Duplicates of the keeper's listening sockets on that port in ``namespace``; the keeper runs outside of it."""
     inodes = namespaces.run_in(
-        namespace, lambda: {inode for found, inode in _listeners('thread-self') if found == port}
+        namespace, lambda: {inode for found, inode in _listening_sockets('thread-self') if found == port}
     )
     if not inodes:
         return []
     try:
-        pidfd = os.pidfd_open(pid_)
+        pidfd = os.pidfd_open(keeper_pid)
     except OSError:
         return []
     try:
-        return _taken(pid_, pidfd, inodes)
+        return _copy_sockets(keeper_pid, pidfd, inodes)
     finally:
         os.close(pidfd)
 
 
-def serving(path: str, kind: int = socket.SOCK_STREAM, *, within_s: float = 5.0) -> int:
-    """The process that listens on the unix socket; OSError if nobody does.
+def unix_listener_pid(path: str, kind: int = socket.SOCK_STREAM, *, timeout_s: float = 5.0) -> int:
+    """The pid of the process that listens on the unix socket; OSError if there is none.
 
-    unix(7): the peer's credentials are those of its listen().
+    unix(7): the credentials of the peer are those of the process that called listen().
     """
     with socket.socket(socket.AF_UNIX, kind) as probe:
-        probe.settimeout(within_s)
+        probe.settimeout(timeout_s)
         probe.connect(path)
-        number: int = struct.unpack('3i', probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        return number
+        pid: int = struct.unpack('3i', probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        return pid
 
 
-def _taken(number: int, pidfd: int, inodes: set[str]) -> list[socket.socket]:
+def _copy_sockets(pid: int, pidfd: int, inodes: set[str]) -> list[socket.socket]:
     names = {f'socket:[{inode}]' for inode in inodes}
-    taken: dict[str, socket.socket] = {}
+    copies: dict[str, socket.socket] = {}
     with contextlib.suppress(OSError):
-        for fd in os.scandir(f'/proc/{number}/fd'):
+        for fd in os.scandir(f'/proc/{pid}/fd'):
             with contextlib.suppress(OSError):
                 name = os.readlink(fd.path)
-                if name in names and name not in taken:
-                    taken[name] = socket.socket(fileno=_getfd(pidfd, int(fd.name)))
-    return list(taken.values())
+                if name in names and name not in copies:
+                    copies[name] = socket.socket(fileno=_pidfd_getfd(pidfd, int(fd.name)))
+    return list(copies.values())
 
 
-def _getfd(pidfd: int, fd: int) -> int:
-    # The number is the same on every architecture that got it in 5.6 or later; os has no name for it.
+def _pidfd_getfd(pidfd: int, fd: int) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
-    got: int = libc.syscall(438, pidfd, fd, 0)
-    if got < 0:
+    copied: int = libc.syscall(PIDFD_GETFD, pidfd, fd, 0)
+    if copied < 0:
         raise OSError(ctypes.get_errno(), 'pidfd_getfd')
-    return got
+    return copied
 
 
-def _listeners(pid_: int | str) -> Iterator[tuple[int, str]]:
+def _listening_sockets(pid: int | str) -> Iterator[tuple[int, str]]:
     """(port, inode) of every listening socket of the process's namespace; proc_net_tcp(5), state 0A is LISTEN."""
     for name in ('tcp', 'tcp6'):
         with contextlib.suppress(FileNotFoundError):
-            for line in Path(f'/proc/{pid_}/net/{name}').read_text(encoding='ascii').splitlines()[1:]:
-                words = line.split()
-                if words[3] == '0A':
-                    yield int(words[1].rpartition(':')[2], 16), words[9]
+            for line in Path(f'/proc/{pid}/net/{name}').read_text(encoding='ascii').splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == '0A':
+                    yield int(fields[1].rpartition(':')[2], 16), fields[9]
 
 
 @contextlib.contextmanager
-def _held(number: int | None, uuid: str) -> Iterator[int | None]:
+def _open_pidfd(pid: int | None, uuid: str) -> Iterator[int | None]:
     """A pidfd of the process if it is alive and has ``uuid`` in its command line, else None."""
     try:
-        pidfd = os.pidfd_open(number) if number else None
+        pidfd = os.pidfd_open(pid) if pid else None
     except OSError:
         pidfd = None
     if pidfd is None:
@@ -172,30 +177,30 @@ def _held(number: int | None, uuid: str) -> Iterator[int | None]:
         return
     try:
         try:
-            words = Path(f'/proc/{number}/cmdline').read_bytes()
+            command_line = Path(f'/proc/{pid}/cmdline').read_bytes()
         except OSError:
-            words = b''
-        # Alive after the reading: then what was read was this process's and no successor's.
-        yield pidfd if uuid.encode() in words and not _ended(pidfd, 0) else None
+            command_line = b''
+        # Still alive after the read: so the command line was this process's, and not that of a later one with its pid.
+        yield pidfd if uuid.encode() in command_line and not _has_ended(pidfd, 0) else None
     finally:
         os.close(pidfd)
 
 
-def _end(pidfd: int, pid_file: str, patience_s: float) -> None:
-    for sign, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5.0)):
+def _terminate(pidfd: int, pid_file: str, timeout_s: float) -> None:
+    for signal_number, wait_s in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, SIGKILL_TIMEOUT_S)):
         try:
-            signal.pidfd_send_signal(pidfd, sign)
+            signal.pidfd_send_signal(pidfd, signal_number)
         except ProcessLookupError:
             return
         except PermissionError as error:
-            raise NetnsError(f'the process of pid file {pid_file} may not be ended: {error.strerror}') from error
-        if _ended(pidfd, wait_s):
+            raise NetnsError(f'the process of pid file {pid_file} cannot be stopped: {error.strerror}') from error
+        if _has_ended(pidfd, wait_s):
             return
-    raise NetnsError(f'the process of pid file {pid_file} does not end, not even by SIGKILL')
+    raise NetnsError(f'the process of pid file {pid_file} does not end, not even after SIGKILL')
 
 
-def _ended(pidfd: int, wait_s: float) -> bool:
-    """Whether the process has ended within ``wait_s`` seconds; a pidfd becomes readable then (pidfd_open(2))."""
+def _has_ended(pidfd: int, wait_s: float) -> bool:
+    """Whether the process ends within ``wait_s`` seconds; a pidfd becomes readable then (pidfd_open(2))."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(wait_s * 1000))

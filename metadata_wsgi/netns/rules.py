@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packet rules of a router's namespace, as data. Pure: nothing here runs anything.
+"""The packet rules of a router's namespace, as data. Pure: nothing here runs a program.
 
-What they promise:
+What they guarantee:
 
-- A request of a guest to 169.254.169.254:80 goes to the proxy's port: the two rules of Grizzly's L3
+- A request from an instance to 169.254.169.254:80 goes to the proxy's port. These are the two rules of Grizzly's L3
   agent, in its words and its chains, so that an operator recognises them in ``iptables-save``.
-- Only packets that come in on internal interfaces are redirected, and only redirected packets reach the
-  port: they are marked on arrival, before the redirect hides where they wanted to go (LP#1187102). A
-  guest that asks 10.1.1.1:9697 itself could not be told from one behind another interface.
-- A packet to the metadata address is never forwarded, whatever else is missing (LP#1920778): not when
-  the redirect was flushed, not for another port, not while these rules come or go.
+- Only packets that arrive on internal interfaces are redirected, and only redirected packets reach the port. They are
+  marked on arrival, before the redirect replaces their destination (LP#1187102). Without the mark, an instance that
+  connects to 10.1.1.1:9697 itself could not be told apart from one behind another interface.
+- A packet to the metadata address is never forwarded (LP#1920778): not when the redirect was flushed, not to another
+  port, not while these rules are added or removed.
 
-Why some stand in the kernel's own chains and not in the agent's: an L3 agent writes its chains anew and
-drops what it does not know there. What closes the router must survive that; what it knows itself, the
-redirect and the acceptance, may stand where it puts them.
+Why some are in the kernel's own chains and not in the L3 agent's: an L3 agent rewrites its chains and drops rules it
+does not know. The rules that close the router must survive that. The redirect and the acceptance, which the agent
+knows, may be in its chains.
 
-Why ``! -i lo``: what arrives on lo was sent from inside the namespace, by an operator who looks whether the
-proxy is there. No guest's packet comes in that way, also not one to 127.0.0.1.
+Why ``! -i lo``: a packet that arrives on lo was sent from inside the namespace, by an operator who checks the proxy. No
+packet of an instance arrives there, also not one to 127.0.0.1.
 
-DHCP namespaces need no rule: the proxy there is bound to the metadata address itself.
+DHCP namespaces need no rule: the proxy there listens on the metadata address itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from metadata_wsgi.errors import ConfigError
 
 COMMENT = 'metadata_wsgi'
-"""Every rule of ours carries it; a rule that does is ours, whatever else it says."""
+"""Every rule of ours has this comment; a rule that has it is ours, whatever else it does."""
 
 ADDRESSES = {4: '169.254.169.254/32', 6: 'fe80::a9fe:a9fe/128'}
 ALL_BITS = 0xFFFFFFFF
@@ -54,20 +54,22 @@ class Rule:
 def rules_for(
     *, port: int = 9697, interfaces: str = 'qr-+', mark: str = '0x1/0xffff', families: Iterable[int] = (4, 6)
 ) -> tuple[Rule, ...]:
-    """All rules of one router, in the order in which they stand at the head of their chains.
+    """All rules of one router, in their order at the head of their chains.
 
-    ``port`` is the proxy's; ``interfaces`` matches the internal ones in iptables' spelling (``+`` at the end
-    is any rest); ``mark`` is value/mask. ``families`` are 4 and 6. Raises ConfigError for a mark that marks nothing.
+    ``port`` is the proxy's. ``interfaces`` matches the internal ones, as in iptables (``+`` at the end: any rest).
+    ``mark`` is value/mask. ``families`` are 4 and 6. Raises ConfigError for a mark without a bit.
     """
-    value, mask = _mark(mark)
+    value, mask = _parse_mark(mark)
     # As iptables-save prints them: a match of all bits without its mask, an action always with it.
     match = f'{value:#x}' if mask == ALL_BITS else f'{value:#x}/{mask:#x}'
     return tuple(
-        rule for family in families for rule in _of_family(family, port, interfaces, match, f'{value:#x}/{mask:#x}')
+        rule
+        for family in families
+        for rule in _rules_of_family(family, port, interfaces, match, f'{value:#x}/{mask:#x}')
     )
 
 
-def _mark(text: str) -> tuple[int, int]:
+def _parse_mark(text: str) -> tuple[int, int]:
     value, _, mask = text.partition('/')
     try:
         numbers = int(value, 0), int(mask or hex(ALL_BITS), 0)
@@ -79,7 +81,7 @@ def _mark(text: str) -> tuple[int, int]:
     return numbers
 
 
-def _of_family(family: int, port: int, interfaces: str, match_mark: str, set_mark: str) -> tuple[Rule, ...]:
+def _rules_of_family(family: int, port: int, interfaces: str, match_mark: str, set_mark: str) -> tuple[Rule, ...]:
     to_metadata = f'-d {ADDRESSES[family]} -i {interfaces} -p tcp -m tcp --dport 80'
     to_port = f'-p tcp -m tcp --dport {port}'
 

@@ -1,132 +1,370 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of a thousand routers without two thousand programs: laid once by iptables, and copied.
+"""The rules of many routers: iptables creates them once, and the kernel's form of them is copied to the others.
 
-iptables lays the rules in a namespace of nobody, the kernel is asked what they are to it (``ruleset``), and that is
-written to each router that has none of ours yet, before the rules of others, as iptables puts them: all tables and both
-families in one transaction, 0.3 ms in place of the 5 ms of two programs, or 10 ms of four where others have rules. So
-every rule is still one that iptables made and that ``iptables-save`` prints. That is proven before any router is
-touched: a copy in a second namespace of nobody has to read back, by iptables, as wanted.
+Why not run iptables for each router: measured with 150 namespaces on two busy cores, in CPU time per router:
 
-A router that has exactly these at the head of its chains is known to be right, and cleared of them, without a program
-too. Wherever it is less simple (part of ours is there, rules of iptables-legacy, a policy), or the kernel refuses, or
-iptables is not the nft kind, None is the answer, and iptables does it (``iptables``).
+====================================  =========  ==================
+step                                   programs  copied (this file)
+====================================  =========  ==================
+add the rules to a new namespace          16 ms                2 ms
+check that they are there                 11 ms              1.5 ms
+remove them, where no others are          21 ms                2 ms
+====================================  =========  ==================
+
+``watch`` checks every router each minute: for 1,000 routers that is 11 s of CPU time a minute, or 1.5 s. pyroute2's
+nftables takes 3 to 7 ms to read one router, because it decodes every expression.
+
+How: iptables adds the rules in a scratch namespace, which is read by netlink. Tables, chains and rules are treated as
+opaque bytes: what the kernel returns for them is what it takes to create them again. Before the first router is
+changed, a copy in a second scratch namespace must read back as wanted, by iptables itself. So every rule is one that
+iptables made and that ``iptables-save`` prints.
+
+What is not simple is left to iptables (the methods return None): only some of our rules are there, ours are to be
+removed from among others, there are rules of iptables-legacy, a chain has a policy, the kernel refuses, or iptables is
+not the nft kind.
+
+Facts:
+
+- Handles, use counts and packet counters differ between two otherwise equal rules; they are left out.
+- The kernel does not return the protocol of an extension (NFTA_RULE_COMPAT). Rules of an iptables that matches ports
+  by an extension that needs it cannot be created again: the kernel refuses them.
+- A batch is one transaction. The kernel refuses it if anything was written since the generation that is sent with it.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import socket
+import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.netns import iptables_backend, namespaces, nftables
-from metadata_wsgi.netns.nftables import Part, Ruleset
+from metadata_wsgi.netns import namespaces
 from metadata_wsgi.netns.rules import COMMENT, Rule
 
 LOG = logging.getLogger(__name__)
 
 T = TypeVar('T')
 
+# <linux/netlink.h>, <linux/netfilter/nfnetlink.h>, <linux/netfilter/nf_tables.h>
+NETLINK_NETFILTER = 12
+NFNL_SUBSYS_NFTABLES = 10
+NLMSG_ERROR, NLMSG_DONE, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 2, 3, 16, 17
+NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2
+NEWCHAIN, GETCHAIN = 3, 4
+NEWRULE, GETRULE = 6, 7
+GETGEN = 16
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_CREATE = 0x1, 0x4, 0x300, 0x400
+NLA_TYPE_MASK = 0x3FFF
+TABLE_NAME, TABLE_FLAGS = 1, 2
+CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 3, 4, 5, 7
+RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_USERDATA = 1, 2, 4, 7
+EXPRESSION_NAME, EXPRESSION_DATA = 1, 2
+ATTRIBUTES_TO_COPY = {
+    NEWTABLE: (TABLE_NAME, TABLE_FLAGS),
+    NEWCHAIN: (CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE),
+    NEWRULE: (RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_USERDATA),
+}
+RECEIVE_BYTES = 1 << 17
+NETLINK_TIMEOUT_S = 10.0
 
-class Pattern:
-    """Copies of ``rules``. ``lay`` has a program write them, and ``is_laid`` has one read whether they are there; both
-    are called in a namespace that is nobody's. Threads may share it; the first one makes the pattern."""
 
-    def __init__(self, rules: Sequence[Rule], *, lay: Callable[[], None], is_laid: Callable[[], bool]) -> None:
+@dataclass(frozen=True, slots=True, order=True)
+class Item:
+    """A table, a chain or a rule: ``kind`` is NEWTABLE, NEWCHAIN or NEWRULE."""
+
+    kind: int
+    family: int
+    attributes: bytes
+
+    def value(self, attribute: int) -> bytes:
+        """One of its attributes; b'' if it is missing."""
+        return dict(_attributes(self.attributes)).get(attribute, b'')
+
+    @property
+    def name(self) -> tuple[int, int, bytes, bytes]:
+        """The kernel's identifier of a table or chain."""
+        return self.kind, self.family, self.value(TABLE_NAME), self.value(CHAIN_NAME) if self.kind == NEWCHAIN else b''
+
+    @property
+    def chain(self) -> tuple[int, bytes, bytes]:
+        """The chain of a rule."""
+        return self.family, self.value(RULE_TABLE), self.value(RULE_CHAIN)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether our comment occurs anywhere in it. A false positive is left to iptables."""
+        return COMMENT.encode() in self.attributes
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """Everything in nftables of one namespace: ``rules`` are in their order within each chain."""
+
+    tables_and_chains: tuple[Item, ...] = ()
+    rules: tuple[Item, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.tables_and_chains)
+
+    @property
+    def has_ours(self) -> bool:
+        """Whether any rule of ours is in it."""
+        return any(rule.is_ours for rule in self.rules)
+
+    def by_chain(self) -> dict[tuple[int, bytes, bytes], list[Item]]:
+        """The rules of each chain."""
+        chains: dict[tuple[int, bytes, bytes], list[Item]] = {}
+        for rule in self.rules:
+            chains.setdefault(rule.chain, []).append(rule)
+        return chains
+
+
+class RulesetTemplate:
+    """Copies ``rules`` to namespaces. Threads may share it; the first one creates the template.
+
+    ``add_rules`` runs a program that adds them; ``are_rules_there`` runs one that reads them back. Both are called in a
+    scratch namespace.
+    """
+
+    def __init__(
+        self, rules: Sequence[Rule], *, add_rules: Callable[[], None], are_rules_there: Callable[[], bool]
+    ) -> None:
         self.rules = tuple(rules)
-        self._lay = lay
-        self._is_laid = is_laid
+        self._add_rules = add_rules
+        self._are_rules_there = are_rules_there
         self._lock = threading.Lock()
         self._made: Ruleset | None = None
 
     def apply(self, namespace: str, wanted: Sequence[Rule]) -> bool | None:
-        """Make ``wanted`` the rules of the namespace; whether anything had to be done, None if it is not for us."""
-        if tuple(wanted) not in ((), self.rules) or not self._ruleset():
+        """Make ``wanted`` our rules in the namespace. Returns whether anything changed; None: iptables has to do it."""
+        if tuple(wanted) not in ((), self.rules) or not self._template():
             return None
-        return _or_none(lambda: namespaces.run_in(namespace, lambda: self._bring(bool(wanted))))
+        change = self._add if wanted else self._remove
+        return _none_on_error(lambda: namespaces.run_in(namespace, change))
 
     def ours(self, namespace: str) -> list[Rule] | None:
-        """The rules of ours there, None if it is not for us."""
+        """Our rules in the namespace; None: iptables has to read them."""
 
-        def look() -> list[Rule] | None:
-            there = None if iptables_backend.has_legacy() else nftables.read()[0]
-            if there is None or not _has_ours(there):
-                return None if there is None else []
-            return [*self.rules] if self._is_in(there) else None
+        def read_ours() -> list[Rule] | None:
+            if has_legacy_tables():
+                return None
+            found, _ = read_ruleset()
+            if not found.has_ours:
+                return []
+            return [*self.rules] if self._is_in(found) else None
 
-        return _or_none(lambda: namespaces.run_in(namespace, look)) if self._ruleset() else None
+        return _none_on_error(lambda: namespaces.run_in(namespace, read_ours)) if self._template() else None
 
-    def _bring(self, wanted: bool) -> bool | None:
-        if iptables_backend.has_legacy():
+    def _add(self) -> bool | None:
+        if has_legacy_tables():
             return None
-        there, generation = nftables.read()
-        if not _has_ours(there):
-            return wanted and self._add(there, generation)
-        if wanted:
-            return False if self._is_in(there) else None
-        if there == self._ruleset():
-            nftables.remove(there, generation)
-        elif self._is_in(there):
-            mine = self._ruleset().frame().values()
-            chains = [part for part in mine if part[0] == nftables.NEW_CHAIN and not nftables.is_builtin(part)]
-            nftables.take_out(_says_ours, chains, generation)
-        else:
+        found, generation = read_ruleset()
+        if found.has_ours:
+            return False if self._is_in(found) else None
+        existing = {item.name: item for item in found.tables_and_chains}
+        template = self._template()
+        if any(existing.get(item.name, item) != item for item in template.tables_and_chains):
+            # A chain that iptables would not have made so, or one with a policy.
             return None
+        missing = tuple(item for item in template.tables_and_chains if item.name not in existing)
+        add_ruleset(Ruleset(missing, template.rules), generation)
         return True
 
-    def _add(self, there: Ruleset, generation: int) -> bool | None:
-        """Before what others have there; None if their chains are not what iptables makes, or drop by policy."""
-        frame, known = self._ruleset().frame(), there.frame()
-        if any(known.get(name, part) != part for name, part in frame.items()):
+    def _remove(self) -> bool | None:
+        if has_legacy_tables():
             return None
-        missing = [part for name, part in frame.items() if name not in known]
-        rules = [rule for chain in self._ruleset().rules().values() for rule in chain]
-        nftables.write(Ruleset((*missing, *rules)), generation)
+        found, generation = read_ruleset()
+        if not found.has_ours:
+            return False
+        if found != self._template():
+            return None
+        delete_tables(found, generation)
         return True
 
-    def _is_in(self, there: Ruleset) -> bool:
-        """Whether ours are all there, each at the head of its chain, and none else of ours."""
-        found, wanted = there.rules(), self._ruleset().rules()
-        heads = {chain: found.get(chain, [])[: len(mine)] for chain, mine in wanted.items()}
-        return heads == wanted and sum(map(_is_ours, there.parts)) == sum(map(len, wanted.values()))
+    def _is_in(self, found: Ruleset) -> bool:
+        """Whether all of our rules are there, at the head of their chains, and no other ones of ours."""
+        there, wanted = found.by_chain(), self._template().by_chain()
+        heads = {chain: there.get(chain, [])[: len(rules)] for chain, rules in wanted.items()}
+        return heads == wanted and sum(rule.is_ours for rule in found.rules) == len(self._template().rules)
 
-    def _ruleset(self) -> Ruleset:
-        """Empty where there can be none."""
+    def _template(self) -> Ruleset:
+        """Empty where rules cannot be copied."""
         with self._lock:
             if self._made is None:
-                self._made = _or_none(self._make) or Ruleset()
+                self._made = _none_on_error(self._make_template) or Ruleset()
         return self._made
 
-    def _make(self) -> Ruleset | None:
-        def laid() -> Ruleset:
-            self._lay()
-            return nftables.read()[0]
+    def _make_template(self) -> Ruleset | None:
+        def create() -> Ruleset:
+            self._add_rules()
+            return read_ruleset()[0]
 
-        def copied() -> bool:
-            nftables.write(made, nftables.read()[1])
-            return nftables.read()[0] == made and self._is_laid()
+        def copy_reads_back() -> bool:
+            add_ruleset(template, read_ruleset()[1])
+            return read_ruleset()[0] == template and self._are_rules_there()
 
-        made = namespaces.run_in_new(laid)
-        return made if made and namespaces.run_in_new(copied) else None
-
-
-def _is_ours(part: Part) -> bool:
-    return _says_ours(part[2])
+        template = namespaces.run_in_scratch(create)
+        return template if template and namespaces.run_in_scratch(copy_reads_back) else None
 
 
-def _says_ours(attributes: bytes) -> bool:
-    """Whether our comment is anywhere in it: one too many is looked at by iptables."""
-    return COMMENT.encode() in attributes
+def has_any_rules(namespace: str) -> bool:
+    """Whether the namespace has a table of either kind of iptables; True where that cannot be read.
 
-
-def _has_ours(there: Ruleset) -> bool:
-    return any(map(_is_ours, there.parts))
-
-
-def _or_none(act: Callable[[], T]) -> T | None:
+    A new router's namespace has none. Then there is nothing to read, and four of six programs need not run.
+    """
     try:
-        return act()
+        return namespaces.run_in(namespace, lambda: has_legacy_tables() or _has_nftables())
+    except (NetnsError, OSError):
+        return True
+
+
+def has_legacy_rules(namespace: str) -> bool:
+    """Whether the namespace has a table of iptables-legacy; True where that cannot be read."""
+    try:
+        return namespaces.run_in(namespace, has_legacy_tables)
+    except (NetnsError, OSError):
+        return True
+
+
+def has_legacy_tables() -> bool:
+    """Whether iptables-legacy has a table in the namespace of the calling thread.
+
+    Tables appear there when they are first used. Without the kernel's module there is no file.
+    """
+    names = [Path(f'/proc/thread-self/net/{prefix}_tables_names') for prefix in ('ip', 'ip6')]
+    return any(name.read_text(encoding='ascii').strip() for name in names if os.path.exists(name))
+
+
+def _has_nftables() -> bool:
+    with _netlink_socket() as sock:
+        return bool(_dump(sock, GETTABLE))
+
+
+def read_ruleset() -> tuple[Ruleset, int]:
+    """Everything in the namespace of the calling thread, and the kernel's generation. OSError if it cannot be read."""
+    with _netlink_socket() as sock:
+        generation = _generation(sock)
+        tables_and_chains = (*sorted(_dump(sock, GETTABLE)), *sorted(_dump(sock, GETCHAIN)))
+        rules = sorted(_dump(sock, GETRULE), key=lambda rule: rule.chain) if tables_and_chains else []
+    return Ruleset(tables_and_chains, tuple(rules)), generation
+
+
+def add_ruleset(wanted: Ruleset, generation: int) -> None:
+    """Add all of it in one transaction, the rules at the head of their chains.
+
+    Raises OSError where the kernel refuses, also because something was written since ``generation``.
+    """
+    # Each rule is inserted before the existing ones.
+    items = (*wanted.tables_and_chains, *reversed(wanted.rules))
+    _send_batch([(item.kind, NLM_F_CREATE, item.family, item.attributes) for item in items], generation)
+
+
+def delete_tables(found: Ruleset, generation: int) -> None:
+    """Delete the tables of ``found`` with their contents, in one transaction. OSError as for ``add_ruleset``."""
+    tables = [item for item in found.tables_and_chains if item.kind == NEWTABLE]
+    _send_batch([(DELTABLE, 0, table.family, table.attributes) for table in tables], generation)
+
+
+def _netlink_socket() -> socket.socket:
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+    sock.settimeout(NETLINK_TIMEOUT_S)
+    return sock
+
+
+def _message(
+    kind: int, flags: int, family: int, attributes: bytes = b'', sequence: int = 1, resource_id: int = 0
+) -> bytes:
+    header = struct.pack('=IHHII', 20 + len(attributes), kind, NLM_F_REQUEST | flags, sequence, 0)
+    return header + struct.pack('>BBH', family, 0, resource_id) + attributes
+
+
+def _generation(sock: socket.socket) -> int:
+    sock.send(_message(NFNL_SUBSYS_NFTABLES << 8 | GETGEN, 0, 0))
+    _, _, attributes = next(_receive(sock))
+    return int.from_bytes(dict(_attributes(attributes))[1], 'big')
+
+
+def _dump(sock: socket.socket, get: int) -> list[Item]:
+    """All tables, chains or rules of all families."""
+    sock.send(_message(NFNL_SUBSYS_NFTABLES << 8 | get, NLM_F_DUMP, 0))
+    items = []
+    for message_type, family, attributes in _receive(sock):
+        if message_type == NLMSG_DONE:
+            break
+        kind = message_type & 0xFF
+        items.append(Item(kind, family, _attributes_to_copy(kind, attributes)))
+    return items
+
+
+def _send_batch(operations: Sequence[tuple[int, int, int, bytes]], generation: int) -> None:
+    """Execute (message, flags, family, attributes) in one transaction. Raises OSError if the kernel refuses any."""
+    generation_attribute = struct.pack('=HH', 8, 1) + struct.pack('>I', generation)
+    begin_batch = _message(NFNL_MSG_BATCH_BEGIN, 0, 0, generation_attribute, 0, NFNL_SUBSYS_NFTABLES)
+    messages = [begin_batch]
+    for sequence, (kind, flags, family, attributes) in enumerate(operations, 1):
+        # The last one is acknowledged when all are in force; errors of the others arrive before.
+        flags |= NLM_F_ACK if sequence == len(operations) else 0
+        messages.append(_message(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, family, attributes, sequence))
+    messages.append(_message(NFNL_MSG_BATCH_END, 0, 0, b'', len(operations) + 1, NFNL_SUBSYS_NFTABLES))
+    with _netlink_socket() as sock:
+        sock.send(b''.join(messages))
+        next(_receive(sock))
+
+
+def _receive(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
+    """(message type, family, attributes) of each message; OSError for an error message."""
+    while True:
+        packet = sock.recv(RECEIVE_BYTES)
+        offset = 0
+        while offset < len(packet):
+            size, message_type = struct.unpack_from('=IH', packet, offset)
+            if message_type == NLMSG_ERROR:
+                (code,) = struct.unpack_from('=i', packet, offset + 16)
+                if code:
+                    raise OSError(-code, f'nftables: {errno.errorcode.get(-code, -code)}')
+            yield message_type, packet[offset + 16], packet[offset + 20 : offset + size]
+            offset += (size + 3) & ~3
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, value) of each netlink attribute."""
+    offset = 0
+    while offset + 4 <= len(data):
+        size, kind = struct.unpack_from('=HH', data, offset)
+        yield kind & NLA_TYPE_MASK, data[offset + 4 : offset + size]
+        offset += (size + 3) & ~3
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack('=HH', 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _attributes_to_copy(kind: int, attributes: bytes) -> bytes:
+    """What it takes to create the item again, with all packet counters of a rule at 0."""
+    values = dict(_attributes(attributes))
+    if kind == NEWRULE and RULE_EXPRESSIONS in values:
+        expressions = _attributes(values[RULE_EXPRESSIONS])
+        values[RULE_EXPRESSIONS] = b''.join(_attribute(1, _without_count(expression)) for _, expression in expressions)
+    return b''.join(_attribute(type_, values[type_]) for type_ in ATTRIBUTES_TO_COPY[kind] if type_ in values)
+
+
+def _without_count(expression: bytes) -> bytes:
+    name = dict(_attributes(expression)).get(EXPRESSION_NAME)
+    if name != b'counter\0':
+        return expression
+    return _attribute(EXPRESSION_NAME, name) + _attribute(EXPRESSION_DATA, b'')
+
+
+def _none_on_error(function: Callable[[], T]) -> T | None:
+    try:
+        return function()
     except (NetnsError, OSError) as error:
         LOG.debug('Rules are not copied: %s', error)
         return None

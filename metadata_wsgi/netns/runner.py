@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a program and hear what it says.
-
-The one door to other programs, so that a test can stand in it.
-"""
+"""Run a program and return its output. Other modules run programs through this one, so that tests can replace it."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import IO, Protocol
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces
 
-# Where iptables and ip live; missing from the PATH of some service managers and of su without "-".
+# iptables and ip are here. The PATH of some service managers, and of su without "-", does not have them.
 SBIN = ('/usr/local/sbin', '/usr/sbin', '/sbin')
 
 
@@ -24,12 +21,12 @@ class Runner(Protocol):
     """Runs programs."""
 
     def __call__(
-        self, argv: Sequence[str], *, stdin: str = '', namespace: str | None = None, hand: Sequence[int] = ()
+        self, argv: Sequence[str], *, stdin: str = '', namespace: str | None = None, pass_fds: Sequence[int] = ()
     ) -> str:
         """Run ``argv``, in the network namespace of that name if one is given, and return its standard output.
 
-        It inherits the descriptors ``hand``, under their numbers. Raises NetnsError, with what the program wrote on
-        standard error, when it cannot be run, does not end in time, or ends with another exit code than 0.
+        The program inherits the descriptors ``pass_fds`` under their numbers. Raises NetnsError, with the program's
+        standard error, when it cannot be started, does not end before the timeout, or its exit code is not 0.
         """
 
 
@@ -40,16 +37,16 @@ class SubprocessRunner:
         self._timeout_s = timeout_s
 
     def __call__(
-        self, argv: Sequence[str], *, stdin: str = '', namespace: str | None = None, hand: Sequence[int] = ()
+        self, argv: Sequence[str], *, stdin: str = '', namespace: str | None = None, pass_fds: Sequence[int] = ()
     ) -> str:
         """See Runner."""
         if namespace:
-            # A child is born where the thread is that starts it.
-            return namespaces.run_in(namespace, lambda: self(argv, stdin=stdin, hand=hand))
-        # Files and not pipes: a daemon that keeps its parent's standard error open would keep us waiting.
+            # A child process starts in the namespace of the thread that starts it.
+            return namespaces.run_in(namespace, lambda: self(argv, stdin=stdin, pass_fds=pass_fds))
+        # Files and not pipes: a daemon that keeps its parent's standard error open would block the read.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             try:
-                done = subprocess.run(
+                completed = subprocess.run(
                     argv,
                     input=stdin.encode(),
                     stdout=out,
@@ -57,20 +54,20 @@ class SubprocessRunner:
                     timeout=self._timeout_s,
                     env={**os.environ, 'PATH': search_path()},
                     check=False,
-                    pass_fds=hand,
+                    pass_fds=pass_fds,
                 )
             except subprocess.TimeoutExpired:
-                raise NetnsError(f'{shlex.join(argv)}: no end after {self._timeout_s:g} s') from None
+                raise NetnsError(f'{shlex.join(argv)}: not finished after {self._timeout_s:g} s') from None
             except OSError as error:
                 raise NetnsError(f'{shlex.join(argv)}: {error.strerror}') from error
-            if done.returncode:
-                words = ' '.join(_text(err).split()) or 'it said nothing'
-                raise NetnsError(f'{shlex.join(argv)}: exit code {done.returncode}: {words}')
+            if completed.returncode:
+                message = ' '.join(_text(err).split()) or 'no error message'
+                raise NetnsError(f'{shlex.join(argv)}: exit code {completed.returncode}: {message}')
             return _text(out)
 
 
 def search_path() -> str:
-    """PATH, and after it the directories in which system programs live."""
+    """PATH, and after it the directories of system programs."""
     return os.pathsep.join(dict.fromkeys([*os.environ.get('PATH', os.defpath).split(os.pathsep), *SBIN]))
 
 

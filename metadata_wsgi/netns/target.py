@@ -1,47 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be attached, and what the keeper has of it. Pure."""
+"""Routers and networks that can be attached, the modes to serve them, and the keeper's entries for them. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 ROUTER, NETWORK = 'router', 'network'
 PREFIXES = {ROUTER: 'qrouter-', NETWORK: 'qdhcp-'}
 NETWORK_PORT = 80
-"""In a DHCP namespace the proxy itself is at the metadata address: there is nothing to redirect."""
+"""In a DHCP namespace the proxy listens on the metadata address itself: nothing has to be redirected."""
 
 PROCESS, SHARED, ONE_HOP = 'process', 'shared', 'one_hop'
 MODES = (PROCESS, SHARED, ONE_HOP)
-"""Who serves a place: a process of its own in the namespace, one for all namespaces, or the agent itself."""
+"""What serves a target: a process of its own in the namespace, one proxy for all namespaces, or the agent itself."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where to attach: ``kind`` is ROUTER or NETWORK, ``uuid`` its id, ``namespace`` the one it has on this host."""
+class AttachTarget:
+    """A router or network: ``kind`` is ROUTER or NETWORK, ``uuid`` its id, ``namespace`` its namespace on this host."""
 
     kind: str
     uuid: str
     namespace: str
 
     @classmethod
-    def of(cls, kind: str, uuid: str, namespace: str | None = None) -> Place:
-        """The place of a router or network in the namespace that Quantum's agents name after it, or in another."""
+    def of(cls, kind: str, uuid: str, namespace: str | None = None) -> AttachTarget:
+        """The target in ``namespace``, by default in the one that Quantum's agents name after the id."""
         return cls(kind, uuid, namespace or PREFIXES[kind] + uuid)
 
 
-NOBODY_SERVES = {
-    SHARED: 'nobody serves what is kept in mode shared, guests wait: start quantum-ns-metadata-proxy --shared',
-    ONE_HOP: 'nobody serves what is kept in mode one_hop, guests wait: '
+NO_WORKER = {
+    SHARED: 'no worker serves the sockets of mode shared, requests wait: start quantum-ns-metadata-proxy --shared',
+    ONE_HOP: 'no worker serves the sockets of mode one_hop, requests wait: '
     'start quantum-metadata-agent with metadata_one_hop = true',
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What the keeper has of a place: sockets at ``hosts`` ('' is every address); how many ``workers`` serve it."""
+class KeeperEntry:
+    """The keeper's listening sockets of one target, at ``hosts`` ('' is every address), and how many ``workers`` accept
+    on them."""
 
-    place: Place
+    target: AttachTarget
     mode: str
     port: int
     hosts: tuple[str, ...]
     workers: int
+
+
+class KeeperState(Protocol):
+    """The keeper's state; :class:`metadata_wsgi.keeper.attachments_client.AttachmentsClient` is the real one.
+
+    Both methods raise NetnsError when the keeper does not respond.
+    """
+
+    def kept(self) -> list[KeeperEntry]:
+        """All entries."""
+
+    def workers(self) -> dict[str, int]:
+        """The number of connected workers, by mode."""

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward the signed request to Nova's metadata API and relay its answer. Ends the pipeline.
+"""Send the signed request to Nova's metadata API and relay the response. The app at the end of the pipeline.
 
-Sends method, raw target, body and an allow-list of headers (``wire.UPSTREAM_ALLOWED``), so that no
-header of a guest can mean something to Nova that it does not mean to us. Relays whatever Nova says:
-status, end-to-end headers, bytes; a redirect is not followed, nothing is decoded.
+Method, raw target, body and an allow-list of headers (``header_names.UPSTREAM_ALLOWED``) are sent, so that no header
+of a client has a meaning for Nova that it does not have here, and the headers that Nova authenticates, which are made
+here of SIGNED_IDENTITY. Nova's status, end-to-end headers and bytes are relayed; a redirect is not followed and
+nothing is decoded.
 
-Late rather than wrong: a GET or HEAD that meets a dead, silent or failing Nova (500, 502, 503, 504) is
-sent again until the deadline, then answered with what Nova said last, or 503 where it said nothing.
-A POST (the password) is sent once; again only where it cannot have been received.
+A GET or HEAD is retried until the deadline where Nova is unreachable, does not respond, or answers 500, 502, 503 or
+504. Then the client gets Nova's last response, or 503 if there was none. A POST (the password) is sent once; it is
+retried only if it cannot have been received. All requests of a worker share a budget of retries, and a host that
+accepts no connections gets one attempt at a time: a Nova that fails is not loaded with the retries of every client.
 
-While the shared secret is being changed there are two signatures. A request that Nova refuses for the one (403)
-is sent with the other, a POST too: refused, nothing came of it. The one that was taken goes first from then on.
+While the shared secret is being changed there are two signatures. A request that Nova refuses with the one (403) is
+sent with the other, a POST too, because a refused request has no effect. The accepted one is used first from then on.
 
-``nova_metadata_host`` may name several hosts, separated by commas, each with a port of its own if
-need be (``nova1,nova2:8776,[2001:db8::1]:8775``): they are tried in turn, and one that fails is put
-aside for a while. Reads DEADLINE and the signature.
+``nova_metadata_host`` may name several hosts, separated by commas, each with its own port if needed
+(``nova1,nova2:8776,[2001:db8::1]:8775``). They are tried in order; a host that failed is tried after the others for
+``limits.NOVA_HOST_BACKOFF_S`` seconds. Reads DEADLINE and SIGNED_IDENTITY.
 """
 
 from __future__ import annotations
@@ -23,16 +25,18 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from oslo_config import cfg
 
 from metadata_wsgi import limits
 from metadata_wsgi.config import config_files, tls_options
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent
+from metadata_wsgi.errors import BadRequest, ConfigError, MaybeSent, NoResponse, NotSent, RequestTimeout
 from metadata_wsgi.http import client, error_responses, header_names, message
-from metadata_wsgi.http.retry import retry_until
+from metadata_wsgi.http.circuit_breaker import CircuitBreaker
+from metadata_wsgi.http.client import HttpClient
+from metadata_wsgi.http.retry import RetryBudget, retry_until
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.throttle import Throttle
 
@@ -46,7 +50,7 @@ OPTS = [
         'nova_metadata_host',
         default=['127.0.0.1'],
         deprecated_name='nova_metadata_ip',
-        help="Host of Nova's metadata API; several, separated by commas, are tried in turn.",
+        help="Host of Nova's metadata API; several, separated by commas, are tried in order.",
     ),
     cfg.PortOpt('nova_metadata_port', default=8775, help="TCP port of Nova's metadata API."),
     cfg.StrOpt(
@@ -62,142 +66,226 @@ OPTS = [
         'max_request_body',
         default=limits.MAX_REQUEST_BODY_BYTES,
         min=1020,
-        help='Largest request body in bytes; above it a guest hears 413.',
+        help='Largest request body in bytes; a larger one is answered 413.',
     ),
 ]
 
-AGAIN = frozenset({500, 502, 503, 504})
-"""What Nova answers while something behind it is away. Everything else is its word."""
+RETRYABLE_STATUSES = frozenset({500, 502, 503, 504})
+"""Nova answers these while something that it needs is unavailable. Every other status is relayed at once."""
 
-
-class HttpClient(Protocol):
-    """Where requests can be sent; :class:`metadata_wsgi.http.client.Hop` is the real one."""
-
-    name: str
-
-    def send_request(self, request: message.Request, deadline: Deadline) -> message.Response:
-        """Send it once. Raises NotSent or MaybeSent."""
+PATHS_OF_EVERY_INSTANCE = frozenset(
+    {
+        '/openstack',
+        '/openstack/latest',
+        '/openstack/latest/meta_data.json',
+        '/latest',
+        '/latest/meta-data',
+        '/latest/meta-data/instance-id',
+        '/2009-04-04/meta-data',
+        '/2009-04-04/meta-data/instance-id',
+    }
+)
+"""Nova has these for every instance that it knows; cloud-init, Ignition and CirrOS start with one of them."""
 
 
 class UpstreamApp:
-    """The proxy app: one request to one of ``hops``, patiently."""
+    """The proxy app: sends each request to one of ``clients``, with retries."""
 
-    REQUIRES = frozenset({environ_keys.DEADLINE, environ_keys.SIGNED})
+    REQUIRES = frozenset({environ_keys.DEADLINE, environ_keys.SIGNED_IDENTITY})
     PROVIDES: frozenset[str] = frozenset()
 
     def __init__(
         self,
-        hops: Sequence[HttpClient],
+        clients: Sequence[HttpClient],
         *,
         max_body_bytes: int = limits.MAX_REQUEST_BODY_BYTES,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._hops = tuple(hops)
+        self.clients = tuple(clients)
         self._max_body_bytes = max_body_bytes
-        self._clock = clock
         self._sleep = sleep
-        self._aside_until = dict.fromkeys(range(len(self._hops)), 0.0)
-        self._seldom_refused = Throttle(limits.LOG_INTERVAL_S)
-        self._seldom_other = Throttle(limits.SECRET_CHANGE_LOG_INTERVAL_S)
-        # One slot: whether the other signature was the one that Nova took last.
-        self._other_first = [False]
-        self._seldom_away = Throttle(limits.LOG_INTERVAL_S)
+        self._hosts = [_Host(client, clock) for client in self.clients]
+        self._retry_budget = RetryBudget(clock)
+        # Index in ``signatures`` of the one that Nova accepted last.
+        self._accepted_signature = 0
+        self._refused_log = Throttle(limits.LOG_INTERVAL_S)
+        # Whether Nova's metadata API has answered 200 since the worker started; until then, how many 404s it has sent.
+        self._has_known_an_instance = False
+        self._unknown_instances = 0
+        self._unknown_log = Throttle(limits.UNKNOWN_INSTANCES_LOG_INTERVAL_S)
+        self._secret_change_log = Throttle(limits.SECRET_CHANGE_LOG_INTERVAL_S)
+        self._no_response_log = Throttle(limits.LOG_INTERVAL_S)
+        self._slow_client_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Relay Nova's answer, or say why there is none."""
+        """Relay Nova's response; 503 if there is none, 400, 408 or 413 for a request that cannot be sent."""
+        identity: environ_keys.SignedIdentity = environ[environ_keys.SIGNED_IDENTITY]
+        deadline: Deadline = environ[environ_keys.DEADLINE]
         try:
-            request = self._request(environ)
-            answer = self._signed(
-                request, environ.get(environ_keys.OTHER_SIGNATURE, ''), environ[environ_keys.DEADLINE]
-            )
+            response = self._send_signed(self._request(environ, deadline), identity, deadline)
         except message.TooLarge:
             return error_responses.payload_too_large(self._max_body_bytes)(environ, start_response)
+        except RequestTimeout:
+            if self._slow_client_log.allow():
+                LOG.info('A request gets 408: its client did not send the body in time')
+            return error_responses.request_timeout()(environ, start_response)
         except BadRequest as error:
             return error_responses.bad_request(str(error))(environ, start_response)
         except NoResponse as error:
-            if self._seldom_away.allow():
-                LOG.error('Guests are answered 503: Nova gave no answer: %s', error)
+            if self._no_response_log.allow():
+                LOG.error('Requests get 503: no response from Nova: %s', error)
             return error_responses.unavailable()(environ, start_response)
-        if answer.status == 403 and self._seldom_refused.allow():
+        self._check_status(response.status, environ.get('PATH_INFO', ''))
+        return response(environ, start_response)
+
+    def _check_status(self, status: int, path: str) -> None:
+        """Log what a status of Nova says about its configuration."""
+        if status == 403 and self._refused_log.allow():
             LOG.error(
-                'Nova refuses our signature (403): compare metadata_proxy_shared_secret here with '
+                'Nova refuses the signature (403): compare metadata_proxy_shared_secret here with '
                 '[neutron] metadata_proxy_shared_secret in nova.conf; they must be the same'
             )
-        return answer(environ, start_response)
+        if status == 200:
+            self._has_known_an_instance = True
+        elif status == 404 and not self._has_known_an_instance and path.rstrip('/') in PATHS_OF_EVERY_INSTANCE:
+            self._unknown_instances += 1
+            if self._unknown_instances >= limits.UNKNOWN_INSTANCES_WARNING and self._unknown_log.allow():
+                LOG.warning(
+                    'Nova has answered 404 to all of the first %d requests, for instances that the lookup knows: '
+                    'if Nova has [neutron] service_metadata_proxy = false, or misspelt, in nova.conf, it ignores '
+                    'the signature and answers 404 to every instance',
+                    self._unknown_instances,
+                )
 
-    def _request(self, environ: WSGIEnvironment) -> message.Request:
+    def _request(self, environ: WSGIEnvironment, deadline: Deadline) -> message.Request:
+        """The client's request, without the identity."""
         headers = [(name, value) for name, value in message.headers(environ) if name in header_names.UPSTREAM_ALLOWED]
-        content = message.body(environ, self._max_body_bytes)
+        content = message.body(environ, self._max_body_bytes, deadline.fraction(limits.BODY_DEADLINE_FRACTION))
         return message.Request(environ['REQUEST_METHOD'], message.target(environ), headers, content)
 
-    def _signed(self, request: message.Request, other_signature: str, deadline: Deadline) -> message.Response:
-        if not other_signature:
-            return self._insist(request, deadline)
-        ours = {False: request, True: _with_signature(request, other_signature)}
-        other_first = self._other_first[0]
-        # Nova may change its secret between the first try and the second: then it is the first again.
-        for last, other in ((False, other_first), (False, not other_first), (True, other_first)):
-            answer = self._insist(ours[other], deadline)
-            if last or answer.status != 403:
+    def _send_signed(
+        self, request: message.Request, identity: environ_keys.SignedIdentity, deadline: Deadline
+    ) -> message.Response:
+        """Send the request with the signature that Nova accepted last; where Nova refuses it, with the others."""
+        first = self._accepted_signature % len(identity.signatures)
+        others = [number for number in range(len(identity.signatures)) if number != first]
+        # Nova's secret may change between two attempts: therefore the first signature again at the end.
+        attempts = [first, *others, first] if others else [first]
+        for position, number in enumerate(attempts):
+            headers = [*request.headers, *identity_headers(identity, identity.signatures[number])]
+            signed = message.Request(request.method, request.target, headers, request.body)
+            response = self._send_until(signed, deadline)
+            if response.status != 403 or position == len(attempts) - 1:
                 break
-            if hasattr(answer.body, 'close'):
-                answer.body.close()
-        if answer.status != 403 and other is not other_first:
-            self._other_first[0] = other
-            if self._seldom_other.allow():
-                LOG.info('Nova refused one shared secret and took the %s one', 'old' if other else 'new')
-        return answer
+            if hasattr(response.body, 'close'):
+                response.body.close()
+        if response.status != 403 and number != first:
+            self._accepted_signature = number
+            if self._secret_change_log.allow():
+                LOG.info('Nova refused one shared secret and accepted the %s one', 'old' if number else 'new')
+        return response
 
-    def _insist(self, request: message.Request, deadline: Deadline) -> message.Response:
-        return retry_until(
-            lambda: self._try_each(request, deadline),
+    def _send_until(self, request: message.Request, deadline: Deadline) -> message.Response:
+        self._retry_budget.add_request()
+        response = retry_until(
+            lambda: self._send_to_hosts(request, deadline),
             deadline,
             retry_on=(NoResponse,) if request.is_retryable else (NotSent,),
-            retry_if_result=lambda answer: request.is_retryable and answer.status in AGAIN,
+            retry_if_result=lambda response: request.is_retryable and response.status in RETRYABLE_STATUSES,
+            may_retry=self._may_retry,
             sleep=self._sleep,
         )
+        if response.status not in RETRYABLE_STATUSES:
+            self._retry_budget.add_success()
+        return response
 
-    def _try_each(self, request: message.Request, deadline: Deadline) -> message.Response:
-        """One try at each host until one answers well; raises or returns what the last one gave."""
-        order = sorted(range(len(self._hops)), key=lambda index: self._aside_until[index] > self._clock())
-        for position, index in enumerate(order):
-            last = position == len(order) - 1
+    def _may_retry(self) -> bool:
+        return any(host.circuit.allows_attempt() for host in self._hosts) and self._retry_budget.take_retry()
+
+    def _send_to_hosts(self, request: message.Request, deadline: Deadline) -> message.Response:
+        """One attempt at each host until one succeeds; returns or raises the outcome of the last one."""
+        hosts = [host for host in self._hosts if host.circuit.allows_attempt()]
+        if not hosts:
+            raise NotSent(self._hosts[-1].circuit.last_error)
+        hosts.sort(key=lambda host: host.is_backed_off())
+        for host in hosts:
+            is_last = host is hosts[-1]
             try:
-                # A silent host must leave time for another try, at another host or at itself.
-                answer = self._hops[index].send_request(
-                    request, deadline.share(2 / 3) if request.is_retryable else deadline
-                )
+                # A host that does not respond must leave time for another attempt.
+                response = host.send_request(request, deadline.fraction(2 / 3) if request.is_retryable else deadline)
             except NoResponse as error:
-                self._put_aside(index, error)
-                if last or not (request.is_retryable or isinstance(error, NotSent)):
+                host.back_off(error)
+                if is_last or not (request.is_retryable or isinstance(error, NotSent)):
                     raise
                 continue
-            if last or not request.is_retryable or answer.status not in AGAIN:
-                self._aside_until[index] = 0.0
-                return answer
-            self._put_aside(index, f'it answered {answer.status}')
-        raise NotSent('no host of Nova is configured')
-
-    def _put_aside(self, index: int, why: object) -> None:
-        if self._aside_until[index] <= self._clock():
-            LOG.warning('Nova at %s fails: %s', self._hops[index].name, why)
-        self._aside_until[index] = self._clock() + limits.NOVA_HOST_BACKOFF_S
+            if is_last or not request.is_retryable or response.status not in RETRYABLE_STATUSES:
+                host.end_backoff()
+                return response
+            host.back_off(f'it answered {response.status}')
+        raise AssertionError('the last host returns or raises')
 
 
-def _with_signature(request: message.Request, signature: str) -> message.Request:
-    headers = [(name, signature if name == header_names.SIGNATURE else value) for name, value in request.headers]
-    return message.Request(request.method, request.target, headers, request.body)
+class _Host:
+    """A host of Nova, and its health."""
+
+    def __init__(self, client: HttpClient, clock: Callable[[], float]) -> None:
+        self.client = client
+        self.circuit = CircuitBreaker(clock)
+        self._clock = clock
+        self._backed_off_until_s = 0.0
+        self._failure_log = Throttle(limits.LOG_INTERVAL_S, clock)
+
+    def send_request(self, request: message.Request, deadline: Deadline) -> message.Response:
+        """As HttpClient; records whether a connection was made."""
+        self.circuit.start_attempt()
+        had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
+        try:
+            response = self.client.send_request(request, deadline)
+        except NotSent as error:
+            self.circuit.record_failure(error, had_time=had_time)
+            raise
+        except MaybeSent:
+            self.circuit.record_connected()
+            raise
+        self.circuit.record_connected()
+        return response
+
+    def is_backed_off(self) -> bool:
+        """Whether the host is tried after the others."""
+        return self._backed_off_until_s > self._clock()
+
+    def back_off(self, reason: object) -> None:
+        """The host failed: try it after the others for a while."""
+        if not self.is_backed_off() and self._failure_log.allow():
+            LOG.warning('Nova at %s fails: %s', self.client.name, reason)
+        self._backed_off_until_s = self._clock() + limits.NOVA_HOST_BACKOFF_S
+
+    def end_backoff(self) -> None:
+        """The host works."""
+        self._backed_off_until_s = 0.0
+
+
+def identity_headers(identity: environ_keys.SignedIdentity, signature: str) -> message.Headers:
+    """The headers that Nova authenticates. No client's header of these names is ever sent to Nova."""
+    return [
+        (header_names.FORWARDED_FOR, identity.address),
+        (header_names.INSTANCE_ID, identity.instance.instance_id),
+        (header_names.TENANT_ID, identity.instance.project_id),
+        (header_names.SIGNATURE, signature),
+    ]
 
 
 def app_factory(global_conf: Mapping[str, str]) -> UpstreamApp:
     """For ``use = egg:metadata_wsgi#upstream``."""
     conf = config_files.load(global_conf, [*OPTS, *tls_options.OPTS])
     tls = _tls(conf) if conf.nova_metadata_protocol == 'https' else None
-    hops = [client.tcp_client(*_host_port(text, conf.nova_metadata_port), tls=tls) for text in conf.nova_metadata_host]
-    if not hops:
+    hosts = [_host_port(text, conf.nova_metadata_port) for text in conf.nova_metadata_host]
+    if not hosts:
         raise ConfigError("nova_metadata_host is empty: name the host of Nova's metadata API")
-    return UpstreamApp(hops, max_body_bytes=conf.max_request_body)
+    return UpstreamApp(
+        [client.tcp_client(host, port, tls=tls) for host, port in hosts], max_body_bytes=conf.max_request_body
+    )
 
 
 def _host_port(text: str, default_port: int) -> tuple[str, int]:
@@ -215,13 +303,13 @@ def _host_port(text: str, default_port: int) -> tuple[str, int]:
 
 def _tls(conf: cfg.ConfigOpts) -> ssl.SSLContext:
     try:
-        context_ = ssl.create_default_context(cafile=conf.auth_ca_cert or None)
+        context = ssl.create_default_context(cafile=conf.auth_ca_cert or None)
         if conf.nova_client_cert:
-            context_.load_cert_chain(conf.nova_client_cert, conf.nova_client_priv_key or None)
+            context.load_cert_chain(conf.nova_client_cert, conf.nova_client_priv_key or None)
     except (OSError, ssl.SSLError) as error:
         names = 'auth_ca_cert, nova_client_cert, nova_client_priv_key'
         raise ConfigError(f'{names}: cannot be used: {error}; each must be a readable PEM file') from error
     if conf.nova_metadata_insecure:
-        context_.check_hostname = False
-        context_.verify_mode = ssl.CERT_NONE
-    return context_
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context

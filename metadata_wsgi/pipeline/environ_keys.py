@@ -1,31 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The facts that filters hand to each other, and the environ keys they travel under.
+"""The WSGI environ keys by which filters pass data to each other, and the dataclasses under them.
 
-Rule 1: a fact is a frozen dataclass, written once, by the one filter that owns it.
-Rule 2: a fact that is not known is absent (PEP 3333), never None; a filter that needs one says so
-in ``REQUIRES`` and the order is checked at start, so it may read ``environ[KEY]`` plainly.
-Rule 3: a client cannot forge a fact. A server turns header names into ``HTTP_*`` keys, so a dotted
-lower-case key never comes from the wire.
+Rule 1: each key is written by one filter, once for each request, and its value is not changed afterwards.
+Rule 2: unknown data is absent (PEP 3333), never None. A filter that needs a key names it in ``REQUIRES``; the order of
+the pipeline is checked at start, so the filter may read ``environ[KEY]`` without a check of its own.
+Rule 3: a client cannot set these keys. A server makes ``HTTP_*`` keys of headers; a lower-case key with a dot never
+comes from a request.
 
-============================  ==============  =====================================  =======================
-key                           written by      read by                                absent means
-============================  ==============  =====================================  =======================
-``metadata_wsgi.namespace``   the worker      ``socket_source``, namespace proxy     not the keeper's socket
-``metadata_wsgi.deadline``    ``deadline``    ``instance``, ``upstream``             refused at start
-``metadata_wsgi.source``      ``source``      ``instance``, ``signature``            refused at start
-``metadata_wsgi.forwarded``   ``source``      ``session_token``                      refused at start
-``metadata_wsgi.instance``    ``instance``    ``signature``, ``metadata_app``        refused at start
-============================  ==============  =====================================  =======================
-
-``metadata_wsgi.other_signature`` is written by ``signature`` while the shared secret is being changed, and read by
-``upstream``; absent, there is one secret.
-
-The filter ``cache``, where it is named, reads the deadline and the source and writes the instance that it remembers,
-in the name of ``instance``, which then has nothing to do; ``cache_answers`` reads all three.
-
-``FORWARDED`` is a bool: whether the guest itself said for whom it asks (``X-Forwarded-For``), as a proxy in it does.
-``SIGNED`` is no key: it names, for the check of the order only, that the request now carries the
-headers that Nova authenticates by.
+================================== ================== ============================================ ===========
+``metrics`` and ``healthcheck`` read, after the response, which of these keys are there (``outcome.stage_reached``).
 """
 
 from __future__ import annotations
@@ -33,17 +16,30 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 NAMESPACE = 'metadata_wsgi.namespace'
+"""A :class:`Namespace`."""
+
+RECEIVED_AT_S = 'metadata_wsgi.received_at'
+"""When the header of the request was complete, in seconds of time.monotonic(): its deadline counts from then."""
+
 DEADLINE = 'metadata_wsgi.deadline'
+"""A :class:`metadata_wsgi.deadline.Deadline`."""
+
 SOURCE = 'metadata_wsgi.source'
-FORWARDED = 'metadata_wsgi.forwarded'
+"""A :class:`Source`."""
+
+CLIENT_IS_PROXY = 'metadata_wsgi.forwarded'
+"""A bool: the client sent ``X-Forwarded-For`` or ``Forwarded`` itself, as a proxy inside an instance does."""
+
 INSTANCE = 'metadata_wsgi.instance'
-OTHER_SIGNATURE = 'metadata_wsgi.other_signature'
-SIGNED = 'the signature'
+"""An :class:`Instance`."""
+
+SIGNED_IDENTITY = 'metadata_wsgi.signed_identity'
+"""A :class:`SignedIdentity`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """Which namespace a connection came in: told by the socket it was accepted on, never by its bytes.
+    """The network namespace of a connection. Known from the listening socket, never from bytes of the client.
 
     Exactly one of ``router_id`` and ``network_id`` is set.
     """
@@ -53,32 +49,38 @@ class Namespace:
 
     @property
     def id(self) -> str:
-        """The one that is set."""
+        """The id that is set."""
         return self.router_id or self.network_id or ''
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Who is asking, by network position: an address that is unique only behind its router.
+    """Where a request came from: an IP address, and the router or network within which it is unique.
 
-    ``address`` is canonical text without a zone (lower case, compressed; a v4-mapped address is
-    given as IPv4). Exactly one of ``router_id`` and ``network_id`` is set.
+    ``address`` is the canonical text without a zone (lower case, compressed; a v4-mapped address as IPv4). Exactly one
+    of ``router_id`` and ``network_id`` is set.
+
+    ``interface`` is the interface of the namespace on which a request from an IPv6 link-local address arrived: such an
+    address is unique on its link only, and a router has several. None for other addresses, and where the namespace
+    proxy does not send it (haproxy).
     """
 
     address: str
     router_id: str | None = None
     network_id: str | None = None
+    interface: str | None = None
 
     def __str__(self) -> str:
         where = f'router {self.router_id}' if self.router_id else f'network {self.network_id}'
-        return f'{self.address} behind {where}'
+        zone = f'%{self.interface}' if self.interface else ''
+        return f'{self.address}{zone} behind {where}'
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """Which instance that is: ids as Quantum's port gives them (``device_id``, ``project_id``, ``id``).
+    """The instance that sent a request: ids of its Neutron port (``device_id``, ``project_id``, ``id``).
 
-    ``created_at_s``: when the port was created, in seconds since 1970; None where the directory does not say.
+    ``created_at_s``: when the port was created, in seconds since 1970; None where the lookup does not know.
     """
 
     instance_id: str
@@ -88,3 +90,20 @@ class Instance:
 
     def __str__(self) -> str:
         return f'{self.instance_id} of project {self.project_id}, port {self.port_id}'
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIdentity:
+    """What Nova authenticates: the instance, its address and the signature of the instance id.
+
+    ``signatures`` has one entry for each shared secret, the new secret first: two while the secret is being changed.
+    Only the app at the end of the pipeline makes headers of it.
+    """
+
+    instance: Instance
+    address: str
+    signatures: tuple[str, ...] = field(repr=False)
+
+    def __str__(self) -> str:
+        plural = '' if len(self.signatures) == 1 else 's'
+        return f'{len(self.signatures)} signature{plural} of {self.instance.instance_id}'

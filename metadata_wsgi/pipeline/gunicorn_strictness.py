@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the server that calls us reads HTTP as strictly as we count on.
+"""Checks that an operator's own gunicorn (``gunicorn --paste``) reads HTTP as strictly as this package relies on.
 
-Our own programs set gunicorn so. An operator's own ``gunicorn --paste`` may have switches on that mend what is
-malformed or let one header become another (``header_map = dangerous``); then a request may mean one thing to
-gunicorn and another to what stands before it, and that is how one guest's request becomes another's. A filter is not
-told of them. But while gunicorn loads a pipeline, one of its objects that knows its settings waits for it among the
-callers; and its ``start_response`` belongs to another, for a pipeline that was loaded before there was a gunicorn.
+The package's own programs set gunicorn so. Another gunicorn may have settings that accept malformed requests or let one
+header become another (``header_map = dangerous``). Then gunicorn and the proxy in front of it may read the same bytes
+as different requests, and an instance can send a request as another instance.
+
+gunicorn does not give its settings to an application, neither while it loads it nor in the environ. The bound method
+``start_response`` that it passes with each request belongs to its response object, which has them as ``cfg``. So
+``catch_errors`` checks them at the first request: if gunicorn is lenient, all requests are answered 503, and the log
+says why.
 """
 
 from __future__ import annotations
 
-import sys
-from types import FrameType
 from typing import Any
 
-from metadata_wsgi.errors import ConfigError
-
 STRICT: dict[str, Any] = {
-    # Names with underscores are dropped: X_Forwarded_For would become X-Forwarded-For's second value.
+    # Header names with underscores are dropped: X_Forwarded_For would become a second value of X-Forwarded-For.
     'header_map': ('drop', 'refuse'),
     'permit_obsolete_folding': (False,),
     'strip_header_spaces': (False,),
@@ -26,34 +25,30 @@ STRICT: dict[str, Any] = {
     'permit_unconventional_http_version': (False,),
     'proxy_protocol': ('off', False),
     'protocol': ('http',),
+    # An upgraded connection is read by another parser, which takes the first request's body for its preface.
+    'http2_cleartext': ('off', False),
 }
-"""gunicorn's settings and the values that are strict, the one to have first."""
+"""gunicorn's settings and their strict values, the recommended one first."""
 
-TAKEN = ('SCRIPT_NAME', 'PATH_INFO')
-"""What gunicorn lets its forwarders say by default; neither is read here."""
-
-
-def check() -> None:
-    """Raise ConfigError if the gunicorn that loads us now is lenient; nothing where that is another server."""
-    if found := leniences(_loading()):
-        raise ConfigError(sentence(found))
+DEFAULT_FORWARDER_HEADERS = ('SCRIPT_NAME', 'PATH_INFO')
+"""Headers with an underscore that gunicorn accepts by default; this package reads neither."""
 
 
-def sentence(found: list[str]) -> str:
-    """What is wrong with these leniences, and what would be right."""
+def message(lenient: list[str]) -> str:
+    """The sentence for the log about these lenient settings, with the right values."""
     return (
-        f'gunicorn mends malformed requests, by which a guest could pass for another: its settings have '
-        f'{", ".join(found)}; set it so or leave it out'
+        f'gunicorn accepts malformed requests, by which one instance could send requests as another: its settings have '
+        f'{", ".join(lenient)}; set the strict value or remove the setting'
     )
 
 
-def calling(start_response: object) -> Any:
-    """The settings of the gunicorn whose ``start_response`` this is; None for other servers, which cannot be asked."""
+def settings_of(start_response: object) -> Any:
+    """The settings of the gunicorn that passed this ``start_response``; None for any other server."""
     return getattr(getattr(start_response, '__self__', None), 'cfg', None)
 
 
-def leniences(settings: Any) -> list[str]:
-    """Which of gunicorn's settings are lenient, as ``name = value instead of strict value``; [] for None."""
+def lenient_settings(settings: Any) -> list[str]:
+    """The lenient ones of gunicorn's ``settings``, as ``name = value instead of strict value``; [] for None."""
     if settings is None:
         return []
     found = [
@@ -61,21 +56,11 @@ def leniences(settings: Any) -> list[str]:
         for name, strict in STRICT.items()
         if hasattr(settings, name) and getattr(settings, name) not in strict
     ]
-    forwarded = {str(name).upper() for name in getattr(settings, 'forwarder_headers', ())} - {*TAKEN}
-    if forwarded:
-        found.append(f'forwarder_headers = {",".join(sorted(forwarded))} instead of {",".join(TAKEN)}')
+    extra_headers = {str(name).upper() for name in getattr(settings, 'forwarder_headers', ())} - {
+        *DEFAULT_FORWARDER_HEADERS
+    }
+    if extra_headers:
+        found.append(
+            f'forwarder_headers = {",".join(sorted(extra_headers))} instead of {",".join(DEFAULT_FORWARDER_HEADERS)}'
+        )
     return found
-
-
-def _loading() -> Any:
-    """The settings of the gunicorn that waits for what we are called for, None where no gunicorn does."""
-    if 'gunicorn.config' not in sys.modules:
-        return None
-    kind = sys.modules['gunicorn.config'].Config
-    frame: FrameType | None = sys._getframe()
-    while frame:
-        settings = getattr(frame.f_locals.get('self'), 'cfg', None)
-        if isinstance(settings, kind):
-            return settings
-        frame = frame.f_back
-    return None

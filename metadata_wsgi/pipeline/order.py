@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does every filter find what it reads? Asked once, at start, of the finished chain.
+"""Check, once at start, that each filter of a pipeline finds the environ keys that it reads.
 
-A filter (or the app at the end) says what it reads in ``REQUIRES`` and what it establishes in
-``PROVIDES``, both frozensets of names from :mod:`metadata_wsgi.context`. A third-party filter that
-reads no fact of ours may leave them out, but it must let us see what it wraps: as ``app``,
-``application`` or ``middleware_wraps`` (webob's), as nearly all do. What cannot work is refused in a
-sentence that names the two filters; nothing is reordered or added.
+A filter (and the app at the end) declares what it reads in ``REQUIRES`` and what it writes in ``PROVIDES``, both
+frozensets of keys from :mod:`metadata_wsgi.pipeline.environ_keys`. A filter of somebody else that reads none of
+these keys needs neither, but its inner app must be an attribute ``app``, ``application`` or ``middleware_wraps``
+(webob), as in nearly all filters. A pipeline that cannot work is refused with one sentence that names the
+two filters; nothing is reordered or added.
 """
 
 from __future__ import annotations
@@ -15,11 +15,20 @@ from typing import Any
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.pipeline import environ_keys
 
-WRAPS = ('app', 'application', 'middleware_wraps')
+INNER_ATTRIBUTES = ('app', 'application', 'middleware_wraps')
+
+# The filter of the shipped paste file that writes each key, for the error message.
+PROVIDED_BY = {
+    environ_keys.DEADLINE: 'deadline',
+    environ_keys.SOURCE: 'header_source',
+    environ_keys.CLIENT_IS_PROXY: 'header_source',
+    environ_keys.INSTANCE: 'instance',
+    environ_keys.SIGNED_IDENTITY: 'signature',
+}
 
 
 def chain(app: Any) -> list[Any]:
-    """The filters of a pipeline from the outermost inwards, and last the app that ends it."""
+    """All filters of a pipeline from the outermost inwards, and last the app at its end."""
     found = [app]
     while (inner := _inner(found[-1])) is not None:
         if any(inner is seen for seen in found):
@@ -29,51 +38,41 @@ def chain(app: Any) -> list[Any]:
 
 
 def check(app: Any) -> None:
-    """Raise ConfigError if, in the chain that starts at ``app``, anything is read before it is there."""
+    """Raise ConfigError if a filter of the pipeline that starts at ``app`` reads a key that is not written before."""
     links = chain(app)
     end = links[-1]
     if not hasattr(end, 'REQUIRES'):
         raise ConfigError(
-            f'{name(end)} ends the pipeline, as far as can be seen: if it is a filter, it must keep what it wraps in '
-            f'an attribute named app; if it is the app, it must have REQUIRES (frozenset() if it reads no fact)'
+            f'{name(end)} seems to be the end of the pipeline: if it is a filter, its inner app must be an '
+            f'attribute named app; if it is the app, it must have REQUIRES (frozenset() if it reads no key)'
         )
-    known: set[str] = set()
+    written: set[str] = set()
     for position, link in enumerate(links):
-        for fact in sorted(getattr(link, 'REQUIRES', frozenset()) - known):
-            raise ConfigError(_complaint(link, fact, links[position + 1 :]))
-        known |= getattr(link, 'PROVIDES', frozenset())
+        for key in sorted(getattr(link, 'REQUIRES', frozenset()) - written):
+            raise ConfigError(_error_message(link, key, links[position + 1 :]))
+        written |= getattr(link, 'PROVIDES', frozenset())
 
 
 def name(link: Any) -> str:
-    """What the operator calls this filter: its file's name for one of ours, else where its class lives."""
+    """The name of a filter in messages: the name of its file for one of this package, else module and class."""
     kind = link if hasattr(link, '__qualname__') else type(link)
     module, _, last = kind.__module__.rpartition('.')
     ours = module.partition('.')[0] == __name__.partition('.')[0]
     return last if ours and last != 'app' else f'{kind.__module__}.{kind.__qualname__}'
 
 
-def _complaint(link: Any, fact: str, later: list[Any]) -> str:
-    here = name(link)
+def _error_message(link: Any, key: str, later: list[Any]) -> str:
+    reader = name(link)
     for other in later:
-        if fact in getattr(other, 'PROVIDES', frozenset()):
-            late = name(other)
-            return f'{here} reads {fact}, which {late} establishes only after it: put {late} before {here}'
-    owner = OWNERS.get(fact, 'your own')
-    return f'{here} reads {fact}, which no filter before it establishes: put one that does ({owner}) before it'
-
-
-# For the complaint only: who in the shipped paste file establishes what.
-OWNERS = {
-    environ_keys.DEADLINE: 'deadline',
-    environ_keys.SOURCE: 'header_source',
-    environ_keys.FORWARDED: 'header_source',
-    environ_keys.INSTANCE: 'instance',
-    environ_keys.SIGNED: 'signature',
-}
+        if key in getattr(other, 'PROVIDES', frozenset()):
+            writer = name(other)
+            return f'{reader} reads {key}, which {writer} writes only after it: put {writer} before {reader}'
+    writer = PROVIDED_BY.get(key, 'your own')
+    return f'{reader} reads {key}, which no filter before it writes: put one that does ({writer}) before it'
 
 
 def _inner(link: Any) -> Any:
-    for attribute in WRAPS:
+    for attribute in INNER_ATTRIBUTES:
         inner = getattr(link, attribute, None)
         if callable(inner):
             return inner

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a request came, and what was answered: read off the environ afterwards, for filters that only watch.
+"""How far a request got in the pipeline, for filters that only observe (metrics, health, log).
 
-Facts are written down on the way in, so which of them are there when the answer comes back says which filter
-gave it, and no filter need know that it is watched.
+Filters write environ keys on the way in. Which of them are there after the response shows which filter made the
+response; the observed filters do nothing for it.
 """
 
 from __future__ import annotations
@@ -16,37 +16,35 @@ from metadata_wsgi.pipeline import environ_keys
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
-DOOR, SOURCE, INSTANCE, UPSTREAM = 'door', 'source', 'instance', 'upstream'
-
-_SIGNATURE = 'HTTP_' + header_names.SIGNATURE.upper().replace('-', '_')
+UNIDENTIFIED, SOURCE, INSTANCE, UPSTREAM = 'unidentified', 'source', 'instance', 'upstream'
 
 
-def reached(environ: WSGIEnvironment) -> str:
-    """How far the request came.
+def stage_reached(environ: WSGIEnvironment) -> str:
+    """The last stage that the request reached.
 
-    DOOR: nobody found out who asks. SOURCE: that is known, and not which instance it is. INSTANCE: that too, and some
-    filter behind answered itself. UPSTREAM: it was signed, and Nova (or its silence) is the answer.
+    UNIDENTIFIED: its source is unknown. SOURCE: its source is known, its instance is not. INSTANCE: the instance is
+    known, and a filter after ``instance`` made the response. UPSTREAM: it was signed, and the response is Nova's or
+    says that Nova is unavailable.
     """
     if environ_keys.SOURCE not in environ:
-        return DOOR
+        return UNIDENTIFIED
     if environ_keys.INSTANCE not in environ:
         return SOURCE
-    # A guest's own header of that name is gone by then: source has deleted it.
-    return UPSTREAM if _SIGNATURE in environ else INSTANCE
+    return UPSTREAM if environ_keys.SIGNED_IDENTITY in environ else INSTANCE
 
 
-def is_the_hosts_own(environ: WSGIEnvironment) -> bool:
-    """Whether the request was made on the host, on the agent's unix socket, and not by a guest.
+def is_local_request(environ: WSGIEnvironment) -> bool:
+    """Whether the request was made on this host, on the agent's unix socket, and not by an instance.
 
-    What a guest asks comes in on the keeper's socket, or through a namespace proxy, and those always say who asks.
+    An instance's request has a namespace (keeper's socket), or headers that a namespace proxy set.
     """
     if environ_keys.NAMESPACE in environ or environ.get('REMOTE_ADDR'):
         return False
-    return not any(key.startswith('HTTP_') and header_names.is_reserved(key[5:]) for key in environ)
+    return not any(header_names.is_reserved_key(key) for key in environ)
 
 
-class Heard:
-    """A ``start_response`` that remembers: ``status`` is the three digits, '' as long as nothing was said."""
+class StatusRecorder:
+    """A ``start_response`` that records the status: three digits, '' before the response starts."""
 
     def __init__(self, start_response: StartResponse) -> None:
         self.status = ''
@@ -55,7 +53,7 @@ class Heard:
     def __call__(
         self, status: str, headers: list[tuple[str, str]], exc_info: object = None, /
     ) -> Callable[[bytes], object]:
-        """Remember, and go on."""
+        """Record the status and pass everything on."""
         self.status = status[:3]
         if exc_info is None:
             return self._start_response(status, headers)

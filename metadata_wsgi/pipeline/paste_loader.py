@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load a pipeline of the paste file, and refuse one that cannot work.
+"""Load a pipeline of the paste file; refuse one that cannot work.
 
-The paste file is the drawing of the system. Whatever is wrong with it (a filter that does not exist,
-an option that a filter does not take, an order that cannot work) stops the start with one sentence.
+The paste file lists the filters that a request passes, in order. An error in it (a filter that does not exist, an
+option that a filter does not have, an order that cannot work) stops the start with one sentence.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEFAULT_PASTE_FILES = (
 
 
 def default_paste_file() -> str:
-    """The path of the paste file that came with the package."""
+    """The path of the paste file that is installed with the package."""
     for path in DEFAULT_PASTE_FILES:
         if os.path.exists(path):
             return path
@@ -40,42 +40,42 @@ def default_paste_file() -> str:
 
 
 def load(path: str, name: str = 'agent', global_conf: Mapping[str, str] | None = None) -> Any:
-    """The WSGI application of section ``name`` of the paste file at ``path``, its order checked.
+    """The WSGI application ``name`` of the paste file at ``path``, after a check of its order. Raises ConfigError.
 
-    ``global_conf`` is added to the file's ``[DEFAULT]``; a key that both set differently is refused,
-    because paste would silently take the file's. Raises ConfigError.
+    ``global_conf`` is added to ``[DEFAULT]`` of the file. A key with different values in both is refused, because
+    paste would use the value of the file without a message.
     """
     path = os.path.abspath(path)
     if not os.path.isfile(path):
         raise ConfigError(f'api_paste_config = {path}: there is no such file; name the paste file')
-    given = dict(global_conf or {})
-    _refuse_two_minds(path, given)
-    try:
-        app = loadapp(f'config:{path}', name=name, global_conf=given)
-    except ConfigError as error:
-        raise ConfigError(f'{path}: {error}') from error
-    except (LookupError, TypeError, ValueError, ImportError, AttributeError) as error:
-        raise ConfigError(f'{path}: {_explain(error)}') from error
-    order.check(app)
-    config_files.refuse_misspelt(given)
+    global_conf = dict(global_conf or {})
+    _check_conflicting_defaults(path, global_conf)
+    with config_files.parsed_once():
+        try:
+            app = loadapp(f'config:{path}', name=name, global_conf=global_conf)
+        except ConfigError as error:
+            raise ConfigError(f'{path}: {error}') from error
+        except (LookupError, TypeError, ValueError, ImportError, AttributeError) as error:
+            raise ConfigError(f'{path}: {_describe_paste_error(error)}') from error
+        order.check(app)
     return app
 
 
-def _refuse_two_minds(path: str, given: Mapping[str, str]) -> None:
+def _check_conflicting_defaults(path: str, global_conf: Mapping[str, str]) -> None:
     try:
-        written = loadwsgi.ConfigLoader(path).parser.defaults()
-    except Exception as error:  # every parser error there is, and paste re-raises them in shapes of its own
+        defaults = loadwsgi.ConfigLoader(path).parser.defaults()
+    except Exception as error:  # any parser error, and paste re-raises some as types of its own
         raise ConfigError(f'{path}: not a paste file: {error}') from error
-    for key, value in given.items():
-        if key in written and written[key] != value:
+    for key, value in global_conf.items():
+        if key in defaults and defaults[key] != value:
             raise ConfigError(
-                f'{path}: {key} = {written[key]} in [DEFAULT], but {value} was given on the command line; '
+                f'{path}: {key} = {defaults[key]} in [DEFAULT], but {value} was given on the command line; '
                 'keep one of them'
             )
 
 
-def _explain(error: Exception) -> str:
-    """One sentence for what paste raised, with the nearest right name where there is one."""
+def _describe_paste_error(error: Exception) -> str:
+    """One sentence for an exception of paste, with the closest valid name if there is one."""
     text = ' '.join(str(error).split())
     if option := re.search(r"got an unexpected keyword argument '([^']+)'", text):
         return f'{option[1]} is no option of this filter in the paste file; values belong in the configuration files'

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What parses guests' bytes gives everything up that it does not need: user, capabilities, system calls.
+"""A process that parses client data gives up every privilege that it does not need: user, capabilities, system calls.
 
-Rule 1: a worker first reads what only root may read and takes its sockets, then drops, then serves.
-Rule 2: what cannot be given up stops the worker; there is no serving with more rights than intended.
-Rule 3: nothing of it can be taken back, not by the worker either.
+Rule 1: a worker first reads what only root may read and opens its sockets, then drops its privileges, then serves.
+Rule 2: if a privilege cannot be given up the worker ends; it never serves with more privileges than intended.
+Rule 3: nothing that was given up can be regained, by the worker neither.
 
-``identity`` says whom a worker becomes, ``following`` where that depends on the agent's socket; ``dropping``
-becomes it, ``syscalls`` is the filter of system calls.
+``identity``              the user and group that workers become
+``identity_from_socket``  the same, derived from who may connect to the agent's socket
+``drop``                  gives up user, capabilities and system calls
+``seccomp``               the system call filter
 """

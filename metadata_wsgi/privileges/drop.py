@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Become that user, and let go of the rest. What is done here cannot be undone in this process.
+"""Give up user, capabilities and system calls. Nothing of it can be undone in this process.
 
-Facts: capabilities, no_new_privs and a filter are a thread's, and a worker has one thread when it drops;
-those that come later inherit. ``dumpable`` is reset whenever the user changes, so it comes after. The bounding set can
-only be emptied by who may still do so, so it comes before.
+Facts: capabilities, no_new_privs and a seccomp filter belong to a thread. A worker has one thread when it calls
+``drop``; threads made later inherit from it. The kernel resets ``dumpable`` whenever the user changes, so it is set
+after that. Emptying the bounding set needs CAP_SETPCAP, so it comes before the user changes.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def drop(identity: Identity | None) -> None:
-    """Give up everything, and become ``identity`` unless it is None. MetadataError when the kernel refuses."""
+    """Give up all privileges and, unless it is None, switch to ``identity``. MetadataError if the kernel refuses."""
     try:
         _empty_bounding_set()
         if identity is not None:
-            _become(identity)
-        _capabilities_none()
+            _switch_user(identity)
+        _clear_capabilities()
         _prctl(_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
         _prctl(_SET_NO_NEW_PRIVS, 1)
-        # No core file and no debugger of the same user may see what is in this memory.
+        # No core file, and no debugger of the same user, may read this memory.
         _prctl(_SET_DUMPABLE, 0)
         no_core_files()
-        _filter()
+        _install_seccomp_filter()
     except OSError as error:
-        raise MetadataError(f'a worker cannot give its privileges up, and does not serve: {error}') from error
+        raise MetadataError(f'a worker cannot give up its privileges, and does not serve: {error}') from error
 
 
 def no_core_files() -> None:
-    """A core file would have the secrets in it."""
+    """Disable core files: they would contain the secrets."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _become(identity: Identity) -> None:
+def _switch_user(identity: Identity) -> None:
     os.setgroups(identity.groups)
     os.setresgid(identity.gid, identity.gid, identity.gid)
     os.setresuid(identity.uid, identity.uid, identity.uid)
@@ -62,34 +62,34 @@ def _empty_bounding_set() -> None:
         try:
             _prctl(_CAPBSET_DROP, capability)
         except OSError as error:
-            # EPERM: not root, and no_new_privs keeps what is in the set from ever being had.
-            # EINVAL: the last one this kernel knows was the one before.
+            # EPERM: not root; no_new_privs then keeps the process from ever gaining what is in the set.
+            # EINVAL: the previous capability was the last one that this kernel knows.
             if error.errno not in (errno.EPERM, errno.EINVAL):
                 raise
             return
 
 
-def _capabilities_none() -> None:
+def _clear_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     held = (ctypes.c_uint32 * 6)()
     _check(_LIBC.capget(header, held))
-    # Asked first: where there is nothing to give up a service's own filter may refuse the call.
+    # Without capabilities capset is not needed, and the seccomp filter of a systemd unit may refuse it.
     if any(held):
         _check(_LIBC.capset(header, (ctypes.c_uint32 * 6)()))
 
 
-def _filter() -> None:
+def _install_seccomp_filter() -> None:
     machine = os.uname().machine
-    if machine not in seccomp.AUDIT:
+    if machine not in seccomp.AUDIT_ARCH:
         LOG.warning('System calls are not filtered: their numbers on %s are not known here', machine)
         return
-    steps = seccomp.program(machine)
+    instructions = seccomp.bpf_program(machine)
 
     class Program(ctypes.Structure):
-        _fields_ = (('length', ctypes.c_ushort), ('steps', ctypes.c_char_p))
+        _fields_ = (('length', ctypes.c_ushort), ('instructions', ctypes.c_char_p))
 
-    number = seccomp.SECCOMP[machine == seccomp.AARCH64]
-    program = Program(len(steps) // 8, steps)
+    number = seccomp.SECCOMP_SYSCALL[machine == seccomp.AARCH64]
+    program = Program(len(instructions) // 8, instructions)
     try:
         thread = _LIBC.syscall(number, _MODE_FILTER, _ALL_THREADS, ctypes.byref(program))
         _check(thread)

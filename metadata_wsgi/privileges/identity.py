@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom the workers become: a user, a group, and no other group.
+"""The user and group that workers run as.
 
-``metadata_user`` and ``metadata_group`` are the agent's; the namespace proxy has two options of its own.
-Where they are not set and the program was started by root, it is the user ``metadata-wsgi``, made for
-that (``useradd --system metadata-wsgi``), and where there is none, ``nobody``: safe against the host,
-but shared with whatever else runs as nobody. A program that root did not start stays who it is.
+``metadata_user`` and ``metadata_group`` are the agent's options; the namespace proxy has two of its own. By default,
+if root started the program, workers run as the user ``metadata-wsgi`` (``useradd --system metadata-wsgi``), or as
+``nobody`` if there is no such user: that protects the host, but other programs run as nobody too. A program that
+another user started keeps its user.
 
-Nothing that a worker reads later may be closed to that user: the certificate authorities, and the
-``static`` inventory where it is to be followed. Configuration files, keys and secrets are read before.
+Files that a worker opens later must be readable for that user: the certificate authorities, and the ``static``
+inventory if changes of it are to be noticed. Configuration files, keys and secrets are read before.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ OPTS = [
     cfg.StrOpt(
         'metadata_user',
         default='',
-        help='Whom the workers of the agent run as, a name or uid, if root starts it. '
-        'By default metadata-wsgi, or nobody where there is no such user.',
+        help='User that the workers of the agent run as, a name or uid, if root starts it. '
+        'By default metadata-wsgi, or nobody if there is no such user.',
     ),
     cfg.StrOpt(
         'metadata_group', default='', help="Group of the agent's workers, a name or gid. By default that user's own."
     ),
 ]
 
-USUAL = ('metadata-wsgi', 'nobody')
+DEFAULT_USERS = ('metadata-wsgi', 'nobody')
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Numbers for the kernel, a name for the log. ``groups`` are supplementary ones."""
+    """Numbers for the kernel, a name for the log. ``groups`` are the supplementary groups."""
 
     uid: int
     gid: int
@@ -48,12 +48,12 @@ class Identity:
 
 
 ROOT = Identity(0, 0, 'root')
-"""Without capabilities: what belongs to root it may read, no more."""
+"""Without capabilities it may still read and write what belongs to root."""
 
 
-def usual() -> Identity:
-    """Whom workers become that were told nothing."""
-    for name in USUAL:
+def default_identity() -> Identity:
+    """The user and group of workers if no option names one."""
+    for name in DEFAULT_USERS:
         try:
             found = pwd.getpwnam(name)
         except KeyError:
@@ -62,12 +62,12 @@ def usual() -> Identity:
     return Identity(65534, 65534, '65534')
 
 
-def of(user: str, group: str, *, options: tuple[str, str] = ('metadata_user', 'metadata_group')) -> Identity:
-    """The identity of ``user`` and ``group``, each a name, a number or '' (the usual one, that user's own).
+def resolve(user: str, group: str, *, options: tuple[str, str] = ('metadata_user', 'metadata_group')) -> Identity:
+    """The identity of ``user`` and ``group``, each a name, a number or '' (the default user; the user's own group).
 
-    Raises ConfigError that names the one of ``options`` whose value is nobody.
+    Raises ConfigError if there is no such user or group; the text names the option, one of ``options``.
     """
-    found = usual()
+    found = default_identity()
     if user:
         try:
             entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
@@ -86,14 +86,14 @@ def of(user: str, group: str, *, options: tuple[str, str] = ('metadata_user', 'm
     return found
 
 
-def of_workers(
+def resolve_workers(
     user: str, group: str, *, options: tuple[str, str] = ('metadata_user', 'metadata_group')
 ) -> Identity | None:
-    """Whom the workers of this process become; None: they stay who they are, because root did not start it.
+    """The identity that the workers of this process switch to; None if they keep theirs: root did not start it.
 
-    Also None for the usual identity in a user namespace that has no number for it. Raises ConfigError.
+    Also None for the default identity in a user namespace that does not map its number. Raises ConfigError.
     """
-    wanted = of(user, group, options=options)
+    wanted = resolve(user, group, options=options)
     if os.geteuid() != 0:
         if user and wanted.uid != os.geteuid():
             raise ConfigError(f'{options[0]} = {user}: only root can start workers as another user')
@@ -105,16 +105,16 @@ def of_workers(
     return wanted
 
 
-def may_enter(who: Identity, directory: str) -> bool:
-    """Whether ``who`` may pass through ``directory`` and all above it, by their mode bits."""
+def can_traverse(identity: Identity, directory: str) -> bool:
+    """Whether the mode bits let ``identity`` search ``directory`` and all directories above it."""
     while True:
         try:
             found = os.stat(directory)
         except OSError:
-            return True  # made later, as ours are: open to pass through
-        if found.st_uid == who.uid:
+            return True  # made later, by us, with mode 0755
+        if found.st_uid == identity.uid:
             bit = stat.S_IXUSR
-        elif found.st_gid in (who.gid, *who.groups):
+        elif found.st_gid in (identity.gid, *identity.groups):
             bit = stat.S_IXGRP
         else:
             bit = stat.S_IXOTH

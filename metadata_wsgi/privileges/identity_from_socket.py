@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom a namespace proxy becomes that was told nothing: whoever may connect to the agent's socket.
+"""The identity of a namespace proxy's workers if no option names one: it depends on who may connect to the agent.
 
-An L3 agent of Grizzly tells a namespace proxy nothing, and may start it before the agent or after. The socket alone
-knows what the agent was told (``metadata_proxy_user``, ``metadata_proxy_group``, ``metadata_proxy_socket_mode``), so
-it is followed: until an agent has listened there, workers are the usual user; from then on whom the socket lets in,
-also when the agent is started again with other options. While the agent is away they stay who they are.
+An L3 agent of Grizzly passes no user to a namespace proxy, and may start it before or after the metadata agent. Only
+the socket shows the agent's options (``metadata_proxy_user``, ``metadata_proxy_group``,
+``metadata_proxy_socket_mode``). Until an agent listens on it, workers run as the default user; from then on as an
+identity that may connect, also after the agent was restarted with other options. While the agent is stopped the
+identity does not change.
 
-========================  =====================================================================
-the socket lets in        and the workers become
-========================  =====================================================================
-everybody                 the usual user
-a group                   the usual user with that group: the owner may have more to lose
-its owner                 the owner
-only root                 root without capabilities, with a warning
-========================  =====================================================================
+==========================  =============================================================================
+who may connect             identity of the workers
+==========================  =============================================================================
+every user                  the default user
+a group                     the default user with that group: the owner may have other privileges
+the owner                   the owner
+only root                   root without capabilities, with a warning
+==========================  =============================================================================
 
-Root without capabilities, with a warning, too where they could not pass through a directory above root's socket. They
-are never root for a socket on which nobody listens: between bind and chown it is root's, and one left behind is
-nobody's.
+Also root without capabilities, with a warning, where they could not search a directory above root's socket. They are
+never root for a socket on which no process listens: between bind and chown it belongs to root, and so may a stale one.
 """
 
 from __future__ import annotations
@@ -36,35 +36,35 @@ from metadata_wsgi.privileges.identity import ROOT, Identity
 LOG = logging.getLogger(__name__)
 
 
-class Following:
-    """Call it for the identity of workers that are made now, as often as you like: it asks again what may have changed.
+class IdentityFromSocket:
+    """Returns the identity for workers that are started now; cheap to call often: it caches by the stat result.
 
-    ``usual`` is whom they are before an agent listened on ``path``, and if everybody may connect.
+    ``default`` is the identity before an agent listened on ``path``, and if every user may connect.
     """
 
-    def __init__(self, path: str, usual: Identity) -> None:
-        # A daemon leaves the directory that it was started in.
+    def __init__(self, path: str, default: Identity) -> None:
+        # A daemon changes its working directory.
         self._path = os.path.abspath(path)
-        self._usual = usual
-        self._now = usual
-        self._seen: tuple[int, ...] = ()
+        self._default = default
+        self._current = default
+        self._last_stat: tuple[int, ...] = ()
 
     def __call__(self) -> Identity:
-        """Whom workers become now."""
+        """The identity for workers that are started now."""
         try:
             found = os.stat(self._path)
         except OSError:
-            return self._now
-        marks = (found.st_dev, found.st_ino, found.st_ctime_ns)
-        # A connection only for a socket that was not seen before: the agent notices each.
-        if marks != self._seen and stat.S_ISSOCK(found.st_mode) and _is_living(self._path):
-            self._seen = marks
-            self._now = self._reaching(found)
-        return self._now
+            return self._current
+        changed = (found.st_dev, found.st_ino, found.st_ctime_ns)
+        # One connection for each new socket only: the agent accepts each of them.
+        if changed != self._last_stat and stat.S_ISSOCK(found.st_mode) and _is_live(self._path):
+            self._last_stat = changed
+            self._current = self._required_identity(found)
+        return self._current
 
-    def _reaching(self, found: os.stat_result) -> Identity:
-        """Whom it takes to reach that socket, with a warning where that is root."""
-        wanted = _let_in(found, self._usual)
+    def _required_identity(self, found: os.stat_result) -> Identity:
+        """An identity that may connect to that socket, with a warning if that is root."""
+        wanted = _who_may_connect(found, self._default)
         directory = os.path.dirname(self._path)
         if wanted == ROOT:
             LOG.warning(
@@ -72,7 +72,7 @@ class Following:
                 'set metadata_proxy_user or metadata_proxy_group of the agent to another',
                 self._path,
             )
-        elif not identity.may_enter(wanted, directory):
+        elif not identity.can_traverse(wanted, directory):
             become = ROOT if found.st_uid == 0 else wanted
             LOG.warning(
                 '%s: %s may not enter %s, where the agent is; '
@@ -85,22 +85,23 @@ class Following:
         return wanted
 
 
-def _let_in(found: os.stat_result, usual: Identity) -> Identity:
+def _who_may_connect(found: os.stat_result, default: Identity) -> Identity:
     if found.st_mode & stat.S_IWOTH:
-        return usual
+        return default
     if found.st_mode & stat.S_IWGRP and found.st_gid:
-        return replace(usual, gid=found.st_gid)
+        return replace(default, gid=found.st_gid)
     if not found.st_uid:
         return ROOT
     try:
         entry = pwd.getpwuid(found.st_uid)
     except KeyError:
-        return Identity(found.st_uid, found.st_gid or usual.gid, str(found.st_uid))
+        return Identity(found.st_uid, found.st_gid or default.gid, str(found.st_uid))
     return Identity(found.st_uid, found.st_gid or entry.pw_gid, entry.pw_name)
 
 
-def _is_living(path: str) -> bool:
+def _is_live(path: str) -> bool:
+    """Whether a process listens on the socket."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
-        # EAGAIN is a living one with a full queue.
+        # EAGAIN: it listens, and its accept queue is full.
         return probe.connect_ex(path) in (0, errno.EAGAIN)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The filter of system calls, as a program for the kernel's packet filter machine (seccomp(2)). Pure.
+"""The system call filter of the workers, as a BPF program for seccomp(2). Pure.
 
-A list of what is refused, not of what is allowed: Python and its libraries may use a new harmless call
-any day, and a worker must not end for it. Refused with EPERM, so that it shows as an ordinary error:
+A deny list, not an allow list: a new version of Python or of a library may use another harmless call, and a worker
+must not fail because of it. Denied calls fail with EPERM, like an ordinary error:
 
 - starting another program, entering or making a namespace, mounting, and files by handle;
-- looking into another process: ptrace, its memory, its descriptors;
-- the kernel's rarely walked parts, where the ways up have been found: bpf, io_uring, userfaultfd,
-  performance counters, keys, modules, and sockets of families that nobody here speaks.
+- access to another process: ptrace, its memory, its descriptors;
+- rarely used parts of the kernel, where privilege escalations were found: bpf, io_uring, userfaultfd, performance
+  counters, keys, modules, and socket families that this package does not use.
 
-Facts: a number means another call on another architecture, so a foreign one is refused as a whole, and
-with it x32 (x86-64 numbers from 0x40000000 on). ``clone3`` has its flags in memory, where a filter cannot
-look; told that it is not there (ENOSYS) the C library takes ``clone``, whose flags are in a register.
+Facts: the same number is another call on another architecture, so calls of other architectures are all denied, and
+with them x32 (x86-64 numbers from 0x40000000 on). ``clone3`` has its flags in memory, which a filter cannot read; it
+fails with ENOSYS, and then the C library uses ``clone``, whose flags are in a register.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ import struct
 
 # Offsets in struct seccomp_data, <linux/seccomp.h>.
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
-# <linux/bpf_common.h>: load a word, jump on equal, greater or equal, a common bit; return.
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+# <linux/bpf_common.h>: load a word; jump if equal, if greater or equal, if a bit is set; return.
+_LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_BIT_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
 X86_64, AARCH64 = 'x86_64', 'aarch64'
-AUDIT = {X86_64: 0xC000003E, AARCH64: 0xC00000B7}
-"""AUDIT_ARCH_* of the architectures whose numbers are known here, by the names that uname gives."""
+AUDIT_ARCH = {X86_64: 0xC000003E, AARCH64: 0xC00000B7}
+"""AUDIT_ARCH_* of the architectures whose call numbers are listed here, by the machine name of uname(2)."""
 _COLUMN = {X86_64: 0, AARCH64: 1}
 _X32 = 0x40000000
 
 CLONE_NEW = 0x7E020080
 """Every CLONE_NEW* flag, CLONE_NEWTIME among them."""
-FAMILIES = (1, 2, 10, 16)
-"""AF_UNIX, AF_INET, AF_INET6, and AF_NETLINK, by which the C library finds out which families there are."""
+ALLOWED_SOCKET_FAMILIES = (1, 2, 10, 16)
+"""AF_UNIX, AF_INET, AF_INET6, and AF_NETLINK, which getaddrinfo of the C library uses to list the addresses."""
 
 _CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
-SECCOMP = (317, 277)
+SECCOMP_SYSCALL = (317, 277)
 
 # name: (x86_64, aarch64), <asm/unistd.h>.
-REFUSED = {
+DENIED = {
     'execve': (59, 221), 'execveat': (322, 281),
     'setns': (308, 268), 'unshare': (272, 97), 'chroot': (161, 51), 'pivot_root': (155, 41),
     'mount': (165, 40), 'umount2': (166, 39), 'move_mount': (429, 429), 'open_tree': (428, 428),
@@ -59,26 +59,36 @@ REFUSED = {
 }  # fmt: skip
 
 
-def program(machine: str) -> bytes:
-    """The filter for ``machine``, one of ``AUDIT``: an array of struct sock_filter."""
+def bpf_program(machine: str) -> bytes:
+    """The filter for ``machine``, one of ``AUDIT_ARCH``: an array of struct sock_filter."""
     column = _COLUMN[machine]
-    refuse = _step(_RETURN, _ERRNO | errno.EPERM)
-    steps = [_step(_LOAD, _ARCHITECTURE), _step(_EQUAL, AUDIT[machine], 1, 0), refuse, _step(_LOAD, _NUMBER)]
+    deny = _instruction(_RETURN, _ERRNO | errno.EPERM)
+    program = [
+        _instruction(_LOAD, _ARCHITECTURE),
+        _instruction(_JUMP_EQUAL, AUDIT_ARCH[machine], 1, 0),
+        deny,
+        _instruction(_LOAD, _NUMBER),
+    ]
     if machine == X86_64:
-        steps += [_step(_AT_LEAST, _X32, 0, 1), refuse]
-    for numbers in REFUSED.values():
-        steps += [_step(_EQUAL, numbers[column], 0, 1), refuse]
-    steps += [_step(_EQUAL, _CLONE3[column], 0, 1), _step(_RETURN, _ERRNO | errno.ENOSYS)]
-    clone = [_step(_LOAD, _FIRST_ARGUMENT), _step(_ANY_BIT, CLONE_NEW, 0, 1), refuse, _step(_RETURN, _ALLOW)]
-    steps += [_step(_EQUAL, _CLONE[column], 0, len(clone)), *clone]
-    opened = [_step(_LOAD, _FIRST_ARGUMENT)]
-    for family in FAMILIES:
-        opened += [_step(_EQUAL, family, 0, 1), _step(_RETURN, _ALLOW)]
-    opened += [_step(_RETURN, _ERRNO | errno.EAFNOSUPPORT)]
-    steps += [_step(_EQUAL, _SOCKET[column], 0, len(opened)), *opened]
-    return b''.join([*steps, _step(_RETURN, _ALLOW)])
+        program += [_instruction(_JUMP_GREATER_EQUAL, _X32, 0, 1), deny]
+    for numbers in DENIED.values():
+        program += [_instruction(_JUMP_EQUAL, numbers[column], 0, 1), deny]
+    program += [_instruction(_JUMP_EQUAL, _CLONE3[column], 0, 1), _instruction(_RETURN, _ERRNO | errno.ENOSYS)]
+    clone = [
+        _instruction(_LOAD, _FIRST_ARGUMENT),
+        _instruction(_JUMP_BIT_SET, CLONE_NEW, 0, 1),
+        deny,
+        _instruction(_RETURN, _ALLOW),
+    ]
+    program += [_instruction(_JUMP_EQUAL, _CLONE[column], 0, len(clone)), *clone]
+    socket_call = [_instruction(_LOAD, _FIRST_ARGUMENT)]
+    for family in ALLOWED_SOCKET_FAMILIES:
+        socket_call += [_instruction(_JUMP_EQUAL, family, 0, 1), _instruction(_RETURN, _ALLOW)]
+    socket_call += [_instruction(_RETURN, _ERRNO | errno.EAFNOSUPPORT)]
+    program += [_instruction(_JUMP_EQUAL, _SOCKET[column], 0, len(socket_call)), *socket_call]
+    return b''.join([*program, _instruction(_RETURN, _ALLOW)])
 
 
-def _step(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """One struct sock_filter; a jump skips that many steps."""
+def _instruction(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    """One struct sock_filter; a jump skips that many instructions."""
     return struct.pack('=HBBI', code, if_true, if_false, operand)

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who serves a new connection: one of a crew of greenlets that stay, each for one connection at a time.
+"""Accepts connections on the listeners and runs the handler of each in a greenlet of a bounded pool.
 
-gevent's ``StreamServer`` makes a greenlet for each connection, and CPython takes memory from the kernel for each new
-greenlet and gives it back at its end. These wait for the next connection instead, as many as are needed and no more
-than ``STAY`` when nobody is there; and a connection is served the moment it is accepted, before the next one is.
+Differences to gevent's ``StreamServer``, which makes a new greenlet for each connection:
+
+- A greenlet that has finished waits for the next connection (up to ``limits.MAX_IDLE_GREENLETS`` of them). CPython
+  gets the stack of a new greenlet from the kernel and returns it at its end.
+- The handler of a connection starts inside the event loop's I/O callback, before the next connection is accepted,
+  instead of one loop iteration later. Until its first wait it must not block.
+- When the pool is full the listeners are paused, ``on_full`` is called for each of them (to end a connection that is
+  idle), and they are resumed in turn, one connection each.
 """
 
 from __future__ import annotations
@@ -26,123 +31,132 @@ LOG = logging.getLogger(__name__)
 
 TRANSIENT_ACCEPT_ERRORS = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EINTR})
 
-Serve = Callable[[_socket.socket, Any], None]
+Handler = Callable[[_socket.socket, Any], None]
+"""Handles one connection until its end; gets the accepted socket and the client's address."""
 
 
 class GreenletPool:
-    """At most ``limit`` greenlets, each serving a connection; its length is how many do."""
+    """At most ``limit`` greenlets, each with one connection. Its length is the number of connections in progress."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, on_full: Callable[[], None] = lambda: None) -> None:
         self._limit = limit
+        self._on_full = on_full
         self._busy = 0
         self._idle: list[greenlet] = []
-        self._refused: deque[Acceptor] = deque()
+        self._paused_acceptors: deque[Acceptor] = deque()
+        self._error_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __len__(self) -> int:
         return self._busy
 
-    def is_full(self, door: Acceptor) -> bool:
-        """Whether nobody is left to serve; ``door`` is then opened again as soon as there is, when its turn comes."""
-        if self._busy < self._limit:
-            return False
-        self._refused.append(door)
-        return True
+    @property
+    def is_full(self) -> bool:
+        """Whether no further connection can be handled."""
+        return self._busy >= self._limit
 
-    def take(self, serve: Serve, sock: _socket.socket, address: Any) -> None:
-        """Have ``serve`` called, now, until it waits for something. Called in gevent's loop."""
-        member = self._idle.pop() if self._idle else greenlet(self._stay, get_hub())
-        member.switch(serve, sock, address)
+    def resume_when_free(self, acceptor: Acceptor) -> None:
+        """Resume this paused ``acceptor`` when a greenlet is free; paused acceptors are resumed in order."""
+        self._paused_acceptors.append(acceptor)
+        self._on_full()
 
-    def _stay(self, *work: Any) -> None:
+    def spawn(self, handler: Handler, sock: _socket.socket, address: Any) -> None:
+        """Run ``handler`` until its first wait. Called in the event loop."""
+        worker = self._idle.pop() if self._idle else greenlet(self._run, get_hub())
+        worker.switch(handler, sock, address)
+
+    def _run(self, *job: Any) -> None:
         while True:
             self._busy += 1
             try:
-                serve, sock, address = work
-                serve(sock, address)
+                handler, sock, address = job
+                handler(sock, address)
             except (Exception, gevent.Timeout):
-                LOG.exception('A connection was not served to its end')
+                level = logging.ERROR if self._error_log.allow() else logging.DEBUG
+                LOG.log(level, 'Unexpected error; the connection was closed', exc_info=True)
             finally:
                 self._busy -= 1
-                if self._refused:
-                    get_hub().loop.run_callback(self._open_again)
-            # What is kept here is kept until the next connection.
-            del serve, sock, address, work
+                if self._paused_acceptors:
+                    get_hub().loop.run_callback(self._resume_paused)
+            # A local variable would keep its object alive until the next connection.
+            del handler, sock, address, job
             if len(self._idle) >= limits.MAX_IDLE_GREENLETS:
                 return
             self._idle.append(getcurrent())
             try:
-                work = get_hub().switch()
+                job = get_hub().switch()
             except BaseException:
-                # A timeout that somebody started for the last connection and forgot.
+                # For example a gevent.Timeout that the application started and did not cancel.
                 self._idle.remove(getcurrent())
                 raise
 
-    def _open_again(self) -> None:
-        # One from each door: opened all at once, the loop would let one of them have every place.
-        for _ in range(len(self._refused)):
-            if self._busy >= self._limit:
+    def _resume_paused(self) -> None:
+        # One connection of each listener: if all were resumed at the same time, one of them could get every greenlet.
+        for _ in range(len(self._paused_acceptors)):
+            if self.is_full:
                 return
-            self._refused.popleft().open_for_one()
+            self._paused_acceptors.popleft().resume()
 
 
 class Acceptor:
-    """A listening socket: whoever arrives there is served by the crew, from ``open`` to ``close``."""
+    """One listener. From ``start`` to ``close`` its connections are accepted and handled in ``pool``."""
 
-    def __init__(self, listening: Any, crew: GreenletPool, serve: Serve) -> None:
-        listening.setblocking(False)
-        # gevent's sockets have the kernel's inside.
-        self._listening: _socket.socket = getattr(listening, '_sock', listening)
-        self._owner = listening
-        self._crew = crew
-        self._serve = serve
-        self._watcher = get_hub().loop.io(listening.fileno(), 1)
+    def __init__(self, listener: Any, pool: GreenletPool, handler: Handler) -> None:
+        listener.setblocking(False)
+        # A gevent socket contains the plain one.
+        self._listener: _socket.socket = getattr(listener, '_sock', listener)
+        self._owner = listener
+        self._pool = pool
+        self._handler = handler
+        self._watcher = get_hub().loop.io(listener.fileno(), 1)
         self._is_closed = False
-        self._seldom = Throttle(limits.LOG_INTERVAL_S)
+        self._error_log = Throttle(limits.LOG_INTERVAL_S)
 
-    def open(self) -> None:
-        """Let in who waits, and who comes."""
+    def start(self) -> None:
+        """Accept the connections in the backlog and all that follow."""
         if not self._is_closed:
-            self._watcher.start(self._arrive)
+            self._watcher.start(self._accept_batch)
 
-    def open_for_one(self) -> None:
-        """As ``open``, but only one of those who wait comes in at once. Called in gevent's loop."""
-        self.open()
-        self._arrive(1)
+    def resume(self) -> None:
+        """Start again after a pause, with one connection in the first batch. Called in the event loop."""
+        self.start()
+        self._accept_batch(1)
 
     def close(self) -> None:
-        """Let nobody in any more, and close the socket."""
+        """Accept no more, and close the listener. Connections in progress continue."""
         self._is_closed = True
         self._watcher.stop()
         self._watcher.close()
         self._owner.close()
 
-    def _arrive(self, batch: int = limits.ACCEPT_BATCH) -> None:
+    def _accept_batch(self, batch: int = limits.ACCEPT_BATCH) -> None:
         for _ in range(batch):
             if self._is_closed:
                 return
-            if self._crew.is_full(self):
+            if self._pool.is_full:
                 self._watcher.stop()
+                self._pool.resume_when_free(self)
                 return
             try:
-                descriptor, address = self._listening._accept()  # type: ignore[attr-defined]  # as accept(), which makes an object more
+                # The private method returns a descriptor; accept() would wrap it in a second socket object.
+                descriptor, address = self._listener._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno not in TRANSIENT_ACCEPT_ERRORS:
-                    self._rest(error)
+                    self._back_off(error)
                     return
                 continue
-            sock = _socket.socket(self._listening.family, self._listening.type, self._listening.proto, descriptor)
-            self._crew.take(self._serve, sock, address)
+            sock = _socket.socket(self._listener.family, self._listener.type, self._listener.proto, descriptor)
+            self._pool.spawn(self._handler, sock, address)
 
-    def _rest(self, error: OSError) -> None:
-        """Out of descriptors or memory: the loop would spin."""
+    def _back_off(self, error: OSError) -> None:
+        """Pause after an error that lasts (EMFILE, ENOMEM): the listener stays readable and the loop would spin."""
         self._watcher.stop()
-        gevent.spawn(self._open_later, error)
+        gevent.spawn(self._restart_later, error)
 
-    def _open_later(self, error: OSError) -> None:
-        # Not in the loop: a log may have to wait.
-        if self._seldom.allow():
-            LOG.error('No connection can be accepted now: %s', error)
+    def _restart_later(self, error: OSError) -> None:
+        # In a greenlet, because a log handler may block and the event loop must not.
+        if self._error_log.allow():
+            LOG.error('Connections cannot be accepted now: %s', error)
         gevent.sleep(limits.ACCEPT_ERROR_BACKOFF_S)
-        self.open()
+        self.start()

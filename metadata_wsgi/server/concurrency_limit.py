@@ -1,36 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many requests of one guest are served at a time. Its others wait their turn; those of its neighbours do not wait
-for them, and neither does Nova have all of them before theirs.
+"""Limits how many requests of one client the pipeline processes at a time.
+
+Further requests of the same client wait for a slot, first come, first served. Requests of other clients do not wait
+for them, so one client cannot occupy Nova alone.
+
+gevent's ``Semaphore`` is not used because it is not fair: ``acquire`` takes a free slot although others wait for it, so
+a connection that pipelines requests would always be faster than the waiting ones.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable
 
-from gevent.lock import Semaphore
+from gevent.event import Event
+
+
+class _Slots:
+    def __init__(self, free: int) -> None:
+        self.free = free
+        self.waiting: deque[Event] = deque()
 
 
 class PerClientConcurrency:
-    """At most ``each`` of each guest; ``enter`` and ``leave`` stand around what is served."""
+    """At most ``limit`` requests of each client at a time; ``acquire`` before a request and ``release`` after it."""
 
-    def __init__(self, each: int) -> None:
-        self._each = each
-        self._places: dict[Hashable, Semaphore] = {}
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._slots: dict[Hashable, _Slots] = {}
 
     def __len__(self) -> int:
-        """Of how many guests anything is being served."""
-        return len(self._places)
+        """Number of clients with a request in progress."""
+        return len(self._slots)
 
-    def enter(self, guest: Hashable, patience_s: float) -> bool:
-        """Wait for a place, not longer than that; whether there was one."""
-        places = self._places.get(guest)
-        if places is None:
-            places = self._places[guest] = Semaphore(self._each)
-        return bool(places.acquire(timeout=patience_s))
+    def acquire(self, client: Hashable, timeout_s: float) -> bool:
+        """Wait up to ``timeout_s`` for a slot; returns whether there was one."""
+        slots = self._slots.get(client)
+        if slots is None:
+            slots = self._slots[client] = _Slots(self._limit)
+        if slots.free:
+            slots.free -= 1
+            return True
+        got_slot = Event()
+        slots.waiting.append(got_slot)
+        try:
+            got_slot.wait(timeout_s)
+        except BaseException:  # another timeout, or the greenlet is killed
+            if got_slot.is_set():
+                self.release(client)
+            else:
+                slots.waiting.remove(got_slot)
+            raise
+        if not got_slot.is_set():
+            slots.waiting.remove(got_slot)
+        return got_slot.is_set()
 
-    def leave(self, guest: Hashable) -> None:
-        """Give it back; who waits longest has it next."""
-        places = self._places[guest]
-        places.release()
-        if places.counter == self._each and not places.linkcount():
-            del self._places[guest]
+    def release(self, client: Hashable) -> None:
+        """Give the slot to the request of the client that has waited longest."""
+        slots = self._slots[client]
+        if slots.waiting:
+            slots.waiting.popleft().set()
+            return
+        slots.free += 1
+        if slots.free == self._limit:
+            del self._slots[client]

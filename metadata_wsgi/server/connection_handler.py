@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a connection is served: may it be, what does it ask, the pipeline's answer, and the next request.
+"""Handles one connection: checks and limits it, then reads requests and sends responses until it ends.
 
-- A guest that did not ask the metadata address came past the rules: its connection is closed (``destination``).
-- One guest may hold so many connections (``shares`` has the rules), must send a head within ``limits.HEADER_TIMEOUT_S`` and
-  ``MAX_HEADER_BYTES`` and a body within ``BODY_TIMEOUT_S``, and may let a body or an answer stand still for ``limits.READ_WRITE_TIMEOUT_S``; the guests
-  beside it notice nothing (haproxy's limit is for the whole router: 1,100 half-sent requests of one guest delayed the
-  others by 29 s). While a connection waits for its guest, it may be closed in favour of another guest's.
-- Of one guest ``limits.MAX_CONCURRENT_PER_CLIENT`` requests are with the pipeline at a time; its others wait their turn (``concurrency_limit``).
-- Who sends one request behind the other without a pause lets the others have their turn after ``limits.REQUESTS_PER_YIELD``, and who
-  sends a long one after each piece of it.
-- A refused request is answered with a constant sentence, 400, 414 or 431, and the connection closed; so is one whose
-  body was not read to its end: gunicorn would read on, as long as the guest sends.
+- A connection that was not made to the metadata address is closed (``net.original_dst``).
+- Connections per client are limited (``connection_limits``). While the server waits for a client, that client's
+  connection may be closed in favour of another one. When the worker is full, the keep-alive connection that has been
+  idle longest is closed, also that of a namespace proxy.
+- Timeouts (``limits``): HEADER_TIMEOUT_S for a header, BODY_TIMEOUT_S for a body, READ_WRITE_TIMEOUT_S for a pause
+  inside a response, KEEPALIVE_TIMEOUT_S between two requests. They apply to each connection; other clients are not
+  delayed. (Measured with Neutron's haproxy, whose connection limit is for the whole router: 1,100 half-sent requests of
+  one client delayed the others by 29 s.)
+- The pipeline processes at most MAX_CONCURRENT_PER_CLIENT requests of a client at a time (``concurrency_limit``). A
+  request that gets no slot within REQUEST_TIMEOUT_S is answered 503 with Retry-After. Waiting for a slot and for the
+  body is part of the request's time: the deadline counts from the complete header (``environ_keys.RECEIVED_AT_S``).
+- A client that pipelines requests gives way to other connections after REQUESTS_PER_YIELD of them, and inside a long
+  body after each recv().
+- A malformed request gets a constant error response (400, 414, 431, 501), then the connection is closed. It is also
+  closed after a request whose body the application did not read to its end: gunicorn would read on for as long as the
+  client sends. ``100 Continue`` is sent when the application first reads the body, so that a request that it refuses
+  without reading needs no body.
+- Log lines that a client can cause are throttled to one per LOG_INTERVAL_S for each kind; the others are DEBUG.
 
-``reading`` has what is read, ``reply`` what is sent.
+``request_parser`` reads requests, ``response_writer`` writes responses.
 """
 
 from __future__ import annotations
@@ -20,6 +28,7 @@ from __future__ import annotations
 import _socket
 import errno
 import logging
+import time
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +38,12 @@ from gunicorn.http import errors
 from metadata_wsgi import limits
 from metadata_wsgi.http.raw_socket import RawSocket
 from metadata_wsgi.net import original_dst
+from metadata_wsgi.net.addresses import with_interface
+from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 from metadata_wsgi.server.connection_limits import ConnectionLimits
 from metadata_wsgi.server.request_parser import Body, ParsedRequest, RequestStream
-from metadata_wsgi.server.response_writer import ResponseWriter, drain, refuse
+from metadata_wsgi.server.response_writer import ClientConnectionError, ResponseWriter, drain, send_error
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -41,94 +52,132 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 
-# A peer that goes away is no fault of ours, and none that an operator could mend.
 DISCONNECT_ERRNOS = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF})
+"""The client closed the connection. Not logged: it is neither a fault of the server nor of its operator."""
 
 
 class ConnectionHandler:
-    """Serves connections with ``application``, until ``is_stopping``; then what is under way is finished.
+    """Serves ``application`` on connections.
 
-    ``settings`` are gunicorn's. ``any_destination``: whoever came past the rules is served too.
+    ``settings`` are gunicorn's. With ``any_destination`` connections to other addresses than the metadata address are
+    served too. Once ``is_stopping()`` is true, a connection is closed after the request in progress.
     """
 
     def __init__(
         self,
         application: WSGIApplication,
         settings: Any,
-        shares: ConnectionLimits,
+        connection_limits: ConnectionLimits,
         *,
         any_destination: bool,
         is_stopping: Callable[[], bool],
     ) -> None:
         self._application = application
         self._settings = settings
-        self._shares = shares
+        self._limits = connection_limits
         self._any_destination = any_destination
         self._is_stopping = is_stopping
-        self._at_once = PerClientConcurrency(limits.MAX_CONCURRENT_PER_CLIENT)
-        self._kept: set[RawSocket] = set()
-        self._seldom = Throttle(limits.LOG_INTERVAL_S)
-        # Where no peer may say anything about others, the parser need not ask which may.
-        self._hears_peers = bool(settings.secure_scheme_headers or settings.forwarder_headers)
+        self._concurrency = PerClientConcurrency(limits.MAX_CONCURRENT_PER_CLIENT)
+        # Keep-alive connections between two requests, the one that has been idle longest first.
+        self._idle: dict[RawSocket, None] = {}
+        self._wrong_destination_log = Throttle(limits.LOG_INTERVAL_S)
+        self._malformed_log = Throttle(limits.LOG_INTERVAL_S)
+        self._connection_error_log = Throttle(limits.LOG_INTERVAL_S)
+        self._application_error_log = Throttle(limits.LOG_INTERVAL_S)
+        # Without these settings the parser does not look at the peer's address, and need not get it.
+        self._peer_may_set_headers = bool(settings.secure_scheme_headers or settings.forwarder_headers)
 
-    def let_go(self) -> None:
-        """End the connections that are only kept. A request that is on its way in already is answered."""
-        for connection in list(self._kept):
-            try:
-                connection.shutdown(0)
-            except OSError as error:
-                LOG.debug('A kept connection was gone already: %s', error)
+    def close_idle(self) -> None:
+        """Close the idle keep-alive connections. A request that has arrived already gets its response."""
+        while self._idle:
+            self.close_longest_idle()
 
-    def serve(self, sock: _socket.socket, address: Any, namespace_id: Hashable, environ: WSGIEnvironment) -> None:
-        """Serve one connection to its end. ``environ`` is what all requests of its listening socket have in common."""
-        # A namespace proxy has no address, and many guests behind it.
-        guest = address[0] if isinstance(address, tuple) else ''
-        if guest and not self._came_by_the_rules(sock, guest):
-            sock.close()
+    def close_longest_idle(self) -> None:
+        """Close the keep-alive connection that has been idle longest, if there is one."""
+        if not self._idle:
             return
-        keys = self._shares.take(namespace_id, guest) if guest else ()
-        if keys is None:
-            LOG.debug('%s holds all the connections that it may', guest)
-            sock.close()
-            return
-        connection = RawSocket(sock)
-        if keys:
-            connection.on_block = lambda: self._shares.waits(connection, keys)
-        requests = RequestStream(self._settings, connection, address if self._hears_peers else '')
+        connection = next(iter(self._idle))
+        del self._idle[connection]
         try:
-            self._requests(
-                requests, connection, keys[:1], {**environ, 'REMOTE_ADDR': guest, 'gunicorn.socket': connection}
-            )
+            connection.shutdown(0)
         except OSError as error:
-            if error.errno not in DISCONNECT_ERRNOS and not isinstance(error, TimeoutError):
-                LOG.warning('Connection broken: %s', error)
+            LOG.debug('An idle connection was closed by the client: %s', error)
+
+    def handle(self, sock: _socket.socket, address: Any, namespace_id: Hashable, environ: WSGIEnvironment) -> None:
+        """Handle one connection until its end.
+
+        ``address`` is the peer's, as accept() returns it. ``environ`` has the keys that all requests of the listener
+        have in common.
+        """
+        # The peer on a unix socket is a namespace proxy: it has no address, and many clients behind it.
+        client = address[0] if isinstance(address, tuple) else ''
+        if client and not self._is_redirected(sock, client):
+            sock.close()
+            return
+        groups = self._limits.admit(namespace_id, _with_zone(address)) if client else ()
+        if groups is None:
+            LOG.debug('%s is at its connection limit; its new connection was closed', client)
+            sock.close()
+            return
+        address_text = with_interface(sock.fileno(), address) if client else ''
+        connection = RawSocket(sock)
+        if groups:
+            connection.on_block = lambda: self._limits.mark_idle(connection, groups)
+        requests = RequestStream(self._settings, connection, address if self._peer_may_set_headers else '')
+        try:
+            self._serve_requests(
+                requests,
+                connection,
+                groups[:1],
+                {**environ, 'REMOTE_ADDR': address_text, 'gunicorn.socket': connection},
+            )
+        except (OSError, ClientConnectionError) as error:
+            self._log_connection_error(client, error)
         finally:
-            self._shares.speaks(connection)
-            self._shares.release(keys)
+            self._limits.mark_active(connection)
+            self._limits.release(groups)
             connection.close()
 
-    def _came_by_the_rules(self, sock: _socket.socket, guest: str) -> bool:
+    def _log_connection_error(self, client: str, error: Exception) -> None:
+        cause = error.__cause__ if isinstance(error, ClientConnectionError) else error
+        if isinstance(cause, TimeoutError) or (isinstance(cause, OSError) and cause.errno in DISCONNECT_ERRNOS):
+            return
+        level = logging.WARNING if self._connection_error_log.allow() else logging.DEBUG
+        LOG.log(level, 'The connection of %s failed: %s', client or 'a namespace proxy', error)
+
+    def _is_redirected(self, sock: _socket.socket, client: str) -> bool:
         try:
-            if self._any_destination or original_dst.targets_metadata_address(sock, guest):
+            if self._any_destination or original_dst.targets_metadata_address(sock, client):
                 return True
         except OSError as error:
-            LOG.debug('Gone before it was served: %s', error)
+            LOG.debug('The client closed the connection before it was handled: %s', error)
             return False
-        if self._seldom.allow():
-            LOG.warning('Refused %s, who did not ask the metadata address: are the rules of this router there?', guest)
+        if self._wrong_destination_log.allow():
+            LOG.warning(
+                'Refused a connection of %s that was not made to the metadata address: are the rules of this router '
+                'missing?',
+                client,
+            )
         return False
 
-    def _requests(
-        self, requests: RequestStream, connection: RawSocket, who: tuple[Hashable, ...], environ: WSGIEnvironment
+    def _serve_requests(
+        self,
+        requests: RequestStream,
+        connection: RawSocket,
+        client_key: tuple[Hashable, ...],
+        environ: WSGIEnvironment,
     ) -> None:
         served = 0
         while True:
             try:
-                head = self._next(requests, connection, is_first=not served)
+                request = self._next_request(requests, connection, is_first=not served)
             except errors.ParseException as error:
-                refuse(connection, error)
+                self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
                 return
-            if head is None or not self._in_turn(head, connection, who, {**environ, **head.fields}):
+            if request is None:
+                return
+            request_environ = {**environ, **request.fields, environ_keys.RECEIVED_AT_S: time.monotonic()}
+            if not self._with_concurrency_slot(request, connection, client_key, request_environ):
                 return
             if self._is_stopping():
                 return
@@ -136,65 +185,116 @@ class ConnectionHandler:
             if served % limits.REQUESTS_PER_YIELD == 0:
                 gevent.sleep(0)
 
-    def _next(self, requests: RequestStream, connection: RawSocket, *, is_first: bool) -> ParsedRequest | None:
-        """The next request's head; None where there is none. TimeoutError when it does not come in time."""
-        if not is_first:
-            self._kept.add(connection)
-        connection.settimeout(limits.READ_WRITE_TIMEOUT_S if is_first else limits.KEEPALIVE_TIMEOUT_S)
-        connection.set_deadline(limits.HEADER_TIMEOUT_S if is_first else limits.KEEPALIVE_TIMEOUT_S)
+    def _refuse_malformed(self, connection: RawSocket, client: str, error: Exception) -> None:
+        level = logging.INFO if self._malformed_log.allow() else logging.DEBUG
+        # repr and a bound: the text of gunicorn's exceptions may contain bytes of the client.
+        LOG.log(level, 'Refused a malformed request of %s: %.300r', client or 'a namespace proxy', error)
+        send_error(connection, error)
+
+    def _next_request(self, requests: RequestStream, connection: RawSocket, *, is_first: bool) -> ParsedRequest | None:
+        """Read the next request's header; None at the end of the connection. TimeoutError if it does not arrive."""
         try:
-            return requests.next()
+            if is_first:
+                connection.settimeout(limits.READ_WRITE_TIMEOUT_S)
+                connection.set_deadline(limits.HEADER_TIMEOUT_S)
+                has_data = requests.wait_for_data()
+            else:
+                self._idle[connection] = None
+                connection.settimeout(limits.KEEPALIVE_TIMEOUT_S)
+                has_data = requests.wait_for_data()
+                self._idle.pop(connection, None)
+                connection.settimeout(limits.READ_WRITE_TIMEOUT_S)
+                connection.set_deadline(limits.HEADER_TIMEOUT_S)
+            return requests.next() if has_data else None
         finally:
             connection.set_deadline(None)
-            connection.settimeout(limits.READ_WRITE_TIMEOUT_S)
-            self._shares.speaks(connection)
-            self._kept.discard(connection)
+            self._limits.mark_active(connection)
+            self._idle.pop(connection, None)
 
-    def _in_turn(
-        self, head: ParsedRequest, connection: RawSocket, who: tuple[Hashable, ...], environ: WSGIEnvironment
+    def _with_concurrency_slot(
+        self,
+        request: ParsedRequest,
+        connection: RawSocket,
+        client_key: tuple[Hashable, ...],
+        environ: WSGIEnvironment,
     ) -> bool:
-        """Answer it when fewer of the guest are being answered; whether the connection may serve another."""
-        if not who:
-            return self._answer(head, connection, environ)
-        if not self._at_once.enter(who[0], limits.READ_WRITE_TIMEOUT_S):
-            LOG.debug('%s asks more at once than can be answered', environ['REMOTE_ADDR'])
+        """Wait for a slot of the client, then respond; returns whether the connection may serve another request.
+
+        ``client_key`` is empty for a namespace proxy, whose requests are not limited.
+        """
+        if not client_key:
+            return self._respond(request, connection, environ)
+        if not self._concurrency.acquire(client_key[0], limits.REQUEST_TIMEOUT_S):
+            LOG.debug('%s is at its limit of concurrent requests; one was answered 503', environ['REMOTE_ADDR'])
+            self._respond_unavailable(request, connection)
             return False
         try:
-            return self._answer(head, connection, environ)
+            return self._respond(request, connection, environ)
         finally:
-            self._at_once.leave(who[0])
+            self._concurrency.release(client_key[0])
 
-    def _answer(self, head: ParsedRequest, connection: RawSocket, environ: WSGIEnvironment) -> bool:
-        """Call the application; whether the connection may serve another request."""
-        if head.expects_continue:
-            connection.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
-        if head.expects_body:
-            environ['wsgi.input'] = Body(head.body, lambda: self._shares.speaks(connection))
-        reply = ResponseWriter(head, connection, self._settings)
+    def _respond_unavailable(self, request: ParsedRequest, connection: RawSocket) -> None:
+        text = b'Too many requests of this address wait.\n'
+        response = ResponseWriter(request, connection)
+        response.force_close()
+        response.start_response(
+            '503 Service Unavailable',
+            [('Content-Type', 'text/plain'), ('Content-Length', str(len(text))), ('Retry-After', '1')],
+        )
+        response.write(text)
+        response.close()
+        drain(connection)
+
+    def _respond(self, request: ParsedRequest, connection: RawSocket, environ: WSGIEnvironment) -> bool:
+        """Call the application and send its response; returns whether the connection may serve another request."""
+        response = ResponseWriter(request, connection)
+        if request.expects_body:
+            environ['wsgi.input'] = self._body(request, connection, response, environ[environ_keys.RECEIVED_AT_S])
         if self._is_stopping():
-            reply.force_close()
+            response.force_close()
         try:
-            body = self._application(environ, reply.start_response)
+            body = self._application(environ, response.start_response)
             try:
                 for piece in body:
-                    reply.write(piece)
-                    self._shares.speaks(connection)
-                reply.close()
+                    response.write(piece)
+                    self._limits.mark_active(connection)
+                response.close()
             finally:
                 if hasattr(body, 'close'):
                     body.close()
-        except OSError:
+        except ClientConnectionError:
             raise
         except errors.ParseException as error:
-            # A malformed body shows itself only while it is read.
-            if not reply.headers_sent:
-                refuse(connection, error)
+            # A malformed chunked body is detected only when the application reads it.
+            if not response.headers_sent:
+                self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
             return False
         except Exception:
-            # Begun and not ended: the guest must see a broken answer, not a short one.
-            LOG.exception('The answer was cut')
+            # The closed connection shows the client that the response is incomplete.
+            level = logging.ERROR if self._application_error_log.allow() else logging.DEBUG
+            LOG.log(level, 'The response was cut off', exc_info=True)
             return False
-        if head.unread:
+        if request.has_unread_body:
             drain(connection)
             return False
-        return not reply.should_close()
+        return not response.should_close()
+
+    def _body(
+        self, request: ParsedRequest, connection: RawSocket, response: ResponseWriter, received_at_s: float
+    ) -> Body:
+        def send_continue() -> None:
+            if request.expects_continue and not response.headers_sent:
+                connection.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
+
+        return Body(
+            request.body,
+            deadline_s=received_at_s + limits.REQUEST_TIMEOUT_S,
+            on_first_read=send_continue,
+            on_progress=lambda: self._limits.mark_active(connection),
+        )
+
+
+def _with_zone(address: tuple[Any, ...]) -> str:
+    """The client's address as text; with its zone if it is an IPv6 link-local one, which is unique on its link only."""
+    scope_id = address[3] if len(address) == 4 else 0
+    return f'{address[0]}%{scope_id}' if scope_id else str(address[0])

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may hold how many of a worker's connections, so that one guest cannot hold what another needs.
+"""Limits how many connections of a worker one client may hold, so that no client can starve the others.
 
-Three bounds, each counted for one namespace, because two tenants may have the same addresses:
+There are three limits. Addresses are counted for each namespace, because two tenants may use the same ones:
 
-- an address holds at most ``each``;
-- the addresses of one /64 (what one guest can give itself over IPv6) hold at most twice that;
-- all together hold at most ``total``.
+- an address holds at most ``per_address`` connections;
+- the global addresses of one IPv6 /64, all of which one client can use, hold at most twice as many. Link-local
+  addresses are counted one by one: all instances of all networks are in fe80::/64;
+- all clients together hold at most ``total``.
 
-At a bound the connection that has waited longest for its guest (to send, or to take an answer) is closed in
-favour of the new one: of the same address, of the same /64, or in the namespace that holds most. A guest's own
-request is there within milliseconds of its connection, so it is the half-sent and idle ones that go. Where none
-waits, because all are being served, the new one is refused at the first two bounds, and waits its turn at the last.
+At a limit the connection that has been idle longest is closed to admit the new one: of the same address, of the same
+/64, or (at ``total``) of the namespace with the most idle connections. Idle means that the server waits for the client
+to send or to receive. A request normally arrives within milliseconds of its connection, so half-sent and keep-alive
+connections are the ones that are closed. If no connection is idle, because a request is in progress on each, a new one
+is refused at the first two limits; at ``total`` it is admitted and waits for a greenlet.
 """
 
 from __future__ import annotations
@@ -24,61 +26,65 @@ from typing import Protocol
 
 
 class Closable(Protocol):
-    """A connection; ``shutdown`` makes whoever waits on it notice."""
+    """A connection; ``shutdown`` wakes the greenlet that waits for it."""
 
     def shutdown(self, how: int, /) -> object:
-        """End it in both directions (2)."""
+        """Shut down both directions (``how`` = 2)."""
 
 
 class ConnectionLimits:
-    """The connections of one worker."""
+    """The connections of one worker. Its length is their number."""
 
-    def __init__(self, *, each: int, total: int) -> None:
-        self._each = each
+    def __init__(self, *, per_address: int, total: int) -> None:
+        self._per_address = per_address
         self._total = total
-        self._held: Counter[Hashable] = Counter()
-        # Insertion order is the order of waiting: whoever has spoken and waits again is put last.
-        self._waiting: dict[Closable, tuple[Hashable, ...]] = {}
+        self._counts: Counter[Hashable] = Counter()
+        # Insertion order is the order in which the connections became idle.
+        self._idle: dict[Closable, tuple[Hashable, ...]] = {}
 
     def __len__(self) -> int:
-        return self._held[()]
+        return self._counts[()]
 
-    def take(self, namespace: Hashable, address: str) -> tuple[Hashable, ...] | None:
-        """Count a new connection in; returns what ``release`` and ``waits`` want, or None: it is refused."""
-        one, several = (namespace, address), (namespace, _prefix(address))
-        for group, most in ((one, self._each), (several, 2 * self._each)):
-            if self._held[group] >= most and not self._close_one_of(group):
+    def admit(self, namespace: Hashable, address: str) -> tuple[Hashable, ...] | None:
+        """Count a new connection.
+
+        Returns the groups in which it is counted, an argument of ``release`` and ``mark_idle``; None if it is refused.
+        The first group identifies the client: the address, or the /64 of a global IPv6 address.
+        """
+        client, prefix = (namespace, address), (namespace, _prefix(address))
+        for group, limit in ((client, self._per_address), (prefix, 2 * self._per_address)):
+            if self._counts[group] >= limit and not self._close_longest_idle(group):
                 return None
-        if self._held[()] >= self._total:
-            self._close_one_of(self._largest())
-        keys = tuple(dict.fromkeys((one, several, (namespace,), ())))
-        self._held.update(keys)
-        return keys
+        if self._counts[()] >= self._total:
+            self._close_longest_idle(self._namespace_with_most_idle())
+        groups = tuple(dict.fromkeys((prefix, client, (namespace,), ())))
+        self._counts.update(groups)
+        return groups
 
-    def release(self, keys: tuple[Hashable, ...]) -> None:
-        """Count it out."""
-        for key in keys:
-            self._held[key] -= 1
-            if not self._held[key]:
-                del self._held[key]
+    def release(self, groups: tuple[Hashable, ...]) -> None:
+        """Stop counting a connection that was admitted."""
+        for group in groups:
+            self._counts[group] -= 1
+            if not self._counts[group]:
+                del self._counts[group]
 
-    def waits(self, connection: Closable, keys: tuple[Hashable, ...]) -> None:
-        """It is the guest's turn, from now on or still."""
-        self._waiting.setdefault(connection, keys)
+    def mark_idle(self, connection: Closable, groups: tuple[Hashable, ...]) -> None:
+        """The server waits for the client. Repeated calls keep the time of the first one."""
+        self._idle.setdefault(connection, groups)
 
-    def speaks(self, connection: Closable) -> None:
-        """It is our turn, or it went away."""
-        self._waiting.pop(connection, None)
+    def mark_active(self, connection: Closable) -> None:
+        """A request is in progress on the connection, or the connection is closed."""
+        self._idle.pop(connection, None)
 
-    def _largest(self) -> tuple[Hashable, ...]:
-        namespaces = Counter(keys[-2] for keys in self._waiting.values())
+    def _namespace_with_most_idle(self) -> tuple[Hashable, ...]:
+        namespaces = Counter(groups[-2] for groups in self._idle.values())
         return namespaces.most_common(1)[0][0] if namespaces else ()  # type: ignore[return-value]
 
-    def _close_one_of(self, group: Hashable) -> bool:
-        for connection, keys in self._waiting.items():
-            if group in keys:
-                del self._waiting[connection]
-                with contextlib.suppress(OSError):  # it has gone by itself
+    def _close_longest_idle(self, group: Hashable) -> bool:
+        for connection, groups in self._idle.items():
+            if group in groups:
+                del self._idle[connection]
+                with contextlib.suppress(OSError):  # the client closed it already
                     connection.shutdown(2)
                 return True
         return False
@@ -86,8 +92,8 @@ class ConnectionLimits:
 
 @functools.lru_cache(maxsize=4096)
 def _prefix(address: str) -> str:
-    """The /64 of an IPv6 address; an IPv4 one (v4-mapped too) is itself."""
+    """The /64 of a global IPv6 address; any other address (IPv4, IPv4-mapped, link-local) is its own group."""
     parsed = ipaddress.ip_address(address.partition('%')[0])
-    if isinstance(parsed, ipaddress.IPv4Address) or parsed.ipv4_mapped:
+    if isinstance(parsed, ipaddress.IPv4Address) or parsed.ipv4_mapped or parsed.is_link_local:
         return address
     return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))

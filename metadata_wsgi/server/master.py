@@ -1,30 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gunicorn, embedded: sockets that are open already, workers on it, and signals as operators know them.
+"""The gunicorn master, embedded: takes over open listeners, forks workers and handles signals.
 
-SIGHUP  reads the paste file and the options again and replaces the workers one generation by the next;
-        a request that is under way is finished. What is wrong in them is logged, and the old ones stay.
-SIGTERM stops accepting, finishes what is under way (``limits.GRACEFUL_TIMEOUT_S``), ends.
-SIGUSR2 is not needed: while the agent restarts, the namespace proxies hold their guests' reads.
+SIGHUP  opens the log files again, reads the paste file, the options of its filters, ``metadata_workers`` and
+        ``metadata_connections`` again, and replaces the workers; requests in progress are finished. If something in
+        them is wrong, the error is logged and the old workers stay. Everything else needs a restart: the command line,
+        ``api_paste_config``, ``metadata_one_hop``, ``metadata_any_destination``, the options of the socket, of the
+        user and group, and of logging.
+SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
+SIGUSR2 (gunicorn's binary upgrade) does nothing: while the agent restarts, the namespace proxies retry.
 
-The workers are gevent's: a request that waits (for Quantum, for Nova to come back, for a slow guest)
-costs a few kilobytes and no thread, so a few guests that wait cannot keep the others from being served.
+Workers use gevent: a request that waits (for Quantum, for Nova, for a slow client) costs a few kilobytes and no
+thread, so waiting requests do not keep others from being served.
 
-The master keeps root's rights, if it has them, and reads no request: it reads the configuration again and makes
-workers. A worker loads the pipeline as root, then gives everything up (``confinement``), then accepts. So secrets and
-keys may belong to root alone. A log file is opened by root too: after logrotate has moved it, send SIGHUP.
+The master keeps root's privileges, if it has them, and handles no request: it reads the configuration and forks
+workers. A worker loads the pipeline as root, then drops all privileges (``privileges``), then accepts connections. So
+files with secrets and keys may be readable by root only. Log files are opened by root too: after logrotate has moved
+one, send SIGHUP. A worker writes to the file that the master had open when it forked. So handlers that rotate files
+themselves (oslo.log's ``log_rotation_type``) are refused at start.
 
-Everything that gunicorn could do to be lenient with malformed requests stays off.
+gunicorn's settings that accept malformed requests are all off.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import logging
 import logging.handlers
 import os
+import select
+import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,19 +43,20 @@ from gunicorn.glogging import Logger
 from oslo_config import cfg
 
 from metadata_wsgi import limits
-from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
-from metadata_wsgi.server.worker import MetadataWorker
+from metadata_wsgi.server.worker import MetadataWorker, WorkerOptions
 
 LOG = logging.getLogger(__name__)
 
 OPTS = [
     cfg.IntOpt(
         'metadata_workers',
-        min=1,
+        min=0,
         max=256,
-        help='Worker processes; each serves thousands of waiting requests. By default half the processors.',
+        help='Worker processes; each serves thousands of waiting requests. By default, and with 0 (as in files for '
+        "Neutron's agent), half the processors.",
     ),
     cfg.IntOpt(
         'metadata_backlog',
@@ -58,13 +68,13 @@ OPTS = [
 ]
 
 STRICT: dict[str, Any] = {
-    # A header may not become another's value: names with underscores are dropped, and no peer may
-    # name the path or the scheme.
+    # One header must not become the value of another: names with underscores are dropped, and no peer may set the
+    # path or the scheme.
     'header_map': 'drop',
     'forwarder_headers': '',
     'forwarded_allow_ips': '127.0.0.1',
     'secure_scheme_headers': {},
-    # Nothing that RFC 9112 calls malformed is mended; what one server mends another reads differently.
+    # Nothing that RFC 9112 calls malformed is repaired: two servers may repair it differently.
     'permit_obsolete_folding': False,
     'strip_header_spaces': False,
     'casefold_http_method': False,
@@ -81,12 +91,13 @@ PRELOAD_MODULES = (
     *('gevent.resolver.thread', 'gevent.resolver._addresses', 'gevent.threadpool', 'gevent._threading', 'gevent.util'),
     *('encodings.idna', 'netrc', 'stringprep'),
 )
-"""What libraries import in the middle of a first request. Before the drop: the user that a worker becomes may have
-no way to where Python is, and after an upgrade there is another version of it."""
+"""Modules that libraries import during a first request. A worker imports them before it drops its privileges: its user
+may have no access to Python's directory, and after an upgrade of a package the files there are of another version.
+Some are private: one that the installed version does not have is skipped."""
 
 
 class Log(Logger):
-    """gunicorn's messages go where all others go."""
+    """Sends gunicorn's messages to the root logger."""
 
     def setup(self, cfg: Any) -> None:
         self.error_log.propagate = True
@@ -95,17 +106,16 @@ class Log(Logger):
 
 
 class Server(BaseApplication):
-    """Serves what ``load`` returns on ``listeners``, in workers that call ``load`` themselves.
+    """Serves the application that ``load`` returns on ``listeners``. Each worker calls ``load`` itself.
 
-    ``settings`` gives the number of workers and connections, and is asked again on SIGHUP; ``load``
-    is tried in a child process before any worker depends on it, and raises MetadataError when it cannot.
-    ``in_worker`` is called in each new worker; ``keeper`` is whom to follow, and in which mode. ``identity``
-    says whom the workers become before they serve; None: they stay who they are, and give up only their privileges. It
-    is asked again each second: workers that became another are replaced.
-    ``when_tried`` is called in the child after it could load: for what is only worth a warning.
-    ``in_first`` is called with what was loaded in one worker of those that a start or a SIGHUP makes, after it has
-    given everything up: for what need not be done by each. It must return at once.
-    ``any_destination``: serve also who did not ask the metadata address (``destination``).
+    ``load`` raises MetadataError if the configuration is wrong; it is tried in a child process before workers use it.
+    ``settings`` returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``; it is called again at SIGHUP.
+    ``on_worker_start`` is called in each new worker. ``keeper`` and ``any_destination``: see WorkerOptions.
+    ``identity`` returns the user that workers run as, or None to drop the privileges only. It is called again each
+    second, and workers are replaced when it changes.
+    ``on_config_checked`` is called in the child process after ``load`` succeeded, for warnings.
+    ``on_first_worker`` is called with the application in one worker after each start and SIGHUP, after the worker has
+    dropped its privileges, for work that is needed once. It must return at once.
     """
 
     def __init__(
@@ -115,44 +125,45 @@ class Server(BaseApplication):
         *,
         settings: Callable[[], dict[str, Any]],
         name: str,
-        in_worker: Callable[[], None] = lambda: None,
+        on_worker_start: Callable[[], None] = lambda: None,
         keeper: tuple[str, str] | None = None,
-        when_ready: Callable[[], None] = lambda: None,
+        on_ready: Callable[[], None] = lambda: None,
         identity: Callable[[], Identity | None] = lambda: None,
         any_destination: bool = False,
-        when_tried: Callable[[], None] = lambda: None,
-        in_first: Callable[[Any], None] = lambda app: None,
+        on_config_checked: Callable[[], None] = lambda: None,
+        on_first_worker: Callable[[Any], None] = lambda app: None,
     ) -> None:
+        _refuse_rotating_log_handlers()
         self._load = load
         self._bind = [f'fd://{listener.detach()}' for listener in listeners]
         self._settings = settings
         self._name = name
-        self._in_worker = in_worker
-        self._worker_class = _worker_class(keeper, any_destination)
-        self._when_ready = when_ready
-        self._when_tried = when_tried
-        self._in_first = in_first
+        self._on_worker_start = on_worker_start
+        self.worker_options = WorkerOptions(keeper=keeper, any_destination=any_destination)
+        self._on_ready = on_ready
+        self._on_config_checked = on_config_checked
+        self._on_first_worker = on_first_worker
         self._identity = identity
-        self._becomes = identity()
+        self._worker_identity = identity()
         super().__init__(prog=name)
 
     def load_config(self) -> None:
         """Called by gunicorn at start and on SIGHUP."""
-        self._has_first = False
+        self._first_worker_age: int | None = None
         settings = {
             'bind': self._bind,
             'proc_name': self._name,
-            'worker_class': self._worker_class,
+            'worker_class': MetadataWorker,
             'timeout': limits.WORKER_TIMEOUT_S,
             'graceful_timeout': limits.GRACEFUL_TIMEOUT_S,
             'logger_class': Log,
             'control_socket_disable': True,
             'preload_app': False,
             **STRICT,
-            'pre_fork': self._choose_first,
-            'post_fork': lambda arbiter, worker: self._in_worker(),
-            'post_worker_init': self._loaded,
-            'when_ready': lambda arbiter: self._when_ready(),
+            'pre_fork': self._mark_first_worker,
+            'post_fork': lambda arbiter, worker: self._on_worker_start(),
+            'post_worker_init': self._on_worker_loaded,
+            'when_ready': lambda arbiter: self._on_ready(),
             **self._settings(),
         }
         for key, value in settings.items():
@@ -162,66 +173,86 @@ class Server(BaseApplication):
         """Called by gunicorn in each worker."""
         return self._load()
 
-    def _choose_first(self, arbiter: Any, worker: Any) -> None:
-        worker.is_first = not self._has_first
-        self._has_first = True
+    def _mark_first_worker(self, arbiter: Any, worker: Any) -> None:
+        # gunicorn numbers the workers of a master in ``age``.
+        if self._first_worker_age is None:
+            self._first_worker_age = worker.age
 
-    def _loaded(self, worker: Any) -> None:
-        _collect_seldom()
-        _confine(worker, self._becomes)
-        if worker.is_first:
-            self._in_first(worker.wsgi)
+    def _on_worker_loaded(self, worker: Any) -> None:
+        _tune_gc()
+        _drop_privileges(worker, self._worker_identity)
+        if worker.age == self._first_worker_age:
+            self._on_first_worker(worker.wsgi)
 
-    def becomes_another(self) -> bool:
-        """Whether workers that are made from now on become somebody else than those before."""
-        before, self._becomes = self._becomes, self._identity()
-        return before != self._becomes
+    def update_identity(self) -> bool:
+        """Determine again what new workers run as; returns whether it has changed."""
+        before, self._worker_identity = self._worker_identity, self._identity()
+        return before != self._worker_identity
 
-    def try_loading(self) -> None:
-        """Raise MetadataError if a worker could not load. In a child, so that no library is imported here
-        that gevent has yet to change in the workers."""
-        reading, writing = os.pipe()
+    def check_config_in_child(self, is_cancelled: Callable[[], bool] = lambda: False) -> None:
+        """Raise MetadataError if a worker could not load the application, or not in time, or when ``is_cancelled``.
+
+        In a child process, because a worker must import libraries after gevent's patching, and so the master, from
+        which workers are forked, must not import them.
+        """
+        read_end, write_end = os.pipe()
         pid = os.fork()
         if not pid:
-            os.close(reading)
+            os.close(read_end)
             try:
                 self._settings()
                 self._load()
-                self._when_tried()
+                self._on_config_checked()
             except MetadataError as error:
-                os.write(writing, str(error).encode())
+                os.write(write_end, str(error).encode())
             except BaseException as error:
                 LOG.exception('The pipeline cannot be loaded')
-                os.write(writing, f'the pipeline cannot be loaded: {type(error).__name__}: {error}'.encode())
+                os.write(write_end, f'the pipeline cannot be loaded: {type(error).__name__}: {error}'.encode())
             finally:
                 os._exit(0)
-        os.close(writing)
-        with os.fdopen(reading, 'rb') as pipe:
-            complaint = pipe.read().decode()
+        os.close(write_end)
+        message = _read_until_end(read_end, limits.CONFIG_CHECK_TIMEOUT_S, is_cancelled)
+        if message is None:
+            # A process in an uninterruptible system call (NFS) does not end: no wait. The master reaps it later.
+            os.kill(pid, signal.SIGKILL)
+            if is_cancelled():
+                raise MetadataError('the server is stopping')
+            raise MetadataError(f'the pipeline did not load within {limits.CONFIG_CHECK_TIMEOUT_S:.0f} s')
         os.waitpid(pid, 0)
-        if complaint:
-            raise MetadataError(complaint)
+        if message:
+            raise MetadataError(message)
 
     def run(self) -> None:
-        """Serve until told to stop."""
+        """Serve until SIGTERM."""
         drop.no_core_files()
         _Arbiter(self).run()
 
 
 class _Arbiter(Arbiter):
-    """gunicorn's master process, which keeps serving when what it should reload is wrong, and as whom it should."""
+    """gunicorn's master process, which keeps its workers if a reload fails, and replaces them if their user changes."""
+
+    def __init__(self, app: Server) -> None:
+        super().__init__(app)
+        self._is_stopping = False
+
+    def signal(self, sig: int, frame: Any) -> None:
+        """The signal handler. gunicorn only queues the signal; a reload in progress must know of it now."""
+        if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self._is_stopping = True
+        super().signal(sig, frame)
 
     def manage_workers(self) -> None:
-        """Called by gunicorn each second: it makes workers that are missing, and stops the oldest of too many."""
-        if self.app.becomes_another():
-            LOG.info('The workers are replaced: they become another user')
+        """Called by gunicorn each second: forks missing workers, and stops the oldest of too many."""
+        if self.app.update_identity():
+            LOG.info('The workers are replaced: they run as another user')
             for _ in range(self.num_workers):
                 self.spawn_worker()
         super().manage_workers()
 
     def reload(self) -> None:
+        _reopen_log_files()
         try:
-            self.app.try_loading()
+            self.app.check_config_in_child(is_cancelled=lambda: self._is_stopping)
         except MetadataError as error:
             LOG.error('Not reloaded, the former pipeline and options stay in force: %s', error)
             return
@@ -229,42 +260,108 @@ class _Arbiter(Arbiter):
         LOG.info('Reloaded')
 
     def handle_usr2(self) -> None:
-        LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies hold what guests ask')
+        LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies retry meanwhile')
 
 
-def _collect_seldom() -> None:
-    """Called in a worker that has loaded. What is loaded lives as long as the worker: Python's collector of cycles
-    need not look at it again and again, and a request makes hardly a cycle."""
+def _tune_gc() -> None:
+    """Take the loaded modules out of Python's garbage collection, and run it seldom.
+
+    Called in a worker that has loaded. These objects live as long as the worker, and a request hardly makes a reference
+    cycle.
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(limits.GC_THRESHOLD)
 
 
-def _worker_class(keeper: tuple[str, str] | None, any_destination: bool) -> type:
-    """Our worker, told whom to follow: gunicorn makes the workers, and knows no such setting."""
-    return type('MetadataWorker', (MetadataWorker,), {'keeper': keeper, 'any_destination': any_destination})
-
-
-def _confine(worker: Any, identity: Identity | None) -> None:
+def _drop_privileges(worker: Any, identity: Identity | None) -> None:
     """Called in a worker that has loaded the pipeline and does not accept yet."""
     for name in PRELOAD_MODULES:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            LOG.debug('Not loaded before the privileges are dropped: %s', error)
     if identity is not None:
-        # Its sign of life to the master is a file's time, which only the owner may set.
+        # The worker's heartbeat is the modification time of this file, which only its owner may set.
         os.fchown(worker.tmp.fileno(), identity.uid, identity.gid)
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.handlers.WatchedFileHandler):
-                # That user could not open it again, and every log call would raise.
-                setattr(handler, 'reopenIfNeeded', lambda: None)  # noqa: B010 (a method, for mypy)
+        _keep_log_files_open()
     drop.drop(identity)
 
 
+def _keep_log_files_open() -> None:
+    """Replace handlers that open their file again after a rotation: the worker's user may not open it.
+
+    The workers log to the file that the master has open; at SIGHUP it opens it again and forks new ones.
+    """
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.handlers.WatchedFileHandler):
+            plain = logging.StreamHandler(handler.stream)
+            plain.setFormatter(handler.formatter)
+            plain.setLevel(handler.level)
+            plain.filters = handler.filters
+            root.removeHandler(handler)
+            root.addHandler(plain)
+
+
+def _reopen_log_files() -> None:
+    """Open log files again that logrotate has moved, before workers inherit them. (Else at the master's next line.)"""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.handlers.WatchedFileHandler):
+            handler.acquire()
+            try:
+                handler.reopenIfNeeded()
+            finally:
+                handler.release()
+
+
+def _refuse_rotating_log_handlers() -> None:
+    """Raise ConfigError if a log handler rotates its file itself.
+
+    A worker cannot rename a file in root's directory nor open it again, so its lines would be lost from the first
+    rotation on; and several workers would rotate the same file.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.handlers.BaseRotatingHandler):
+            raise ConfigError(
+                f'log_rotation_type: several processes, which may not create files there, log to '
+                f'{handler.baseFilename}: remove the option, rotate the file with logrotate and send SIGHUP afterwards'
+            )
+
+
+def _read_until_end(descriptor: int, timeout_s: float, is_cancelled: Callable[[], bool]) -> str | None:
+    """Read ``descriptor`` to its end and close it; None if that takes longer than ``timeout_s`` or ``is_cancelled``."""
+    deadline_s = time.monotonic() + timeout_s
+    data = b''
+    with os.fdopen(descriptor, 'rb', buffering=0) as pipe:
+        while time.monotonic() < deadline_s and not is_cancelled():
+            if not select.select([pipe], [], [], 0.1)[0]:
+                continue
+            received = pipe.read(65536)
+            if not received:
+                return data.decode()
+            data += received
+    return None
+
+
+def worker_count(configured: int | None) -> int:
+    """Number of workers for the option ``metadata_workers``. Neutron's default 0 means: no process of its own."""
+    if configured == 0:
+        _log_zero_workers()
+    return configured or default_workers()
+
+
+@functools.cache
+def _log_zero_workers() -> None:
+    LOG.info('metadata_workers = 0 means the default here: %s', default_workers())
+
+
 def default_workers() -> int:
-    """Half the processors, at least one, at most eight: the rest of the host has guests to run."""
+    """Half the processors, at least one, at most eight: the other processors are for the host's instances."""
     return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
 
 
-def refuse(program: str, error: Exception) -> int:
-    """Say on standard error why ``program`` does not start; returns its exit code."""
+def fail(program: str, error: Exception) -> int:
+    """Print on standard error why ``program`` does not start; returns its exit code."""
     print(f'{program}: {error}', file=sys.stderr)  # noqa: T201
     return 1

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How requests are read from a connection: one after the other, held to a size and to a time.
+"""Reads the requests of a connection, one after the other, within limits of size and time.
 
-Nearly every request of a guest is a GET whose head comes in one piece, with nothing behind it. Such a head goes from
-picohttpparser (gunicorn_h1c) straight into the environ (``plain``). Whatever is not as plain as that (a body, an
-expectation, a field twice, a name with an underscore, a target that is no path, a second request behind it, half a
-head, a malformed one) is gunicorn's to read, to judge and to refuse: ``plain`` only ever says "not mine". What it
-does take, gunicorn would read in the same way; ``tests/unit/test_reading.py`` compares the two.
+Nearly every request of an instance is a GET whose header arrives in one segment with nothing after it.
+``parse_simple`` turns such a header into environ keys directly (``http.head_parser``). It returns None for
+everything else: a body, ``Expect``, a repeated header, a header name with an underscore, a target that is not a path, a
+pipelined request, an incomplete or malformed header. Those are read, judged and refused by gunicorn's parser.
+For what ``parse_simple`` accepts gunicorn's parser gives the same result: ``tests/unit/server/test_request_parser.py``
+compares them.
 """
 
 from __future__ import annotations
@@ -20,28 +21,28 @@ from urllib.parse import unquote_to_bytes
 
 import gevent
 from gunicorn.http.body import ChunkedReader, LengthReader
-from gunicorn.http.errors import NoMoreData
+from gunicorn.http.errors import NoMoreData, UnsupportedTransferCoding
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
-from gunicorn_h1c import IncompleteError, ParseError, parse_request
 
 from metadata_wsgi import limits
+from metadata_wsgi.http.head_parser import IncompleteError, ParseError, parse_request
 
-OPTION = re.compile(r'[ \t]*,[ \t]*')
+_LIST_SEPARATOR = re.compile(r'[ \t]*,[ \t]*')
 
-_READS = {b'GET': 'GET', b'HEAD': 'HEAD'}
-_PLAIN_TARGET = re.compile(rb'/(?!/)[!"$-~]*\Z')  # printable, no fragment, and nothing that looks like a host
-_PLAIN_NAME = re.compile(rb'[0-9A-Za-z-]+\Z')
-_NOT_PLAIN = frozenset({b'content-length', b'content-type', b'transfer-encoding', b'expect', b'upgrade', b'te'})
-_PERSISTENCE = {'keep-alive': False, 'close': True}
+_SIMPLE_METHODS = {b'GET': 'GET', b'HEAD': 'HEAD'}
+_SIMPLE_TARGET = re.compile(rb'/(?!/)[!"$-~]*\Z')  # printable, no fragment, and not //host
+_SIMPLE_NAME = re.compile(rb'[0-9A-Za-z-]+\Z')
+_NOT_SIMPLE = frozenset({b'content-length', b'content-type', b'transfer-encoding', b'expect', b'upgrade', b'te'})
+_MUST_CLOSE = {'keep-alive': False, 'close': True}
 
 
 class ParsedRequest:
-    """A request whose head is complete. ``fields`` is its part of the environ.
+    """A request whose header is complete.
 
-    ``must_close``: nothing may follow on this connection. ``expects_continue``: the guest waits for a word of ours
-    before it sends the body. ``body`` is gunicorn's, None where there is none.
+    ``fields``: its environ keys. ``must_close``: the connection ends after this request. ``expects_continue``: the
+    client sends the body after a 100 response. ``body``: gunicorn's body object, None for a simple request.
     """
 
     __slots__ = ('body', 'expects_continue', 'fields', 'must_close')
@@ -56,20 +57,23 @@ class ParsedRequest:
 
     @property
     def expects_body(self) -> bool:
-        """Whether the head says that a body follows."""
+        """Whether the header announces a body."""
         if self.body is None:
             return False
         reader = self.body.reader
         return isinstance(reader, ChunkedReader) or reader.length > 0
 
     @property
-    def unread(self) -> bool:
-        """Whether it is not known where the next request begins, because this one's body was not read to its end."""
-        return self.body is not None and _unread(self.body)
+    def has_unread_body(self) -> bool:
+        """Whether a part of the body was not read, so that the start of the next request is unknown."""
+        return self.body is not None and _has_unread(self.body)
 
 
 class RequestStream:
-    """The requests that come on one connection."""
+    """The requests of one connection.
+
+    ``settings`` are gunicorn's. ``address`` is the peer's, as accept() returns it, for settings that trust some peers.
+    """
 
     def __init__(self, settings: Any, connection: Any, address: Any) -> None:
         self._settings = settings
@@ -77,22 +81,29 @@ class RequestStream:
         self._address = address
         self._parser: Parser | None = None
         self._last: ParsedRequest | None = None
+        self._data = b''
+
+    def wait_for_data(self) -> bool:
+        """Wait for the first byte of the next request; returns whether one may follow."""
+        if self._last is not None and (self._last.must_close or self._last.has_unread_body):
+            return False
+        self._data = self._parser.unreader.take_buffered() if self._parser else b''
+        self._data = self._data or self._connection.recv(limits.RECV_BYTES)
+        return bool(self._data)
 
     def next(self) -> ParsedRequest | None:
-        """The next one's head, None where none comes or may; gunicorn's ParseException for what is no request."""
-        if self._last is not None and (self._last.must_close or self._last.unread):
-            return None
+        """Read the next header, after ``wait_for_data``. None if the connection ends inside it.
+
+        Raises gunicorn's ParseException for a malformed request.
+        """
         self._last = self._read()
         return self._last
 
     def _read(self) -> ParsedRequest | None:
-        data = self._parser.unreader.take_buffered() if self._parser else b''
-        data = data or self._connection.recv(limits.RECV_BYTES)
-        if not data:
-            return None
-        head = parse_simple(data)
-        if head is not None:
-            return head
+        data, self._data = self._data, b''
+        simple = parse_simple(data)
+        if simple is not None:
+            return simple
         if self._parser is None:
             self._parser = Parser(self._settings, self._connection, self._address)
         self._parser.unreader.unread(data)
@@ -103,16 +114,16 @@ class RequestStream:
 
 
 def parse_simple(data: bytes) -> ParsedRequest | None:
-    """The request that ``data`` is, if it is a plain one and all of it; else None, which judges nothing."""
+    """Parse ``data`` if it is exactly one simple request; None if it is anything else, valid or not."""
     try:
         parsed = parse_request(data)
     except (IncompleteError, ParseError):
         return None
     target = parsed['path']
-    method = _READS.get(parsed['method'])
+    method = _SIMPLE_METHODS.get(parsed['method'])
     if method is None or parsed['minor_version'] != 1 or parsed['consumed'] != len(data):
         return None
-    if not _PLAIN_TARGET.match(target) or data[0] == 13:  # an empty line before the request
+    if not _SIMPLE_TARGET.match(target) or data[0] == 13:  # an empty line before the request
         return None
     uri = target.decode('ascii')
     path, _, query = uri.partition('?')
@@ -125,28 +136,28 @@ def parse_simple(data: bytes) -> ParsedRequest | None:
         'wsgi.input': io.BytesIO(),
     }
     for name, value in parsed['headers']:
-        key = _plain_key(name)
+        key = _simple_key(name)
         if key is None or key in fields:
             return None
         fields[key] = value.decode('latin-1')
     must_close = False
     if 'HTTP_CONNECTION' in fields:
-        found = _PERSISTENCE.get(fields['HTTP_CONNECTION'].lower())
-        if found is None:
+        known = _MUST_CLOSE.get(fields['HTTP_CONNECTION'].lower())
+        if known is None:
             return None
-        must_close = found
+        must_close = known
     return ParsedRequest(fields, must_close=must_close)
 
 
 @functools.lru_cache(maxsize=256)
-def _plain_key(name: bytes) -> str | None:
-    if not _PLAIN_NAME.match(name) or name.lower() in _NOT_PLAIN:
+def _simple_key(name: bytes) -> str | None:
+    if not _SIMPLE_NAME.match(name) or name.lower() in _NOT_SIMPLE:
         return None
     return 'HTTP_' + name.decode('ascii').upper().replace('-', '_')
 
 
 def _from_gunicorn(request: Any) -> ParsedRequest:
-    """What gunicorn has read, in the form of what is plain."""
+    """gunicorn's request in the form that ``parse_simple`` returns."""
     fields: dict[str, Any] = {
         'REQUEST_METHOD': request.method,
         'PATH_INFO': unquote_to_bytes(request.path.encode('latin-1')).decode('latin-1'),
@@ -171,40 +182,57 @@ def _from_gunicorn(request: Any) -> ParsedRequest:
 
 
 class StrictRequest(Request):
-    """A request as gunicorn reads it, and where it ends."""
+    """gunicorn's request, with a limit for the whole header and with RFC 9112's rules for the end of a connection."""
 
-    # gunicorn's own bound is the number of fields times the size of each: megabytes, looked through again with
-    # every byte that comes.
-    max_buffer_headers = property(lambda self: limits.MAX_REQUEST_HEADER_BYTES, lambda self, computed: None)
+    def parse(self, unreader: Any) -> Any:
+        """Called by gunicorn to read the header.
+
+        gunicorn's limit for the whole header is the number of fields times the size of each. That is megabytes, and
+        an incomplete header is parsed again after every recv().
+        """
+        self.max_buffer_headers = limits.MAX_REQUEST_HEADER_BYTES
+        return super().parse(unreader)
 
     def set_body_reader(self) -> None:
-        """Called by gunicorn when the head is complete."""
+        """Called by gunicorn when the header is complete.
+
+        Raises UnsupportedTransferCoding for any transfer coding other than exactly ``chunked``. gunicorn accepts
+        ``identity`` and compressions before it, which no server here decodes (RFC 9112, 6.1 and 6.3).
+        """
+        codings = [value.strip(' \t').lower() for name, value in self.headers if name == 'TRANSFER-ENCODING']
+        if codings not in ([], ['chunked']):
+            raise UnsupportedTransferCoding(', '.join(codings))
         super().set_body_reader()
-        # gunicorn sees it only where it stands alone.
-        if any(name == 'CONNECTION' and 'close' in OPTION.split(value.lower()) for name, value in self.headers):
+        # gunicorn does not find ``close`` in a list of several options.
+        if any(
+            name == 'CONNECTION' and 'close' in _LIST_SEPARATOR.split(value.lower()) for name, value in self.headers
+        ):
             self.force_close()
 
     def must_close_after(self) -> bool:
-        """Whether the head says that nothing follows."""
+        """Whether the header says that the connection ends after this request."""
         return bool(super().should_close())
 
     def should_close(self) -> bool:
-        """Also where the body was not read to its end: what follows is no request."""
-        return self.must_close_after() or _unread(self.body)
+        """Also true if a part of the body was not read."""
+        return self.must_close_after() or _has_unread(self.body)
 
 
 class YieldingUnreader(SocketUnreader):
-    """What comes on a connection. Before each piece others have their turn: a body in chunks of one byte is seconds of
-    work, and where the guest is quick the next piece is always there already."""
+    """Yields to other greenlets before each recv().
+
+    A body in chunks of one byte is seconds of work, and from a fast client the next data is always there, so recv()
+    alone would never yield.
+    """
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        """Called by gunicorn for the next piece."""
+        """Called by gunicorn for the next data."""
         gevent.sleep(0)
         return bytes(super().chunk(size_hint))
 
 
 class Parser(RequestParser):
-    """gunicorn's reader of the requests of one connection."""
+    """gunicorn's parser for the requests of one connection."""
 
     mesg_class = StrictRequest
 
@@ -214,41 +242,50 @@ class Parser(RequestParser):
 
 
 class Body:
-    """``wsgi.input``: a body that must be there in ``within_s``, however steadily it drips.
+    """``wsgi.input`` with a timeout for the complete body.
 
-    ``over`` is called whenever a piece of it has come, or will not.
+    The body must arrive within ``limits.BODY_TIMEOUT_S`` of the first read, and before ``deadline_s`` (of
+    time.monotonic()); TimeoutError after it. ``on_first_read`` is called before the first read, ``on_progress`` after
+    each one, successful or not.
     """
 
-    def __init__(self, body: Any, over: Callable[[], None], within_s: float = limits.BODY_TIMEOUT_S) -> None:
+    def __init__(
+        self, body: Any, *, deadline_s: float, on_first_read: Callable[[], None], on_progress: Callable[[], None]
+    ) -> None:
         self._body = body
-        self._over = over
-        self._until = time.monotonic() + within_s
+        self._on_first_read: Callable[[], None] | None = on_first_read
+        self._on_progress = on_progress
+        self._deadline_s = deadline_s
 
-    def _within(self, method: Any, *args: Any) -> Any:
-        late = TimeoutError('the body came too slowly')
+    def _with_deadline(self, method: Any, *args: Any) -> Any:
+        if self._on_first_read is not None:
+            self._deadline_s = min(self._deadline_s, time.monotonic() + limits.BODY_TIMEOUT_S)
+            self._on_first_read()
+            self._on_first_read = None
+        late = TimeoutError('the request body did not arrive in time')
         try:
-            with gevent.Timeout(max(0.001, self._until - time.monotonic()), late):
+            with gevent.Timeout(max(0.001, self._deadline_s - time.monotonic()), late):
                 return method(*args)
         finally:
-            self._over()
+            self._on_progress()
 
     def read(self, size: int | None = None) -> bytes:
         """PEP 3333."""
-        return self._within(self._body.read, size)
+        return self._with_deadline(self._body.read, size)
 
     def readline(self, size: int | None = None) -> bytes:
         """PEP 3333."""
-        return self._within(self._body.readline, size)
+        return self._with_deadline(self._body.readline, size)
 
     def readlines(self, size: int | None = None) -> list[bytes]:
         """PEP 3333."""
-        return self._within(self._body.readlines, size)
+        return self._with_deadline(self._body.readlines, size)
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.readline, b'')
 
 
-def _unread(body: Any) -> bool:
+def _has_unread(body: Any) -> bool:
     if body.failed:
         return True
     reader = body.reader

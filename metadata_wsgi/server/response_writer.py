@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an answer, or a refusal, leaves the worker.
+"""Writes responses, and the error response to a malformed request.
 
-Head and first piece of the body are one segment; what a filter asked of the packets themselves (the hop limit) is done
-here, where the guest's own socket is; a refusal is a constant sentence, and the connection ends with it.
+- Header and first piece of the body are sent in one segment.
+- A header ``X-Metadata-Hop-Limit`` of a filter is applied to the client's socket here (IP_TTL) and not sent.
+- An error response has a constant body, and the connection is closed after it.
 """
 
 from __future__ import annotations
@@ -27,30 +28,37 @@ LOG = logging.getLogger(__name__)
 PARSE_ERROR_STATUS = {
     errors.LimitRequestLine: (414, 'URI Too Long'),
     errors.LimitRequestHeaders: (431, 'Request Header Fields Too Large'),
+    errors.UnsupportedTransferCoding: (501, 'Not Implemented'),
 }
 _STATUS = re.compile(r'[1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?')
-_FIELD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*\r\n")
-# What belongs to the connection is said here and nowhere else.
-_OURS = header_names.HOP_BY_HOP
+_HEADER_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*\r\n")
+# Headers of the connection: an application's are dropped, the writer sets its own.
+_CONNECTION_HEADERS = header_names.HOP_BY_HOP
 TTL_OPTIONS = {
     socket.AF_INET: ((socket.IPPROTO_IP, socket.IP_TTL),),
-    # Both, because the connection of an IPv4 guest to a socket of both families is one of this kind.
+    # Both, because a connection over IPv4 to a dual-stack socket is of this family too.
     socket.AF_INET6: ((socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS), (socket.IPPROTO_IP, socket.IP_TTL)),
 }
 
 
-class ResponseWriter:
-    """An answer on the wire, to the request with that head. ``cfg``: gunicorn's settings, which ``strictness`` asks."""
+class ClientConnectionError(Exception):
+    """A response could not be sent: the client closed the connection, or did not receive in time.
 
-    def __init__(self, head: ParsedRequest, connection: Any, cfg: Any) -> None:
-        self.cfg = cfg
+    The cause is the OSError. A type of its own, so that an OSError of the application is not taken for it.
+    """
+
+
+class ResponseWriter:
+    """Writes the response to ``request`` on ``connection``: PEP 3333's ``start_response`` and ``write``."""
+
+    def __init__(self, request: ParsedRequest, connection: Any) -> None:
         self.headers_sent = False
-        self._head = head
+        self._request = request
         self._connection = connection
-        self._must_close = head.must_close
+        self._must_close = request.must_close
         self._status = ''
         self._lines: list[str] = []
-        self._left: int | None = None
+        self._remaining: int | None = None
         self._is_chunked = self._omits_body = False
         self._hop_limit = ''
         self._pending = b''
@@ -58,42 +66,42 @@ class ResponseWriter:
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
-        """PEP 3333. ValueError or TypeError for what must not go on a wire."""
+        """PEP 3333. ValueError or TypeError for a malformed status or header; nothing of it is sent."""
         if exc_info:
             if self.headers_sent:
                 raise exc_info[1].with_traceback(exc_info[2])
         elif self._status:
             raise AssertionError('start_response was called twice')
         if not _STATUS.fullmatch(status):
-            raise ValueError(f'no status: {status!r}')
+            raise ValueError(f'malformed status: {status!r}')
         code = int(status[:3])
-        method, version = self._head.fields['REQUEST_METHOD'], self._head.fields['SERVER_PROTOCOL']
+        method, version = self._request.fields['REQUEST_METHOD'], self._request.fields['SERVER_PROTOCOL']
         self._omits_body = method == 'HEAD' or code < 200 or code in (204, 304)
         self._status = f'{version} {status}\r\n'
-        self._left, self._hop_limit = None, ''
-        self._lines = self._checked(headers, has_length=code >= 200 and code != 204)
-        self._is_chunked = self._left is None and not self._omits_body and version == 'HTTP/1.1'
-        # After a refusal too: what is behind a request that is none is not looked at. And without a length the end
-        # of the connection is the end of the answer.
-        if code in (400, 413) or (self._left is None and not self._is_chunked and not self._omits_body):
+        self._remaining, self._hop_limit = None, ''
+        self._lines = self._header_lines(headers, has_length=code >= 200 and code != 204)
+        self._is_chunked = self._remaining is None and not self._omits_body and version == 'HTTP/1.1'
+        # After 400 and 413 the start of the next request is uncertain. A body without a length ends with the
+        # connection.
+        if code in (400, 413) or (self._remaining is None and not self._is_chunked and not self._omits_body):
             self._must_close = True
         return self.write
 
-    def _checked(self, headers: list[tuple[str, str]], *, has_length: bool) -> list[str]:
+    def _header_lines(self, headers: list[tuple[str, str]], *, has_length: bool) -> list[str]:
         lines, has_date = [], False
         for name, value in headers:
             if not (isinstance(name, str) and isinstance(value, str)):
-                raise TypeError(f'a header that is no text: {name!r}')
+                raise TypeError(f'a header must be two strings: {name!r}')
             line = f'{name}: {value}\r\n'
-            if ':' in name or not _FIELD.fullmatch(line):
-                raise ValueError(f'no header: {name!r}')  # its value may be a secret
+            if ':' in name or not _HEADER_LINE.fullmatch(line):
+                raise ValueError(f'malformed header: {name!r}')  # without its value, which may be a secret
             lowered = name.lower()
-            if lowered in _OURS:
+            if lowered in _CONNECTION_HEADERS:
                 continue
             if lowered == 'content-length':
                 if not has_length:
                     continue
-                self._left = int(value)
+                self._remaining = int(value)
             elif lowered == 'date':
                 has_date = True
             elif lowered == header_names.HOP_LIMIT and self._connection.family in TTL_OPTIONS:
@@ -105,43 +113,48 @@ class ResponseWriter:
         return lines
 
     def force_close(self) -> None:
-        """Nothing may follow this answer."""
+        """Close the connection after this response."""
         self._must_close = True
 
     def should_close(self) -> bool:
-        """Whether nothing may follow this answer."""
-        return self._must_close or self._head.unread
+        """Whether the connection is closed after this response."""
+        return self._must_close or self._request.has_unread_body
 
     def write(self, data: bytes) -> None:
         """PEP 3333."""
         if not isinstance(data, bytes):
-            raise TypeError(f'a piece of the body that is no bytes: {type(data).__name__}')
+            raise TypeError(f'the body must be bytes, not {type(data).__name__}')
         if not data:
-            return  # nothing is sent yet, so the status may still be replaced
+            return  # the header is not sent yet, so the application may still replace the status
         self._send_headers()
         if self._omits_body:
             return
-        if self._left is not None:
-            data = data[: self._left]
-            self._left -= len(data)
+        if self._remaining is not None:
+            data = data[: self._remaining]
+            self._remaining -= len(data)
             if not data:
                 return
         if self._is_chunked:
             data = b'%X\r\n%b\r\n' % (len(data), data)
-        pending, self._pending = self._pending, b''
-        self._connection.sendall(pending + data)
+        self._send(data)
 
     def close(self) -> None:
-        """The answer is complete."""
+        """Send what is left: the application has given the whole body."""
         self._send_headers()
-        if self._left and not self._omits_body:
-            # The guest must notice: it was promised more.
+        if self._remaining and not self._omits_body:
+            # The body is shorter than its Content-Length; the end of the connection shows it to the client.
             self.force_close()
         if self._is_chunked:
             self._pending += b'0\r\n\r\n'
         if self._pending:
-            self._connection.sendall(self._pending)
-            self._pending = b''
+            self._send(b'')
+
+    def _send(self, data: bytes) -> None:
+        pending, self._pending = self._pending, b''
+        try:
+            self._connection.sendall(pending + data)
+        except OSError as error:
+            raise ClientConnectionError(str(error)) from error
 
     def _send_headers(self) -> None:
         if self.headers_sent:
@@ -150,21 +163,21 @@ class ResponseWriter:
             raise AssertionError('start_response was not called')
         self.headers_sent = True
         if self._hop_limit:
-            self._keep_near()
+            self._set_ttl()
         persistence = 'Connection: close\r\n' if self.should_close() else 'Connection: keep-alive\r\n'
         chunked = 'Transfer-Encoding: chunked\r\n' if self._is_chunked else ''
         head = f'{self._status}{"".join(self._lines)}{persistence}{chunked}\r\n'
         self._pending = head.encode('latin-1')
 
-    def _keep_near(self) -> None:
-        """Act on the answer's hop limit, where the guest's own socket is; a unix socket passes it on.
+    def _set_ttl(self) -> None:
+        """Set the TTL of the client's socket to the response's hop limit. (On a unix socket the header is sent.)
 
-        It stays on the connection: whoever is too far away for this answer has lost the connection with it.
+        The TTL stays for the rest of the connection.
         """
-        hops = int(self._hop_limit) if self._hop_limit.isdecimal() else 0
-        if 0 < hops < 256:
+        ttl = int(self._hop_limit) if self._hop_limit.isdecimal() else 0
+        if 0 < ttl < 256:
             for level, option in TTL_OPTIONS[self._connection.family]:
-                self._connection.setsockopt(level, option, hops)
+                self._connection.setsockopt(level, option, ttl)
 
 
 @functools.lru_cache(maxsize=1)
@@ -172,9 +185,8 @@ def _date(second: int) -> str:
     return f'Date: {http_date(second)}\r\n'
 
 
-def refuse(client: Any, error: Exception) -> None:
-    """Answer a request that HTTP calls malformed or ambiguous, in words of ours."""
-    LOG.info('Refused a malformed request: %s', type(error).__name__)
+def send_error(connection: Any, error: Exception) -> None:
+    """Send the error response to a request that the parser refused with ``error``, gunicorn's ParseException."""
     status, reason = PARSE_ERROR_STATUS.get(type(error), (400, 'Bad Request'))
     body = f'{reason}.\n'.encode()
     head = (
@@ -182,21 +194,24 @@ def refuse(client: Any, error: Exception) -> None:
         f'Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n'
     )
     try:
-        client.sendall(head.encode() + body)
-    except OSError as gone:
-        LOG.debug('Nobody heard the refusal: %s', gone)
+        connection.sendall(head.encode() + body)
+    except OSError as closed:
+        LOG.debug('The error response was not sent: %s', closed)
         return
-    drain(client)
+    drain(connection)
 
 
-def drain(client: Any) -> None:
-    """Read on for a moment: while something comes, the kernel would send a reset that overtakes the answer."""
-    until = time.monotonic() + limits.DRAIN_S
+def drain(connection: Any) -> None:
+    """Receive and discard for up to ``limits.DRAIN_S``.
+
+    If data arrives after close(), the kernel sends a reset, and the client may lose the response with it.
+    """
+    deadline_s = time.monotonic() + limits.DRAIN_S
     try:
-        client.shutdown(1)
+        connection.shutdown(1)
         for _ in range(limits.DRAIN_RECVS):
-            client.settimeout(max(0.001, until - time.monotonic()))
-            if not client.recv(65536):
+            connection.settimeout(max(0.001, deadline_s - time.monotonic()))
+            if not connection.recv(65536):
                 break
-    except OSError as gone:
-        LOG.debug('Not read to its end: %s', gone)
+    except OSError as closed:
+        LOG.debug('Not drained to the end: %s', closed)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gunicorn worker of the metadata path: what it listens on, from its start to its end.
+"""The gunicorn worker: listens, accepts and shuts down.
 
-What it changes in gunicorn's gevent worker, and why:
+Differences to gunicorn's gevent worker:
 
-- Connections are served by ``serving``, in greenlets of ``arrivals``.
-- Beside the sockets that gunicorn opened it serves those of the keeper, each with the namespace it is in.
-- A worker that stops closes kept connections as soon as they are idle, so a restart does not wait for
-  namespace proxies that only keep a connection open. What is under way is finished.
+- Connections are accepted by ``acceptor`` and handled by ``connection_handler``.
+- In addition to gunicorn's listeners it serves those of the keeper, each with the namespace that it is in.
+- A stopping worker closes idle keep-alive connections at once, so that a restart does not wait for namespace proxies.
+  Requests in progress are finished.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import _socket
 import socket
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -22,7 +23,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from metadata_wsgi import limits
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.keeper.worker_client import Following
+from metadata_wsgi.keeper.worker_client import Subscription
 from metadata_wsgi.net import listeners
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server.acceptor import Acceptor, GreenletPool
@@ -33,62 +34,68 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
 
-class MetadataWorker(GeventWorker):
-    """Serves guests (TCP) or namespace proxies (a unix socket)."""
+@dataclass(frozen=True)
+class WorkerOptions:
+    """What the server sets for its workers; ``master.Server.worker_options``.
 
-    guest_connections = limits.MAX_CONNECTIONS_PER_ADDRESS
+    ``keeper``: path of the keeper's ``listeners`` socket and the mode whose listeners to serve. ``any_destination``:
+    serve connections that were not made to the metadata address too.
+    """
+
     keeper: tuple[str, str] | None = None
-    """Path of the keeper's ``listeners`` socket and the mode in which to follow it; set by the server."""
+    any_destination: bool = False
 
-    any_destination = False
-    """Whether to serve those too who asked another address; set by the server."""
+
+class MetadataWorker(GeventWorker):
+    """Serves instances (TCP) or namespace proxies (a unix socket). Its application must be a ``master.Server``."""
 
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
         listeners.raise_descriptor_limit()
-        self._serving: ConnectionHandler | None = None
-        self._crew = GreenletPool(self.worker_connections)
-        self._doors: dict[str, Acceptor] = {}
+        self._handler: ConnectionHandler | None = None
+        self._pool = GreenletPool(self.worker_connections, on_full=self._close_longest_idle)
+        self._acceptors: dict[str, Acceptor] = {}
         super().init_process()
 
     def run(self) -> None:
-        """Called by gunicorn: serve until told to stop, then finish what is under way."""
-        self._serving = ConnectionHandler(
+        """Called by gunicorn: serve until a signal, then finish the requests in progress."""
+        options: WorkerOptions = self.app.worker_options
+        self._handler = ConnectionHandler(
             self.wsgi,
             FrozenSettings(self.cfg),
-            ConnectionLimits(each=self.guest_connections, total=self.worker_connections - 1),
-            any_destination=self.any_destination,
+            ConnectionLimits(per_address=limits.MAX_CONNECTIONS_PER_ADDRESS, total=self.worker_connections - 1),
+            any_destination=options.any_destination,
             is_stopping=lambda: not self.alive,
         )
-        for number, listening in enumerate(self.sockets):
-            self._listen(f'#{number}', listening, None)
-        following = self._follow()
+        for number, listener in enumerate(self.sockets):
+            self._accept_on(f'#{number}', listener, None)
+        following = self._follow(options.keeper)
         while self.alive:
             self.notify()
             gevent.sleep(1.0)
         if following:
             following.stop()
-        for door in self._doors.values():
-            door.close()
-        self._let_go()
-        give_up_at = time.monotonic() + self.cfg.graceful_timeout
-        while len(self._crew) and time.monotonic() < give_up_at:
+        for acceptor in self._acceptors.values():
+            acceptor.close()
+        self._close_idle()
+        deadline_s = time.monotonic() + self.cfg.graceful_timeout
+        while len(self._pool) and time.monotonic() < deadline_s:
             self.notify()
             gevent.sleep(0.05)
 
-    def _listen(self, key: str, listening: Any, namespace: environ_keys.Namespace | None) -> None:
-        serving, environ = self._serving, self._environ(listening.getsockname(), namespace)
-        assert serving is not None
+    def _accept_on(self, key: str, listener: Any, namespace: environ_keys.Namespace | None) -> None:
+        handler, environ = self._handler, self._environ(listener.getsockname(), namespace)
+        assert handler is not None
         namespace_id = namespace and namespace.id
 
-        def arrived(sock: _socket.socket, address: Any) -> None:
-            serving.serve(sock, address, namespace_id, environ)
+        def handle(sock: _socket.socket, address: Any) -> None:
+            handler.handle(sock, address, namespace_id, environ)
 
-        self._doors[key] = Acceptor(listening, self._crew, arrived)
-        self._doors[key].open()
+        self._acceptors[key] = Acceptor(listener, self._pool, handle)
+        self._acceptors[key].start()
 
     def _environ(self, server: Any, namespace: environ_keys.Namespace | None) -> WSGIEnvironment:
-        """What is the same for all requests that come in at one address."""
+        """The environ keys that all requests of the listener with the address ``server`` have in common."""
         host, port = (str(server[0]), str(server[1])) if isinstance(server, tuple) else ('localhost', '')
         environ: WSGIEnvironment = {
             'SCRIPT_NAME': '',
@@ -108,36 +115,43 @@ class MetadataWorker(GeventWorker):
             environ[environ_keys.NAMESPACE] = namespace
         return environ
 
-    def _follow(self) -> Following | None:
-        if self.keeper is None:
+    def _follow(self, keeper: tuple[str, str] | None) -> Subscription | None:
+        if keeper is None:
             return None
 
-        def serve(listener: Listener, handed: socket.socket) -> None:
+        def add_listener(listener: Listener, sock: socket.socket) -> None:
             if self.alive:
-                self._listen(listener.key, handed, environ_keys.Namespace(listener.router_id, listener.network_id))
+                self._accept_on(listener.key, sock, environ_keys.Namespace(listener.router_id, listener.network_id))
 
-        def leave(listener: Listener) -> None:
-            door = self._doors.pop(listener.key, None)
-            if door:
-                door.close()
+        def remove_listener(listener: Listener) -> None:
+            acceptor = self._acceptors.pop(listener.key, None)
+            if acceptor:
+                acceptor.close()
 
-        path, mode = self.keeper
-        following = Following(path, mode, serve=serve, leave=leave, sleep=gevent.sleep)
+        path, mode = keeper
+        following = Subscription(path, mode, on_add=add_listener, on_remove=remove_listener, sleep=gevent.sleep)
         gevent.spawn(following.run)
         return following
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """SIGTERM: finish what is under way, let go of what is only kept."""
+        """Graceful stop (SIGTERM): finish the requests in progress, close idle connections."""
         super().handle_exit(sig, frame)
-        gevent.spawn(self._let_go)
+        gevent.spawn(self._close_idle)
 
-    def _let_go(self) -> None:
-        if self._serving is not None:
-            self._serving.let_go()
+    def _close_longest_idle(self) -> None:
+        if self._handler is not None:
+            self._handler.close_longest_idle()
+
+    def _close_idle(self) -> None:
+        if self._handler is not None:
+            self._handler.close_idle()
 
 
 class FrozenSettings:
-    """gunicorn's settings as plain attributes, for what is read several times a request: a worker's do not change."""
+    """gunicorn's settings as plain attributes. The parser reads several for each request, and a worker's never change.
+
+    gunicorn's own ``Config`` looks each one up in a dictionary in ``__getattr__``.
+    """
 
     def __init__(self, cfg: Any) -> None:
         self.__dict__.update(

@@ -162,7 +162,7 @@ def shared_services(tmp_path_factory):
         'admin_password': PASSWORD,
         'admin_tenant_name': 'service',
         # The services get only requests that the tests cause.
-        'metadata_look_at_start': False,
+        'check_directory_at_start': False,
     }
     try:
         path.configure(options, sections)

@@ -28,9 +28,9 @@ from pyroute2 import IPRoute
 
 from metadata_wsgi.lab import topology
 from metadata_wsgi.netns import namespaces
-from metadata_wsgi.netns.attach import Attachments, Proxy
+from metadata_wsgi.netns.attach import Attacher, ProxyCommand
 from metadata_wsgi.netns.runner import SubprocessRunner
-from metadata_wsgi.netns.target import ROUTER, Place
+from metadata_wsgi.netns.target import ROUTER, AttachTarget
 from tests.cloud import SHIPPED
 
 BIN = Path(sys.prefix, 'bin')
@@ -110,18 +110,19 @@ class MetadataPath:
         self.conf_file = directory / 'metadata_agent.ini'
         self._processes: list[subprocess.Popen[bytes]] = []
         self._agent: subprocess.Popen[bytes] | None = None
-        proxy = Proxy(
+        proxy = ProxyCommand(
             program=str(BIN / 'quantum-ns-metadata-proxy'),
             state_path=str(directory),
             socket=str(directory / 'metadata_proxy'),
             log_dir=str(directory),
         )
-        self._attachments = Attachments(SubprocessRunner(), proxy=proxy)
-        self._place = Place.of(ROUTER, guest.router_id, guest.gateway_namespace)
+        self._attachments = Attacher(SubprocessRunner(), proxy=proxy)
+        self._place = AttachTarget.of(ROUTER, guest.router_id, guest.gateway_namespace)
 
     def configure(self, options: Mapping[str, object], sections: str = '') -> None:
         """Write the configuration file, which all programs share."""
-        lines = [f'{name} = {value}' for name, value in {'state_path': self.directory, **options}.items()]
+        values = {'state_path': self.directory, 'metadata_peer_users': 'nobody', **options}
+        lines = [f'{name} = {value}' for name, value in values.items()]
         self.conf_file.write_text('\n'.join(['[DEFAULT]', *lines, sections, '']))
 
     def start_nova(self) -> int:

@@ -71,7 +71,7 @@ def test_agent_gunicorn_and_in_process_pipeline_give_the_same_responses(agent, p
 def test_socket_mode_owner_and_group(agent, cloud):
     agent()
     found = os.stat(cloud.socket)
-    group = identity.usual().gid if os.getuid() == 0 else os.getgid()
+    group = identity.default_identity().gid if os.getuid() == 0 else os.getgid()
     assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o660, os.getuid(), group)
 
 
@@ -118,7 +118,7 @@ def test_start_right_after_sigkill_of_the_master(agent, cloud):
     [
         ({'metadata_proxy_shared_secret': None}, 'metadata_proxy_shared_secret is missing from [DEFAULT] of '),
         ({'answer_withn': 4}, 'did you mean answer_within?'),
-        ({'metadata_workers': 0}, 'metadata_workers in [DEFAULT] of '),
+        ({'metadata_workers': -1}, 'metadata_workers in [DEFAULT] of '),
         ({'api_paste_config': '/nonexistent.ini'}, 'api_paste_config = /nonexistent.ini: there is no such file'),
         ({'metadata_proxy_socket_mode': 'some'}, 'metadata_proxy_socket_mode in [DEFAULT] of '),
     ],

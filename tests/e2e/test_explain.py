@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator reads when a guest has no keys."""
+"""The output of ``metadata-wsgi explain``."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ from tests.e2e.conftest import BIN
 
 @pytest.fixture
 def explain(cloud):
-    """(exit code, lines without what they took) of ``metadata-wsgi explain``."""
+    """A function: (exit code, lines without times) of ``metadata-wsgi explain``."""
 
     def run(*words):
         argv = [BIN / 'metadata-wsgi', 'explain', '--config-file', cloud.conf_file, *words]
@@ -21,33 +21,35 @@ def explain(cloud):
     return run
 
 
-def test_each_filter_says_what_it_found(explain, cloud):
+def test_each_filter_shows_what_it_wrote(explain, cloud):
     code, lines = explain('--router-id=router-a', '10.1.1.2')
     assert code == 0
     assert lines[:6] == [
         'catch_errors  -',
         'peer_credentials -',
         lines[2],
-        'source        10.1.1.2 behind router router-a',
+        'header_source 10.1.1.2 behind router router-a',
         'instance      instance-a of project project-a, port port-a',
-        'signature     -',
+        'signature     1 signature of instance-a',
     ]
-    assert re.fullmatch(r'deadline      \d\.\d s are left', lines[2])
+    assert re.fullmatch(r'deadline      \d\.\d s remaining', lines[2])
     assert lines[6] == 'request       GET /openstack/latest/meta_data.json'
-    assert lines[-1] == 'not sent; --send sends it'
+    assert '              x-instance-id: instance-a' in lines
+    assert any(re.fullmatch(r' +x-instance-id-signature: [0-9a-f]{6}\.\.\. \(masked\)', line) for line in lines)
+    assert lines[-1] == 'not sent; use --send to send it'
     assert cloud.nova.seen == []
 
 
-def test_it_ends_where_nobody_is_found(explain):
+def test_the_trace_ends_where_no_instance_is_found(explain):
     code, lines = explain('--router-id=router-a', '10.1.1.3')
     assert code == 1
-    assert 'source        10.1.1.3 behind router router-a' in lines
+    assert 'header_source 10.1.1.3 behind router router-a' in lines
     assert not any(line.startswith('instance') for line in lines)
-    assert any(line.startswith('answer        404') for line in lines)
+    assert any(line.startswith('response      404') for line in lines)
 
 
-def test_with_send_it_shows_novas_answer(explain, cloud):
+def test_with_send_the_response_of_nova_is_shown(explain, cloud):
     code, lines = explain('--network-id=network-c', '10.1.1.2', '--send')
     assert (code, len(cloud.nova.seen)) == (0, 1)
     assert 'instance      instance-c of project project-c, port port-c' in lines
-    assert any(line.startswith('answer        200') for line in lines)
+    assert any(line.startswith('response      200') for line in lines)

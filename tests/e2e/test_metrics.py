@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two workers count; a gunicorn of its own, started as the paste file says, shows the sum."""
+"""Two workers count; a separate gunicorn, started as the paste file says, serves the sum."""
 
 import contextlib
 import http.client
@@ -19,7 +19,7 @@ def page(port):
         return 0, {}, b''
 
 
-def test_what_two_workers_count_is_one_figure(cloud, agent, programs, tmp_path):
+def test_metrics_of_two_workers_are_added_up(cloud, agent, programs, tmp_path):
     paste = tmp_path / 'api-paste.ini'
     text = SHIPPED.read_text().replace(
         ' catch_errors peer_credentials deadline', ' catch_errors metrics peer_credentials deadline'
@@ -28,10 +28,10 @@ def test_what_two_workers_count_is_one_figure(cloud, agent, programs, tmp_path):
     cloud.configure(api_paste_config=paste, metadata_workers=2)
     cloud.conf_file.write_text(cloud.conf_file.read_text() + f'[metrics]\ndirectory = {tmp_path / "metrics"}\n')
     agent()
-    # Kept open together, so that both workers have some of them.
+    # Open at the same time, so that both workers have some of them.
     with contextlib.ExitStack() as stack:
-        kept = [stack.enter_context(contextlib.closing(UnixConnection(cloud.socket))) for _ in range(16)]
-        for connection in kept:
+        connections = [stack.enter_context(contextlib.closing(UnixConnection(cloud.socket))) for _ in range(16)]
+        for connection in connections:
             connection.request('GET', '/', headers=A)
             assert connection.getresponse().read()
     for _ in range(3):
@@ -44,5 +44,5 @@ def test_what_two_workers_count_is_one_figure(cloud, agent, programs, tmp_path):
     counts = dict(re.findall(r'^metadata_wsgi_request_seconds_count{(.*)} (\S+)', text, re.MULTILINE))
     assert counts['reached="upstream",status="200"'] == '16.0'
     assert counts['reached="source",status="404"'] == '3.0'
-    # A guest hears nothing of it.
+    # An instance cannot read it.
     assert request(UnixConnection(cloud.socket), 'GET', '/metrics', A)[2].startswith(b'{"uuid"')

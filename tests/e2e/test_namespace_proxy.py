@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A guest on loopback, the namespace proxy, the agent and a fake Nova: the whole way in real processes."""
+"""A client on loopback, the namespace proxy, the agent and a fake Nova: the whole path in real processes."""
 
 import http.client
 import os
@@ -15,7 +15,7 @@ from tests.e2e.test_agent import Load
 PASSWORD = '/openstack/2013-04-04/password'
 
 
-def test_a_guest_hears_nova(agent, proxy, guest, cloud):
+def test_request_is_answered_by_nova(agent, proxy, guest, cloud):
     agent()
     _, port = proxy()
     status, headers, body = guest(port)
@@ -23,19 +23,19 @@ def test_a_guest_hears_nova(agent, proxy, guest, cloud):
     assert body == b'{"uuid": "instance-a", "path": "/openstack/latest/meta_data.json"}'
     assert guest(port, 'HEAD')[2] == b''
     assert guest(port, 'POST', PASSWORD, body=b'secret' * 1000)[0] == 200
-    heard = [(seen['REQUEST_METHOD'], seen['HTTP_X_FORWARDED_FOR'], len(seen['body'])) for seen in cloud.nova.seen]
-    assert heard == [('GET', '127.0.0.1', 0), ('HEAD', '127.0.0.1', 0), ('POST', '127.0.0.1', 6000)]
+    received = [(seen['REQUEST_METHOD'], seen['HTTP_X_FORWARDED_FOR'], len(seen['body'])) for seen in cloud.nova.seen]
+    assert received == [('GET', '127.0.0.1', 0), ('HEAD', '127.0.0.1', 0), ('POST', '127.0.0.1', 6000)]
 
 
 @pytest.mark.parametrize('target', ['/a%2fb//../x', '/%C3%A9', '/?q=%zz', '//x'])
-def test_a_target_arrives_as_it_was_sent(agent, proxy, guest, cloud, target):
+def test_request_target_is_forwarded_unchanged(agent, proxy, guest, cloud, target):
     agent()
     _, port = proxy()
     assert guest(port, target=target)[0] == 200
     assert cloud.nova.seen[0]['RAW_URI'] == target
 
 
-def test_a_guest_cannot_be_another(agent, proxy, guest, cloud):
+def test_forged_identity_headers_are_removed(agent, proxy, guest, cloud):
     agent()
     _, port = proxy()
     forged = {
@@ -50,14 +50,14 @@ def test_a_guest_cannot_be_another(agent, proxy, guest, cloud):
 
 
 def raw(port, data):
-    """What comes back for ``data``, until the proxy closes."""
+    """Send ``data``; returns everything until the proxy closes the connection."""
     with socket.create_connection(('127.0.0.1', port), 15) as sock:
         sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)
-        said = b''
-        while piece := sock.recv(65536):
-            said += piece
-    return said
+        received = b''
+        while chunk := sock.recv(65536):
+            received += chunk
+    return received
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def raw(port, data):
     ],
     ids=['length and chunks', 'two lengths', 'signed length', 'folded', 'space', 'two codings', 'no request'],
 )
-def test_an_ambiguous_request_is_a_400_and_goes_no_further(agent, proxy, cloud, data):
+def test_ambiguous_request_is_answered_400_and_not_forwarded(agent, proxy, cloud, data):
     agent()
     _, port = proxy()
     smuggled = b'GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n'
@@ -81,7 +81,7 @@ def test_an_ambiguous_request_is_a_400_and_goes_no_further(agent, proxy, cloud, 
     assert cloud.nova.seen == []
 
 
-def test_a_chunked_password_arrives_with_a_length(agent, proxy, cloud):
+def test_chunked_body_is_forwarded_with_content_length(agent, proxy, cloud):
     agent()
     _, port = proxy()
     head = b'POST /openstack/2013-04-04/password HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n'
@@ -89,14 +89,14 @@ def test_a_chunked_password_arrives_with_a_length(agent, proxy, cloud):
     assert (cloud.nova.seen[0]['body'], cloud.nova.seen[0]['CONTENT_LENGTH']) == (b'secret', '6')
 
 
-def test_a_body_over_the_limit_is_a_413(agent, proxy, guest, cloud):
+def test_body_over_the_limit_is_answered_413(agent, proxy, guest, cloud):
     agent()
     _, port = proxy()
     assert guest(port, 'POST', PASSWORD, body=b'x' * ((1 << 20) + 1))[0] == 413
     assert cloud.nova.seen == []
 
 
-def test_a_killed_agent_that_comes_back_is_no_failed_read(agent, proxy, guest):
+def test_retry_while_a_killed_agent_is_restarted(agent, proxy, guest):
     first = agent()
     _, port = proxy()
     with Load(lambda: guest(port)) as load:
@@ -108,7 +108,7 @@ def test_a_killed_agent_that_comes_back_is_no_failed_read(agent, proxy, guest):
     assert load.failures == []
 
 
-def test_an_agent_that_is_stopped_and_started_is_no_failed_read(agent, proxy, guest):
+def test_retry_while_the_agent_is_stopped_and_started(agent, proxy, guest):
     first = agent()
     _, port = proxy()
     with Load(lambda: guest(port)) as load:
@@ -120,7 +120,7 @@ def test_an_agent_that_is_stopped_and_started_is_no_failed_read(agent, proxy, gu
     assert load.failures == []
 
 
-def test_sighup_of_both_under_load_drops_nothing(agent, proxy, guest):
+def test_sighup_under_load_fails_no_request(agent, proxy, guest):
     programs = [agent()]
     program, port = proxy()
     programs.append(program)
@@ -132,14 +132,14 @@ def test_sighup_of_both_under_load_drops_nothing(agent, proxy, guest):
     assert load.failures == []
 
 
-def test_without_an_agent_a_guest_hears_503_in_time(proxy, guest):
+def test_timeout_without_an_agent_is_answered_503(proxy, guest):
     program, port = proxy(None, '--answer_within=0.5')
     status, headers, _ = guest(port)
     assert (status, headers['retry-after']) == (503, '1')
-    eventually(lambda: 'no answer from the metadata agent' in program.text(), 'it says so')
+    eventually(lambda: 'no response from the metadata agent' in program.text(), 'it says so')
 
 
-def test_several_addresses_are_served_also_after_a_reload(proxy):
+def test_several_addresses_are_served_after_a_reload(proxy):
     program, port = proxy(None, '--metadata_host=::1', '--answer_within=0.1')
 
     def both():
@@ -154,7 +154,7 @@ def test_several_addresses_are_served_also_after_a_reload(proxy):
     assert both() == [503, 503]
 
 
-def test_an_address_that_cannot_be_had_costs_the_first_one_nothing(proxy, guest):
+def test_further_address_that_fails_does_not_affect_the_first(proxy, guest):
     program, port = proxy(None, '--metadata_host=fe80::a9fe:a9fe%no-interface', '--answer_within=0.1')
     assert guest(port)[0] == 503
     assert 'Serving 127.0.0.1 only: ' in program.text()
@@ -165,7 +165,7 @@ def pid_path(tmp_path):
     return tmp_path / 'pids' / 'r.pid'
 
 
-def test_the_pid_file_has_the_master_and_goes_with_it(proxy, pid_path):
+def test_pid_file_has_the_masters_pid_and_is_removed_at_its_end(proxy, pid_path):
     program, _ = proxy()
     assert pid_path.read_text() == f'{program.pid}\n'
     program.kill(signal.SIGTERM)
@@ -173,7 +173,7 @@ def test_the_pid_file_has_the_master_and_goes_with_it(proxy, pid_path):
     assert not pid_path.exists()
 
 
-def test_the_pid_file_outlives_the_workers(proxy, pid_path):
+def test_pid_file_stays_when_workers_are_replaced(proxy, pid_path):
     program, _ = proxy()
     eventually(program.workers, 'there is a worker')
     before = program.workers()
@@ -182,7 +182,7 @@ def test_the_pid_file_outlives_the_workers(proxy, pid_path):
     assert pid_path.read_text() == f'{program.pid}\n'
 
 
-def test_a_second_one_for_the_same_router_is_refused(proxy, programs, pid_path, cloud):
+def test_second_proxy_for_the_same_router_is_refused(proxy, programs, pid_path, cloud):
     first, _ = proxy()
     second = programs(
         'quantum-ns-metadata-proxy', '--nodaemonize', '--router_id=router-a', f'--pid_file={pid_path}',
@@ -194,8 +194,8 @@ def test_a_second_one_for_the_same_router_is_refused(proxy, programs, pid_path, 
     )
 
 
-def test_after_a_sigkill_of_the_master_it_starts_at_once(proxy, pid_path):
-    """The pid file is stale, and the workers hold the port for up to a second more."""
+def test_proxy_starts_again_after_a_sigkill_of_the_master(proxy, pid_path):
+    """The pid file is stale, and the old workers use the port for up to a second more."""
     first, port = proxy()
     eventually(first.workers, 'there is a worker')
     first.kill(signal.SIGKILL)
@@ -206,14 +206,14 @@ def test_after_a_sigkill_of_the_master_it_starts_at_once(proxy, pid_path):
     eventually(second.workers, 'there is a worker')
 
 
-def test_the_command_line_keeps_the_id(proxy):
-    """Process managers find a proxy by it."""
+def test_command_line_keeps_the_router_id(proxy):
+    """Process managers search for it."""
     program, _ = proxy()
     eventually(program.workers, 'there is a worker')
     assert '--router_id=router-a' in pathlib.Path(f'/proc/{program.pid}/cmdline').read_text()
 
 
-def test_as_a_daemon_it_returns_when_it_listens(tmp_path, cloud, pid_path):
+def test_daemonize_returns_when_the_proxy_listens(tmp_path, cloud, pid_path):
     port = free_port()
     argv = [
         str(BIN / 'quantum-ns-metadata-proxy'), '--router_id=router-a', f'--pid_file={pid_path}',
@@ -242,7 +242,7 @@ def test_as_a_daemon_it_returns_when_it_listens(tmp_path, cloud, pid_path):
         (['--router_id=r', '--log-file=/proc/none/r.log'], 1, 'r: log_file /proc/none/r.log: '),
     ],
 )
-def test_a_wrong_command_line_is_refused_with_a_sentence(programs, argv, code, words):
+def test_wrong_command_line_is_refused_with_a_reason(programs, argv, code, words):
     program = programs('quantum-ns-metadata-proxy', '--nodaemonize', *argv)
     assert program.wait() == code
     assert words in program.text()

@@ -19,27 +19,27 @@ def statuses(cloud, headers, count):
 
 
 @pytest.mark.parametrize(('program', 'workers'), [('memory', 1), ('redis-server', 2), ('memcached', 2)])
-def test_two_boots_pass_through_all_workers_together_and_no_more(cloud, agent, tmp_path, program, workers):
+def test_rate_limit_counts_for_all_workers_together(cloud, agent, tmp_path, program, workers):
     port = free_port()
     url, started = store(program, port)
     paste = tmp_path / 'api-paste.ini'
     paste.write_text(SHIPPED.read_text().replace(' instance signature', ' instance rate_limit signature'))
     cloud.configure(api_paste_config=paste, metadata_workers=workers)
     with cloud.conf_file.open('a') as file:
-        file.write(f'[rate_limit]\nboots_per_minute = 2\ncounters = {url}\n')
+        file.write(f'[rate_limit]\nboots_per_minute = 2\nstorage_url = {url}\n')
     try:
         if started:
             eventually(lambda: _listens(port), f'{program} listens')
         running = agent()
         assert statuses(cloud, A, 56) == [200] * 56
-        # Every later one is refused; only a little of the window has passed.
+        # Every later request is refused; only a little of the window has passed.
         assert 429 in statuses(cloud, A, 56), running.text()
         assert statuses(cloud, B, 1) == [200]
         if started:
             started.kill()
             started.wait()
             assert statuses(cloud, A, 20) == [200] * 20
-            assert running.text().count('are away, so every request passes') in range(1, workers + 1)
+            assert running.text().count('is unavailable, so all requests pass') in range(1, workers + 1)
     finally:
         if started:
             started.kill()

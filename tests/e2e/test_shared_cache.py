@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real memcached or Redis behind the caches: shared by workers, and no fault when it is away."""
+"""A real memcached or Redis behind the caches: shared by workers; its outage is no failure of the agent."""
 
 import contextlib
 import http.client
@@ -11,14 +11,14 @@ import subprocess
 import pytest
 
 from metadata_wsgi.cache import shared
-from metadata_wsgi.cache.local import Lives
+from metadata_wsgi.cache.local import Ttl
 from tests.e2e.conftest import UnixConnection, eventually, free_port, request
 from tests.pipeline.test_caches import with_filters
 
-# dogpile.cache calls what redis would like to be called otherwise.
+# dogpile.cache calls a method that redis has deprecated.
 pytestmark = pytest.mark.filterwarnings('ignore:Call to deprecated setex:DeprecationWarning')
 
-LIVES = Lives(60.0, 60.0)
+TTL = Ttl(60.0, 60.0)
 A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
 
 
@@ -67,8 +67,8 @@ def connect(server):
     regions = []
 
     def to(clock):
-        regions.append(shared.connect(server.url, longest_s=60))
-        return shared.Shared(regions[-1], 'lookup', pack=list, unpack=tuple, clock=clock)
+        regions.append(shared.connect(server.url, max_ttl_s=60))
+        return shared.SharedCache(regions[-1], 'lookup', pack=list, unpack=tuple, clock=clock)
 
     yield to
     for region in regions:
@@ -76,8 +76,8 @@ def connect(server):
         (backend.client if server.kind == 'memcached' else backend.writer_client).close()
 
 
-class Hand:
-    """A clock that is set by hand: nobody sleeps until a pause is over."""
+class ManualClock:
+    """A clock that is set by the test."""
 
     def __init__(self):
         self.now_s = 0.0
@@ -86,43 +86,43 @@ class Hand:
         return self.now_s
 
 
-def test_it_goes_away_and_comes_back(server, connect, caplog):
-    clock = Hand()
+def test_shared_cache_retry_after_the_server_was_unavailable(server, connect, caplog):
+    clock = ManualClock()
     one, other = connect(clock), connect(clock)
-    one.put(('k', 'r'), ['v'], LIVES)
+    one.set(('k', 'r'), ['v'], TTL)
     assert other.get(('k', 'r'))[0] == ('v',)
-    one.forget(('k', 'r'))
+    one.delete(('k', 'r'))
     assert other.get(('k', 'r')) is None
 
     server.stop()
-    one.put(('k', 'r'), ['v'], LIVES)
+    one.set(('k', 'r'), ['v'], TTL)
     assert one.get(('k', 'r')) is None
-    assert 'The shared cache is away' in caplog.text
+    assert 'The shared cache is unavailable' in caplog.text
 
     server.start()
     # pymemcache's own pause is measured in real seconds.
-    eventually(lambda: back(one, clock), 'it is used again')
+    eventually(lambda: is_back(one, clock), 'the server is used again')
     assert connect(clock).get(('k', 'r'))[0] == ('back',)
 
 
-def back(one, clock):
+def is_back(one, clock):
     clock.now_s += shared.RETRY_AFTER_FAILURE_S
-    one.put(('k', 'r'), ['back'], LIVES)
+    one.set(('k', 'r'), ['back'], TTL)
     return one.get(('k', 'r')) is not None
 
 
-def test_one_that_hangs_is_not_waited_for(server, connect, caplog):
-    one = connect(Hand())
-    one.put('k', ['v'], LIVES)
+def test_shared_cache_timeout_of_a_server_that_hangs(server, connect, caplog):
+    one = connect(ManualClock())
+    one.set('k', ['v'], TTL)
     server.freeze()
     assert one.get('k') is None
-    assert 'The shared cache is away' in caplog.text
+    assert 'The shared cache is unavailable' in caplog.text
 
 
-def test_what_is_there_is_json_under_hashed_keys(server, connect):
+def test_shared_cache_stores_json_under_hashed_keys(server, connect):
     if server.kind != 'memcached':
         pytest.skip('looked at in memcached')
-    connect(Hand()).put(('10.1.1.2', 'router-a'), ['v'], LIVES)
+    connect(ManualClock()).set(('10.1.1.2', 'router-a'), ['v'], TTL)
     with contextlib.closing(socket.create_connection(('127.0.0.1', server.port), 10)) as peer:
         peer.sendall(b'lru_crawler metadump all\r\n')
         dump = b''
@@ -134,8 +134,8 @@ def test_what_is_there_is_json_under_hashed_keys(server, connect):
         assert b'|{"value":["v"],' in peer.recv(65536)
 
 
-def test_the_agent_serves_with_it_without_it_and_with_it_again(server, cloud, agent, tmp_path):
-    """One worker's lookups and answers are the next worker's."""
+def test_shared_cache_outage_does_not_stop_the_agent(server, cloud, agent, tmp_path):
+    """The next worker uses the cached lookups and responses of the one before."""
     paste = with_filters(tmp_path, 'lookup_cache', 'response_cache')
     cloud.configure(
         api_paste_config=paste, cache_url=server.url, answer_cache_shared=True, answer_cache_seconds=600,
@@ -143,33 +143,33 @@ def test_the_agent_serves_with_it_without_it_and_with_it_again(server, cloud, ag
     )  # fmt: skip
     program = agent()
 
-    def ask(path):
+    def get(path):
         status, _, body = request(UnixConnection(cloud.socket), 'GET', path, headers=A)
         return status, body.partition(b'"uuid": ')[2][:12]
 
     good = (200, b'"instance-a"')
-    assert ask('/one') == good
+    assert get('/one') == good
     reload(program)
-    assert ask('/one') == good
+    assert get('/one') == good
     assert [seen['PATH_INFO'] for seen in cloud.nova.seen] == ['/one']
 
     server.stop()
-    assert [ask(f'/two/{number}') for number in range(20)] == [good] * 20
+    assert [get(f'/two/{number}') for number in range(20)] == [good] * 20
     server.start()
-    assert ask('/three') == good
+    assert get('/three') == good
     assert program.process.poll() is None
     assert 'Traceback' not in program.text()
 
 
 def reload(program):
-    """Another worker in the place of the only one."""
+    """Replace the only worker."""
     before = program.workers()
     program.kill(signal.SIGHUP)
     eventually(lambda: program.workers() and not set(before) & set(program.workers()), 'the worker was replaced')
 
 
-def test_two_connections_at_once_use_it(server, cloud, agent, tmp_path):
-    """gevent's greenlets, each connection one, share the client."""
+def test_shared_cache_from_concurrent_connections(server, cloud, agent, tmp_path):
+    """Each connection has a greenlet; all share one client."""
     cloud.configure(
         api_paste_config=with_filters(tmp_path, 'lookup_cache', 'response_cache'), cache_url=server.url,
         answer_cache_shared=True,
@@ -185,4 +185,4 @@ def test_two_connections_at_once_use_it(server, cloud, agent, tmp_path):
         response.read()
         connection.close()
     assert statuses == [200] * 20
-    assert 'shared cache is away' not in program.text()
+    assert 'shared cache is unavailable' not in program.text()

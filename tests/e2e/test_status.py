@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi status`` of an agent that runs, and of one that does not."""
+"""``metadata-wsgi status`` with and without a running agent."""
 
 import os
 import subprocess
@@ -20,26 +20,26 @@ def status(cloud):
     return done.returncode, {line.partition(' ')[0]: line for line in done.stdout.splitlines()}, done.stdout
 
 
-def test_no_agent(cloud):
+def test_status_without_agent(cloud):
     code, lines, _ = status(cloud)
     assert code == 1
     assert (
-        f'nobody answers at {cloud.socket} (No such file or directory): start quantum-metadata-agent' in lines['agent']
+        f'nothing listens at {cloud.socket} (No such file or directory): start quantum-metadata-agent' in lines['agent']
     )
 
 
-def test_an_agent_without_healthcheck(cloud, agent):
+def test_status_of_an_agent_without_healthcheck(cloud, agent):
     program = agent()
     _, lines, _ = status(cloud)
     assert f'pid {program.pid} serves {cloud.socket}; 1 workers: {program.workers()[0]}' in lines['agent']
-    assert 'the filter healthcheck is not in its pipeline; it answers' in lines['health']
+    assert 'the filter healthcheck is not in its pipeline; it responds' in lines['health']
     if os.geteuid():
-        assert lines['attached'].endswith('only root can see it')
+        assert lines['attached'].endswith('only root can read it')
     else:
         assert lines['keeper'].endswith('there is none; only the modes shared and one_hop need it')
 
 
-def test_an_agent_with_healthcheck_before_and_after_nova_went_away(cloud, tmp_path):
+def test_status_of_an_agent_with_healthcheck_before_and_after_nova_is_unavailable(cloud, tmp_path):
     paste = tmp_path / 'api-paste.ini'
     paste.write_text(
         SHIPPED.read_text().replace(
@@ -56,14 +56,14 @@ def test_an_agent_with_healthcheck_before_and_after_nova_went_away(cloud, tmp_pa
         _, lines, everything = status(cloud)
         assert 'directory: reachable' in lines['health']
         assert 'nova: reachable' in lines['health']
-        assert 'Guests are answered 503' not in everything
+        assert 'Requests get 503' not in everything
         cloud.server.server_close()
         assert request(UnixConnection(cloud.socket), 'GET', '/', A)[0] == 503
         code, lines, everything = status(cloud)
         assert code == 1
         assert 'nova: not reachable' in lines['health']
         assert lines['faults'].endswith('agent.log: the last ones')
-        assert 'Guests are answered 503: Nova gave no answer' in everything
+        assert 'Requests get 503: no response from Nova' in everything
     finally:
         program.terminate()
         program.wait(20)

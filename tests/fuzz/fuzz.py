@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Coverage-guided fuzzing of what parses bytes of guests, of Nova, of Quantum, of workers and of operators.
+"""Coverage-guided fuzzing of the parsers for bytes of clients, of Nova, of Quantum, of workers and of operators.
 
 ``python tests/fuzz/fuzz.py TARGET [options of libFuzzer] [corpus directories]``, for example
 ``fuzz.py request -max_total_time=60``. TARGET ``all`` runs each for that long, one after the other. A finding
-is an exception that the part does not promise, or a promise that is broken; its input is left in ``crash-*``.
+is an exception that the parser does not document, or a failed assertion; its input is written to ``crash-*``.
 
-A target is a function of bytes. It needs no atheris, so ``tests/fuzz/test_targets.py`` calls it with its seeds.
+A target is a function of bytes. It works without atheris: ``tests/fuzz/test_targets.py`` calls it with its seeds.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if __name__ == '__main__':
     import atheris
 
     instrumented = functools.partial(atheris.instrument_imports, include=['metadata_wsgi', 'gunicorn', 'yaml'])
-else:  # called by a test, which needs no atheris
+else:  # imported by a test, without atheris
     instrumented = contextlib.nullcontext
 
 with instrumented():
@@ -38,7 +38,7 @@ with instrumented():
 
     from metadata_wsgi import inventory, limits
     from metadata_wsgi.errors import ConfigError, InstanceLookupError
-    from metadata_wsgi.filters.header_source import SourceFilter
+    from metadata_wsgi.filters.header_source import HeaderSourceFilter
     from metadata_wsgi.http import client, header_names, message
     from metadata_wsgi.keeper import protocol
     from metadata_wsgi.lookup.neutron import ports_api, queries
@@ -47,12 +47,12 @@ with instrumented():
     from metadata_wsgi.pipeline import environ_keys
     from metadata_wsgi.server import master, request_parser
 
-GUEST = ('10.1.1.2', 40000)
-ODD_PIECES = 7
+CLIENT = ('10.1.1.2', 40000)
+SMALL_RECV_BYTES = 7
 
 
-class NextHop:
-    """Keeps what it was given to send."""
+class RecordingHttpClient:
+    """Records the bytes of each request and returns an empty response."""
 
     name = 'next'
 
@@ -60,14 +60,14 @@ class NextHop:
         self.heads = []
 
     def send_request(self, request, deadline):
-        self.heads.append(client._head(request, 'localhost') + request.body)
+        self.heads.append(client._header_bytes(request, 'localhost') + request.body)
         return message.Response(200, 'OK', [], [])
 
 
-class Bytes:
-    """A socket that says ``data`` in pieces, then is closed; what is sent to it is forgotten."""
+class FakeSocket:
+    """A socket on which ``data`` arrives in pieces, then the end; what is sent is discarded."""
 
-    def __init__(self, data, size=ODD_PIECES):
+    def __init__(self, data, size=SMALL_RECV_BYTES):
         self._pieces = [data[start : start + size] for start in range(0, len(data), size)][::-1]
 
     def recv(self, size, *flags):
@@ -94,17 +94,17 @@ CONFIG = _config()
 
 
 def _environs(data, addr, recv_size):
-    """What a worker would call the application with, for each request in ``data``."""
-    sock = Bytes(data, recv_size)
+    """The environ of each request in ``data``, as a worker makes it."""
+    sock = FakeSocket(data, recv_size)
     requests = request_parser.RequestStream(CONFIG, sock, addr)
     while True:
         try:
-            head = requests.next()
+            parsed = requests.next() if requests.wait_for_data() else None
         except ParseException:
             return
-        if head is None:
+        if parsed is None:
             return
-        yield {'wsgi.input_terminated': True, 'REMOTE_ADDR': addr and addr[0], **head.fields}
+        yield {'wsgi.input_terminated': True, 'REMOTE_ADDR': addr and addr[0], **parsed.fields}
 
 
 def _ignore(status, headers, exc_info=None):
@@ -112,23 +112,23 @@ def _ignore(status, headers, exc_info=None):
 
 
 def request(data):
-    """A guest's bytes, through the namespace proxy and into the agent: whatever they are, the guest stays itself."""
-    told = []
-    for recv_size in (ODD_PIECES, limits.RECV_BYTES):
+    """A client's bytes, through the namespace proxy and into the agent: they never change the client's identity."""
+    environs = []
+    for recv_size in (SMALL_RECV_BYTES, limits.RECV_BYTES):
         _request(data, recv_size)
-        told.append([_told(environ) for environ in _environs(data, GUEST, recv_size)])
-    # Plain or not, in one piece or in many: the same requests.
-    assert told[0] == told[1], told
+        environs.append([_without_body(environ) for environ in _environs(data, CLIENT, recv_size)])
+    # Both parsers find the same requests, whatever the size of the pieces.
+    assert environs[0] == environs[1], environs
 
 
-def _told(environ):
+def _without_body(environ):
     return {key: value for key, value in environ.items() if key != 'wsgi.input'}
 
 
 def _request(data, recv_size):
-    sent = NextHop()
+    sent = RecordingHttpClient()
     proxy = NamespaceProxyApp(sent, router_id='router-a')
-    for environ in _environs(data, GUEST, recv_size):
+    for environ in _environs(data, CLIENT, recv_size):
         before = len(sent.heads)
         proxy(environ, _ignore)
         assert len(sent.heads) <= before + 1
@@ -143,18 +143,18 @@ def _request(data, recv_size):
             message.body(environ, 1 << 20)
             return []
 
-        agent = SourceFilter(app, prefix='X-Quantum')
+        agent = HeaderSourceFilter(app, prefix='X-Quantum')
         for environ in _environs(head, '', recv_size):
             agent(environ, _ignore)
         assert sources == [environ_keys.Source('10.1.1.2', 'router-a')], (sources, head)
 
 
-def answer(data):
-    """What a next hop answers: taken whole, or refused."""
+def response(data):
+    """A response of the agent or of Nova: read completely, or refused."""
     for method in ('GET', 'HEAD'):
-        connection = client._Connection(Bytes(data))
+        connection = client._Connection(FakeSocket(data))
         with contextlib.suppress(OSError, ValueError):
-            status, _, headers, _ = connection.read_head()
+            status, _, headers, _ = connection.read_header()
             assert status >= 200
             assert not any(re.search(r'[\r\n\0]', name + value) for name, value in headers)
             for _ in connection.read_body(method, status, headers):
@@ -162,7 +162,7 @@ def answer(data):
 
 
 def address(data):
-    """A text in the place of an address."""
+    """A text where an address is expected."""
     text = data.decode('latin-1')
     with contextlib.suppress(ValueError):
         found = addresses.normalize_ip(text)
@@ -177,7 +177,7 @@ def cloud(data):
 
 
 class Response:
-    """What requests would give."""
+    """Like a response of requests."""
 
     def __init__(self, data):
         self._data = data
@@ -186,25 +186,25 @@ class Response:
         return json.loads(self._data)
 
 
-GRANT = types.SimpleNamespace(endpoint='http://quantum')
+TOKEN = types.SimpleNamespace(endpoint='http://quantum')
 
 
 def quantum(data):
-    """What Quantum answers: ports, or an error that says that they are none."""
+    """A response of Quantum: ports, or an error for what are none."""
     with contextlib.suppress(InstanceLookupError):
-        body = ports_api._checked(Response(data), GRANT)
-        following = ports_api._next(body)
+        body = ports_api._parse_ports(Response(data), TOKEN)
+        following = ports_api._next_page_query(body)
         assert all(isinstance(name, str) and isinstance(value, str) for name, value in following)
-        networks = queries.network_ids(body['ports'])
-        for query in queries.at('10.1.1.2', networks):
+        networks = queries.networks_behind(queries.router_networks(body['ports']), None)
+        for query in queries.ports_queries('10.1.1.2', networks):
             str(query)
         for where in ('10.1.1.2', 'fe80::f816:3eff:fe00:1', '2001:db8::1'):
-            for instance in queries.instances_at(where, networks, body['ports']):
+            for instance in queries.matching_instances(where, networks, body['ports']):
                 assert all(isinstance(text, str) for text in (instance.instance_id, instance.project_id))
 
 
 def keeper(data):
-    """What a worker that somebody took over sends to the privileged process."""
+    """What a compromised worker sends to the privileged process."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with here, there, contextlib.suppress(ValueError, EOFError):
         there.send(data[:60000])
@@ -215,7 +215,7 @@ def keeper(data):
         assert protocol.Listener.from_json(json.loads(json.dumps(listener.to_json()))) == listener
 
 
-TARGETS = {function.__name__: function for function in (request, answer, address, cloud, quantum, keeper)}
+TARGETS = {function.__name__: function for function in (request, response, address, cloud, quantum, keeper)}
 
 
 def _wire_seeds():
@@ -225,7 +225,7 @@ def _wire_seeds():
 
 
 def seeds(name):
-    """Inputs to begin with."""
+    """Initial inputs."""
     found = [path.read_bytes() for path in sorted((SEEDS / name).glob('*'))]
     return found + (_wire_seeds() if name == 'request' else [])
 
@@ -239,7 +239,7 @@ def _fuzz(name, options):
 
 
 def main(argv):
-    """Run it; the exit code is libFuzzer's, of the first target that found something."""
+    """Run the target; returns libFuzzer's exit code, of the first target with a finding."""
     if not argv or argv[0] not in (*TARGETS, 'all'):
         return f'fuzz.py TARGET [options of libFuzzer]; TARGET is one of {", ".join(TARGETS)}, all'
     if argv[0] != 'all':

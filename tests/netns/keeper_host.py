@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from metadata_wsgi.keeper.attachments_client import KeptSockets
+from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import namespaces
 from tests.cloud import Cloud
 from tests.e2e.conftest import BIN, Program, eventually
@@ -53,7 +53,7 @@ class Host:
 
     @property
     def kept(self):
-        return KeptSockets(str(self.cloud.state_path))
+        return AttachmentsClient(str(self.cloud.state_path))
 
     def metadata_wsgi(self, verb, *argv):
         """(exit code, standard output, standard error) of ``metadata-wsgi VERB``."""

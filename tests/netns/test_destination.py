@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proxy's own check of what a guest asked, with the rules and without them, whoever serves the socket."""
+"""The proxy's check of the original destination, with the rules and without them, in every mode."""
 
 import socket
 
@@ -18,7 +18,7 @@ from .router_topology import METADATA, get, ip
 pytestmark = pytest.mark.netns
 
 SERVED = 'The metadata service is not available now.\n'
-"""By a namespace proxy without an agent behind it: it was let in."""
+"""The response of a namespace proxy without an agent: the connection was accepted."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def proxy(start, cloud, world):
 
 
 def answers_packets(path):
-    """Whether somebody accepts on the socket of packets ``path``."""
+    """Whether a process accepts on the SEQPACKET socket ``path``."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         return probe.connect_ex(path) == 0
 
@@ -52,9 +52,9 @@ def answers_packets(path):
 def kept(start, cloud, mode, world):
     """Attach the router through a keeper, in that mode."""
     start('keeper', BIN / 'metadata-wsgi', 'keeper', '--config-file', cloud.conf_file)
-    eventually(lambda: answers_packets(admin_client.path(str(cloud.state_path))), 'the keeper is there')
-    with admin_client.connected(str(cloud.state_path)) as keeper:
-        keeper.attach(Listener(mode=mode, namespace=world.router, host='', port=9697, router_id=cloud.router_id))
+    eventually(lambda: answers_packets(admin_client.socket_path(str(cloud.state_path))), 'the keeper is there')
+    with admin_client.connect(str(cloud.state_path)) as keeper:
+        keeper.register(Listener(mode=mode, namespace=world.router, host='', port=9697, router_id=cloud.router_id))
 
 
 def serve_process(request):
@@ -81,7 +81,7 @@ def serve_one_hop(request):
 
 
 @pytest.mark.parametrize('serve', [serve_process, serve_shared, serve_one_hop])
-def test_only_what_was_redirected_is_served(request, serve, world, iptables):
+def test_only_redirected_connections_are_served(request, serve, world, iptables):
     served = serve(request)
     iptables.apply(world.router, rules_for())
     eventually(lambda: get(world.guest, METADATA) == served, 'the guest is served by the metadata address')
@@ -97,7 +97,7 @@ def test_only_what_was_redirected_is_served(request, serve, world, iptables):
 
 
 def reaches(namespace, address, port):
-    """Whether a connection can be made."""
+    """Whether a connection can be opened."""
 
     def connect():
         with socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET) as connection:
@@ -107,7 +107,7 @@ def reaches(namespace, address, port):
     return namespaces.run_in(namespace, connect)
 
 
-def test_the_same_over_ipv6(world, iptables, proxy):
+def test_only_redirected_connections_are_served_over_ipv6(world, iptables, proxy):
     for name, link, addresses in (
         (world.router, 'qr-in', ('fe80::a9fe:a9fe/64', 'fd00:1::1/64')),
         (world.guest, 'eth0', ('fe80::2/64', 'fd00:1::2/64')),
@@ -123,22 +123,22 @@ def test_the_same_over_ipv6(world, iptables, proxy):
     assert get(world.guest, 'fe80::a9fe:a9fe%eth0', 9697) == ''
 
 
-def test_at_the_metadata_address_itself_as_in_a_dhcp_namespace(world, proxy):
+def test_metadata_address_itself_is_served_in_a_dhcp_namespace(world, proxy):
     ip('-n', world.router, 'address', 'add', f'{METADATA}/32', 'dev', 'qr-in')
     proxy(f'--metadata_host={METADATA}', port=80)
     assert get(world.guest, METADATA) == SERVED
 
 
-def test_an_operator_over_loopback_is_served(world, proxy):
+def test_operator_over_loopback_is_served(world, proxy):
     proxy()
     assert get(world.router, '127.0.0.1', 9697) == SERVED
 
 
-def test_it_is_said_once_and_can_be_switched_off(world, proxy):
+def test_refusal_is_logged_once_and_can_be_disabled(world, proxy):
     program = proxy()
     for _ in range(3):
         assert get(world.guest, '10.1.1.1', 9697) == ''
-    assert program.text().count('who did not ask the metadata address') == 1
+    assert program.text().count('was not made to the metadata address') == 1
     program.end()
     proxy('--any_destination')
     assert get(world.guest, '10.1.1.1', 9697) == SERVED

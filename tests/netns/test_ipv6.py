@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fe80::a9fe:a9fe as a guest has it: asked with curl, through a router and without one, also where a rival has it.
+"""fe80::a9fe:a9fe from an instance, requested with curl, through a router and without one, also with a duplicate.
 
 ::
 
@@ -21,13 +21,13 @@ from pathlib import Path
 
 import pytest
 
+from metadata_wsgi.limits import MAX_CONNECTIONS_PER_ADDRESS
 from metadata_wsgi.netns import interface_state, namespaces, proxy_process
-from metadata_wsgi.netns.attach import Attachments, Proxy
-from metadata_wsgi.netns.attachment_status import attached
+from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attachment_status import list_attachments
 from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.runner import SubprocessRunner
-from metadata_wsgi.netns.target import Place
-from metadata_wsgi.server.worker import MAX_CONNECTIONS_PER_ADDRESS
+from metadata_wsgi.netns.target import AttachTarget
 from tests.rawserver import RawServer, keeps_saying
 
 from .router_topology import METADATA, get, ip
@@ -41,8 +41,8 @@ URL4 = f'http://{METADATA}/openstack'
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nthis'
 
 
-class Wire:
-    """A switch, a guest, and whoever else is plugged in."""
+class SwitchedNetwork:
+    """A switch with an instance, a rival, and other hosts that are plugged in."""
 
     def __init__(self):
         self.id = uuid.uuid4().hex[:8]
@@ -95,7 +95,7 @@ class Wire:
 
 @pytest.fixture
 def wire():
-    wire = Wire()
+    wire = SwitchedNetwork()
     try:
         yield wire
     finally:
@@ -103,7 +103,7 @@ def wire():
 
 
 @pytest.fixture(params=['router', 'network'])
-def place(request, wire):
+def target(request, wire):
     return a_router(wire) if request.param == 'router' else a_network(wire)
 
 
@@ -118,42 +118,42 @@ def network(wire):
 
 
 def a_router(wire):
-    place = Place.of('router', str(uuid.uuid4()))
-    wire.plug(wire.namespace(place.namespace), 'qr-1', '10.1.1.1/24')
+    target = AttachTarget.of('router', str(uuid.uuid4()))
+    wire.plug(wire.namespace(target.namespace), 'qr-1', '10.1.1.1/24')
     ip('-n', wire.guest, 'route', 'add', 'default', 'via', '10.1.1.1')
-    return place
+    return target
 
 
 def a_network(wire):
-    place = Place.of('network', str(uuid.uuid4()))
-    wire.plug(wire.namespace(place.namespace), 'tap0', '10.1.1.1/24')
+    target = AttachTarget.of('network', str(uuid.uuid4()))
+    wire.plug(wire.namespace(target.namespace), 'tap0', '10.1.1.1/24')
     ip('-n', wire.guest, 'route', 'add', METADATA, 'via', '10.1.1.1')
-    return place
+    return target
 
 
-def interface_of(place):
-    return 'qr-1' if place.kind == 'router' else 'tap0'
+def interface_of(target):
+    return 'qr-1' if target.kind == 'router' else 'tap0'
 
 
 class Host:
-    """A state directory, attachments that start ``program``, and in the agent's place one who records what he hears."""
+    """A state directory, an attacher that starts ``program``, and a fake agent that records requests."""
 
     def __init__(self, state_path, program):
         self.state_path = str(state_path)
-        self.proxy = Proxy(program=program, state_path=self.state_path, log_dir=self.state_path)
-        self.attachments = Attachments(SubprocessRunner(), proxy=self.proxy, end_within_s=5)
+        self.proxy = ProxyCommand(program=program, state_path=self.state_path, log_dir=self.state_path)
+        self.attacher = Attacher(SubprocessRunner(), proxy=self.proxy, stop_timeout_s=5)
         self.agent = RawServer(keeps_saying(OK), path=f'{self.state_path}/metadata_proxy')
 
-    def find(self, place):
-        found = attached(Iptables(SubprocessRunner()), state_path=self.state_path)
-        return next(one for one in found if one.uuid == place.uuid)
+    def find(self, target):
+        found = list_attachments(Iptables(SubprocessRunner()), state_path=self.state_path)
+        return next(one for one in found if one.uuid == target.uuid)
 
-    def pid(self, place):
-        return proxy_process.active(self.proxy.pid_file(place.uuid), place.uuid)
+    def pid(self, target):
+        return proxy_process.running_pid(self.proxy.pid_file(target.uuid), target.uuid)
 
     def close(self):
         for file in Path(self.state_path).glob('external/pids/*.pid'):
-            proxy_process.disable(str(file), file.stem, patience_s=5)
+            proxy_process.stop(str(file), file.stem, timeout_s=5)
         self.agent.close()
 
 
@@ -175,7 +175,7 @@ def host(start_host):
 
 
 def curl(namespace, url):
-    """The body, or '' when nobody answered."""
+    """The body, or '' without a response."""
     argv = ['ip', 'netns', 'exec', namespace, 'curl', '-gsS', '-m', '8', url]
     return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
@@ -185,58 +185,58 @@ def link_local(wire, namespace):
     return info['local']
 
 
-def test_a_guest_is_served_over_both_families_by_the_real_proxy(wire, place, start_host):
-    """The agent hears the guest's own address, without a zone, and whose network it is."""
+def test_instance_is_served_over_both_families_by_the_real_proxy(wire, target, start_host):
+    """The agent receives the instance's own address, without a zone, and the id of its network."""
     host = start_host(PROGRAM)
-    assert host.attachments.attach(place) is True
+    assert host.attacher.attach(target) is True
     assert (curl(wire.guest, URL6), curl(wire.guest, URL4)) == ('this', 'this')
     six, four = (head.decode().lower() for head in host.agent.requests)
     assert f'\r\nx-forwarded-for: {link_local(wire, wire.guest)}\r\n' in six
     assert '\r\nx-forwarded-for: 10.1.1.2\r\n' in four
-    assert all(f'\r\nx-quantum-{place.kind}-id: {place.uuid}\r\n' in head for head in (four, six))
-    assert host.find(place).problems == ()
+    assert all(f'\r\nx-quantum-{target.kind}-id: {target.uuid}\r\n' in head for head in (four, six))
+    assert host.find(target).problems == ()
     # Again, and nothing is done; then off, and nothing is left.
-    pid = host.pid(place)
-    assert host.attachments.attach(place) is False
-    assert host.pid(place) == pid
-    assert host.attachments.detach(place) is True
-    assert wire.address(place.namespace, interface_of(place)) is None
-    assert host.attachments.detach(place) is False
+    pid = host.pid(target)
+    assert host.attacher.attach(target) is False
+    assert host.pid(target) == pid
+    assert host.attacher.detach(target) is True
+    assert wire.address(target.namespace, interface_of(target)) is None
+    assert host.attacher.detach(target) is False
 
 
-def test_nobody_takes_it_for_the_source_of_the_routers_own_packets(wire, router, host):
-    """A guest would lose its default route at detach if it came from there."""
-    host.attachments.attach(router)
+def test_address_is_never_the_source_of_the_routers_own_packets(wire, router, host):
+    """Otherwise an instance would lose its default route at detach."""
+    host.attacher.attach(router)
     found = wire.address(router.namespace, 'qr-1')
     assert (found['prefixlen'], found['deprecated'], found['preferred_life_time']) == (128, True, 0)
 
 
 @pytest.mark.parametrize('kind', ['router', 'network'])
-def test_a_rival_costs_ipv6_only_and_is_named_until_he_is_gone(wire, host, kind, caplog):
-    place = a_router(wire) if kind == 'router' else a_network(wire)
+def test_duplicate_address_disables_ipv6_only_and_is_reported(wire, host, kind, caplog):
+    target = a_router(wire) if kind == 'router' else a_network(wire)
     wire.rival_takes_it()
-    assert host.attachments.attach(place) is True
+    assert host.attacher.attach(target) is True
     assert len(caplog.messages) == 1
-    assert f'is not on {interface_of(place)}, because {wire.mac(wire.rival)} on its network has it' in caplog.text
-    assert wire.address(place.namespace, interface_of(place)) is None
-    assert get(wire.guest, METADATA) == f'proxy of {place.uuid}'
-    found = host.find(place)
+    assert f'is not on {interface_of(target)}, because {wire.mac(wire.rival)} on its network has it' in caplog.text
+    assert wire.address(target.namespace, interface_of(target)) is None
+    assert get(wire.guest, METADATA) == f'proxy of {target.uuid}'
+    found = host.find(target)
     # Another DHCP agent of the same network is no fault of anybody.
     told, silent = (found.problems, found.notes) if kind == 'router' else (found.notes, found.problems)
     assert (len(told), silent) == (1, ())
     assert wire.mac(wire.rival) in told[0]
     caplog.clear()
     wire.rival_leaves()
-    assert host.attachments.attach(place) is False
+    assert host.attacher.attach(target) is False
     assert caplog.messages == []
-    assert curl(wire.guest, URL6) == f'proxy of {place.uuid}'
-    assert (host.find(place).problems, host.find(place).notes) == ((), ())
+    assert curl(wire.guest, URL6) == f'proxy of {target.uuid}'
+    assert (host.find(target).problems, host.find(target).notes) == ((), ())
 
 
-def test_a_rival_who_leaves_while_it_is_tried_again(wire, router, host, caplog):
+def test_dad_retry_succeeds_when_the_rival_leaves(wire, router, host, caplog):
     """IPv4 is served meanwhile."""
     wire.rival_takes_it()
-    attaching = threading.Thread(target=host.attachments.attach, args=(router,))
+    attaching = threading.Thread(target=host.attacher.attach, args=(router,))
     attaching.start()
     give_up_at = time.monotonic() + 15
     while not get(wire.guest, METADATA, timeout_s=1) and time.monotonic() < give_up_at:
@@ -248,89 +248,89 @@ def test_a_rival_who_leaves_while_it_is_tried_again(wire, router, host, caplog):
     assert curl(wire.guest, URL6) == f'proxy of {router.uuid}'
 
 
-def test_an_interface_that_came_later_is_seen_and_gets_it(wire, router, host):
-    host.attachments.attach(router)
-    other = Wire()
+def test_interface_added_later_is_reported_and_gets_the_address(wire, router, host):
+    host.attacher.attach(router)
+    other = SwitchedNetwork()
     try:
         other.plug(router.namespace, 'qr-2', '10.2.2.1/24')
         assert host.find(router).problems == ('fe80::a9fe:a9fe is missing on qr-2; attach it again',)
-        assert host.attachments.attach(router) is False
+        assert host.attacher.attach(router) is False
         assert host.find(router).problems == ()
         assert curl(other.guest, URL6) == f'proxy of {router.uuid}'
     finally:
         other.remove()
 
 
-def test_two_interfaces_on_one_network_are_no_rivals(wire, router, host, caplog):
+def test_two_interfaces_on_one_network_are_no_duplicates(wire, router, host, caplog):
     """An IPv4 and an IPv6 subnet of one network have an interface each."""
     wire.plug(router.namespace, 'qr-2', '10.1.2.1/24')
-    host.attachments.attach(router)
+    host.attacher.attach(router)
     having = [name for name in ('qr-1', 'qr-2') if wire.address(router.namespace, name)]
     assert len(having) == 1
     assert curl(wire.guest, URL6) == f'proxy of {router.uuid}'
     assert (host.find(router).problems, caplog.messages) == ((), [])
 
 
-def test_an_interface_without_ipv6_lacks_nothing(wire, router, host, caplog):
+def test_interface_without_ipv6_is_no_problem(wire, router, host, caplog):
     disabled = 'net.ipv6.conf.qr-1.disable_ipv6=1'
     subprocess.run(['ip', 'netns', 'exec', router.namespace, 'sysctl', '-qw', disabled], check=True)
-    host.attachments.attach(router)
+    host.attacher.attach(router)
     assert get(wire.guest, METADATA) == f'proxy of {router.uuid}'
     assert (host.find(router).problems, caplog.messages) == ((), [])
 
 
-def test_a_kernel_without_ipv6_lacks_nothing(wire, place, host):
-    attachments = Attachments(SubprocessRunner(), proxy=host.proxy, families=(4,))
-    attachments.attach(place)
-    assert wire.address(place.namespace, interface_of(place)) is None
-    assert get(wire.guest, METADATA) == f'proxy of {place.uuid}'
-    found = attached(Iptables(SubprocessRunner()), state_path=host.state_path, families=(4,))
-    assert [one.problems for one in found if one.uuid == place.uuid] == [()]
+def test_kernel_without_ipv6_is_no_problem(wire, target, host):
+    attacher = Attacher(SubprocessRunner(), proxy=host.proxy, families=(4,))
+    attacher.attach(target)
+    assert wire.address(target.namespace, interface_of(target)) is None
+    assert get(wire.guest, METADATA) == f'proxy of {target.uuid}'
+    found = list_attachments(Iptables(SubprocessRunner()), state_path=host.state_path, families=(4,))
+    assert [one.problems for one in found if one.uuid == target.uuid] == [()]
 
 
-def test_a_proxy_that_serves_ipv4_only_is_seen_and_replaced(wire, network, host):
-    """It was started before its network had IPv6, or by an agent that knows none."""
-    Attachments(SubprocessRunner(), proxy=host.proxy, families=(4,)).attach(network)
+def test_proxy_that_serves_ipv4_only_is_reported_and_replaced(wire, network, host):
+    """It was started before its network had IPv6, or by an agent without IPv6."""
+    Attacher(SubprocessRunner(), proxy=host.proxy, families=(4,)).attach(network)
     old = host.pid(network)
     assert host.find(network).problems == ('fe80::a9fe:a9fe is missing on tap0; attach it again',)
-    assert host.attachments.attach(network) is True
+    assert host.attacher.attach(network) is True
     assert host.pid(network) != old
     assert curl(wire.guest, URL6) == curl(wire.guest, URL4) == f'proxy of {network.uuid}'
 
 
-def test_a_proxy_of_an_interface_that_was_made_anew_is_replaced(wire, network, host):
-    """It is bound to the number of the old one, whatever the name."""
-    host.attachments.attach(network)
+def test_proxy_of_a_recreated_interface_is_replaced(wire, network, host):
+    """It is bound to the index of the old one, whatever the name."""
+    host.attacher.attach(network)
     ip('-n', network.namespace, 'link', 'delete', 'tap0')
     wire.plug(network.namespace, 'tap0', '10.1.1.1/24')
-    assert host.attachments.attach(network) is True
+    assert host.attacher.attach(network) is True
     assert curl(wire.guest, URL6) == f'proxy of {network.uuid}'
 
 
-def test_who_does_not_wait_finds_it_there_a_little_later(wire, router, host):
-    host.attachments.attach(router, wait_for_ipv6=False)
+def test_address_is_usable_later_without_waiting(wire, router, host):
+    host.attacher.attach(router, wait_for_ipv6=False)
     give_up_at = time.monotonic() + 15
     while wire.address(router.namespace, 'qr-1').get('tentative') and time.monotonic() < give_up_at:
         time.sleep(0.05)
     assert curl(wire.guest, URL6) == f'proxy of {router.uuid}'
 
 
-def test_the_dhcp_agents_own_address_is_used_and_stays(wire, network, host):
+def test_address_of_the_dhcp_agent_is_used_and_stays(wire, network, host):
     ip('-n', network.namespace, 'address', 'add', f'{interface_state.ADDRESS}/64', 'dev', 'tap0')
-    host.attachments.attach(network)
+    host.attacher.attach(network)
     assert curl(wire.guest, URL6) == f'proxy of {network.uuid}'
-    host.attachments.detach(network)
+    host.attacher.detach(network)
     assert wire.address(network.namespace, 'tap0')['prefixlen'] == 64
 
 
 SHARE, MANY = 2 * MAX_CONNECTIONS_PER_ADDRESS, 2 * MAX_CONNECTIONS_PER_ADDRESS + 44
-"""What the addresses of one /64 may hold together, and how many connections the guest below makes."""
+"""The limit of connections of one /64, and the number of connections that the instance below opens."""
 ADDRESSES = 300
-"""How many it has: the kernel knows no more than 1,024 neighbours at a time."""
+"""The number of its addresses: the kernel has at most 1,024 neighbours at a time."""
 
 
-class Crowd:
-    """A guest that asks with ``ADDRESSES`` of the /64 ``prefix`` in turns and keeps every connection."""
+class ManyConnections:
+    """An instance that sends requests from ``ADDRESSES`` of the /64 ``prefix`` in turn and keeps them open."""
 
     def __init__(self, wire, router, prefix):
         self._guest = wire.guest
@@ -342,7 +342,7 @@ class Crowd:
         self._held = []
 
     def asks(self, count, target=b'/'):
-        """So many times, each with the next of its addresses."""
+        """Send ``count`` requests, each from the next address."""
         namespaces.run_in(self._guest, lambda: [self._ask(target) for _ in range(count)])
 
     def _ask(self, target):
@@ -357,11 +357,11 @@ class Crowd:
         sock.setblocking(False)
 
     def answers(self):
-        """How many of its requests have an answer, or the beginning of one."""
+        """The number of its requests with at least the beginning of a response."""
         return sum(piece.startswith(b'HTTP/1.1 200') for piece in map(self._peek, self._held))
 
     def closed(self):
-        """How many of its connections were closed."""
+        """The number of its connections that were closed."""
         return sum(map(self._is_closed, self._held))
 
     def _is_closed(self, sock):
@@ -386,14 +386,14 @@ class Crowd:
 
 
 @pytest.fixture
-def crowd(wire, router):
+def many_connections(wire, router):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     with contextlib.ExitStack() as stack:
         stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
 
         def gather(prefix):
-            made = Crowd(wire, router, prefix)
+            made = ManyConnections(wire, router, prefix)
             stack.callback(made.close)
             return made
 
@@ -402,7 +402,7 @@ def crowd(wire, router):
 
 @pytest.fixture
 def neighbour(wire):
-    """Asks once over each family; whether both were answered."""
+    """Sends a request over each family; whether both had a response."""
     ip('-n', wire.rival, 'route', 'add', 'default', 'via', '10.1.1.1')
     return lambda: [curl(wire.rival, url) for url in (URL6, URL4)] == ['this', 'this']
 
@@ -415,12 +415,12 @@ def until(true, what):
 
 
 @pytest.mark.parametrize('prefix', ['2001:db8::', 'fe80::'])
-def test_many_addresses_of_one_guest_keep_no_more_than_the_share_of_their_64(
-    wire, router, start_host, crowd, neighbour, prefix
+def test_idle_connections_of_many_addresses_are_limited_per_64(
+    wire, router, start_host, many_connections, neighbour, prefix
 ):
-    """Who waits longest goes, so that the next is served: a neighbour, too, whose link-local address is of the same."""
-    start_host(PROGRAM).attachments.attach(router)
-    guest = crowd(prefix)
+    """The longest idle connection is closed for the next one, also for that of a neighbour in the same /64."""
+    start_host(PROGRAM).attacher.attach(router)
+    guest = many_connections(prefix)
     for count in (SHARE - 1, 1, MANY - SHARE):
         guest.asks(count)
         assert neighbour()
@@ -429,8 +429,10 @@ def test_many_addresses_of_one_guest_keep_no_more_than_the_share_of_their_64(
     until(lambda: MANY - guest.closed() in (SHARE, SHARE - 1 if prefix == 'fe80::' else SHARE), guest.closed)
 
 
-def test_many_addresses_of_one_guest_are_refused_where_the_share_is_in_use(wire, router, start_host, crowd, neighbour):
-    """The agent has them all under way: none can be closed for another."""
+def test_connections_of_many_addresses_are_refused_while_the_limit_is_in_use(
+    wire, router, start_host, many_connections, neighbour
+):
+    """All have a request in progress: none can be closed for another."""
     host = start_host(PROGRAM)
     release = threading.Event()
 
@@ -443,8 +445,8 @@ def test_many_addresses_of_one_guest_are_refused_where_the_share_is_in_use(wire,
     host.agent.close()
     Path(host.state_path, 'metadata_proxy').unlink()
     host.agent = RawServer(slowly, path=f'{host.state_path}/metadata_proxy')
-    host.attachments.attach(router)
-    guest = crowd('2001:db8::')
+    host.attacher.attach(router)
+    guest = many_connections('2001:db8::')
     try:
         for count in (SHARE, MANY - SHARE):
             guest.asks(count, b'/slow')

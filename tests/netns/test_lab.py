@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The newcomer's first command, whole: in mount and network namespaces of its own, so no other lab is disturbed."""
+"""``metadata-wsgi lab`` in mount and network namespaces of its own, so that no other lab is disturbed."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def machine():
     first.stdout.close()
 
 
-def test_three_guests_at_one_address_are_three_instances_and_no_trace_is_left(machine):
+def test_lab_shows_three_instances_at_one_address_and_leaves_no_trace(machine):
     done = machine(f'{PROGRAM} lab')
     assert done.returncode == 0, done.stdout + done.stderr
     rows = ROW.findall(done.stdout)
@@ -56,7 +56,7 @@ def test_three_guests_at_one_address_are_three_instances_and_no_trace_is_left(ma
     assert machine(TRACES).stdout == ''
 
 
-def test_what_is_kept_is_what_an_operator_knows_and_down_removes_it(machine):
+def test_lab_keep_has_the_usual_processes_and_rules_and_down_removes_it(machine):
     done = machine(f'{PROGRAM} lab --keep')
     assert done.returncode == 0, done.stdout + done.stderr
     router = re.search(r'router (\S{36})', done.stdout)[1]
@@ -71,8 +71,8 @@ def test_what_is_kept_is_what_an_operator_knows_and_down_removes_it(machine):
     assert machine(TRACES).stdout == ''
 
 
-def test_after_one_that_was_killed_half_way_the_next_works(machine):
-    """Its processes and namespaces are there still: how many, depends on when it met the signal."""
+def test_lab_after_a_killed_lab(machine):
+    """Some of its processes and namespaces exist still: how many depends on the moment of the signal."""
     killed = machine(f'timeout -s KILL 1.5 {PROGRAM} lab')
     assert killed.returncode != 0
     begun = time.monotonic()
@@ -87,14 +87,14 @@ def test_after_one_that_was_killed_half_way_the_next_works(machine):
 
 @pytest.fixture
 def newcomer(machine, tmp_path):
-    """Runs the lab's command as somebody who is not root there, with a runtime directory of their own."""
+    """Runs the lab's command as another user than root, with a runtime directory of its own."""
     user = 'unshare --user --map-user=1000 --map-group=1000'
     if machine(f'{user} unshare --user --map-root-user true').returncode:
         pytest.skip('user namespaces are not allowed here')
     return lambda words: machine(f'{user} env XDG_RUNTIME_DIR={tmp_path} {PROGRAM} lab {words}')
 
 
-def test_without_root_the_same_three_instances_and_no_trace(machine, newcomer, tmp_path):
+def test_lab_without_root_leaves_no_trace(machine, newcomer, tmp_path):
     done = newcomer('')
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith('Without root: in a user namespace\n')
@@ -102,7 +102,7 @@ def test_without_root_the_same_three_instances_and_no_trace(machine, newcomer, t
     assert (machine(TRACES).stdout, list(tmp_path.iterdir())) == ('', [])
 
 
-def test_without_root_what_is_kept_is_entered_replaced_and_ended(machine, newcomer, tmp_path):
+def test_lab_keep_without_root_is_entered_replaced_and_removed(machine, newcomer, tmp_path):
     first = newcomer('--keep')
     assert first.returncode == 0, first.stdout + first.stderr
     pid = (tmp_path / 'metadata_wsgi-lab.pid').read_text()
@@ -115,7 +115,7 @@ def test_without_root_what_is_kept_is_entered_replaced_and_ended(machine, newcom
     assert (machine(TRACES).stdout, list(tmp_path.iterdir())) == ('', [])
 
 
-def test_without_root_a_lab_that_fails_says_why_and_leaves_nothing(machine, newcomer, tmp_path):
+def test_failed_lab_without_root_reports_the_error_and_leaves_no_trace(machine, newcomer, tmp_path):
     paste = tmp_path / 'broken.ini'
     paste.write_text('[pipeline:agent]\npipeline = no_such_filter\n')
     done = newcomer(f'--keep --paste-file {paste}')

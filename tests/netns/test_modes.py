@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""attach --mode shared and one_hop in real namespaces, with the real programs: whose answer, and what survives what."""
+"""attach --mode shared and one_hop in real namespaces, with the real programs: identity, restarts, mode changes."""
 
 import os
 import signal
@@ -66,7 +66,7 @@ def isolated():
 
 @pytest.fixture
 def routers(worlds, tmp_path):
-    """The words that name both routers to attach and detach."""
+    """The options that name both routers."""
     listed = tmp_path / 'routers'
     lines = [f'router {id_} {world.router}\n' for id_, world in zip(('router-a', 'router-b'), worlds, strict=True)]
     listed.write_text('# two of them\n\n' + ''.join(lines))
@@ -75,7 +75,7 @@ def routers(worlds, tmp_path):
 
 @pytest.fixture
 def load(worlds):
-    """Both guests ask, two of each at a time; ended with the test."""
+    """Two connections of each guest send requests until the end of the test."""
     started = []
 
     def start():
@@ -95,7 +95,7 @@ def curl(guest, *words):
 
 
 @pytest.mark.parametrize('mode', KEPT)
-def test_each_guest_gets_its_own_answer_and_nothing_is_left_behind(host, worlds, routers, mode):
+def test_each_instance_gets_its_own_metadata_and_detach_leaves_no_trace(host, worlds, routers, mode):
     before = [saved(world.router, program) for world in worlds for program in ('iptables', 'ip6tables')]
     host.attach(mode, *routers)
     answers = [curl(world.guest, f'http://{METADATA}{TARGET}') for world in worlds]
@@ -118,7 +118,7 @@ def test_each_guest_gets_its_own_answer_and_nothing_is_left_behind(host, worlds,
 
 
 @pytest.mark.parametrize('mode', KEPT)
-def test_what_a_guest_says_of_itself_counts_for_nothing(host, worlds, routers, mode):
+def test_identity_headers_of_an_instance_are_ignored(host, worlds, routers, mode):
     host.attach(mode, *routers)
     said = [f'X-{prefix}-Router-ID: router-b' for prefix in ('Quantum', 'Neutron')]
     said += ['X-Forwarded-For: 10.1.1.9', 'X-Instance-ID: instance-b', 'X_Quantum_Router_ID: router-b']
@@ -127,7 +127,7 @@ def test_what_a_guest_says_of_itself_counts_for_nothing(host, worlds, routers, m
 
 
 @pytest.mark.parametrize('mode', KEPT)
-def test_an_isolated_network_over_both_families(host, isolated, mode):
+def test_isolated_network_over_both_families(host, isolated, mode):
     place, guest = isolated
     words = ('--network-id', 'network-c', '--namespace', place)
     code, _, err = host.metadata_wsgi('attach', '--mode', mode, *words)
@@ -142,14 +142,14 @@ def test_an_isolated_network_over_both_families(host, isolated, mode):
     assert host.metadata_wsgi('detach', *words)[:2] == (0, 'network network-c is detached\n')
 
 
-def test_a_second_time_adopts_and_a_mode_that_is_not_given_stays(host, worlds, routers):
+def test_second_attach_keeps_sockets_and_mode(host, worlds, routers):
     assert host.attach('one_hop', *routers).count('the agent serves it\n') == 2
     assert host.attach('one_hop', *routers).count('the agent serves it already\n') == 2
     _, out, _ = host.metadata_wsgi('attach', '--no-wait', *routers)
     assert out.count('the agent serves it already\n') == 2
 
 
-def test_from_any_mode_to_any_other_no_guest_is_refused(host, worlds, routers, load):
+def test_mode_change_refuses_no_connection(host, worlds, routers, load):
     host.attach('process', *routers)
     asking = load()
     for mode in ('shared', 'one_hop', 'process', 'one_hop', 'shared', 'process'):
@@ -162,7 +162,7 @@ def test_from_any_mode_to_any_other_no_guest_is_refused(host, worlds, routers, l
     assert len(list(host.cloud.state_path.glob('external/pids/*.pid'))) == 2
 
 
-def test_of_a_network_both_sockets_go_back_to_a_process(host, isolated):
+def test_both_sockets_of_a_network_move_back_to_a_process(host, isolated):
     place, guest = isolated
     words = ('--network-id', 'network-c', '--namespace', place)
     for mode in ('shared', 'process'):
@@ -175,23 +175,23 @@ def test_of_a_network_both_sockets_go_back_to_a_process(host, isolated):
     assert host.metadata_wsgi('detach', *words)[0] == 0
 
 
-def test_a_program_that_knows_nothing_of_lent_sockets_is_started_after_the_keeper_let_go(host, worlds, routers):
+def test_program_without_listen_fd_is_started_after_the_keeper_closed_its_socket(host, worlds, routers):
     host.attach('shared', *routers)
     standin = Path(__file__).with_name('fake_namespace_proxy.py')
     code, _, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'process', '--program', standin, *routers)
-    assert (code, err.count('guests are refused meanwhile')) == (0, 2)
+    assert (code, err.count('connections are refused meanwhile')) == (0, 2)
     assert host.kept.kept() == []
     assert namespaces.run_in(worlds[1].guest, body) == b'proxy of router-b'
 
 
 def body():
-    """What the guest is given, whatever it is."""
+    """The body of the response."""
     with urllib.request.urlopen(f'http://{METADATA}/', timeout=20) as response:
         return response.read()
 
 
-def test_those_that_cannot_be_attached_do_not_keep_the_others_from_it(host, worlds, tmp_path):
-    """Five of them: their rules are copied."""
+def test_failed_targets_do_not_stop_the_others(host, worlds, tmp_path):
+    """Five targets: their rules are copied."""
     listed = tmp_path / 'some'
     lines = [f'router router-{letter}\n' for letter in 'vwxy']
     listed.write_text(''.join([*lines[:2], f'router router-b {worlds[1].router}\n', *lines[2:]]))
@@ -203,7 +203,7 @@ def test_those_that_cannot_be_attached_do_not_keep_the_others_from_it(host, worl
 
 
 @pytest.mark.parametrize('mode', KEPT)
-def test_a_keeper_that_is_killed_costs_no_guest_anything(host, worlds, routers, load, mode):
+def test_killed_keeper_loses_no_request(host, worlds, routers, load, mode):
     host.attach(mode, *routers)
     asking = load()
     host.keeper.kill(signal.SIGKILL)
@@ -218,7 +218,7 @@ def test_a_keeper_that_is_killed_costs_no_guest_anything(host, worlds, routers, 
     assert asking.failures == [], host.text()
 
 
-def test_what_is_attached_before_the_worker_hands_it_back_is_the_same_socket(host, worlds, routers, load):
+def test_attach_before_the_worker_returned_its_socket_keeps_the_socket(host, worlds, routers, load):
     host.attach('shared', *routers)
     asking = load()
     host.keeper.kill(signal.SIGKILL)
@@ -230,8 +230,8 @@ def test_what_is_attached_before_the_worker_hands_it_back_is_the_same_socket(hos
 
 
 @pytest.mark.parametrize('mode', KEPT)
-def test_a_worker_that_is_killed_refuses_nobody(host, worlds, routers, load, mode):
-    """What it had begun to answer is cut; who waits to be let in is let in by its successor."""
+def test_killed_worker_refuses_no_connection(host, worlds, routers, load, mode):
+    """Responses in progress are cut; connections in the accept queue are accepted by the next worker."""
     host.attach(mode, *routers)
     asking = load()
     program = host.proxy if mode == 'shared' else host.agent
@@ -246,7 +246,7 @@ def test_a_worker_that_is_killed_refuses_nobody(host, worlds, routers, load, mod
     assert len(asking.failures) <= 3 * 4, asking.failures
 
 
-def test_the_whole_proxy_is_replaced_and_refuses_nobody(host, worlds, routers, load):
+def test_replaced_proxy_refuses_no_connection(host, worlds, routers, load):
     host.attach('shared', *routers)
     asking = load()
     host.proxy.kill(signal.SIGTERM)
@@ -260,7 +260,7 @@ def test_the_whole_proxy_is_replaced_and_refuses_nobody(host, worlds, routers, l
     assert asking.failures == []
 
 
-def test_a_namespace_made_anew_is_entered_again_and_one_that_is_deleted_let_go(host, worlds, routers):
+def test_recreated_namespace_is_served_again_and_deleted_one_released(host, worlds, routers):
     host.attach('shared', *routers)
     worlds[0].remove()
     eventually(lambda: len(host.kept.kept()) == 1, 'the keeper let go of what was deleted')
@@ -275,7 +275,7 @@ def test_a_namespace_made_anew_is_entered_again_and_one_that_is_deleted_let_go(h
     assert namespaces.run_in(worlds[1].guest, ask) == 'instance-b'
 
 
-def test_rules_that_somebody_removed_are_seen_and_laid_again(host, worlds, routers):
+def test_removed_rules_are_reported_and_added_again(host, worlds, routers):
     host.attach('one_hop', *routers)
     subprocess.run(['ip', 'netns', 'exec', worlds[0].router, 'iptables', '-t', 'nat', '-F'], check=True)
     code, out, _ = host.metadata_wsgi('attached')
@@ -284,7 +284,7 @@ def test_rules_that_somebody_removed_are_seen_and_laid_again(host, worlds, route
     assert host.metadata_wsgi('attached')[0] == 0
 
 
-def test_what_nobody_serves_yet_is_attached_with_a_warning(host, routers):
+def test_attach_without_worker_prints_a_warning(host, routers):
     host.proxy.kill(signal.SIGTERM)
     host.proxy.wait()
     code, _, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'shared', *routers)

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.netns import interface_state, iptables_backend, namespaces
+from metadata_wsgi.netns import interface_state, namespaces, ruleset_template
 from metadata_wsgi.netns.runner import SubprocessRunner
 
 pytestmark = pytest.mark.netns
@@ -16,37 +16,37 @@ def inode():
     return os.stat('/proc/thread-self/ns/net').st_ino
 
 
-def test_a_namespace_is_found_by_its_name(world):
+def test_namespace_is_found_by_name(world):
     assert namespaces.exists(world.router)
     assert world.router in namespaces.names()
     assert os.path.exists(namespaces.path(world.router))
 
 
-def test_a_missing_namespace_is_an_error_and_is_not_made():
+def test_missing_namespace_is_an_error_and_is_not_created():
     assert not namespaces.exists('there-is-none')
     with pytest.raises(NetnsError, match='namespace there-is-none: No such file'):
         namespaces.run_in('there-is-none', inode)
     assert not namespaces.exists('there-is-none')
 
 
-def test_the_function_runs_inside_and_the_caller_stays_outside(world):
+def test_run_in_runs_inside_and_the_caller_stays_outside(world):
     before = inode()
     assert namespaces.run_in(world.router, inode) == os.stat(namespaces.path(world.router)).st_ino
     assert inode() == before != os.stat(namespaces.path(world.router)).st_ino
 
 
-def test_what_the_function_raises_is_raised(world):
+def test_run_in_raises_the_exception_of_the_function(world):
     with pytest.raises(ZeroDivisionError):
         namespaces.run_in(world.router, lambda: 1 / 0)
 
 
-def test_a_socket_stays_where_it_was_opened(world):
+def test_socket_stays_in_its_namespace(world):
     listener = namespaces.run_in(world.router, lambda: socket.create_server(('10.1.1.1', 9697)))
     with listener, namespaces.run_in(world.guest, lambda: socket.create_connection(('10.1.1.1', 9697), 5)):
         listener.accept()[0].close()
 
 
-def test_a_processs_namespace_has_its_name_until_it_is_made_anew(world):
+def test_name_of_a_process_namespace_until_it_is_recreated(world):
     cat = ['ip', 'netns', 'exec', world.router, 'cat']
     child = subprocess.Popen(cat, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
@@ -62,7 +62,7 @@ def test_a_processs_namespace_has_its_name_until_it_is_made_anew(world):
     assert namespaces.name_of(child.pid) is None
 
 
-def test_a_namespace_made_anew_under_its_name_is_another(world):
+def test_identity_of_a_recreated_namespace_differs(world):
     former = namespaces.identity(world.router)
     with namespaces.run_in(world.router, socket.socket) as opened:
         assert namespaces.identity_of(opened) == former
@@ -72,27 +72,44 @@ def test_a_namespace_made_anew_under_its_name_is_another(world):
         assert namespaces.identity_of(opened) == former != namespaces.identity(world.router)
 
 
-def test_a_program_is_run_inside(world):
+def test_program_runs_inside(world):
     said = SubprocessRunner()(['readlink', '/proc/self/ns/net'], namespace=world.router)
     assert said == f'net:[{namespaces.identity(world.router)[1]}]\n'
     with pytest.raises(NetnsError, match='there-is-none'):
         SubprocessRunner()(['true'], namespace='there-is-none')
 
 
-def test_which_kinds_of_iptables_have_anything(world, program):
-    assert iptables_backend.kinds(world.router) == frozenset()
+def detected(namespace):
+    """Whether rules of any kind and of iptables-legacy are detected."""
+    return ruleset_template.has_any_rules(namespace), ruleset_template.has_legacy_rules(namespace)
+
+
+def test_tables_of_either_kind_of_iptables_are_detected(world, program):
+    assert detected(world.router) == (
+        False,
+        False,
+    )
     add = ['ip', 'netns', 'exec', world.router, program, '-A', 'INPUT', '-j', 'ACCEPT']
     subprocess.run(add, check=True)
-    assert iptables_backend.kinds(world.router) == {program.removeprefix('iptables-')}
-    # Nobody knows: then both are looked at.
-    assert iptables_backend.kinds('there-is-none') == {'legacy', 'nft'}
+    assert detected(world.router) == (
+        True,
+        program == 'iptables-legacy',
+    )
+    # Unknown: then both kinds are read.
+    assert detected('there-is-none') == (
+        True,
+        True,
+    )
 
 
-def test_only_ip6tables_is_noticed_too(world, program):
+def test_tables_of_ip6tables_only_are_detected(world, program):
     add = ['ip', 'netns', 'exec', world.router, program.replace('iptables', 'ip6tables'), '-A', 'INPUT', '-j', 'ACCEPT']
     subprocess.run(add, check=True)
-    assert iptables_backend.kinds(world.router) == {program.removeprefix('iptables-')}
+    assert detected(world.router) == (
+        True,
+        program == 'iptables-legacy',
+    )
 
 
-def test_the_interfaces_by_name(world):
+def test_interface_names(world):
     assert {'lo', 'qr-in', 'qg-out'} <= set(interface_state.names(world.router))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules in a real router, with both kinds of iptables: who reaches the port, and what gets out."""
+"""The rules in a real router, with both kinds of iptables: which packets reach the port, and which leave the router."""
 
 import socket
 import subprocess
@@ -7,10 +7,10 @@ import subprocess
 import pytest
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.netns import namespaces, nftables
+from metadata_wsgi.netns import namespaces, ruleset_template
 from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.rules import rules_for
-from metadata_wsgi.netns.ruleset_template import Pattern
+from metadata_wsgi.netns.ruleset_template import RulesetTemplate
 from metadata_wsgi.netns.runner import SubprocessRunner
 
 from .router_topology import METADATA, get, saved, serving
@@ -29,7 +29,7 @@ def in_router(world, *argv):
     subprocess.run(['ip', 'netns', 'exec', world.router, *argv], check=True)
 
 
-def test_a_guest_reaches_the_proxy_by_the_metadata_address_only(world, iptables):
+def test_instance_reaches_the_proxy_by_the_metadata_address_only(world, iptables):
     iptables.apply(world.router, WANTED)
     with serving(world.router, 'proxy', 9697):
         assert get(world.guest, METADATA) == 'proxy'
@@ -37,7 +37,7 @@ def test_a_guest_reaches_the_proxy_by_the_metadata_address_only(world, iptables)
         assert get(world.guest, '198.51.100.1', 9697, timeout_s=0.5) == ''
 
 
-def test_the_outside_reaches_the_proxy_by_no_address(world, iptables):
+def test_external_host_cannot_reach_the_proxy(world, iptables):
     """Not by the router's, and not by the metadata address routed to it."""
     subprocess.run(['ip', '-n', world.outside, 'address', 'del', f'{METADATA}/32', 'dev', 'lo'], check=True)
     subprocess.run(['ip', '-n', world.outside, 'route', 'add', METADATA, 'via', '198.51.100.1'], check=True)
@@ -49,7 +49,7 @@ def test_the_outside_reaches_the_proxy_by_no_address(world, iptables):
         assert get(world.outside, METADATA, timeout_s=0.5) == ''
 
 
-def test_the_same_over_ipv6(world, iptables):
+def test_rules_over_ipv6(world, iptables):
     for name, link, addresses in (
         (world.router, 'qr-in', ('fe80::a9fe:a9fe/64', 'fd00:1::1/64')),
         (world.guest, 'eth0', ('fe80::2/64', 'fd00:1::2/64')),
@@ -64,13 +64,13 @@ def test_the_same_over_ipv6(world, iptables):
         assert get(world.guest, 'fe80::a9fe:a9fe%eth0', 9697, timeout_s=0.5) == ''
 
 
-def test_an_operator_in_the_namespace_reaches_the_proxy(world, iptables):
+def test_operator_in_the_namespace_reaches_the_proxy(world, iptables):
     iptables.apply(world.router, WANTED)
     with serving(world.router, 'proxy', 9697):
         assert get(world.router, '127.0.0.1', 9697) == 'proxy'
 
 
-def test_not_even_by_the_loopback_address_where_the_kernel_would_route_it(world, iptables):
+def test_loopback_address_is_closed_even_with_route_localnet(world, iptables):
     """With route_localnet a guest can send to the router's 127.0.0.1, which Grizzly's rule accepts."""
     for name in (world.router, world.guest):
         sysctl = ['ip', 'netns', 'exec', name, 'sysctl', '-qw', 'net.ipv4.conf.all.route_localnet=1']
@@ -88,8 +88,8 @@ def test_not_even_by_the_loopback_address_where_the_kernel_would_route_it(world,
         assert get(world.guest, '127.0.0.1', 9697, timeout_s=0.5, source='10.1.1.2') == ''
 
 
-def test_nothing_for_the_metadata_address_leaves_the_router(world, iptables, program):
-    """Without the proxy, without the redirect, for another port; and without our rules it would."""
+def test_packets_to_the_metadata_address_never_leave_the_router(world, iptables, program):
+    """Not without the proxy, not without the redirect, not to another port; without our rules they do."""
     with serving(world.outside, 'impostor', 80), serving(world.outside, 'impostor', 8080):
         assert get(world.guest, METADATA) == 'impostor'
         iptables.apply(world.router, WANTED)
@@ -102,8 +102,8 @@ def test_nothing_for_the_metadata_address_leaves_the_router(world, iptables, pro
         assert get(world.guest, '198.51.100.2') == 'impostor'
 
 
-def test_the_agents_chains_may_be_flushed_and_the_router_stays_closed(world, iptables, program):
-    """An L3 agent writes its own chains anew and drops our rules there."""
+def test_flushed_agent_chains_leave_the_router_closed(world, iptables, program):
+    """An L3 agent rewrites its own chains and drops our rules there."""
     iptables.apply(world.router, WANTED)
     in_router(world, program, '-F', 'quantum-l3-agent-INPUT')
     in_router(world, program, '-t', 'nat', '-F', 'quantum-l3-agent-PREROUTING')
@@ -112,19 +112,19 @@ def test_the_agents_chains_may_be_flushed_and_the_router_stays_closed(world, ipt
         assert get(world.guest, '10.1.1.1', 9697, timeout_s=0.5) == ''
 
 
-def test_the_rules_are_kept_as_written_so_that_a_second_time_does_nothing(world, iptables):
+def test_second_apply_changes_nothing(world, iptables):
     assert iptables.apply(world.router, WANTED) is True
     assert iptables.apply(world.router, WANTED) is False
     assert set(iptables.ours(world.router)) == set(WANTED)
 
 
-def test_a_mark_of_all_bits_is_kept_as_written_too(world, iptables):
+def test_second_apply_with_a_mark_of_all_bits_changes_nothing(world, iptables):
     wanted = rules_for(mark='0x10', interfaces='qr-in')
     iptables.apply(world.router, wanted)
     assert iptables.apply(world.router, wanted) is False
 
 
-def test_removal_leaves_everything_as_it_was(world, iptables, program):
+def test_removal_restores_the_former_rules(world, iptables, program):
     six = program.replace('iptables', 'ip6tables')
     for words in (
         ['-N', 'quantum-l3-agent-INPUT'],
@@ -141,77 +141,77 @@ def test_removal_leaves_everything_as_it_was(world, iptables, program):
     assert (saved(world.router, program), saved(world.router, six)) == before
 
 
-def test_the_kind_in_use_is_found_out(world, program):
+def test_kind_of_iptables_in_use_is_detected(world, program):
     in_router(world, program, '-A', 'FORWARD', '-s', '192.0.2.0/24', '-j', 'DROP')
     Iptables(SubprocessRunner()).apply(world.router, WANTED, families=[4])
     assert 'metadata_wsgi' in str(saved(world.router, program))
     assert len(Iptables(SubprocessRunner()).ours(world.router, families=[4])) == len(rules_for(families=[4]))
 
 
-def test_a_refusal_is_in_iptables_own_words(world, iptables, program):
+def test_error_message_of_iptables_is_reported(world, iptables, program):
     with pytest.raises(NetnsError, match=f'{program}-restore.*exit code'):
         iptables.apply(world.router, rules_for(interfaces='much-too-long-a-name'))
 
 
-class Counting(SubprocessRunner):
-    """Runs what it is told, and remembers what was run in a namespace that has a name."""
+class RecordingRunner(SubprocessRunner):
+    """Runs programs, and records those that run in a named namespace."""
 
     def __init__(self):
         super().__init__()
-        self.run = []
+        self.programs = []
 
     def __call__(self, argv, *, namespace=None, **more):
         if namespace:
-            self.run.append(argv[0])
+            self.programs.append(argv[0])
         return super().__call__(argv, namespace=namespace, **more)
 
 
 @pytest.fixture
-def counting():
-    return Counting()
+def recording():
+    return RecordingRunner()
 
 
 @pytest.fixture
-def copying(counting):
-    """As attach makes it for many routers."""
-    return Iptables(counting, binary='iptables-nft', many=WANTED)
+def with_template(recording):
+    """As attach creates it for many routers."""
+    return Iptables(recording, binary='iptables-nft', bulk_rules=WANTED)
 
 
 def both(world):
     return [saved(world.router, program) for program in ('iptables-nft', 'ip6tables-nft')]
 
 
-def test_copied_rules_are_those_that_iptables_would_have_laid(world, copying, counting):
+def test_copied_rules_are_those_that_iptables_adds(world, with_template, recording):
     Iptables(SubprocessRunner(), binary='iptables-nft').apply(world.router, WANTED)
-    laid = both(world)
+    added = both(world)
     Iptables(SubprocessRunner(), binary='iptables-nft').apply(world.router, ())
-    namespaces.run_in(world.router, lambda: nftables.remove(*nftables.read()))
-    assert copying.apply(world.router, WANTED) is True
-    assert counting.run == []
-    assert both(world) == laid
-    assert len(laid[0]) > 8
+    namespaces.run_in(world.router, lambda: ruleset_template.delete_tables(*ruleset_template.read_ruleset()))
+    assert with_template.apply(world.router, WANTED) is True
+    assert recording.programs == []
+    assert both(world) == added
+    assert len(added[0]) > 8
     with serving(world.router, 'proxy', 9697), serving(world.outside, 'impostor', 80):
         assert get(world.guest, METADATA) == 'proxy'
         assert get(world.guest, '10.1.1.1', 9697, timeout_s=0.5) == ''
 
 
-def test_what_was_copied_is_adopted_and_removed_after_packets_were_counted(world, copying, counting):
-    copying.apply(world.router, WANTED)
+def test_copied_rules_with_packet_counts_are_recognised_and_removed(world, with_template, recording):
+    with_template.apply(world.router, WANTED)
     with serving(world.router, 'proxy', 9697):
         assert get(world.guest, METADATA) == 'proxy'
-    assert copying.apply(world.router, WANTED) is False
-    assert set(copying.ours(world.router)) == set(WANTED)
-    assert copying.apply(world.router, ()) is True
-    assert copying.apply(world.router, ()) is False
-    assert counting.run == []
+    assert with_template.apply(world.router, WANTED) is False
+    assert set(with_template.ours(world.router)) == set(WANTED)
+    assert with_template.apply(world.router, ()) is True
+    assert with_template.apply(world.router, ()) is False
+    assert recording.programs == []
     assert both(world) == [[], []]
-    assert copying.ours(world.router) == []
+    assert with_template.ours(world.router) == []
 
 
-def test_what_iptables_laid_is_known_to_be_the_same(world, copying, counting):
+def test_rules_that_iptables_added_are_recognised(world, with_template, recording):
     Iptables(SubprocessRunner(), binary='iptables-nft').apply(world.router, WANTED)
-    assert copying.apply(world.router, WANTED) is False
-    assert counting.run == []
+    assert with_template.apply(world.router, WANTED) is False
+    assert recording.programs == []
 
 
 AN_AGENTS = (
@@ -227,25 +227,26 @@ AN_EMPTY_CHAIN = (
 )
 
 
-@pytest.mark.parametrize('theirs', [AN_AGENTS, (*AN_AGENTS, *AN_EMPTY_CHAIN), AN_EMPTY_CHAIN])
-def test_among_an_agents_rules_ours_are_put_where_iptables_puts_them_and_taken_out(world, copying, counting, theirs):
-    for words in theirs:
+@pytest.mark.parametrize('foreign', [AN_AGENTS, (*AN_AGENTS, *AN_EMPTY_CHAIN), AN_EMPTY_CHAIN])
+def test_copied_rules_among_those_of_an_agent_are_where_iptables_puts_them(world, with_template, recording, foreign):
+    for words in foreign:
         in_router(world, 'iptables-nft', *words)
     before = both(world)
     iptables = Iptables(SubprocessRunner(), binary='iptables-nft')
     iptables.apply(world.router, WANTED)
-    laid = both(world)
+    added = both(world)
     iptables.apply(world.router, ())
     assert both(world) == before
-    assert copying.ours(world.router) == []
-    assert copying.apply(world.router, WANTED) is True
-    assert both(world) == laid
-    assert copying.apply(world.router, WANTED) is False
-    assert set(copying.ours(world.router)) == set(WANTED)
-    assert copying.apply(world.router, ()) is True
+    assert with_template.ours(world.router) == []
+    assert with_template.apply(world.router, WANTED) is True
+    assert both(world) == added
+    assert with_template.apply(world.router, WANTED) is False
+    assert set(with_template.ours(world.router)) == set(WANTED)
+    assert recording.programs == []
+    # From among foreign rules ours are removed by iptables.
+    assert with_template.apply(world.router, ()) is True
     assert both(world) == before
-    assert copying.apply(world.router, ()) is False
-    assert counting.run == []
+    assert with_template.apply(world.router, ()) is False
 
 
 @pytest.mark.parametrize(
@@ -255,64 +256,64 @@ def test_among_an_agents_rules_ours_are_put_where_iptables_puts_them_and_taken_o
         ('iptables-nft', ['-P', 'INPUT', 'DROP']),
     ],
 )
-def test_beside_legacy_rules_or_a_policy_it_is_left_to_iptables(world, copying, counting, where, words):
+def test_legacy_rules_or_a_policy_are_left_to_iptables(world, with_template, recording, where, words):
     in_router(world, where, *words)
     before = saved(world.router, where)
-    assert copying.apply(world.router, WANTED) is True
-    assert 'iptables-nft-restore' in counting.run
-    assert set(copying.ours(world.router)) == set(WANTED)
-    assert copying.apply(world.router, ()) is True
+    assert with_template.apply(world.router, WANTED) is True
+    assert 'iptables-nft-restore' in recording.programs
+    assert set(with_template.ours(world.router)) == set(WANTED)
+    assert with_template.apply(world.router, ()) is True
     assert saved(world.router, where) == before
     everything = subprocess.run(['ip', 'netns', 'exec', world.router, f'{where}-save'], capture_output=True, check=True)
     assert (b':INPUT DROP' in everything.stdout) is ('-P' in words)
 
 
-def test_a_rule_that_is_missing_or_too_many_is_seen_and_mended_by_iptables(world, copying, counting):
+def test_missing_or_surplus_rules_are_repaired_by_iptables(world, with_template, recording):
     for words in (['-t', 'nat', '-F'], ['-I', 'INPUT', '-j', 'ACCEPT']):
-        copying.apply(world.router, WANTED)
-        counting.run.clear()
+        with_template.apply(world.router, WANTED)
+        recording.programs.clear()
         in_router(world, 'iptables-nft', *words)
-        assert copying.apply(world.router, WANTED) is True
-        assert 'iptables-nft-restore' in counting.run
-    assert copying.apply(world.router, rules_for(port=9000)) is True
+        assert with_template.apply(world.router, WANTED) is True
+        assert 'iptables-nft-restore' in recording.programs
+    assert with_template.apply(world.router, rules_for(port=9000)) is True
     assert 'to-ports 9000' in str(saved(world.router, 'iptables-nft'))
 
 
-def test_nothing_is_written_over_what_came_while_we_looked(world, copying):
+def test_write_after_a_concurrent_change_is_refused(world, with_template):
     def too_late():
-        there, generation = nftables.read()
+        there, generation = ruleset_template.read_ruleset()
         in_router(world, 'iptables-nft', '-A', 'FORWARD', '-s', '192.0.2.0/24', '-j', 'DROP')
-        for act in (nftables.write, nftables.remove):
+        for act in (ruleset_template.add_ruleset, ruleset_template.delete_tables):
             with pytest.raises(OSError, match='ERESTART'):
-                act(pattern, generation)
+                act(template, generation)
         return there
 
-    copying.apply(world.router, WANTED)
-    pattern = namespaces.run_in(world.router, nftables.read)[0]
-    assert namespaces.run_in(world.router, too_late) == pattern
+    with_template.apply(world.router, WANTED)
+    template = namespaces.run_in(world.router, ruleset_template.read_ruleset)[0]
+    assert namespaces.run_in(world.router, too_late) == template
     assert '-s 192.0.2.0/24' in str(saved(world.router, 'iptables-nft'))
 
 
-def test_of_iptables_legacy_nothing_is_copied(world, counting):
-    legacy = Iptables(counting, binary='iptables-legacy', many=WANTED)
+def test_rules_of_iptables_legacy_are_not_copied(world, recording):
+    legacy = Iptables(recording, binary='iptables-legacy', bulk_rules=WANTED)
     assert legacy.apply(world.router, WANTED) is True
-    assert 'iptables-legacy-restore' in counting.run
+    assert 'iptables-legacy-restore' in recording.programs
     assert legacy.apply(world.router, WANTED) is False
     assert both(world) == [[], []]
 
 
-@pytest.mark.parametrize('is_laid', [False, True])
-def test_a_copy_that_does_not_read_back_as_wanted_is_never_given_to_a_router(world, is_laid):
-    def lay():
+@pytest.mark.parametrize('reads_back', [False, True])
+def test_template_that_does_not_read_back_is_not_used(world, reads_back):
+    def add_rules():
         apply = SubprocessRunner()
         apply(['iptables-nft', '-A', 'INPUT', '-j', 'DROP'])
 
-    pattern = Pattern(WANTED, lay=lay, is_laid=lambda: is_laid)
-    assert pattern.apply(world.router, WANTED) is (True if is_laid else None)
-    assert bool(both(world)[0]) is is_laid
+    template = RulesetTemplate(WANTED, add_rules=add_rules, are_rules_there=lambda: reads_back)
+    assert template.apply(world.router, WANTED) is (True if reads_back else None)
+    assert bool(both(world)[0]) is reads_back
 
 
-def test_where_iptables_refuses_the_pattern_too_it_is_asked_for_each_and_says_why(world):
+def test_template_refused_by_iptables_falls_back_and_reports_the_error(world):
     refused = rules_for(interfaces='much-too-long-a-name')
     with pytest.raises(NetnsError, match=r'iptables-nft-restore.*exit code'):
-        Iptables(SubprocessRunner(), binary='iptables-nft', many=refused).apply(world.router, refused)
+        Iptables(SubprocessRunner(), binary='iptables-nft', bulk_rules=refused).apply(world.router, refused)

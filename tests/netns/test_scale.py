@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many routers in one process set: none of them costs a process, and what comes and goes disturbs nobody else.
+"""Many routers in one set of processes: none costs a process, and attaching one disturbs no other.
 
 50 routers; 1,000 where METADATA_WSGI_NIGHTLY is set. The figures are printed (pytest -s) and not judged.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from metadata_wsgi.keeper.attachments_client import KeptSockets
+from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import namespaces
-from metadata_wsgi.netns.target import Place
+from metadata_wsgi.netns.target import AttachTarget
 from tests.cloud import Cloud
 from tests.e2e.conftest import eventually
 
@@ -33,7 +33,7 @@ def batch(*commands):
 
 
 def inventory(ids):
-    """A guest at 127.0.0.1 behind each: it asks from inside the router's namespace, so no cable is needed."""
+    """An instance at 127.0.0.1 behind each: requests are sent inside the router's namespace, so no link is needed."""
     return yaml.safe_dump(
         {
             'routers': [{'id': id_, 'networks': [f'net-{id_}']} for id_ in ids],
@@ -80,7 +80,7 @@ def host(directory, routers):
 
 
 def costs(host):
-    """What the keeper, the proxy and the agent are now: processes, descriptors, kilobytes (PSS)."""
+    """What keeper, proxy and agent use now: processes, descriptors, kilobytes (PSS)."""
     pids = []
     for program in (host.keeper, host.proxy, host.agent):
         pids += [program.pid, *program.workers()]
@@ -96,13 +96,13 @@ def costs(host):
 
 
 @pytest.mark.parametrize('mode', ['shared', 'one_hop'])
-def test_many_routers_are_one_set_of_processes_and_do_not_disturb_each_other(host, routers, mode, tmp_path):
-    kept = KeptSockets(str(host.cloud.state_path))
+def test_many_routers_share_one_set_of_processes(host, routers, mode, tmp_path):
+    kept = AttachmentsClient(str(host.cloud.state_path))
     first, later = routers[:MANY], routers[MANY:]
     before = costs(host)
     begun_at = time.monotonic()
     for id_ in first:
-        kept.attach(Place.of('router', id_), mode, PORT, [''])
+        kept.attach(AttachTarget.of('router', id_), mode, PORT, [''])
     took_s = time.monotonic() - begun_at
     assert [namespaces.run_in(f'qrouter-{id_}', lambda: ask('127.0.0.1', PORT)) for id_ in first] == [
         f'vm-{id_}' for id_ in first
@@ -118,8 +118,8 @@ def test_many_routers_are_one_set_of_processes_and_do_not_disturb_each_other(hos
     try:
         load.more()
         for one, another in zip(gone, later, strict=True):
-            assert kept.detach(Place.of('router', one)) is True
-            assert kept.attach(Place.of('router', another), mode, PORT, ['']) is True
+            assert kept.detach(AttachTarget.of('router', one)) is True
+            assert kept.attach(AttachTarget.of('router', another), mode, PORT, ['']) is True
         load.more()
         for id_ in gone[:5]:
             # The worker hears of it a moment after the keeper.
@@ -132,7 +132,7 @@ def test_many_routers_are_one_set_of_processes_and_do_not_disturb_each_other(hos
     assert len(kept.kept()) == MANY
 
 
-def test_many_are_attached_and_detached_by_one_command(host, routers, tmp_path):
+def test_many_routers_are_attached_and_detached_by_one_command(host, routers, tmp_path):
     listed = tmp_path / 'list'
     listed.write_text(''.join(f'router {id_}\n' for id_ in routers[:MANY]))
     begun_at = time.monotonic()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from metadata_wsgi.netns import namespaces, proxy_process
-from metadata_wsgi.netns.attach import Attachments, Place, Proxy
+from metadata_wsgi.netns.attach import Attacher, AttachTarget, ProxyCommand
 from metadata_wsgi.netns.runner import SubprocessRunner
 from tests.cloud import SHIPPED
 from tests.e2e.conftest import eventually, nobody_is_refused
@@ -80,22 +80,23 @@ def metadata_path(world, tmp_path, request):
     )
     conf = tmp_path / 'agent.ini'
     conf.write_text(
-        f'[DEFAULT]\nstate_path = {tmp_path}\nmetadata_workers = 1\nmetadata_proxy_shared_secret = a secret of tests\n'
+        f'[DEFAULT]\nstate_path = {tmp_path}\nmetadata_workers = 1\nmetadata_peer_users = nobody\n'
+        'metadata_proxy_shared_secret = a secret of tests\n'
         f'api_paste_config = {paste}\ndirectory = static\n[static]\ninventory = {inventory}\n'
         f'[metadata_app]\ninventory = {inventory}\n[session_token]\nkeys = {"k" * 32}\n'
         f'hop_limit = {getattr(request, "param", 1)}\n'
     )
-    proxy = Proxy(program=str(BIN / 'quantum-ns-metadata-proxy'), state_path=str(tmp_path))
+    proxy = ProxyCommand(program=str(BIN / 'quantum-ns-metadata-proxy'), state_path=str(tmp_path))
     with (tmp_path / 'agent.log').open('wb') as log:
         agent = subprocess.Popen(
             [BIN / 'quantum-metadata-agent', '--config-file', conf], stdout=log, stderr=subprocess.STDOUT
         )
     try:
         eventually(lambda: nobody_is_refused(tmp_path / 'metadata_proxy'), (tmp_path / 'agent.log').read_text)
-        Attachments(SubprocessRunner(), proxy=proxy).attach(Place.of('router', world.uuid), wait_for_ipv6=False)
+        Attacher(SubprocessRunner(), proxy=proxy).attach(AttachTarget.of('router', world.uuid), wait_for_ipv6=False)
         yield
     finally:
-        proxy_process.disable(proxy.pid_file(world.uuid), world.uuid, patience_s=1)
+        proxy_process.stop(proxy.pid_file(world.uuid), world.uuid, timeout_s=1)
         agent.terminate()
         agent.wait(20)
 

@@ -101,8 +101,8 @@ def workers(host):
     """The modes that have workers."""
     script = (
         'import sys; sys.path[:0] = ["/opt/checkout", "/opt/packages"]\n'
-        'from metadata_wsgi.keeper.attachments_client import KeptSockets\n'
-        'print(*KeptSockets("/var/lib/quantum").workers())'
+        'from metadata_wsgi.keeper.attachments_client import AttachmentsClient\n'
+        'print(*AttachmentsClient("/var/lib/quantum").workers())'
     )
     return set(host.run(host.interpreter, '-c', script).stdout.split())
 

@@ -24,7 +24,7 @@ class Host:
     def __init__(self, state_path):
         self.state_path = state_path
         self._log = (state_path / 'watch.log').open('ab')
-        self._keeper = self._start(['sleep', '600'])
+        self._mount_holder = self._start(['sleep', '600'])
         self.watch = None
         self.programs = []
 
@@ -49,14 +49,14 @@ class Host:
         return subprocess.Popen(words, stdout=self._log, stderr=subprocess.STDOUT)
 
     def inside(self, *argv):
-        return ['nsenter', f'--target={self._keeper.pid}', '--mount', *argv]
+        return ['nsenter', f'--target={self._mount_holder.pid}', '--mount', *argv]
 
     def run(self, *argv, check=True):
         return subprocess.run(self.inside(*argv), check=check, capture_output=True, text=True)
 
     def is_made(self):
         """The shell becomes ``sleep`` once the mount is there."""
-        return Path(f'/proc/{self._keeper.pid}/comm').read_text() == 'sleep\n'
+        return Path(f'/proc/{self._mount_holder.pid}/comm').read_text() == 'sleep\n'
 
     def watching(self, *argv):
         self.watch = self._start_inside(PROGRAM, 'watch', f'--state-path={self.state_path}', '--interval=0.2', *argv)
@@ -90,8 +90,8 @@ class Host:
             program.wait(20)
         for file in self.state_path.glob('external/pids/*.pid'):
             self.run(PROGRAM, 'detach', f'--router-id={file.stem}', f'--state-path={self.state_path}', check=False)
-        self._keeper.kill()
-        self._keeper.wait()
+        self._mount_holder.kill()
+        self._mount_holder.wait()
         self._log.close()
 
 
@@ -105,7 +105,7 @@ def host(tmp_path):
         host.end()
 
 
-def test_routers_are_attached_as_they_come_and_detached_as_they_go(host):
+def test_watch_attaches_new_routers_and_detaches_deleted_ones(host):
     one, other = str(uuid.uuid4()), str(uuid.uuid4())
     host.run('ip', 'netns', 'add', f'qrouter-{one}')
     host.run('ip', 'netns', 'add', 'somebody-elses')
@@ -115,7 +115,7 @@ def test_routers_are_attached_as_they_come_and_detached_as_they_go(host):
 
     host.run('ip', 'netns', 'add', f'qrouter-{other}')
     eventually(lambda: f'router {other}: attached' in host.log(), host.log)
-    assert host.status()[0] == '2 routers and networks, 0 of them only half: 2 in mode process'
+    assert host.status()[0] == '2 routers and networks, 0 of them with problems: 2 in mode process'
 
     pid = host.pid(one)
     host.run('ip', 'netns', 'delete', f'qrouter-{one}')
@@ -125,14 +125,14 @@ def test_routers_are_attached_as_they_come_and_detached_as_they_go(host):
     # Ended, it leaves what is there; the next one adopts it.
     pid = host.pid(other)
     assert host.stop() == 0
-    assert host.status()[0] == '1 routers and networks, 0 of them only half: 1 in mode process'
+    assert host.status()[0] == '1 routers and networks, 0 of them with problems: 1 in mode process'
     host.watching()
     eventually(lambda: host.log().count(f'router {other}: attached') == 2, host.log)
     assert host.pid(other) == pid
     assert 'somebody-elses' not in host.log()
 
 
-def test_what_went_while_nobody_watched_is_detached(host):
+def test_router_deleted_while_watch_was_stopped_is_detached(host):
     router = str(uuid.uuid4())
     host.run('ip', 'netns', 'add', f'qrouter-{router}')
     host.watching()
@@ -140,7 +140,7 @@ def test_what_went_while_nobody_watched_is_detached(host):
     host.stop()
     host.run('ip', 'netns', 'exec', f'qrouter-{router}', 'iptables', '-t', 'nat', '-F')
     said, everything = host.status()
-    assert said == '1 routers and networks, 1 of them only half: 1 in mode process'
+    assert said == '1 routers and networks, 1 of them with problems: 1 in mode process'
     assert 'the rules are only partly there; attach it again' in everything
     host.run('ip', 'netns', 'delete', f'qrouter-{router}')
     host.watching()
@@ -153,11 +153,11 @@ def flush(host, router):
 
 
 def is_well(host, mode):
-    """Whether ``status`` finds the one router in that mode, and nothing wrong with it."""
-    return host.status()[0] == f'1 routers and networks, 0 of them only half: 1 in mode {mode}'
+    """Whether ``status`` shows the one router in that mode, without problems."""
+    return host.status()[0] == f'1 routers and networks, 0 of them with problems: 1 in mode {mode}'
 
 
-def test_what_the_keeper_serves_is_mended_and_that_is_said(host):
+def test_watch_repairs_mode_shared_and_logs_it(host):
     router = str(uuid.uuid4())
     host.run('ip', 'netns', 'add', f'qrouter-{router}')
     keeper = host.start_keeper()
@@ -165,12 +165,12 @@ def test_what_the_keeper_serves_is_mended_and_that_is_said(host):
     eventually(lambda: f'router {router}: attached' in host.log(), host.log)
     assert host.log().count('start quantum-ns-metadata-proxy --shared') == 1
     said = host.status()[1]
-    assert f'keeper      pid {keeper.pid} keeps the sockets of 1 routers and networks' in said
-    assert said.count('! nobody serves what is kept in mode shared') == 1
+    assert f'keeper      pid {keeper.pid} has the sockets of 1 routers and networks' in said
+    assert said.count('! no worker serves the sockets of mode shared') == 1
     assert is_well(host, 'shared')
 
     flush(host, router)
-    eventually(lambda: host.log().count(f'router {router}: rules were laid') == 2, host.log)
+    eventually(lambda: host.log().count(f'router {router}: rules were added') == 2, host.log)
     assert '--to-ports 9697' in host.rules(router)
 
     # It keeps nothing on a disk, and no worker has the socket.
@@ -182,11 +182,11 @@ def test_what_the_keeper_serves_is_mended_and_that_is_said(host):
 
     host.run('ip', 'netns', 'delete', f'qrouter-{router}')
     host.run('ip', 'netns', 'add', f'qrouter-{router}')
-    eventually(lambda: host.log().count(f'router {router}: rules were laid') == 3, host.log)
+    eventually(lambda: host.log().count(f'router {router}: rules were added') == 3, host.log)
     eventually(lambda: is_well(host, 'shared'), host.log)
 
 
-def test_a_mode_that_is_not_given_is_the_one_in_which_a_router_was_last_seen(host):
+def test_watch_keeps_the_last_known_mode(host):
     router = str(uuid.uuid4())
     host.run('ip', 'netns', 'add', f'qrouter-{router}')
     keeper = host.start_keeper()
@@ -212,7 +212,7 @@ def test_a_mode_that_is_not_given_is_the_one_in_which_a_router_was_last_seen(hos
     assert host.pid(router) == pid
 
 
-def test_a_router_of_which_no_mode_is_known_waits_for_the_keeper(host):
+def test_router_of_unknown_mode_waits_for_the_keeper(host):
     router = str(uuid.uuid4())
     host.run('ip', 'netns', 'add', f'qrouter-{router}')
     keeper = host.start_keeper()

@@ -112,6 +112,7 @@ def write_conf(path, nova_port, *lines):
         'nova_metadata_host = 127.0.0.1',
         f'nova_metadata_port = {nova_port}',
         'metadata_workers = 1',
+        'metadata_peer_users = nobody',
     ]
     path.write_text('\n'.join([*common, *lines, '']))
     return state_path / 'metadata_proxy'

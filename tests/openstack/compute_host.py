@@ -62,6 +62,7 @@ class ComputeHost:
             'nova_metadata_port': self.openstack.services.port('nova'),
             'metadata_proxy_shared_secret': SHARED_SECRET,
             'metadata_workers': 1,
+            'metadata_peer_users': 'nobody',
             **options,
         }
         return '\n'.join(['[DEFAULT]', *(f'{name} = {value}' for name, value in values.items()), sections, ''])

@@ -38,7 +38,7 @@ def test_wrong_password_gives_503_and_a_message_without_the_password(host):
     assert host.curl('a', META_DATA).status == 503
     checked = host.metadata_wsgi('check-config')
     assert checked.returncode == 1
-    assert 'Keystone refuses the credentials (401)' in checked.stderr
+    assert 'Keystone rejects the credentials (401)' in checked.stderr
     assert 'wrongpass' not in host.log_text() + checked.stdout + checked.stderr
 
 
@@ -89,7 +89,7 @@ def test_explain_shows_the_pipeline_and_no_secret(host, seed):
     assert any(line.startswith('source') and seed['a'].router_id in line for line in lines)
     assert any(line.startswith('instance') and seed['a'].instance_id in line for line in lines)
     assert sum('GET /v2.0/ports?' in line for line in lines) == 2
-    assert any(line.startswith('answer        200') for line in lines)
+    assert any(line.startswith('response      200') for line in lines)
     assert seed['a'].hostname in done.stdout
     assert '(masked)' in done.stdout
     for secret in ('password of service', SHARED_SECRET, 'gAAAA'):

@@ -76,7 +76,7 @@ def test_unknown_router_gives_404_without_an_address_lookup(host, seed, services
     before = len(services.requests_from('metadata_wsgi', 'neutron'))
     done = host.metadata_wsgi('explain', '--router-id', '00000000-0000-4000-8000-000000000000', '10.1.1.2')
     assert done.returncode == 1
-    assert 'answer        404' in done.stdout
+    assert 'response      404' in done.stdout
     pending = services.requests_from('metadata_wsgi', 'neutron')[before:]
     assert pending
     assert not any('ip_address' in line for line in pending)

@@ -49,17 +49,17 @@ def test_the_order_is_accepted_in_every_pipeline(load, name):
     assert names[names.index('lookup_cache') :][:3] == ['lookup_cache', 'instance', 'response_cache']
 
 
-def test_the_cache_behind_instance_is_refused(load):
+def test_lookup_cache_behind_instance_is_refused(load):
     with pytest.raises(ConfigError, match='put lookup_cache before instance'):
         load(before_instance='', after_instance='lookup_cache')
 
 
-def test_remembered_answers_before_instance_are_refused(load):
+def test_response_cache_before_instance_is_refused(load):
     with pytest.raises(ConfigError, match='put instance before response_cache'):
         load(before_instance='response_cache', after_instance='')
 
 
-def test_two_guests_at_one_address_get_their_own_each_time(load, cloud):
+def test_cached_instances_with_one_address_stay_apart(load, cloud):
     app = webtest.TestApp(load())
     for _ in range(3):
         for headers, instance in ((A, 'instance-a'), (B, 'instance-b')):
@@ -67,14 +67,14 @@ def test_two_guests_at_one_address_get_their_own_each_time(load, cloud):
     assert len(cloud.nova.seen) == 2
 
 
-def test_without_cache_answers_every_request_reaches_nova(load, cloud):
+def test_without_response_cache_every_request_reaches_nova(load, cloud):
     app = webtest.TestApp(load(after_instance=''))
     for _ in range(3):
         app.get('/x', headers=A)
     assert len(cloud.nova.seen) == 3
 
 
-def test_a_password_is_asked_for_each_time(load, cloud):
+def test_a_password_is_not_cached(load, cloud):
     app = webtest.TestApp(load())
     for _ in range(2):
         app.get('/openstack/latest/password', headers=A)
@@ -88,17 +88,17 @@ def test_an_unknown_address_is_a_404_each_time(load, cloud):
     assert cloud.nova.seen == []
 
 
-def test_a_failing_nova_is_not_remembered(load, cloud):
+def test_an_error_of_nova_is_not_cached(load, cloud):
     app = webtest.TestApp(load(answer_within=0.4))
     cloud.nova.statuses = [404]
     app.get('/x', headers=A, status=404)
     assert app.get('/x', headers=A).json['uuid'] == 'instance-a'
 
 
-def test_a_cache_url_that_is_none_stops_the_start(load):
+def test_an_invalid_cache_url_stops_the_start(load):
     with pytest.raises(ConfigError, match='cache_url has the scheme nowhere'):
         load(cache_url='nowhere://host')
 
 
-def test_the_url_that_older_agents_had_is_taken(load):
+def test_the_cache_url_of_older_agents_is_accepted(load):
     load(cache_url='memory://?default_ttl=5')

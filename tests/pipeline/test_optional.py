@@ -35,7 +35,7 @@ def load(cloud, tmp_path):
 
 
 @pytest.mark.parametrize('after', ['instance', 'header_source'])
-def test_rate_limit_lets_boots_pass_and_stops_what_asks_for_ever(load, cloud, after):
+def test_rate_limit_passes_boots_and_stops_loops(load, cloud, after):
     app = load('rate_limit', '[rate_limit]\nboots_per_minute = 2\n', after)
     said = [app.get('/', headers=A, expect_errors=True).status_int for _ in range(60)]
     assert said == [200] * 56 + [429] * 4
@@ -44,20 +44,20 @@ def test_rate_limit_lets_boots_pass_and_stops_what_asks_for_ever(load, cloud, af
     assert len(cloud.nova.seen) == 57
 
 
-def test_rate_limit_before_anybody_said_who_asks_is_refused(load):
+def test_rate_limit_before_the_source_is_refused(load):
     with pytest.raises(ConfigError, match='put header_source before rate_limit'):
         load('rate_limit', after='deadline')
 
 
-def test_rate_limit_with_counters_that_are_away_lets_everything_pass(load, caplog):
-    app = load('rate_limit', '[rate_limit]\nboots_per_minute = 2\ncounters = redis://127.0.0.1:1\n')
+def test_rate_limit_with_an_unavailable_store_passes_all_requests(load, caplog):
+    app = load('rate_limit', '[rate_limit]\nboots_per_minute = 2\nstorage_url = redis://127.0.0.1:1\n')
     assert {app.get('/', headers=A).status_int for _ in range(60)} == {200}
     assert [record.getMessage() for record in caplog.records if 'rate_limit' in record.name] == [
-        'The counters of rate_limit are away, so every request passes: ConnectionError'
+        'The store of rate_limit is unavailable, so all requests pass: ConnectionError'
     ]
 
 
-def test_a_guest_asks_for_a_session_token_and_shows_it(load, cloud):
+def test_session_token_is_issued_and_accepted(load, cloud):
     app = load('session_token', f'[session_token]\nkeys = {KEY}\nrequired = true\n')
     app.get('/', headers=A, status=401)
     given = app.put('/latest/api/token', headers={**A, TTL: '60'})
@@ -68,7 +68,7 @@ def test_a_guest_asks_for_a_session_token_and_shows_it(load, cloud):
     assert len(cloud.nova.seen) == 1
 
 
-def test_a_guest_of_the_one_hop_gets_a_session_token_unless_it_is_a_proxy(load):
+def test_session_token_in_one_hop_is_not_issued_to_a_proxy(load):
     app = load('session_token', f'[session_token]\nkeys = {KEY}\n', name='one_hop')
     came = {environ_keys.NAMESPACE: environ_keys.Namespace(router_id='router-a'), 'REMOTE_ADDR': '10.1.1.2'}
     token = app.put('/latest/api/token', headers={TTL: '60'}, extra_environ=came).text
@@ -82,7 +82,7 @@ def test_session_token_without_a_key_stops_the_start(load):
         load('session_token')
 
 
-def test_path_policy_hides_user_data_an_hour_after_the_port_was_made(load, cloud):
+def test_path_policy_hides_user_data_an_hour_after_the_port_was_created(load, cloud):
     inventory = cloud.conf_file.parent / 'inventory.yaml'
     inventory.write_text(
         inventory.read_text().replace('instance: instance-b,', 'instance: instance-b, created_at: 2999-01-01,')
@@ -95,12 +95,12 @@ def test_path_policy_hides_user_data_an_hour_after_the_port_was_made(load, cloud
 
 
 @pytest.mark.parametrize('name', ['session_token', 'path_policy'])
-def test_what_needs_the_instance_is_refused_before_it(load, name):
+def test_filters_that_read_the_instance_are_refused_before_it(load, name):
     with pytest.raises(ConfigError, match=f'put instance before {name}'):
         load(name, f'[session_token]\nkeys = {KEY}\n', after='header_source')
 
 
-def test_all_of_them_at_once(load):
+def test_all_optional_filters_together(load):
     app = load(
         'rate_limit session_token path_policy', f'[session_token]\nkeys = {KEY}\n[path_policy]\nrule = hide * /x\n'
     )
@@ -108,7 +108,7 @@ def test_all_of_them_at_once(load):
     app.get('/y', headers=A, status=200)
 
 
-def test_the_host_asks_for_its_health_and_a_guest_does_not_reach_that(load, cloud):
+def test_healthcheck_responds_to_the_host_only(load, cloud):
     app = load('healthcheck', after='catch_errors')
     assert app.get('/healthcheck').text == 'directory: not asked lately\nnova: not asked lately\n'
     assert app.get('/healthcheck', headers=A).json['path'] == '/healthcheck'
@@ -122,13 +122,13 @@ def test_the_host_asks_for_its_health_and_a_guest_does_not_reach_that(load, clou
     assert 'nova: not reachable' in app.get('/healthcheck', status=503).text
 
 
-def test_a_guest_of_the_one_hop_does_not_reach_it_either(load, cloud):
+def test_healthcheck_in_one_hop_does_not_respond_to_instances(load, cloud):
     came = {environ_keys.NAMESPACE: environ_keys.Namespace(router_id='router-a'), 'REMOTE_ADDR': '10.1.1.2'}
     app = load('healthcheck', after='catch_errors', name='one_hop')
     assert app.get('/healthcheck', extra_environ=came).json['path'] == '/healthcheck'
 
 
-def test_every_request_is_a_line_in_the_log(load, caplog):
+def test_request_log_has_a_line_for_each_request(load, caplog):
     app = load('request_log', after='catch_errors')
     with caplog.at_level('INFO', 'metadata_wsgi.filters.optional.request_log'):
         app.get('/latest/x?secret', headers=A)
@@ -138,7 +138,7 @@ def test_every_request_is_a_line_in_the_log(load, caplog):
     assert lines[1].startswith('nobody instance - GET / 400 ')
 
 
-def test_with_the_caches_a_guest_is_refused_before_it_is_answered_from_memory(load, cloud):
+def test_filters_before_response_cache_refuse_cached_responses_too(load, cloud):
     filters = 'rate_limit session_token path_policy response_cache'
     options = f'[session_token]\nkeys = {KEY}\nrequired = true\n[path_policy]\nrule = hide GET /latest/user-data\n'
     app = load(

@@ -36,7 +36,7 @@ def path_(cloud):
     ('headers', 'instance', 'project'),
     [(A, 'instance-a', 'project-a'), (B, 'instance-b', 'project-b'), (C, 'instance-c', 'project-c')],
 )
-def test_three_guests_at_one_address_are_three_instances(path_, cloud, headers, instance, project):
+def test_three_clients_at_one_address_are_three_instances(path_, cloud, headers, instance, project):
     response = path_().get('/openstack/latest/meta_data.json', headers=headers)
     assert response.json == {'uuid': instance, 'path': '/openstack/latest/meta_data.json'}
     asked = cloud.nova.seen[0]
@@ -46,10 +46,10 @@ def test_three_guests_at_one_address_are_three_instances(path_, cloud, headers, 
     )
 
 
-def test_nova_hears_nothing_else_that_names_anybody(path_, cloud):
+def test_no_other_identity_header_is_sent_to_nova(path_, cloud):
     path_().get('/', headers={**A, 'X-Instance-ID': 'instance-b', 'X-Metadata-Provider': 'x', 'X-Custom': '1'})
-    heard = {key for key in cloud.nova.seen[0] if key.startswith('HTTP_')}
-    assert heard == {
+    recorder = {key for key in cloud.nova.seen[0] if key.startswith('HTTP_')}
+    assert recorder == {
         'HTTP_ACCEPT_ENCODING', 'HTTP_HOST', 'HTTP_X_FORWARDED_FOR', 'HTTP_X_INSTANCE_ID',
         'HTTP_X_INSTANCE_ID_SIGNATURE', 'HTTP_X_TENANT_ID',
     }  # fmt: skip
@@ -57,7 +57,7 @@ def test_nova_hears_nothing_else_that_names_anybody(path_, cloud):
 
 
 @pytest.mark.parametrize('status', [200, 202, 302, 400, 404, 405, 409, 418])
-def test_novas_answer_is_unchanged(path_, cloud, status):
+def test_the_response_of_nova_is_unchanged(path_, cloud, status):
     cloud.nova.statuses = [status]
     response = path_().get('/x', headers=A, expect_errors=True)
     assert (response.status, response.headers['X-Nova']) == (f'{status} Nova', 'yes')
@@ -83,25 +83,25 @@ def test_more_than_one_instance_is_a_404_and_a_warning_with_the_ports(path_, clo
 
 @pytest.mark.parametrize('status', [500, 502, 503, 504])
 @pytest.mark.parametrize('method', ['GET', 'HEAD'])
-def test_a_failing_nova_is_outlasted(path_, cloud, status, method):
+def test_retry_of_a_failing_nova(path_, cloud, status, method):
     cloud.nova.statuses = [status, status]
     assert path_().request('/', method=method, headers=A).status_int == 200
     assert len(cloud.nova.seen) == 3
 
 
-def test_novas_own_word_when_the_time_is_over(path_, cloud):
+def test_retry_ends_with_the_response_of_nova(path_, cloud):
     cloud.nova.statuses = [500] * 1000
     response = path_(answer_within=0.4).get('/', headers=A, status=500)
     assert response.headers['X-Nova'] == 'yes'
 
 
-def test_a_nova_that_is_away_is_a_503_with_retry_after(path_, cloud):
+def test_an_unavailable_nova_is_a_503_with_retry_after(path_, cloud):
     cloud.server.server_close()
     response = path_(answer_within=0.4).get('/', headers=A, status=503)
     assert response.headers['Retry-After'] == '1'
 
 
-def test_the_time_that_is_left_comes_from_the_namespace_proxy(path_, cloud):
+def test_the_deadline_comes_from_the_namespace_proxy(path_, cloud):
     cloud.server.server_close()
     path_(answer_within=3000).get('/', headers={**A, 'X-Metadata-Remaining-Ms': '200'}, status=503)
 
@@ -114,7 +114,7 @@ def test_a_403_is_relayed_and_the_log_names_the_secret_to_compare(path_, cloud, 
 
 
 @pytest.mark.parametrize('method', ['POST', 'PUT'])
-def test_a_password_arrives_whole_and_once(path_, cloud, method):
+def test_a_password_reaches_nova_complete_and_once(path_, cloud, method):
     cloud.nova.statuses = [500]
     path_().request(
         '/openstack/2013-04-04/password', method=method, body=b'secret' * 100, headers=A, expect_errors=True
@@ -134,7 +134,7 @@ def test_a_password_arrives_whole_and_once(path_, cloud, method):
     ],
     ids=['both ids', 'no id', 'no address', 'an address that is none', 'two addresses', 'another prefix'],
 )
-def test_what_names_nobody_is_a_400(path_, cloud, headers):
+def test_a_request_without_a_source_is_a_400(path_, cloud, headers):
     path_().get('/', headers=headers, status=400)
     assert cloud.nova.seen == []
 
@@ -144,7 +144,7 @@ def test_a_body_over_the_limit_is_a_413(path_, cloud):
     assert cloud.nova.seen == []
 
 
-def test_a_filter_that_breaks_is_a_503(path_, cloud, caplog):
+def test_an_exception_in_a_filter_is_a_503(path_, cloud, caplog):
     """What nobody foresaw: here a directory's answer that is no text."""
     from metadata_wsgi.pipeline import environ_keys
 
@@ -161,7 +161,7 @@ def test_the_same_pipeline_is_main_for_gunicorn(cloud):
     assert webtest.TestApp(app).get('/', headers=B).json['uuid'] == 'instance-b'
 
 
-def test_a_cloud_without_nova_answers_itself(cloud):
+def test_standalone_pipeline_responds_without_nova(cloud):
     """The ``standalone`` pipeline."""
     text = cloud.conf_file.read_text()
     inventory = next(line for line in text.splitlines() if line.startswith('inventory'))

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real programs, once for all wire tests, and behind them a Nova that keeps every byte it hears."""
+"""The real programs, once for all wire tests, and behind them a Nova that records every request."""
 
 import contextlib
 import hashlib
 import hmac
+import importlib.util
+import os
 import re
 import socket
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -16,12 +19,12 @@ from tests.cloud import ROUTER, SECRET, Cloud
 from tests.e2e.conftest import BIN, Program, eventually, free_port, nobody_is_refused
 from tests.rawserver import RawServer, keeps_saying
 
-HEARD = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/plain\r\n\r\nheard'
+NOVA_RESPONSE = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/plain\r\n\r\nheard'
 
 
 @dataclass
-class Heard:
-    """A request as Nova heard it."""
+class ReceivedRequest:
+    """A request that Nova received."""
 
     method: str
     target: str
@@ -39,7 +42,7 @@ class Heard:
 
 
 SIGNATURE = hmac.new(SECRET.encode(), b'instance-a', hashlib.sha256).hexdigest()
-SENDER = {
+SENDER_HEADERS = {
     header_names.FORWARDED_FOR: '127.0.0.1',
     header_names.INSTANCE_ID: 'instance-a',
     header_names.TENANT_ID: 'project-a',
@@ -48,59 +51,77 @@ SENDER = {
 ALLOWED = header_names.UPSTREAM_ALLOWED | {'host', 'content-length'}
 
 
-def is_the_sender(heard):
-    """Fails unless the request names its sender, once, and nobody else in any header."""
-    names = [name for name, _ in heard.headers]
+def assert_identifies_sender(received):
+    """Fails unless the headers identify the sender, once, and no other instance."""
+    names = [name for name, _ in received.headers]
     assert len(names) == len(set(names)), names
     assert set(names) <= ALLOWED, names
     assert all(re.fullmatch(r'[a-z0-9-]+', name) for name in names)
-    said = dict(heard.headers)
-    assert {name: said.get(name) for name in SENDER} == SENDER
-    assert int(said.get('content-length', 0)) == len(heard.body)
+    headers = dict(received.headers)
+    assert {name: headers.get(name) for name in SENDER_HEADERS} == SENDER_HEADERS
+    assert int(headers.get('content-length', 0)) == len(received.body)
 
 
-class Hops:
-    """Where to send bytes, and what Nova heard."""
+class Servers:
+    """The servers to which bytes are sent, and the requests that Nova received."""
 
-    def __init__(self, places, nova):
-        self.places = places
+    def __init__(self, addresses, nova, programs=()):
+        self.addresses = addresses
         self._nova = nova
+        self._programs = programs
 
-    def send(self, hop, data, timeout_s=15.0):
-        """(status of the first answer or None, all that came back)."""
-        place = self.places[hop]
-        said = b''
-        with socket.socket(socket.AF_INET if isinstance(place, tuple) else socket.AF_UNIX) as sock:
+    def send(self, server, data, timeout_s=15.0):
+        """(status of the first response or None, all bytes of the response)."""
+        address = self.addresses[server]
+        response = b''
+        with socket.socket(socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX) as sock:
             sock.settimeout(timeout_s)
-            sock.connect(place)
-            with contextlib.suppress(OSError):  # it was refused before it was sent
+            sock.connect(address)
+            with contextlib.suppress(OSError):  # the server closed the connection before everything was sent
                 sock.sendall(data)
                 sock.shutdown(socket.SHUT_WR)
             with contextlib.suppress(ConnectionError):
                 while piece := sock.recv(65536):
-                    said += piece
-        said = said.removeprefix(b'HTTP/1.1 100 Continue\r\n\r\n')
-        found = re.match(rb'HTTP/1\.[01] (\d{3}) ', said)
-        return int(found[1]) if found else None, said
+                    response += piece
+        response = response.removeprefix(b'HTTP/1.1 100 Continue\r\n\r\n')
+        found = re.match(rb'HTTP/1\.[01] (\d{3}) ', response)
+        return int(found[1]) if found else None, response
 
-    def answers(self, hop):
-        """Whether it is up."""
+    def responds(self, server):
+        """Whether the server is up."""
         try:
-            return self.send(hop, b'GET / HTTP/1.1\r\n\r\n')[0] == 200
+            return self.send(server, b'GET / HTTP/1.1\r\n\r\n')[0] == 200
         except ConnectionError:
             return False
 
-    def heard(self):
-        """What reached Nova since it was asked last."""
+    def tracebacks(self):
+        """The logs of the programs that have a traceback."""
+        return [log for program in self._programs if 'Traceback' in (log := program.text())]
+
+    def received(self):
+        """The requests that Nova received since the last call."""
         seen, self._nova.requests[:] = list(self._nova.requests), []
-        return [Heard.of(data) for data in seen]
+        return [ReceivedRequest.of(data) for data in seen]
+
+
+HIDES_H1C = Path(__file__).parent / 'without_h1c'
+PARSERS = ['gunicorn_h1c', 'python'] if importlib.util.find_spec('gunicorn_h1c') else ['python']
+
+
+@pytest.fixture(scope='package', params=PARSERS)
+def parser(request):
+    """The parser of headers of all programs: gunicorn_h1c if it is installed, and the ones in Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == 'python':
+            patch.setenv('PYTHONPATH', str(HIDES_H1C), prepend=os.pathsep)
+        yield request.param
 
 
 @pytest.fixture(scope='package')
-def hops(tmp_path_factory):
+def servers(tmp_path_factory, parser):
     """Namespace proxy, agent and one hop as processes."""
     directory = tmp_path_factory.mktemp('wire')
-    nova = RawServer(keeps_saying(HEARD))
+    nova = RawServer(keeps_saying(NOVA_RESPONSE))
     started = []
 
     def start(name, *argv):
@@ -112,7 +133,7 @@ def hops(tmp_path_factory):
         agent = start('agent', BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file)
         port, one_hop_port = free_port(), free_port()
         try:
-            # The namespace proxy looks at the agent's socket to know whom to run as.
+            # The namespace proxy runs as the user that may connect to the agent's socket, so the socket must exist.
             eventually(
                 lambda: agent.has_workers() and nobody_is_refused(cloud.socket), 'the agent has loaded its pipeline'
             )
@@ -121,13 +142,17 @@ def hops(tmp_path_factory):
                 f'--state_path={cloud.state_path}', f'--metadata_port={port}', '--metadata_host=127.0.0.1',
             )  # fmt: skip
             start('one_hop', sys.executable, '-m', 'tests.wire.one_hop', one_hop_port, cloud.conf_file)
-            places = {'proxy': ('127.0.0.1', port), 'agent': str(cloud.socket), 'one_hop': ('127.0.0.1', one_hop_port)}
-            made = Hops(places, nova)
-            for hop in ('proxy', 'one_hop'):
-                eventually(lambda hop=hop: made.answers(hop), f'{hop} answers')
-            made.heard()
+            addresses = {
+                'proxy': ('127.0.0.1', port),
+                'agent': str(cloud.socket),
+                'one_hop': ('127.0.0.1', one_hop_port),
+            }
+            made = Servers(addresses, nova, started)
+            for server in ('proxy', 'one_hop'):
+                eventually(lambda server=server: made.responds(server), f'{server} responds')
+            made.received()
             yield made
-            assert 'Traceback' not in ''.join(program.text() for program in started)
+            assert not made.tracebacks()
         finally:
             for program in started:
                 program.end()

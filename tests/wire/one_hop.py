@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``one_hop.py PORT CONFIG_FILE``: the pipeline one_hop on loopback, where every guest is behind router-a.
+"""``one_hop.py PORT CONFIG_FILE``: the pipeline one_hop on loopback, where every client is behind router-a.
 
-Server, worker and pipeline are the real ones; only that the socket came from a keeper is made up.
+Server, worker and pipeline are the real ones; only the namespace of the listener is set here, not by a keeper.
 """
 
 import sys
@@ -13,10 +13,10 @@ from tests.cloud import ROUTER, SHIPPED
 
 
 def application(conf_file):
-    from_guests = paste_loader.load(str(SHIPPED), 'one_hop', {'config_file': conf_file})
+    pipeline = paste_loader.load(str(SHIPPED), 'one_hop', {'config_file': conf_file})
 
     def app(environ, start_response):
-        return from_guests({**environ, environ_keys.NAMESPACE: environ_keys.Namespace(ROUTER)}, start_response)
+        return pipeline({**environ, environ_keys.NAMESPACE: environ_keys.Namespace(ROUTER)}, start_response)
 
     return app
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Say on the host whether the path works: one URL for a monitor, which no guest can reach. Off by default.
+"""A health check URL for a monitor on the host; no instance can reach it. Off by default.
 
 ::
 
@@ -7,13 +7,13 @@
     directory: reachable, 3 s ago
     nova: not reachable, 1 s ago
 
-The answer is 200, or 503 when directory or Nova were not reachable when they were asked last, at most a minute ago.
-Nobody is asked for it: it tells what guests' requests met, in the worker process that answers; so it costs nothing,
-and a host without guests is healthy.
+The status is 200, or 503 if the lookup or Nova failed at the last request that used it, at most a minute ago. The
+check sends no request of its own: it reports the results of clients' requests in the worker process that responds. So
+it costs nothing, and a host without requests is healthy.
 
-A guest that asks for the same path hears what Nova says to it: only a request on the agent's own socket that says
-nothing of who asks is the host's, and a namespace proxy always says who asks. Stands before ``source``. It only
-watches what passes. It has no options.
+A request for the same path from an instance goes to Nova: only a request on the agent's own socket without any header
+that names a client is one of the host, and a namespace proxy always sends such headers. Stands before
+``header_source``. No options.
 """
 
 from __future__ import annotations
@@ -24,18 +24,25 @@ from typing import TYPE_CHECKING
 
 import webob
 
-from metadata_wsgi.pipeline.outcome import DOOR, SOURCE, UPSTREAM, Heard, is_the_hosts_own, reached
+from metadata_wsgi.pipeline.outcome import (
+    SOURCE,
+    UNIDENTIFIED,
+    UPSTREAM,
+    StatusRecorder,
+    is_local_request,
+    stage_reached,
+)
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 PATH = '/healthcheck'
-LATELY_S = 60.0
-NOVA_FAILS = frozenset({'500', '502', '503', '504'})
+STALE_AFTER_S = 60.0
+NOVA_FAILURE_STATUSES = frozenset({'500', '502', '503', '504'})
 
 
 class HealthcheckFilter:
-    """Answers PATH to the host, and watches all others."""
+    """Responds to PATH on the host, and observes all other requests."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -43,29 +50,29 @@ class HealthcheckFilter:
     def __init__(self, app: WSGIApplication, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.app = app
         self._clock = clock
-        self._lately: dict[str, tuple[float, bool]] = {}
+        self._last_seen: dict[str, tuple[float, bool]] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer the host, or go on and watch."""
-        if environ['PATH_INFO'] == PATH and is_the_hosts_own(environ):
-            return self._answer()(environ, start_response)
-        heard = Heard(start_response)
-        body = self.app(environ, heard)
-        self._watch(reached(environ), heard.status)
+        """Respond to the host, or call the app and observe its response."""
+        if environ['PATH_INFO'] == PATH and is_local_request(environ):
+            return self._response()(environ, start_response)
+        recorder = StatusRecorder(start_response)
+        body = self.app(environ, recorder)
+        self._observe(stage_reached(environ), recorder.status)
         return body
 
-    def _watch(self, came: str, status: str) -> None:
+    def _observe(self, stage: str, status: str) -> None:
         now_s = self._clock()
-        if came != DOOR:
-            self._lately['directory'] = (now_s, not (came == SOURCE and status == '503'))
-        if came == UPSTREAM:
-            self._lately['nova'] = (now_s, status not in NOVA_FAILS)
+        if stage != UNIDENTIFIED:
+            self._last_seen['directory'] = (now_s, not (stage == SOURCE and status == '503'))
+        if stage == UPSTREAM:
+            self._last_seen['nova'] = (now_s, status not in NOVA_FAILURE_STATUSES)
 
-    def _answer(self) -> webob.Response:
+    def _response(self) -> webob.Response:
         now_s, lines, healthy = self._clock(), [], True
         for name in ('directory', 'nova'):
-            at_s, reachable = self._lately.get(name, (float('-inf'), True))
-            if now_s - at_s > LATELY_S:
+            at_s, reachable = self._last_seen.get(name, (float('-inf'), True))
+            if now_s - at_s > STALE_AFTER_S:
                 lines.append(f'{name}: not asked lately')
                 continue
             healthy = healthy and reachable

@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remember which instance is where, for seconds. Stands before instance, anywhere after source and deadline.
+"""Cache which instance has which address, for seconds. Stands before instance, after header_source and deadline.
 
-A boot is 28 requests; without this each asks Quantum two questions. Named in a pipeline, it lets
-the directory that ``instance`` asks remember (``directories/remembering``), and puts the instance into the
-request itself where it is remembered. Guests that ask the same at the same time are one question,
-a hundred guests behind one router are one question for its networks.
+A boot is 28 requests; without this filter each makes two queries to Quantum. The filter has a lookup of its own, that
+of the option ``directory``, behind a cache, and sets INSTANCE; ``instance`` behind it then has nothing to do.
+Concurrent requests for the same address are one lookup, and for a hundred instances behind one router its networks
+are queried once.
 
-An address that moves to another instance is told the old one's metadata for at most
-``lookup_cache_seconds``; while Quantum is away for at most ``lookup_cache_stale_seconds``. "No instance
-there" is remembered for ``lookup_cache_none_seconds``, a fault never.
+An address that moves to another instance gets the old one's metadata for at most ``lookup_cache_seconds``; while
+Quantum is unavailable for at most ``lookup_cache_stale_seconds``. "No instance" is cached for
+``lookup_cache_none_seconds``, an error never.
 
-When Nova says 404 to a remembered instance, it may be one that is no more: Quantum is asked at once, and if it
-names another, a GET or HEAD is sent again as that one's, once. Whatever else a guest does than read
-(it posts its password) is never done in a remembered name.
+When Nova responds 404 for a cached instance, that instance may be deleted: the address is looked up again at once, and
+if it belongs to another instance now, a GET or HEAD is sent to Nova again for that one, once. A write (the password) is
+never done for a cached instance: it is looked up anew.
 
-Guests cannot reach it: it goes by their position alone. Reads SOURCE and DEADLINE, establishes INSTANCE
-for some requests, so ``instance`` is still needed behind it.
+Only the network position of a client counts, so no client can reach entries of another. Reads SOURCE and DEADLINE,
+establishes INSTANCE.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
-from metadata_wsgi.lookup import cached
+from metadata_wsgi.lookup import cached, protocol
+from metadata_wsgi.lookup.resolve import InstanceResolver
 from metadata_wsgi.pipeline import environ_keys, order
 
 if TYPE_CHECKING:
@@ -42,85 +44,109 @@ OPTS = [
         default=10.0,
         min=0.1,
         max=600.0,
-        help='For the filter lookup_cache: how many seconds after a lookup its instance may still be told to the guest.',
+        help='For the filter lookup_cache: for how many seconds after a lookup its instance is used.',
     ),
     cfg.FloatOpt(
         'lookup_cache_none_seconds',
         default=1.0,
         min=0.0,
         max=60.0,
-        help='For the filter lookup_cache: for how many seconds a guest that no instance was found for hears so again.',
+        help='For the filter lookup_cache: for how many seconds after a lookup that found no instance 404 is answered '
+        'without another lookup.',
     ),
     cfg.FloatOpt(
         'lookup_cache_stale_seconds',
         default=300.0,
         min=0.0,
         max=86400.0,
-        help='For the filter lookup_cache: the same as lookup_cache_seconds while Quantum or Keystone is away.',
+        help='For the filter lookup_cache: the same as lookup_cache_seconds while Quantum or Keystone is unavailable.',
     ),
     cfg.IntOpt(
         'lookup_cache_entries',
         default=65536,
         min=16,
-        help='For the filter lookup_cache: lookups that a worker remembers.',
+        help='For the filter lookup_cache: the number of lookups that a worker caches.',
     ),
 ]
 
-READS = frozenset({'GET', 'HEAD'})
-RECHECK_SHARE = 1 / 2
-"""Of the time that is left: the re-check must leave time for the replay."""
+SAFE_METHODS = frozenset({'GET', 'HEAD'})
+REVALIDATE_TIME_SHARE = 1 / 2
+"""Of the time that is left: the new lookup must leave time for the second request to Nova."""
 
 
-class CacheFilter:
-    """Establishes INSTANCE where ``directory`` remembers one."""
+class LookupCacheFilter:
+    """Sets INSTANCE from ``cached_lookup``. ``lookup`` is the lookup behind that cache."""
 
     REQUIRES = frozenset({environ_keys.SOURCE, environ_keys.DEADLINE})
-    PROVIDES: frozenset[str] = frozenset()
+    PROVIDES = frozenset({environ_keys.INSTANCE})
 
-    def __init__(self, app: WSGIApplication, *, remembering: cached.CachedLookup) -> None:
+    def __init__(
+        self,
+        app: WSGIApplication,
+        *,
+        lookup: protocol.InstanceLookup,
+        cached_lookup: cached.CachedLookup,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self.app = app
-        self._directory = remembering
+        self.lookup = lookup
+        self._cached_lookup = cached_lookup
+        self._resolver = InstanceResolver(cached_lookup, sleep=sleep)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Write the instance down if it is remembered, and go on; once more when it has moved."""
+        """Set the instance and call the app; a second time if the instance has moved."""
         if environ_keys.INSTANCE in environ:
             return self.app(environ, start_response)
         source: environ_keys.Source = environ[environ_keys.SOURCE]
-        if environ['REQUEST_METHOD'] not in READS:
-            self._directory.forget(source)
+        is_safe = environ['REQUEST_METHOD'] in SAFE_METHODS
+        if not is_safe:
+            self._cached_lookup.invalidate(source)
+        original_environ = dict(environ)
+        error_response = self._set_instance(environ)
+        if error_response is not None:
+            return error_response(environ, start_response)
+        if not is_safe or _has_body(environ):
             return self.app(environ, start_response)
-        as_it_came = dict(environ)
-        instance = self._directory.known(source)
-        if instance is not None:
-            environ[environ_keys.INSTANCE] = instance
-        first = _First(start_response)
-        body = self.app(environ, first.start_response)
-        if not first.decide():
+        held = _HeldResponse(start_response)
+        body = self.app(environ, held.start_response)
+        if not held.close():
             return body
-        if _has_body(environ) or not self._moved(source, environ[environ_keys.DEADLINE]):
-            first.release()
+        if not self._has_moved(source, environ[environ_keys.DEADLINE]):
+            held.release()
             return body
         if hasattr(body, 'close'):
             body.close()
-        return self.app(as_it_came, start_response)
+        # In place: filters outside (request_log, metrics) read the environ after the response.
+        environ.clear()
+        environ.update(original_environ)
+        error_response = self._set_instance(environ)
+        return (error_response or self.app)(environ, start_response)
 
-    def _moved(self, source: environ_keys.Source, deadline: Deadline) -> bool:
+    def _set_instance(self, environ: WSGIEnvironment) -> WSGIApplication | None:
+        """Set INSTANCE, cached or looked up. Returns the error response where there is none."""
+        instance = self._cached_lookup.cached(environ[environ_keys.SOURCE])
+        if instance is None:
+            return self._resolver.resolve(environ)
+        environ[environ_keys.INSTANCE] = instance
+        return None
+
+    def _has_moved(self, source: environ_keys.Source, deadline: Deadline) -> bool:
         try:
-            return self._directory.moved(source, deadline.share(RECHECK_SHARE))
+            return self._cached_lookup.revalidate(source, deadline.fraction(REVALIDATE_TIME_SHARE))
         except InstanceLookupError:
-            return False  # nobody knows better than Nova now
+            return False  # not known: Nova's 404 stands
 
 
-class _First:
-    """Holds the first answer back while it is a 404, until it is known whether there will be a second."""
+class _HeldResponse:
+    """A ``start_response`` that holds a 404 back until it is known whether there will be a second response."""
 
-    __slots__ = ('_early', '_held', '_open', '_start_response')
+    __slots__ = ('_data', '_held', '_is_holding', '_start_response')
 
     def __init__(self, start_response: StartResponse) -> None:
         self._start_response = start_response
-        self._early: list[bytes] = []
+        self._data: list[bytes] = []
         self._held: tuple[str, list[tuple[str, str]]] | None = None
-        self._open = True
+        self._is_holding = True
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
@@ -129,21 +155,21 @@ class _First:
         self._held = None
         if exc_info is not None:
             return self._start_response(status, headers, exc_info)
-        if self._open and status.startswith('404'):
+        if self._is_holding and status.startswith('404'):
             self._held = status, headers
-            return self._early.append
+            return self._data.append
         return self._start_response(status, headers)
 
-    def decide(self) -> bool:
-        """Whether a 404 is held back; what comes later than this is not."""
-        self._open = False
+    def close(self) -> bool:
+        """Hold nothing from now on. Returns whether a 404 is held."""
+        self._is_holding = False
         return self._held is not None
 
     def release(self) -> None:
-        """It is the answer after all."""
+        """Send the held response."""
         if self._held is not None:
             write = self._start_response(*self._held)
-            for data in self._early:
+            for data in self._data:
                 write(data)
 
 
@@ -151,25 +177,27 @@ def _has_body(environ: WSGIEnvironment) -> bool:
     return environ.get('CONTENT_LENGTH', '') not in ('', '0') or 'HTTP_TRANSFER_ENCODING' in environ
 
 
-def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], CacheFilter]:
+def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], LookupCacheFilter]:
     """For ``use = egg:metadata_wsgi#lookup_cache``."""
-    conf = config_files.load(global_conf, [*OPTS, *shared.OPTS])
+    conf = config_files.load(global_conf, [*OPTS, *protocol.OPTS, *shared.OPTS])
     fresh_s, stale_s = conf.lookup_cache_seconds, conf.lookup_cache_stale_seconds
-    region = shared.connect(conf.cache_url, longest_s=max(fresh_s, stale_s))
+    region = shared.connect(conf.cache_url, max_ttl_s=max(fresh_s, stale_s))
+    backend = region and shared.SharedCache(region, 'lookup', pack=cached.pack, unpack=cached.unpack)
+    networks_cache = cached.networks_cache(LocalCache(limit=conf.lookup_cache_entries), fresh_s=fresh_s)
+    lookup = protocol.load(conf.directory, global_conf, networks_cache=networks_cache)
+    cached_lookup = cached.CachedLookup(
+        lookup,
+        LocalCache(limit=conf.lookup_cache_entries, backend=backend),
+        fresh_s=fresh_s,
+        not_found_s=conf.lookup_cache_none_seconds,
+        stale_s=stale_s,
+    )
 
-    def wrap(app: WSGIApplication) -> CacheFilter:
-        asks = next((link for link in order.chain(app) if hasattr(link, 'directory')), None)
-        if asks is None:
-            raise ConfigError('no filter behind lookup_cache asks a directory: put lookup_cache before instance')
-        behind = region and shared.SharedCache(region, 'lookup', pack=cached.pack, unpack=cached.unpack)
-        asks.directory = cached.CachedLookup(
-            asks.directory,
-            LocalCache(limit=conf.lookup_cache_entries, behind=behind),
-            LocalCache(limit=conf.lookup_cache_entries),
-            fresh_s=fresh_s,
-            none_s=conf.lookup_cache_none_seconds,
-            stale_s=stale_s,
-        )
-        return CacheFilter(app, remembering=asks.directory)
+    def wrap(app: WSGIApplication) -> LookupCacheFilter:
+        if not any(environ_keys.INSTANCE in getattr(link, 'PROVIDES', ()) for link in order.chain(app)):
+            raise ConfigError(
+                'no filter behind lookup_cache establishes the instance: put lookup_cache before instance'
+            )
+        return LookupCacheFilter(app, lookup=lookup, cached_lookup=cached_lookup)
 
     return wrap

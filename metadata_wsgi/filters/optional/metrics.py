@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Count and time requests for Prometheus, by status and by how far they came. Off by default.
+"""Count and time requests for Prometheus, by status code and by the stage they reached. Off by default.
 
 One histogram, ``metadata_wsgi_request_seconds`` (its ``_count`` is the number of requests), with two labels:
 
-``status``   the answer's, or ``fault`` where a filter broke and the guest was answered 503
-``reached``  ``door``: nobody found out who asks (400). ``source``: not which instance it is (404 none, 503 the
-             directory is away, 429). ``instance``: a filter behind answered itself (429 rate_limit, 401 session_token,
-             404 path_policy, 200 cache_answers). ``upstream``: Nova's answer, or 503 where it gave none.
+``status``   of the response, or ``fault`` where a filter raised an exception and the response was 503
+``reached``  ``unidentified``: no source (400). ``source``: the instance is not known (404 none, 503 the
+             lookup is unavailable, 429). ``instance``: a filter behind responded itself (429 rate_limit,
+             401 session_token, 404 path_policy, 200 response_cache). ``upstream``: Nova's response, or 503 without one.
 
-The filter stands behind ``catch_errors`` and only counts. No guest can read what it counts: that is served by an app of
-its own, ``metrics_page``, in a process of its own on the host, for example::
+The filter stands behind ``catch_errors`` and only counts. No instance can read the metrics: an app of its own,
+``metrics_page``, serves them in a process of its own on the host, for example::
 
     gunicorn --paste /etc/metadata_wsgi/api-paste.ini#metrics --bind 127.0.0.1:9698
 
-The workers meet in ``directory``: each writes a file there (64 KiB), the page adds them up. The file of a worker that
-has ended stays, or its counts would be missing; so the directory should be one that is emptied at boot, as /run is.
+Each worker writes a file of 64 KiB in ``directory``, the page adds them up. The file of a worker that has ended stays,
+or its counts would be missing; so the directory should be one that is emptied at boot, as /run is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.http import error_responses
-from metadata_wsgi.pipeline.outcome import UPSTREAM, Heard, reached
+from metadata_wsgi.pipeline.outcome import UPSTREAM, StatusRecorder, stage_reached
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -46,18 +46,18 @@ OPTS = [
     cfg.StrOpt(
         'directory',
         default='/run/metadata_wsgi/metrics',
-        help='Directory in which the workers count, and from which the metrics are read; the agent writes there.',
+        help='Directory with the counters of the workers; the agent writes there, metrics_page reads there.',
     ),
 ]
 
 PATH = '/metrics'
 NAME = 'metadata_wsgi_request_seconds'
 Observe = Callable[[str, str, float], object]
-"""Called with how far a request came, its status, and the seconds it took."""
+"""Called with the stage that a request reached, its status code, and its duration in seconds."""
 
 
 class MetricsFilter:
-    """Tells ``observe`` of each request, also of one that ends in an exception."""
+    """Calls ``observe`` for each request, also for one that ends with an exception."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -68,23 +68,23 @@ class MetricsFilter:
         self.app = app
         self._observe = observe
         self._clock = clock
-        self._seldom = Throttle(limits.LOG_INTERVAL_S)
+        self._error_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Go on, and count it."""
-        began_s = self._clock()
-        heard = Heard(start_response)
+        """Call the app, and count the request."""
+        started_at_s = self._clock()
+        recorder = StatusRecorder(start_response)
         try:
-            return self.app(environ, heard)
+            return self.app(environ, recorder)
         finally:
-            self._tell(reached(environ), heard.status or 'fault', self._clock() - began_s)
+            self._count(stage_reached(environ), recorder.status or 'fault', self._clock() - started_at_s)
 
-    def _tell(self, came: str, status: str, seconds: float) -> None:
+    def _count(self, stage: str, status: str, seconds: float) -> None:
         try:
-            self._observe(came, status, seconds)
+            self._observe(stage, status, seconds)
         except OSError as error:
-            # A guest's answer does not depend on whether it was counted.
-            if self._seldom.allow():
+            # The response does not depend on whether it was counted.
+            if self._error_log.allow():
                 LOG.error('Requests are not counted: %s', error)
 
 
@@ -105,24 +105,24 @@ class MetricsPage:
 
 
 @functools.cache
-def _observe_in(directory: str) -> Observe:
-    """The one histogram of this process: two of a name would write over each other's file."""
-    # The library decides when it is imported, by this variable, whether processes share their counts.
+def _histogram_in(directory: str) -> Observe:
+    """Observes in the one histogram of this process: two with one name would overwrite each other's file."""
+    # The library reads this variable when it is imported: with it the counts of all processes are added up.
     os.environ['PROMETHEUS_MULTIPROC_DIR'] = directory
     import prometheus_client
 
     histogram = prometheus_client.Histogram(
         NAME,
-        'Requests of guests: seconds until the head of the answer.',
+        'Requests: seconds until the header of the response.',
         ['reached', 'status'],
         registry=prometheus_client.CollectorRegistry(),
     )
-    # Opens this process's file now: a worker gives up its user before it serves.
+    # Create the file of this process now, before the worker drops its user.
     histogram.labels(UPSTREAM, '200')
-    return lambda came, status, seconds: histogram.labels(came, status).observe(seconds)
+    return lambda stage, status, seconds: histogram.labels(stage, status).observe(seconds)
 
 
-def _page_of(directory: str) -> bytes:
+def _render(directory: str) -> bytes:
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -145,11 +145,11 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     directory = _directory(global_conf)
     if not os.access(directory, os.W_OK):
         raise ConfigError(f'directory = {directory} in [{GROUP}] is not writable for this user')
-    observe = _observe_in(directory)
+    observe = _histogram_in(directory)
     return lambda app: MetricsFilter(app, observe=observe)
 
 
 def app_factory(global_conf: Mapping[str, str]) -> MetricsPage:
     """For ``use = egg:metadata_wsgi#metrics_page``."""
     directory = _directory(global_conf)
-    return MetricsPage(lambda: _page_of(directory))
+    return MetricsPage(lambda: _render(directory))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hide paths of the metadata tree, from the start or some time after a guest was made. Off by default.
+"""Hide paths of the metadata tree, always or some time after an instance was created. Off by default.
 
-Rules are read from the top, the first that fits decides, and what none fits passes. Each is a line
+The first rule that matches decides; a path without a matching rule passes. Each rule is a line
 ``rule = ACTION METHOD PATTERN [after MINUTES]``::
 
     [path_policy]
@@ -10,20 +10,19 @@ Rules are read from the top, the first that fits decides, and what none fits pas
     rule = allow GET /openstack
     rule = hide * /
 
-ACTION   ``hide`` (404, as what is not there) or ``allow``.
-METHOD   ``GET``: whatever reads, and that is every method, because Nova takes a DELETE or a POST on an ordinary
-         path as a GET; ``POST``: the one thing that a guest writes, a POST to ``password``; ``*``: both.
+ACTION   ``hide`` (404, as for a path that does not exist) or ``allow``.
+METHOD   ``GET``: all reads. Every method reads, because Nova treats a DELETE or a POST on an ordinary path as a GET;
+         ``POST``: the one write, a POST to ``password``; ``*``: both.
 PATTERN  a path, and everything beneath it; ``*`` is any characters of one part. ``/ec2/...`` is the same as ``/...``.
-after    the rule begins to hold that many minutes after the guest's port was created. A port whose age the directory
-         does not tell is old.
+after    the rule applies from that many minutes after the creation of the instance's port on. A port of unknown age is
+         old.
 
-A path is compared as Nova will understand it: decoded once, ``//``, ``.``, ``..`` and a slash at the end resolved, so
-that no spelling leads around a rule. A target with ``#``, which no client sends and servers read differently, is 400.
+A path is compared as Nova reads it: decoded once, ``//``, ``.``, ``..`` and a slash at the end resolved, so that no
+spelling bypasses a rule. A target with ``#``, which no client sends and servers read differently, is 400.
 
-What it breaks: a listing still names what is hidden, and cloud-init gives up all EC2 metadata over one leaf of
-``/latest/meta-data/`` that is listed and 404; so hide ``user-data`` and whole trees, not leaves. A guest that is
-rebuilt, or boots for the first time later than ``after`` says, finds no user-data. Stands behind ``instance``.
-Reads INSTANCE.
+Limits: a listing still shows hidden names, and cloud-init abandons all EC2 metadata after a 404 for one listed leaf of
+``/latest/meta-data/``; so hide ``user-data`` and whole trees, not leaves. An instance that is rebuilt, or boots for the
+first time after ``after``, finds no user-data. Stands behind ``instance``. Reads INSTANCE.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ OPTS = [
         'rule',
         default=[],
         help='May be repeated: ACTION METHOD PATTERN [after MINUTES], for example: '
-        'hide GET /openstack/*/user_data after 60. The first that fits decides; what none fits passes.',
+        'hide GET /openstack/*/user_data after 60. The first that matches decides; without a match the request passes.',
     ),
 ]
 
@@ -61,20 +60,20 @@ _RULE = re.compile(r'(allow|hide)\s+(GET|POST|\*)\s+(/\S*)(?:\s+after\s+([0-9]{1
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``pattern`` is a compiled one of normal paths; ``after_s`` counts from the creation of the port."""
+    """One rule. ``pattern`` matches normalized paths; ``after_s`` counts from the creation of the port."""
 
     allow: bool
     method: str
     pattern: re.Pattern[str]
     after_s: float = 0.0
 
-    def fits(self, method: str, path: str, age_s: float) -> bool:
-        """Whether the rule decides on ``path`` (a normal one) now."""
+    def matches(self, method: str, path: str, age_s: float) -> bool:
+        """Whether the rule decides on the normalized ``path`` for a port of that age."""
         return self.method in ('*', method) and age_s >= self.after_s and bool(self.pattern.match(path))
 
 
 def parse(line: str) -> Rule:
-    """The rule that an operator wrote. Raises ConfigError."""
+    """The rule in a line of the configuration. Raises ConfigError."""
     words = _RULE.fullmatch(line.strip())
     if not words:
         raise ConfigError(
@@ -82,19 +81,19 @@ def parse(line: str) -> Rule:
             'for example: hide GET /openstack/*/user_data after 60'
         )
     action, method, pattern, minutes = words.groups()
-    parts = (re.escape(part).replace(r'\*', '[^/]*') for part in normal(pattern).split('/'))
+    parts = (re.escape(part).replace(r'\*', '[^/]*') for part in normalize(pattern).split('/'))
     compiled = re.compile('/'.join(parts).rstrip('/') + '(?:/|$)', re.DOTALL)
     return Rule(action == 'allow', method, compiled, 60.0 * int(minutes or 0))
 
 
-def normal(path: str) -> str:
-    """A decoded path as Nova reads it: ``//``, ``.``, ``..`` resolved, no slash at the end, no ``ec2`` at the front."""
+def normalize(path: str) -> str:
+    """A decoded path as Nova reads it: ``//``, ``.``, ``..`` resolved, no slash at the end, no leading ``ec2``."""
     path = posixpath.normpath('/' + path.lstrip('/'))
     return '/' + path[5:] if path == '/ec2' or path.startswith('/ec2/') else path
 
 
 class PathPolicyFilter:
-    """404 for what ``rules`` hide. ``clock`` is the wall clock, in which Quantum gives a port's creation."""
+    """404 for paths that ``rules`` hide. ``clock`` is the wall clock, as for the creation time of a port."""
 
     REQUIRES = frozenset({environ_keys.INSTANCE})
     PROVIDES: frozenset[str] = frozenset()
@@ -105,19 +104,19 @@ class PathPolicyFilter:
         self._clock = clock
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Hide it or go on."""
+        """Call the app, or respond 404."""
         try:
             target = message.target(environ)
             if '#' in target:
                 raise BadRequest('The request target has a #.')
         except BadRequest as error:
             return error_responses.bad_request(str(error))(environ, start_response)
-        path = normal(unquote_to_bytes(target.partition('?')[0].encode('latin-1')).decode('latin-1'))
-        writes = environ['REQUEST_METHOD'] == 'POST' and path.endswith('/password')
+        path = normalize(unquote_to_bytes(target.partition('?')[0].encode('latin-1')).decode('latin-1'))
+        is_write = environ['REQUEST_METHOD'] == 'POST' and path.endswith('/password')
         created_at_s = environ[environ_keys.INSTANCE].created_at_s
         age_s = float('inf') if created_at_s is None else self._clock() - created_at_s
         for rule in self._rules:
-            if rule.fits('POST' if writes else 'GET', path, age_s):
+            if rule.matches('POST' if is_write else 'GET', path, age_s):
                 return (self.app if rule.allow else error_responses.not_found())(environ, start_response)
         return self.app(environ, start_response)
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One line in the log for each request: who asked, for what, and what was answered. Off by default.
+"""An access log: one line for each request with client, path and status. Off by default.
 
 ::
 
     10.1.1.2 behind router 54d4... instance 6d0f... GET /openstack/latest/meta_data.json 200 1.3 ms
 
-The time is until the answer's head. No header, query or body stands there, and the path is escaped: nothing that a
-guest sends can look like another line, and no password, token or user-data gets into a log. What it costs: a boot is
-28 lines. Stands behind ``catch_errors``. It only watches what passes. It has no options.
+The time is until the header of the response. No header, query or body is logged, and the path is escaped: nothing that
+a client sends can look like another line, and no password, token or user-data is logged. A boot is 28 lines. Stands
+behind ``catch_errors``. No options.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from metadata_wsgi.pipeline import environ_keys
-from metadata_wsgi.pipeline.outcome import Heard
+from metadata_wsgi.pipeline.outcome import StatusRecorder
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 LOG = logging.getLogger(__name__)
 
-LONGEST_PATH = 200
+MAX_PATH_LENGTH = 200
 
 
 class RequestLogFilter:
-    """Logs what passes."""
+    """Logs each request."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -40,12 +40,12 @@ class RequestLogFilter:
         self._clock = clock
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Go on, and log it, also what ends in an exception."""
-        began_s = self._clock()
+        """Call the app, and log the request, also one that ends with an exception."""
+        started_at_s = self._clock()
         method, path = environ['REQUEST_METHOD'], environ['PATH_INFO']
-        heard = Heard(start_response)
+        recorder = StatusRecorder(start_response)
         try:
-            return self.app(environ, heard)
+            return self.app(environ, recorder)
         finally:
             instance: environ_keys.Instance | None = environ.get(environ_keys.INSTANCE)
             LOG.info(
@@ -53,9 +53,9 @@ class RequestLogFilter:
                 environ.get(environ_keys.SOURCE, 'nobody'),
                 instance.instance_id if instance else '-',
                 quote(method[:20]),
-                quote(path.encode('latin-1')[:LONGEST_PATH], safe='/'),
-                heard.status or 'fault',
-                1000 * (self._clock() - began_s),
+                quote(path.encode('latin-1')[:MAX_PATH_LENGTH], safe='/'),
+                recorder.status or 'fault',
+                1000 * (self._clock() - started_at_s),
             )
 
 

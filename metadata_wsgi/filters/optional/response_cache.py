@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remember what Nova told an instance, for seconds, and tell it again. Stands after instance.
+"""Cache Nova's responses to an instance, for seconds. Stands after instance.
 
-A guest reads the same few answers again and again: this gives it the same bytes without asking Nova. Kept are
-answers to GET only, status 200 only, of at most ``answer_cache_largest_body`` bytes, for ``answer_cache_seconds``.
-Never kept: what a path with ``password`` in it answers; requests with a query, an odd spelling of the path, a body, a
-range, a condition or a session token; answers with ``Set-Cookie``, ``Cache-Control`` or ``Vary``. Identical
-requests at the same time are one request to Nova.
+Instances read the same few paths again and again: this filter sends the same bytes again without a request to Nova.
+Cached are responses to GET with status 200 and at most ``answer_cache_largest_body`` bytes, for
+``answer_cache_seconds``. Never cached: paths with ``password`` in them; requests with a query, a path that is not in
+its canonical form, a body, a range, a condition or a session token; responses with ``Set-Cookie``, ``Cache-Control``
+or ``Vary``. Identical concurrent requests are one request to Nova.
 
-An answer is kept for one instance, its project, the guest's address, the path and the ``Accept*`` headers together;
-no guest is told another's. Nova's ``random_seed`` in meta_data.json is then the same for an instance that reads it
-twice within these seconds. Whatever may refuse a guest (``session_token``, ``path_policy``, ``rate_limit``) must
-stand before it.
+The key is the instance, its project, the client's address, the path and the ``Accept*`` headers; no instance gets the
+response of another. Nova's ``random_seed`` in meta_data.json is then the same for an instance that reads it twice
+within these seconds. Filters that may refuse a request (``session_token``, ``path_policy``, ``rate_limit``) must stand
+before this one.
 
-``answer_cache_shared`` puts the answers into ``cache_url`` too: user-data and keys are among them, and who reads that
-server reads them. Reads SOURCE, INSTANCE and DEADLINE, establishes nothing.
+``answer_cache_shared`` stores the responses in ``cache_url`` too: user-data and keys are among them, and a program that
+can read that server can read them. Reads SOURCE, INSTANCE and DEADLINE, establishes nothing.
 """
 
 from __future__ import annotations
@@ -40,107 +40,115 @@ OPTS = [
         default=5.0,
         min=0.1,
         max=600.0,
-        help='For the filter cache_answers: how many seconds after Nova gave it an answer may be given again.',
+        help='For the filter response_cache: for how many seconds a response of Nova is sent again.',
     ),
     cfg.IntOpt(
         'answer_cache_largest_body',
         default=65536,
         min=0,
         max=1 << 20,
-        help='For the filter cache_answers: the largest body in bytes that is kept.',
+        help='For the filter response_cache: the largest body in bytes that is cached.',
     ),
     cfg.IntOpt(
         'answer_cache_mebibytes',
         default=64,
         min=1,
-        help='For the filter cache_answers: how much a worker keeps; the oldest goes first.',
+        help='For the filter response_cache: the cache size of a worker; the oldest responses are evicted first.',
     ),
     cfg.BoolOpt(
         'answer_cache_shared',
         default=False,
-        help='For the filter cache_answers: keep the answers, user-data among them, in cache_url too.',
+        help='For the filter response_cache: store the responses, user-data among them, in cache_url too.',
     ),
 ]
 
-# With any of these an answer is for one request only.
-_PARTICULAR = (
+# With any of these headers a response is for one request only.
+_UNCACHEABLE_REQUEST_KEYS = (
     'HTTP_RANGE', 'HTTP_IF_MATCH', 'HTTP_IF_NONE_MATCH', 'HTTP_IF_MODIFIED_SINCE', 'HTTP_IF_UNMODIFIED_SINCE',
     'HTTP_X_AWS_EC2_METADATA_TOKEN', 'HTTP_AUTHORIZATION', 'HTTP_COOKIE', 'HTTP_TRANSFER_ENCODING',
 )  # fmt: skip
-_PARTICULAR_ANSWER = frozenset({'set-cookie', 'cache-control', 'vary', 'content-range', 'www-authenticate'})
-# Other spellings of a path are other keys: they would only be a way to fill the memory.
-_ODD = ('//', '/.', '%', '?', '#', '\\')
-LONGEST_PATH = 256
+_UNCACHEABLE_RESPONSE_HEADERS = frozenset({'set-cookie', 'cache-control', 'vary', 'content-range', 'www-authenticate'})
+# Other spellings of a path would be other keys: a client could fill the cache with them.
+_NON_CANONICAL = ('//', '/.', '%', '?', '#', '\\')
+MAX_PATH_LENGTH = 256
 ENTRY_BYTES = 2048
-"""What an entry weighs beside its body, about."""
+"""Approximate size of an entry beside its body."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """An answer of Nova's, whole."""
+class CachedResponse:
+    """A complete response of Nova."""
 
     status: str
     headers: list[tuple[str, str]]
     body: bytes
 
     def __call__(self, start_response: StartResponse) -> Iterable[bytes]:
-        """Tell it."""
+        """Send it."""
         start_response(self.status, list(self.headers))
         return [self.body]
 
 
-class CacheAnswersFilter:
-    """Answers from ``memory`` what is there; a new answer is kept for ``seconds``."""
+class ResponseCacheFilter:
+    """Responds from ``cache``; new responses of at most ``max_body_bytes`` are cached for ``ttl_s`` seconds."""
 
     REQUIRES = frozenset({environ_keys.SOURCE, environ_keys.INSTANCE, environ_keys.DEADLINE})
     PROVIDES: frozenset[str] = frozenset()
 
-    def __init__(self, app: WSGIApplication, *, memory: LocalCache, seconds: float, largest_body: int) -> None:
+    def __init__(self, app: WSGIApplication, *, cache: LocalCache, ttl_s: float, max_body_bytes: int) -> None:
         self.app = app
-        self._memory = memory
-        self._seconds = seconds
-        self._largest_body = largest_body
+        self._cache = cache
+        self._ttl_s = ttl_s
+        self._max_body_bytes = max_body_bytes
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer, or go on and remember the answer."""
+        """Respond from the cache, or call the app and cache its response."""
         if environ['REQUEST_METHOD'] != 'GET':
             return self.app(environ, start_response)
-        for name in _PARTICULAR:
+        for name in _UNCACHEABLE_REQUEST_KEYS:
             if name in environ:
                 return self.app(environ, start_response)
         key = _key(environ)
-        kept = self._memory.fresh(key)
-        if kept is not None:
-            told: Told = kept.value
-            return told(start_response)
-        if not _may_be_kept(key[3]) or environ.get('CONTENT_LENGTH', '') not in ('', '0'):
+        entry = self._cache.fresh(key)
+        if entry is not None:
+            response: CachedResponse = entry.value
+            return response(start_response)
+        if not _is_cacheable(key[3]) or environ.get('CONTENT_LENGTH', '') not in ('', '0'):
             return self.app(environ, start_response)
-        return self._once(key, environ, start_response)
+        return self._single_flight(key, environ, start_response)
 
-    def _once(self, key: tuple[str, ...], environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        flight, leads = self._memory.join(key)
+    def _single_flight(
+        self, key: tuple[str, ...], environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        flight, leads = self._cache.join(key)
         if not leads:
             flight.wait(environ[environ_keys.DEADLINE].remaining_s())
-            kept = self._memory.fresh(key)
-            return kept.value(start_response) if kept is not None else self.app(environ, start_response)
+            entry = self._cache.fresh(key)
+            return entry.value(start_response) if entry is not None else self.app(environ, start_response)
         try:
-            kept = self._memory.fetch(key)
-            if kept is not None:
-                told: Told = kept.value
-                return told(start_response)
-            return self._ask(key, environ, start_response)
+            entry = self._cache.fetch(key, flight=flight)
+            if entry is not None:
+                response: CachedResponse = entry.value
+                return response(start_response)
+            return self._call_and_store(key, environ, start_response)
         finally:
-            self._memory.leave(key, flight)
+            self._cache.leave(key, flight)
 
-    def _ask(self, key: tuple[str, ...], environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        heard: list[tuple[str, list[tuple[str, str]]]] = []
+    def _call_and_store(
+        self, key: tuple[str, ...], environ: WSGIEnvironment, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        captured: tuple[str, list[tuple[str, str]]] | None = None
 
-        def listen(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
-            heard[:] = [(status, list(headers))]
+        def capture(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
+            nonlocal captured
+            captured = status, list(headers)
             return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
 
-        body = self.app(environ, listen)
-        length = self._length(*heard[0]) if heard else None
+        body = self.app(environ, capture)
+        if captured is None:
+            return body
+        status, headers = captured
+        length = self._cacheable_length(status, headers)
         if length is None:
             return body
         try:
@@ -149,18 +157,18 @@ class CacheAnswersFilter:
             if hasattr(body, 'close'):
                 body.close()
         if len(content) == length:
-            self._memory.keep(key, Told(*heard[0], content), Ttl(jittered(self._seconds), 0.0))
+            self._cache.set(key, CachedResponse(status, headers, content), Ttl(jittered(self._ttl_s), 0.0))
         return [content]
 
-    def _length(self, status: str, headers: list[tuple[str, str]]) -> int | None:
-        """The length of the body of an answer that may be kept."""
+    def _cacheable_length(self, status: str, headers: list[tuple[str, str]]) -> int | None:
+        """The body length of a response that may be cached; None for others."""
         if not status.startswith('200'):
             return None
-        said = {name.lower(): value for name, value in headers}
-        length = said.get('content-length', '')
-        if not (length.isascii() and length.isdigit()) or not _PARTICULAR_ANSWER.isdisjoint(said):
+        values = {name.lower(): value for name, value in headers}
+        length = values.get('content-length', '')
+        if not (length.isascii() and length.isdigit()) or not _UNCACHEABLE_RESPONSE_HEADERS.isdisjoint(values):
             return None
-        return int(length) if int(length) <= self._largest_body else None
+        return int(length) if int(length) <= self._max_body_bytes else None
 
 
 def _key(environ: WSGIEnvironment) -> tuple[str, ...]:
@@ -178,49 +186,49 @@ def _key(environ: WSGIEnvironment) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _may_be_kept(target: str) -> bool:
+def _is_cacheable(target: str) -> bool:
     return (
         target.startswith('/')
-        and len(target) <= LONGEST_PATH
+        and len(target) <= MAX_PATH_LENGTH
         and 'password' not in target.lower()
-        and not any(spelling in target for spelling in _ODD)
+        and not any(spelling in target for spelling in _NON_CANONICAL)
     )
 
 
-def pack(told: Told) -> Any:
-    """What JSON can carry of an answer."""
-    return [told.status, told.headers, base64.b64encode(told.body).decode()]
+def pack(response: CachedResponse) -> Any:
+    """A response as JSON types."""
+    return [response.status, response.headers, base64.b64encode(response.body).decode()]
 
 
-def unpack(packed: Any) -> Told:
-    """The answer again. TypeError or ValueError for what is none."""
+def unpack(packed: Any) -> CachedResponse:
+    """The response that ``pack`` packed. TypeError or ValueError for anything else."""
     status, headers, body = packed
     pairs = [(name, value) for name, value in headers]
     if not all(isinstance(text, str) and text.isprintable() for text in (status, *(t for pair in pairs for t in pair))):
-        raise TypeError('a head that is no text')
-    return Told(status, pairs, base64.b64decode(body, validate=True))
+        raise TypeError('status or headers are not text')
+    return CachedResponse(status, pairs, base64.b64decode(body, validate=True))
 
 
-def memory(conf: Any) -> LocalCache:
-    """The memory that the options describe."""
-    behind = None
+def make_cache(conf: Any) -> LocalCache:
+    """The cache that the options describe."""
+    backend = None
     if conf.answer_cache_shared:
-        region = shared.connect(conf.cache_url, longest_s=conf.answer_cache_seconds)
-        behind = region and shared.SharedCache(region, 'answer', pack=pack, unpack=unpack)
+        region = shared.connect(conf.cache_url, max_ttl_s=conf.answer_cache_seconds)
+        backend = region and shared.SharedCache(region, 'answer', pack=pack, unpack=unpack)
     return LocalCache(
         limit=conf.answer_cache_mebibytes << 20,
-        weigh=lambda told: len(told.body) + ENTRY_BYTES,
-        owner=lambda key: str(key[0]),
-        behind=behind,
+        weigh=lambda response: len(response.body) + ENTRY_BYTES,
+        owner_of=lambda key: str(key[0]),
+        backend=backend,
     )
 
 
-def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], CacheAnswersFilter]:
-    """For ``use = egg:metadata_wsgi#cache_answers``."""
+def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], ResponseCacheFilter]:
+    """For ``use = egg:metadata_wsgi#response_cache``."""
     conf = config_files.load(global_conf, [*OPTS, *shared.OPTS])
-    return lambda app: CacheAnswersFilter(
+    return lambda app: ResponseCacheFilter(
         app,
-        memory=memory(conf),
-        seconds=conf.answer_cache_seconds,
-        largest_body=conf.answer_cache_largest_body,
+        cache=make_cache(conf),
+        ttl_s=conf.answer_cache_seconds,
+        max_body_bytes=conf.answer_cache_largest_body,
     )

@@ -1,35 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Session tokens, as AWS has them in IMDSv2: against programs in a guest that fetch URLs for strangers. Off by default.
+"""Session tokens as in AWS's IMDSv2, against SSRF in an instance. Off by default.
 
-A web application that can be talked into fetching ``http://169.254.169.254/...`` (SSRF) gives away what the
-guest is told: keys, passwords. It can seldom be talked into a PUT with a header of its own. So a guest first
-asks ``PUT /latest/api/token`` with ``X-aws-ec2-metadata-token-ttl-seconds`` (1 to 21600), and shows the token
-that it is answered in ``X-aws-ec2-metadata-token`` with whatever else it asks.
+A web application that an attacker can make fetch ``http://169.254.169.254/...`` (SSRF) gives the metadata of its
+instance away: keys, passwords. The attacker can rarely make it send a PUT with a header. So a client first sends
+``PUT /latest/api/token`` with ``X-aws-ec2-metadata-token-ttl-seconds`` (1 to 21600), and sends the token of the
+response in ``X-aws-ec2-metadata-token`` with all other requests.
 
 ==========================================  ==========================================================
-asked                                       answered
+request                                     response
 ==========================================  ==========================================================
-PUT /latest/api/token                       200, the token, and its seconds in the same header
+PUT /latest/api/token                       200, the token, and its TTL in the same header
 ... without the header, or another number   400
-... by a proxy (the guest X-Forwarded-For)  403: an open proxy in the guest must not fetch tokens
-PUT /<version>/api/token                    403: AWS has it under latest only
+... with X-Forwarded-For or Forwarded       403: an open proxy in the instance must not get tokens
+PUT /<version>/api/token                    403: as in AWS, under latest only
 another method on /latest/api/token         405
-anything else with a token that is right    goes on
-... with one that is not, or is too old     401, also where tokens are optional
-... without one                             goes on; 401 where ``required``
+another path with a valid token             passes
+... with an invalid or expired token        401, also where tokens are optional
+... without a token                         passes; 401 where ``required``
 ==========================================  ==========================================================
 
-Tokens are not kept anywhere: each is its own end, sealed (HMAC-SHA256) together with the guest's port. One that
-was stolen is worth nothing at another port, and one made on this host is right on every host that has the same
-``keys``. To replace a key put the new one first on every host, and take the old one out six hours later.
+Tokens are not stored: a token is its expiry time, authenticated (HMAC-SHA256) together with the port of the instance.
+A stolen token is invalid at another port; a valid one is valid on every host with the same ``keys``. To replace a key
+put the new one first on every host, and remove the old one six hours later.
 
-The answer with the token goes over ``hop_limit`` hops, so that a container behind a bridge or a proxy in the guest
-that routes does not receive it; the worker that has the guest's socket sees to that, in one hop and in two. With
-another namespace proxy than ours (haproxy) there is no such limit.
+The response with the token has an IP TTL of ``hop_limit``, so that a container behind a bridge, or a proxy that routes,
+does not receive it. The worker that has the client's socket sets it, in one hop and in two. With another namespace
+proxy than ours (haproxy) there is no such limit.
 
-What ``required`` breaks: cloud-init asks for tokens on AWS only, and of the others hardly any does; such a guest
-gets no metadata at all. Stands behind ``instance``. Nothing of a token is logged or passed on to Nova.
-Reads INSTANCE and FORWARDED.
+With ``required`` clients without support for tokens get no metadata at all: cloud-init requests tokens on AWS only.
+Stands behind ``instance``. No token is logged or sent to Nova. Reads INSTANCE and CLIENT_IS_PROXY.
 """
 
 from __future__ import annotations
@@ -58,27 +57,27 @@ OPTS = [
         'keys',
         secret=True,
         required=True,
-        help='Keys that seal session tokens, the same on all hosts, each of at least 32 characters: the first seals, '
-        'all are accepted.',
+        help='Keys that authenticate session tokens, the same on all hosts, each of at least 32 characters. The first '
+        'makes new tokens, tokens of all are accepted.',
     ),
-    cfg.BoolOpt('required', default=False, help='Answer 401 to a guest that shows no session token.'),
-    cfg.IntOpt(
-        'hop_limit', default=1, min=1, max=255, help='Over how many hops the answer with a session token may go.'
-    ),
+    cfg.BoolOpt('required', default=False, help='Respond 401 to a request without a session token.'),
+    cfg.IntOpt('hop_limit', default=1, min=1, max=255, help='IP TTL of the response with a session token.'),
 ]
 
 PATH = '/latest/api/token'
-LONGEST_S = 21600
-SHORTEST_KEY = 32
+MAX_TTL_S = 21600
+MAX_CLOCK_SKEW_S = 60
+"""A token of a host whose clock is ahead by at most this much is accepted for its whole TTL."""
+MIN_KEY_BYTES = 32
 
 _TOKEN = 'HTTP_X_AWS_EC2_METADATA_TOKEN'  # noqa: S105 (a header's name)
 _TTL = 'HTTP_X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS'
 
 
 class SessionTokenFilter:
-    """Gives tokens, and lets pass who has one. ``clock`` is the wall clock: hosts share the tokens."""
+    """Issues tokens, and checks those of other requests. ``clock`` is the wall clock: tokens are valid on all hosts."""
 
-    REQUIRES = frozenset({environ_keys.INSTANCE, environ_keys.FORWARDED})
+    REQUIRES = frozenset({environ_keys.INSTANCE, environ_keys.CLIENT_IS_PROXY})
     PROVIDES: frozenset[str] = frozenset()
 
     def __init__(
@@ -97,35 +96,44 @@ class SessionTokenFilter:
         self._clock = clock
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer with a token, go on, or answer 401."""
+        """Respond with a token, call the app, or respond 401."""
         instance: environ_keys.Instance = environ[environ_keys.INSTANCE]
-        shown, ttl = environ.pop(_TOKEN, None), environ.pop(_TTL, None)
+        token, ttl = environ.pop(_TOKEN, None), environ.pop(_TTL, None)
         path = posixpath.normpath('/' + environ['PATH_INFO'].lstrip('/'))
         if path == PATH:
-            return self._give(environ, instance, ttl)(environ, start_response)
+            return self._issue(environ, instance, ttl)(environ, start_response)
         if path.endswith('/api/token') and environ['REQUEST_METHOD'] == 'PUT':
-            return error_responses.forbidden('Session tokens are given under latest only.')(environ, start_response)
-        if shown is None and not self._required:
+            return error_responses.forbidden('Session tokens are issued under latest only.')(environ, start_response)
+        if token is None and not self._required:
             return self.app(environ, start_response)
-        if shown is None or not any(opens(key, instance.port_id, shown, self._clock()) for key in self._keys):
+        if token is None or not any(verify_token(key, instance.port_id, token, self._clock()) for key in self._keys):
             return error_responses.unauthorized()(environ, start_response)
         return self.app(environ, start_response)
 
-    def _give(self, environ: WSGIEnvironment, instance: environ_keys.Instance, ttl: str | None) -> WSGIApplication:
+    def _issue(self, environ: WSGIEnvironment, instance: environ_keys.Instance, ttl: str | None) -> WSGIApplication:
         if environ['REQUEST_METHOD'] != 'PUT':
             return error_responses.not_allowed('PUT')
-        if environ[environ_keys.FORWARDED]:
-            return error_responses.forbidden('A session token is not given to a proxy.')
-        if ttl is None or not (ttl.isascii() and ttl.isdigit() and 1 <= int(ttl[:9]) <= LONGEST_S):
+        if environ[environ_keys.CLIENT_IS_PROXY]:
+            return error_responses.forbidden('A session token is not issued to a proxy.')
+        ttl_s = _parse_ttl(ttl)
+        if ttl_s is None:
             return error_responses.bad_request(
-                f'{header_names.TOKEN_TTL} must be there, a number from 1 to {LONGEST_S}.'
+                f'{header_names.TOKEN_TTL} must be there, a number from 1 to {MAX_TTL_S}.'
             )
-        token = seal(self._keys[0], instance.port_id, int(self._clock()) + int(ttl))
-        return _answer(token, int(ttl), self._hop_limit)
+        token = make_token(self._keys[0], instance.port_id, int(self._clock()) + ttl_s)
+        return _token_response(token, ttl_s, self._hop_limit)
 
 
-def _answer(token: str, ttl_s: int, hop_limit: int) -> WSGIApplication:
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+def _parse_ttl(text: str | None) -> int | None:
+    """The TTL in seconds; None for anything but a number from 1 to MAX_TTL_S without superfluous digits."""
+    if text is None or len(text) > len(str(MAX_TTL_S)) or not (text.isascii() and text.isdigit()):
+        return None
+    ttl_s = int(text)
+    return ttl_s if 1 <= ttl_s <= MAX_TTL_S else None
+
+
+def _token_response(token: str, ttl_s: int, hop_limit: int) -> WSGIApplication:
+    def response(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         headers = [
             ('Content-Type', 'text/plain'),
             ('Content-Length', str(len(token))),
@@ -135,35 +143,37 @@ def _answer(token: str, ttl_s: int, hop_limit: int) -> WSGIApplication:
         start_response('200 OK', headers)
         return [token.encode()]
 
-    return answer
+    return response
 
 
-def seal(key: bytes, port_id: str, ends_at_s: int) -> str:
-    """A token for the port: when it ends (8 bytes) and the seal (32 bytes), in base64 without padding."""
-    end = ends_at_s.to_bytes(8, 'big')
-    return base64.urlsafe_b64encode(end + _seal(key, port_id, end)).rstrip(b'=').decode()
+def make_token(key: bytes, port_id: str, expires_at_s: int) -> str:
+    """A token for the port: expiry (8 bytes, seconds since 1970) and HMAC (32 bytes), base64 without padding."""
+    expiry = expires_at_s.to_bytes(8, 'big')
+    return base64.urlsafe_b64encode(expiry + _hmac(key, port_id, expiry)).rstrip(b'=').decode()
 
 
-def opens(key: bytes, port_id: str, token: str, now_s: float) -> bool:
-    """Whether ``token`` was sealed with ``key`` for the port and has not ended."""
+def verify_token(key: bytes, port_id: str, token: str, now_s: float) -> bool:
+    """Whether ``token`` was made with ``key`` for the port, has not expired, and had no longer TTL than MAX_TTL_S."""
     try:
         raw = base64.b64decode(token.encode('ascii') + b'==', altchars=b'-_', validate=True)
     except ValueError:
         return False
-    end, seal_ = raw[:8], raw[8:]
-    return hmac.compare_digest(seal_, _seal(key, port_id, end)) and now_s < int.from_bytes(end, 'big')
+    expiry, digest = raw[:8], raw[8:]
+    if not hmac.compare_digest(digest, _hmac(key, port_id, expiry)):
+        return False
+    return 0 < int.from_bytes(expiry, 'big') - now_s <= MAX_TTL_S + MAX_CLOCK_SKEW_S
 
 
-def _seal(key: bytes, port_id: str, end: bytes) -> bytes:
-    return hmac.new(key, b'session token\0' + end + port_id.encode(), hashlib.sha256).digest()
+def _hmac(key: bytes, port_id: str, expiry: bytes) -> bytes:
+    return hmac.new(key, b'session token\0' + expiry + port_id.encode(), hashlib.sha256).digest()
 
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], SessionTokenFilter]:
     """For ``use = egg:metadata_wsgi#session_token``."""
     conf = config_files.load(global_conf, OPTS, GROUP).session_token
     keys = [key.encode() for key in conf['keys']]
-    if any(len(key) < SHORTEST_KEY for key in keys):
+    if any(len(key) < MIN_KEY_BYTES for key in keys):
         raise ConfigError(
-            f'keys in [{GROUP}]: one is shorter than {SHORTEST_KEY} characters; "openssl rand -hex 32" makes a good one'
+            f'keys in [{GROUP}]: one is shorter than {MIN_KEY_BYTES} characters; "openssl rand -hex 32" makes one'
         )
     return lambda app: SessionTokenFilter(app, keys=keys, required=conf.required, hop_limit=conf.hop_limit)

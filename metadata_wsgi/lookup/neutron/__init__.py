@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is at an address, from the API of Quantum, which is called Neutron today.
+"""Finds instances through the API of Neutron, which Grizzly calls Quantum.
 
-``directory = quantum`` chooses it. Two questions find a guest: which networks has the router, and which
-port on these has the address. The role must be allowed to see every project's ports: ``service`` or
-``admin``. One that may not is answered with empty lists, so that no guest would seem to exist; that is
-found by ``metadata-wsgi check-config`` and logged when the agent starts, and guests are then answered 503, not 404.
+``directory = neutron`` selects it, and so does ``directory = quantum``. A lookup takes two queries: the networks of
+the router, and the port that has the address on one of them. The user's role must be allowed to see every project's
+ports: ``service`` or ``admin``. A role that is not gets empty lists, so that no instance would seem to exist.
+``metadata-wsgi check-config`` and the start of the agent detect that; requests then get 503, not 404.
 
-Credentials are Grizzly's options in ``[DEFAULT]`` (``auth_url``, ``admin_user``, ...), or, where ``[quantum]``
-(or ``[neutron]``) has an ``auth_type``, those of any keystoneauth plugin in that group::
+Credentials are Grizzly's options in ``[DEFAULT]`` (``auth_url``, ``admin_user``, ...), or the options of any
+keystoneauth plugin in ``[neutron]`` (or ``[quantum]``), or those of Neutron itself in ``neutron.conf``. ``options`` has
+the order::
 
-    [quantum]
+    [neutron]
     auth_type = v3applicationcredential
     auth_url = http://keystone:5000/v3
     application_credential_id = ...
@@ -18,21 +19,23 @@ Credentials are Grizzly's options in ``[DEFAULT]`` (``auth_url``, ``admin_user``
     valid_interfaces = internal
     cafile = /etc/ssl/cloud.pem
 
-Each file here has one concern: ``configured`` reads options, ``bounded`` keeps every request within its
-deadline, ``access`` has the token, ``api`` asks, ``lookups`` says what to ask and what an answer means,
-``directory`` puts them together. Nothing that a guest sent goes to Quantum but its address.
+Modules: ``options`` reads the configuration, ``transport`` limits each request to its deadline, ``auth`` holds the
+token, ``ports_api`` lists ports, ``queries`` has the queries and interprets the responses, ``lookup`` combines them.
+Of a client's request only the source address is sent to Neutron.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from metadata_wsgi.lookup.neutron.lookup import NeutronLookup, Sight
-from metadata_wsgi.lookup.neutron.options import GROUP_OPTS, GROUPS, OPTS, connect, read
+from metadata_wsgi.lookup.neutron.lookup import NeutronLookup, VisibilityCheck
+from metadata_wsgi.lookup.neutron.options import GROUP_OPTS, GROUPS, OPTS, make_ports_api, read
+from metadata_wsgi.lookup.protocol import StepCache
 
-__all__ = ['GROUPS', 'GROUP_OPTS', 'OPTS', 'NeutronLookup', 'Sight', 'factory']
+__all__ = ['GROUPS', 'GROUP_OPTS', 'OPTS', 'NeutronLookup', 'VisibilityCheck', 'factory']
 
 
-def factory(global_conf: Mapping[str, str]) -> NeutronLookup:
-    """For ``directory = quantum``. Asks nobody yet: the first guest does, or ``probe``."""
-    return NeutronLookup(connect(read(global_conf)))
+def factory(global_conf: Mapping[str, str], *, networks_cache: StepCache | None = None) -> NeutronLookup:
+    """For ``directory = neutron``. Sends nothing yet: the first lookup does, or ``probe``."""
+    settings = read(global_conf)
+    return NeutronLookup(make_ports_api(settings), networks_cache=networks_cache, credentials=settings.credentials)

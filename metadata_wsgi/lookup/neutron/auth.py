@@ -1,183 +1,299 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The right to ask Quantum: a token and where to ask, fetched once for all threads and renewed early.
+"""The Keystone token and the Neutron endpoint: fetched once for all threads of a worker, renewed early.
 
-keystoneauth fetches them. What is added is what a thousand booting guests need:
+keystoneauth sends the requests. This module adds what a thousand instances that boot at once need:
 
-- A token is renewed ``RENEW_BEFORE_EXPIRY_S`` before its end by one thread while the others go on with the old one, and
-  when Keystone is away the old one stays in use as long as it lasts. (Neutron stops taking a token
-  2 s before its end.)
-- When a token is refused (401), it is renewed once, not once by each thread that met the refusal.
-- A thread waits for another's renewal until its own deadline, no longer.
-- What asking again will not mend, such as a wrong password, is remembered for ``NEGATIVE_CACHE_S``: users get locked
-  out for less than a boot storm of wrong passwords.
+- One thread renews a token ``RENEW_BEFORE_EXPIRY_S`` before it expires; the others use the old one meanwhile. While
+  Keystone is unavailable, or rejects the renewal, the old one stays in use until it expires.
+- A token that Neutron rejects (401) is renewed once, not once by each thread that received a 401.
+- A thread waits for another thread's renewal until its own deadline, no longer.
+- An error that a retry does not repair is cached for ``NEGATIVE_CACHE_S``. After rejected credentials the time doubles
+  with each rejection, up to ``MAX_NEGATIVE_CACHE_S``: Keystone may lock an account after some failed attempts.
+
+How long a token is valid is the difference of Keystone's own two times (``expires_at`` and ``issued_at``), counted on
+the monotonic clock of this host. So the clock of this host may be wrong.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from keystoneauth1 import exceptions
+from keystoneauth1.session import Session
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
-from metadata_wsgi.lookup.neutron.transport import within
+from metadata_wsgi.lookup.neutron.transport import deadline_scope, describe
+from metadata_wsgi.throttle import Throttle
+
+LOG = logging.getLogger(__name__)
 
 RENEW_BEFORE_EXPIRY_S = 120.0
-LAST_S = 5.0
-"""A token's last seconds are not used: clocks differ."""
+EXPIRY_MARGIN_S = 5.0
+"""A token is not used in its last seconds: Neutron rejects it about 2 s before it expires (tried with Neutron 29)."""
 NEGATIVE_CACHE_S = 5.0
-FOREVER_S = float('inf')
+MAX_NEGATIVE_CACHE_S = 300.0
+"""Keystone's ``lockout_duration`` is 1800 s by default where ``lockout_failure_attempts`` is set."""
+MAX_CLOCK_SKEW_S = 30.0
+"""A larger difference to the clock of Keystone is logged once."""
+NEVER_S = float('inf')
 
-AWAY = (
+UNAVAILABLE_ERRORS = (
     exceptions.ConnectionError, exceptions.RetriableConnectionFailure, exceptions.DiscoveryFailure,
     exceptions.InvalidResponse, exceptions.HttpServerError, exceptions.TooManyRequests, exceptions.RequestTimeout,
 )  # fmt: skip
+"""A retry may succeed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointFilter:
+    """Selects Neutron's endpoint in Keystone's catalogue. ``interfaces``: the first that exists is used.
+
+    ``option_names`` are the names of the options for region and interface, for error texts.
+    """
+
+    interfaces: tuple[str, ...]
+    region_name: str | None = None
+    service_type: str = 'network'
+    service_name: str | None = None
+    option_names: tuple[str, str] = ('auth_region', 'endpoint_type')
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Grant:
-    """What a request needs. ``headers`` hold the token and are shown nowhere; ``roles`` is empty without Keystone."""
+class Token:
+    """What a request to Neutron needs. ``headers`` hold the token and are never logged.
+
+    ``roles`` is empty and ``project_id`` None without Keystone. Times are of the authenticator's clock.
+    """
 
     endpoint: str
     headers: Mapping[str, str]
     roles: frozenset[str]
     project_id: str | None
     renew_at_s: float
-    ends_at_s: float
+    expires_at_s: float
+
+    @property
+    def is_from_keystone(self) -> bool:
+        """False for the plugins ``none`` and ``http_basic``."""
+        return self.expires_at_s != NEVER_S
 
     def __repr__(self) -> str:
-        return f'<Grant for {self.endpoint}>'
+        return f'<Token for {self.endpoint}>'
 
 
-class Access:
-    """Keeps the current grant. Shared by all threads of a worker.
+class KeystoneSession(Session):
+    """A keystoneauth session that never authenticates a request itself.
 
-    ``session`` is a keystoneauth session with its plugin. ``where`` says which endpoint of the catalogue:
-    ``service_type``, ``interface`` and so on, as ``Session.get_endpoint`` takes them; ``endpoint`` needs no catalogue.
+    keystoneauth does so if the discovery of Keystone's versions is answered 401, while it holds the lock of the plugin:
+    the thread would wait for itself, past every deadline.
+    """
+
+    def get_auth_headers(self, auth: Any = None, **kwargs: Any) -> Any:
+        """Called by keystoneauth for a request that needs a token."""
+        raise exceptions.DiscoveryFailure('Keystone rejects a request for its versions (401)')
+
+
+class Authenticator:
+    """Holds the current token. Shared by all threads of a worker.
+
+    ``session`` is a keystoneauth session with its plugin. ``endpoint_filter`` selects the endpoint in the catalogue;
+    ``endpoint`` replaces the catalogue.
     """
 
     def __init__(
         self,
         session: Any,
         *,
-        where: Mapping[str, Any],
+        endpoint_filter: EndpointFilter,
         endpoint: str | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._session = session
-        self._where = dict(where)
+        self._endpoint_filter = endpoint_filter
         self._endpoint = endpoint
         self._clock = clock
         self._now = now
-        self._renewing = threading.Lock()
-        self._grant: Grant | None = None
+        self._renewal_lock = threading.Lock()
+        self._token: Token | None = None
         self._renew_at_s = 0.0
-        self._distrusted = ('', 0.0)
+        self._cached_error = ('', 0.0)
+        self._rejections = 0
+        self._renewal_log = Throttle(limits.LOG_INTERVAL_S, clock)
+        self._skew_is_logged = False
 
-    def grant(self, deadline: Deadline, refused: Grant | None = None) -> Grant:
-        """The current grant; another one than ``refused``.
+    def token(self, deadline: Deadline, rejected: Token | None = None) -> Token:
+        """Return the current token, but never ``rejected``.
 
-        Raises LookupUnavailable when Keystone gives none now, InstanceLookupError when it refuses to.
+        Raises LookupUnavailable when Keystone is unavailable, InstanceLookupError when it rejects the credentials.
         """
-        held, now_s = self._grant, self._clock()
-        usable = held if held and held is not refused and now_s < held.ends_at_s else None
-        if usable and now_s < self._renew_at_s:
-            return usable
-        if not self._renewing.acquire(timeout=0.0 if usable else deadline.remaining_s()):
-            if usable:
-                return usable
-            raise LookupUnavailable('the time was over before Keystone had given a token to another request')
+        current, now_s = self._token, self._clock()
+        valid = current if current and current is not rejected and now_s < current.expires_at_s else None
+        if valid and now_s < self._renew_at_s:
+            return valid
+        if not self._renewal_lock.acquire(timeout=0.0 if valid else deadline.remaining_s()):
+            if valid:
+                return valid
+            raise LookupUnavailable('the deadline passed before Keystone had given a token to another request')
         try:
-            return self._renew(deadline, refused)
+            return self._renew(deadline, rejected)
         finally:
-            self._renewing.release()
+            self._renewal_lock.release()
 
-    def distrust(self, grant: Grant, why: str) -> None:
-        """Let go of ``grant`` and answer everybody with ``why`` for a while, before a new one is fetched.
+    def invalidate(self, token: Token, reason: str) -> None:
+        """Discard ``token``. Until a new one may be fetched, every caller gets InstanceLookupError with ``reason``.
 
-        Does nothing while another one is being fetched, which may take longer than who calls has time for.
+        Does nothing while another thread fetches a token: the caller may have no time to wait for it.
         """
-        if not self._renewing.acquire(blocking=False):
+        if not self._renewal_lock.acquire(blocking=False):
             return
         try:
-            if self._grant is grant:
-                self._grant = None
-                self._session.invalidate()
-                self._distrusted = (why, self._clock() + NEGATIVE_CACHE_S)
+            if self._token is token:
+                self._token = None
+                self._cached_error = (reason, self._clock() + NEGATIVE_CACHE_S)
         finally:
-            self._renewing.release()
+            self._renewal_lock.release()
 
-    def _renew(self, deadline: Deadline, refused: Grant | None) -> Grant:
-        held, now_s = self._grant, self._clock()
-        usable = held if held and held is not refused and now_s < held.ends_at_s else None
-        if usable and now_s < self._renew_at_s:
-            return usable
-        why, until_s = self._distrusted
-        if now_s < until_s:
-            raise InstanceLookupError(why)
-        if refused is not None and refused is held and not self._session.invalidate():
+    def _renew(self, deadline: Deadline, rejected: Token | None) -> Token:
+        current, now_s = self._token, self._clock()
+        valid = current if current and current is not rejected and now_s < current.expires_at_s else None
+        if valid and now_s < self._renew_at_s:
+            return valid
+        reason, until_s = self._cached_error
+        if valid is None and now_s < until_s:
+            raise InstanceLookupError(reason)
+        if rejected is not None and rejected is current and not rejected.is_from_keystone:
             raise InstanceLookupError(
-                'Quantum refuses the configured credentials (401), and there is no token to renew'
+                'Neutron rejects the configured credentials (401), and there is no token to renew'
             )
         try:
-            self._grant = self._fetch(deadline)
-        except LookupUnavailable:
-            if usable is None:
-                raise
-            self._renew_at_s = now_s + NEGATIVE_CACHE_S
-            return usable
+            self._token = self._fetch(deadline)
         except InstanceLookupError as error:
-            self._distrusted = (str(error), now_s + NEGATIVE_CACHE_S)
-            raise
-        self._renew_at_s = self._grant.renew_at_s
-        return self._grant
+            pause_s = NEGATIVE_CACHE_S
+            if not isinstance(error, LookupUnavailable):
+                pause_s = self._pause_s()
+                self._cached_error = (str(error), now_s + pause_s)
+            if valid is None:
+                raise
+            self._renew_at_s = now_s + pause_s
+            if self._renewal_log.allow():
+                LOG.warning(
+                    'The token is valid for another %d s and stays in use, but cannot be renewed: %s',
+                    valid.expires_at_s - now_s,
+                    error,
+                )
+            return valid
+        self._rejections = 0
+        self._renew_at_s = self._token.renew_at_s
+        return self._token
 
-    def _fetch(self, deadline: Deadline) -> Grant:
+    def _pause_s(self) -> float:
+        """The time until the next attempt after an error that a retry does not repair."""
+        return min(NEGATIVE_CACHE_S * 2.0 ** max(0, self._rejections - 1), MAX_NEGATIVE_CACHE_S)
+
+    def _fetch(self, deadline: Deadline) -> Token:
         try:
-            with within(deadline):
-                headers = self._session.get_auth_headers()
-                endpoint = self._endpoint or self._session.get_endpoint(skip_discovery=True, **self._where)
-            if headers is None:
-                raise InstanceLookupError('there are no credentials for Quantum in the configuration')
-            if not endpoint:
-                raise InstanceLookupError(f"Keystone's catalogue has no endpoint of {self._sought()}")
-            return self._granted(endpoint, headers)
-        except AWAY as error:
-            raise LookupUnavailable(f'Keystone gives no token now: {_text(error)}') from error
+            with deadline_scope(deadline):
+                return self._fetch_token()
+        except UNAVAILABLE_ERRORS as error:
+            raise LookupUnavailable(f'Keystone gives no token now: {describe(error)}') from error
         except exceptions.Unauthorized as error:
+            self._rejections += 1
             raise InstanceLookupError(
-                'Keystone refuses the credentials (401): compare user, password and project'
+                'Keystone rejects the credentials (401): compare user, password and project'
             ) from error
-        except exceptions.EndpointNotFound as error:
-            raise InstanceLookupError(f'Keystone knows no such Quantum: {_text(error)}') from error
         except exceptions.ClientException as error:
-            raise InstanceLookupError(f'Keystone gives no token: {_text(error)}') from error
+            raise InstanceLookupError(f'Keystone gives no token: {describe(error)}') from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            # keystoneauth takes an answer apart without looking: something else than Keystone spoke.
-            raise LookupUnavailable(f'Keystone answered with something that is no token ({error!r:.100})') from error
+            # keystoneauth parses a response without checks: the response was not Keystone's.
+            raise LookupUnavailable(f'The response of Keystone is not a token ({error!r:.100})') from error
 
-    def _sought(self) -> str:
-        return ', '.join(f'{name} {value}' for name, value in self._where.items() if value)
-
-    def _granted(self, endpoint: str, headers: Mapping[str, str]) -> Grant:
-        token = getattr(self._session.auth, 'auth_ref', None)
-        if token is None:
-            return Grant(endpoint, headers, frozenset(), None, FOREVER_S, FOREVER_S)
-        lasts_s = (token.expires - self._now()).total_seconds()
-        early_s = min(RENEW_BEFORE_EXPIRY_S, lasts_s / 5)
+    def _fetch_token(self) -> Token:
+        # Not Session.get_token(): it compares the token's expiry with the clock of this host, and where that is wrong
+        # every call fetches a token.
+        access_info = self._session.auth.get_auth_ref(self._session)
+        if access_info is None:
+            return self._without_keystone()
+        endpoint = self._endpoint or select_endpoint(access_info.service_catalog, self._endpoint_filter)
+        self._log_clock_skew(access_info.issued)
+        lifetime_s = max(0.0, (access_info.expires - access_info.issued).total_seconds())
+        margin_s = min(RENEW_BEFORE_EXPIRY_S, lifetime_s / 5)
         now_s = self._clock()
-        return Grant(
-            endpoint, headers, frozenset(token.role_names), token.project_id,
-            now_s + lasts_s - early_s, now_s + max(0.0, lasts_s - LAST_S),
+        return Token(
+            endpoint, {'X-Auth-Token': access_info.auth_token}, frozenset(access_info.role_names),
+            access_info.project_id, now_s + lifetime_s - margin_s, now_s + max(0.0, lifetime_s - EXPIRY_MARGIN_S),
         )  # fmt: skip
 
+    def _without_keystone(self) -> Token:
+        headers = self._session.auth.get_headers(self._session)
+        if headers is None:
+            raise InstanceLookupError('there are no credentials for Neutron in the configuration')
+        wanted = self._endpoint_filter
+        endpoint = self._endpoint or self._session.get_endpoint(
+            skip_discovery=True, service_type=wanted.service_type, interface=list(wanted.interfaces)
+        )
+        if not endpoint:
+            raise InstanceLookupError('there is no endpoint of Neutron in the configuration: set endpoint')
+        return Token(endpoint, headers, frozenset(), None, NEVER_S, NEVER_S)
 
-def _text(error: Exception) -> str:
-    """keystoneauth's words without line ends; they have URLs and reasons, no credentials."""
-    return ' '.join(str(error).split())[:300] or type(error).__name__
+    def _log_clock_skew(self, issued: datetime) -> None:
+        skew_s = (self._now() - issued).total_seconds()
+        if abs(skew_s) > MAX_CLOCK_SKEW_S and not self._skew_is_logged:
+            self._skew_is_logged = True
+            LOG.warning(
+                'The clock of this host is %d s %s of the clock of Keystone. Tokens are used correctly nevertheless, '
+                'but times in logs are wrong, and so are times that programs compare: check NTP on both hosts',
+                abs(skew_s),
+                'ahead' if skew_s > 0 else 'behind',
+            )
+
+
+def select_endpoint(catalog: Any, wanted: EndpointFilter) -> str:
+    """Return the URL of the endpoint that ``wanted`` selects in a keystoneauth service catalogue.
+
+    Raises InstanceLookupError that names what the catalogue has: when nothing matches, and when endpoints of several
+    regions match. Their order says nothing, and the Neutron of another region does not know the routers of this one.
+    """
+    found = catalog.get_endpoints_data(service_type=wanted.service_type, service_name=wanted.service_name)
+    endpoints = [entry for entries in found.values() for entry in entries if entry.url]
+    region_option, interface_option = wanted.option_names
+    kind = f'{wanted.service_type} endpoint' + (f' named {wanted.service_name}' if wanted.service_name else '')
+    if not endpoints:
+        raise InstanceLookupError(
+            f"Keystone's catalogue has no {kind}; without a project in the credentials it is empty"
+        )
+    regions = sorted({entry.region_name or '' for entry in endpoints})
+    if wanted.region_name:
+        endpoints = [entry for entry in endpoints if entry.region_name == wanted.region_name]
+        if not endpoints:
+            raise InstanceLookupError(
+                f"Keystone's catalogue has no {kind} in region {wanted.region_name} ({region_option}); "
+                f'it has some in {_list(regions)}'
+            )
+    elif len(regions) > 1:
+        raise InstanceLookupError(
+            f"Keystone's catalogue has {kind}s in the regions {_list(regions)}; set {region_option} to the one of "
+            'this host'
+        )
+    for interface in wanted.interfaces:
+        for entry in endpoints:
+            if entry.interface in (interface, f'{interface}URL'):
+                url: str = entry.url
+                return url
+    interfaces = sorted({str(entry.interface).removesuffix('URL') for entry in endpoints})
+    raise InstanceLookupError(
+        f"Keystone's catalogue has no {kind} with interface {_list(wanted.interfaces)}; it has {_list(interfaces)}: "
+        f'set {interface_option}'
+    )
+
+
+def _list(names: Sequence[str]) -> str:
+    return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))

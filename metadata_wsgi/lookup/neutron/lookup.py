@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory itself: finds instances, and notices when it can see none.
+"""Finds instances through the ports of Neutron, and detects credentials that cannot see them.
 
-A role with too few rights is answered 200 with an empty list, as a router without guests is. So an empty
-result is believed only while it is known, for ``VISIBILITY_CHECK_S``, that ports of other projects can be seen. And only
-with networks of the router that were asked for just now: a network may have been added since.
+The response to credentials with too few rights is 200 with an empty list, the same as for a router without instances.
+So an empty result is accepted (404 for the client) only in two cases, else the lookup fails (503):
+
+- A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has shown ports of other projects.
+- There are none, as in a cloud that is new, and the role is one that may see all by Neutron's default policy, and
+  Neutron shows the interfaces of the source's own router (or any port of its network), which exist: the request came
+  from there.
+
+The networks of the router are then queried, not taken from the cache: a network may have been added since.
 """
 
 from __future__ import annotations
@@ -14,38 +20,41 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError
-from metadata_wsgi.lookup import Remember
 from metadata_wsgi.lookup.neutron import queries
-from metadata_wsgi.lookup.neutron.auth import Grant
+from metadata_wsgi.lookup.neutron.auth import Token
 from metadata_wsgi.lookup.neutron.ports_api import OnQuery
+from metadata_wsgi.lookup.protocol import StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
+from metadata_wsgi.throttle import Throttle
 
 LOG = logging.getLogger(__name__)
 
-VISIBILITY_CHECK_S = 60.0
-SAMPLE = 500
-SEES_ALL = frozenset({'admin', 'service', 'advsvc'})
-"""Roles that Neutron's own policy lets see every project's ports."""
+VISIBILITY_CHECK_INTERVAL_S = 60.0
+SAMPLE_SIZE = 500
+"""Ports that a visibility check queries."""
+ROLES_THAT_SEE_ALL = frozenset({'admin', 'service', 'advsvc'})
+"""Roles that may list every project's ports by Neutron's default policy."""
 
 
-class CurrentGrant(Protocol):
-    """Has the token; :class:`~metadata_wsgi.lookup.neutron.auth.Access` is the real one."""
+class TokenProvider(Protocol):
+    """Holds the token; :class:`~metadata_wsgi.lookup.neutron.auth.Authenticator` is the real one."""
 
-    def grant(self, deadline: Deadline) -> Grant:
-        """The current grant."""
+    def token(self, deadline: Deadline) -> Token:
+        """The current token."""
 
-    def distrust(self, grant: Grant, why: str) -> None:
-        """Let go of it."""
+    def invalidate(self, token: Token, reason: str) -> None:
+        """Discard the token."""
 
 
-class Api(Protocol):
+class PortsClient(Protocol):
     """Lists ports; :class:`~metadata_wsgi.lookup.neutron.ports_api.PortsApi` is the real one."""
 
     @property
-    def access(self) -> CurrentGrant:
-        """Under which right it asks."""
+    def auth(self) -> TokenProvider:
+        """The source of its tokens."""
 
     def ports(
         self, query: queries.Query, deadline: Deadline, on_query: OnQuery, pages: int = ...
@@ -53,109 +62,182 @@ class Api(Protocol):
         """The ports that ``query`` selects."""
 
     def close(self) -> None:
-        """Close the kept connections."""
+        """Close the idle connections."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """What the directory could see when it was asked: ``ports`` of a sample, ``foreign`` of them other projects'."""
+class VisibilityCheck:
+    """Result of a visibility check: a sample of ``ports`` ports, ``foreign`` of them of other projects."""
 
     endpoint: str
     roles: frozenset[str]
     ports: int
     foreign: int
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether ports of other projects are visible. If not, the cloud may have none."""
+        return self.foreign > 0
+
     def __str__(self) -> str:
         roles = ', '.join(sorted(self.roles)) or 'none (no Keystone)'
-        if self.foreign:
-            return f'Quantum at {self.endpoint} shows ports of other projects; roles: {roles}'
-        return f'Quantum at {self.endpoint} has no ports of other projects to show yet; roles: {roles}'
+        if self.is_proven:
+            return f'Neutron at {self.endpoint} shows ports of other projects; roles: {roles}'
+        return (
+            f'Neutron at {self.endpoint} shows no ports of other projects to the roles {roles}: either there are none '
+            'yet, or its policy hides them. The role service needs Neutron 2023.2 or later; admin works with all'
+        )
 
 
 class NeutronLookup:
     """Finds instances through ``api``.
 
-    ``on_query`` may be set: it is told of each query, for explanations. ``remember`` too: it remembers the
-    networks of routers.
+    ``networks_cache`` caches the networks of routers; without it each lookup queries them. ``credentials`` says in one
+    sentence which credentials are used. Two attributes may be set for explanations, by default both log: ``on_query``
+    is called after each query, ``on_other_port`` with a sentence about each port that has the address but belongs to
+    no instance.
     """
 
-    def __init__(self, api: Api, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.on_query: OnQuery = _log
-        self.remember: Remember | None = None
+    def __init__(
+        self,
+        api: PortsClient,
+        *,
+        networks_cache: StepCache | None = None,
+        credentials: str = '',
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.credentials = credentials
+        self.on_query: OnQuery = _log_query
+        self.on_other_port: Callable[[str], object] = self._log_other_port
+        self._networks_cache = networks_cache
         self._api = api
         self._clock = clock
-        self._sees_until_s = 0.0
+        self._visibility: VisibilityCheck | None = None
+        self._visibility_valid_until_s = 0.0
+        self._other_port_log = Throttle(limits.LOG_INTERVAL_S, clock)
 
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
-        """The instances that have the source's address behind its router or on its network.
+        """Return the instances that have the source's address behind its router or on its network.
 
-        Raises LookupUnavailable when Quantum or Keystone is away, InstanceLookupError when it refuses us or
-        shows us nothing.
+        Raises LookupUnavailable when Neutron or Keystone is unavailable, InstanceLookupError when one of them
+        rejects the agent or Neutron shows it no ports.
         """
-        networks, remembered = self._networks(source, deadline)
-        found = self._at(source, networks, deadline)
-        if not found and remembered and self.remember is not None:
-            now = self.remember.other(
-                source.router_id, networks, lambda until: self._ask_networks(source, until), deadline
-            )
-            if set(now) != set(networks):
-                found = self._at(source, now, deadline)
-        if not found and self._clock() >= self._sees_until_s:
-            self.probe(deadline)
+        if source.network_id:
+            networks = [source.network_id]
+            found = self._query_instances(source, networks, deadline)
+        else:
+            found, networks = self._find_behind_router(source, deadline)
+        if not found:
+            self._check_empty_result(source, networks, deadline)
         return found
 
-    def probe(self, deadline: Deadline) -> Sight:
-        """Whether ports of other projects can be seen. InstanceLookupError when they cannot: no guest would be found.
+    def probe(self, deadline: Deadline) -> VisibilityCheck:
+        """Query a sample of ports. InstanceLookupError if the role or the scope of the token cannot see instances.
 
-        An empty cloud shows none either; a role that Neutron's own policy lets see all is then believed.
+        An empty cloud shows no ports of other projects either. Then the result is not proven, but no error.
         """
-        query = (('limit', str(SAMPLE)), ('fields', 'id'), ('fields', 'project_id'), ('fields', 'tenant_id'))
+        query = (('limit', str(SAMPLE_SIZE)), ('fields', 'id'), ('fields', 'project_id'), ('fields', 'tenant_id'))
         ports = self._api.ports(query, deadline, self.on_query, pages=1)
-        grant = self._api.access.grant(deadline)
-        foreign = sum((port.get('project_id') or port.get('tenant_id')) != grant.project_id for port in ports)
-        sight = Sight(grant.endpoint, grant.roles, len(ports), foreign)
-        if not foreign and len(ports) < SAMPLE and grant.roles and not grant.roles & SEES_ALL:
-            why = (
-                f'Quantum shows no port of any other project to the roles {", ".join(sorted(grant.roles))}; '
-                'give the user the role service (or admin) in its project'
+        token = self._api.auth.token(deadline)
+        foreign = sum((port.get('project_id') or port.get('tenant_id')) != token.project_id for port in ports)
+        result = VisibilityCheck(token.endpoint, token.roles, len(ports), foreign)
+        reason = '' if foreign or len(ports) >= SAMPLE_SIZE else _blindness(token)
+        if reason:
+            # A token keeps the roles that it was issued with. So a new one is fetched soon.
+            self._api.auth.invalidate(token, reason)
+            raise InstanceLookupError(reason)
+        self._visibility = result
+        self._visibility_valid_until_s = self._clock() + VISIBILITY_CHECK_INTERVAL_S
+        return result
+
+    def _check_empty_result(self, source: Source, networks: list[str], deadline: Deadline) -> None:
+        """Raise InstanceLookupError unless it is known that the source would be visible."""
+        result = self._visibility
+        if result is None or self._clock() >= self._visibility_valid_until_s:
+            result = self.probe(deadline)
+        if result.is_proven:
+            return
+        if source.network_id:
+            is_visible = bool(
+                self._api.ports(queries.any_port_query(source.network_id), deadline, self.on_query, pages=1)
             )
-            # A token keeps the roles it was made with, so a new one is fetched before long.
-            self._api.access.distrust(grant, why)
-            raise InstanceLookupError(why)
-        self._sees_until_s = self._clock() + VISIBILITY_CHECK_S
-        return sight
+        else:
+            is_visible = bool(networks)
+        if not is_visible:
+            place = f'network {source.network_id}' if source.network_id else f'router {source.router_id}'
+            raise InstanceLookupError(f'Neutron shows no port of {place}, which sent a request. {result}')
 
     def close(self) -> None:
-        """Close the kept connections."""
+        """Close the idle connections."""
         self._api.close()
 
-    def _networks(self, source: Source, deadline: Deadline) -> tuple[list[str], bool]:
-        """The networks on which the source may be, and whether they are remembered ones."""
-        asked = []
+    def _find_behind_router(self, source: Source, deadline: Deadline) -> tuple[tuple[Instance, ...], list[str]]:
+        """The instances that match, and all networks of the router."""
+        router, cached = self._router_networks(source, deadline)
+        networks = queries.networks_behind(router, source.interface)
+        found = self._query_instances(source, networks, deadline)
+        if not found and cached and self._networks_cache is not None:
+            router = self._networks_cache.refresh(
+                source.router_id, router, lambda until: self._query_router(source, until), deadline
+            )
+            current = queries.networks_behind(router, source.interface)
+            if set(current) != set(networks):
+                found = self._query_instances(source, current, deadline)
+        return found, queries.networks_behind(router, None)
 
-        def ask(until: Deadline) -> list[str]:
-            asked.append(source)
-            return self._ask_networks(source, until)
+    def _router_networks(self, source: Source, deadline: Deadline) -> tuple[list[queries.RouterNetwork], bool]:
+        """The interfaces and networks of the router, and whether they come from the cache."""
+        if self._networks_cache is None:
+            return self._query_router(source, deadline), False
+        cached = True
 
-        if source.network_id:
-            return [source.network_id], False
-        if self.remember is None:
-            return ask(deadline), False
-        networks: list[str] = self.remember(source.router_id, ask, deadline)
-        return networks, not asked
+        def query(until: Deadline) -> list[queries.RouterNetwork]:
+            nonlocal cached
+            cached = False
+            return self._query_router(source, until)
 
-    def _ask_networks(self, source: Source, deadline: Deadline) -> list[str]:
-        query = queries.networks_of(source.router_id or '')
-        return queries.network_ids(self._api.ports(query, deadline, self.on_query))
+        router: list[queries.RouterNetwork] = self._networks_cache(source.router_id, query, deadline)
+        return router, cached
 
-    def _at(self, source: Source, networks: list[str], deadline: Deadline) -> tuple[Instance, ...]:
+    def _query_router(self, source: Source, deadline: Deadline) -> list[queries.RouterNetwork]:
+        query = queries.router_ports_query(source.router_id or '')
+        return queries.router_networks(self._api.ports(query, deadline, self.on_query))
+
+    def _query_instances(self, source: Source, networks: list[str], deadline: Deadline) -> tuple[Instance, ...]:
         ports = [
             port
-            for query in queries.at(source.address, networks)
+            for query in queries.ports_queries(source.address, networks)
             for port in self._api.ports(query, deadline, self.on_query)
         ]
-        return queries.instances_at(source.address, frozenset(networks), ports)
+        found = queries.matching_instances(source.address, frozenset(networks), ports)
+        if not found:
+            for port in queries.other_ports(source.address, frozenset(networks), ports):
+                self.on_other_port(
+                    f'port {port.get("id")} on network {port.get("network_id")} has the address {source.address}, but '
+                    f'belongs to no instance: device_owner {port.get("device_owner")!r}, '
+                    f'device_id {port.get("device_id")!r}'
+                )
+        return found
+
+    def _log_other_port(self, text: str) -> None:
+        if self._other_port_log.allow():
+            LOG.info('No instance is at the address of a request: %s', text)
 
 
-def _log(query: str, seconds: float, count: int) -> None:
+def _blindness(token: Token) -> str:
+    """Why ``token`` cannot see instances of other projects, by its scope and roles; '' if it may be able to."""
+    if token.is_from_keystone and token.project_id is None:
+        return (
+            'the token has no project (system scope, or none), and Neutron shows no ports to it; '
+            'set the project of the user (admin_tenant_name, project_name)'
+        )
+    if token.roles and not token.roles & ROLES_THAT_SEE_ALL:
+        return (
+            f'Neutron shows no port of any other project to the roles {", ".join(sorted(token.roles))}; '
+            'give the user the role service (or admin) in its project'
+        )
+    return ''
+
+
+def _log_query(query: str, seconds: float, count: int) -> None:
     LOG.debug('%d ports from %s in %.1f ms', count, query, seconds * 1000)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask Quantum for ports: ``GET <endpoint>/v2.0/ports?...``, and tell what is wrong now from what stays wrong.
+"""``GET <endpoint>/v2.0/ports?...``: the port list of Neutron, with temporary and permanent errors told apart.
 
-Away (asked again by the caller): no connection, no answer in time, 408, 429, 5xx, an answer that is no
-list of ports. Wrong: 401 with a new token too, 403, 404, a redirect (followed, it would carry the token
-to wherever it points). No text has a token or the body of an answer in it.
+Temporary (LookupUnavailable; the caller retries): no connection, no response in time, 408, 429, 5xx, a response that
+is not a list of ports. Permanent (InstanceLookupError): 401 with a new token too, 403, 404, a redirect (it is not
+followed: the token would go to its target). No error text contains a token or the body of a response.
 """
 
 from __future__ import annotations
@@ -18,93 +18,93 @@ from keystoneauth1 import exceptions
 
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
-from metadata_wsgi.lookup.neutron.auth import Access, Grant
+from metadata_wsgi.lookup.neutron.auth import Authenticator, Token
 from metadata_wsgi.lookup.neutron.queries import FIELDS, Port, Query
-from metadata_wsgi.lookup.neutron.transport import within
+from metadata_wsgi.lookup.neutron.transport import deadline_scope, describe
 
-PAGES = 100
-"""A server that limits its pages gives at most this many for one question."""
-AGAIN = frozenset({408, 425, 429})
+MAX_PAGES = 100
+"""Of one query, where the server limits the size of a page."""
+RETRYABLE_STATUSES = frozenset({408, 425, 429})
+"""Beside every 5xx."""
 HEADERS = {'Accept': 'application/json', 'Accept-Encoding': 'identity'}
 
 OnQuery = Callable[[str, float, int], object]
-"""Told of each query: what was asked, seconds, how many ports came."""
+"""Called after each query with its URL, its duration in seconds and the number of ports."""
 
 
 class PortsApi:
-    """Asks for ports with at most ``connections`` questions at once. Shared by all threads of a worker."""
+    """Lists ports, at most ``connections`` queries at a time. Shared by all threads of a worker."""
 
-    def __init__(self, session: Any, access: Access, *, connections: int) -> None:
+    def __init__(self, session: Any, auth: Authenticator, *, connections: int) -> None:
         self._session = session
-        self._free = threading.BoundedSemaphore(connections)
-        self.access = access
+        self._slots = threading.BoundedSemaphore(connections)
+        self.auth = auth
 
-    def ports(self, query: Query, deadline: Deadline, on_query: OnQuery, pages: int = PAGES) -> list[Port]:
-        """All ports that ``query`` selects, or those of the first ``pages`` pages if that is not PAGES.
+    def ports(self, query: Query, deadline: Deadline, on_query: OnQuery, pages: int = MAX_PAGES) -> list[Port]:
+        """Return all ports that ``query`` selects, or those of the first ``pages`` pages if that is not MAX_PAGES.
 
         Raises LookupUnavailable or InstanceLookupError, before ``deadline``.
         """
         found: list[Port] = []
         for _ in range(pages):
-            since_s = time.monotonic()
-            body = self._page(query, deadline)
+            started_s = time.monotonic()
+            body = self._get_page(query, deadline)
             found += body['ports']
-            on_query(f'GET /v2.0/ports?{urlencode(query)}', time.monotonic() - since_s, len(body['ports']))
-            following = _next(body)
-            if not following:
+            on_query(f'GET /v2.0/ports?{urlencode(query)}', time.monotonic() - started_s, len(body['ports']))
+            next_query = _next_page_query(body)
+            if not next_query:
                 return found
-            query = following
-        if pages == PAGES:
+            query = next_query
+        if pages == MAX_PAGES:
             raise InstanceLookupError(
-                f'Quantum answered one question with more than {PAGES} pages; raise its page size'
+                f'The response of Neutron to one query has more than {MAX_PAGES} pages; raise its page size'
             )
         return found
 
     def close(self) -> None:
-        """Close the kept connections."""
+        """Close the idle connections."""
         self._session.session.close()
 
-    def _page(self, query: Query, deadline: Deadline) -> dict[str, Any]:
-        grant = self.access.grant(deadline)
-        response = self._get(grant, query, deadline)
+    def _get_page(self, query: Query, deadline: Deadline) -> dict[str, Any]:
+        token = self.auth.token(deadline)
+        response = self._get(token, query, deadline)
         if response.status_code == 401:
-            grant = self.access.grant(deadline, refused=grant)
-            response = self._get(grant, query, deadline)
+            token = self.auth.token(deadline, rejected=token)
+            response = self._get(token, query, deadline)
         status = response.status_code
         if status == 401:
-            why = 'Quantum refuses a new token too (401): does it ask the same Keystone?'
-            self.access.distrust(grant, why)
-            raise InstanceLookupError(why)
-        if status >= 500 or status in AGAIN:
-            raise LookupUnavailable(f'Quantum at {grant.endpoint} answered {status}')
+            reason = 'Neutron rejects a new token too (401): does it use the same Keystone?'
+            self.auth.invalidate(token, reason)
+            raise InstanceLookupError(reason)
+        if status >= 500 or status in RETRYABLE_STATUSES:
+            raise LookupUnavailable(f'Neutron at {token.endpoint} answered {status}')
         if status != 200:
-            raise InstanceLookupError(f'Quantum at {grant.endpoint} answered {status}')
-        return _checked(response, grant)
+            raise InstanceLookupError(f'Neutron at {token.endpoint} answered {status}')
+        return _parse_ports(response, token)
 
-    def _get(self, grant: Grant, query: Query, deadline: Deadline) -> Any:
-        url = f'{_versioned(grant.endpoint)}/ports?{urlencode(query)}'
-        if not self._free.acquire(timeout=deadline.remaining_s()):
-            raise LookupUnavailable('the time was over before Quantum had answered other questions')
+    def _get(self, token: Token, query: Query, deadline: Deadline) -> Any:
+        url = f'{_with_version(token.endpoint)}/ports?{urlencode(query)}'
+        if not self._slots.acquire(timeout=deadline.remaining_s()):
+            raise LookupUnavailable('the deadline passed before Neutron had answered earlier queries')
         try:
-            with within(deadline):
+            with deadline_scope(deadline):
                 return self._session.get(
-                    url, headers={**HEADERS, **grant.headers}, authenticated=False, raise_exc=False, redirect=False,
+                    url, headers={**HEADERS, **token.headers}, authenticated=False, raise_exc=False, redirect=False,
                     log=False,
                 )  # fmt: skip
         except exceptions.ClientException as error:
-            reason = type(error).__name__
-            raise LookupUnavailable(f'Quantum at {grant.endpoint} gave no answer ({reason})') from error
+            raise LookupUnavailable(f'Neutron at {token.endpoint} gave no response: {describe(error)}') from error
         finally:
-            self._free.release()
+            self._slots.release()
 
 
-def _versioned(endpoint: str) -> str:
-    """The catalogue's URLs have no version; those that operators write may have one."""
-    bare = endpoint.rstrip('/')
-    return bare if bare.endswith('/v2.0') else bare + '/v2.0'
+def _with_version(endpoint: str) -> str:
+    """The URLs of a catalogue have no version; an operator's ``endpoint_override`` may have one."""
+    base = endpoint.rstrip('/')
+    return base if base.endswith('/v2.0') else base + '/v2.0'
 
 
-def _checked(response: Any, grant: Grant) -> dict[str, Any]:
+def _parse_ports(response: Any, token: Token) -> dict[str, Any]:
     try:
         body = response.json()
         if all(_is_port(port) for port in body['ports']) and all(
@@ -113,11 +113,11 @@ def _checked(response: Any, grant: Grant) -> dict[str, Any]:
             return body
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
-    raise LookupUnavailable(f'Quantum at {grant.endpoint} answered 200 with something that is no list of ports')
+    raise LookupUnavailable(f'The response of Neutron at {token.endpoint} is not a list of ports (status 200)')
 
 
 def _is_port(port: Any) -> bool:
-    """Whether what is there of a port is what it should be; a question may have asked for a few of its fields only."""
+    """Whether the fields have the right types. A query may have selected only some of the fields."""
     texts = all(isinstance(port[field] or '', str) for field in FIELDS if field in port and field != 'fixed_ips')
     addresses = all(isinstance(fixed['ip_address'], str) for fixed in port.get('fixed_ips') or ())
     return texts and addresses and bool(port.get('network_id') or port.get('id'))
@@ -127,8 +127,8 @@ def _is_link(link: Any) -> bool:
     return isinstance(link.get('rel', ''), str) and isinstance(urlsplit(link.get('href', '')).query, str)
 
 
-def _next(body: dict[str, Any]) -> Query:
-    """What the next page is asked with. Only the query counts: the host stays ours, whatever the link says."""
+def _next_page_query(body: dict[str, Any]) -> Query:
+    """The query of the next page, () on the last one. Only the query of the link is used: the host stays the same."""
     for link in body.get('ports_links', ()):
         if link.get('rel') == 'next':
             return tuple(parse_qsl(urlsplit(link.get('href', '')).query))

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to ask Quantum, and which ports of an answer are guests. Pure: knows no HTTP.
+"""The queries for ports, and which ports of a response belong to instances. Pure functions, no HTTP.
 
-Facts, tried against Neutron 29:
+Facts, tried with Neutron 29:
 
-- Without ``network_id`` an address is every tenant's; so no question is asked for no networks.
-- A filter that is repeated means "or"; ``fixed_ips=ip_address=<address>`` compares text, so IPv6 must be
-  lower case and compressed; with a wrong key in the place of ``ip_address`` every port comes back. So
-  each port of an answer is compared again here.
-- 80 networks in one URL pass, 100 are refused with 414.
-- A router's own ports and a DHCP server's have the addresses of a network too: guests are only those
-  whose owner is Nova.
+- Without ``network_id`` a query for an address matches every tenant's ports. So there is no query without networks.
+- A repeated filter means "or". ``fixed_ips=ip_address=<address>`` compares text, so IPv6 must be lower case and
+  compressed. With an unknown key instead of ``ip_address`` every port is returned. So each port of a response is
+  checked again here.
+- 80 networks in one URL are accepted, 100 are refused with 414.
+- The ports of routers and DHCP servers have addresses of a network too. Only a port whose owner is Nova or Ironic
+  belongs to an instance.
 """
 
 from __future__ import annotations
@@ -23,68 +23,107 @@ from metadata_wsgi.net.addresses import normalize_ip
 from metadata_wsgi.pipeline.environ_keys import Instance
 
 Query = tuple[tuple[str, str], ...]
-"""(name, value) pairs of a URL; a name may stand there repeatedly."""
+"""(name, value) pairs of a URL; a name may be repeated."""
 Port = Mapping[str, Any]
-"""A port as the API gives it."""
+"""A port as the API returns it."""
 
-ROUTER_INTERFACES = (
+ROUTER_INTERFACE_OWNERS = (
     'network:router_interface',
     'network:router_interface_distributed',
     'network:ha_router_replicated_interface',
 )
-"""What a router's port to a network is owned by; the others are DVR's and HA routers' (bug 1353271)."""
+"""``device_owner`` of a router's port on a network. The last two are those of DVR and HA routers (bug 1353271)."""
 
-GUESTS = ('compute:', 'baremetal:')
-"""How the owner of a guest's port begins; what follows is the availability zone."""
+INSTANCE_OWNERS = ('compute:', 'baremetal:')
+"""Prefixes of the ``device_owner`` of an instance's port. The availability zone follows."""
 
 FIELDS = (
     'id', 'device_id', 'device_owner', 'project_id', 'tenant_id', 'network_id', 'mac_address', 'fixed_ips',
     'created_at',
 )  # fmt: skip
-NETWORKS_AT_ONCE = 50
+MAX_NETWORKS_PER_QUERY = 50
+INTERFACE_ID_LENGTH = 11
+"""The L3 agent names a router's interface ``qr-`` and this many characters of its port's id."""
+
+RouterNetwork = tuple[str, str]
+"""An interface of a router and the id of its network."""
 
 
-def networks_of(router_id: str) -> Query:
-    """The question for a router's ports to its networks, of whatever kind the router is."""
-    owners = tuple(('device_owner', owner) for owner in ROUTER_INTERFACES)
-    return (('device_id', router_id), *owners, ('fields', 'network_id'))
+def router_ports_query(router_id: str) -> Query:
+    """The query for a router's ports on its networks, for every kind of router."""
+    owners = tuple(('device_owner', owner) for owner in ROUTER_INTERFACE_OWNERS)
+    return (('device_id', router_id), *owners, ('fields', 'id'), ('fields', 'network_id'))
 
 
-def network_ids(ports: Iterable[Port]) -> list[str]:
-    """The networks of ``ports``, each once: a dual-stack router has two ports on one network."""
-    return list(dict.fromkeys(port['network_id'] for port in ports if port.get('network_id')))
+def router_networks(ports: Iterable[Port]) -> list[RouterNetwork]:
+    """The interfaces and networks of a router, from its ``ports``."""
+    return [
+        (f'qr-{(port.get("id") or "")[:INTERFACE_ID_LENGTH]}', port['network_id'])
+        for port in ports
+        if port.get('network_id')
+    ]
 
 
-def at(address: str, networks: Sequence[str]) -> Iterator[Query]:
-    """The questions for the ports that have ``address`` on one of ``networks``: none for no networks.
+def networks_behind(router: Iterable[RouterNetwork], interface: str | None) -> list[str]:
+    """The networks of a router without duplicates (a dual-stack router has two ports on one network).
 
-    A link-local address that is made of a MAC is asked for by that: Quantum does not know it.
+    With ``interface`` only the network of that interface; none for an unknown interface.
+    """
+    return list(dict.fromkeys(network for name, network in router if interface in (None, name)))
+
+
+def any_port_query(network_id: str) -> Query:
+    """The query for one port, of any owner, on a network."""
+    return (('network_id', network_id), ('limit', '1'), ('fields', 'id'))
+
+
+def ports_queries(address: str, networks: Sequence[str]) -> Iterator[Query]:
+    """The queries for the ports that have ``address`` on one of ``networks``; none without networks.
+
+    A link-local address that contains a MAC is queried by the MAC: Neutron does not know the address.
     """
     mac = mac_in(address)
-    wanted = ('mac_address', mac) if mac else ('fixed_ips', f'ip_address={normalize_ip(address)}')
+    address_filter = ('mac_address', mac) if mac else ('fixed_ips', f'ip_address={normalize_ip(address)}')
     fields = tuple(('fields', field) for field in FIELDS)
-    for first in range(0, len(networks), NETWORKS_AT_ONCE):
-        batch = tuple(('network_id', network) for network in networks[first : first + NETWORKS_AT_ONCE])
-        yield (*batch, wanted, *fields)
+    for first in range(0, len(networks), MAX_NETWORKS_PER_QUERY):
+        batch = tuple(('network_id', network) for network in networks[first : first + MAX_NETWORKS_PER_QUERY])
+        yield (*batch, address_filter, *fields)
 
 
-def instances_at(address: str, networks: Collection[str], ports: Iterable[Port]) -> tuple[Instance, ...]:
-    """The instances whose port is among ``ports`` and really has ``address`` on one of ``networks``.
+def matching_instances(address: str, networks: Collection[str], ports: Iterable[Port]) -> tuple[Instance, ...]:
+    """The instances of those ``ports`` that really have ``address`` on one of ``networks``.
 
-    An instance that fits twice is given once; one instance id under two projects is two, since a tenant
-    may write another's instance id on a port of its own (bug 1235450).
+    An instance that matches twice is returned once. One instance id in two projects is two instances: a tenant may
+    set another tenant's instance id on its own port (bug 1235450).
     """
     found: dict[tuple[str, str], Instance] = {}
     for port in ports:
         project_id = port.get('project_id') or port.get('tenant_id')
-        if project_id and port.get('device_id') and port.get('network_id') in networks and _is_guest(port, address):
+        if project_id and port.get('device_id') and port.get('network_id') in networks and _is_match(port, address):
             instance = Instance(port['device_id'], project_id, port.get('id') or '', _created_at_s(port))
             found.setdefault((instance.instance_id, instance.project_id), instance)
     return tuple(found.values())
 
 
+def other_ports(address: str, networks: Collection[str], ports: Iterable[Port]) -> list[Port]:
+    """Those ``ports`` that have ``address`` on one of ``networks`` but belong to no instance.
+
+    For example the port of a trunk's VLAN (``trunk:subport``), of a container (``kuryr:container``), or one that Nova
+    has not bound yet.
+    """
+    return [
+        port
+        for port in ports
+        if port.get('network_id') in networks
+        and _has_address(port, address)
+        and not (
+            port.get('device_id') and _belongs_to_instance(port) and (port.get('project_id') or port.get('tenant_id'))
+        )
+    ]
+
+
 def _created_at_s(port: Port) -> float | None:
-    """When the port was created; None where Quantum has no timestamps (Grizzly's), or none that we can read."""
+    """When the port was created, in seconds since 1970; None where the API has no (valid) timestamp, as Grizzly's."""
     try:
         created = datetime.fromisoformat(port['created_at'])
     except (KeyError, TypeError, ValueError):
@@ -92,16 +131,23 @@ def _created_at_s(port: Port) -> float | None:
     return (created if created.tzinfo else created.replace(tzinfo=UTC)).timestamp()
 
 
-def _is_guest(port: Port, address: str) -> bool:
-    if not (port.get('device_owner') or '').startswith(GUESTS):
-        return False
+def _is_match(port: Port, address: str) -> bool:
+    """Whether ``port`` belongs to an instance and has ``address``."""
+    return _belongs_to_instance(port) and _has_address(port, address)
+
+
+def _belongs_to_instance(port: Port) -> bool:
+    return (port.get('device_owner') or '').startswith(INSTANCE_OWNERS)
+
+
+def _has_address(port: Port, address: str) -> bool:
     mac = mac_in(address)
     if mac:
         return str(port.get('mac_address')).lower() == mac
-    return normalize_ip(address) in {_canonical(fixed['ip_address']) for fixed in port.get('fixed_ips') or ()}
+    return normalize_ip(address) in {_normalize_or_none(fixed['ip_address']) for fixed in port.get('fixed_ips') or ()}
 
 
-def _canonical(text: str) -> str | None:
+def _normalize_or_none(text: str) -> str | None:
     try:
         return normalize_ip(text)
     except ValueError:

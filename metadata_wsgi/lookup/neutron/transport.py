@@ -1,45 +1,141 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No request of a session outlives the deadline of the lookup that needs it, and no answer is endless.
+"""Every request to Keystone and Neutron ends before the deadline of the lookup that needs it, with a bounded response.
 
-keystoneauth sends requests of its own (discovery, tokens, redirects) and passes one fixed timeout, which
-requests applies to each single wait for bytes. So the deadline is set around the call (``within``), and
-this adapter, through which every request goes, gives each wait what is left of it.
+keystoneauth sends requests of its own (discovery, tokens, redirects) with one fixed timeout, which requests applies
+to each single read. So the caller sets the deadline around the call (``deadline_scope``), and this adapter, which
+sends every request, limits each connect and each read to the time that remains. Name resolution and the addresses of
+a name are inside the deadline too (``net.resolver``).
+
+:func:`make_session` reads nothing from the environment: no proxy (``http_proxy``, ``ALL_PROXY``), no ``~/.netrc``, no
+``REQUESTS_CA_BUNDLE``. Keystone and Neutron are on the management network, as Nova is, to which no proxy is used
+either. The CA certificates are those of this machine (:func:`machine_ca_store`), not those of the package certifi.
 """
 
 from __future__ import annotations
 
 import io
+import os
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import requests
 import urllib3
 from keystoneauth1.session import TCPKeepAliveAdapter
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.net import resolver
 
-LONGEST_ANSWER = 16 << 20
-"""In bytes. A thousand ports with our fields are 0.4 MB."""
-PIECE = 1 << 16
+if TYPE_CHECKING:
+    import socket
 
-# One for each thread and greenlet. There is no argument of keystoneauth's that reaches a token request.
+MAX_RESPONSE_BYTES = 16 << 20
+"""A thousand ports with the fields of our queries are 0.4 MB."""
+CHUNK_BYTES = 1 << 16
+
+# One value for each thread and greenlet. No argument of keystoneauth's reaches a token request.
 _DEADLINE: ContextVar[Deadline] = ContextVar('metadata_wsgi.lookup.neutron.transport')
 
 
 @contextmanager
-def within(deadline: Deadline) -> Iterator[None]:
-    """Requests of this thread (or greenlet) inside the block end before ``deadline``."""
-    before = _DEADLINE.set(deadline)
+def deadline_scope(deadline: Deadline) -> Iterator[None]:
+    """Requests that this thread (or greenlet) sends inside the block end before ``deadline``."""
+    previous = _DEADLINE.set(deadline)
     try:
         yield
     finally:
-        _DEADLINE.reset(before)
+        _DEADLINE.reset(previous)
 
 
-class BoundedAdapter(TCPKeepAliveAdapter):
-    """Sends requests within the deadline around the call; reads the whole answer before it returns."""
+def make_session(connections: int) -> requests.Session:
+    """Return a session with a pool of ``connections`` connections to each host."""
+    session = requests.Session()
+    session.trust_env = False
+    for scheme in ('http://', 'https://'):
+        session.mount(scheme, DeadlineAdapter(pool_maxsize=connections))
+    return session
+
+
+def machine_ca_store() -> str:
+    """Path of the CA certificates of this machine, a file or a directory: those that OpenSSL uses, as for Nova.
+
+    ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace them. Where there are none, the path of the missing file.
+    """
+    paths = ssl.get_default_verify_paths()
+    return paths.cafile or paths.capath or paths.openssl_cafile
+
+
+def describe(error: BaseException) -> str:
+    """Return the reason of ``error`` of requests or keystoneauth on one line: the text of its innermost cause.
+
+    It contains host names and addresses, no URLs, credentials or tokens.
+    """
+    cause: BaseException = error
+    seen = {id(error)}
+    while inner := _inner(cause):
+        if id(inner) in seen:
+            break
+        seen.add(id(inner))
+        cause = inner
+    text = ' '.join(str(cause).split())[:300] or type(cause).__name__
+    if 'CERTIFICATE_VERIFY_FAILED' in text or isinstance(cause, ssl.SSLCertVerificationError):
+        text += (
+            '; auth_ca_cert (or cafile beside the credentials) names the CA certificates, '
+            'by default those of this machine are used'
+        )
+    return text
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    inner = getattr(error, 'reason', None)  # of urllib3's MaxRetryError
+    if not isinstance(inner, BaseException):
+        inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    # What is not about the connection is another error that was being handled.
+    return inner if isinstance(inner, OSError | urllib3.exceptions.HTTPError) else None
+
+
+class _ConnectionMixin:
+    """Opens the connection with the resolver of the package, within the deadline of the scope."""
+
+    def _new_conn(self: Any) -> socket.socket:
+        try:
+            sock: socket.socket = resolver.SHARED.connect(self._dns_host, self.port, _remaining_s(_DEADLINE.get()))
+        except OSError as error:
+            reason = OSError(f'no connection to {self.host} port {self.port}: {error.strerror or error}')
+            kind = ConnectTimeoutError if isinstance(error, TimeoutError) else NewConnectionError
+            raise kind(self, str(reason)) from reason
+        for option in self.socket_options or ():
+            sock.setsockopt(*option)
+        sock.settimeout(_remaining_s(_DEADLINE.get()))
+        return sock
+
+
+class _HttpConnection(_ConnectionMixin, urllib3.connection.HTTPConnection):
+    pass
+
+
+class _HttpsConnection(_ConnectionMixin, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection
+
+
+class DeadlineAdapter(TCPKeepAliveAdapter):
+    """Sends requests within the deadline of the scope; reads the whole response before it returns."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        """Called by requests: make the pools use the connections of this module."""
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {'http': _HttpPool, 'https': _HttpsPool}
 
     def send(
         self,
@@ -50,13 +146,18 @@ class BoundedAdapter(TCPKeepAliveAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Raises requests' exceptions; Timeout when the deadline is over. ``stream`` and ``timeout`` have no say."""
+        """Raises the exceptions of requests; Timeout after the deadline. ``stream`` and ``timeout`` are ignored."""
         deadline = _DEADLINE.get()
+        if isinstance(verify, str) and not os.path.exists(verify) and (request.url or '').startswith('https:'):
+            # requests would raise OSError, which keystoneauth does not translate.
+            raise requests.exceptions.SSLError(
+                f'there are no CA certificates at {verify}; name a file of them in auth_ca_cert', request=request
+            )
         response: requests.Response = super().send(
-            request, stream=True, timeout=_left_s(deadline), verify=verify, cert=cert, proxies=proxies
+            request, stream=True, timeout=_remaining_s(deadline), verify=verify, cert=cert, proxies=proxies
         )
         try:
-            response.raw = io.BytesIO(_body(response.raw, deadline))
+            response.raw = io.BytesIO(_read_body(response.raw, deadline))
         except urllib3.exceptions.TimeoutError as error:
             raise requests.exceptions.ReadTimeout(error, request=request) from error
         except urllib3.exceptions.HTTPError as error:
@@ -64,30 +165,30 @@ class BoundedAdapter(TCPKeepAliveAdapter):
         return response
 
 
-def _left_s(deadline: Deadline) -> float:
-    left_s = deadline.remaining_s()
-    if not left_s:
-        raise requests.exceptions.ReadTimeout('the deadline is over')
-    return left_s
+def _remaining_s(deadline: Deadline) -> float:
+    remaining_s = deadline.remaining_s()
+    if not remaining_s:
+        raise requests.exceptions.ReadTimeout('the deadline passed')
+    return remaining_s
 
 
-def _body(raw: urllib3.response.BaseHTTPResponse, deadline: Deadline) -> bytes:
-    """All of it; a connection on which something remains unread is not used again."""
-    pieces: list[bytes] = []
+def _read_body(raw: urllib3.response.BaseHTTPResponse, deadline: Deadline) -> bytes:
+    """Read the whole body. A connection with unread bytes is closed, not reused."""
+    chunks: list[bytes] = []
     length = 0
     try:
         while True:
-            connected = getattr(raw.connection, 'sock', None)
-            if connected is not None:
-                connected.settimeout(_left_s(deadline))
-            piece = raw.read1(PIECE, decode_content=True)
-            if not piece:
-                return b''.join(pieces)
-            _left_s(deadline)
-            pieces.append(piece)
-            length += len(piece)
-            if length > LONGEST_ANSWER:
-                raise requests.exceptions.ConnectionError(f'the answer is longer than {LONGEST_ANSWER} bytes')
+            sock = getattr(raw.connection, 'sock', None)
+            if sock is not None:
+                sock.settimeout(_remaining_s(deadline))
+            chunk = raw.read1(CHUNK_BYTES, decode_content=True)
+            if not chunk:
+                return b''.join(chunks)
+            _remaining_s(deadline)
+            chunks.append(chunk)
+            length += len(chunk)
+            if length > MAX_RESPONSE_BYTES:
+                raise requests.exceptions.ConnectionError(f'the response is longer than {MAX_RESPONSE_BYTES} bytes')
     except BaseException:
         raw.close()
         raise

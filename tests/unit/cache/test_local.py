@@ -2,9 +2,9 @@
 import pytest
 
 from metadata_wsgi.cache.local import MAX_ENTRIES_PER_OWNER, LocalCache, Ttl
-from tests.fakes import FakeBehind, FakeClock
+from tests.fakes import FakeBackend, FakeClock
 
-LIVES = Ttl(10.0, 60.0)
+TTL = Ttl(10.0, 60.0)
 
 
 @pytest.fixture
@@ -13,113 +13,156 @@ def clock():
 
 
 @pytest.fixture
-def memory(clock):
+def cache(clock):
     return LocalCache(limit=100, clock=clock)
 
 
-def test_an_entry_is_fresh_then_usable_then_gone(memory, clock):
-    memory.keep('k', 'v', LIVES)
+def test_an_entry_is_fresh_then_stale_then_expired(cache, clock):
+    cache.set('k', 'v', TTL)
     clock.sleep(9.9)
-    assert memory.fresh('k').value == 'v'
+    assert cache.fresh('k').value == 'v'
     clock.sleep(0.1)
-    assert memory.fresh('k') is None
-    assert memory.usable('k').value == 'v'
+    assert cache.fresh('k') is None
+    assert cache.stale_ok('k').value == 'v'
     clock.sleep(50)
-    assert memory.usable('k') is None
+    assert cache.stale_ok('k') is None
 
 
-def test_what_is_forgotten_is_not_even_usable(memory):
-    memory.keep('k', 'v', LIVES)
-    memory.forget('k')
-    assert memory.fresh('k') is None
-    assert memory.usable('k') is None
+def test_a_deleted_entry_is_not_served_stale(cache):
+    cache.set('k', 'v', TTL)
+    cache.delete('k')
+    assert cache.fresh('k') is None
+    assert cache.stale_ok('k') is None
 
 
-def test_the_oldest_goes_when_it_is_full(clock):
-    memory = LocalCache(limit=2, clock=clock)
-    memory.keep('a', 1, LIVES)
-    memory.keep('b', 1, LIVES)
-    memory.keep('a', 2, LIVES)
-    memory.keep('c', 1, LIVES)
-    assert [memory.fresh(key) is not None for key in 'abc'] == [True, False, True]
+def test_the_oldest_entry_is_evicted_at_the_limit(clock):
+    cache = LocalCache(limit=2, clock=clock)
+    cache.set('a', 1, TTL)
+    cache.set('b', 1, TTL)
+    cache.set('a', 2, TTL)
+    cache.set('c', 1, TTL)
+    assert [cache.fresh(key) is not None for key in 'abc'] == [True, False, True]
 
 
-def test_it_is_full_by_weight(clock):
-    memory = LocalCache(limit=10, weigh=len, clock=clock)
-    memory.keep('a', b'12345', LIVES)
-    memory.keep('b', b'123456', LIVES)
-    assert memory.fresh('a') is None
-    assert memory.fresh('b').value == b'123456'
-    memory.keep('c', b'1' * 11, LIVES)
-    assert memory.fresh('c') is None
-    assert len(memory) == 1
+def test_the_limit_counts_weight(clock):
+    cache = LocalCache(limit=10, weigh=len, clock=clock)
+    cache.set('a', b'12345', TTL)
+    cache.set('b', b'123456', TTL)
+    assert cache.fresh('a') is None
+    assert cache.fresh('b').value == b'123456'
+    cache.set('c', b'1' * 11, TTL)
+    assert cache.fresh('c') is None
+    assert len(cache) == 1
 
 
-def test_one_owner_pushes_out_its_own_entries_only(clock):
-    memory = LocalCache(limit=10**6, owner=lambda key: key[0], clock=clock)
-    memory.keep(('quiet', 0), 'v', LIVES)
+def test_an_owner_evicts_its_own_entries_only(clock):
+    cache = LocalCache(limit=10**6, owner_of=lambda key: key[0], clock=clock)
+    cache.set(('quiet', 0), 'v', TTL)
     for number in range(MAX_ENTRIES_PER_OWNER + 5):
-        memory.keep(('loud', number), 'v', LIVES)
-    assert memory.fresh(('quiet', 0)) is not None
-    assert memory.fresh(('loud', 4)) is None
-    assert memory.fresh(('loud', 5)) is not None
-    assert len(memory) == MAX_ENTRIES_PER_OWNER + 1
+        cache.set(('loud', number), 'v', TTL)
+    assert cache.fresh(('quiet', 0)) is not None
+    assert cache.fresh(('loud', 4)) is None
+    assert cache.fresh(('loud', 5)) is not None
+    assert len(cache) == MAX_ENTRIES_PER_OWNER + 1
 
 
-def test_the_second_who_asks_does_not_lead(memory):
-    flight, leads = memory.join('k')
-    same, follows = memory.join('k')
+def test_single_flight_the_second_request_does_not_lead(cache):
+    flight, leads = cache.join('k')
+    same, follows = cache.join('k')
     assert (leads, follows, same is flight) == (True, False, True)
-    memory.leave('k', flight)
+    cache.leave('k', flight)
     assert same.wait(0)
-    assert memory.join('k')[1]
+    assert cache.join('k')[1]
 
 
-def test_who_was_overtaken_by_forget_changes_nothing(memory):
-    """It may have asked before whatever made somebody forget."""
-    early, _ = memory.join('k')
-    memory.forget('k')
-    memory.keep('k', 'old', LIVES, flight=early)
-    assert memory.fresh('k') is None
-    late, leads = memory.join('k')
+def test_single_flight_a_load_that_began_before_delete_is_not_stored(cache):
+    """It may have read the source before the change that caused the delete."""
+    early, _ = cache.join('k')
+    cache.delete('k')
+    cache.set('k', 'old', TTL, flight=early)
+    assert cache.fresh('k') is None
+    late, leads = cache.join('k')
     assert leads
-    memory.leave('k', early)
-    memory.keep('k', 'new', LIVES, flight=late)
-    assert memory.fresh('k').value == 'new'
+    cache.leave('k', early)
+    cache.set('k', 'new', TTL, flight=late)
+    assert cache.fresh('k').value == 'new'
 
 
-def test_the_memory_behind_hears_of_changes_and_is_asked_last(clock):
-    behind = FakeBehind()
-    memory = LocalCache(limit=100, behind=behind, clock=clock)
-    memory.keep('k', 'v', LIVES)
-    assert behind.entries == {'k': ('v', 0.0, LIVES)}
-    assert memory.fetch('k').value == 'v'
-    assert behind.asked == []
-    memory.forget('k')
-    assert behind.entries == {}
-    assert memory.fetch('k') is None
-    assert behind.asked == ['k']
+def test_the_backend_is_written_on_change_and_read_on_a_miss(clock):
+    backend = FakeBackend()
+    cache = LocalCache(limit=100, backend=backend, clock=clock)
+    cache.set('k', 'v', TTL)
+    assert backend.entries == {'k': ('v', 0.0, TTL)}
+    assert cache.fetch('k').value == 'v'
+    assert backend.reads == []
+    cache.delete('k')
+    assert backend.entries == {}
+    assert cache.fetch('k') is None
+    assert backend.reads == ['k']
 
 
-def test_what_comes_from_behind_keeps_its_age(clock):
-    memory = LocalCache(limit=100, behind=FakeBehind(k=('v', 7.0, LIVES)), clock=clock)
-    assert memory.fetch('k').value == 'v'
+def test_an_entry_from_the_backend_keeps_its_age(clock):
+    cache = LocalCache(limit=100, backend=FakeBackend(k=('v', 7.0, TTL)), clock=clock)
+    assert cache.fetch('k').value == 'v'
     clock.sleep(2.9)
-    assert memory.fresh('k').value == 'v'
+    assert cache.fresh('k').value == 'v'
     clock.sleep(0.2)
-    assert memory.fresh('k') is None
+    assert cache.fresh('k') is None
 
 
-def test_what_comes_from_behind_too_old_is_usable_at_most(clock):
-    memory = LocalCache(limit=100, behind=FakeBehind(k=('v', 11.0, LIVES)), clock=clock)
-    assert memory.fetch('k') is None
-    assert memory.usable('k').value == 'v'
+def test_an_old_entry_from_the_backend_is_stale(clock):
+    cache = LocalCache(limit=100, backend=FakeBackend(k=('v', 11.0, TTL)), clock=clock)
+    assert cache.fetch('k') is None
+    assert cache.stale_ok('k').value == 'v'
 
 
-def test_an_older_entry_behind_does_not_replace_ours(clock):
-    memory = LocalCache(limit=100, behind=FakeBehind(k=('theirs', 30.0, LIVES)), clock=clock)
-    memory.keep('k', 'ours', LIVES)
-    memory._behind.entries['k'] = ('theirs', 30.0, LIVES)
+def test_an_older_entry_of_the_backend_does_not_replace_the_local_one(clock):
+    cache = LocalCache(limit=100, backend=FakeBackend(k=('theirs', 30.0, TTL)), clock=clock)
+    cache.set('k', 'ours', TTL)
+    cache._backend.entries['k'] = ('theirs', 30.0, TTL)
     clock.sleep(12)
-    assert memory.fetch('k') is None
-    assert memory.usable('k').value == 'ours'
+    assert cache.fetch('k') is None
+    assert cache.stale_ok('k').value == 'ours'
+
+
+class CallbackBackend(FakeBackend):
+    """Calls ``during`` in the middle of each call, as another request's delete may come."""
+
+    def __init__(self, **entries):
+        super().__init__(**entries)
+        self.during = lambda: None
+
+    def get(self, key):
+        found = super().get(key)
+        self.during()
+        return found
+
+    def set(self, key, value, ttl):
+        self.during()
+        super().set(key, value, ttl)
+
+
+def test_delete_between_check_and_store_of_a_load_is_not_undone(clock):
+    """The weight is calculated between the two."""
+    cache = LocalCache(limit=100, weigh=lambda value: cache.delete('k') or 1, clock=clock)
+    flight, _ = cache.join('k')
+    cache.set('k', 'old', TTL, flight=flight)
+    assert cache.stale_ok('k') is None
+
+
+def test_delete_during_a_write_to_the_backend_is_not_undone(clock):
+    backend = CallbackBackend()
+    cache = LocalCache(limit=100, backend=backend, clock=clock)
+    backend.during = lambda: cache.delete('k')
+    flight, _ = cache.join('k')
+    cache.set('k', 'old', TTL, flight=flight)
+    assert (cache.stale_ok('k'), backend.entries) == (None, {})
+
+
+def test_delete_during_a_read_of_the_backend_is_not_undone(clock):
+    backend = CallbackBackend(k=('old', 1.0, TTL))
+    cache = LocalCache(limit=100, backend=backend, clock=clock)
+    backend.during = lambda: cache.delete('k')
+    flight, _ = cache.join('k')
+    assert cache.fetch('k', flight=flight) is None
+    assert cache.stale_ok('k') is None

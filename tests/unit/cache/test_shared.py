@@ -9,11 +9,11 @@ from metadata_wsgi.cache.local import Ttl
 from metadata_wsgi.errors import ConfigError
 from tests.fakes import FakeClock
 
-LIVES = Ttl(10.0, 60.0)
+TTL = Ttl(10.0, 60.0)
 
 
 class Region:
-    """What a region of dogpile.cache is to us; raises ``fault`` while there is one."""
+    """A region of dogpile.cache; raises ``fault`` while it is set."""
 
     def __init__(self):
         self.entries, self.calls, self.fault = {}, 0, None
@@ -40,7 +40,7 @@ class Server:
     def __init__(self):
         self.clock, self.wall, self.region = FakeClock(), FakeClock(1.7e9), Region()
 
-    def connect(self, kind='lookup'):
+    def client(self, kind='lookup'):
         return shared.SharedCache(self.region, kind, pack=list, unpack=tuple, clock=self.clock, now=self.wall)
 
 
@@ -49,33 +49,33 @@ def server():
     return Server()
 
 
-def test_what_one_puts_another_gets_with_its_age(server):
-    server.connect().put(('10.1.1.2', 'r'), ('a', 'b'), LIVES)
+def test_an_entry_is_read_by_another_client_with_its_age(server):
+    server.client().set(('10.1.1.2', 'r'), ('a', 'b'), TTL)
     server.wall.sleep(4)
-    value, age_s, lives = server.connect().get(('10.1.1.2', 'r'))
-    assert (value, lives) == (('a', 'b'), LIVES)
+    value, age_s, ttl = server.client().get(('10.1.1.2', 'r'))
+    assert (value, ttl) == (('a', 'b'), TTL)
     assert age_s == pytest.approx(4.0, abs=0.001)
 
 
-def test_kinds_are_apart_and_keys_are_hashed(server):
-    server.connect('lookup').put(('10.1.1.2', 'r'), 'a', LIVES)
-    assert server.connect('answer').get(('10.1.1.2', 'r')) is None
+def test_kinds_are_separate_and_keys_are_hashed(server):
+    server.client('lookup').set(('10.1.1.2', 'r'), 'a', TTL)
+    assert server.client('answer').get(('10.1.1.2', 'r')) is None
     (key,) = server.region.entries
     assert key.startswith('metadata_wsgi:lookup:')
     assert '10.1.1.2' not in key
     assert len(key) < 250
 
 
-def test_keys_that_are_written_alike_are_not_alike(server):
-    server.connect().put(('a', 'b c'), 'v', LIVES)
-    assert server.connect().get(('a b', 'c')) is None
+def test_keys_with_the_same_text_are_different_keys(server):
+    server.client().set(('a', 'b c'), 'v', TTL)
+    assert server.client().get(('a b', 'c')) is None
 
 
-def test_what_is_forgotten_is_gone(server):
-    one = server.connect()
-    one.put('k', 'v', LIVES)
-    one.forget('k')
-    assert server.connect().get('k') is None
+def test_a_deleted_entry_is_gone(server):
+    one = server.client()
+    one.set('k', 'v', TTL)
+    one.delete('k')
+    assert server.client().get('k') is None
 
 
 @pytest.mark.parametrize(
@@ -88,29 +88,29 @@ def test_what_is_forgotten_is_gone(server):
     ],
     ids=str,
 )  # fmt: skip
-def test_what_is_no_entry_or_from_the_future_is_not_there(server, stored):
-    one = server.connect()
-    one.put('k', 'v', LIVES)
+def test_an_invalid_entry_or_one_from_the_future_is_ignored(server, stored):
+    one = server.client()
+    one.set('k', 'v', TTL)
     (key,) = server.region.entries
     server.region.entries[key] = json.dumps(stored)
     assert one.get('k') is None
 
 
-def test_a_server_that_is_away_is_nothing_found_and_one_line_in_the_log(server, caplog):
-    one = server.connect()
+def test_an_unavailable_server_is_a_miss_and_one_log_line(server, caplog):
+    one = server.client()
     server.region.fault = OSError('refused')
     for _ in range(5):
         assert one.get('k') is None
-        one.put('k', 'v', LIVES)
-        one.forget('k')
+        one.set('k', 'v', TTL)
+        one.delete('k')
     assert server.region.calls == 1
     assert [record.getMessage() for record in caplog.records] == [
-        'The shared cache is away, so each worker goes by its own: refused'
+        'The shared cache is unavailable, each worker uses its own: refused'
     ]
 
 
-def test_one_looks_whether_it_is_back_then_all_ask_again(server):
-    one = server.connect()
+def test_retry_by_one_request_then_by_all(server):
+    one = server.client()
     server.region.fault = OSError('refused')
     one.get('k')
     server.clock.sleep(shared.RETRY_AFTER_FAILURE_S)
@@ -119,25 +119,25 @@ def test_one_looks_whether_it_is_back_then_all_ask_again(server):
     assert server.region.calls == 2
     server.clock.sleep(shared.RETRY_AFTER_FAILURE_S)
     server.region.fault = None
-    one.put('k', 'v', LIVES)
-    one.put('l', 'v', LIVES)
+    one.set('k', 'v', TTL)
+    one.set('l', 'v', TTL)
     assert one.get('k')[0] == ('v',)
     assert server.region.calls == 5
 
 
-def test_values_travel_as_json():
+def test_values_are_stored_as_json():
     region = make_region(serializer=shared._dumps, deserializer=json.loads).configure('dogpile.cache.memory')
     with pytest.raises(TypeError):
         region.set('k', object())
 
 
-def test_a_pickle_from_the_server_stays_bytes():
-    assert shared._Bytes().deserialize('k', b'\x80\x04N.', 1) == b'\x80\x04N.'
+def test_a_pickle_from_the_server_is_not_loaded():
+    assert shared._BytesSerde().deserialize('k', b'\x80\x04N.', 1) == b'\x80\x04N.'
 
 
-def test_by_default_nothing_is_shared():
-    assert shared.connect('memory://', longest_s=10) is None
-    assert shared.connect('memory://?default_ttl=5', longest_s=10) is None
+def test_by_default_there_is_no_shared_cache():
+    assert shared.connect('memory://', max_ttl_s=10) is None
+    assert shared.connect('memory://?default_ttl=5', max_ttl_s=10) is None
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_by_default_nothing_is_shared():
     ],
 )
 def test_memcached_by_url(url, servers):
-    backend = shared.connect(url, longest_s=310.2).backend
+    backend = shared.connect(url, max_ttl_s=310.2).backend
     assert backend.url == servers
     assert backend.set_arguments == {'expire': 316}
     assert backend.client is backend.client
@@ -158,12 +158,12 @@ def test_memcached_by_url(url, servers):
 
 @pytest.mark.parametrize('url', ['redis://h:6379/0', 'rediss://h:6379/0', 'unix:///run/redis.sock'])
 def test_redis_by_url(url):
-    backend = shared.connect(url, longest_s=10).backend
+    backend = shared.connect(url, max_ttl_s=10).backend
     assert backend.redis_expiration_time == 15
     assert backend.writer_client.connection_pool.connection_kwargs['socket_timeout'] == shared.TIMEOUT_S
 
 
 @pytest.mark.parametrize('url', ['10.0.0.1:11211', 'mongodb://h', '', 'memcached'])
-def test_another_url_is_refused_without_showing_it(url):
+def test_an_unknown_url_is_refused_without_showing_it(url):
     with pytest.raises(ConfigError, match='cache_url has the scheme'):
-        shared.connect(url, longest_s=10)
+        shared.connect(url, max_ttl_s=10)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator may say to attach, detach and attached, and what is said back."""
+"""Options and output of attach, detach and attached."""
 
 import argparse
 import os
@@ -10,8 +10,8 @@ import pytest
 
 from metadata_wsgi.cli import attach
 from metadata_wsgi.errors import ConfigError, NetnsError
-from metadata_wsgi.netns.attachment_status import Attached
-from metadata_wsgi.netns.target import Place
+from metadata_wsgi.netns.attachment_status import AttachmentStatus
+from metadata_wsgi.netns.target import AttachTarget
 
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
 
@@ -22,42 +22,42 @@ def parse(*argv):
     return parser.parse_args(argv)
 
 
-def test_a_router_needs_nothing_but_its_id():
+def test_attach_defaults():
     args = parse('attach', '--router-id', UUID)
     assert (args.metadata_port, args.internal_interfaces, args.mark) == (9697, 'qr-+', '0x1/0xffff')
     assert args.no_wait is False
     assert args.mode is None
-    assert attach._places(args) == [Place('router', UUID, f'qrouter-{UUID}')]
+    assert attach._targets(args) == [AttachTarget('router', UUID, f'qrouter-{UUID}')]
 
 
-def test_a_network_and_a_namespace_of_another_name():
-    assert attach._places(parse('attach', '--network-id', UUID)) == [Place('network', UUID, f'qdhcp-{UUID}')]
-    (place,) = attach._places(parse('detach', '--network-id', UUID, '--namespace', 'mine'))
-    assert place.namespace == 'mine'
+def test_network_and_namespace_options():
+    assert attach._targets(parse('attach', '--network-id', UUID)) == [AttachTarget('network', UUID, f'qdhcp-{UUID}')]
+    (target,) = attach._targets(parse('detach', '--network-id', UUID, '--namespace', 'mine'))
+    assert target.namespace == 'mine'
 
 
 @pytest.mark.parametrize(
-    ('argv', 'words'),
+    ('argv', 'message'),
     [
         (['attach'], 'one of the arguments --router-id --network-id --file is required'),
         (['attach', '--router-id', UUID, '--network-id', UUID], 'not allowed with argument'),
         (['detach', '--all', '--router-id', UUID], 'not allowed with argument'),
         (['attach', '--router-id', UUID, '--mode', 'two_hop'], "invalid choice: 'two_hop'"),
-        (['attach', '--router-id', '../etc'], "'../etc' is no id"),
+        (['attach', '--router-id', '../etc'], "'../etc' is not an id"),
         (['attach', '--router-id', '-x'], 'expected one argument'),
-        (['attach', '--router-id', UUID, '--metadata-port', '65536'], 'it is a number from 1 to 65535'),
-        (['attach', '--router-id', UUID, '--internal-interfaces', 'qr-+ -j ACCEPT'], 'is no interface name'),
-        (['attach', '--router-id', UUID, '--internal-interfaces', 'a-name-too-long+'], 'is no interface name'),
+        (['attach', '--router-id', UUID, '--metadata-port', '65536'], 'a port is a number from 1 to 65535'),
+        (['attach', '--router-id', UUID, '--internal-interfaces', 'qr-+ -j ACCEPT'], 'is not an interface name'),
+        (['attach', '--router-id', UUID, '--internal-interfaces', 'a-name-too-long+'], 'is not an interface name'),
     ],
 )
-def test_a_wrong_command_line_ends_with_2_and_says_what_is_wrong(argv, words, capsys):
+def test_wrong_command_line_exits_with_2_and_a_message(argv, message, capsys):
     with pytest.raises(SystemExit) as exit_:
         parse(*argv)
     assert exit_.value.code == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_flags_win_over_the_file_and_the_socket_follows_the_state_path(tmp_path):
+def test_flags_override_the_config_file_and_the_socket_follows_the_state_path(tmp_path):
     file = tmp_path / 'agent.ini'
     file.write_text('[DEFAULT]\nstate_path = /from/file\n')
     common = ['attached', '--config-file', str(file)]
@@ -66,9 +66,11 @@ def test_flags_win_over_the_file_and_the_socket_follows_the_state_path(tmp_path)
     assert attach._paths(parse(*common, '--metadata-proxy-socket', '/s')) == ('/from/file', '/s')
 
 
-def test_the_table_says_below_a_line_what_is_wrong_with_it():
-    whole = Attached('qrouter-aaaa', 'aaaa', 'router', 12, 9697, 'yes', ())
-    half = Attached(None, 'bbbbbb', 'network', None, 80, 'no', ('there is no namespace qdhcp-bbbbbb', 'no proxy runs'))
+def test_table_shows_problems_below_the_row():
+    whole = AttachmentStatus('qrouter-aaaa', 'aaaa', 'router', 12, 9697, 'yes', ())
+    half = AttachmentStatus(
+        None, 'bbbbbb', 'network', None, 80, 'no', ('there is no namespace qdhcp-bbbbbb', 'no proxy runs')
+    )
     assert attach.table([whole, half]) == (
         'KIND     ID      NAMESPACE     MODE     PID  PORT  RULES\n'
         'router   aaaa    qrouter-aaaa  process  12   9697  yes\n'
@@ -78,12 +80,12 @@ def test_the_table_says_below_a_line_what_is_wrong_with_it():
     )
 
 
-def test_a_note_is_told_from_a_problem():
-    noted = Attached('qdhcp-aaaa', 'aaaa', 'network', 12, 80, 'yes', (), ('another has it',))
+def test_table_shows_notes_with_a_dash():
+    noted = AttachmentStatus('qdhcp-aaaa', 'aaaa', 'network', 12, 80, 'yes', (), ('another has it',))
     assert attach.table([noted]).splitlines()[2:] == ['    - another has it']
 
 
-def test_nobody_but_root_is_told_so_in_one_sentence():
+def test_without_root_the_error_is_one_line():
     code = (
         'import argparse, os, sys\n'
         'from metadata_wsgi.cli import attach\n'
@@ -97,11 +99,11 @@ def test_nobody_but_root_is_told_so_in_one_sentence():
     environ = {name: value for name, value in os.environ.items() if not name.startswith('COVERAGE')}
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False, env=environ)
     assert (done.returncode, done.stdout) == (1, '')
-    assert done.stderr == 'metadata-wsgi: namespaces and rules can only be reached by root; run it with sudo\n'
+    assert done.stderr == 'metadata-wsgi: only root can enter namespaces and change rules; run it with sudo\n'
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='the sentence of somebody who is not root comes first: run it as root')
-def test_what_cannot_be_done_is_one_sentence_and_1(tmp_path, capsys):
+def test_failure_is_one_line_and_exit_code_1(tmp_path, capsys):
     args = parse('attach', '--router-id', UUID, '--state-path', str(tmp_path))
     assert args.run(args) == 1
     out, err = capsys.readouterr()
@@ -112,54 +114,54 @@ def test_what_cannot_be_done_is_one_sentence_and_1(tmp_path, capsys):
     assert 'none.ini is no file' in capsys.readouterr().err
 
 
-def test_many_are_named_by_repeating_or_in_a_list(tmp_path):
+def test_targets_from_repeated_options_or_a_file(tmp_path):
     again = parse('attach', '--router-id', 'aaaa', '--router-id', 'bbbb', '--router-id', 'aaaa')
-    assert [place.uuid for place in attach._places(again)] == ['aaaa', 'bbbb']
+    assert [target.uuid for target in attach._targets(again)] == ['aaaa', 'bbbb']
     listed = tmp_path / 'list'
     listed.write_text('# all of them\nrouter aaaa\n\n  network bbbb mine  # elsewhere\nrouter aaaa\n')
-    assert attach._places(parse('detach', '--file', str(listed))) == [
-        Place('router', 'aaaa', 'qrouter-aaaa'),
-        Place('network', 'bbbb', 'mine'),
+    assert attach._targets(parse('detach', '--file', str(listed))) == [
+        AttachTarget('router', 'aaaa', 'qrouter-aaaa'),
+        AttachTarget('network', 'bbbb', 'mine'),
     ]
 
 
 @pytest.mark.parametrize(
-    ('text', 'words'),
+    ('text', 'message'),
     [
         ('router aaaa\naaaa\n', 'line 2: it is "router ID" or "network ID"'),
         ('subnet aaaa\n', 'line 1'),
         ('router aaaa ns more\n', 'line 1'),
-        ('router ../etc\n', "line 1: '../etc' is no id"),
+        ('router ../etc\n', "line 1: '../etc' is not an id"),
     ],
 )
-def test_a_line_that_cannot_be_is_named(tmp_path, text, words):
+def test_invalid_line_of_the_file_is_named(tmp_path, text, message):
     listed = tmp_path / 'list'
     listed.write_text(text)
-    with pytest.raises(ConfigError, match=words):
-        attach._places(parse('attach', '--file', str(listed)))
+    with pytest.raises(ConfigError, match=message):
+        attach._targets(parse('attach', '--file', str(listed)))
     with pytest.raises(ConfigError, match='cannot be read'):
-        attach._places(parse('attach', '--file', str(tmp_path / 'none')))
+        attach._targets(parse('attach', '--file', str(tmp_path / 'none')))
 
 
-def test_one_namespace_is_not_that_of_many(tmp_path):
-    for words in (['--router-id', 'aaaa', '--router-id', 'bbbb'], ['--file', str(tmp_path)]):
+def test_namespace_option_needs_a_single_target(tmp_path):
+    for message in (['--router-id', 'aaaa', '--router-id', 'bbbb'], ['--file', str(tmp_path)]):
         with pytest.raises(ConfigError, match='for one router or network'):
-            attach._places(parse('attach', '--namespace', 'mine', *words))
+            attach._targets(parse('attach', '--namespace', 'mine', *message))
 
 
 @pytest.mark.parametrize('error', [NetnsError('not this one'), OSError('not this one')])
-def test_those_that_fail_do_not_keep_the_others_from_it_and_are_named_at_the_end(capsys, error):
-    places = [Place.of('router', f'{number:04}') for number in range(20)]
-    failing = [places[7], places[11]]
+def test_failed_targets_do_not_stop_the_others_and_are_listed_last(capsys, error):
+    targets = [AttachTarget.of('router', f'{number:04}') for number in range(20)]
+    failing = [targets[7], targets[11]]
 
-    def act(place):
-        if place in failing:
+    def act(target):
+        if target in failing:
             raise error
-        return place.uuid
+        return target.uuid
 
-    assert attach._each(places, act, concurrency=4) == failing
+    assert attach._run_and_print(targets, act, concurrency=4) == failing
     out, err = capsys.readouterr()
-    assert out.split() == [place.uuid for place in places if place not in failing]
+    assert out.split() == [target.uuid for target in targets if target not in failing]
     assert err.splitlines() == [
         'metadata-wsgi: router 0007: not this one',
         'metadata-wsgi: router 0011: not this one',
@@ -167,16 +169,16 @@ def test_those_that_fail_do_not_keep_the_others_from_it_and_are_named_at_the_end
     ]
 
 
-def test_of_one_the_sentence_is_enough(capsys):
-    def act(place):
+def test_single_failed_target_prints_only_the_error(capsys):
+    def act(target):
         raise NetnsError('not this one')
 
-    place = Place.of('router', '0007')
-    assert attach._each([place], act, concurrency=4) == [place]
+    target = AttachTarget.of('router', '0007')
+    assert attach._run_and_print([target], act, concurrency=4) == [target]
     assert capsys.readouterr().err == 'metadata-wsgi: not this one\n'
 
 
-def test_rules_are_copied_for_many_and_not_for_a_few():
-    assert attach._for_many(3) == ()
-    rules = attach._for_many(4, port=9000)
+def test_bulk_rules_are_used_from_the_threshold_on():
+    assert attach._bulk_rules(3) == ()
+    rules = attach._bulk_rules(4, port=9000)
     assert any('9000' in str(rule) for rule in rules)

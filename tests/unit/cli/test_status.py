@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``status`` says of the keeper and of what is attached; of real ones: tests/e2e and tests/netns."""
+"""The output of ``status`` for the keeper and for attachments. With real ones: tests/e2e and tests/netns."""
 
 import os
 import socket
@@ -8,11 +8,11 @@ import pytest
 
 from metadata_wsgi.cli import status
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.netns.target import NOBODY_SERVES, Kept, Place
+from metadata_wsgi.netns.target import NO_WORKER, AttachTarget, KeeperEntry
 
 
-class Keeper:
-    """What a keeper says; it refuses where ``refusal`` is given."""
+class FakeKeeper:
+    """The keeper's state; with ``refusal`` it raises that error."""
 
     def __init__(self, *kept, workers=None, refusal=''):
         self._kept = list(kept)
@@ -29,55 +29,57 @@ class Keeper:
 
 
 def kept(uuid, mode='shared', workers=0):
-    return Kept(Place.of('router', uuid), mode, 9697, ('',), workers)
+    return KeeperEntry(AttachTarget.of('router', uuid), mode, 9697, ('',), workers)
 
 
 @pytest.fixture
 def state_path(tmp_path):
-    """With a socket where the keeper is asked."""
+    """A state path in which the keeper's socket exists."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
         listening.bind(str(tmp_path / 'keeper'))
         listening.listen()
         yield str(tmp_path)
 
 
-def test_where_no_keeper_was_it_is_not_missed(tmp_path, capsys):
-    assert status.keeper(str(tmp_path), Keeper()) == ([], True)
+def test_status_without_a_keeper_is_well(tmp_path, capsys):
+    assert status.keeper(str(tmp_path), FakeKeeper()) == ([], True)
     assert capsys.readouterr().out == 'keeper      there is none; only the modes shared and one_hop need it\n'
 
 
-def test_a_keeper_whom_workers_follow(state_path, capsys):
+def test_status_of_a_keeper_with_workers(state_path, capsys):
     both = [kept('aaaa', workers=2), kept('bbbb', workers=2)]
-    assert status.keeper(state_path, Keeper(*both, workers={'shared': 2})) == (both, True)
+    assert status.keeper(state_path, FakeKeeper(*both, workers={'shared': 2})) == (both, True)
     assert capsys.readouterr().out == (
-        f'keeper      pid {os.getpid()} keeps the sockets of 2 routers and networks; '
+        f'keeper      pid {os.getpid()} has the sockets of 2 routers and networks; '
         'workers: 2 in mode shared, 0 in mode one_hop\n'
     )
 
 
-def test_a_mode_that_nobody_serves_is_said_once(state_path, capsys):
-    keeper = Keeper(kept('aaaa'), kept('bbbb'), kept('cccc', 'one_hop', workers=1), workers={'one_hop': 1})
-    there, well = status.keeper(state_path, keeper)
-    assert well is False
-    assert status.attachments(state_path, there) is False
+def test_status_names_a_mode_without_worker_once(state_path, capsys):
+    keeper = FakeKeeper(kept('aaaa'), kept('bbbb'), kept('cccc', 'one_hop', workers=1), workers={'one_hop': 1})
+    entries, is_well = status.keeper(state_path, keeper)
+    assert is_well is False
+    assert status.attachments(state_path, entries) is False
     out = capsys.readouterr().out
-    assert out.count(NOBODY_SERVES['shared']) == 1
-    assert NOBODY_SERVES['one_hop'] not in out
-    assert 'attached    3 routers and networks, 3 of them only half: 2 in mode shared, 1 in mode one_hop' in out
+    assert out.count(NO_WORKER['shared']) == 1
+    assert NO_WORKER['one_hop'] not in out
+    assert 'attached    3 routers and networks, 3 of them with problems: 2 in mode shared, 1 in mode one_hop' in out
     assert out.count('there is no namespace') == 3
 
 
-def test_a_keeper_that_is_away(state_path, capsys):
-    away = Keeper(refusal='no keeper answers at /there (Connection refused): start metadata-wsgi keeper, as root')
-    assert status.keeper(state_path, away) == (None, False)
+def test_status_of_an_unavailable_keeper(state_path, capsys):
+    unavailable = FakeKeeper(
+        refusal='no keeper answers at /there (Connection refused): start metadata-wsgi keeper, as root'
+    )
+    assert status.keeper(state_path, unavailable) == (None, False)
     out = capsys.readouterr().out
     assert out.startswith('keeper      no keeper answers at /there (Connection refused): start metadata-wsgi keeper')
-    assert 'whoever serves its sockets goes on' in out
+    assert 'its workers serve on' in out
 
 
-def test_a_keeper_that_went_while_it_was_asked(state_path, capsys):
+def test_status_of_a_keeper_that_ends_during_the_request(state_path, capsys):
     os.unlink(f'{state_path}/keeper')
-    assert status.keeper(state_path, Keeper())[1] is True
+    assert status.keeper(state_path, FakeKeeper())[1] is True
     with open(f'{state_path}/keeper', 'w'):
-        assert status.keeper(state_path, Keeper()) == (None, False)
+        assert status.keeper(state_path, FakeKeeper()) == (None, False)
     assert 'Connection refused' in capsys.readouterr().out

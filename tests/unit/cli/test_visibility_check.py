@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent says at start of what the directory shows it."""
+"""What the agent logs at start about the visibility of ports."""
 
 import logging
 
@@ -11,9 +11,9 @@ from metadata_wsgi.filters.catch_errors import CatchErrorsFilter
 from metadata_wsgi.filters.instance import InstanceFilter
 from metadata_wsgi.lookup.neutron import NeutronLookup
 from tests.fakes import FakeClock, FakeLookup
-from tests.unit.lookup.neutron.fakes import FakeAccess, FakeApi, grant
+from tests.unit.lookup.neutron.fakes import FakeApi, FakeAuthenticator, token
 
-AWAY = LookupUnavailable('no route')
+UNAVAILABLE = LookupUnavailable('no route')
 
 
 def end(environ, start_response):
@@ -21,50 +21,50 @@ def end(environ, start_response):
 
 
 @pytest.fixture
-def look(caplog):
-    """Looks through a pipeline whose Quantum has these answers; returns (levels and texts said, seconds waited)."""
+def check(caplog):
+    """Checks a pipeline whose Neutron has these responses; returns (levels and texts logged, seconds slept)."""
     caplog.set_level(logging.INFO)
 
     def run(*outcomes, roles=('service',)):
         clock = FakeClock()
-        directory = NeutronLookup(FakeApi(*outcomes, access=FakeAccess(grant(roles=roles))), clock=clock)
-        visibility_check.look(CatchErrorsFilter(InstanceFilter(end, directory=directory)), sleep=clock.sleep)
+        directory = NeutronLookup(FakeApi(*outcomes, auth=FakeAuthenticator(token(roles=roles))), clock=clock)
+        visibility_check.check(CatchErrorsFilter(InstanceFilter(end, lookup=directory)), sleep=clock.sleep)
         return [(record.levelname, record.getMessage()) for record in caplog.records], clock.slept
 
     return run
 
 
-def test_a_role_that_sees_other_projects_is_one_line(look):
-    ((level, text),), slept = look([{'id': 'p', 'project_id': 'another'}])
-    assert (level, text) == ('INFO', 'Quantum at http://neutron shows ports of other projects; roles: service')
+def test_a_role_that_sees_other_projects_is_one_line(check):
+    ((level, text),), slept = check([{'id': 'p', 'project_id': 'another'}])
+    assert (level, text) == ('INFO', 'Neutron at http://neutron shows ports of other projects; roles: service')
     assert slept == []
 
 
-def test_a_role_that_sees_nothing_is_an_error_that_says_what_to_do(look):
-    ((level, text),), slept = look([], roles=('member',))
+def test_a_role_that_sees_nothing_is_an_error_with_instructions(check):
+    ((level, text),), slept = check([], roles=('member',))
     assert level == 'ERROR'
-    assert text.startswith('No guest will be found, all will be answered 503: Quantum shows no port of any other proj')
+    assert text.startswith('No instance can be found, every request gets 503: Neutron shows no port of any other proj')
     assert text.endswith('give the user the role service (or admin) in its project')
     assert slept == []
 
 
-def test_a_refusal_is_said_once(look):
-    said, slept = look(InstanceLookupError('Keystone refuses the credentials (401)'))
-    assert said == [
-        ('ERROR', 'No guest will be found, all will be answered 503: Keystone refuses the credentials (401)')
+def test_rejected_credentials_are_logged_once_without_retry(check):
+    logged, slept = check(InstanceLookupError('Keystone rejects the credentials (401)'))
+    assert logged == [
+        ('ERROR', 'No instance can be found, every request gets 503: Keystone rejects the credentials (401)')
     ]
     assert slept == []
 
 
-def test_one_that_is_away_is_asked_until_it_is_there(look):
-    said, slept = look(AWAY, AWAY, [{'id': 'p', 'project_id': 'another'}])
-    assert [level for level, _ in said] == ['WARNING', 'INFO']
-    assert said[0][1] == 'Cannot find out yet whether the directory shows every guest: no route'
-    assert slept == [visibility_check.AGAIN_S] * 2
+def test_an_unavailable_directory_is_retried_until_it_has_a_result(check):
+    logged, slept = check(UNAVAILABLE, UNAVAILABLE, [{'id': 'p', 'project_id': 'another'}])
+    assert [level for level, _ in logged] == ['WARNING', 'INFO']
+    assert logged[0][1] == 'Cannot check yet whether the lookup directory shows every instance: no route'
+    assert slept == [visibility_check.RETRY_INTERVAL_S] * 2
 
 
-def test_a_directory_that_always_sees_is_not_asked(caplog):
+def test_a_directory_without_probe_is_not_checked(caplog):
     caplog.set_level(logging.INFO)
-    visibility_check.look(InstanceFilter(end, directory=FakeLookup()))
-    visibility_check.look(end)
+    visibility_check.check(InstanceFilter(end, lookup=FakeLookup()))
+    visibility_check.check(end)
     assert caplog.records == []

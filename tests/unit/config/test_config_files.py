@@ -42,7 +42,7 @@ def test_a_group_has_its_own_values(conf_file):
     assert config_files.load({'config_file': path}, OPTS[:1], 'static').static.answer_within == 6.0
 
 
-def test_grizzlys_name_is_taken(conf_file, caplog):
+def test_a_deprecated_name_is_read(conf_file, caplog):
     path = conf_file('[DEFAULT]\nnova_metadata_ip = 10.0.0.9\n')
     assert config_files.load({'config_file': path}, OPTS[2:]).nova_metadata_host == '10.0.0.9'
 
@@ -60,14 +60,16 @@ def test_grizzlys_name_is_taken(conf_file, caplog):
         ('answer_within\n=\n[[', ['not a configuration file']),
     ],
 )
-def test_what_cannot_work_is_named(conf_file, text, words):
+def test_an_invalid_configuration_is_named(conf_file, text, words):
     with pytest.raises(ConfigError) as raised:
         config_files.load({'config_file': conf_file(text)}, OPTS)
     assert [word for word in words if word not in str(raised.value)] == []
 
 
-def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(ConfigError, match=r'^config_file: /nonexistent/agent\.ini is no file; name one that exists$'):
+def test_a_missing_file_is_named():
+    with pytest.raises(
+        ConfigError, match=r'^config_file: /nonexistent/agent\.ini is no file or directory; name one that exists$'
+    ):
         config_files.load({'config_file': '/nonexistent/agent.ini'}, OPTS)
 
 
@@ -78,7 +80,7 @@ def test_a_file_that_is_not_text_is_a_config_error(tmp_path):
         config_files.load({'config_file': str(path)}, OPTS)
 
 
-def test_a_secret_value_is_never_in_the_sentence(conf_file):
+def test_an_error_text_never_contains_a_secret(conf_file):
     opts = [cfg.IntOpt('admin_password', secret=True)]
     with pytest.raises(ConfigError) as raised:
         config_files.load({'config_file': conf_file('[DEFAULT]\nadmin_password = hunter2\n')}, opts)
@@ -86,7 +88,7 @@ def test_a_secret_value_is_never_in_the_sentence(conf_file):
     assert 'admin_password' in str(raised.value)
 
 
-def test_a_misspelt_name_is_found_and_the_right_one_said(conf_file):
+def test_a_misspelt_name_is_found_and_the_right_one_suggested(conf_file):
     path = conf_file('[DEFAULT]\nanswer_withn = 4\n')
     assert config_files.misspelt([path], [('DEFAULT', OPTS)]) == [
         f'answer_withn in [DEFAULT] of {path} is no option; did you mean answer_within?'
@@ -104,11 +106,11 @@ def test_a_misspelt_name_is_found_and_the_right_one_said(conf_file):
     ],
     ids=['ours', 'deprecated', 'foreign and close', 'foreign', "another program's group"],
 )
-def test_what_is_no_mistake_is_let_pass(conf_file, text):
+def test_names_of_other_programs_are_accepted(conf_file, text):
     assert config_files.misspelt([conf_file(text)], [('DEFAULT', OPTS)]) == []
 
 
-def test_files_are_those_that_are_named():
+def test_files_are_the_named_ones():
     assert config_files.files({'config_file': ' /a.ini, /b.ini ,'}) == ['/a.ini', '/b.ini']
 
 
@@ -118,14 +120,14 @@ SECRET_OPTS = [
 ]
 
 
-def test_a_secret_comes_from_a_file_of_its_own(conf_file, tmp_path):
+def test_a_secret_is_read_from_its_own_file(conf_file, tmp_path):
     (tmp_path / 'secret').write_text(' of a file \n')
     path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {tmp_path}/secret\n')
     conf = config_files.load({'config_file': path}, SECRET_OPTS)
     assert conf.metadata_proxy_shared_secret == ' of a file '
 
 
-def test_a_secret_comes_from_systemds_credential_unless_it_is_set(conf_file, tmp_path, monkeypatch):
+def test_a_secret_is_read_from_a_systemd_credential_unless_it_is_set(conf_file, tmp_path, monkeypatch):
     (tmp_path / 'metadata_proxy_shared_secret').write_text('of systemd')
     monkeypatch.setenv('CREDENTIALS_DIRECTORY', str(tmp_path))
     assert config_files.load({'config_file': conf_file('[DEFAULT]\n')}, SECRET_OPTS)[
@@ -148,27 +150,135 @@ def test_a_secret_comes_from_systemds_credential_unless_it_is_set(conf_file, tmp
         ('metadata_proxy_shared_secret = s3cr3t$x\n', 'metadata_proxy_shared_secret in [DEFAULT] of '),
     ],
 )
-def test_a_secret_that_cannot_be_had_is_a_sentence_without_it(conf_file, text, words):
+def test_an_error_about_a_secret_does_not_contain_it(conf_file, text, words):
     with pytest.raises(ConfigError) as raised:
         config_files.load({'config_file': conf_file('[DEFAULT]\n' + text)}, SECRET_OPTS)
-    told = ''.join(traceback.format_exception(raised.value))
-    assert words in told
-    assert 's3cr3t' not in told
+    text = ''.join(traceback.format_exception(raised.value))
+    assert words in text
+    assert 's3cr3t' not in text
 
 
-def test_a_secret_that_every_user_can_read_is_named(conf_file, tmp_path):
+def test_a_world_readable_secret_is_named(conf_file, tmp_path):
     known = [('DEFAULT', SECRET_OPTS)]
     secret = tmp_path / 'secret'
     secret.write_text('s')
     path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {secret}\n')
     secret.chmod(0o600)
-    assert config_files.exposed([path], known) == []
+    assert config_files.world_readable_secrets([path], known) == []
     secret.chmod(0o644)
-    assert config_files.exposed([path], known) == [
+    assert config_files.world_readable_secrets([path], known) == [
         f'{secret} holds a secret and every user can read it (mode 0644); chmod o-r {secret}'
     ]
-    with_it = tmp_path / conf_file('[DEFAULT]\nmetadata_proxy_shared_secret = s\n', 'b.ini')
-    with_it.chmod(0o604)
-    assert len(config_files.exposed([with_it], known)) == 1
-    with_it.chmod(0o640)
-    assert config_files.exposed([with_it], known) == []
+    with_secret = tmp_path / conf_file('[DEFAULT]\nmetadata_proxy_shared_secret = s\n', 'b.ini')
+    with_secret.chmod(0o604)
+    assert len(config_files.world_readable_secrets([with_secret], known)) == 1
+    with_secret.chmod(0o640)
+    assert config_files.world_readable_secrets([with_secret], known) == []
+
+
+def test_inside_parsed_once_the_files_are_parsed_once(conf_file):
+    """A change of the file is seen by the next load, which a SIGHUP starts, and by no part of this one."""
+    global_conf = {'config_file': conf_file('[DEFAULT]\nanswer_within = 4\n')}
+
+    def value(group='DEFAULT'):
+        return config_files.load(global_conf, OPTS[:1], group)
+
+    with config_files.parsed_once():
+        assert value().answer_within == 4.0
+        conf_file('[DEFAULT]\nanswer_within = 5\n[static]\nanswer_within = 6\n')
+        with config_files.parsed_once():
+            assert value().answer_within == 4.0
+        assert value('static').static.answer_within == 9.0
+    assert (value().answer_within, value('static').static.answer_within) == (5.0, 6.0)
+
+
+def test_inside_parsed_once_an_option_may_be_declared_twice_with_another_help(conf_file):
+    global_conf = {'config_file': conf_file('[DEFAULT]\nanswer_within = 4\n')}
+    with config_files.parsed_once():
+        for text in ('One.', 'Two.'):
+            conf = config_files.load(global_conf, [cfg.FloatOpt('answer_within', help=text)])
+            assert conf.answer_within == 4.0
+
+
+def test_inside_parsed_once_a_secret_of_its_own_file_may_be_loaded_twice(conf_file, tmp_path):
+    (tmp_path / 'secret').write_text('of a file\n')
+    global_conf = {'config_file': conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {tmp_path}/secret\n')}
+    with config_files.parsed_once():
+        for _ in range(2):
+            assert config_files.load(global_conf, SECRET_OPTS).metadata_proxy_shared_secret == 'of a file'
+
+
+def test_a_directory_stands_for_its_conf_files_sorted_by_name(conf_file, tmp_path):
+    """A file that is added later is read at the next load, which a SIGHUP starts."""
+    first = conf_file('[DEFAULT]\nanswer_within = 4\nnova_metadata_host = 192.0.2.1\n')
+    directory = tmp_path / 'conf.d'
+    directory.mkdir()
+    (directory / '20.conf').write_text('[DEFAULT]\nanswer_within = 6\n')
+    (directory / '10.conf').write_text('[DEFAULT]\nanswer_within = 5\n')
+    (directory / '30.ini').write_text('[DEFAULT]\nanswer_within = 7\n')
+    global_conf = config_files.to_global_conf([first, str(directory)])
+    assert config_files.files(global_conf) == [first, str(directory / '10.conf'), str(directory / '20.conf')]
+    conf = config_files.load(global_conf, [OPTS[0], OPTS[2]])
+    assert (conf.answer_within, conf.nova_metadata_host) == (6.0, '192.0.2.1')
+    (directory / '40.conf').write_text('[DEFAULT]\nanswer_within = 8\n')
+    assert config_files.load(global_conf, OPTS[:1]).answer_within == 8.0
+
+
+@pytest.mark.parametrize(
+    ('argv', 'paths', 'rest'),
+    [
+        (['--config-file', 'a', '--config-dir', 'd', '--config-file=b', '--debug'], ['a', 'd', 'b'], ['--debug']),
+        (['--config-dir=d', '--log-file', 'x'], ['d'], ['--log-file', 'x']),
+        ([], [], []),
+    ],
+)
+def test_files_and_directories_keep_the_order_of_the_command_line(argv, paths, rest):
+    assert config_files.split_arguments(argv) == (paths, rest)
+
+
+FOREIGN = """[DEFAULT]
+nova_admin_username = nova
+nova_admin_tenant_name = services
+nova_admin_password = x
+nova_url = http://192.0.2.10:8774/v2
+quantum_metadata_proxy_shared_secret = x
+neutron_metadata_proxy_shared_secret = x
+api_paste_config = /etc/neutron/api-paste.ini
+"""
+
+
+def test_options_of_neutron_and_nova_in_the_same_files_are_not_taken_for_misspelt_ones(conf_file):
+    assert config_files.misspelt([conf_file(FOREIGN)], config_files.all_options()) == []
+
+
+def test_a_misspelt_name_is_a_warning(conf_file, caplog):
+    """It may be an option of a program that is not known here, so it is no error."""
+    config_files.log_misspelt_names({'config_file': conf_file('[DEFAULT]\nmetadata_proxy_shared_secrett = s\n')})
+    (record,) = caplog.records
+    assert record.levelname == 'WARNING'
+    assert record.getMessage().endswith('is no option; did you mean metadata_proxy_shared_secret?')
+
+
+@pytest.mark.parametrize(
+    ('line', 'name'),
+    [
+        ('nova_metadata_host = controller  # here', 'nova_metadata_host'),
+        ('nova_metadata_ip = controller\t# here', 'nova_metadata_host'),
+        ('metadata_proxy_shared_secret = METADATA_SECRET\t# größer', 'metadata_proxy_shared_secret'),
+        ('answer_within = 4 # seconds', 'answer_within'),
+    ],
+)
+def test_a_comment_behind_a_value_is_refused(conf_file, line, name):
+    with pytest.raises(ConfigError) as raised:
+        config_files.load({'config_file': conf_file(f'[DEFAULT]\n{line}\n')}, [OPTS[0], OPTS[2], *SECRET_OPTS])
+    assert str(raised.value).startswith(f'{name} in [DEFAULT] of /')
+    assert 'METADATA_SECRET' not in str(raised.value)
+    assert ('metadata_proxy_shared_secret_file' in str(raised.value)) == (name == 'metadata_proxy_shared_secret')
+
+
+def test_a_secret_may_contain_a_hash_sign(conf_file, tmp_path):
+    path = conf_file('[DEFAULT]\nmetadata_proxy_shared_secret = poc#pass\n')
+    assert config_files.load({'config_file': path}, SECRET_OPTS).metadata_proxy_shared_secret == 'poc#pass'
+    (tmp_path / 'secret').write_text('with # sign\n')
+    path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {tmp_path}/secret\n')
+    assert config_files.load({'config_file': path}, SECRET_OPTS).metadata_proxy_shared_secret == 'with # sign'

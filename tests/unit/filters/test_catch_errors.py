@@ -14,7 +14,7 @@ def broken(environ, start_response):
 broken.REQUIRES = frozenset()
 
 
-def test_an_answer_passes():
+def test_a_response_is_unchanged():
     def app(environ, start_response):
         start_response('200 OK', [('Content-Type', 'text/plain'), ('Content-Length', '2')])
         return [b'ok']
@@ -22,8 +22,8 @@ def test_an_answer_passes():
     assert webtest.TestApp(CatchErrorsFilter(app)).get('/').body == b'ok'
 
 
-def test_what_nobody_foresaw_is_a_503_and_a_traceback_in_the_log(caplog):
-    """A guest that hears 500 gives up its configuration."""
+def test_an_unexpected_exception_is_a_503_and_a_traceback_in_the_log(caplog):
+    """cloud-init gives up after 500."""
     response = webtest.TestApp(CatchErrorsFilter(broken)).get('/', headers={'X-Secret': 'hunter2'}, status=503)
     assert response.headers['Retry-After'] == '1'
     assert 'something with pipes' not in response.text
@@ -31,8 +31,8 @@ def test_what_nobody_foresaw_is_a_503_and_a_traceback_in_the_log(caplog):
     assert 'hunter2' not in caplog.text
 
 
-def test_a_status_that_was_not_sent_yet_is_replaced():
-    """PEP 3333: by exc_info only."""
+def test_a_status_that_is_not_sent_yet_is_replaced():
+    """PEP 3333: with exc_info only."""
 
     def half_way(environ, start_response):
         start_response('200 OK', [('Content-Type', 'text/plain')])
@@ -41,12 +41,28 @@ def test_a_status_that_was_not_sent_yet_is_replaced():
     webtest.TestApp(CatchErrorsFilter(half_way)).get('/', status=503)
 
 
-def test_it_refuses_an_order_that_cannot_work():
-    """Whoever loads the pipeline: being outermost it is built last."""
+def test_a_filter_order_that_cannot_work_stops_the_start():
+    """Whichever server loads the pipeline: the outermost filter is built last."""
 
     def app(environ, start_response):
         raise NotImplementedError
 
     app.REQUIRES = frozenset({environ_keys.SOURCE})
-    with pytest.raises(ConfigError, match=r'app reads metadata_wsgi\.source, which no filter before it establishes'):
+    with pytest.raises(ConfigError, match=r'app reads metadata_wsgi\.source, which no filter before it writes'):
         filter_factory({})(app)
+
+
+def test_the_log_of_one_exception_is_throttled_and_hides_no_other(caplog):
+    def app(environ, start_response):
+        if environ['PATH_INFO'] == '/a':
+            raise RuntimeError('first place')
+        if environ['PATH_INFO'] == '/b':
+            raise RuntimeError('second place')
+        return [b''][int(environ['PATH_INFO'][1:])]
+
+    pipeline = webtest.TestApp(CatchErrorsFilter(app))
+    for path in ('/a', '/a', '/b', '/a', '/1', '/2', '/b'):
+        pipeline.get(path, status=503)
+    assert [str(record.exc_info[1]) for record in caplog.records] == [
+        'first place', 'second place', 'list index out of range',
+    ]  # fmt: skip

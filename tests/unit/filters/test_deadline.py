@@ -6,33 +6,34 @@ from metadata_wsgi.pipeline import environ_keys
 from tests.fakes import FakeClock
 
 
-def remaining_s(environ, within_s=9.0):
+def remaining_s(environ, timeout_s=9.0):
     seen = {}
-    DeadlineFilter(lambda e, s: seen.update(e), answer_within_s=within_s, clock=FakeClock())(environ, None)
+    DeadlineFilter(lambda e, s: seen.update(e), request_timeout_s=timeout_s, clock=FakeClock())(environ, None)
     assert 'HTTP_X_METADATA_REMAINING_MS' not in seen
     return seen[environ_keys.DEADLINE].remaining_s()
 
 
-def test_nine_seconds_from_now():
+def test_the_deadline_is_the_request_timeout_from_now():
     assert remaining_s({}) == 9.0
 
 
 @pytest.mark.parametrize(
-    ('left', 'expected_s'),
+    ('remaining_ms', 'expected_s'),
     [('2500', 2.5), ('0', 0.0), ('9000', 9.0), ('60000', 9.0), ('9' * 5000, 9.0)],
 )
-def test_the_namespace_proxy_can_only_shorten_it(left, expected_s):
-    assert remaining_s({'HTTP_X_METADATA_REMAINING_MS': left}) == expected_s
+def test_the_namespace_proxy_can_only_shorten_the_deadline(remaining_ms, expected_s):
+    assert remaining_s({'HTTP_X_METADATA_REMAINING_MS': remaining_ms}) == expected_s
 
 
-@pytest.mark.parametrize('left', ['', '-1', '1e9', '1,2', 'soon', '²', '1.5'])
-def test_what_is_no_number_counts_as_unsaid(left):
-    assert remaining_s({'HTTP_X_METADATA_REMAINING_MS': left}) == 9.0
+@pytest.mark.parametrize('remaining_ms', ['', '-1', '1e9', '1,2', 'soon', '²', '1.5'])
+def test_an_invalid_remaining_time_is_ignored(remaining_ms):
+    assert remaining_s({'HTTP_X_METADATA_REMAINING_MS': remaining_ms}) == 9.0
 
 
-def test_the_factory_reads_answer_within(tmp_path):
+@pytest.mark.parametrize('option', ['request_timeout', 'answer_within'])
+def test_the_factory_reads_the_request_timeout(tmp_path, option):
     path = tmp_path / 'agent.ini'
-    path.write_text('[DEFAULT]\nanswer_within = 3.5\n')
+    path.write_text(f'[DEFAULT]\n{option} = 3.5\n')
     seen = {}
     filter_factory({'config_file': str(path)})(lambda e, s: seen.update(e))({}, None)
     assert seen[environ_keys.DEADLINE].remaining_s() == pytest.approx(3.5, abs=0.5)

@@ -6,14 +6,14 @@ import webtest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metadata_wsgi.filters.header_source import SourceFilter
+from metadata_wsgi.filters.header_source import HeaderSourceFilter
 from metadata_wsgi.pipeline import environ_keys
 
 ROUTER = 'd9c3b6e4-5d3c-4b1e-9c3e-0a1b2c3d4e5f'
 
 
-class Seen:
-    """An app that keeps the environ it was called with."""
+class RecordingApp:
+    """An app that records its environ."""
 
     def __init__(self):
         self.environ = None
@@ -24,41 +24,41 @@ class Seen:
         return []
 
 
-def ask(headers, prefix='X-Quantum'):
-    """The status, and the environ that the next filter saw (None if it was not called)."""
-    seen = Seen()
-    response = webtest.TestApp(SourceFilter(seen, prefix=prefix)).get('/', headers=headers, expect_errors=True)
+def get(headers, prefix='X-Quantum'):
+    """The response, and the environ of the next app (None if it was not called)."""
+    seen = RecordingApp()
+    response = webtest.TestApp(HeaderSourceFilter(seen, prefix=prefix)).get('/', headers=headers, expect_errors=True)
     return response, seen.environ
 
 
 def test_an_address_behind_a_router():
-    _, environ = ask({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ROUTER})
+    _, environ = get({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ROUTER})
     assert environ[environ_keys.SOURCE] == environ_keys.Source('10.1.1.2', router_id=ROUTER)
 
 
 @pytest.mark.parametrize('forwarded', [False, True])
-def test_whether_the_guest_said_for_whom_it_asks_is_kept(forwarded):
-    told = {'X-Metadata-Guest-Forwarded': '1'} if forwarded else {}
-    _, environ = ask({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ROUTER, **told})
-    assert environ[environ_keys.FORWARDED] is forwarded
+def test_a_forwarding_header_of_the_client_is_noted(forwarded):
+    extra = {'X-Metadata-Guest-Forwarded': '1'} if forwarded else {}
+    _, environ = get({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ROUTER, **extra})
+    assert environ[environ_keys.CLIENT_IS_PROXY] is forwarded
     assert not any(key.startswith('HTTP_X_METADATA') for key in environ)
 
 
 def test_an_address_in_an_isolated_network():
-    _, environ = ask({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Network-ID': 'n1'})
+    _, environ = get({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Network-ID': 'n1'})
     assert environ[environ_keys.SOURCE] == environ_keys.Source('10.1.1.2', network_id='n1')
 
 
 @pytest.mark.parametrize('prefix', ['X-Neutron', 'x-neutron', 'X-OVN'])
 def test_the_trusted_prefix_is_the_operators_choice(prefix):
-    _, environ = ask({'X-Forwarded-For': '10.1.1.2', f'{prefix}-Network-ID': 'n1'}, prefix)
+    _, environ = get({'X-Forwarded-For': '10.1.1.2', f'{prefix}-Network-ID': 'n1'}, prefix)
     assert environ[environ_keys.SOURCE] == environ_keys.Source('10.1.1.2', network_id='n1')
 
 
 @pytest.mark.parametrize(
     ('headers', 'sentence'),
     [
-        ({'X-Quantum-Router-ID': 'r'}, b'No address of who is asking.\n'),
+        ({'X-Quantum-Router-ID': 'r'}, b'No client address.\n'),
         ({'X-Forwarded-For': '10.1.1.2'}, b'Neither a router id nor a network id.\n'),
         (
             {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r', 'X-Quantum-Network-ID': 'n'},
@@ -68,10 +68,10 @@ def test_the_trusted_prefix_is_the_operators_choice(prefix):
             {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': '', 'X-Quantum-Network-ID': 'n'},
             b'Both a router id and a network id.\n',
         ),
-        ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r1,r2'}, b'An id that is none.\n'),
-        ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r&fields=x'}, b'An id that is none.\n'),
-        ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ''}, b'An id that is none.\n'),
-        ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r' * 65}, b'An id that is none.\n'),
+        ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r1,r2'}, b'An invalid id.\n'),
+        ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r&fields=x'}, b'An invalid id.\n'),
+        ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ''}, b'An invalid id.\n'),
+        ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r' * 65}, b'An invalid id.\n'),
         (
             {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r', 'X-Neutron-Router-ID': 'other'},
             b'An id under a prefix that is not the trusted one.\n',
@@ -82,8 +82,8 @@ def test_the_trusted_prefix_is_the_operators_choice(prefix):
         ),
     ],
 )
-def test_anything_but_one_address_and_one_id_is_refused(headers, sentence):
-    response, environ = ask(headers)
+def test_anything_but_one_address_and_one_id_is_a_400(headers, sentence):
+    response, environ = get(headers)
     assert (response.status_int, response.body, environ) == (400, sentence, None)
 
 
@@ -94,14 +94,14 @@ def test_anything_but_one_address_and_one_id_is_refused(headers, sentence):
         '10.1.1.2%eth0', '10.6.6.6%x,10.1.1.2', 'fe80::1%', 'fe80::1%a, 10.1.1.2', '10.1.1.2 10.1.1.3', '1' * 400,
     ],
 )  # fmt: skip
-def test_an_address_that_is_none_or_two_is_refused(address):
-    response, environ = ask({'X-Forwarded-For': address, 'X-Quantum-Router-ID': ROUTER})
-    assert (response.status_int, response.body) == (400, b'The address of who is asking is none.\n')
+def test_an_invalid_address_or_two_are_refused(address):
+    response, environ = get({'X-Forwarded-For': address, 'X-Quantum-Router-ID': ROUTER})
+    assert (response.status_int, response.body) == (400, b'An invalid client address.\n')
     assert environ is None
 
 
 @pytest.mark.parametrize(
-    ('said', 'canonical'),
+    ('header', 'canonical'),
     [
         ('FD00:0:0::00A', 'fd00::a'),
         ('::ffff:10.1.1.2', '10.1.1.2'),
@@ -109,14 +109,38 @@ def test_an_address_that_is_none_or_two_is_refused(address):
         (' 10.1.1.2 ', '10.1.1.2'),
     ],
 )
-def test_an_address_is_written_down_in_its_canonical_form(said, canonical):
+def test_the_address_is_canonical(header, canonical):
     """Quantum compares IPv6 addresses as strings."""
-    _, environ = ask({'X-Forwarded-For': said, 'X-Quantum-Router-ID': ROUTER})
+    _, environ = get({'X-Forwarded-For': header, 'X-Quantum-Router-ID': ROUTER})
     assert environ[environ_keys.SOURCE].address == canonical
 
 
-def test_nothing_that_names_somebody_goes_further():
-    _, environ = ask(
+@pytest.mark.parametrize(
+    ('address', 'interface'),
+    [('fe80::1', 'qr-1a2b3c4d-5e'), ('FE80:0::1', 'qr-1a2b3c4d-5e'), ('2001:db8::1', None), ('10.1.1.2', None)],
+)
+def test_the_interface_of_a_link_local_address(address, interface):
+    headers = {'X-Forwarded-For': address, 'X-Quantum-Router-ID': ROUTER, 'X-Metadata-Interface': 'qr-1a2b3c4d-5e'}
+    _, environ = get(headers)
+    assert environ[environ_keys.SOURCE].interface == interface
+    assert not any(key.startswith('HTTP_X_METADATA') for key in environ)
+
+
+@pytest.mark.parametrize('interface', ['', 'qr-1,qr-2', 'qr 1', 'q' * 16, '../x'])
+def test_an_invalid_interface_is_a_400(interface):
+    headers = {'X-Forwarded-For': 'fe80::1', 'X-Quantum-Router-ID': ROUTER, 'X-Metadata-Interface': interface}
+    response, environ = get(headers)
+    assert (response.status_int, response.body, environ) == (400, b'An invalid interface.\n', None)
+
+
+def test_a_namespace_proxy_without_the_interface_header_is_served():
+    """Neutron's haproxy sends none."""
+    _, environ = get({'X-Forwarded-For': 'fe80::1', 'X-Quantum-Router-ID': ROUTER})
+    assert environ[environ_keys.SOURCE] == environ_keys.Source('fe80::1', router_id=ROUTER)
+
+
+def test_reserved_headers_are_deleted():
+    _, environ = get(
         {
             'X-Forwarded-For': '10.1.1.2',
             'X-Quantum-Router-ID': ROUTER,
@@ -148,15 +172,15 @@ IDS = st.one_of(
 
 @given(ADDRESSES, IDS, IDS, IDS)
 def test_a_source_has_exactly_one_valid_address_and_one_id(address, router_id, network_id, other_id):
-    said = {
+    headers = {
         'HTTP_X_FORWARDED_FOR': address,
         'HTTP_X_QUANTUM_ROUTER_ID': router_id,
         'HTTP_X_QUANTUM_NETWORK_ID': network_id,
         'HTTP_X_NEUTRON_ROUTER_ID': other_id,
     }
-    environ = {'REQUEST_METHOD': 'GET', **{key: value for key, value in said.items() if value is not None}}
-    seen = Seen()
-    SourceFilter(seen, prefix='X-Quantum')(environ, lambda status, headers, exc_info=None: lambda data: None)
+    environ = {'REQUEST_METHOD': 'GET', **{key: value for key, value in headers.items() if value is not None}}
+    seen = RecordingApp()
+    HeaderSourceFilter(seen, prefix='X-Quantum')(environ, lambda status, headers, exc_info=None: lambda data: None)
     if seen.environ is None:
         return
     source = seen.environ[environ_keys.SOURCE]

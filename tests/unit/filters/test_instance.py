@@ -15,15 +15,15 @@ ONE = environ_keys.Instance('i1', 'p1', 'port1')
 OTHER = environ_keys.Instance('i2', 'p2', 'port2')
 
 
-def tells(environ, start_response):
+def respond_with_instance(environ, start_response):
     body = str(environ[environ_keys.INSTANCE]).encode()
     start_response('200 OK', [('Content-Type', 'text/plain'), ('Content-Length', str(len(body)))])
     return [body]
 
 
-def ask(directory, within_s=9.0, status=200, **facts):
+def get(lookup, within_s=9.0, status=200, **facts):
     clock = FakeClock()
-    app = webtest.TestApp(InstanceFilter(tells, directory=directory, sleep=clock.sleep))
+    app = webtest.TestApp(InstanceFilter(respond_with_instance, lookup=lookup, sleep=clock.sleep))
     environ = {
         environ_keys.SOURCE: SOURCE,
         environ_keys.DEADLINE: Deadline.after(within_s, clock),
@@ -32,61 +32,61 @@ def ask(directory, within_s=9.0, status=200, **facts):
     return app.get('/', extra_environ=environ, status=status), clock
 
 
-def test_the_one_that_fits_is_written_down():
-    directory = FakeLookup([ONE])
-    response, _ = ask(directory)
+def test_exactly_one_instance_is_set():
+    lookup = FakeLookup([ONE])
+    response, _ = get(lookup)
     assert response.text == 'i1 of project p1, port port1'
-    assert [source for source, _ in directory.asked] == [SOURCE]
+    assert [source for source, _ in lookup.calls] == [SOURCE]
 
 
-def test_none_is_a_404():
-    ask(FakeLookup([]), status=404)
+def test_no_instance_is_a_404():
+    get(FakeLookup([]), status=404)
 
 
-def test_several_are_a_404_and_a_warning_that_names_the_ports(caplog):
-    ask(FakeLookup([OTHER, ONE]), status=404)
+def test_several_instances_are_a_404_and_a_warning_that_names_the_ports(caplog):
+    get(FakeLookup([OTHER, ONE]), status=404)
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         (
             'WARNING',
             (
-                '2 instances fit 10.1.1.2 behind router r1, so none is told: '
+                '404 for 10.1.1.2 behind router r1, because 2 instances match: '
                 'ports port1 (instance i1, project p1), port2 (instance i2, project p2)'
             ),
         )
     ]
 
 
-def test_a_directory_that_is_away_is_asked_again():
-    directory = FakeLookup(LookupUnavailable('no route'), LookupUnavailable('no route'), [ONE])
-    ask(directory)
-    assert len(directory.asked) == 3
+def test_retry_while_the_lookup_is_unavailable():
+    lookup = FakeLookup(LookupUnavailable('no route'), LookupUnavailable('no route'), [ONE])
+    get(lookup)
+    assert len(lookup.calls) == 3
 
 
-def test_a_directory_that_stays_away_is_a_503_within_the_deadline(caplog):
-    """Never 404, which guests take for 'no metadata here'."""
-    response, clock = ask(FakeLookup(LookupUnavailable('no route to Quantum')), status=503)
+def test_retry_ends_at_the_deadline_with_a_503(caplog):
+    """Never 404, which clients take for 'no metadata here'."""
+    response, clock = get(FakeLookup(LookupUnavailable('no route to Quantum')), status=503)
     assert response.headers['Retry-After'] == '1'
     assert sum(clock.slept) <= 9.0
-    assert 'cannot find out who is at 10.1.1.2 behind router r1: no route to Quantum' in caplog.text
+    assert 'the lookup of 10.1.1.2 behind router r1 failed: no route to Quantum' in caplog.text
     assert 'Quantum' not in response.text
 
 
-def test_what_asking_again_cannot_help_is_a_503_at_once():
-    directory = FakeLookup(InstanceLookupError('the role shows no ports'))
-    ask(directory, status=503)
-    assert len(directory.asked) == 1
+def test_no_retry_of_a_permanent_error():
+    lookup = FakeLookup(InstanceLookupError('the role shows no ports'))
+    get(lookup, status=503)
+    assert len(lookup.calls) == 1
 
 
-def test_one_silent_try_leaves_time_for_another():
-    directory = FakeLookup([ONE])
-    ask(directory)
-    assert directory.asked[0][1].remaining_s() == pytest.approx(6.0)
+def test_timeout_of_one_attempt_leaves_time_for_another():
+    lookup = FakeLookup([ONE])
+    get(lookup)
+    assert lookup.calls[0][1].remaining_s() == pytest.approx(6.0)
 
 
-def test_the_fault_is_logged_once_for_many_guests(caplog):
+def test_log_of_a_failed_lookup_is_throttled(caplog):
     clock = FakeClock()
     app = webtest.TestApp(
-        InstanceFilter(tells, directory=FakeLookup(InstanceLookupError('no rights')), sleep=clock.sleep)
+        InstanceFilter(respond_with_instance, lookup=FakeLookup(InstanceLookupError('no rights')), sleep=clock.sleep)
     )
     with caplog.at_level(logging.ERROR):
         for _ in range(5):
@@ -95,16 +95,31 @@ def test_the_fault_is_logged_once_for_many_guests(caplog):
     assert len(caplog.records) == 1
 
 
-def test_an_instance_that_is_known_already_is_left_alone():
-    directory = FakeLookup([ONE])
-    response, _ = ask(directory, **{environ_keys.INSTANCE: OTHER})
+@pytest.mark.parametrize(('outcome', 'level'), [([], 'INFO'), ([ONE, OTHER], 'WARNING')], ids=['none', 'several'])
+def test_log_of_a_404_is_throttled_for_each_router_and_network(outcome, level, caplog):
+    """An instance can send any number of requests, from any number of addresses."""
+    clock = FakeClock()
+    app = webtest.TestApp(InstanceFilter(respond_with_instance, lookup=FakeLookup(outcome), sleep=clock.sleep))
+    with caplog.at_level(logging.INFO):
+        for router in ('r1', 'r2'):
+            for number in range(20):
+                source = environ_keys.Source(f'10.1.1.{number}', router_id=router)
+                keys = {environ_keys.SOURCE: source, environ_keys.DEADLINE: Deadline.after(9, clock)}
+                app.get('/', extra_environ=keys, status=404)
+    assert [record.levelname for record in caplog.records] == [level] * 2
+    assert ['router r1' in record.getMessage() for record in caplog.records] == [True, False]
+
+
+def test_an_instance_that_is_set_already_stays():
+    lookup = FakeLookup([ONE])
+    response, _ = get(lookup, **{environ_keys.INSTANCE: OTHER})
     assert 'i2' in response.text
-    assert directory.asked == []
+    assert lookup.calls == []
 
 
-def test_a_directory_that_does_not_exist_is_refused(tmp_path):
+def test_an_unknown_directory_is_refused(tmp_path):
     path = tmp_path / 'agent.ini'
     path.write_text('[DEFAULT]\ndirectory = nuetron\n')
     with pytest.raises(ConfigError) as raised:
         filter_factory({'config_file': str(path)})
-    assert str(raised.value) == 'directory = nuetron: there is none; choose one of quantum, static'
+    assert str(raised.value) == 'directory = nuetron: there is none; choose one of neutron, quantum, static'

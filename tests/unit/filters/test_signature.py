@@ -23,21 +23,21 @@ def test_a_signature_is_lower_case_hex(secret, instance_id):
     assert set(signature) <= set('0123456789abcdef')
 
 
-def test_the_headers_that_nova_authenticates_by_are_set():
-    seen = {}
+@pytest.mark.parametrize('secrets', [(b'Jefe',), (b'Jefe', b'old')])
+def test_the_signed_identity_has_a_signature_for_each_secret(secrets):
     environ = {
         environ_keys.SOURCE: environ_keys.Source('10.1.1.2', router_id='r1'),
         environ_keys.INSTANCE: environ_keys.Instance('what do ya want for nothing?', 'p1', 'port1'),
         'HTTP_X_INSTANCE_ID': 'forged',
-        'HTTP_X_TENANT_ID': 'forged',
     }
-    SignatureFilter(lambda e, s: seen.update(e), shared_secret=b'Jefe')(environ, None)
-    assert {key: value for key, value in seen.items() if key.startswith('HTTP_')} == {
-        'HTTP_X_FORWARDED_FOR': '10.1.1.2',
-        'HTTP_X_INSTANCE_ID': 'what do ya want for nothing?',
-        'HTTP_X_TENANT_ID': 'p1',
-        'HTTP_X_INSTANCE_ID_SIGNATURE': '5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843',
-    }
+    before = dict(environ)
+    seen = {}
+    SignatureFilter(lambda e, s: seen.update(e), secrets=secrets)(environ, None)
+    identity = seen.pop(environ_keys.SIGNED_IDENTITY)
+    assert seen == before
+    assert (identity.instance, identity.address) == (environ[environ_keys.INSTANCE], '10.1.1.2')
+    assert identity.signatures[0] == '5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843'
+    assert identity.signatures == tuple(sign(secret, 'what do ya want for nothing?') for secret in secrets)
 
 
 @pytest.mark.parametrize('text', ['', 'metadata_proxy_shared_secret =\n'])
@@ -52,13 +52,16 @@ def test_a_missing_secret_stops_the_start(tmp_path, text):
     )
 
 
-def test_the_factory_takes_the_secret_from_the_file(tmp_path):
+@pytest.mark.parametrize(
+    ('text', 'secrets'), [('', [b'Jefe']), ('metadata_proxy_shared_secret_old = old\n', [b'Jefe', b'old'])]
+)
+def test_the_factory_reads_the_secrets_from_the_file(tmp_path, text, secrets):
     path = tmp_path / 'agent.ini'
-    path.write_text('[DEFAULT]\nmetadata_proxy_shared_secret = Jefe\n')
+    path.write_text('[DEFAULT]\nmetadata_proxy_shared_secret = Jefe\n' + text)
     seen = {}
     environ = {
         environ_keys.SOURCE: environ_keys.Source('10.1.1.2'),
         environ_keys.INSTANCE: environ_keys.Instance('i1', 'p1', 'port1'),
     }
     filter_factory({'config_file': str(path)})(lambda e, s: seen.update(e))(environ, None)
-    assert seen['HTTP_X_INSTANCE_ID_SIGNATURE'] == sign(b'Jefe', 'i1')
+    assert seen[environ_keys.SIGNED_IDENTITY].signatures == tuple(sign(secret, 'i1') for secret in secrets)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One send_request with servers that misbehave, over TCP and a unix socket."""
+"""The HTTP client against servers that misbehave, over TCP and a unix socket."""
 
 import gzip
 import hashlib
@@ -8,13 +8,13 @@ import time
 
 import gevent
 import pytest
-from gevent import socket as waiting_socket
+from gevent import socket as gevent_socket
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import BadRequest, MaybeSent, NotSent
-from metadata_wsgi.http import client as hop_
+from metadata_wsgi.http import client as http_client
 from metadata_wsgi.http import message
 from tests.rawserver import RawServer, closes_after_the_request, closes_at_once, keeps_saying, says, stalls
 
@@ -25,29 +25,29 @@ POST = message.Request('POST', '/openstack/2013-04-04/password', [], b'secret')
 
 @pytest.fixture(params=['tcp', 'unix'])
 def served(request, tmp_path):
-    """A function: the scripts of a server -> the server and a hop to it."""
+    """A function: the scripts of a server -> the server and a client of it."""
     servers = []
 
     def serve(*scripts):
         server = RawServer(*scripts, path=str(tmp_path / 'socket') if request.param == 'unix' else None)
         servers.append(server)
         if request.param == 'unix':
-            return server, hop_.unix_client(str(tmp_path / 'socket'))
-        hop = hop_.tcp_client('127.0.0.1', server.port)
-        return server, hop
+            return server, http_client.unix_client(str(tmp_path / 'socket'))
+        client = http_client.tcp_client('127.0.0.1', server.port)
+        return server, client
 
     yield serve
     for server in servers:
         server.close()
 
 
-def send_request(hop, request=GET, within_s=5.0):
-    answer = hop.send_request(request, Deadline.after(within_s))
-    return answer, b''.join(answer.body)
+def send_request(client, request=GET, within_s=5.0):
+    received = client.send_request(request, Deadline.after(within_s))
+    return received, b''.join(received.body)
 
 
 @pytest.mark.parametrize(
-    ('said', 'status', 'headers', 'body'),
+    ('response', 'status', 'headers', 'body'),
     [
         (OK, 200, [('content-length', '2')], b'ok'),
         (
@@ -62,6 +62,8 @@ def send_request(hop, request=GET, within_s=5.0):
          [('location', 'http://10.6.6.6/'), ('content-length', '0')], b''),
         (b'HTTP/1.1 100 Continue\r\n\r\n' + OK, 200, [('content-length', '2')], b'ok'),
         (b'HTTP/1.1 418\r\nContent-Length: 0\r\n\r\n', 418, [('content-length', '0')], b''),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok', 200, [('content-length', '2')], b'ok'),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok', 200, [('content-length', '2')], b'ok'),
         (b'HTTP/1.1 200 OK\r\nX-Name: caf\xe9 \x85 x\r\nContent-Length: 2\r\n\r\nok', 200,
          [('x-name', 'caf\xe9 \x85 x'), ('content-length', '2')], b'ok'),
         (b'HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nContent-Length: 0\r\n\r\n', 200,
@@ -73,26 +75,27 @@ def send_request(hop, request=GET, within_s=5.0):
          [('content-encoding', 'gzip'), ('content-length', '21')], gzip.compress(b'x', mtime=0)),
     ],
     ids=[
-        'plain', 'chunked', 'empty', '204', '304', 'redirect', '100', 'no reason', 'latin-1', 'cookies', 'hop', 'gzip',
+        'plain', 'chunked', 'empty', '204', '304', 'redirect', '100', 'no reason', 'equal lengths', 'length list',
+         'latin-1', 'cookies', 'hop', 'gzip',
     ],
 )  # fmt: skip
-def test_the_answer_is_what_was_said(served, said, status, headers, body):
-    _, hop = served(says(said))
-    answer, content = send_request(hop)
-    assert (answer.status, answer.headers, content) == (status, headers, body)
+def test_the_response_is_what_the_server_sent(served, response, status, headers, body):
+    _, client = served(says(response))
+    received, content = send_request(client)
+    assert (received.status, received.headers, content) == (status, headers, body)
 
 
-def test_an_answer_without_a_length_ends_with_the_connection(served):
-    _, hop = served(says(b'HTTP/1.1 200 OK\r\n\r\nall of it'))
-    answer, content = send_request(hop)
-    assert (content, answer.headers) == (b'all of it', [('content-length', '9')])
+def test_a_response_without_a_length_ends_with_the_connection(served):
+    _, client = served(says(b'HTTP/1.1 200 OK\r\n\r\nall of it'))
+    received, content = send_request(client)
+    assert (content, received.headers) == (b'all of it', [('content-length', '9')])
 
 
-def test_a_head_keeps_the_length_and_has_no_body(served):
-    server, hop = served(keeps_saying(b'HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n'))
+def test_a_response_to_head_has_the_length_and_no_body(served):
+    server, client = served(keeps_saying(b'HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n'))
     for _ in range(2):
-        answer, content = send_request(hop, message.Request('HEAD', '/', []))
-        assert (answer.headers, content) == ([('content-length', '999')], b'')
+        received, content = send_request(client, message.Request('HEAD', '/', []))
+        assert (received.headers, content) == ([('content-length', '999')], b'')
     assert server.connections == 1
 
 
@@ -100,30 +103,30 @@ def test_a_head_keeps_the_length_and_has_no_body(served):
     'target', ['/a%2fb//../x', '/%C3%A9', '/\xe9', '/?q=%zz', '/a;b?c#d', '//x', '/%00', '/"<>\\^`{|}']
 )
 def test_a_target_arrives_byte_for_byte(served, target):
-    server, hop = served(says(OK))
-    send_request(hop, message.Request('GET', target, []))
+    server, client = served(says(OK))
+    send_request(client, message.Request('GET', target, []))
     assert server.requests[0].split(b'\r\n')[0] == b'GET ' + target.encode('latin-1') + b' HTTP/1.1'
 
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0xFF, exclude_characters='\x7f'), max_size=200))
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_target_arrives_byte_for_byte(echo, rest):
-    server, hop = echo
-    send_request(hop, message.Request('GET', '/' + rest, []))
+    server, client = echo
+    send_request(client, message.Request('GET', '/' + rest, []))
     assert server.requests[-1].startswith(b'GET /' + rest.encode('latin-1') + b' HTTP/1.1\r\n')
 
 
 @pytest.fixture(scope='module')
 def echo():
     server = RawServer(keeps_saying(OK))
-    yield server, hop_.tcp_client('127.0.0.1', server.port)
+    yield server, http_client.tcp_client('127.0.0.1', server.port)
     server.close()
 
 
 def test_a_request_arrives_with_its_headers_and_nothing_else(served):
-    server, hop = served(says(OK))
+    server, client = served(says(OK))
     send_request(
-        hop, message.Request('GET', '/', [('x-custom', 'caf\xe9'), ('accept', '*/*'), ('host', '169.254.169.254')])
+        client, message.Request('GET', '/', [('x-custom', 'caf\xe9'), ('accept', '*/*'), ('host', '169.254.169.254')])
     )
     head = server.requests[0].decode('latin-1').split('\r\n')[1:-2]
     host = f'127.0.0.1:{server.port}' if server.port else 'localhost'
@@ -132,9 +135,9 @@ def test_a_request_arrives_with_its_headers_and_nothing_else(served):
     ]  # fmt: skip
 
 
-def test_the_guests_own_agent_and_encoding_are_kept(served):
-    server, hop = served(says(OK))
-    send_request(hop, message.Request('GET', '/', [('accept-encoding', 'gzip'), ('user-agent', 'Cloud-Init/25.1')]))
+def test_user_agent_and_accept_encoding_of_the_client_are_sent(served):
+    server, client = served(says(OK))
+    send_request(client, message.Request('GET', '/', [('accept-encoding', 'gzip'), ('user-agent', 'Cloud-Init/25.1')]))
     head = server.requests[0].lower()
     assert (head.count(b'accept-encoding: gzip\r\n'), head.count(b'accept-encoding')) == (1, 1)
     assert (head.count(b'user-agent: cloud-init/25.1\r\n'), head.count(b'user-agent')) == (1, 1)
@@ -143,8 +146,8 @@ def test_the_guests_own_agent_and_encoding_are_kept(served):
 @pytest.mark.parametrize(('body', 'length'), [(b'secret', 6), (b'', 0), (b'\x00\xff' * 40000, 80000)])
 def test_a_post_has_a_content_length_and_is_never_chunked(served, body, length):
     """Nova answers 500 to a chunked POST."""
-    server, hop = served(says(OK))
-    send_request(hop, message.Request('POST', '/', [('content-length', '77')], body))
+    server, client = served(says(OK))
+    send_request(client, message.Request('POST', '/', [('content-length', '77')], body))
     head, _, content = server.requests[0].partition(b'\r\n\r\n')
     assert content == body
     assert head.lower().count(b'content-length: %d' % length) == head.lower().count(b'content-length') == 1
@@ -153,7 +156,7 @@ def test_a_post_has_a_content_length_and_is_never_chunked(served, body, length):
 
 @pytest.mark.parametrize('length', [1 << 20, (1 << 20) + 1, 16 << 20])
 @pytest.mark.parametrize('framing', ['length', 'chunked', 'close'])
-def test_a_large_answer_passes_whole(served, length, framing):
+def test_a_large_response_is_streamed_whole(served, length, framing):
     content = hashlib.sha256(str(length).encode()).digest() * (length // 32 + 1)
     content = content[:length]
     head = {
@@ -162,30 +165,30 @@ def test_a_large_answer_passes_whole(served, length, framing):
         'close': b'\r\n',
     }[framing]
     tail = b'\r\n0\r\n\r\n' if framing == 'chunked' else b''
-    _, hop = served(says(b'HTTP/1.1 200 OK\r\n' + head + content + tail))
-    answer, got = send_request(hop, within_s=30)
+    _, client = served(says(b'HTTP/1.1 200 OK\r\n' + head + content + tail))
+    received, got = send_request(client, within_s=30)
     assert hashlib.sha256(got).digest() == hashlib.sha256(content).digest()
-    assert dict(answer.headers).get('content-length', str(length)) == str(length)
+    assert dict(received.headers).get('content-length', str(length)) == str(length)
 
 
-def test_a_large_answer_that_breaks_raises_while_it_is_passed_on(served):
-    """The guest's server then cuts the guest's connection: a short answer never looks whole."""
-    _, hop = served(says(b'HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n' + b'x' * 2000000))
-    answer = hop.send_request(GET, Deadline.after(5))
-    with pytest.raises(Exception, match='closed before the answer was complete'):
-        b''.join(answer.body)
-    answer.body.close()
+def test_a_large_response_that_breaks_raises_while_it_is_streamed(served):
+    """The server then closes the connection of its client, which so notices that the body is incomplete."""
+    _, client = served(says(b'HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n' + b'x' * 2000000))
+    received = client.send_request(GET, Deadline.after(5))
+    with pytest.raises(Exception, match='closed before the response was complete'):
+        b''.join(received.body)
+    received.body.close()
 
 
-def test_a_connection_is_kept(served):
-    server, hop = served(keeps_saying(OK))
+def test_a_keepalive_connection_is_reused(served):
+    server, client = served(keeps_saying(OK))
     for _ in range(3):
-        send_request(hop)
+        send_request(client)
     assert server.connections == 1
 
 
 @pytest.mark.parametrize(
-    'said',
+    'response',
     [
         b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n',
         b'HTTP/1.1 204 No Content\r\n\r\n',
@@ -193,10 +196,10 @@ def test_a_connection_is_kept(served):
     ],
     ids=['chunked', '204', '304'],
 )
-def test_a_connection_is_kept_after_every_framing(served, said):
-    server, hop = served(keeps_saying(said))
+def test_a_keepalive_connection_is_reused_after_every_framing(served, response):
+    server, client = served(keeps_saying(response))
     for _ in range(3):
-        send_request(hop)
+        send_request(client)
     assert server.connections == 1
 
 
@@ -207,14 +210,14 @@ def closes_on_the_second_request(peer):
 
 
 @pytest.mark.parametrize('script', [says(OK), closes_on_the_second_request], ids=['before', 'by the request'])
-def test_a_kept_connection_that_was_closed_meanwhile_is_no_fault(served, script):
-    server, hop = served(script, keeps_saying(OK))
-    assert [send_request(hop)[1] for _ in range(3)] == [b'ok'] * 3
+def test_an_idle_connection_that_the_server_closed_is_replaced(served, script):
+    server, client = served(script, keeps_saying(OK))
+    assert [send_request(client)[1] for _ in range(3)] == [b'ok'] * 3
     assert server.connections == 2
 
 
 @pytest.mark.parametrize(
-    ('method', 'said'),
+    ('method', 'response'),
     [
         ('GET', OK),
         ('GET', b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n'),
@@ -224,23 +227,23 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_no_fault(served, script)
     ids=['length', 'chunked', 'HEAD', '204'],
 )
 @pytest.mark.parametrize('late', [False, True], ids=['at once', 'later'])
-def test_bytes_that_nobody_asked_for_are_never_the_next_guests_answer(served, method, said, late):
+def test_surplus_bytes_never_become_the_next_response_on_a_keepalive_connection(served, method, response, late):
     stray = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray'
     sent = threading.Event()
 
     def script(peer):
         peer.request()
-        peer.send(said if late else said + stray)
+        peer.send(response if late else response + stray)
         if late:
-            time.sleep(0.05)  # long enough that the answer was taken without it, in most runs
+            time.sleep(0.05)  # long enough that the response was read without it, in most runs
             peer.send(stray)
         sent.set()
         peer.request()
 
-    server, hop = served(script, keeps_saying(OK))
-    send_request(hop, message.Request(method, '/', []))
+    server, client = served(script, keeps_saying(OK))
+    send_request(client, message.Request(method, '/', []))
     assert sent.wait(5)
-    assert send_request(hop)[1] == b'ok'
+    assert send_request(client)[1] == b'ok'
     assert server.connections == 2
 
 
@@ -256,17 +259,67 @@ def test_bytes_that_nobody_asked_for_are_never_the_next_guests_answer(served, me
 )
 def test_a_line_break_in_a_value_never_becomes_a_header(served, request_):
     """A tenant may write anything into a port's device_id, which becomes X-Instance-ID."""
-    server, hop = served(says(OK))
+    server, client = served(says(OK))
     with pytest.raises(BadRequest):
-        send_request(hop, request_)
+        send_request(client, request_)
     assert server.requests == []
 
 
-def test_a_post_never_goes_on_a_kept_connection(served):
-    server, hop = served(keeps_saying(OK))
-    send_request(hop)
-    send_request(hop, POST)
+def test_a_post_never_reuses_an_idle_connection(served):
+    server, client = served(keeps_saying(OK))
+    send_request(client)
+    send_request(client, POST)
     assert server.connections == 2
+
+
+BAD_FRAMING = [
+    (b'Content-Length: 5\r\nContent-Length: 9', 'several different lengths'),
+    (b'Content-Length: 5, 9', 'several different lengths'),
+    (b'Content-Length: +2', 'not a number'),
+    (b'Content-Length: 2,', 'several different lengths'),
+    (b'Content-Length:', 'not a number'),
+    (b'Content-Length: 2\r\nTransfer-Encoding: chunked', 'both Transfer-Encoding and Content-Length'),
+    *(
+        (b'Transfer-Encoding: ' + coding, f'is not chunked: {coding.decode().lower()}')
+        for coding in (
+            b'gzip, chunked',
+            b'identity, chunked',
+            b'chunked, identity',
+            b'identity',
+            b'xchunked',
+            b'chunked;q=1',
+        )
+    ),
+    (b'Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked', 'is not chunked: chunked, chunked'),
+    (b'Transfer-Encoding: chunked\r\nTransfer-Encoding: identity', 'is not chunked: chunked, identity'),
+    (b'Transfer-Encoding:', 'is not chunked: '),
+]
+
+
+@pytest.mark.parametrize(('headers', 'reason'), BAD_FRAMING, ids=[headers.decode() for headers, _ in BAD_FRAMING])
+def test_a_response_with_ambiguous_framing_is_an_error_that_names_the_reason(served, headers, reason):
+    """And the next request gets another connection: what follows is never taken for its response."""
+    server, client = served(says(b'HTTP/1.1 200 OK\r\n' + headers + b'\r\n\r\n2\r\nok\r\n0\r\n\r\n'), keeps_saying(OK))
+    with pytest.raises(MaybeSent, match=reason):
+        send_request(client)
+    assert send_request(client)[1] == b'ok'
+    assert server.connections == 2
+
+
+def test_a_transfer_encoding_in_a_response_of_http_1_0_is_an_error(served):
+    _, client = served(says(b'HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n'))
+    with pytest.raises(MaybeSent, match=r'HTTP/1\.0'):
+        send_request(client)
+
+
+@pytest.mark.parametrize('headers', [b'Transfer-Encoding: chunked', b'Content-Length: 5', b'Transfer-Encoding: gzip'])
+@pytest.mark.parametrize('status', [b'204 No Content', b'304 Not Modified'])
+def test_a_204_or_304_with_framing_has_no_body_and_its_surplus_is_never_the_next_response(served, status, headers):
+    """eventlet sends a 204 with chunked framing, and the last chunk after it."""
+    surplus = b'HTTP/1.1 ' + status + b'\r\n' + headers + b'\r\n\r\n0\r\n\r\n'
+    _, client = served(says(surplus), keeps_saying(OK))
+    assert send_request(client)[1] == b''
+    assert send_request(client)[1] == b'ok'
 
 
 @pytest.mark.parametrize(
@@ -309,32 +362,32 @@ def test_a_post_never_goes_on_a_kept_connection(served):
     ],
 )
 @pytest.mark.parametrize('request_', [GET, POST], ids=['GET', 'POST'])
-def test_a_broken_answer_may_have_been_sent(served, script, request_):
-    _, hop = served(script)
+def test_a_broken_response_is_maybe_sent(served, script, request_):
+    _, client = served(script)
     with pytest.raises(MaybeSent):
-        send_request(hop, request_)
+        send_request(client, request_)
 
 
 @pytest.mark.parametrize(
     'script',
     [stalls, None],
-    ids=['no answer', 'half an answer'],
+    ids=['no response', 'half a response'],
 )
-def test_silence_ends_with_the_deadline(served, script):
+def test_a_server_that_does_not_respond_is_a_timeout_at_the_deadline(served, script):
     def half(peer):
         peer.request()
         peer.send(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf')
         peer.server.stop.wait(20)
 
-    _, hop = served(script or half)
+    _, client = served(script or half)
     deadline = Deadline.after(0.3)
     with pytest.raises(MaybeSent):
-        hop.send_request(GET, deadline)
+        client.send_request(GET, deadline)
     assert deadline.remaining_s() == 0.0
 
 
 @pytest.mark.parametrize('framing', [b'Content-Length: 1000', b'Transfer-Encoding: chunked'], ids=['length', 'chunked'])
-def test_an_answer_that_drips_ends_with_the_deadline(served, framing):
+def test_a_response_that_trickles_is_a_timeout_at_the_deadline(served, framing):
     """Each byte comes in time, but the whole does not."""
 
     def drips(peer):
@@ -343,17 +396,17 @@ def test_an_answer_that_drips_ends_with_the_deadline(served, framing):
         while not peer.server.stop.wait(0.05):
             peer.send(b'1\r\nx\r\n' if b'chunked' in framing else b'x')
 
-    server, hop = served(drips)
+    server, client = served(drips)
     finished = time.monotonic() + 3
     with pytest.raises(MaybeSent):
-        send_request(hop, within_s=0.4)
-    assert time.monotonic() < finished, 'it waited on after the deadline'
+        send_request(client, within_s=0.4)
+    assert time.monotonic() < finished, 'it waited longer than the deadline'
     server.stop.set()
 
 
-def test_a_body_that_is_taken_in_crumbs_ends_with_the_deadline():
-    """Each piece is taken in time, but the whole is not; over the socket that waits through gevent."""
-    here, there = waiting_socket.socketpair()
+def test_a_request_body_that_is_read_slowly_is_a_timeout_at_the_deadline():
+    """Each piece is read in time, but the whole is not; with a gevent socket."""
+    here, there = gevent_socket.socketpair()
     taken = []
 
     def crumbs():
@@ -365,7 +418,7 @@ def test_a_body_that_is_taken_in_crumbs_ends_with_the_deadline():
     body = bytes(2 << 20)
     with pytest.raises(MaybeSent):
         send_request(
-            hop_.HttpClient(lambda within_s: here, name='x', host='x'),
+            http_client.PooledHttpClient(lambda within_s: here, name='x', host='x'),
             message.Request('POST', '/', [], body),
             within_s=0.3,
         )
@@ -374,30 +427,32 @@ def test_a_body_that_is_taken_in_crumbs_ends_with_the_deadline():
     assert sum(taken) < len(body)
 
 
-def test_nobody_there_is_not_sent(served, tmp_path):
-    server, hop = served(says(OK))
+def test_a_refused_connection_is_not_sent(served, tmp_path):
+    server, client = served(says(OK))
     server.close()
     with pytest.raises(NotSent, match='Connection refused'):
-        send_request(hop, POST)
+        send_request(client, POST)
 
 
-def test_a_socket_that_does_not_exist_is_not_sent(tmp_path):
+def test_a_missing_unix_socket_is_not_sent(tmp_path):
     with pytest.raises(NotSent, match='No such file'):
-        send_request(hop_.unix_client(str(tmp_path / 'none')), POST)
+        send_request(http_client.unix_client(str(tmp_path / 'none')), POST)
 
 
-def test_a_name_that_does_not_exist_is_not_sent():
+def test_an_unknown_host_name_is_not_sent():
     with pytest.raises(NotSent, match=r'nova\.invalid'):
-        send_request(hop_.tcp_client('nova.invalid', 8775), POST)
+        send_request(http_client.tcp_client('nova.invalid', 8775), POST)
 
 
-def test_no_time_left_is_not_sent(served):
-    server, hop = served(says(OK))
+def test_a_deadline_that_is_over_is_not_sent(served):
+    server, client = served(says(OK))
     with pytest.raises(NotSent, match='no time was left'):
-        send_request(hop, POST, within_s=0)
+        send_request(client, POST, within_s=0)
     assert server.connections == 0
 
 
-def test_a_hop_shows_where_it_leads():
-    assert repr(hop_.tcp_client('127.0.0.1', 8775)) == '<Hop http://127.0.0.1:8775, 0 idle>'
-    assert repr(hop_.unix_client('/x')) == '<Hop unix:/x, 0 idle>'
+def test_the_repr_names_the_service_and_its_idle_connections():
+    assert (
+        repr(http_client.tcp_client('127.0.0.1', 8775)) == '<HTTP client of http://127.0.0.1:8775, 0 idle connections>'
+    )
+    assert repr(http_client.unix_client('/x')) == '<HTTP client of unix:/x, 0 idle connections>'

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pure parts of the relay; ``test_relay_exchange`` has the sockets."""
+"""Requests and responses as values; ``test_client`` has the sockets."""
 
 import io
 import tracemalloc
 
+import gevent
 import pytest
+from gevent import monkey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metadata_wsgi.errors import BadRequest
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.errors import BadRequest, RequestTimeout
 from metadata_wsgi.http import header_names, message
 
 
@@ -25,15 +28,15 @@ from metadata_wsgi.http import header_names, message
         ('http://10.6.6.6?y', '/?y'),
     ],
 )
-def test_the_raw_target_passes_in_origin_form(raw, target):
-    """Who answers is not the guest's say, so an absolute URI loses its authority."""
+def test_the_raw_target_is_used_in_origin_form(raw, target):
+    """A client cannot choose the host: the authority of an absolute URI is dropped."""
     assert message.target({'RAW_URI': raw}) == target
 
 
 @pytest.mark.parametrize(
     'raw', ['*', '', '10.6.6.6:80', 'ftp://10.6.6.6/', 'x/y', '/a b', '/a\x7f', '/a\r\nX: y', '/\t']
 )
-def test_what_is_no_target_is_refused(raw):
+def test_an_invalid_target_is_a_bad_request(raw):
     with pytest.raises(BadRequest):
         message.target({'RAW_URI': raw})
 
@@ -47,12 +50,12 @@ def test_what_is_no_target_is_refused(raw):
         ("/-._~!$&'()*+,;=:@", '', "/-._~!$&'()*+,;=:@"),
     ],
 )
-def test_a_server_that_decodes_is_quoted_again(path, query, target):
+def test_a_target_that_the_server_decoded_is_quoted_again(path, query, target):
     assert message.target({'SCRIPT_NAME': '', 'PATH_INFO': path, 'QUERY_STRING': query}) == target
 
 
 @given(st.text(st.characters(min_codepoint=0x21, max_codepoint=0xFF, exclude_characters='\x7f')))
-def test_a_path_is_never_touched(rest):
+def test_the_raw_path_is_never_changed(rest):
     assert message.target({'RAW_URI': '/' + rest}) == '/' + rest
 
 
@@ -61,16 +64,16 @@ VALUES = st.sampled_from(['close', 'keep-alive', 'x-named', 'X-Custom, te', ' ac
 
 
 @given(st.lists(st.tuples(NAMES, VALUES)))
-def test_what_is_hop_by_hop_never_passes(sent):
+def test_hop_by_hop_headers_are_dropped(all_headers):
     """Also where ``Connection`` names it, in whatever case."""
-    named = {token.strip().lower() for name, value in sent if name == 'connection' for token in value.split(',')}
-    kept = message.end_to_end(sent)
-    assert not {name for name, _ in kept} & (header_names.HOP_BY_HOP | named)
-    assert kept == [pair for pair in sent if pair in kept]
-    assert {name for name, _ in sent} - header_names.HOP_BY_HOP - named == {name for name, _ in kept}
+    named = {token.strip().lower() for name, value in all_headers if name == 'connection' for token in value.split(',')}
+    passed = message.end_to_end(all_headers)
+    assert not {name for name, _ in passed} & (header_names.HOP_BY_HOP | named)
+    assert passed == [pair for pair in all_headers if pair in passed]
+    assert {name for name, _ in all_headers} - header_names.HOP_BY_HOP - named == {name for name, _ in passed}
 
 
-def test_headers_are_those_of_the_request():
+def test_the_headers_of_an_environ():
     environ = {
         'HTTP_ACCEPT': '*/*', 'HTTP_X_CUSTOM': '\xe9', 'CONTENT_TYPE': 'text/plain', 'CONTENT_LENGTH': '4',
         'HTTP_CONNECTION': 'close, X-Secret', 'HTTP_X_SECRET': '1', 'REMOTE_ADDR': '10.1.1.2',
@@ -88,19 +91,19 @@ def test_headers_are_those_of_the_request():
         ({}, b''),
         ({'wsgi.input_terminated': True}, b'password'),
     ],
-    ids=['by length', 'zero', 'empty', 'none said', 'chunked'],
+    ids=['by length', 'zero', 'empty', 'no length', 'chunked'],
 )
-def test_the_body_is_read_whole(environ, expected):
+def test_the_whole_body_is_read(environ, expected):
     assert message.body({'wsgi.input': io.BytesIO(b'password'), **environ}, 8) == expected
 
 
 @pytest.mark.parametrize('environ', [{'CONTENT_LENGTH': '9'}, {'wsgi.input_terminated': True}])
-def test_a_body_above_the_limit_is_refused(environ):
+def test_a_body_above_the_limit_is_too_large(environ):
     with pytest.raises(message.TooLarge, match='at most 8 bytes'):
         message.body({'wsgi.input': io.BytesIO(b'passwords'), **environ}, 8)
 
 
-def test_a_body_that_ends_early_is_refused():
+def test_an_incomplete_body_is_a_bad_request():
     with pytest.raises(BadRequest, match='ended before its Content-Length'):
         message.body({'wsgi.input': io.BytesIO(b'pass'), 'CONTENT_LENGTH': '8'}, 8)
 
@@ -109,20 +112,19 @@ def test_a_body_that_ends_early_is_refused():
     ('method', 'body', 'is_retryable'),
     [('GET', b'', True), ('HEAD', b'', True), ('GET', b'x', False), ('POST', b'', False), ('DELETE', b'', False)],
 )
-def test_only_a_bare_read_may_be_sent_twice(method, body, is_retryable):
+def test_only_get_and_head_without_a_body_are_retryable(method, body, is_retryable):
     assert message.Request(method, '/', [], body).is_retryable is is_retryable
 
 
 @pytest.mark.parametrize(('reason', 'status'), [('OK', '200 OK'), ('', '200 ')])
-def test_a_status_line_without_a_reason_is_one(reason, status):
-    """PEP 3333 wants a space there."""
-    said = []
-    message.Response(200, reason, [], [])({}, lambda status, headers: said.append(status))
-    assert said == [status]
+def test_a_status_without_a_reason_ends_with_a_space(reason, status):
+    """PEP 3333 requires it."""
+    statuses = []
+    message.Response(200, reason, [], [])({}, lambda status, headers: statuses.append(status))
+    assert statuses == [status]
 
 
-def test_connection_cannot_take_away_who_somebody_is():
-    """In one hop the guest's own Connection is still there when the signature is written."""
+def test_connection_cannot_remove_a_reserved_header():
     environ = {
         'HTTP_CONNECTION': 'X-Instance-ID, x_tenant_id, Accept, close',
         'HTTP_X_INSTANCE_ID': 'instance-a',
@@ -139,22 +141,42 @@ def test_connection_cannot_take_away_who_somebody_is():
 
 class Broken:
     def read(self, size):
-        raise ValueError('as some server says it')
+        raise ValueError('malformed')
 
 
 @pytest.mark.parametrize('environ', [{'CONTENT_LENGTH': '5'}, {'wsgi.input_terminated': True}])
-def test_a_body_that_a_server_cannot_read_is_the_guests_fault(environ):
+def test_a_body_that_the_server_cannot_read_is_a_bad_request(environ):
     with pytest.raises(BadRequest):
         message.body({**environ, 'wsgi.input': Broken()}, 10)
 
 
-def test_what_guests_call_their_headers_is_not_remembered_in_bulk():
-    """A name may be 16 KB long, and another one with each request."""
+def test_the_header_name_caches_are_bounded():
+    """A client may send a new name of 16 KB with each request."""
     tracemalloc.start()
     for number in range(2000):
         key = f'HTTP_{"A" * 16000}{number}'
         header_names.is_reserved_key(key)
         message.headers({key: 'x'})
-    remembered, _ = tracemalloc.get_traced_memory()
+    allocated, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert remembered < 20 << 20
+    assert allocated < 20 << 20
+
+
+class Slow:
+    """A body that never arrives; ``error`` is what the server raises then."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def read(self, size):
+        if self.error:
+            raise self.error
+        gevent.sleep(20)
+
+
+@pytest.mark.parametrize('environ', [{'CONTENT_LENGTH': '5'}, {'wsgi.input_terminated': True}])
+@pytest.mark.parametrize('stream', [Slow(), Slow(TimeoutError('of the server'))], ids=['deadline', 'server'])
+def test_a_body_that_does_not_arrive_in_time_is_a_request_timeout(monkeypatch, environ, stream):
+    monkeypatch.setitem(monkey.saved, 'socket', {})
+    with pytest.raises(RequestTimeout):
+        message.body({**environ, 'wsgi.input': stream}, 10, Deadline.after(0.05))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection over a real pair of sockets; gevent's loop waits."""
+"""RawSocket over a real socket pair."""
 
 import _socket
 import socket
@@ -16,7 +16,7 @@ from metadata_wsgi.http.raw_socket import RawSocket, from_gevent_socket
 
 @pytest.fixture
 def ends():
-    """A connection and the plain socket at its other end."""
+    """A RawSocket and the plain socket at its other end."""
     here, there = socket.socketpair()
     connection = RawSocket(_socket.socket(here.family, here.type, here.proto, here.detach()))
     with there:
@@ -24,7 +24,7 @@ def ends():
     connection.close()
 
 
-def test_what_is_there_is_read_without_a_wait(ends):
+def test_recv_of_data_that_has_arrived_does_not_wait(ends):
     connection, there = ends
     waits = []
     connection.on_block = lambda: waits.append(1)
@@ -35,7 +35,7 @@ def test_what_is_there_is_read_without_a_wait(ends):
     assert waits == []
 
 
-def test_what_is_not_there_is_waited_for_and_others_run_meanwhile(ends):
+def test_recv_waits_for_data_while_other_greenlets_run(ends):
     connection, there = ends
     waits = []
     connection.on_block = lambda: waits.append(1)
@@ -44,7 +44,7 @@ def test_what_is_not_there_is_waited_for_and_others_run_meanwhile(ends):
     assert waits == [1]
 
 
-def test_patience_and_hurry_end_a_wait(ends):
+def test_timeout_and_deadline_end_a_wait(ends):
     connection, _ = ends
     connection.settimeout(0.01)
     with pytest.raises(TimeoutError):
@@ -53,7 +53,7 @@ def test_patience_and_hurry_end_a_wait(ends):
     connection.set_deadline(0.01)
     with pytest.raises(TimeoutError):
         connection.recv(1)
-    with pytest.raises(TimeoutError):  # it is over
+    with pytest.raises(TimeoutError):  # after the deadline
         connection.recv(1)
     connection.set_deadline(None)
     connection.settimeout(0)
@@ -61,7 +61,7 @@ def test_patience_and_hurry_end_a_wait(ends):
         connection.recv(1)
 
 
-def test_hurry_holds_for_all_pieces_together(ends):
+def test_a_deadline_holds_for_several_calls_together(ends):
     connection, there = ends
     connection.set_deadline(0.05)
 
@@ -77,36 +77,36 @@ def test_hurry_holds_for_all_pieces_together(ends):
     dripping.kill()
 
 
-def test_more_than_fits_is_sent_in_pieces_as_it_is_taken(ends):
+def test_sendall_of_more_than_the_kernels_buffer(ends):
     connection, there = ends
     data = bytes(range(256)) * 40_000
-    taken = []
+    received = []
 
-    def take():
-        while sum(map(len, taken)) < len(data):
-            taken.append(there.recv(1 << 16))
+    def receive():
+        while sum(map(len, received)) < len(data):
+            received.append(there.recv(1 << 16))
 
-    taking = threading.Thread(target=take)
-    taking.start()
+    receiving = threading.Thread(target=receive)
+    receiving.start()
     connection.sendall(data)
-    taking.join()
-    assert b''.join(taken) == data
+    receiving.join()
+    assert b''.join(received) == data
 
 
-def test_who_takes_nothing_is_given_up(ends):
+def test_sendall_has_a_timeout(ends):
     connection, _ = ends
     connection.settimeout(0.01)
     with pytest.raises(TimeoutError):
         connection.sendall(bytes(1 << 24))
 
 
-def test_a_shutdown_by_another_ends_the_wait(ends):
+def test_a_shutdown_by_another_greenlet_ends_a_wait(ends):
     connection, _ = ends
     gevent.spawn(connection.shutdown, 2)
     assert connection.recv(1) == b''
 
 
-def test_options_are_the_sockets(ends):
+def test_socket_options(ends):
     connection, _ = ends
     assert connection.family == socket.AF_UNIX
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -115,7 +115,7 @@ def test_options_are_the_sockets(ends):
     assert connection.getsockname() == ''
 
 
-def test_one_of_gevents_is_made_light():
+def test_a_gevent_socket_is_converted():
     here, there = gevent_socket.socketpair()
     with there:
         connection = from_gevent_socket(here)
@@ -126,13 +126,12 @@ def test_one_of_gevents_is_made_light():
 
 
 @pytest.mark.parametrize('module', [ssl, gevent.ssl], ids=['threads', 'gevent'])
-def test_it_is_not_made_light_where_threads_wait_or_tls_is_spoken(module, monkeypatch):
-    """Whichever ssl module made the context, and whether or not gevent has changed it since: bytes sent beside TLS
-    would be plain."""
+def test_a_blocking_or_tls_socket_is_not_converted(module, monkeypatch):
+    """With either ssl module, patched by gevent or not: RawSocket would bypass TLS and send plain text."""
     here, there = socket.socketpair()
     with here, there:
         assert from_gevent_socket(here) is here
-    spoken = module.create_default_context().wrap_socket(module.socket(), server_hostname='x')
+    tls_socket = module.create_default_context().wrap_socket(module.socket(), server_hostname='x')
     monkeypatch.setitem(monkey.saved, 'socket', {})
-    with spoken:
-        assert from_gevent_socket(spoken) is spoken
+    with tls_socket:
+        assert from_gevent_socket(tls_socket) is tls_socket

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import MaybeSent, NotSent
-from metadata_wsgi.http.retry import retry_until
+from metadata_wsgi.http.retry import RetryBudget, retry_until
 from tests.fakes import FakeClock
 
 
@@ -20,13 +21,13 @@ def failing(error, calls=None):
     return attempt
 
 
-def test_what_succeeds_is_asked_once():
+def test_a_success_is_not_retried():
     clock = FakeClock()
     assert retry_until(lambda: 'x', Deadline.after(9, clock), retry_on=(NotSent,), sleep=clock.sleep) == 'x'
     assert clock.slept == []
 
 
-def test_it_is_asked_again_until_it_succeeds():
+def test_a_failure_is_retried_until_it_succeeds():
     outcomes = iter([NotSent('1'), NotSent('2'), 'x'])
 
     def attempt():
@@ -40,14 +41,14 @@ def test_it_is_asked_again_until_it_succeeds():
     assert len(clock.slept) == 2
 
 
-def test_another_exception_is_raised_at_once():
+def test_another_exception_is_raised_without_a_retry():
     clock, calls = FakeClock(), []
     with pytest.raises(MaybeSent):
         retry_until(failing(MaybeSent('x'), calls), Deadline.after(9, clock), retry_on=(NotSent,), sleep=clock.sleep)
     assert len(calls) == 1
 
 
-def test_the_last_exception_is_raised_itself():
+def test_the_last_exception_is_raised_after_the_last_retry():
     clock = FakeClock()
     numbered = itertools.count()
 
@@ -59,7 +60,7 @@ def test_the_last_exception_is_raised_itself():
     assert str(raised.value) == str(next(numbered) - 1)
 
 
-def test_the_last_rejected_result_is_returned():
+def test_the_last_result_is_returned_after_the_last_retry():
     clock = FakeClock()
     assert (
         retry_until(
@@ -70,7 +71,7 @@ def test_the_last_rejected_result_is_returned():
     assert len(clock.slept) > 5
 
 
-def test_one_try_is_made_even_when_no_time_is_left():
+def test_the_first_attempt_is_made_even_after_the_deadline():
     clock, calls = FakeClock(), []
     with pytest.raises(NotSent):
         retry_until(failing(NotSent('x'), calls), Deadline.after(0, clock), retry_on=(NotSent,), sleep=clock.sleep)
@@ -78,24 +79,81 @@ def test_one_try_is_made_even_when_no_time_is_left():
 
 
 @given(st.floats(0, 30), st.floats(0, 5))
-def test_no_try_begins_after_the_deadline(within_s, attempt_takes_s):
+def test_no_retry_starts_after_the_deadline(within_s, attempt_takes_s):
     clock = FakeClock()
-    began = []
+    starts = []
 
     def attempt():
-        began.append(clock.now_s)
+        starts.append(clock.now_s)
         clock.now_s += attempt_takes_s
         raise NotSent('x')
 
     with pytest.raises(NotSent):
         retry_until(attempt, Deadline.after(within_s, clock), retry_on=(NotSent,), sleep=clock.sleep)
-    assert all(moment <= 1000.0 + within_s for moment in began)
+    assert all(moment <= 1000.0 + within_s for moment in starts)
     assert sum(clock.slept) <= within_s
 
 
-@given(st.integers())
-def test_pauses_grow_to_a_second_and_no_further(seed):
+def test_the_retry_delays_grow_to_their_maximum_with_jitter():
+    """Over many runs: each delay is below its bound, which doubles up to a second, and comes close to it."""
+    runs = [retry_delays() for _ in range(300)]
+    bounds = [min(1.0, 0.05 * 2**number) for number in range(12)]
+    for number, bound in enumerate(bounds):
+        delays = [run[number] for run in runs]
+        assert all(0 <= delay <= bound for delay in delays)
+        assert max(delays) > 0.8 * bound
+        assert min(delays) < 0.2 * bound
+
+
+def retry_delays():
     clock = FakeClock()
     with pytest.raises(NotSent):
         retry_until(failing(NotSent('x')), Deadline.after(60, clock), retry_on=(NotSent,), sleep=clock.sleep)
-    assert all(0 <= pause <= min(1.0, 0.05 * 2**number) for number, pause in enumerate(clock.slept))
+    return clock.slept
+
+
+def test_a_retry_waits_until_it_is_allowed():
+    clock = FakeClock()
+    outcomes, allowed = iter([503, 200]), iter([False, False, True])
+    result = retry_until(
+        lambda: next(outcomes),
+        Deadline.after(9, clock),
+        retry_if_result=lambda status: status == 503,
+        may_retry=lambda: next(allowed),
+        sleep=clock.sleep,
+    )
+    assert (result, len(clock.slept)) == (200, 3)
+
+
+def test_without_an_allowed_retry_the_first_result_is_returned_at_the_deadline():
+    clock = FakeClock()
+    attempts = []
+    result = retry_until(
+        lambda: attempts.append(1) or 503,
+        Deadline.after(9, clock),
+        retry_if_result=lambda status: status == 503,
+        may_retry=lambda: False,
+        sleep=clock.sleep,
+    )
+    assert (result, len(attempts)) == (503, 1)
+    assert 1007 < clock.now_s <= 1009
+
+
+def taken(budget):
+    """How many retries are in the budget now."""
+    return sum(iter(budget.take_retry, False))
+
+
+def test_the_retry_budget_is_shared_and_refilled_by_requests_successes_and_time():
+    clock = FakeClock()
+    budget = RetryBudget(clock)
+    assert taken(budget) == limits.RETRY_BUDGET_MAX
+    for _ in range(7):
+        budget.add_request()
+    assert taken(budget) == 7 * limits.RETRY_BUDGET_PER_REQUEST
+    budget.add_success()
+    assert taken(budget) == limits.RETRY_BUDGET_PER_SUCCESS
+    clock.sleep(2)
+    assert taken(budget) == 2 * limits.RETRY_BUDGET_PER_S
+    clock.sleep(1e6)
+    assert taken(budget) == limits.RETRY_BUDGET_MAX

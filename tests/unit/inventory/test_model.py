@@ -48,26 +48,26 @@ ROUTERS = (Router('r-red', 'r', ('red',)), Router('r-both', 'r', ('red', 'blue')
         ('2001:db8::5054:ff:fe00:1', {'network_id': 'red'}, []),
     ],
 )
-def test_an_address_is_looked_for_only_behind_its_router_or_on_its_network(address, where, found):
-    assert ids(cloud(*TWINS, routers=ROUTERS).guests_at(address, **where)) == found
+def test_an_address_is_found_only_behind_its_router_or_on_its_network(address, where, found):
+    assert ids(cloud(*TWINS, routers=ROUTERS).instance_ports(address, **where)) == found
 
 
-def test_a_port_without_an_instance_is_no_guest():
+def test_a_port_without_an_instance_is_not_found():
     ours = port('gateway', RED, '52:54:00:00:00:fe', '10.1.1.1', instance=None)
-    assert cloud(ours).guests_at('10.1.1.1', network_id='red') == []
-    assert cloud(ours).guests_at('fe80::5054:ff:fe00:fe', network_id='red') == []
+    assert cloud(ours).instance_ports('10.1.1.1', network_id='red') == []
+    assert cloud(ours).instance_ports('fe80::5054:ff:fe00:fe', network_id='red') == []
 
 
-def test_a_link_local_address_that_is_written_down_and_one_that_is_made_of_the_mac_are_one_port():
+def test_a_link_local_address_from_the_file_and_one_from_the_mac_are_one_port():
     both = port('both', RED, '52:54:00:00:00:01', 'fe80::5054:ff:fe00:1')
-    assert ids(cloud(both).guests_at('fe80::5054:ff:fe00:1', network_id='red')) == ['both']
+    assert ids(cloud(both).instance_ports('fe80::5054:ff:fe00:1', network_id='red')) == ['both']
 
 
-def test_an_address_that_one_port_has_and_another_ones_mac_makes_is_both():
-    """Neither may get the other's keys: the caller sees two and tells nobody."""
+def test_a_link_local_address_of_one_port_and_from_the_mac_of_another_is_both_ports():
+    """Neither may get the other's keys: the caller gets two and responds 404."""
     made = port('made', RED, '52:54:00:00:00:01')
     written = port('written', RED, '52:54:00:00:00:02', 'fe80::5054:ff:fe00:1')
-    assert ids(cloud(made, written).guests_at('fe80::5054:ff:fe00:1', network_id='red')) == ['written', 'made']
+    assert ids(cloud(made, written).instance_ports('fe80::5054:ff:fe00:1', network_id='red')) == ['written', 'made']
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_the_mac_in_an_address(address, mac):
 
 
 @given(st.ip_addresses().map(str), st.sampled_from(['red', 'blue', 'none']))
-def test_no_other_address_finds_anybody(address, network):
+def test_no_other_address_finds_a_port(address, network):
     known = {'10.1.1.2', '2001:db8::2', 'fe80::5054:ff:fe00:1'}
-    assert cloud(*TWINS).guests_at(address, network_id=network) == [] or address in known
+    assert cloud(*TWINS).instance_ports(address, network_id=network) == [] or address in known
 
 
 def test_a_subnet_knows_its_mask_and_its_addresses():

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from metadata_wsgi.errors import ConfigError
-from metadata_wsgi.inventory import WatchedInventory
+from metadata_wsgi.inventory import ReloadingInventory
 from tests.fakes import FakeClock
 
 
@@ -21,7 +21,7 @@ def path(tmp_path):
 
 
 def replace(path, text):
-    """As the sample says: a finished file is renamed over the old one."""
+    """Rename a finished file over the old one, as the sample inventory recommends."""
     new = path.with_suffix('.new')
     new.write_text(text)
     new.rename(path)
@@ -31,25 +31,25 @@ def errors(caplog):
     return [record.getMessage() for record in caplog.records if record.levelname == 'ERROR']
 
 
-def test_a_start_with_a_wrong_file_is_no_start(path):
+def test_an_invalid_file_stops_the_start(path):
     path.write_text('networks: [\n')
     with pytest.raises(ConfigError, match='not YAML'):
-        WatchedInventory(str(path))
+        ReloadingInventory(str(path))
 
 
 def test_a_changed_file_is_read_after_the_interval_and_not_before(path):
     clock = FakeClock()
-    watched = WatchedInventory(str(path), interval_s=5, clock=clock)
+    inventory = ReloadingInventory(str(path), interval_s=5, clock=clock)
     replace(path, cloud('one', 'two'))
     clock.sleep(4.9)
-    assert list(watched.current().networks) == ['one']
+    assert list(inventory.current().networks) == ['one']
     clock.sleep(0.1)
-    assert list(watched.current().networks) == ['one', 'two']
+    assert list(inventory.current().networks) == ['one', 'two']
 
 
-def test_a_file_that_is_not_changed_is_not_read_again(path):
-    watched = WatchedInventory(str(path), interval_s=0)
-    assert watched.current() is watched.current()
+def test_an_unchanged_file_is_not_read_again(path):
+    inventory = ReloadingInventory(str(path), interval_s=0)
+    assert inventory.current() is inventory.current()
 
 
 @pytest.mark.parametrize(
@@ -61,55 +61,55 @@ def test_a_file_that_is_not_changed_is_not_read_again(path):
     ],
     ids=['inode', 'size', 'time'],
 )
-def test_a_change_is_seen_by_inode_size_or_time(path, change):
-    watched = WatchedInventory(str(path), interval_s=0)
+def test_a_change_is_detected_by_inode_size_or_time(path, change):
+    inventory = ReloadingInventory(str(path), interval_s=0)
     change(path)
-    assert 'two' in watched.current().networks
+    assert 'two' in inventory.current().networks
 
 
-def test_a_wrong_file_is_said_once_with_its_line_and_the_old_content_stays(path, caplog):
-    watched = WatchedInventory(str(path), interval_s=0)
+def test_an_invalid_file_is_logged_once_with_its_line_and_the_old_inventory_stays(path, caplog):
+    inventory = ReloadingInventory(str(path), interval_s=0)
     replace(path, 'networks:\n- id: one\n- id: one\nports: []\ninstances: []\n')
-    assert [list(watched.current().networks) for _ in range(3)] == [['one']] * 3
-    said = f'{path}:3: a network with the id one is already there'
-    assert errors(caplog) == [f'The inventory is not replaced, the one read before stays in force: {said}']
+    assert [list(inventory.current().networks) for _ in range(3)] == [['one']] * 3
+    message = f'{path}:3: a network with the id one is already there'
+    assert errors(caplog) == [f'The inventory is not replaced, the one read before stays in use: {message}']
 
 
-def test_another_wrong_file_is_said_again_and_a_right_one_comes_into_force(path, caplog):
-    watched = WatchedInventory(str(path), interval_s=0)
+def test_another_invalid_file_is_logged_again_and_a_valid_one_is_used(path, caplog):
+    inventory = ReloadingInventory(str(path), interval_s=0)
     for text in ('[', '{', cloud('two')):
         replace(path, text)
-        watched.current()
+        inventory.current()
     assert len(errors(caplog)) == 2
-    assert list(watched.current().networks) == ['two']
+    assert list(inventory.current().networks) == ['two']
 
 
-def test_a_file_that_is_gone_is_said_once_and_read_when_it_is_back(path, caplog):
-    watched = WatchedInventory(str(path), interval_s=0)
+def test_a_removed_file_is_logged_once_and_read_when_it_is_back(path, caplog):
+    inventory = ReloadingInventory(str(path), interval_s=0)
     path.unlink()
-    assert [list(watched.current().networks) for _ in range(2)] == [['one']] * 2
+    assert [list(inventory.current().networks) for _ in range(2)] == [['one']] * 2
     assert len(errors(caplog)) == 1
     assert errors(caplog)[0].endswith(f'inventory = {path}: cannot be read: No such file or directory')
     path.write_text(cloud('back'))
-    assert list(watched.current().networks) == ['back']
+    assert list(inventory.current().networks) == ['back']
 
 
-def test_a_half_written_file_is_not_a_cloud_without_guests(path):
-    watched = WatchedInventory(str(path), interval_s=0)
+def test_a_half_written_file_is_not_a_cloud_without_instances(path):
+    inventory = ReloadingInventory(str(path), interval_s=0)
     path.write_text('')
-    assert list(watched.current().networks) == ['one']
+    assert list(inventory.current().networks) == ['one']
 
 
-def test_threads_see_the_old_state_or_the_new_one_and_nothing_else(path):
-    watched = WatchedInventory(str(path), interval_s=0)
+def test_threads_get_the_old_inventory_or_the_new_one(path):
+    inventory = ReloadingInventory(str(path), interval_s=0)
     start, stop, seen = threading.Barrier(5), threading.Event(), set()
 
-    def ask():
+    def read():
         start.wait()
         while not stop.is_set():
-            seen.add(tuple(watched.current().networks))
+            seen.add(tuple(inventory.current().networks))
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:
         thread.start()
     start.wait()
@@ -119,5 +119,5 @@ def test_threads_see_the_old_state_or_the_new_one_and_nothing_else(path):
     stop.set()
     for thread in threads:
         thread.join()
-    assert tuple(watched.current().networks) == ('three', 'four')
+    assert tuple(inventory.current().networks) == ('three', 'four')
     assert seen <= {('one',), ('one', 'two'), ('three', 'four')}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said to systemd, which is a socket of the test here, and what is believed of what it gives back."""
+"""Notifications to systemd (a socket of the test here), and checks of the descriptors that it returns."""
 
 import array
 import os
@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from metadata_wsgi.keeper import fdstore
-from metadata_wsgi.keeper.fdstore import SystemdStore
+from metadata_wsgi.keeper.fdstore import SystemdFdStore
 from metadata_wsgi.keeper.protocol import Listener
 
 A = Listener('shared', 'qrouter-a', 9697, router_id='a')
@@ -16,21 +16,21 @@ C = Listener('one_hop', 'qdhcp-c', 80, network_id='c', host='fe80::a9fe:a9fe%tap
 
 
 class Systemd:
-    """Hears what is said to it; a socket beside it as its inode."""
+    """Receives notifications; a descriptor in one is represented by its inode number."""
 
     def __init__(self, address):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(address)
         self._socket.setblocking(False)
 
-    def heard(self):
-        said = []
+    def received(self):
+        received = []
         while True:
             try:
-                text, beside, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(4))
+                text, ancillary, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(4))
             except BlockingIOError:
-                return said
-            said.append((*text.decode().splitlines(), *(inode(data) for _, _, data in beside)))
+                return received
+            received.append((*text.decode().splitlines(), *(inode(data) for _, _, data in ancillary)))
 
     def close(self):
         self._socket.close()
@@ -51,16 +51,16 @@ def address(request, tmp_path):
 
 @pytest.fixture
 def systemd(address):
-    hearing = Systemd('\0' + address[1:] if address.startswith('@') else address)
-    yield hearing
-    hearing.close()
+    receiver = Systemd('\0' + address[1:] if address.startswith('@') else address)
+    yield receiver
+    receiver.close()
 
 
 @pytest.fixture
-def stored(systemd, address):
-    speaking = SystemdStore(address)
-    yield speaking
-    speaking.close()
+def store(systemd, address):
+    store = SystemdFdStore(address)
+    yield store
+    store.close()
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def listening():
         yield made
 
 
-def given_back(*names):
-    """The environment that says so, and the number of the first of so many descriptors in a row."""
+def restored_environ(*names):
+    """The environment of a service with stored descriptors, and the number of the first descriptor."""
     listening = [socket.create_server(('127.0.0.1', 0)) for _ in names]
     first = 500
     for number, one in enumerate(listening):
@@ -80,15 +80,15 @@ def given_back(*names):
     return environ, first
 
 
-def test_a_socket_is_given_once_and_taken_out_by_its_name(stored, systemd, listening):
-    stored.ready()
-    stored.keep(A, listening)
-    stored.keep(A, listening)
+def test_fdstore_stores_a_socket_once_and_removes_it_by_name(store, systemd, listening):
+    store.ready()
+    store.add(A, listening)
+    store.add(A, listening)
     name = f'FDNAME={fdstore.name_of(A)}'
-    assert systemd.heard() == [('READY=1',), ('FDSTORE=1', name, os.fstat(listening.fileno()).st_ino)]
-    stored.forget(A)
-    stored.forget(A)
-    assert systemd.heard() == [('FDSTOREREMOVE=1', name)]
+    assert systemd.received() == [('READY=1',), ('FDSTORE=1', name, os.fstat(listening.fileno()).st_ino)]
+    store.remove(A)
+    store.remove(A)
+    assert systemd.received() == [('FDSTOREREMOVE=1', name)]
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_a_socket_is_given_once_and_taken_out_by_its_name(stored, systemd, liste
         Listener('shared', 'a:b%c d\u00e9', 1, network_id='%3A', host='\x7f'),
     ],
 )
-def test_a_name_is_one_that_systemd_takes_and_the_listener_again(listener):
+def test_fdstore_name_is_valid_for_systemd_and_converts_back(listener):
     name = fdstore.name_of(listener)
     assert all(' ' <= letter < '\x7f' and letter != ':' for letter in name)
-    assert fdstore.listener_of(name) == listener
+    assert fdstore.listener_from_name(name) == listener
 
 
-def test_listeners_that_differ_differ_in_name():
+def test_fdstore_names_of_different_listeners_differ():
     listeners = [Listener(mode, namespace, port, **{id_: 'x'}, host=host)
                  for mode in ('shared', 'one_hop') for namespace in 'ab' for port in (1, 2)
                  for id_ in ('router_id', 'network_id') for host in ('', 'h')]  # fmt: skip
@@ -126,50 +126,50 @@ def test_listeners_that_differ_differ_in_name():
         'shared/router/%FF/9697/qrouter-a/',
     ],
 )
-def test_another_name_is_none(name):
+def test_fdstore_invalid_name_raises_value_error(name):
     with pytest.raises(ValueError):
-        fdstore.listener_of(name)
+        fdstore.listener_from_name(name)
 
 
-def test_a_name_that_is_too_long_is_served_and_not_stored(stored, systemd, listening, caplog):
-    stored.keep(Listener('shared', 'n' * 250, 80, network_id='c'), listening)
-    assert systemd.heard() == []
+def test_fdstore_too_long_name_is_not_stored(store, systemd, listening, caplog):
+    store.add(Listener('shared', 'n' * 250, 80, network_id='c'), listening)
+    assert systemd.received() == []
     assert 'too long a name' in caplog.text
 
 
-def test_what_was_stored_comes_back_and_is_not_stored_again(stored, systemd):
-    environ, first = given_back(fdstore.name_of(A), fdstore.name_of(C))
-    back = list(stored.taken_back(environ, first))
-    assert [listener for listener, _ in back] == [A, C]
+def test_fdstore_restores_stored_sockets_and_does_not_store_them_again(store, systemd):
+    environ, first = restored_environ(fdstore.name_of(A), fdstore.name_of(C))
+    restored = list(store.restore(environ, first))
+    assert [listener for listener, _ in restored] == [A, C]
     assert environ == {}
-    for listener, kept in back:
-        assert kept.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        assert (kept.get_inheritable(), kept.getblocking()) == (False, False)
-        stored.keep(listener, kept)
-        kept.close()
-    assert systemd.heard() == []
-    stored.forget(A)
-    assert systemd.heard() == [('FDSTOREREMOVE=1', f'FDNAME={fdstore.name_of(A)}')]
+    for listener, sock in restored:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        assert (sock.get_inheritable(), sock.getblocking()) == (False, False)
+        store.add(listener, sock)
+        sock.close()
+    assert systemd.received() == []
+    store.remove(A)
+    assert systemd.received() == [('FDSTOREREMOVE=1', f'FDNAME={fdstore.name_of(A)}')]
 
 
-def test_what_is_not_ours_is_closed_and_taken_out(stored, systemd, caplog):
-    environ, first = given_back('stored', fdstore.name_of(A))
-    ((listener, kept),) = stored.taken_back(environ, first)
-    kept.close()
+def test_fdstore_closes_and_removes_foreign_descriptors(store, systemd, caplog):
+    environ, first = restored_environ('stored', fdstore.name_of(A))
+    ((listener, sock),) = store.restore(environ, first)
+    sock.close()
     assert listener == A
-    assert systemd.heard() == [('FDSTOREREMOVE=1', 'FDNAME=stored')]
-    assert 'no socket of a namespace' in caplog.text
+    assert systemd.received() == [('FDSTOREREMOVE=1', 'FDNAME=stored')]
+    assert 'not a socket of a namespace' in caplog.text
     with pytest.raises(OSError, match='Bad file descriptor'):
         os.fstat(first)
 
 
-def test_what_is_meant_for_another_process_is_left_alone(stored):
-    assert list(stored.taken_back({'LISTEN_PID': '1', 'LISTEN_FDS': '1', 'LISTEN_FDNAMES': 'x'}, 0)) == []
-    assert list(stored.taken_back({})) == []
+def test_fdstore_ignores_descriptors_of_another_pid(store):
+    assert list(store.restore({'LISTEN_PID': '1', 'LISTEN_FDS': '1', 'LISTEN_FDNAMES': 'x'}, 0)) == []
+    assert list(store.restore({})) == []
 
 
-def test_a_systemd_that_does_not_hear_stops_nothing(stored, systemd, listening, caplog):
+def test_fdstore_unavailable_systemd_is_logged_only(store, systemd, listening, caplog):
     systemd.close()
-    stored.keep(A, listening)
-    assert 'did not hear' in caplog.text
-    stored.forget(A)
+    store.add(A, listening)
+    assert 'could not be sent to systemd' in caplog.text
+    store.remove(A)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packets with a socket beside them, and which listeners are none."""
+"""Packets with descriptors, and invalid listeners."""
 
 import array
 import os
@@ -20,7 +20,7 @@ def pair():
         yield one, other
 
 
-def test_a_listener_survives_the_way():
+def test_listener_converts_to_json_and_back():
     assert Listener.from_json(LISTENER.to_json()) == LISTENER
 
 
@@ -38,34 +38,39 @@ def test_a_listener_survives_the_way():
         ({'namespace': 'a\0b'}, 'is a name'),
         ({'host': 7}, 'is a name'),
         ({'more': 1}, 'more'),
+        ({'namespace': 'n' * 256}, 'more than 255 characters'),
     ],
 )
-def test_what_is_no_listener_is_refused_with_the_reason(changes, words):
+def test_invalid_listener_raises_value_error_with_reason(changes, words):
     with pytest.raises(ValueError, match=words):
         Listener.from_json({**LISTENER.to_json(), **changes})
     with pytest.raises(ValueError, match='not an object'):
         Listener.from_json([])
 
 
-def test_the_key_tells_the_addresses_of_one_network_apart():
+def test_listener_of_a_later_release_is_understood_by_workers_and_clients():
+    assert Listener.from_json({**LISTENER.to_json(), 'more': 1}, ignore_unknown=True) == LISTENER
+
+
+def test_listener_key_differs_by_address():
     keys = {Listener('shared', 'n', 80, network_id='c', host=host).key for host in ('', '169.254.169.254', 'fe80::1%t')}
     assert keys == {'c', 'c 169.254.169.254', 'c fe80::1%t'}
 
 
-def test_a_socket_beside_a_packet_is_the_same_socket(pair):
+def test_packet_transfers_a_descriptor(pair):
     one, other = pair
     with socket.create_server(('127.0.0.1', 0)) as listening:
         protocol.send(one, {'serve': 1}, listening.fileno())
-        message, descriptor = protocol.receive(other)
+        message, received = protocol.receive(other)
         assert message == {'serve': 1}
-        with socket.socket(fileno=descriptor) as handed:
-            assert handed.getsockname() == listening.getsockname()
+        with received:
+            assert received.getsockname() == listening.getsockname()
     protocol.send(one, {'leave': 'x'})
     assert protocol.receive(other) == ({'leave': 'x'}, None)
 
 
-@pytest.mark.parametrize('packet', [b'[]', b'{', b'\xff', b'x' * (protocol.PACKET_BYTES + 1)])
-def test_what_is_no_packet_is_refused_and_the_socket_beside_it_closed(pair, packet):
+@pytest.mark.parametrize('packet', [b'[]', b'{', b'\xff', b'x' * (protocol.MAX_PACKET_BYTES + 1)])
+def test_invalid_packet_is_refused_and_its_descriptor_closed(pair, packet):
     one, other = pair
     one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)
     reading, writing = os.pipe()
@@ -77,14 +82,25 @@ def test_what_is_no_packet_is_refused_and_the_socket_beside_it_closed(pair, pack
     os.close(reading)
 
 
-def test_two_sockets_beside_one_packet_are_refused(pair):
+def test_packet_with_a_descriptor_that_is_not_a_socket_is_refused_and_it_is_closed(pair):
+    one, other = pair
+    reading, writing = os.pipe()
+    protocol.send(one, {'holds': {}}, writing)
+    os.close(writing)
+    with pytest.raises(ValueError, match='not a socket'):
+        protocol.receive(other)
+    assert os.read(reading, 1) == b''
+    os.close(reading)
+
+
+def test_packet_with_several_descriptors_is_refused(pair):
     one, other = pair
     one.sendmsg([b'{}'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [0, 0, 0]))])
     with pytest.raises(ValueError, match='too long'):
         protocol.receive(other)
 
 
-def test_the_end_is_told_from_a_packet(pair):
+def test_end_of_connection_raises_eof_error(pair):
     one, other = pair
     one.close()
     with pytest.raises(EOFError):

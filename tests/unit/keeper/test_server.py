@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper's loop with real unix sockets, and sockets of this very namespace; nothing here needs root."""
+"""The keeper's event loop with real unix sockets, and listeners in the current namespace; no root needed."""
 
+import contextlib
+import ctypes
 import os
+import pathlib
+import resource
 import socket
 import stat
 import threading
@@ -9,42 +13,45 @@ import threading
 import pytest
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.keeper import admin_client, protocol
+from metadata_wsgi.keeper import admin_client, protocol, server
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.keeper.server import Keeper, may_follow
+from metadata_wsgi.keeper.server import Keeper, may_subscribe
+from tests.e2e.conftest import eventually
+
+SETRESUID = {'x86_64': 117, 'aarch64': 147}.get(os.uname().machine)
 
 
 class FakeOpener:
-    """Every namespace is this one, and every port one that is free."""
+    """Every namespace is the current one, and every port a free one."""
 
     def open(self, listener):
         return socket.create_server((listener.host, 0))
 
-    def fits(self, listener, kept):
-        return kept.getsockname()[0] == listener.host
+    def is_valid(self, listener, sock):
+        return sock.getsockname()[0] == listener.host
 
-    def are_one(self, kept, other):
-        return kept.getsockname() == other.getsockname()
+    def is_same_socket(self, sock, other):
+        return sock.getsockname() == other.getsockname()
 
-    def is_gone(self, listener):
-        return False
+    def namespace_exists(self, listener):
+        return True
 
 
 class Running:
-    """A keeper that breathes in a thread."""
+    """A keeper whose event loop runs in a thread."""
 
     def __init__(self, state_path, **options):
         self.state_path = str(state_path)
         self.keeper = Keeper(self.state_path, **options)
         self.running = True
-        self.thread = threading.Thread(target=self._breathe)
+        self.thread = threading.Thread(target=self._run)
         self.thread.start()
 
-    def _breathe(self):
+    def _run(self):
         while self.running:
-            self.keeper.breathe()
+            self.keeper.poll_once()
 
-    def follow(self, mode='shared'):
+    def subscribe(self, mode='shared'):
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(10)
         connection.connect(os.path.join(self.state_path, 'listeners'))
@@ -66,52 +73,51 @@ def running(tmp_path):
     started.close()
 
 
-def test_only_root_and_its_group_reach_the_sockets(running):
+def test_sockets_are_open_to_root_and_the_workers_group_only(running):
     modes = [stat.S_IMODE(os.stat(os.path.join(running.state_path, name)).st_mode) for name in ('keeper', 'listeners')]
     assert modes == [0o600, 0o660]
 
 
-def test_what_cannot_be_is_refused_in_words(running):
-    with admin_client.connected(running.state_path) as keeper:
+def test_failed_request_has_a_reason(running):
+    with admin_client.connect(running.state_path) as keeper:
         with pytest.raises(NetnsError, match='there is no namespace no-such-one'):
-            keeper.attach(Listener('shared', 'no-such-one', 9697, router_id='a'))
+            keeper.register(Listener('shared', 'no-such-one', 9697, router_id='a'))
         with pytest.raises(NetnsError, match='mode process'):
-            keeper.attach(Listener('process', 'no-such-one', 9697, router_id='a'))
-        assert keeper.detach('a') is False
+            keeper.register(Listener('process', 'no-such-one', 9697, router_id='a'))
+        assert keeper.unregister_all('a') is False
         assert keeper.list() == ([], {})
 
 
-def test_a_verb_of_nobody_and_nonsense_leave_the_others_served(running):
+def test_unknown_verb_and_malformed_packet_do_not_affect_other_clients(running):
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(10)
-        connection.connect(admin_client.path(running.state_path))
-        protocol.send(connection, {'verb': 'sing'})
+        connection.connect(admin_client.socket_path(running.state_path))
+        protocol.send(connection, {'verb': 'unknown'})
         assert 'one of the verbs' in protocol.receive(connection)[0]['error']
         connection.send(b'nonsense')
         assert connection.recv(1) == b''
-    with admin_client.connected(running.state_path) as keeper:
+    with admin_client.connect(running.state_path) as keeper:
         assert keeper.list() == ([], {})
 
 
-def test_who_follows_is_counted_until_it_goes(running):
-    with running.follow(), running.follow('one_hop'), admin_client.connected(running.state_path) as keeper:
+def test_subscribers_are_counted_until_they_disconnect(running):
+    with running.subscribe(), running.subscribe('one_hop'), admin_client.connect(running.state_path) as keeper:
         assert keeper.list()[1] == {'shared': 1, 'one_hop': 1}
-    with admin_client.connected(running.state_path) as keeper:
-        while keeper.list()[1]:
-            pass
+    with admin_client.connect(running.state_path) as keeper:
+        eventually(lambda: keeper.list()[1] == {}, 'the keeper noticed that its subscribers have gone')
 
 
-@pytest.mark.parametrize('said', [{'mode': 'process'}, {'holds': None}, {'serve': {}}])
-def test_who_speaks_otherwise_than_a_worker_is_sent_away(running, said):
+@pytest.mark.parametrize('message', [{'mode': 'process'}, {'holds': None}, {'serve': {}}])
+def test_worker_with_an_invalid_message_is_disconnected(running, message):
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(10)
         connection.connect(os.path.join(running.state_path, 'listeners'))
-        protocol.send(connection, said)
+        protocol.send(connection, message)
         assert connection.recv(1) == b''
 
 
-def test_a_hand_back_that_does_not_fit_is_answered_with_leave(running):
-    """A worker, unprivileged, says of a socket of its own that it is a router's."""
+def test_invalid_socket_sent_back_by_a_worker_is_refused(running):
+    """An unprivileged worker sends a socket of its own as if it were a router's."""
     listener = Listener('shared', 'no-such-one', 9697, router_id='a')
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection,
@@ -124,52 +130,52 @@ def test_a_hand_back_that_does_not_fit_is_answered_with_leave(running):
         assert protocol.receive(connection) == ({'leave': 'a'}, None)
 
 
-def test_one_listener_or_all_of_an_id_are_detached(tmp_path):
+def test_detach_closes_one_listener_or_all_of_an_id(tmp_path):
     hosts = ('127.0.0.1', '127.0.0.2', '127.0.0.3')
     first, *others = [Listener('shared', 'here', 80, network_id='c', host=host) for host in hosts]
     running = Running(tmp_path, opener=FakeOpener())
     try:
-        with admin_client.connected(running.state_path) as keeper:
-            assert [keeper.attach(one) for one in (first, *others)] == [True] * 3
-            assert [keeper.detach_one(first), keeper.detach_one(first)] == [True, False]
+        with admin_client.connect(running.state_path) as keeper:
+            assert [keeper.register(one) for one in (first, *others)] == [True] * 3
+            assert [keeper.unregister(first), keeper.unregister(first)] == [True, False]
             assert keeper.list('c')[0] == others
-            assert [keeper.detach('d'), keeper.detach('c')] == [False, True]
+            assert [keeper.unregister_all('d'), keeper.unregister_all('c')] == [False, True]
             assert keeper.list('c')[0] == []
     finally:
         running.close()
 
 
-def test_what_a_store_gives_back_of_a_namespace_that_is_gone_is_closed(running, caplog):
+def test_stored_socket_of_a_deleted_namespace_is_closed(running, caplog):
     caplog.set_level('INFO')
     listener = Listener('shared', 'no-such-one', 9697, router_id='a')
     stored = socket.create_server(('127.0.0.1', 0))
-    running.keeper.take_back([(listener, stored)])
+    running.keeper.restore([(listener, stored)])
     assert stored.fileno() == -1
-    assert 'is not taken back' in caplog.text
+    assert 'is not restored' in caplog.text
 
 
-def test_a_keeper_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(NetnsError, match='start metadata-wsgi keeper'), admin_client.connected(str(tmp_path)):
+def test_client_names_an_unavailable_keeper(tmp_path):
+    with pytest.raises(NetnsError, match='start metadata-wsgi keeper'), admin_client.connect(str(tmp_path)):
         pass
 
 
-def test_a_keeper_is_root_or_who_asks():
-    """A worker that was taken over could make a socket of that name, and be handed what root asks to be kept."""
-    assert [admin_client.may_keep(uid, own=0) for uid in (0, 42)] == [True, False]
-    assert [admin_client.may_keep(uid, own=42) for uid in (0, 42, 43)] == [True, True, False]
+def test_client_trusts_a_keeper_of_root_or_of_its_own_user():
+    """A compromised worker could create a socket of that name, and receive the sockets that root hands over."""
+    assert [protocol.is_root_or_own(uid, own_uid=0) for uid in (0, 42)] == [True, False]
+    assert [protocol.is_root_or_own(uid, own_uid=42) for uid in (0, 42, 43)] == [True, True, False]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='listens as another user: run it as root')
-def test_a_keeper_of_another_user_is_asked_nothing(tmp_path):
+def test_client_sends_nothing_to_a_keeper_of_another_user(tmp_path):
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listening.bind(admin_client.path(str(tmp_path)))
-    # The kernel takes down who listens when listen is called.
+    listening.bind(admin_client.socket_path(str(tmp_path)))
+    # SO_PEERCRED has the user that called listen().
     os.seteuid(65534)
     try:
         listening.listen()
     finally:
         os.seteuid(0)
-    with listening, pytest.raises(NetnsError, match='is uid 65534'), admin_client.connected(str(tmp_path)):
+    with listening, pytest.raises(NetnsError, match='has uid 65534'), admin_client.connect(str(tmp_path)):
         pass
 
 
@@ -177,12 +183,124 @@ def test_a_keeper_of_another_user_is_asked_nothing(tmp_path):
     ('uid', 'groups', 'may'),
     [(0, [0], True), (42, [7], True), (43, [7, 99], True), (43, [7], False), (43, [42], False)],
 )
-def test_who_may_follow(uid, groups, may):
-    """The socket is 42's and group 99's."""
+def test_may_subscribe(uid, groups, may):
+    """The socket belongs to user 42 and group 99."""
     owner = os.stat_result((stat.S_IFSOCK | 0o660, 0, 0, 1, 42, 99, 0, 0, 0, 0))
-    assert may_follow(uid, groups, owner) is may
+    assert may_subscribe(uid, groups, owner) is may
 
 
-def test_a_group_that_may_not_write_may_not_follow():
+def test_group_without_write_permission_may_not_subscribe():
     owner = os.stat_result((stat.S_IFSOCK | 0o600, 0, 0, 1, 42, 99, 0, 0, 0, 0))
-    assert may_follow(43, [99], owner) is False
+    assert may_subscribe(43, [99], owner) is False
+
+
+def open_descriptors():
+    return len(os.listdir('/proc/self/fd'))
+
+
+@pytest.mark.parametrize('message', [{'mode': 'shared'}, {'holds': None}, {'holds': {}}, {'more': 1}])
+@pytest.mark.parametrize('kind', ['file', 'socket'])
+def test_descriptors_of_a_worker_that_are_not_used_are_closed(running, message, kind):
+    """A compromised worker sends descriptors until the keeper has as many as it may."""
+    before = open_descriptors()
+    with open('/dev/null') as file, socket.create_server(('127.0.0.1', 0)) as sock:
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+                connection.settimeout(10)
+                connection.connect(os.path.join(running.state_path, 'listeners'))
+                protocol.send(connection, {'mode': 'shared'})
+                protocol.send(connection, message, {'file': file, 'socket': sock}[kind].fileno())
+                assert connection.recv(1) == b''
+    eventually(lambda: open_descriptors() <= before, 'the descriptors are closed')
+
+
+@pytest.mark.parametrize(
+    'message', [{'verb': 'list'}, {'verb': 'detach', 'id': 'a'}, {'verb': 'attach'}, {'verb': 'x'}]
+)
+def test_descriptors_of_a_request_that_are_not_used_are_closed(running, message):
+    reading, writing = socket.socketpair()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(10)
+        connection.connect(admin_client.socket_path(running.state_path))
+        protocol.send(connection, message, writing.fileno())
+        writing.close()
+        protocol.receive(connection)
+        reading.settimeout(10)
+        assert reading.recv(1) == b''
+        reading.close()
+
+
+def test_accept_without_descriptors_left_pauses_and_logs_once(running, caplog, monkeypatch):
+    """It would spin, and write a line for each turn."""
+    monkeypatch.setattr(server, 'ACCEPT_BACKOFF_S', 0.2)
+    turns = []
+    poll_once = running.keeper.poll_once
+    running.keeper.poll_once = lambda: (turns.append(1), poll_once())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as first:
+        first.settimeout(10)
+        # Opened before: a connection in the queue needs no descriptor of the keeper yet.
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (first.fileno() + 1, limit[1]))
+        try:
+            first.connect(admin_client.socket_path(running.state_path))
+            del turns[:]
+            eventually(lambda: 'No connections are accepted' in caplog.text, 'the keeper has no descriptor left')
+            eventually(lambda: len(turns) >= 2, 'its event loop runs')
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        protocol.send(first, {'verb': 'list'})
+        assert protocol.receive(first)[0]['listeners'] == []
+    assert len(turns) < 50
+    assert caplog.text.count('No connections are accepted') == 1
+
+
+def test_worker_connections_are_limited(running, monkeypatch):
+    monkeypatch.setattr(server, 'MAX_WORKER_CONNECTIONS', 2)
+    with running.subscribe(), running.subscribe():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as third:
+            third.settimeout(10)
+            third.connect(os.path.join(running.state_path, 'listeners'))
+            assert third.recv(1) == b''
+        with admin_client.connect(running.state_path) as keeper:
+            assert keeper.list()[1] == {'shared': 2}
+
+
+def test_worker_that_does_not_read_its_refusals_is_disconnected(running, monkeypatch):
+    """They would fill the memory of the keeper."""
+    monkeypatch.setattr(server, 'MAX_QUEUED_REFUSALS', 50)
+    listener = Listener('shared', 'no-such-one', 9697, router_id='a')
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    own = socket.create_server(('127.0.0.1', 0))
+
+    def send_many():
+        for _ in range(100000):
+            protocol.send(connection, {'holds': listener.to_json()}, own.fileno())
+
+    with connection, own:
+        connection.settimeout(10)
+        connection.connect(os.path.join(running.state_path, 'listeners'))
+        protocol.send(connection, {'mode': 'shared'})
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            send_many()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not SETRESUID, reason='connects as another user: run it as root')
+def test_requests_of_another_user_are_refused_whatever_the_mode_of_the_socket(running):
+    os.chmod(running.state_path, 0o755)
+    path = admin_client.socket_path(running.state_path)
+    for directory in pathlib.Path(path).parents:
+        if not directory.stat().st_mode & 0o001:
+            directory.chmod(0o711)
+    os.chmod(path, 0o666)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(10)
+        # For this thread only: the keeper's is another one.
+        libc = ctypes.CDLL(None)
+        libc.syscall(SETRESUID, -1, 65534, -1)
+        try:
+            connection.connect(path)
+        finally:
+            libc.syscall(SETRESUID, -1, 0, -1)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            protocol.send(connection, {'verb': 'list'})
+            assert connection.recv(1) == b''

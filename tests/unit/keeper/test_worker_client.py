@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker follows a keeper that the test plays, packet by packet."""
+"""A worker's subscription against a fake keeper, packet by packet."""
 
+import os
 import socket
 import threading
 
@@ -8,27 +9,27 @@ import pytest
 
 from metadata_wsgi.keeper import protocol
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.keeper.worker_client import Following
+from metadata_wsgi.keeper.worker_client import Subscription
 from metadata_wsgi.net import listeners
 
 A = Listener('shared', 'qrouter-a', 9697, router_id='a')
 B = Listener('shared', 'qrouter-b', 9697, router_id='b')
 
 
-class Played:
-    """The keeper's end. ``served`` is what the worker serves now; ``changed`` is set at each change."""
+class FakeKeeper:
+    """The keeper's end. ``served`` are the worker's listeners; ``changed`` is released at each change."""
 
     def __init__(self, path):
         self.path = str(path)
         self.served = {}
-        self.handed = []
+        self.received = []
         self.changed = threading.Semaphore(0)
         self.listening = self._listen()
-        self.following = Following(
-            self.path, 'shared', serve=self._serve, leave=self._leave, sleep=lambda _: self.pause.wait(0.01)
+        self.subscription = Subscription(
+            self.path, 'shared', on_add=self._on_add, on_remove=self._on_remove, sleep=lambda _: self.pause.wait(0.01)
         )
         self.pause = threading.Event()
-        self.thread = threading.Thread(target=self.following.run, daemon=True)
+        self.thread = threading.Thread(target=self.subscription.run, daemon=True)
         self.thread.start()
 
     def _listen(self):
@@ -36,12 +37,12 @@ class Played:
         listening.settimeout(10)
         return listening
 
-    def _serve(self, listener, handed):
-        self.served[listener.key] = handed.getsockname()
-        self.handed.append(handed)
+    def _on_add(self, listener, sock):
+        self.served[listener.key] = sock.getsockname()
+        self.received.append(sock)
         self.changed.release()
 
-    def _leave(self, listener):
+    def _on_remove(self, listener):
         del self.served[listener.key]
         self.changed.release()
 
@@ -50,37 +51,37 @@ class Played:
             assert self.changed.acquire(timeout=10)
 
     def accept(self):
-        """A connection, and what the worker said in greeting: its mode, and what it holds."""
+        """Accept a connection; returns it, the worker's mode, and the listeners that it sends back."""
         connection, _ = self.listening.accept()
         connection.settimeout(10)
         mode, _ = protocol.receive(connection)
-        held = []
+        sent_back = []
         while True:
-            message, descriptor = protocol.receive(connection)
-            if descriptor is not None:
-                socket.socket(fileno=descriptor).close()
+            message, sock = protocol.receive(connection)
+            if sock is not None:
+                sock.close()
             if message == {'holds': None}:
-                return connection, mode['mode'], held
-            held.append(Listener.from_json(message['holds']))
+                return connection, mode['mode'], sent_back
+            sent_back.append(Listener.from_json(message['holds']))
 
     def restart(self):
-        """Another keeper at the same place."""
+        """Start another keeper on the same path."""
         self.listening.close()
         self.listening = self._listen()
 
     def close(self):
-        self.following.stop()
+        self.subscription.stop()
         self.listening.close()
         self.thread.join(10)
-        for handed in self.handed:
-            handed.close()
+        for sock in self.received:
+            sock.close()
 
 
 @pytest.fixture
 def keeper(tmp_path):
-    played = Played(tmp_path / 'listeners')
-    yield played
-    played.close()
+    fake = FakeKeeper(tmp_path / 'listeners')
+    yield fake
+    fake.close()
 
 
 @pytest.fixture
@@ -93,9 +94,9 @@ def serve(connection, listener, listening):
     protocol.send(connection, {'serve': listener.to_json()}, listening.fileno())
 
 
-def test_what_comes_is_served_and_what_goes_is_left(keeper, listening):
-    connection, mode, held = keeper.accept()
-    assert (mode, held) == ('shared', [])
+def test_subscription_adds_and_removes_listeners(keeper, listening):
+    connection, mode, sent_back = keeper.accept()
+    assert (mode, sent_back) == ('shared', [])
     serve(connection, A, listening)
     keeper.changes()
     assert keeper.served == {'a': listening.getsockname()}
@@ -105,20 +106,20 @@ def test_what_comes_is_served_and_what_goes_is_left(keeper, listening):
     connection.close()
 
 
-def test_a_keeper_that_is_away_changes_nothing_and_the_next_one_is_handed_everything(keeper, listening):
+def test_unavailable_keeper_changes_nothing_and_the_next_one_is_sent_all_listeners(keeper, listening):
     connection, _, _ = keeper.accept()
     serve(connection, A, listening)
     serve(connection, B, listening)
     keeper.changes(2)
     connection.close()
     keeper.restart()
-    connection, _, held = keeper.accept()
-    assert held == [A, B]
+    connection, _, sent_back = keeper.accept()
+    assert sent_back == [A, B]
     assert set(keeper.served) == {'a', 'b'}
     connection.close()
 
 
-def test_what_the_next_keeper_does_not_know_is_left_when_it_has_said_all(keeper, listening):
+def test_listener_unknown_to_the_next_keeper_is_removed_after_sync_end(keeper, listening):
     connection, _, _ = keeper.accept()
     serve(connection, A, listening)
     serve(connection, B, listening)
@@ -133,7 +134,7 @@ def test_what_the_next_keeper_does_not_know_is_left_when_it_has_said_all(keeper,
     connection.close()
 
 
-def test_a_listener_that_differs_replaces_the_former(keeper, listening):
+def test_listener_with_other_fields_replaces_the_former(keeper, listening):
     connection, _, _ = keeper.accept()
     serve(connection, A, listening)
     keeper.changes()
@@ -144,7 +145,7 @@ def test_a_listener_that_differs_replaces_the_former(keeper, listening):
     connection.close()
 
 
-def test_nonsense_ends_the_connection_and_not_the_following(keeper, listening):
+def test_malformed_packet_makes_the_worker_reconnect(keeper, listening):
     connection, _, _ = keeper.accept()
     connection.send(b'nonsense')
     again, _, _ = keeper.accept()
@@ -153,3 +154,50 @@ def test_nonsense_ends_the_connection_and_not_the_following(keeper, listening):
     assert set(keeper.served) == {'a'}
     connection.close()
     again.close()
+
+
+def test_listener_of_a_later_release_is_added_without_its_unknown_fields(keeper, listening):
+    connection, _, _ = keeper.accept()
+    protocol.send(connection, {'serve': {**A.to_json(), 'later': 1}}, listening.fileno())
+    keeper.changes()
+    assert set(keeper.served) == {'a'}
+    connection.close()
+
+
+def test_listener_that_is_not_understood_is_skipped_and_its_socket_closed(keeper, caplog):
+    """The others stay, and the connection too."""
+    connection, _, _ = keeper.accept()
+    reading, writing = socket.socketpair()
+    protocol.send(connection, {'serve': {**A.to_json(), 'mode': 'later'}}, writing.fileno())
+    protocol.send(connection, {'later': 1}, writing.fileno())
+    writing.close()
+    with socket.create_server(('127.0.0.1', 0)) as listening:
+        serve(connection, B, listening)
+        keeper.changes()
+    assert set(keeper.served) == {'b'}
+    assert 'is not understood and not served: mode later' in caplog.text
+    reading.settimeout(10)
+    assert reading.recv(1) == b''
+    reading.close()
+    connection.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='listens as another user: run it as root')
+def test_keeper_of_another_user_is_not_trusted(tmp_path, caplog):
+    """A user who may write in the directory could feed workers listeners of routers that are not theirs."""
+    path = str(tmp_path / 'listeners')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(path)
+        # SO_PEERCRED has the user that called listen().
+        os.seteuid(65534)
+        try:
+            listening.listen()
+        finally:
+            os.seteuid(0)
+
+        def stop(_):
+            subscription.stop()
+
+        subscription = Subscription(path, 'shared', on_add=lambda *_: None, on_remove=lambda _: None, sleep=stop)
+        subscription.run()
+    assert 'the process that listens there has uid 65534' in caplog.text

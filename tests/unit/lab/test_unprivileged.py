@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lab without root: where it cannot be, and what is known of one that was kept."""
+"""A lab without root: where it is impossible, and the pid file of one that was left up."""
 
 import os
 
@@ -27,18 +27,18 @@ def runtime(tmp_path, monkeypatch):
     return tmp_path / 'runtime'
 
 
-def test_without_unshare_it_says_what_to_install(programs):
+def test_missing_unshare_names_the_package(programs):
     with pytest.raises(NetnsError, match=r'needs root, or the program unshare \(package util-linux\)'):
         unprivileged.run(['lab'], keep=False)
 
 
-def test_where_user_namespaces_are_forbidden_it_says_who_can_allow_them(programs):
+def test_forbidden_user_namespaces_name_the_sysctl(programs):
     programs('unshare', 'echo "unshare failed: not permitted" >&2; exit 1')
     with pytest.raises(NetnsError, match=r'not allowed \(unshare failed: not permitted\); run it with sudo, or let'):
         unprivileged.run(['lab'], keep=False)
 
 
-def test_no_lab_was_kept():
+def test_no_lab_is_up():
     assert unprivileged.kept_pid() is None
     assert unprivileged.down() is False
 
@@ -46,13 +46,13 @@ def test_no_lab_was_kept():
 @pytest.mark.parametrize(
     'text', ['', 'no number\n', '999999999\n', f'{os.getpid()}\n'], ids=['empty', 'no number', 'no process', 'own pid']
 )
-def test_a_file_that_was_left_behind_ends_nobody(runtime, text):
+def test_stale_pid_file_kills_nothing(runtime, text):
     """The number may be another process's by now: this one's, in the last case."""
     runtime.mkdir(0o700)
     (runtime / 'metadata_wsgi-lab.pid').write_text(text)
     assert unprivileged.down() is False
 
 
-def test_a_runtime_directory_is_made_for_its_user_alone(runtime):
+def test_runtime_directory_is_created_with_mode_0700(runtime):
     unprivileged.kept_pid()
     assert runtime.stat().st_mode & 0o777 == 0o700

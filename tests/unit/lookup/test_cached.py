@@ -6,15 +6,14 @@ import pytest
 from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
-from metadata_wsgi.lookup import innermost
-from metadata_wsgi.lookup.cached import CachedLookup, pack, unpack
+from metadata_wsgi.lookup.cached import CachedLookup, networks_cache, pack, unpack
 from metadata_wsgi.lookup.neutron import NeutronLookup
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 from tests.fakes import FakeClock, FakeLookup
 
 SOURCE = Source('10.1.1.2', router_id='r1')
 OLD, NEW = Instance('i1', 'p1', 'port1'), Instance('i2', 'p2', 'port2')
-AWAY = LookupUnavailable('no route to Quantum')
+UNAVAILABLE = LookupUnavailable('no route to Quantum')
 
 
 @pytest.fixture
@@ -23,147 +22,153 @@ def clock():
 
 
 @pytest.fixture
-def remembering(clock):
-    """Makes one over a directory; 10 s, none for 1 s, 300 s while the directory is away."""
+def cached_lookup(clock):
+    """Puts a cache before a lookup: fresh for 10 s, not found for 1 s, stale for 300 s."""
 
     def make(inner):
-        memories = (LocalCache(limit=99, clock=clock), LocalCache(limit=99, clock=clock))
-        return CachedLookup(inner, *memories, fresh_s=10.0, none_s=1.0, stale_s=300.0)
+        return CachedLookup(inner, LocalCache(limit=99, clock=clock), fresh_s=10.0, not_found_s=1.0, stale_s=300.0)
 
     return make
 
 
 @pytest.fixture
-def ask(clock):
-    return lambda directory, source=SOURCE: directory.find(source, Deadline.after(9.0, clock))
+def find(clock):
+    return lambda lookup, source=SOURCE: lookup.find(source, Deadline.after(9.0, clock))
 
 
-def test_an_instance_is_told_again_but_not_beyond_its_bound(remembering, clock, ask):
+def test_a_cached_instance_is_used_at_most_for_its_ttl(cached_lookup, clock, find):
     """The IP-reuse case: the address has moved, and Quantum says so from now on."""
     inner = FakeLookup([OLD], [NEW])
-    directory = remembering(inner)
-    assert ask(directory) == (OLD,)
+    lookup = cached_lookup(inner)
+    assert find(lookup) == (OLD,)
     clock.sleep(5.9)
-    assert (ask(directory), len(inner.asked)) == ((OLD,), 1)
+    assert (find(lookup), len(inner.calls)) == ((OLD,), 1)
     clock.sleep(4.1)
-    assert ask(directory) == (NEW,)
+    assert find(lookup) == (NEW,)
 
 
-def test_one_address_behind_two_routers_or_on_a_network_is_three_entries(remembering, ask):
+def test_one_address_behind_two_routers_or_on_a_network_is_three_entries(cached_lookup, find):
     inner = FakeLookup([OLD])
-    directory = remembering(inner)
+    lookup = cached_lookup(inner)
     for source in (SOURCE, Source('10.1.1.2', router_id='r2'), Source('10.1.1.2', network_id='r1')):
-        ask(directory, source)
-    assert len(inner.asked) == 3
+        find(lookup, source)
+    assert len(inner.calls) == 3
+
+
+def test_one_link_local_address_on_two_interfaces_is_two_entries(cached_lookup, find):
+    inner = FakeLookup([OLD], [NEW])
+    lookup = cached_lookup(inner)
+    sources = [Source('fe80::1', router_id='r1', interface=name) for name in ('qr-1', 'qr-2')]
+    assert [find(lookup, source) for source in sources * 2] == [(OLD,), (NEW,)] * 2
 
 
 @pytest.mark.parametrize('outcome', [[], [OLD, NEW]], ids=['none', 'several'])
-def test_none_and_several_are_remembered_shorter(remembering, clock, ask, outcome):
+def test_none_and_several_have_a_shorter_ttl(cached_lookup, clock, find, outcome):
     inner = FakeLookup(outcome, [NEW])
-    directory = remembering(inner)
-    assert ask(directory) == tuple(outcome)
-    assert ask(directory) == tuple(outcome)
-    assert len(inner.asked) == 1
+    lookup = cached_lookup(inner)
+    assert find(lookup) == tuple(outcome)
+    assert find(lookup) == tuple(outcome)
+    assert len(inner.calls) == 1
     clock.sleep(1.0)
-    assert ask(directory) == (NEW,)
+    assert find(lookup) == (NEW,)
 
 
 @pytest.mark.parametrize('outcome', [[], [OLD, NEW]], ids=['none', 'several'])
-def test_none_and_several_are_never_told_while_the_directory_is_away(remembering, clock, ask, outcome):
-    directory = remembering(FakeLookup(outcome, AWAY))
-    ask(directory)
+def test_none_and_several_are_never_served_stale(cached_lookup, clock, find, outcome):
+    lookup = cached_lookup(FakeLookup(outcome, UNAVAILABLE))
+    find(lookup)
     clock.sleep(1.0)
     with pytest.raises(LookupUnavailable):
-        ask(directory)
+        find(lookup)
 
 
-def test_while_the_directory_is_away_the_old_one_is_told_within_its_bound(remembering, clock, ask):
-    directory = remembering(FakeLookup([OLD], AWAY))
-    ask(directory)
+def test_a_stale_instance_is_served_while_the_lookup_is_unavailable(cached_lookup, clock, find):
+    lookup = cached_lookup(FakeLookup([OLD], UNAVAILABLE))
+    find(lookup)
     clock.sleep(299)
-    assert ask(directory) == (OLD,)
+    assert find(lookup) == (OLD,)
     clock.sleep(1)
     with pytest.raises(LookupUnavailable):
-        ask(directory)
+        find(lookup)
 
 
-def test_a_fault_is_not_remembered(remembering, ask):
-    directory = remembering(FakeLookup(AWAY, InstanceLookupError('no rights'), [OLD]))
+def test_an_error_is_not_cached(cached_lookup, find):
+    lookup = cached_lookup(FakeLookup(UNAVAILABLE, InstanceLookupError('no rights'), [OLD]))
     for error in (LookupUnavailable, InstanceLookupError):
         with pytest.raises(error):
-            ask(directory)
-    assert ask(directory) == (OLD,)
+            find(lookup)
+    assert find(lookup) == (OLD,)
 
 
-def test_only_one_fresh_instance_is_known(remembering, clock, ask):
-    directory = remembering(FakeLookup([OLD], []))
-    assert directory.known(SOURCE) is None
-    ask(directory)
-    assert directory.known(SOURCE) == OLD
+def test_cached_returns_exactly_one_fresh_instance(cached_lookup, clock, find):
+    lookup = cached_lookup(FakeLookup([OLD], []))
+    assert lookup.cached(SOURCE) is None
+    find(lookup)
+    assert lookup.cached(SOURCE) == OLD
     clock.sleep(10)
-    assert directory.known(SOURCE) is None
-    ask(directory)
-    assert directory.known(SOURCE) is None
+    assert lookup.cached(SOURCE) is None
+    find(lookup)
+    assert lookup.cached(SOURCE) is None
 
 
-def test_it_notices_that_an_instance_moved(remembering, clock, ask):
-    directory = remembering(FakeLookup([OLD], [NEW]))
-    ask(directory)
+def test_revalidate_detects_a_moved_instance(cached_lookup, clock, find):
+    lookup = cached_lookup(FakeLookup([OLD], [NEW]))
+    find(lookup)
     clock.sleep(1.0)
-    assert directory.moved(SOURCE, Deadline.after(9.0, clock))
-    assert directory.known(SOURCE) == NEW
+    assert lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
+    assert lookup.cached(SOURCE) == NEW
 
 
-def test_one_that_did_not_move_is_fresh_again(remembering, clock, ask):
+def test_revalidate_makes_an_unchanged_instance_fresh(cached_lookup, clock, find):
     inner = FakeLookup([OLD])
-    directory = remembering(inner)
-    ask(directory)
+    lookup = cached_lookup(inner)
+    find(lookup)
     clock.sleep(5.0)
-    assert not directory.moved(SOURCE, Deadline.after(9.0, clock))
+    assert not lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
     clock.sleep(5.0)
-    assert directory.known(SOURCE) == OLD
-    assert len(inner.asked) == 2
+    assert lookup.cached(SOURCE) == OLD
+    assert len(inner.calls) == 2
 
 
-def test_what_was_found_out_just_now_is_not_asked_for_again(remembering, clock, ask):
+def test_revalidate_does_not_look_a_new_result_up_again(cached_lookup, clock, find):
     """A boot draws several 404s of Nova's in a fraction of a second."""
     inner = FakeLookup([OLD])
-    directory = remembering(inner)
-    assert not directory.moved(SOURCE, Deadline.after(9.0, clock))
-    ask(directory)
+    lookup = cached_lookup(inner)
+    assert not lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
+    find(lookup)
     clock.sleep(0.9)
-    assert not directory.moved(SOURCE, Deadline.after(9.0, clock))
-    assert len(inner.asked) == 1
+    assert not lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
+    assert len(inner.calls) == 1
 
 
-def test_a_directory_that_is_away_when_asked_whether_it_moved_changes_nothing(remembering, clock, ask):
-    directory = remembering(FakeLookup([OLD], AWAY))
-    ask(directory)
+def test_revalidate_changes_nothing_while_the_lookup_is_unavailable(cached_lookup, clock, find):
+    lookup = cached_lookup(FakeLookup([OLD], UNAVAILABLE))
+    find(lookup)
     clock.sleep(2.0)
     with pytest.raises(LookupUnavailable):
-        directory.moved(SOURCE, Deadline.after(9.0, clock))
-    assert directory.known(SOURCE) == OLD
+        lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
+    assert lookup.cached(SOURCE) == OLD
 
 
-def test_a_directory_that_was_away_a_moment_ago_is_not_asked_whether_it_moved(remembering, clock, ask):
-    inner = FakeLookup([OLD], AWAY)
-    directory = remembering(inner)
-    ask(directory)
+def test_revalidate_makes_no_lookup_shortly_after_the_lookup_was_unavailable(cached_lookup, clock, find):
+    inner = FakeLookup([OLD], UNAVAILABLE)
+    lookup = cached_lookup(inner)
+    find(lookup)
     clock.sleep(20)
-    ask(directory)
-    assert not directory.moved(SOURCE, Deadline.after(9.0, clock))
-    assert len(inner.asked) == 2
+    find(lookup)
+    assert not lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
+    assert len(inner.calls) == 2
 
 
-def test_what_is_forgotten_is_not_told_even_while_the_directory_is_away(remembering, ask):
-    directory = remembering(FakeLookup([OLD], AWAY))
-    ask(directory)
-    directory.forget(SOURCE)
+def test_an_invalidated_result_is_not_served_stale(cached_lookup, find):
+    lookup = cached_lookup(FakeLookup([OLD], UNAVAILABLE))
+    find(lookup)
+    lookup.invalidate(SOURCE)
     with pytest.raises(LookupUnavailable):
-        ask(directory)
+        find(lookup)
 
 
-def test_an_answer_survives_json():
+def test_a_result_survives_json():
     assert unpack(pack((OLD, NEW))) == (OLD, NEW)
     assert unpack(pack(())) == ()
     aged = Instance('i', 'p', 'port', 1.5)
@@ -171,32 +176,25 @@ def test_an_answer_survives_json():
 
 
 @pytest.mark.parametrize('packed', [None, 7, 'ab', [['i', 'p']], [['i', 'p', None]], [['i', 'p', 'q', 'r']], [7]])
-def test_what_is_no_answer_is_refused(packed):
+def test_an_invalid_packed_result_is_refused(packed):
     with pytest.raises((TypeError, ValueError)):
         unpack(packed)
 
 
-def test_the_directory_that_asks_is_innermost(remembering):
-    inner = FakeLookup([OLD])
-    assert innermost(remembering(inner)) is inner
-    assert innermost(inner) is inner
-    assert innermost(None) is None
-
-
 class Ports:
-    """Quantum's answers: networks of a router, ports on networks; counts both."""
+    """Quantum's API: networks of a router, ports on networks; counts the queries for both."""
 
     def __init__(self, networks):
-        self.networks, self.routers_asked, self.ports_asked, self.hidden = networks, 0, 0, False
+        self.networks, self.network_queries, self.port_queries, self.hidden = networks, 0, 0, False
 
     def ports(self, query, deadline, on_query, pages=100):
         names = dict(query)
         if 'limit' in names:
             return [{'id': 'x', 'project_id': 'another'}]
         if 'network_id' not in names:
-            self.routers_asked += 1
+            self.network_queries += 1
             return [{'network_id': network} for network in self.networks]
-        self.ports_asked += 1
+        self.port_queries += 1
         address = names['fixed_ips'].removeprefix('ip_address=')
         wanted = {value for name, value in query if name == 'network_id'}
         return [
@@ -208,59 +206,70 @@ class Ports:
             if network in wanted and not self.hidden
         ]  # fmt: skip
 
-    class access:  # noqa: N801
+    class auth:  # noqa: N801
         @staticmethod
-        def grant(deadline):
-            class Grant:
+        def token(deadline):
+            class Token:
                 endpoint, roles, project_id = 'http://q', frozenset({'service'}), 'ours'
 
-            return Grant
+            return Token
 
 
-def test_a_hundred_guests_behind_one_router_are_one_question_for_its_networks(remembering, clock, ask):
+@pytest.fixture
+def neutron(clock):
+    """Makes a NeutronLookup with a cache for the networks of routers, as the filter lookup_cache does."""
+
+    def make(ports):
+        cache = networks_cache(LocalCache(limit=99, clock=clock), fresh_s=10.0)
+        return NeutronLookup(ports, networks_cache=cache, clock=clock)
+
+    return make
+
+
+def test_a_hundred_instances_behind_one_router_are_one_query_for_its_networks(cached_lookup, neutron, clock, find):
     ports = Ports(['n1'])
-    directory = remembering(NeutronLookup(ports, clock=clock))
+    lookup = cached_lookup(neutron(ports))
     for number in range(100):
-        ask(directory, Source(f'10.1.1.{number}', router_id='r1'))
-    assert (ports.routers_asked, ports.ports_asked) == (1, 100)
+        find(lookup, Source(f'10.1.1.{number}', router_id='r1'))
+    assert (ports.network_queries, ports.port_queries) == (1, 100)
 
 
-def test_networks_are_remembered_for_a_fifth_of_the_bound(remembering, clock, ask):
-    """The instance has the other four fifths, so that both together stay within it."""
+def test_networks_are_cached_for_a_fifth_of_the_ttl(cached_lookup, neutron, clock, find):
+    """The instance has the other four fifths, so that both together stay within the TTL."""
     ports = Ports(['n1'])
-    directory = remembering(NeutronLookup(ports, clock=clock))
-    ask(directory)
+    lookup = cached_lookup(neutron(ports))
+    find(lookup)
     clock.sleep(2.0)
-    ask(directory, Source('10.1.1.3', router_id='r1'))
-    assert ports.routers_asked == 2
+    find(lookup, Source('10.1.1.3', router_id='r1'))
+    assert ports.network_queries == 2
 
 
-def test_a_guest_on_a_network_that_is_new_to_the_router_is_found_at_once(remembering, clock, ask):
-    """Nobody is told 'no instance' because of what is remembered."""
+def test_an_instance_on_a_network_that_is_new_to_the_router_is_found_at_once(cached_lookup, neutron, clock, find):
+    """Cached networks never cause a wrong 404."""
     ports = Ports([])
-    directory = remembering(NeutronLookup(ports, clock=clock))
-    assert ask(directory) == ()
+    lookup = cached_lookup(neutron(ports))
+    assert find(lookup) == ()
     ports.networks = ['n1']
-    assert [one.instance_id for one in ask(directory, Source('10.1.1.3', router_id='r1'))] == ['i-10.1.1.3']
-    ask(directory, Source('10.1.1.4', router_id='r1'))
-    assert ports.routers_asked == 2
+    assert [one.instance_id for one in find(lookup, Source('10.1.1.3', router_id='r1'))] == ['i-10.1.1.3']
+    find(lookup, Source('10.1.1.4', router_id='r1'))
+    assert ports.network_queries == 2
 
 
-def test_networks_that_are_the_same_as_before_are_not_searched_again(remembering, clock, ask):
+def test_unchanged_networks_are_not_searched_again(cached_lookup, neutron, clock, find):
     ports = Ports([])
-    directory = remembering(NeutronLookup(ports, clock=clock))
-    ask(directory)
+    lookup = cached_lookup(neutron(ports))
+    find(lookup)
     ports.networks = ['n1']
-    ask(directory, Source('10.1.1.3', router_id='r1'))
-    before = ports.ports_asked
+    find(lookup, Source('10.1.1.3', router_id='r1'))
+    before = ports.port_queries
     ports.hidden = True
-    assert ask(directory, Source('10.1.1.9', router_id='r1')) == ()
-    assert (ports.routers_asked, ports.ports_asked) == (3, before + 1)
+    assert find(lookup, Source('10.1.1.9', router_id='r1')) == ()
+    assert (ports.network_queries, ports.port_queries) == (3, before + 1)
 
 
-def test_without_a_cache_each_lookup_asks_for_the_networks(clock, ask):
+def test_without_a_cache_each_lookup_queries_the_networks(clock, find):
     ports = Ports(['n1'])
-    directory = NeutronLookup(ports, clock=clock)
-    ask(directory)
-    ask(directory)
-    assert ports.routers_asked == 2
+    lookup = NeutronLookup(ports, clock=clock)
+    find(lookup)
+    find(lookup)
+    assert ports.network_queries == 2

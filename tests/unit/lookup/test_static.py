@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
-from metadata_wsgi import lookup
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.inventory import parse
-from metadata_wsgi.lookup import static
+from metadata_wsgi.lookup import protocol, static
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 
 CLOUD = """\
@@ -25,7 +24,7 @@ instances:
 - {id: i2, project: blue, name: two}
 - {id: i3, project: green, name: three}
 """
-# When a port was created does not count when instances are compared.
+# The creation time of a port does not count in comparisons of instances.
 ONE, TWO, THREE = Instance('i1', 'red', 'p1'), Instance('i2', 'blue', 'p2'), Instance('i3', 'green', 'p3')
 
 
@@ -47,17 +46,17 @@ ONE, TWO, THREE = Instance('i1', 'red', 'p1'), Instance('i2', 'blue', 'p2'), Ins
     ],
     ids=str,
 )
-def test_who_is_at_an_address(source, found):
+def test_instances_of_an_address(source, found):
     inventory = parse(CLOUD.encode(), 'f.yaml')
-    directory: lookup.InstanceLookup = static.StaticLookup(lambda: inventory)
-    assert directory.find(source, Deadline.after(1)) == found
+    lookup: protocol.InstanceLookup = static.StaticLookup(lambda: inventory)
+    assert lookup.find(source, Deadline.after(1)) == found
 
 
-def test_the_inventory_in_force_is_asked_every_time():
+def test_each_lookup_uses_the_current_inventory():
     states = [parse(CLOUD.encode(), 'f.yaml'), parse(b'networks: []\nports: []\ninstances: []\n', 'f.yaml')]
-    directory = static.StaticLookup(lambda: states.pop(0))
+    lookup = static.StaticLookup(lambda: states.pop(0))
     source = Source('10.1.1.2', network_id='n3')
-    assert [directory.find(source, Deadline.after(1)) for _ in range(2)] == [(THREE,), ()]
+    assert [lookup.find(source, Deadline.after(1)) for _ in range(2)] == [(THREE,), ()]
 
 
 def conf(tmp_path, text):
@@ -68,8 +67,8 @@ def conf(tmp_path, text):
 
 def test_the_factory_reads_the_file_that_the_option_names(tmp_path):
     (tmp_path / 'cloud.yaml').write_text(CLOUD)
-    directory = static.factory(conf(tmp_path, f'[static]\ninventory = {tmp_path}/cloud.yaml\n'))
-    assert directory.find(Source('10.1.1.2', router_id='r1'), Deadline.after(1)) == (ONE,)
+    lookup = static.factory(conf(tmp_path, f'[static]\ninventory = {tmp_path}/cloud.yaml\n'))
+    assert lookup.find(Source('10.1.1.2', router_id='r1'), Deadline.after(1)) == (ONE,)
 
 
 def test_without_the_option_the_start_is_stopped(tmp_path):
@@ -83,7 +82,7 @@ def test_a_wrong_file_stops_the_start(tmp_path):
         static.factory(conf(tmp_path, f'[static]\ninventory = {tmp_path}/cloud.yaml\n'))
 
 
-def test_when_the_port_was_created_is_told():
+def test_the_creation_time_of_the_port():
     cloud = CLOUD.replace('instance: i1}', "instance: i1, created_at: '1970-01-01T00:01:00Z'}")
     found = [
         static.StaticLookup(lambda: parse(cloud.encode(), 'x')).find(
@@ -92,3 +91,44 @@ def test_when_the_port_was_created_is_told():
         for router in ('r1', 'r2')
     ]
     assert [one[0].created_at_s for one in found] == [60.0, None]
+
+
+TWO_NETWORKS = """\
+routers: [{id: r, networks: [n1, n2]}, {id: bare, networks: [n2]}]
+networks: [{id: n1}, {id: n2}]
+ports:
+- {id: aaaaaaaa-aa01, network: n1, mac: '52:54:00:00:00:f1', device_owner: network:router_interface}
+- {id: bbbbbbbb-bb01, network: n2, mac: '52:54:00:00:00:f2', device_owner: network:router_interface}
+- {id: p1, network: n1, mac: '52:54:00:00:00:01', instance: i1}
+- {id: p2, network: n2, mac: '52:54:00:00:00:01', instance: i2}
+- {id: p3, network: n2, mac: '52:54:00:00:00:03', instance: i3}
+instances: [{id: i1, project: red, name: one}, {id: i2, project: blue, name: two}, {id: i3, project: blue, name: three}]
+"""
+SAME, OTHER = 'fe80::5054:ff:fe00:1', 'fe80::5054:ff:fe00:3'
+
+
+@pytest.mark.parametrize(
+    ('address', 'interface', 'found'),
+    [
+        (SAME, 'qr-aaaaaaaa-aa', ['i1']),
+        (SAME, 'qr-bbbbbbbb-bb', ['i2']),
+        # An address of the other network, taken by an instance on this one: never that of another tenant.
+        (OTHER, 'qr-aaaaaaaa-aa', []),
+        (OTHER, 'qr-bbbbbbbb-bb', ['i3']),
+        (OTHER, 'qg-bbbbbbbb-bb', []),
+        (OTHER, 'qr-cccccccc-cc', []),
+        (OTHER, 'qr-', []),
+        (OTHER, 'qr-p', []),
+        (SAME, None, ['i1', 'i2']),
+    ],
+)
+def test_a_link_local_address_is_searched_on_the_network_of_its_interface(address, interface, found):
+    lookup = static.StaticLookup(lambda: parse(TWO_NETWORKS.encode(), 'f.yaml'))
+    source = Source(address, router_id='r', interface=interface)
+    assert [one.instance_id for one in lookup.find(source, Deadline.after(1))] == found
+
+
+def test_the_interface_of_a_router_with_one_network_needs_no_port_in_the_inventory():
+    lookup = static.StaticLookup(lambda: parse(TWO_NETWORKS.encode(), 'f.yaml'))
+    source = Source(SAME, router_id='bare', interface='qr-1')
+    assert [one.instance_id for one in lookup.find(source, Deadline.after(1))] == ['i2']

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.filters.signature import SignatureFilter
-from metadata_wsgi.inventory import Inventory
+from metadata_wsgi.http import header_names
+from metadata_wsgi.inventory import Inventory, parse
 from metadata_wsgi.metadata_service.app import MetadataApp, app_factory, split
 from metadata_wsgi.metadata_service.password import Passwords
 from metadata_wsgi.pipeline import environ_keys, order
@@ -18,13 +19,13 @@ TEXT = 'text/plain; charset=UTF-8'
 
 
 @pytest.mark.parametrize('path', ['/', '//', '/.', '/..', '/latest/..', '/?x=y'])
-def test_the_root_is_told_to_everybody(path):
+def test_the_root_needs_no_authentication(path):
     response = app().get(path)
     assert (response.body, response.headers['Content-Type']) == (VERSIONS, TEXT)
 
 
 @pytest.mark.parametrize('path', ['/latest', '/ec2', '/openstack', '/openstack/latest/password', '/nonsense'])
-def test_nothing_else_is(path):
+def test_all_other_paths_need_authentication(path):
     assert app().get(path, status=400).body.startswith(b'400 Bad Request\n\nX-Instance-ID header is missing')
 
 
@@ -44,13 +45,13 @@ def test_nothing_else_is(path):
         ('/openstack/latest/vendor_data.json', 'application/json', b'{"cloud-init": "x"}'),
     ],
 )
-def test_paths_are_read_as_nova_reads_them(path, content_type, body):
+def test_paths_as_in_nova(path, content_type, body):
     response = app().get(path, headers=signed())
     assert (response.headers['Content-Type'], response.body) == (content_type, body)
     assert response.headers['Content-Length'] == str(len(body))
 
 
-def test_network_data_is_said_to_be_text():
+def test_network_data_has_content_type_text():
     """As by Nova; clients parse it all the same."""
     assert app().get('/openstack/latest/network_data.json', headers=signed()).headers['Content-Type'] == TEXT
 
@@ -64,7 +65,7 @@ def test_network_data_is_said_to_be_text():
         '/latest/meta-data/host%0Aname',
     ],
 )  # fmt: skip
-def test_what_is_not_there_is_a_404(path):
+def test_an_unknown_path_is_a_404(path):
     """Where a path goes on behind a leaf, or is not UTF-8, Nova's answer is 500."""
     response = app().get(path, headers=signed(), status=404)
     assert response.body == b'404 Not Found\n\nThe resource could not be found.\n\n   '
@@ -107,8 +108,8 @@ PARTS = st.sampled_from(
 
 
 @given(st.one_of(st.lists(PARTS, max_size=8).map('/'.join), st.text(st.characters(max_codepoint=255), max_size=30)))
-def test_whatever_the_path_is_it_is_found_or_not(path):
-    environ = {'PATH_INFO': '/' + path, **{'HTTP_' + k.upper().replace('-', '_'): v for k, v in signed().items()}}
+def test_any_path_is_200_or_404(path):
+    environ = {'PATH_INFO': '/' + path, **{header_names.environ_key(k): v for k, v in signed().items()}}
     assert app().request('/', environ=environ, expect_errors=True).status_int in (200, 404)
 
 
@@ -119,9 +120,9 @@ def test_a_path_is_the_same_whether_it_is_normalised_once_or_twice(path):
     assert not {'', '.', '..'} & set(tokens)
 
 
-def test_it_may_end_the_agents_own_pipeline():
-    """What the signature filter writes are real headers, and it asks for no fact of ours."""
-    pipeline = SignatureFilter(nova(), shared_secret=SECRET)
+def test_it_can_end_the_agents_own_pipeline():
+    """It reads the signed identity there, and no header of the client."""
+    pipeline = SignatureFilter(nova(), secrets=(b'another', SECRET))
     source, instance = (
         environ_keys.Source('10.1.1.2', network_id='n2'),
         environ_keys.Instance('bare', 'blue', 'bare-port'),
@@ -130,11 +131,11 @@ def test_it_may_end_the_agents_own_pipeline():
     assert guest.get('/latest/meta-data/hostname').body == b'vm-bare'
 
 
-def test_alone_it_is_a_pipeline_whose_order_works():
+def test_alone_it_is_a_valid_pipeline():
     assert order.check(nova()) is None
 
 
-def test_the_inventory_in_force_is_asked_every_time(tmp_path):
+def test_each_request_uses_the_current_inventory(tmp_path):
     states = [INVENTORY, Inventory()]
     changing = MetadataApp(shared_secret=SECRET, current=lambda: states.pop(0), passwords=Passwords(str(tmp_path)))
     guest = webtest.TestApp(changing)
@@ -169,7 +170,7 @@ def test_the_inventory_is_the_static_directorys_unless_there_is_another(configur
     assert guest.get('/latest/meta-data/hostname', headers=signed('i', 'p')).body == name
 
 
-def test_the_directory_for_passwords_is_made_and_closed_to_others(configured, tmp_path):
+def test_the_password_directory_is_created_with_mode_0700(configured, tmp_path):
     guest = webtest.TestApp(configured(ours='inventory = HERE/one.yaml'))
     assert (tmp_path / 'a' / 'b').stat().st_mode & 0o777 == 0o700
     guest.post('/openstack/latest/password', b'x', headers=signed('i', 'p'))
@@ -184,15 +185,32 @@ def test_the_directory_for_passwords_is_made_and_closed_to_others(configured, tm
         ({'static': 'inventory = HERE/one.yaml', 'secret': ''}, 'metadata_proxy_shared_secret is missing'),
         (
             {'ours': 'inventory = HERE/one.yaml\npassword_dir = HERE/one.yaml/x'},
-            r'password_dir = .*/one\.yaml/x: Not a directory; name a directory that we may make and write to',
+            r'password_dir = .*/one\.yaml/x: Not a directory; name a directory that this user may create and write to',
         ),
         (
             # Nobody can make a file there, not even root.
             {'ours': 'inventory = HERE/one.yaml\npassword_dir = /proc'},
-            r'password_dir = /proc: .*; name a directory that we may make and write to',
+            r'password_dir = /proc: .*; name a directory that this user may create and write to',
         ),
     ],
 )
-def test_what_cannot_work_stops_the_start(configured, options, complaint):
+def test_a_wrong_configuration_stops_the_start(configured, options, complaint):
     with pytest.raises(ConfigError, match=complaint):
         configured(**options)
+
+
+def test_a_key_name_with_blanks_and_umlauts():
+    """The listing has the name; the path has the number only, as in Nova."""
+    cloud = (
+        'networks: []\nports: []\ninstances:\n'
+        '- {id: full, project: red, name: vm, public_keys: {"ops key ü": ssh-ed25519 AAAA}}\n'
+    )
+    inventory = parse(cloud.encode(), 'f.yaml')
+    service = MetadataApp(shared_secret=SECRET, current=lambda: inventory, passwords=Passwords('/nonexistent'))
+    keys = webtest.TestApp(service)
+    directory = '/latest/meta-data/public-keys/'
+    assert keys.get(directory, headers=signed()).body == '0=ops key ü'.encode()
+    assert keys.get(directory + '0/', headers=signed()).text == 'openssh-key'
+    assert keys.get(directory + '0/openssh-key', headers=signed()).text == 'ssh-ed25519 AAAA'
+    keys.get(directory + '0=ops%20key%20%C3%BC', headers=signed(), status=404)
+    keys.get('/latest/dynamic/instance-identity/document', headers=signed(), status=404)

@@ -43,7 +43,7 @@ NOT_FOUND = (404, b'404 Not Found\n\nThe resource could not be found.\n\n   ')
         ({}, (200, b'vm-full.example.org')),
     ],
 )
-def test_who_is_believed(changes, answer):
+def test_status_for_missing_and_wrong_headers(changes, answer):
     """Statuses, order and texts as noted from nova 34; its 500 for a signature that is not ASCII is a 403 here."""
     headers = {name: value for name, value in {**signed(), **changes}.items() if value is not None}
     response = app().get(PATH, headers=headers, expect_errors=True)
@@ -54,7 +54,7 @@ def test_who_is_believed(changes, answer):
     ('accept', 'content_type'),
     [('*/*', 'text/html'), ('text/html', 'text/html'), ('application/json', 'application/json'), (None, 'text/plain')],
 )
-def test_a_refusal_is_written_as_the_client_accepts_it(accept, content_type):
+def test_an_error_response_has_an_accepted_content_type(accept, content_type):
     headers = {'Accept': accept} if accept else {}
     assert app().get(PATH, headers=headers, status=400).content_type == content_type
 
@@ -69,14 +69,14 @@ HEADERS = st.text(st.characters(min_codepoint=0, max_codepoint=255), max_size=70
 
 
 @given(HEADERS, HEADERS, HEADERS)
-def test_no_guess_is_believed_and_none_breaks_the_check(instance, signature, tenant):
+def test_any_guess_is_refused(instance, signature, tenant):
     environ = {'HTTP_X_INSTANCE_ID': instance, 'HTTP_X_INSTANCE_ID_SIGNATURE': signature, 'HTTP_X_TENANT_ID': tenant}
     with pytest.raises(webob.exc.HTTPForbidden):
         authenticate(environ, SECRET)
 
 
 @given(st.binary(min_size=1), st.text(), st.integers(0, 63), st.sampled_from('0123456789abcdef'))
-def test_a_signature_with_one_other_digit_is_none(secret, instance, at, digit):
+def test_a_signature_with_one_other_digit_is_invalid(secret, instance, at, digit):
     right = signed(instance.encode(errors='ignore').decode(), secret=secret)
     wrong = right[SIGNATURE][:at] + digit + right[SIGNATURE][at + 1 :]
     assert is_signature(secret, right[ID], wrong) == (wrong == right[SIGNATURE])

@@ -79,12 +79,12 @@ def test_each_version_lists_what_nova_lists(version, names):
         ('dynamic', None),
     ],
 )
-def test_what_is_at_a_path(path, content):
+def test_content_of_a_path(path, content):
     assert ec2.find(FULL, ['latest', *path.split('/')] if path else ['latest']) == content
 
 
 @pytest.mark.parametrize('version', ['1999-01-01', '2018-09-24', '2021-03-23', 'openstack', ''])
-def test_a_version_that_nova_has_not_is_not_there(version):
+def test_an_unknown_version_is_not_found(version):
     """cloud-init tries newer ones first and must hear 404."""
     assert ec2.find(FULL, [version, 'meta-data', 'instance-id']) is None
 

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import io
 import threading
 
 import pytest
+import webob
 
+from metadata_wsgi.metadata_service.app import _body
 from metadata_wsgi.metadata_service.password import Passwords
 from tests.unit.metadata_service.cloud import app, nova, signed
 
@@ -21,7 +24,7 @@ def test_a_password_is_set_once(tmp_path):
     assert guest.get('/openstack/2013-04-04/password/', headers=signed()).body == b'c2VjcmV0'
 
 
-def test_it_is_the_instances_own(tmp_path):
+def test_each_instance_has_its_own_password(tmp_path):
     guest = app(tmp_path)
     guest.post(PATH, b'full', headers=signed())
     assert guest.get(PATH, headers=signed('bare', 'blue')).body == b''
@@ -29,13 +32,13 @@ def test_it_is_the_instances_own(tmp_path):
     assert guest.get(PATH, headers=signed()).body == b'full'
 
 
-def test_another_worker_and_another_start_see_it(tmp_path):
+def test_the_password_is_shared_by_workers_and_survives_a_restart(tmp_path):
     app(tmp_path).post(PATH, b'one', headers=signed())
     assert app(tmp_path).get(PATH, headers=signed()).body == b'one'
     app(tmp_path).post(PATH, b'two', headers=signed(), status=409)
 
 
-def test_an_empty_one_sets_nothing(tmp_path):
+def test_an_empty_password_sets_nothing(tmp_path):
     """As in Nova: the next one is still accepted."""
     guest = app(tmp_path)
     guest.post(PATH, b'', headers=signed())
@@ -47,25 +50,25 @@ def test_an_empty_one_sets_nothing(tmp_path):
 @pytest.mark.parametrize(
     ('size', 'status', 'body'), [(1020, 200, b''), (1021, 400, b'400 Bad Request\n\nRequest is too large.\n\n   ')]
 )
-def test_it_has_at_most_1020_octets(tmp_path, size, status, body):
+def test_a_password_has_at_most_1020_bytes(tmp_path, size, status, body):
     guest = app(tmp_path)
     assert guest.post(PATH, b'\xff' * size, headers=signed(), status=status).body == body
     assert guest.get(PATH, headers=signed()).body == (b'\xff' * size if status == 200 else b'')
 
 
-def test_one_that_is_set_is_a_conflict_whatever_is_sent(tmp_path):
+def test_a_second_password_is_a_409(tmp_path):
     guest = app(tmp_path)
     guest.post(PATH, b'one', headers=signed())
     guest.post(PATH, b'x' * 5000, headers=signed(), status=409)
 
 
-def test_a_body_that_breaks_off_is_not_kept(tmp_path):
+def test_a_truncated_body_is_not_stored(tmp_path):
     guest = app(tmp_path)
     guest.post(PATH, b'half', headers={**signed(), 'Content-Length': '8'}, status=400)
     assert guest.get(PATH, headers=signed()).body == b''
 
 
-def test_a_chunked_body_is_kept(tmp_path):
+def test_a_chunked_body_is_stored(tmp_path):
     """Nova answers 500 to one; a server says by wsgi.input_terminated that it knows where the body ends."""
     guest = app(tmp_path)
     request = guest.RequestClass.blank(PATH, method='POST', headers=signed(), environ={'wsgi.input_terminated': True})
@@ -76,7 +79,7 @@ def test_a_chunked_body_is_kept(tmp_path):
     assert guest.get(PATH, headers=signed()).body == b'chunked'
 
 
-def test_a_length_that_is_no_number_is_a_400(tmp_path):
+def test_an_invalid_content_length_is_a_400(tmp_path):
     # No server of ours passes one on; webtest's lint would not either.
     environ = app().RequestClass.blank(PATH, method='POST', headers=signed()).environ
     said = []
@@ -96,19 +99,57 @@ def test_head(tmp_path):
     assert guest.head(PATH, headers=signed()).headers['Content-Length'] == '4'
 
 
-def test_it_is_not_kept_before_the_version_that_has_it(tmp_path):
+def test_a_content_length_with_leading_zeros_is_the_number():
+    """The number that is compared is the one that is used."""
+    environ = webob.Request.blank('/openstack/latest/password', method='POST', body=b'secret').environ
+    for length in ('6', '0000000006', '0' * 5000 + '6'):
+        assert _body({**environ, 'wsgi.input': io.BytesIO(b'secret'), 'CONTENT_LENGTH': length}) == b'secret'
+    for length in ('7', '0000000007', '9' * 5000):
+        with pytest.raises(webob.exc.HTTPBadRequest):
+            _body({**environ, 'wsgi.input': io.BytesIO(b'secret'), 'CONTENT_LENGTH': length})
+
+
+def test_versions_without_a_password_are_404(tmp_path):
     app(tmp_path).post('/openstack/2012-08-10/password', b'x', headers=signed(), status=404)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_is_gone_is_a_503_and_a_line_in_the_log(tmp_path, caplog):
+def test_a_missing_directory_is_a_503_and_logged(tmp_path, caplog):
     response = app(tmp_path / 'gone').post(PATH, b'x', headers=signed(), status=503)
     assert response.headers['Retry-After'] == '1'
     assert [record.levelname for record in caplog.records] == ['ERROR']
     assert 'password_dir' in caplog.text
 
 
-def test_of_many_at_once_one_wins_and_nothing_else_is_left(tmp_path):
+def test_log_of_a_missing_directory_is_throttled(tmp_path, caplog):
+    service = app(tmp_path / 'gone')
+    for _ in range(5):
+        service.post(PATH, b'x', headers=signed(), status=503)
+    assert len(caplog.records) == 1
+
+
+class BrokenBody(io.BytesIO):
+    """A request body whose connection fails with ``error``."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def read(self, *size):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ('error', 'status'), [(TimeoutError('timed out'), 408), (ConnectionResetError(104, 'reset'), 400)]
+)
+def test_a_body_that_does_not_arrive_is_not_a_failure_of_the_password_directory(tmp_path, caplog, error, status):
+    environ = {'wsgi.input': BrokenBody(error), 'CONTENT_LENGTH': '4'}
+    request = webob.Request.blank(PATH, method='POST', headers=signed(), environ=environ)
+    assert request.get_response(nova(tmp_path)).status_int == status
+    assert caplog.records == []
+
+
+def test_one_of_many_concurrent_posts_wins(tmp_path):
     start, won = threading.Barrier(8), []
 
     def post(number):

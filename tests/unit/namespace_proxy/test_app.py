@@ -9,35 +9,46 @@ from metadata_wsgi.http import header_names
 from metadata_wsgi.namespace_proxy.app import NamespaceProxyApp
 from metadata_wsgi.pipeline import environ_keys
 from tests.fakes import FakeClock, FakeHttpClient
-from tests.unit.http.test_header_names import FORBIDDEN, spellings
+from tests.unit.http.test_header_names import RESERVED, spellings
 
 
-def ask(hop, method='GET', path='/openstack', headers=None, peer='10.1.1.2', body=b'', clock=None, **options):
+def send(agent, method='GET', path='/openstack', headers=None, peer='10.1.1.2', body=b'', clock=None, **options):
     clock = clock or FakeClock()
     options = options or {'router_id': 'r1'}
-    app = webtest.TestApp(NamespaceProxyApp(hop, clock=clock, sleep=clock.sleep, **options))
+    app = webtest.TestApp(NamespaceProxyApp(agent, clock=clock, sleep=clock.sleep, **options))
     return app.request(
         path, method=method, headers=headers or {}, environ={'REMOTE_ADDR': peer}, body=body, expect_errors=True
     )
 
 
-def said(hop, number=0):
-    return dict(hop.requests[number].headers)
+def sent_headers(agent, number=0):
+    return dict(agent.requests[number].headers)
 
 
-def test_who_asks_is_set_and_not_appended():
-    hop = FakeHttpClient(200)
-    ask(hop, headers={'X-Forwarded-For': '10.6.6.6', 'X-Quantum-Router-ID': 'other', 'X-Quantum-Network-ID': 'n'})
-    told = {name: value for name, value in hop.requests[0].headers if header_names.is_reserved(name)}
-    assert told == {
+def test_the_identity_headers_are_set_not_appended():
+    agent = FakeHttpClient(200)
+    send(agent, headers={'X-Forwarded-For': '10.6.6.6', 'X-Quantum-Router-ID': 'other', 'X-Quantum-Network-ID': 'n'})
+    reserved = {name: value for name, value in agent.requests[0].headers if header_names.is_reserved(name)}
+    assert reserved == {
         'x-forwarded-for': '10.1.1.2', 'x-quantum-router-id': 'r1', 'x-metadata-remaining-ms': '8700',
         'x-metadata-guest-forwarded': '1',
     }  # fmt: skip
-    assert len([name for name, _ in hop.requests[0].headers if header_names.is_reserved(name)]) == 4
+    assert len([name for name, _ in agent.requests[0].headers if header_names.is_reserved(name)]) == 4
 
 
 @pytest.mark.parametrize(
-    ('headers', 'told'),
+    ('peer', 'address', 'interface'),
+    [('fe80::1%qr-1a2b3c4d-5e', 'fe80::1', 'qr-1a2b3c4d-5e'), ('2001:db8::1', '2001:db8::1', None)],
+)
+def test_the_interface_of_a_link_local_client_is_sent_and_not_the_clients_header(peer, address, interface):
+    agent = FakeHttpClient(200)
+    send(agent, headers={'X-Metadata-Interface': 'qr-other'}, peer=peer)
+    headers = sent_headers(agent)
+    assert (headers['x-forwarded-for'], headers.get('x-metadata-interface')) == (address, interface)
+
+
+@pytest.mark.parametrize(
+    ('headers', 'flag'),
     [
         ({}, None),
         ({'X-Forwarded-For': '10.6.6.6'}, '1'),
@@ -48,10 +59,10 @@ def test_who_asks_is_set_and_not_appended():
         ({'X-Forwarded-For': '10.6.6.6', 'X-Metadata-Guest-Forwarded': '0'}, '1'),
     ],
 )
-def test_that_a_guest_said_for_whom_it_asks_is_told_in_one_bit(headers, told):
-    hop = FakeHttpClient(200)
-    ask(hop, headers=headers)
-    assert said(hop).get('x-metadata-guest-forwarded') == told
+def test_a_forwarded_header_of_the_client_becomes_a_flag(headers, flag):
+    agent = FakeHttpClient(200)
+    send(agent, headers=headers)
+    assert sent_headers(agent).get('x-metadata-guest-forwarded') == flag
 
 
 @pytest.mark.parametrize(
@@ -63,10 +74,10 @@ def test_that_a_guest_said_for_whom_it_asks_is_told_in_one_bit(headers, told):
         ({'network_id': 'n1', 'prefix': 'X-Neutron'}, ('x-neutron-network-id', 'n1')),
     ],
 )
-def test_the_id_is_its_own(options, header):
-    hop = FakeHttpClient(200)
-    ask(hop, **options)
-    assert header in hop.requests[0].headers
+def test_the_id_header_comes_from_the_options(options, header):
+    agent = FakeHttpClient(200)
+    send(agent, **options)
+    assert header in agent.requests[0].headers
 
 
 @pytest.mark.parametrize(
@@ -76,18 +87,18 @@ def test_the_id_is_its_own(options, header):
         (environ_keys.Namespace(network_id='n1'), ('x-quantum-network-id', 'n1')),
     ],
 )
-def test_one_that_serves_many_namespaces_takes_the_id_from_the_socket(namespace, header):
-    hop = FakeHttpClient(200)
-    app = webtest.TestApp(NamespaceProxyApp(hop, clock=FakeClock()))
+def test_without_an_id_the_namespace_of_the_connection_is_used(namespace, header):
+    agent = FakeHttpClient(200)
+    app = webtest.TestApp(NamespaceProxyApp(agent, clock=FakeClock()))
     app.get('/', extra_environ={environ_keys.NAMESPACE: namespace, 'REMOTE_ADDR': '10.1.1.2'})
-    assert header in hop.requests[0].headers
+    assert header in agent.requests[0].headers
 
 
-def test_without_a_namespace_nobody_is_asked():
-    hop = FakeHttpClient(200)
-    app = webtest.TestApp(NamespaceProxyApp(hop, clock=FakeClock()))
+def test_without_a_namespace_the_request_is_a_400():
+    agent = FakeHttpClient(200)
+    app = webtest.TestApp(NamespaceProxyApp(agent, clock=FakeClock()))
     app.get('/', extra_environ={'REMOTE_ADDR': '10.1.1.2'}, status=400)
-    assert hop.requests == []
+    assert agent.requests == []
 
 
 @pytest.mark.parametrize(
@@ -99,79 +110,108 @@ def test_without_a_namespace_nobody_is_asked():
         ('FD00::0A', 'fd00::a'),
     ],
 )
-def test_the_address_is_the_connections_peer(peer, address):
-    hop = FakeHttpClient(200)
-    ask(hop, peer=peer)
-    assert said(hop)['x-forwarded-for'] == address
+def test_the_address_is_the_peer_of_the_connection(peer, address):
+    agent = FakeHttpClient(200)
+    send(agent, peer=peer)
+    assert sent_headers(agent)['x-forwarded-for'] == address
 
 
-@given(st.dictionaries(st.sampled_from(FORBIDDEN).flatmap(spellings), st.just('forged'), min_size=1, max_size=6))
-def test_no_spelling_of_a_forged_header_passes(headers):
-    hop = FakeHttpClient(200)
-    environ = {'HTTP_' + name.upper().replace('-', '_'): value for name, value in headers.items()}
-    app = NamespaceProxyApp(hop, router_id='r1', clock=FakeClock())
+@given(st.dictionaries(st.sampled_from(RESERVED).flatmap(spellings), st.just('forged'), min_size=1, max_size=6))
+def test_no_spelling_of_a_forged_header_reaches_the_agent(headers):
+    agent = FakeHttpClient(200)
+    environ = {header_names.environ_key(name): value for name, value in headers.items()}
+    app = NamespaceProxyApp(agent, router_id='r1', clock=FakeClock())
     app(
         {'REQUEST_METHOD': 'GET', 'RAW_URI': '/', 'REMOTE_ADDR': '10.1.1.2', 'wsgi.input': None, **environ},
         lambda status, headers: None,
     )
-    assert 'forged' not in said(hop).values()
+    assert 'forged' not in sent_headers(agent).values()
 
 
-def test_a_header_named_in_connection_does_not_take_the_id_away():
-    hop = FakeHttpClient(200)
+def test_a_header_named_in_connection_does_not_remove_the_id():
+    agent = FakeHttpClient(200)
     environ = {
         'REQUEST_METHOD': 'GET', 'RAW_URI': '/', 'REMOTE_ADDR': '10.1.1.2', 'wsgi.input': None,
         'HTTP_CONNECTION': 'X-Quantum-Router-ID, X-Forwarded-For, close',
     }  # fmt: skip
-    NamespaceProxyApp(hop, router_id='r1')(environ, lambda status, headers: None)
-    assert said(hop)['x-quantum-router-id'] == 'r1'
-    assert said(hop)['x-forwarded-for'] == '10.1.1.2'
-    assert 'connection' not in said(hop)
+    NamespaceProxyApp(agent, router_id='r1')(environ, lambda status, headers: None)
+    assert sent_headers(agent)['x-quantum-router-id'] == 'r1'
+    assert sent_headers(agent)['x-forwarded-for'] == '10.1.1.2'
+    assert 'connection' not in sent_headers(agent)
 
 
-def test_the_rest_passes_as_it_is():
-    hop = FakeHttpClient(200)
-    ask(hop, 'POST', '/a%2Fb?q=%zz', {'Accept': 'x/y', 'Content-Type': 'text/plain'}, body=b'secret')
-    request = hop.requests[0]
+def test_method_body_and_other_headers_are_unchanged():
+    agent = FakeHttpClient(200)
+    send(agent, 'POST', '/a%2Fb?q=%zz', {'Accept': 'x/y', 'Content-Type': 'text/plain'}, body=b'secret')
+    request = agent.requests[0]
     assert (request.method, request.body) == ('POST', b'secret')
-    assert (said(hop)['accept'], said(hop)['content-type']) == ('x/y', 'text/plain')
+    assert (sent_headers(agent)['accept'], sent_headers(agent)['content-type']) == ('x/y', 'text/plain')
 
 
-def test_a_read_is_held_while_the_agent_is_away():
-    hop = FakeHttpClient(NotSent('no such file'), MaybeSent('broken'), 200)
-    assert ask(hop).status_int == 200
-    assert len(hop.requests) == 3
+def test_a_get_is_retried_while_the_agent_is_unavailable():
+    agent = FakeHttpClient(NotSent('no such file'), MaybeSent('broken'), 200)
+    assert send(agent).status_int == 200
+    assert len(agent.requests) == 3
 
 
-def test_each_try_says_how_much_time_is_left():
-    hop = FakeHttpClient(NotSent('away'))
-    ask(hop)
-    left = [int(said(hop, number)['x-metadata-remaining-ms']) for number in range(len(hop.requests))]
-    assert left == sorted(left, reverse=True)
-    assert left[-1] < left[0] == 8700
+def test_each_retry_sends_the_remaining_time():
+    agent = FakeHttpClient(NotSent('away'))
+    send(agent)
+    remaining_ms = [
+        int(sent_headers(agent, number)['x-metadata-remaining-ms']) for number in range(len(agent.requests))
+    ]
+    assert remaining_ms == sorted(remaining_ms, reverse=True)
+    assert remaining_ms[-1] < remaining_ms[0] == 8700
 
 
-def test_an_agent_that_stays_away_is_a_503_within_the_deadline(caplog):
+def test_an_agent_that_stays_unavailable_is_a_503_at_the_deadline(caplog):
     clock = FakeClock()
-    response = ask(FakeHttpClient(NotSent('no such file')), clock=clock)
+    response = send(FakeHttpClient(NotSent('no such file')), clock=clock)
     assert (response.status_int, response.headers['Retry-After']) == (503, '1')
     assert clock.now_s <= 1009.0
-    assert 'no answer from the metadata agent: no such file' in caplog.text
+    assert 'no response from the metadata agent: no such file' in caplog.text
 
 
 @pytest.mark.parametrize('status', [403, 404, 429, 500, 503])
-def test_what_the_agent_says_is_relayed(status):
-    hop = FakeHttpClient(status)
-    assert ask(hop).status_int == status
-    assert len(hop.requests) == 1
+def test_every_status_of_the_agent_is_relayed_without_a_retry(status):
+    agent = FakeHttpClient(status)
+    assert send(agent).status_int == status
+    assert len(agent.requests) == 1
 
 
-def test_a_write_is_sent_again_only_where_it_was_not_sent():
+def test_a_write_is_retried_only_if_it_was_not_sent():
     broken = FakeHttpClient(MaybeSent('broken'), 200)
-    assert ask(broken, 'POST', body=b'secret').status_int == 503
+    assert send(broken, 'POST', body=b'secret').status_int == 503
     assert len(broken.requests) == 1
-    assert ask(FakeHttpClient(NotSent('away'), 200), 'POST', body=b'secret').status_int == 200
+    assert send(FakeHttpClient(NotSent('away'), 200), 'POST', body=b'secret').status_int == 200
 
 
 def test_a_body_over_the_limit_is_a_413():
-    assert ask(FakeHttpClient(200), 'POST', body=b'x' * 9, router_id='r1', max_body_bytes=8).status_int == 413
+    assert send(FakeHttpClient(200), 'POST', body=b'x' * 9, router_id='r1', max_body_bytes=8).status_int == 413
+
+
+class SlowBody:
+    """A body that does not arrive before the server's own timeout."""
+
+    def read(self, size):
+        raise TimeoutError
+
+
+def test_a_slow_request_body_is_a_408_and_not_logged_as_a_fault_of_the_agent(caplog):
+    agent = FakeHttpClient(200)
+    app = NamespaceProxyApp(agent, router_id='r1')
+    statuses = []
+    with caplog.at_level('INFO'):
+        for _ in range(3):
+            app(
+                {
+                    'REQUEST_METHOD': 'POST', 'RAW_URI': '/', 'REMOTE_ADDR': '10.1.1.2',
+                    'CONTENT_LENGTH': '5', 'wsgi.input': SlowBody(),
+                },
+                lambda status, headers, exc_info=None: statuses.append(status),
+            )  # fmt: skip
+    assert statuses == ['408 Request Timeout'] * 3
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ('INFO', 'A request gets 408: its client did not send the body in time')
+    ]
+    assert agent.requests == []

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import signal
 import socket
 import stat
+import time
 
 import pytest
 
+from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.net import listeners
+from metadata_wsgi.net.port_holder import PortHolder
 
 
 @pytest.fixture
@@ -22,18 +26,18 @@ def path(tmp_path):
         ('deduce', 'quantum', 'quantum', 0o660),
     ],
 )  # fmt: skip
-def test_the_mode_is_deduced_from_owner_and_group(name, user, group, bits):
-    assert listeners.mode(name, user, group) == bits
+def test_unix_socket_mode_is_deduced_from_owner_and_group(name, user, group, bits):
+    assert listeners.socket_mode(name, user, group) == bits
 
 
 @pytest.mark.parametrize('bits', [0o600, 0o660, 0o666])
-def test_the_socket_has_its_mode_and_owner(path, bits):
+def test_unix_socket_has_its_mode_and_owner(path, bits):
     with listeners.unix_listener(path, mode=bits, user=str(os.getuid()), group=str(os.getgid())):
         found = os.stat(path)
         assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (bits, os.getuid(), os.getgid())
 
 
-def test_the_umask_is_as_it_was(path):
+def test_unix_socket_leaves_the_umask_unchanged(path):
     before = os.umask(0o027)
     try:
         listeners.unix_listener(path, mode=0o660).close()
@@ -42,7 +46,7 @@ def test_the_umask_is_as_it_was(path):
         os.umask(before)
 
 
-def test_a_stale_socket_is_replaced(path):
+def test_unix_socket_replaces_a_stale_one(path):
     listeners.unix_listener(path, mode=0o660).close()
     assert os.path.exists(path)
     with listeners.unix_listener(path, mode=0o660), socket.socket(socket.AF_UNIX) as client:
@@ -50,14 +54,14 @@ def test_a_stale_socket_is_replaced(path):
 
 
 @pytest.mark.parametrize('queued', [0, 3], ids=['idle', 'with a full queue'])
-def test_a_living_one_is_refused(path, queued):
+def test_unix_socket_that_is_live_is_refused(path, queued):
     with listeners.unix_listener(path, mode=0o660, backlog=1):
         clients = [socket.socket(socket.AF_UNIX) for _ in range(queued)]
         for client in clients:
             client.setblocking(False)
             client.connect_ex(path)
         with pytest.raises(ConfigError) as raised:
-            listeners.unix_listener(path, mode=0o660, patience_s=0)
+            listeners.unix_listener(path, mode=0o660, timeout_s=0)
         for client in clients:
             client.close()
     assert str(raised.value) == (
@@ -66,28 +70,140 @@ def test_a_living_one_is_refused(path, queued):
     )
 
 
-def test_one_that_is_on_its_way_out_is_waited_for(path):
+def test_unix_socket_of_a_stopping_agent_is_retried(path):
     """After a SIGKILL of the agent's master its workers listen for up to a second more."""
     dying = listeners.unix_listener(path, mode=0o660)
-    with listeners.unix_listener(path, mode=0o660, patience_s=60, sleep=lambda seconds: dying.close()):
+    with listeners.unix_listener(path, mode=0o660, timeout_s=60, sleep=lambda seconds: dying.close()):
         pass
 
 
-def test_what_is_no_socket_is_left_alone(tmp_path):
+def test_unix_socket_does_not_replace_a_regular_file(tmp_path):
     (tmp_path / 'precious').write_text('data')
     with pytest.raises(ConfigError, match='is there and is no socket; name another path or remove it'):
         listeners.unix_listener(str(tmp_path / 'precious'), mode=0o660)
     assert (tmp_path / 'precious').read_text() == 'data'
 
 
+def test_unix_socket_of_the_first_of_two_agents_that_start_together_stays(path, monkeypatch):
+    """The second one looks when the first has called bind() and not yet listen()."""
+    seconds_errors = []
+    chown = os.chown
+
+    def start_the_second(*args, **kwargs):
+        monkeypatch.setattr(os, 'chown', chown)
+        with pytest.raises(ConfigError, match='another agent is running') as raised:
+            listeners.unix_listener(path, mode=0o660, timeout_s=0).close()
+        seconds_errors.append(raised.value)
+        return chown(*args, **kwargs)
+
+    monkeypatch.setattr(os, 'chown', start_the_second)
+    with listeners.unix_listener(path, mode=0o660), socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+    assert len(seconds_errors) == 1
+
+
+def test_unix_socket_of_many_agents_that_start_together_is_one_that_listens(tmp_path):
+    for attempt in range(5):
+        path = str(tmp_path / f'metadata_proxy{attempt}')
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(path)
+        barrier, go = os.pipe()
+        results, report = os.pipe()
+        children = []
+        for _ in range(8):
+            if not (pid := os.fork()):
+                try:
+                    os.close(go)
+                    os.read(barrier, 1)
+                    try:
+                        listener = listeners.unix_listener(path, mode=0o660, timeout_s=0)
+                    except ConfigError:
+                        os.write(report, b'-')
+                    else:
+                        os.write(report, b'+')
+                        signal.pause()
+                        listener.close()
+                finally:
+                    os._exit(0)
+            children.append(pid)
+        os.close(barrier)
+        os.close(go)
+        outcome = b''.join(os.read(results, 1) for _ in children)
+        try:
+            assert outcome.count(b'+') == 1, outcome
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(path)
+        finally:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            os.close(results)
+            os.close(report)
+        assert sorted(os.listdir(tmp_path)) == [f'metadata_proxy{n}' for n in range(attempt + 1)]
+
+
+def test_unix_socket_lock_file_is_removed(path):
+    with listeners.unix_listener(path, mode=0o660):
+        assert os.listdir(os.path.dirname(path)) == ['metadata_proxy']
+
+
+@pytest.mark.parametrize('swapped', ['symlink', 'hard link', 'file'])
+def test_unix_socket_owner_and_mode_are_not_set_on_a_file_swapped_in(tmp_path, path, monkeypatch, swapped):
+    """The owner of the directory may replace the socket after bind(); root must not give its target away."""
+    precious = tmp_path / 'precious'
+    precious.write_text('data')
+    precious.chmod(0o600)
+    before = precious.stat()
+    bind = socket.socket.bind
+
+    class Socket(socket.socket):
+        def bind(self, address):
+            bind(self, address)
+            os.unlink(address)
+            if swapped == 'symlink':
+                os.symlink(precious, address)
+            elif swapped == 'hard link':
+                os.link(precious, address)
+            else:
+                os.close(os.open(address, os.O_CREAT | os.O_WRONLY, 0o600))
+
+    monkeypatch.setattr(socket, 'socket', Socket)
+    with pytest.raises(ConfigError, match='another process has replaced it'):
+        listeners.unix_listener(path, mode=0o666)
+    after = precious.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+def test_unix_socket_is_closed_to_others_until_owner_and_group_are_set(path, monkeypatch):
+    seen = []
+    chown = os.chown
+
+    def look(*args, **kwargs):
+        seen.append(stat.S_IMODE(os.stat(path).st_mode))
+        return chown(*args, **kwargs)
+
+    monkeypatch.setattr(os, 'chown', look)
+    listeners.unix_listener(path, mode=0o660, user=str(os.getuid()), group=str(os.getgid())).close()
+    assert seen == [0o600, 0o660]
+
+
+def test_unix_socket_does_not_replace_a_symlink(tmp_path):
+    with listeners.unix_listener(str(tmp_path / 'other'), mode=0o600):
+        pass
+    (tmp_path / 'metadata_proxy').symlink_to('other')
+    with pytest.raises(ConfigError, match='is there and is no socket'):
+        listeners.unix_listener(str(tmp_path / 'metadata_proxy'), mode=0o600)
+    assert (tmp_path / 'other').exists()
+
+
 @pytest.mark.parametrize(
     ('options', 'sentence'),
     [
-        ({'user': 'nobody-of-that-name'}, 'metadata_proxy_user = nobody-of-that-name: there is no such user'),
-        ({'group': 'none-of-that-name'}, 'metadata_proxy_group = none-of-that-name: there is no such group'),
+        ({'user': 'no-such-user'}, 'metadata_proxy_user = no-such-user: there is no such user'),
+        ({'group': 'no-such-group'}, 'metadata_proxy_group = no-such-group: there is no such group'),
     ],
 )
-def test_an_owner_that_does_not_exist_is_named(path, options, sentence):
+def test_unix_socket_with_unknown_owner_or_group_is_refused(path, options, sentence):
     with pytest.raises(ConfigError) as raised:
         listeners.unix_listener(path, mode=0o660, **options)
     assert str(raised.value) == sentence
@@ -95,7 +211,7 @@ def test_an_owner_that_does_not_exist_is_named(path, options, sentence):
 
 
 @pytest.mark.parametrize('name', ['file/metadata_proxy', 'file/deeper/metadata_proxy', 'x' * 120])
-def test_a_place_where_none_can_be_is_named(tmp_path, name):
+def test_unix_socket_path_that_cannot_be_created_is_named(tmp_path, name):
     (tmp_path / 'file').write_text('')
     with pytest.raises(ConfigError, match=r'^metadata_proxy_socket = .*: '):
         listeners.unix_listener(str(tmp_path / name), mode=0o660)
@@ -104,46 +220,73 @@ def test_a_place_where_none_can_be_is_named(tmp_path, name):
 @pytest.mark.parametrize(
     ('host', 'client'), [('', '127.0.0.1'), ('', '::1'), ('127.0.0.1', '127.0.0.1'), ('::1', '::1')]
 )
-def test_a_port_is_open_to_the_families_it_names(host, client):
+def test_tcp_listener_accepts_the_families_of_its_host(host, client):
     with listeners.tcp_listener(host, 0) as listener:
         port = listener.getsockname()[1]
         socket.create_connection((client, port), 5).close()
 
 
-def test_a_port_that_is_taken_is_asked_for_until_patience_ends():
-    slept = []
+OWN = PortHolder(4711, 'python3', is_own=True)
+FOREIGN = PortHolder(4711, 'haproxy', is_own=False)
+
+
+def held(holder):
+    """What tcp_listener does with a port in use: (text of the error, number of retries)."""
+    retries = []
     with listeners.tcp_listener('127.0.0.1', 0) as first:
         port = first.getsockname()[1]
         with pytest.raises(ConfigError) as raised:
-            listeners.tcp_listener('127.0.0.1', port, patience_s=0, sleep=slept.append)
-    assert str(raised.value) == f'metadata_port: cannot listen on 127.0.0.1 port {port}: Address already in use'
-    assert slept == []
+            listeners.tcp_listener(
+                '127.0.0.1', port, timeout_s=0.5, sleep=lambda s: retries.append(time.sleep(s)), find_holder=holder
+            )
+    return str(raised.value).replace(str(port), 'PORT').replace(str(port + 1), 'PORT+1'), len(retries)
 
 
-def test_a_predecessor_on_its_way_out_is_waited_for():
+def test_tcp_port_in_use_is_retried_until_the_timeout():
+    message, retries = held(lambda port: None)
+    assert message == 'metadata_port: cannot listen on 127.0.0.1 port PORT: Address already in use'
+    assert retries >= 2
+
+
+def test_tcp_port_of_another_program_is_retried_shortly_and_its_holder_named(monkeypatch):
+    monkeypatch.setattr(limits, 'FOREIGN_PORT_HOLDER_TIMEOUT_S', 0.0)
+    message, retries = held(lambda port: FOREIGN)
+    assert message.startswith('metadata_port: port PORT in ')
+    assert message.endswith(' is held by pid 4711 (haproxy): stop it, or use --metadata-port PORT+1')
+    assert retries == 0
+
+
+def test_tcp_port_of_our_own_program_is_retried_until_the_timeout_and_then_named(monkeypatch):
+    monkeypatch.setattr(limits, 'FOREIGN_PORT_HOLDER_TIMEOUT_S', 0.0)
+    message, retries = held(lambda port: OWN)
+    assert ' is held by pid 4711 (python3): ' in message
+    assert retries >= 2
+
+
+def test_tcp_port_of_a_stopping_process_is_retried():
     first = listeners.tcp_listener('127.0.0.1', 0)
     port = first.getsockname()[1]
-    with listeners.tcp_listener('127.0.0.1', port, patience_s=60, sleep=lambda seconds: first.close()) as second:
+    with listeners.tcp_listener('127.0.0.1', port, timeout_s=60, sleep=lambda seconds: first.close()) as second:
         assert second.getsockname()[1] == port
 
 
 @pytest.mark.parametrize('host', ['not an address', '2001:db8::1'])
-def test_an_address_that_is_none_of_ours_is_named(host):
+def test_tcp_address_that_is_not_local_is_named(host):
     with pytest.raises(ConfigError, match=r'^metadata_port: cannot listen on '):
-        listeners.tcp_listener(host, 0, patience_s=0)
+        listeners.tcp_listener(host, 0, timeout_s=0)
 
 
-NOWHERE = 'fe80::a9fe:a9fe%no-interface'
+MISSING_INTERFACE = 'fe80::a9fe:a9fe%no-interface'
 
 
-def test_a_link_local_address_is_listened_on_before_the_kernel_lets_it_be_used():
-    """Its check takes seconds, and IPv4 must not wait for it; also it may come and go."""
+def test_tcp_listener_on_a_link_local_address_that_is_not_usable_yet():
+    """Duplicate address detection takes seconds, and IPv4 must not wait for it."""
     with listeners.tcp_listener('fe80::a9fe:a9fe%lo', 0) as listener:
         address, _, _, zone = listener.getsockname()
         assert (address, socket.if_indextoname(zone)) == ('fe80::a9fe:a9fe', 'lo')
 
 
-def test_several_addresses_are_listened_on(caplog):
+def test_tcp_listeners_open_several_addresses(caplog):
     opened = listeners.tcp_listeners(['127.0.0.1', 'fe80::a9fe:a9fe%lo'], 0)
     assert [listener.getsockname()[0] for listener in opened] == ['127.0.0.1', 'fe80::a9fe:a9fe']
     assert caplog.messages == []
@@ -151,14 +294,16 @@ def test_several_addresses_are_listened_on(caplog):
         listener.close()
 
 
-def test_a_further_address_that_cannot_be_had_is_a_warning(caplog):
-    (listener,) = listeners.tcp_listeners(['127.0.0.1', NOWHERE], 0)
+def test_tcp_listeners_warn_about_a_further_address_that_fails(caplog):
+    (listener,) = listeners.tcp_listeners(['127.0.0.1', MISSING_INTERFACE], 0)
     assert listener.getsockname()[0] == '127.0.0.1'
     listener.close()
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].startswith(f'Serving 127.0.0.1 only: metadata_port: cannot listen on [{NOWHERE}]:0: ')
+    assert caplog.messages[0].startswith(
+        f'Serving 127.0.0.1 only: metadata_port: cannot listen on [{MISSING_INTERFACE}]:0: '
+    )
 
 
-def test_the_first_address_must_be_there():
+def test_tcp_listeners_raise_if_the_first_address_fails():
     with pytest.raises(ConfigError, match='no-interface'):
-        listeners.tcp_listeners([NOWHERE, '127.0.0.1'], 0)
+        listeners.tcp_listeners([MISSING_INTERFACE, '127.0.0.1'], 0)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told to the proxy, and what is said where there is nothing to attach to. The rest: tests/netns."""
+"""The proxy's command line, and errors before anything is attached. The rest: tests/netns."""
 
 import pytest
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.netns.attach import Attachments, Proxy
-from metadata_wsgi.netns.attachment_status import KEEPER_AWAY, NOBODY_LISTENS, attached, judge
+from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attachment_status import KEEPER_UNAVAILABLE, NO_LISTENER, check_rules, list_attachments
 from metadata_wsgi.netns.rules import rules_for
-from metadata_wsgi.netns.target import NOBODY_SERVES, Kept, Place
+from metadata_wsgi.netns.target import NO_WORKER, AttachTarget, KeeperEntry
 
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
 
@@ -16,9 +16,9 @@ def nothing_runs(argv, *, stdin='', namespace=None):
     raise AssertionError(f'{argv} was run')
 
 
-def test_the_command_line_of_a_routers_proxy_is_the_l3_agents():
-    proxy = Proxy(state_path='/s', socket='/s/sock', log_dir='/l')
-    assert proxy.argv(Place.of('router', UUID), 9697) == [
+def test_router_proxy_command_line_is_that_of_an_l3_agent():
+    proxy = ProxyCommand(state_path='/s', socket='/s/sock', log_dir='/l')
+    assert proxy.argv(AttachTarget.of('router', UUID), 9697) == [
         'quantum-ns-metadata-proxy',
         f'--pid_file=/s/external/pids/{UUID}.pid',
         f'--router_id={UUID}',
@@ -30,9 +30,9 @@ def test_the_command_line_of_a_routers_proxy_is_the_l3_agents():
     ]
 
 
-def test_a_networks_proxy_is_bound_to_the_metadata_address():
-    """On all addresses it would answer whoever reaches the DHCP port (LP#1745618)."""
-    assert Proxy(state_path='/s').argv(Place.of('network', UUID), 80) == [
+def test_network_proxy_is_bound_to_the_metadata_address():
+    """On all addresses it would serve every host that reaches the DHCP port (LP#1745618)."""
+    assert ProxyCommand(state_path='/s').argv(AttachTarget.of('network', UUID), 80) == [
         'quantum-ns-metadata-proxy',
         f'--pid_file=/s/external/pids/{UUID}.pid',
         f'--network_id={UUID}',
@@ -42,97 +42,111 @@ def test_a_networks_proxy_is_bound_to_the_metadata_address():
     ]
 
 
-def test_a_networks_proxy_is_told_of_ipv6_with_the_zone_and_second():
+def test_network_proxy_gets_the_ipv6_address_with_zone_as_second_host():
     """The first address must be there; the second may be missing."""
-    assert Proxy(state_path='/s').argv(Place.of('network', UUID), 80, 'tap0')[-2:] == [
+    assert ProxyCommand(state_path='/s').argv(AttachTarget.of('network', UUID), 80, 'tap0')[-2:] == [
         '--metadata_host=169.254.169.254',
         '--metadata_host=fe80::a9fe:a9fe%tap0',
     ]
 
 
-def test_a_routers_proxy_listens_on_all_addresses_of_both_families():
-    assert not [word for word in Proxy().argv(Place.of('router', UUID), 9697, 'qr-+') if 'host' in word]
+def test_router_proxy_listens_on_all_addresses_of_both_families():
+    assert not [word for word in ProxyCommand().argv(AttachTarget.of('router', UUID), 9697, 'qr-+') if 'host' in word]
 
 
-def test_a_missing_namespace_is_named_and_nothing_is_run(tmp_path):
-    attachments = Attachments(nothing_runs, proxy=Proxy(state_path=str(tmp_path)))
+def test_attach_without_namespace_names_it_and_runs_nothing(tmp_path):
+    attacher = Attacher(nothing_runs, proxy=ProxyCommand(state_path=str(tmp_path)))
     with pytest.raises(NetnsError, match=f'there is no namespace qrouter-{UUID} on this host.*ip netns list'):
-        attachments.attach(Place.of('router', UUID))
+        attacher.attach(AttachTarget.of('router', UUID))
 
 
-def test_detaching_where_the_namespace_is_gone_is_no_error(tmp_path):
-    attachments = Attachments(nothing_runs, proxy=Proxy(state_path=str(tmp_path)))
-    assert attachments.detach(Place.of('router', UUID)) is False
+def test_detach_without_namespace_is_no_error(tmp_path):
+    attacher = Attacher(nothing_runs, proxy=ProxyCommand(state_path=str(tmp_path)))
+    assert attacher.detach(AttachTarget.of('router', UUID)) is False
 
 
 @pytest.mark.parametrize('families', [(4,), (4, 6)])
-def test_rules_are_judged_by_what_they_themselves_say(families):
+def test_check_rules_reads_port_interfaces_and_mark_from_the_rules(families):
     rules = rules_for(port=9000, interfaces='br-+', mark='0x2/0xff', families=families)
-    assert judge(rules, families) == (9000, 'yes')
-    assert judge((), families) == (9697, 'no')
+    assert check_rules(rules, families) == (9000, 'yes')
+    assert check_rules((), families) == (9697, 'no')
     for missing in rules:
-        assert judge([rule for rule in rules if rule != missing], families)[1] == 'partly'
+        assert check_rules([rule for rule in rules if rule != missing], families)[1] == 'partly'
 
 
-def test_a_stray_rule_of_another_port_makes_them_only_partly_right():
+def test_check_rules_with_a_stale_rule_of_another_port_is_partly():
     stray = rules_for(port=9000, families=(4,))[-1]
-    assert judge([*rules_for(families=(4,)), stray], (4,))[1] == 'partly'
+    assert check_rules([*rules_for(families=(4,)), stray], (4,))[1] == 'partly'
 
 
 class NoRules:
-    """What ``attached`` reads rules from."""
+    """A RuleReader of a host without rules."""
 
     def ours(self, namespace, *, families):
         return []
 
 
-def test_what_is_kept_is_listed_although_its_namespace_is_gone_and_nobody_serves_it(tmp_path):
-    kept = Kept(Place.of('router', UUID), 'one_hop', 9697, ('',), workers=0)
-    found = next(one for one in attached(NoRules(), state_path=str(tmp_path), kept=[kept]) if one.uuid == UUID)
+def find(state_path, entries):
+    """The status of UUID."""
+    found = list_attachments(NoRules(), state_path=str(state_path), keeper_entries=entries)
+    return next(one for one in found if one.uuid == UUID)
+
+
+def test_status_lists_a_keeper_entry_without_namespace_and_worker(tmp_path):
+    entry = KeeperEntry(AttachTarget.of('router', UUID), 'one_hop', 9697, ('',), workers=0)
+    found = next(
+        one for one in list_attachments(NoRules(), state_path=str(tmp_path), keeper_entries=[entry]) if one.uuid == UUID
+    )
     assert (found.mode, found.pid, found.namespace) == ('one_hop', None, None)
     assert found.problems == (
         f'there is no namespace qrouter-{UUID}',
-        NOBODY_SERVES['one_hop'],
+        NO_WORKER['one_hop'],
     )
 
 
-@pytest.mark.parametrize(('kept', 'mode', 'problem'), [((), 'process', NOBODY_LISTENS), (None, 'unknown', KEEPER_AWAY)])
-def test_what_nobody_serves_may_be_the_keepers_while_that_is_away(tmp_path, kept, mode, problem):
+@pytest.mark.parametrize(
+    ('entries', 'mode', 'problem'), [((), 'process', NO_LISTENER), (None, 'unknown', KEEPER_UNAVAILABLE)]
+)
+def test_status_without_process_has_unknown_mode_while_keeper_is_unavailable(tmp_path, entries, mode, problem):
     pid_file = tmp_path / 'external' / 'pids' / f'{UUID}.pid'
     pid_file.parent.mkdir(parents=True)
     pid_file.write_text('0')
-    found = next(one for one in attached(NoRules(), state_path=str(tmp_path), kept=kept) if one.uuid == UUID)
+    found = next(
+        one for one in list_attachments(NoRules(), state_path=str(tmp_path), keeper_entries=entries) if one.uuid == UUID
+    )
     assert (found.mode, found.problems[1:]) == (mode, (problem,))
 
 
-def test_a_port_that_guests_are_not_sent_to_is_a_problem(tmp_path):
-    kept = Kept(Place.of('router', UUID), 'shared', 9000, ('',), workers=1)
-    found = next(one for one in attached(NoRules(), state_path=str(tmp_path), kept=[kept]) if one.uuid == UUID)
-    assert found.problems[1:] == ('the keeper listens on port 9000, guests are sent to 9697; attach it again',)
+def test_status_reports_a_keeper_port_that_differs_from_the_redirect(tmp_path):
+    entry = KeeperEntry(AttachTarget.of('router', UUID), 'shared', 9000, ('',), workers=1)
+    found = next(
+        one for one in list_attachments(NoRules(), state_path=str(tmp_path), keeper_entries=[entry]) if one.uuid == UUID
+    )
+    assert found.problems[1:] == ('the keeper listens on port 9000, requests are redirected to 9697; attach it again',)
 
 
-def test_a_keeper_is_needed_for_more_than_processes(tmp_path):
-    attachments = Attachments(nothing_runs, proxy=Proxy(state_path=str(tmp_path)))
+def test_mode_shared_without_keeper_is_an_error(tmp_path):
+    attacher = Attacher(nothing_runs, proxy=ProxyCommand(state_path=str(tmp_path)))
     with pytest.raises(NetnsError, match='mode shared needs the keeper'):
-        attachments._serve(Place.of('router', UUID), 'shared', 9697, None)
+        attacher._serve(AttachTarget.of('router', UUID), 'shared', 9697, None)
 
 
-class KeeperAway:
-    """A keeper that was there and does not answer."""
+class UnavailableKeeper:
+    """A keeper that does not respond."""
 
-    def attach(self, place, mode, port, hosts, taken=()):
+    def attach(self, target, mode, port, hosts, taken=()):
         raise NetnsError('no keeper answers')
 
-    def close(self, place, mode, port, host):
+    def close(self, target, mode, port, host):
         raise NetnsError('no keeper answers')
 
-    def detach(self, place):
+    def detach(self, target):
         raise NetnsError('no keeper answers')
 
 
-def test_a_keeper_that_is_away_fails_a_detach_and_not_the_start_of_a_process(tmp_path, caplog):
-    attachments = Attachments(nothing_runs, proxy=Proxy(state_path=str(tmp_path)), keeping=KeeperAway())
+def test_unavailable_keeper_fails_detach_but_not_the_start_of_a_process(tmp_path, caplog):
+    attacher = Attacher(nothing_runs, proxy=ProxyCommand(state_path=str(tmp_path)), keeper=UnavailableKeeper())
     with pytest.raises(NetnsError, match='no keeper answers'):
-        attachments.detach(Place.of('router', UUID))
-    attachments._let_go(Place.of('router', UUID))
+        attacher.detach(AttachTarget.of('router', UUID))
+    attacher._close_in_keeper(AttachTarget.of('router', UUID))
     assert f'router {UUID}: no keeper answers' in caplog.text

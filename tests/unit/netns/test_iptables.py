@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way from the rules that are there to the rules that are wanted."""
+"""The difference between existing and wanted rules, and its application."""
 
 import re
 
@@ -59,8 +59,8 @@ COMMIT
 """
 
 
-class PretendKernel:
-    """A Runner: keeps rules as the kernel does and understands what of iptables-restore's input we write."""
+class FakeKernel:
+    """A Runner: stores rules as the kernel does, and reads the part of iptables-restore's input that we write."""
 
     def __init__(self, saved='', programs=('iptables',)):
         self.tables = {program: self._read(saved if program == programs[0] else '') for program in programs}
@@ -121,36 +121,36 @@ class PretendKernel:
                 assert verb == 'COMMIT'
 
 
-def test_everything_is_made_where_nothing_is():
+def test_difference_from_an_empty_namespace():
     assert difference({}, WANTED) == FRESH
 
 
-def test_what_closes_comes_first_and_goes_last():
+def test_dropping_rules_are_added_first_and_removed_last():
     """Between two tables a packet may pass: it must be dropped then, not forwarded."""
-    kernel = PretendKernel()
+    kernel = FakeKernel()
     kernel.restore('iptables', FRESH)
     removal = difference(parse(kernel.saved()), ())
     assert re.findall(r'^\*(\w+)', FRESH, re.M) == ['filter', 'mangle', 'nat']
     assert re.findall(r'^\*(\w+)', removal, re.M) == ['nat', 'mangle', 'filter']
 
 
-def test_nothing_is_done_when_nothing_differs():
-    kernel = PretendKernel()
+def test_apply_is_idempotent():
+    kernel = FakeKernel()
     iptables = Iptables(kernel, find_program=kernel.finds)
     assert iptables.apply('ns', WANTED, families=[4]) is True
     assert iptables.apply('ns', WANTED, families=[4]) is False
     assert len(kernel.applied) == 1
 
 
-def test_foreign_rules_stay_and_shared_chains_are_not_made_anew():
+def test_foreign_rules_and_shared_chains_stay():
     text = difference(parse(FOREIGN), WANTED)
     assert '-N' not in text
     assert '-D' not in text
     assert ':' not in re.sub('fe80::.*', '', text)
 
 
-def test_removal_restores_exactly_what_was_there():
-    kernel = PretendKernel(FOREIGN)
+def test_removal_restores_the_former_rules():
+    kernel = FakeKernel(FOREIGN)
     before = kernel.saved()
     iptables = Iptables(kernel, find_program=kernel.finds)
     iptables.apply('ns', WANTED, families=[4])
@@ -159,17 +159,17 @@ def test_removal_restores_exactly_what_was_there():
     assert kernel.saved() == before
 
 
-def test_a_chain_that_somebody_else_jumps_to_is_kept_though_it_is_empty():
+def test_empty_chain_that_a_foreign_rule_jumps_to_is_not_deleted():
     saved = FOREIGN.replace('-A quantum-l3-agent-INPUT -s 192.0.2.0/24 -j DROP\n', '')
-    kernel = PretendKernel(saved)
+    kernel = FakeKernel(saved)
     iptables = Iptables(kernel, find_program=kernel.finds)
     iptables.apply('ns', WANTED, families=[4])
     iptables.apply('ns', (), families=[4])
     assert 'quantum-l3-agent-INPUT' in kernel.tables['iptables']['filter']
 
 
-def test_rules_of_an_older_port_and_shape_are_replaced():
-    kernel = PretendKernel(FOREIGN)
+def test_stale_rules_of_another_port_or_shape_are_replaced():
+    kernel = FakeKernel(FOREIGN)
     iptables = Iptables(kernel, find_program=kernel.finds)
     iptables.apply('ns', rules_for(port=9000, interfaces='old-+', families=[4]), families=[4])
     kernel.tables['iptables']['filter']['OUTPUT'].append('-m comment --comment "metadata_wsgi" -j older')
@@ -181,9 +181,9 @@ def test_rules_of_an_older_port_and_shape_are_replaced():
     assert difference(parse(saved), WANTED) == ''
 
 
-def test_rules_that_somebody_put_before_ours_are_overtaken_again():
+def test_foreign_rule_before_ours_is_moved_behind_them():
     """An -I INPUT -j ACCEPT before ours opens the port: attaching again must close it."""
-    kernel = PretendKernel()
+    kernel = FakeKernel()
     iptables = Iptables(kernel, find_program=kernel.finds)
     iptables.apply('ns', WANTED, families=[4])
     kernel.tables['iptables']['filter']['INPUT'].insert(0, '-j ACCEPT')
@@ -202,21 +202,21 @@ def test_rules_that_somebody_put_before_ours_are_overtaken_again():
         ('-m comment --comment "an open quote -j DROP', False),
     ],
 )
-def test_ours_is_what_carries_exactly_our_comment(args, ours):
+def test_rule_is_ours_if_it_has_exactly_our_comment(args, ours):
     assert is_ours(args) is ours
 
 
-def test_where_legacy_rules_are_the_legacy_program_is_used():
-    kernel = PretendKernel(FOREIGN, programs=('iptables-legacy', 'iptables-nft', 'iptables'))
+def test_legacy_program_is_used_where_legacy_rules_exist():
+    kernel = FakeKernel(FOREIGN, programs=('iptables-legacy', 'iptables-nft', 'iptables'))
     Iptables(kernel, find_program=kernel.finds).apply('ns', WANTED, families=[4])
     assert 'metadata_wsgi -j' in kernel.saved('iptables-legacy')
     assert '-j' not in kernel.saved('iptables')
     assert '-j' not in kernel.saved('iptables-nft')
 
 
-def test_leftovers_in_the_program_that_is_not_used_are_removed():
-    """A packet meets the rules of both: an old redirect in the other one would win."""
-    kernel = PretendKernel(FOREIGN, programs=('iptables-legacy', 'iptables-nft'))
+def test_stale_rules_in_the_other_kind_of_iptables_are_removed():
+    """A packet passes the rules of both kinds: an old redirect in the other one would win."""
+    kernel = FakeKernel(FOREIGN, programs=('iptables-legacy', 'iptables-nft'))
     kernel.restore('iptables-nft', difference({}, rules_for(port=9000, families=[4])))
     iptables = Iptables(kernel, find_program=kernel.finds)
     iptables.apply('ns', WANTED, families=[4])
@@ -224,8 +224,8 @@ def test_leftovers_in_the_program_that_is_not_used_are_removed():
     assert set(iptables.ours('ns', families=[4])) == set(WANTED)
 
 
-def test_a_named_program_is_the_only_one_used_for_both_families():
-    kernel = PretendKernel(programs=('iptables-nft', 'ip6tables-nft'))
+def test_configured_binary_is_used_for_both_families():
+    kernel = FakeKernel(programs=('iptables-nft', 'ip6tables-nft'))
     iptables = Iptables(kernel, binary='iptables-nft', find_program=lambda name: name)
     iptables.apply('ns', rules_for())
     assert 'fe80::a9fe:a9fe/128' in kernel.saved('ip6tables-nft')
@@ -233,8 +233,8 @@ def test_a_named_program_is_the_only_one_used_for_both_families():
     assert set(iptables.ours('ns')) == set(rules_for())
 
 
-def test_a_rule_that_vanished_while_we_wrote_is_read_again():
-    kernel = PretendKernel()
+def test_concurrent_change_is_read_again_and_retried():
+    kernel = FakeKernel()
     iptables = Iptables(kernel, find_program=kernel.finds)
     iptables.apply('ns', rules_for(port=9000, families=[4]), families=[4])
 
@@ -248,7 +248,7 @@ def test_a_rule_that_vanished_while_we_wrote_is_read_again():
     assert kernel.tables['iptables']['filter']['FORWARD'] == []
 
 
-def test_a_refusal_is_reported_in_the_programs_own_words():
+def test_error_message_of_iptables_restore_is_reported():
     def refusing(argv, *, stdin='', namespace=None):
         if argv[0].endswith('-restore'):
             raise NetnsError('iptables-restore: line 3 failed')
@@ -268,8 +268,8 @@ CHAINS = st.sampled_from(
 
 
 @given(st.lists(st.tuples(CHAINS, st.one_of(FOREIGN_RULES, OUR_RULES)), max_size=12))
-def test_from_any_state_one_step_leads_to_the_wanted_one_and_foreign_rules_keep_their_order(placed):
-    kernel = PretendKernel()
+def test_difference_from_any_state_leads_to_the_wanted_rules_and_keeps_foreign_order(placed):
+    kernel = FakeKernel()
     for chains in kernel.tables['iptables'].values():
         # The kernel refuses a rule whose target does not exist.
         chains.update({'theirs': [], 'quantum-l3-agent-INPUT': [], 'quantum-l3-agent-PREROUTING': []})

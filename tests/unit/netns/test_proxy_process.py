@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes are real here, and short-lived: what a pid means is the kernel's to say."""
+"""With real, short-lived processes: only the kernel knows the meaning of a pid."""
 
 import os
 import signal
@@ -49,76 +49,79 @@ def write(pid_file, text):
 
 
 @pytest.mark.parametrize('text', ['', 'abc', '-1', '0', '12 13'])
-def test_what_is_no_number_is_no_pid(pid_file, text):
+def test_pid_file_without_a_valid_number_has_no_pid(pid_file, text):
     write(pid_file, text)
-    assert proxy_process.pid(pid_file) is None
-    assert proxy_process.active(pid_file, UUID) is None
+    assert proxy_process.read_pid(pid_file) is None
+    assert proxy_process.running_pid(pid_file, UUID) is None
 
 
-def test_active_means_alive_with_the_id_in_its_command_line(start, pid_file):
+def test_running_pid_needs_a_live_process_with_the_id_in_its_command_line(start, pid_file):
     child, _ = start(SLEEP)
-    assert proxy_process.active(pid_file, UUID) is None
+    assert proxy_process.running_pid(pid_file, UUID) is None
     write(pid_file, f'{child.pid}\n')
-    assert proxy_process.active(pid_file, UUID) == child.pid
-    assert proxy_process.active(pid_file, OTHER) is None
+    assert proxy_process.running_pid(pid_file, UUID) == child.pid
+    assert proxy_process.running_pid(pid_file, OTHER) is None
     child.communicate()
-    assert proxy_process.active(pid_file, UUID) is None
+    assert proxy_process.running_pid(pid_file, UUID) is None
 
 
-def test_a_process_is_ended_politely_and_its_file_removed(start, pid_file):
+def test_stop_sends_sigterm_and_removes_the_pid_file(start, pid_file):
     child, _ = start(SLEEP)
     write(pid_file, child.pid)
-    assert proxy_process.disable(pid_file, UUID) is True
+    assert proxy_process.stop(pid_file, UUID) is True
     assert child.wait() == -signal.SIGTERM
     assert not os.path.exists(pid_file)
-    assert proxy_process.disable(pid_file, UUID) is False
+    assert proxy_process.stop(pid_file, UUID) is False
 
 
-def test_a_process_that_ignores_sigterm_is_killed(start, pid_file):
+def test_stop_sends_sigkill_after_the_timeout(start, pid_file):
     child, _ = start(STUBBORN)
     write(pid_file, child.pid)
-    assert proxy_process.disable(pid_file, UUID, patience_s=0.1) is True
+    assert proxy_process.stop(pid_file, UUID, timeout_s=0.1) is True
     assert child.wait() == -signal.SIGKILL
 
 
-def test_a_reused_pid_is_left_alone(start, pid_file):
-    """The file is stale and its number belongs to somebody else by now."""
+def test_stale_pid_file_with_a_reused_pid_stops_nothing(start, pid_file):
+    """The file is stale, and its number belongs to another process now."""
     child, _ = start(SLEEP, uuid=OTHER)
     write(pid_file, child.pid)
-    assert proxy_process.disable(pid_file, UUID) is False
+    assert proxy_process.stop(pid_file, UUID) is False
     assert child.poll() is None
     assert not os.path.exists(pid_file)
 
 
-def test_a_wanted_process_is_adopted(start, pid_file):
+def test_ensure_running_adopts_a_wanted_process(start, pid_file):
     child, _ = start(SLEEP)
     write(pid_file, child.pid)
-    asked, spawned = [], []
-    assert proxy_process.enable(pid_file, UUID, spawned.append, wanted=lambda pid: asked.append(pid) or True) is False
-    assert (asked, spawned) == ([child.pid], [])
+    queried, spawned = [], []
+    assert (
+        proxy_process.ensure_running(pid_file, UUID, spawned.append, is_wanted=lambda pid: queried.append(pid) or True)
+        is False
+    )
+    assert (queried, spawned) == ([child.pid], [])
     assert child.poll() is None
 
 
-def test_an_unwanted_process_is_ended_before_the_new_one_starts(start, pid_file):
+def test_ensure_running_stops_an_unwanted_process_before_it_starts_a_new_one(start, pid_file):
     child, _ = start(SLEEP)
     write(pid_file, child.pid)
-    ended_by_then = []
+    ended_before_spawn = []
 
     def spawn(name):
-        ended_by_then.append((name, child.wait(), os.path.exists(name)))
+        ended_before_spawn.append((name, child.wait(), os.path.exists(name)))
 
-    assert proxy_process.enable(pid_file, UUID, spawn, wanted=lambda pid: False) is True
-    assert ended_by_then == [(pid_file, -signal.SIGTERM, False)]
+    assert proxy_process.ensure_running(pid_file, UUID, spawn, is_wanted=lambda pid: False) is True
+    assert ended_before_spawn == [(pid_file, -signal.SIGTERM, False)]
 
 
-def test_the_directory_of_the_pid_file_is_made(pid_file):
+def test_ensure_running_creates_the_directory_of_the_pid_file(pid_file):
     spawned = []
-    assert proxy_process.enable(pid_file, UUID, spawned.append, wanted=lambda pid: False) is True
+    assert proxy_process.ensure_running(pid_file, UUID, spawned.append, is_wanted=lambda pid: False) is True
     assert spawned == [pid_file]
     assert os.stat(os.path.dirname(pid_file)).st_mode & 0o777 == 0o755
 
 
-def test_listens_tells_this_process_from_another_on_the_same_port(start):
+def test_listens_checks_the_process_and_not_only_the_port(start):
     listening, port = start(LISTEN)
     silent, _ = start(SLEEP)
     assert proxy_process.listens(listening.pid, int(port))
@@ -126,41 +129,41 @@ def test_listens_tells_this_process_from_another_on_the_same_port(start):
     assert not proxy_process.listens(listening.pid, int(port) % 65535 + 1)
 
 
-def test_a_process_that_is_gone_listens_nowhere(start):
+def test_listens_is_false_for_a_process_that_has_ended(start):
     child, port = start(LISTEN)
     child.communicate()
     assert not proxy_process.listens(child.pid, int(port))
 
 
-def test_a_socket_that_is_taken_over_outlives_its_process_with_who_waits_in_it(start, pid_file):
+def test_copied_listener_keeps_its_accept_queue_after_the_process_ends(start, pid_file):
     child, port = start(LISTEN)
     write(pid_file, child.pid)
-    (taken,) = proxy_process.take(pid_file, UUID, int(port))
-    with taken, socket.create_connection(('127.0.0.1', int(port)), timeout=5) as waiting:
+    (copied,) = proxy_process.copy_proxy_listeners(pid_file, UUID, int(port))
+    with copied, socket.create_connection(('127.0.0.1', int(port)), timeout=5) as waiting:
         child.kill()
         child.wait()
-        accepted, _ = taken.accept()
+        accepted, _ = copied.accept()
         with accepted:
             accepted.sendall(b'served')
             assert waiting.recv(6) == b'served'
 
 
-def test_nothing_is_taken_from_a_process_of_somebody_else_or_of_another_port(start, pid_file):
+def test_copy_proxy_listeners_of_another_id_or_port_is_empty(start, pid_file):
     child, port = start(LISTEN)
     write(pid_file, child.pid)
-    assert proxy_process.take(pid_file, OTHER, int(port)) == []
-    assert proxy_process.take(pid_file, UUID, int(port) - 1) == []
+    assert proxy_process.copy_proxy_listeners(pid_file, OTHER, int(port)) == []
+    assert proxy_process.copy_proxy_listeners(pid_file, UUID, int(port) - 1) == []
     child.kill()
     child.wait()
-    assert proxy_process.take(pid_file, UUID, int(port)) == []
+    assert proxy_process.copy_proxy_listeners(pid_file, UUID, int(port)) == []
 
 
-def test_who_serves_a_unix_socket_is_told_by_the_kernel(start, tmp_path):
+def test_unix_listener_pid_is_the_process_that_listens(start, tmp_path):
     path = str(tmp_path / 'socket')
     child, _ = start(
         f'import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.bind({path!r}); s.listen(); '
         'print("up", flush=True); input()'
     )
-    assert proxy_process.serving(path, socket.SOCK_SEQPACKET) == child.pid
+    assert proxy_process.unix_listener_pid(path, socket.SOCK_SEQPACKET) == child.pid
     with pytest.raises(OSError, match='No such file'):
-        proxy_process.serving(path + '-not')
+        proxy_process.unix_listener_pid(path + '-not')

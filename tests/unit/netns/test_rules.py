@@ -11,7 +11,7 @@ def lines(rules, family):
     return [f'{rule.table} -A {rule.chain} {rule}' for rule in rules if rule.family == family]
 
 
-def test_the_rules_for_ipv4():
+def test_ipv4_rules():
     assert lines(rules_for(), 4) == [
         'filter -A FORWARD -d 169.254.169.254/32 -m comment --comment metadata_wsgi -j DROP',
         (
@@ -36,7 +36,7 @@ def test_the_rules_for_ipv4():
     ]
 
 
-def test_the_rules_for_ipv6_are_the_same_with_its_addresses():
+def test_ipv6_rules_are_the_same_with_ipv6_addresses():
     expected = [
         line.replace('169.254.169.254/32', 'fe80::a9fe:a9fe/128').replace('127.0.0.1/32', '::1/128')
         for line in lines(rules_for(families=[4]), 4)
@@ -44,7 +44,7 @@ def test_the_rules_for_ipv6_are_the_same_with_its_addresses():
     assert lines(rules_for(), 6) == expected
 
 
-def test_port_interfaces_and_mark_are_the_operators():
+def test_port_interfaces_and_mark_are_configurable():
     text = '\n'.join(lines(rules_for(port=8700, interfaces='br-guests', mark='0x20/0xf0', families=[4]), 4))
     assert text.count('--dport 8700') == 3
     assert text.count('--to-ports 8700') == 1
@@ -54,13 +54,13 @@ def test_port_interfaces_and_mark_are_the_operators():
     assert 'qr-' not in text
 
 
-def test_a_mark_of_all_bits_is_spelt_as_iptables_save_prints_it():
+def test_mark_of_all_bits_is_written_as_iptables_save_prints_it():
     text = '\n'.join(lines(rules_for(mark='0x00A', families=[4]), 4))
     assert '-m mark --mark 0xa -m' in text
     assert '--set-xmark 0xa/0xffffffff' in text
 
 
 @pytest.mark.parametrize('mark', ['0x0/0xffff', '0x10000/0xffff', '', 'x', '0x1/0x1ffffffff', '-1/1', '0x1/0x2'])
-def test_a_mark_that_every_packet_or_no_packet_has_is_refused(mark):
+def test_mark_that_matches_every_packet_or_none_is_refused(mark):
     with pytest.raises(ConfigError, match='at least one bit'):
         rules_for(mark=mark)

@@ -9,154 +9,175 @@ from metadata_wsgi.nova_proxy import upstream
 from metadata_wsgi.pipeline import environ_keys
 from tests.fakes import FakeClock, FakeHttpClient
 
+IDENTITY = [
+    ('x-forwarded-for', '10.1.1.2'), ('x-instance-id', 'i1'), ('x-tenant-id', 'p1'), ('x-instance-id-signature', 'new'),
+]  # fmt: skip
 
-class Asked:
-    """An UpstreamApp over fake hops, on a fake clock."""
 
-    def __init__(self, *hops, clock=None, max_body_bytes=1 << 20):
+def identity(*signatures):
+    return environ_keys.SignedIdentity(environ_keys.Instance('i1', 'p1', 'port1'), '10.1.1.2', signatures)
+
+
+class Proxy:
+    """An UpstreamApp with fake HTTP clients, on a fake clock."""
+
+    def __init__(self, *clients, clock=None, max_body_bytes=1 << 20):
         self.clock = clock or FakeClock()
-        self.hops = hops
-        app = upstream.UpstreamApp(hops, clock=self.clock, sleep=self.clock.sleep, max_body_bytes=max_body_bytes)
+        app = upstream.UpstreamApp(clients, clock=self.clock, sleep=self.clock.sleep, max_body_bytes=max_body_bytes)
         self.app = webtest.TestApp(app)
 
-    def ask(self, method='GET', path='/openstack', within_s=9.0, body=b'', other='', **headers):
-        facts = {environ_keys.OTHER_SIGNATURE: other} if other else {}
+    def request(self, method='GET', path='/openstack', within_s=9.0, body=b'', signatures=('new',), **headers):
         return self.app.request(
             path,
             method=method,
             headers={name.replace('_', '-'): value for name, value in headers.items()},
-            environ={environ_keys.DEADLINE: Deadline.after(within_s, self.clock), **facts},
+            environ={
+                environ_keys.DEADLINE: Deadline.after(within_s, self.clock),
+                environ_keys.SIGNED_IDENTITY: identity(*signatures),
+            },
             body=body,
             expect_errors=True,
         )
 
 
-def test_the_answer_is_relayed():
-    response = Asked(FakeHttpClient(200)).ask()
-    assert (response.status, response.headers['x-said-by']) == ('200 Said', 'fake')
+def test_the_response_is_relayed():
+    response = Proxy(FakeHttpClient(200)).request()
+    assert (response.status, response.headers['x-client']) == ('200 Fake', 'fake')
 
 
-def test_only_the_allow_list_goes_to_nova():
-    hop = FakeHttpClient(200)
-    Asked(hop).ask(
-        Accept='*/*',
-        X_Instance_ID='i1',
-        X_Metadata_Provider='p',
-        X_Custom='1',
-        Cookie='c',
-        Authorization='a',
-        TE='gzip',
+def test_only_allowed_headers_are_sent_to_nova():
+    nova = FakeHttpClient(200)
+    Proxy(nova).request(
+        Accept='*/*', X_Metadata_Provider='p', X_Custom='1', Cookie='c', Authorization='a', TE='gzip', X_Project_Id='p'
     )
-    assert sorted(name for name, _ in hop.requests[0].headers) == ['accept', 'x-instance-id']
+    assert nova.requests[0].headers == [('accept', '*/*'), *IDENTITY]
+
+
+def test_the_identity_headers_are_ours_whatever_the_client_sends():
+    nova = FakeHttpClient(200)
+    Proxy(nova).request(
+        X_Instance_ID='forged',
+        X_Tenant_ID='forged',
+        X_Instance_ID_Signature='forged',
+        X_Forwarded_For='10.6.6.6',
+        Connection='X-Instance-ID, X-Tenant-ID',
+    )
+    assert nova.requests[0].headers == IDENTITY
 
 
 @pytest.mark.parametrize('status', [200, 302, 400, 404, 409, 501, 505])
-def test_novas_word_is_not_asked_for_twice(status):
-    hop = FakeHttpClient(status)
-    assert Asked(hop).ask().status_int == status
-    assert len(hop.requests) == 1
+def test_other_statuses_are_relayed_without_a_retry(status):
+    nova = FakeHttpClient(status)
+    assert Proxy(nova).request().status_int == status
+    assert len(nova.requests) == 1
 
 
 @pytest.mark.parametrize('status', [500, 502, 503, 504])
 @pytest.mark.parametrize('method', ['GET', 'HEAD'])
-def test_a_read_outlasts_a_failing_nova(status, method):
-    hop = FakeHttpClient(status, status, 200)
-    assert Asked(hop).ask(method).status_int == 200
-    assert len(hop.requests) == 3
+def test_a_get_or_head_is_retried_while_nova_answers_5xx(status, method):
+    nova = FakeHttpClient(status, status, 200)
+    assert Proxy(nova).request(method).status_int == 200
+    assert len(nova.requests) == 3
 
 
-def test_novas_own_last_answer_is_relayed_when_time_is_over():
-    asked = Asked(FakeHttpClient(500))
-    assert asked.ask().status == '500 Said'
-    assert asked.clock.now_s <= 1009.0
+def test_the_last_response_is_relayed_when_the_retry_deadline_is_over():
+    proxy = Proxy(FakeHttpClient(500))
+    assert proxy.request().status == '500 Fake'
+    assert proxy.clock.now_s <= 1009.0
 
 
 @pytest.mark.parametrize('error', [NotSent('refused'), MaybeSent('broken')])
-def test_a_read_outlasts_a_broken_exchange(error):
-    hop = FakeHttpClient(error, error, 200)
-    assert Asked(hop).ask().status_int == 200
-    assert len(hop.requests) == 3
+def test_a_get_is_retried_after_a_broken_connection(error):
+    nova = FakeHttpClient(error, error, 200)
+    assert Proxy(nova).request().status_int == 200
+    assert len(nova.requests) == 3
 
 
-def test_no_answer_at_all_is_a_503_with_retry_after(caplog):
-    response = Asked(FakeHttpClient(NotSent('connection refused'))).ask()
+def test_no_response_until_the_deadline_is_a_503_with_retry_after(caplog):
+    response = Proxy(FakeHttpClient(NotSent('connection refused'))).request()
     assert (response.status_int, response.headers['Retry-After']) == (503, '1')
-    assert 'Nova gave no answer: connection refused' in caplog.text
+    assert 'no response from Nova: connection refused' in caplog.text
     assert 'refused' not in response.text
 
 
-def test_a_silent_nova_is_asked_twice_and_the_deadline_kept():
+def test_a_nova_that_does_not_respond_is_retried_within_the_deadline():
     clock = FakeClock()
-    hop = FakeHttpClient(200, clock=clock, takes_s=60, late=MaybeSent('silent'))
-    assert Asked(hop, clock=clock).ask().status_int == 503
-    assert len(hop.requests) >= 2
+    nova = FakeHttpClient(200, clock=clock, takes_s=60, late=MaybeSent('silent'))
+    assert Proxy(nova, clock=clock).request().status_int == 503
+    assert len(nova.requests) >= 2
     assert clock.now_s <= 1009.0
 
 
 @pytest.mark.parametrize('method', ['POST', 'PUT', 'DELETE'])
 @pytest.mark.parametrize('outcome', [500, 503, MaybeSent('broken')])
-def test_a_write_is_sent_once(method, outcome):
-    """Where it may have been received."""
-    hop = FakeHttpClient(outcome, 200)
-    assert Asked(hop).ask(method, body=b'secret').status_int == (503 if isinstance(outcome, Exception) else outcome)
-    assert [request.body for request in hop.requests] == [b'secret']
+def test_a_write_is_not_retried(method, outcome):
+    """If it may have been received."""
+    nova = FakeHttpClient(outcome, 200)
+    assert Proxy(nova).request(method, body=b'secret').status_int == (
+        503 if isinstance(outcome, Exception) else outcome
+    )
+    assert [request.body for request in nova.requests] == [b'secret']
 
 
-def test_a_write_that_was_never_sent_is_sent_again():
-    hop = FakeHttpClient(NotSent('refused'), NotSent('refused'), 200)
-    assert Asked(hop).ask('POST', body=b'secret').status_int == 200
-    assert [request.body for request in hop.requests] == [b'secret'] * 3
+def test_a_write_that_was_not_sent_is_retried():
+    nova = FakeHttpClient(NotSent('refused'), NotSent('refused'), 200)
+    assert Proxy(nova).request('POST', body=b'secret').status_int == 200
+    assert [request.body for request in nova.requests] == [b'secret'] * 3
 
 
 def test_a_body_over_the_limit_is_a_413():
-    hop = FakeHttpClient(200)
-    assert Asked(hop, max_body_bytes=1020).ask('POST', body=b'x' * 1021).status_int == 413
-    assert hop.requests == []
-    assert Asked(hop, max_body_bytes=1020).ask('POST', body=b'x' * 1020).status_int == 200
+    nova = FakeHttpClient(200)
+    assert Proxy(nova, max_body_bytes=1020).request('POST', body=b'x' * 1021).status_int == 413
+    assert nova.requests == []
+    assert Proxy(nova, max_body_bytes=1020).request('POST', body=b'x' * 1020).status_int == 200
 
 
-def test_a_403_says_which_secret_to_compare_once(caplog):
-    asked = Asked(FakeHttpClient(403))
-    assert [asked.ask().status_int for _ in range(3)] == [403] * 3
+def test_the_log_line_for_a_403_names_the_secret_to_compare_and_is_throttled(caplog):
+    proxy = Proxy(FakeHttpClient(403))
+    assert [proxy.request().status_int for _ in range(3)] == [403] * 3
     assert [record.getMessage() for record in caplog.records] == [
         (
-            'Nova refuses our signature (403): compare metadata_proxy_shared_secret here with '
+            'Nova refuses the signature (403): compare metadata_proxy_shared_secret here with '
             '[neutron] metadata_proxy_shared_secret in nova.conf; they must be the same'
         )
     ]
 
 
 @pytest.mark.parametrize('outcome', [NotSent('refused'), MaybeSent('broken'), 503])
-def test_the_next_host_is_asked_at_once_and_a_failing_one_put_aside(outcome):
+def test_the_next_host_is_tried_at_once_and_the_failed_one_after_it(outcome):
     first, second = FakeHttpClient(outcome, name='nova1'), FakeHttpClient(200, name='nova2')
-    asked = Asked(first, second)
-    assert asked.ask().headers['x-said-by'] == 'nova2'
-    assert asked.clock.slept == []
-    asked.ask()
+    proxy = Proxy(first, second)
+    assert proxy.request().headers['x-client'] == 'nova2'
+    assert proxy.clock.slept == []
+    proxy.request()
     assert (len(first.requests), len(second.requests)) == (1, 2)
 
 
-def test_a_host_is_tried_again_after_a_while():
+def test_a_failed_host_is_tried_first_again_after_its_backoff():
     first, second = FakeHttpClient(NotSent('refused'), 200, name='nova1'), FakeHttpClient(200, name='nova2')
-    asked = Asked(first, second)
-    asked.ask()
-    asked.clock.sleep(limits.NOVA_HOST_BACKOFF_S)
-    assert asked.ask().headers['x-said-by'] == 'nova1'
+    proxy = Proxy(first, second)
+    proxy.request()
+    proxy.clock.sleep(limits.NOVA_HOST_BACKOFF_S)
+    assert proxy.request().headers['x-client'] == 'nova1'
 
 
-def test_a_write_goes_to_the_next_host_only_where_it_was_not_sent():
+def test_a_write_is_retried_at_the_next_host_only_if_it_was_not_sent():
     second = FakeHttpClient(200, name='nova2')
-    assert Asked(FakeHttpClient(MaybeSent('broken')), second).ask('POST', body=b'x').status_int == 503
+    assert Proxy(FakeHttpClient(MaybeSent('broken')), second).request('POST', body=b'x').status_int == 503
     assert second.requests == []
-    assert Asked(FakeHttpClient(NotSent('refused')), second).ask('POST', body=b'x').status_int == 200
+    assert Proxy(FakeHttpClient(NotSent('refused')), second).request('POST', body=b'x').status_int == 200
 
 
-def test_a_target_that_is_none_is_refused():
-    hop = FakeHttpClient(200)
-    asked = Asked(hop)
-    environ = {environ_keys.DEADLINE: Deadline.after(9, asked.clock), 'RAW_URI': '*'}
-    assert asked.app.get('/', extra_environ=environ, status=400).text == 'The request target must be a path.\n'
-    assert hop.requests == []
+def test_an_invalid_target_is_a_400():
+    nova = FakeHttpClient(200)
+    proxy = Proxy(nova)
+    environ = {
+        environ_keys.DEADLINE: Deadline.after(9, proxy.clock),
+        environ_keys.SIGNED_IDENTITY: identity('new'),
+        'RAW_URI': '*',
+    }
+    assert proxy.app.get('/', extra_environ=environ, status=400).text == 'The request target must be a path.\n'
+    assert nova.requests == []
 
 
 @pytest.fixture
@@ -181,62 +202,117 @@ def factory(tmp_path):
         ('nova_metadata_protocol = https\nnova_metadata_insecure = true\n', ['https://127.0.0.1:8775']),
     ],
 )
-def test_the_hosts_are_those_of_the_file(factory, text, names):
-    assert [hop.name for hop in factory(text)._hops] == names
+def test_the_hosts_come_from_the_configuration_file(factory, text, names):
+    assert [client.name for client in factory(text).clients] == names
 
 
 @pytest.mark.parametrize(
     'host', ['nova:http', ':8775', 'nova:0', 'nova:65536', '[2001:db8::1', '[]:80', '[2001:db8::1]x']
 )
-def test_a_host_that_is_none_is_refused(factory, host):
+def test_an_invalid_host_stops_the_start(factory, host):
     with pytest.raises(ConfigError) as raised:
         factory(f'nova_metadata_host = {host}\n')
     assert str(raised.value) == f'nova_metadata_host = {host}: not a host; write host, host:port or [IPv6 address]:port'
 
 
-def test_no_host_is_refused(factory):
+def test_an_empty_host_list_stops_the_start(factory):
     with pytest.raises(ConfigError, match='nova_metadata_host is empty'):
         factory('nova_metadata_host =\n')
 
 
 @pytest.mark.parametrize('option', ['auth_ca_cert', 'nova_client_cert'])
-def test_a_certificate_that_cannot_be_read_is_refused(factory, option):
+def test_an_unreadable_certificate_stops_the_start(factory, option):
     with pytest.raises(ConfigError, match=f'{option}.*cannot be used.*each must be a readable PEM file'):
         factory(f'nova_metadata_protocol = https\n{option} = /nonexistent.pem\n')
 
 
-def signatures(hop):
-    return [dict(request.headers)['x-instance-id-signature'] for request in hop.requests]
+def sent_signatures(nova):
+    return [dict(request.headers)['x-instance-id-signature'] for request in nova.requests]
 
 
 @pytest.mark.parametrize('method', ['GET', 'POST'])
-def test_what_nova_refuses_for_one_signature_is_sent_with_the_other(method):
-    hop = FakeHttpClient(403, 200)
-    asked = Asked(hop)
+def test_a_request_refused_with_one_signature_is_sent_with_the_other(method):
+    nova = FakeHttpClient(403, 200)
+    proxy = Proxy(nova)
     body = b'password' if method == 'POST' else b''
-    assert asked.ask(method, body=body, other='old', X_Instance_ID_Signature='new').status_int == 200
-    assert signatures(hop) == ['new', 'old']
-    assert [request.body for request in hop.requests] == [body, body]
-    # Remembered, and forgotten when it is refused in its turn.
-    hop._outcomes = [200, 403, 200, 200]
+    assert proxy.request(method, body=body, signatures=('new', 'old')).status_int == 200
+    assert sent_signatures(nova) == ['new', 'old']
+    assert [request.body for request in nova.requests] == [body, body]
+    # The accepted one is used first, until it is refused.
+    nova._outcomes = [200, 403, 200, 200]
     for _ in range(3):
-        asked.ask(other='old', X_Instance_ID_Signature='new')
-    assert signatures(hop)[2:] == ['old', 'old', 'new', 'new']
+        proxy.request(signatures=('new', 'old'))
+    assert sent_signatures(nova)[2:] == ['old', 'old', 'new', 'new']
 
 
-def test_a_signature_that_nova_refuses_either_way_is_a_403():
-    hop = FakeHttpClient(403)
-    assert Asked(hop).ask(other='old', X_Instance_ID_Signature='new').status_int == 403
-    assert signatures(hop) == ['new', 'old', 'new']
+def test_a_request_refused_with_both_signatures_is_a_403():
+    nova = FakeHttpClient(403)
+    assert Proxy(nova).request(signatures=('new', 'old')).status_int == 403
+    assert sent_signatures(nova) == ['new', 'old', 'new']
 
 
-def test_a_nova_that_changes_its_secret_between_two_tries_is_no_403():
-    hop = FakeHttpClient(403, 403, 200)
-    assert Asked(hop).ask(other='old', X_Instance_ID_Signature='new').status_int == 200
-    assert signatures(hop) == ['new', 'old', 'new']
+def test_a_secret_that_changes_between_two_attempts_is_no_403():
+    nova = FakeHttpClient(403, 403, 200)
+    assert Proxy(nova).request(signatures=('new', 'old')).status_int == 200
+    assert sent_signatures(nova) == ['new', 'old', 'new']
 
 
-def test_with_one_secret_nothing_is_sent_twice():
-    hop = FakeHttpClient(403)
-    assert Asked(hop).ask(X_Instance_ID_Signature='new').status_int == 403
-    assert signatures(hop) == ['new']
+def test_with_one_secret_a_403_is_not_retried():
+    nova = FakeHttpClient(403)
+    assert Proxy(nova).request().status_int == 403
+    assert sent_signatures(nova) == ['new']
+
+
+class SlowBody:
+    """A body that does not arrive before the server's own timeout."""
+
+    def read(self, size):
+        raise TimeoutError
+
+
+def test_a_slow_request_body_is_a_408_and_not_logged_as_a_fault_of_nova(caplog):
+    nova = FakeHttpClient(200)
+    app = upstream.UpstreamApp([nova])
+    statuses = []
+    with caplog.at_level('INFO'):
+        for _ in range(3):
+            environ = {
+                environ_keys.DEADLINE: Deadline.after(9),
+                environ_keys.SIGNED_IDENTITY: identity('new'),
+                'REQUEST_METHOD': 'POST',
+                'RAW_URI': '/',
+                'CONTENT_LENGTH': '5',
+                'wsgi.input': SlowBody(),
+            }
+            app(environ, lambda status, headers, exc_info=None: statuses.append(status))
+    assert statuses == ['408 Request Timeout'] * 3
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ('INFO', 'A request gets 408: its client did not send the body in time')
+    ]
+    assert nova.requests == []
+
+
+NOVA_IGNORES_SIGNATURES = (
+    'Nova has answered 404 to all of the first 20 requests, for instances that the lookup knows: '
+    'if Nova has [neutron] service_metadata_proxy = false, or misspelt, in nova.conf, it ignores '
+    'the signature and answers 404 to every instance'
+)
+
+
+@pytest.mark.parametrize(
+    'path', ['/openstack', '/openstack/latest/meta_data.json', '/2009-04-04/meta-data/instance-id']
+)
+def test_many_404s_and_no_200_are_one_warning_that_names_service_metadata_proxy(caplog, path):
+    proxy = Proxy(FakeHttpClient(404))
+    assert {proxy.request(path=path).status_int for _ in range(60)} == {404}
+    assert caplog.messages == [NOVA_IGNORES_SIGNATURES]
+
+
+@pytest.mark.parametrize(
+    ('first', 'path'), [(200, '/openstack'), (404, '/latest/user-data'), (404, '/no/such/path'), (404, '/')]
+)
+def test_404s_are_no_warning_after_a_200_or_for_paths_that_not_every_instance_has(caplog, first, path):
+    proxy = Proxy(FakeHttpClient(first, 404))
+    for _ in range(60):
+        proxy.request(path=path)
+    assert caplog.messages == []

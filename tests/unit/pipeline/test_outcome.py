@@ -2,29 +2,32 @@
 import pytest
 
 from metadata_wsgi.pipeline import environ_keys
-from metadata_wsgi.pipeline.outcome import Heard, is_the_hosts_own, reached
+from metadata_wsgi.pipeline.outcome import StatusRecorder, is_local_request, stage_reached
 
 SOURCE = {environ_keys.SOURCE: environ_keys.Source('10.1.1.2', router_id='r1')}
 INSTANCE = {environ_keys.INSTANCE: environ_keys.Instance('i1', 'p1', 'port1')}
-SIGNED = {'HTTP_X_INSTANCE_ID_SIGNATURE': 'ab'}
+SIGNED = {
+    environ_keys.SIGNED_IDENTITY: environ_keys.SignedIdentity(INSTANCE[environ_keys.INSTANCE], '10.1.1.2', ('ab',))
+}
 
 
 @pytest.mark.parametrize(
-    ('environ', 'far'),
+    ('environ', 'stage'),
     [
-        ({}, 'door'),
-        (SIGNED, 'door'),
+        ({}, 'unidentified'),
+        ({'HTTP_X_INSTANCE_ID_SIGNATURE': 'ab'}, 'unidentified'),
         (SOURCE, 'source'),
         ({**SOURCE, **INSTANCE}, 'instance'),
+        ({**SOURCE, **INSTANCE, 'HTTP_X_INSTANCE_ID_SIGNATURE': 'ab'}, 'instance'),
         ({**SOURCE, **INSTANCE, **SIGNED}, 'upstream'),
     ],
 )
-def test_how_far_a_request_came_is_told_by_the_facts_that_are_there(environ, far):
-    assert reached(environ) == far
+def test_the_stage_that_a_request_reached_follows_from_its_environ_keys(environ, stage):
+    assert stage_reached(environ) == stage
 
 
 @pytest.mark.parametrize(
-    ('environ', 'own'),
+    ('environ', 'is_local'),
     [
         ({}, True),
         ({'HTTP_HOST': 'agent', 'HTTP_USER_AGENT': 'curl', 'REMOTE_ADDR': ''}, True),
@@ -34,15 +37,15 @@ def test_how_far_a_request_came_is_told_by_the_facts_that_are_there(environ, far
         ({environ_keys.NAMESPACE: environ_keys.Namespace(router_id='r1'), 'REMOTE_ADDR': ''}, False),
     ],
 )
-def test_the_hosts_own_request_comes_on_the_unix_socket_and_says_nothing_of_who_asks(environ, own):
-    assert is_the_hosts_own(environ) is own
+def test_a_local_request_comes_over_the_unix_socket_without_identity_headers(environ, is_local):
+    assert is_local_request(environ) is is_local
 
 
-def test_what_was_said_is_remembered_and_goes_on():
-    said = []
-    heard = Heard(lambda *words: said.append(words))
-    assert heard.status == ''
-    heard('200 OK', [])
-    heard('503 Gone', [('A', 'b')], (None, None, None))
-    assert heard.status == '503'
-    assert said == [('200 OK', []), ('503 Gone', [('A', 'b')], (None, None, None))]
+def test_the_status_is_recorded_and_passed_on():
+    passed = []
+    recorder = StatusRecorder(lambda *arguments: passed.append(arguments))
+    assert recorder.status == ''
+    recorder('200 OK', [])
+    recorder('503 Gone', [('A', 'b')], (None, None, None))
+    assert recorder.status == '503'
+    assert passed == [('200 OK', []), ('503 Gone', [('A', 'b')], (None, None, None))]

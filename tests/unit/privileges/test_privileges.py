@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who workers become, and what the filter's program says of each call."""
+"""The identity of workers, and the verdict of the seccomp filter on each system call."""
 
 import errno
 import os
@@ -10,18 +10,18 @@ import pytest
 
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.privileges import identity, seccomp
-from metadata_wsgi.privileges.identity_from_socket import Following
+from metadata_wsgi.privileges.identity_from_socket import IdentityFromSocket
 
 ALLOWED = 0x7FFF0000
 
 
 def verdict(machine, number, argument=0, architecture=None):
-    """Run the program as the kernel would, on one call."""
-    data = struct.pack('=IIQQ', number, architecture or seccomp.AUDIT[machine], 0, argument)
-    steps = list(struct.iter_unpack('=HBBI', seccomp.program(machine)))
+    """Run the BPF program on one system call, as the kernel would."""
+    data = struct.pack('=IIQQ', number, architecture or seccomp.AUDIT_ARCH[machine], 0, argument)
+    instructions = list(struct.iter_unpack('=HBBI', seccomp.bpf_program(machine)))
     at, accumulator = 0, 0
     while True:
-        code, if_true, if_false, operand = steps[at]
+        code, if_true, if_false, operand = instructions[at]
         at += 1
         if code == 0x20:
             (accumulator,) = struct.unpack_from('=I', data, operand)
@@ -32,18 +32,18 @@ def verdict(machine, number, argument=0, architecture=None):
             at += if_true if true else if_false
 
 
-@pytest.mark.parametrize('machine', seccomp.AUDIT)
-def test_every_refused_call_is_refused_and_others_are_not(machine):
-    column = list(seccomp.AUDIT).index(machine)
-    refused = {numbers[column] for numbers in seccomp.REFUSED.values()}
-    assert len(refused) == len(seccomp.REFUSED)
+@pytest.mark.parametrize('machine', seccomp.AUDIT_ARCH)
+def test_seccomp_denies_the_listed_calls_only(machine):
+    column = list(seccomp.AUDIT_ARCH).index(machine)
+    denied = {numbers[column] for numbers in seccomp.DENIED.values()}
+    assert len(denied) == len(seccomp.DENIED)
     special = {seccomp._CLONE3[column], seccomp._SOCKET[column]}
     for number in range(500):
         if number not in special:
-            assert verdict(machine, number) == ('EPERM' if number in refused else ALLOWED), number
+            assert verdict(machine, number) == ('EPERM' if number in denied else ALLOWED), number
 
 
-def test_what_is_looked_at_in_an_argument():
+def test_seccomp_checks_clone_flags_and_socket_family():
     assert verdict('x86_64', 56, 0x11) == ALLOWED
     assert verdict('x86_64', 56, 0x10000000 | 0x11) == 'EPERM'
     assert verdict('x86_64', 435) == 'ENOSYS'
@@ -51,16 +51,16 @@ def test_what_is_looked_at_in_an_argument():
     assert [verdict('x86_64', 41, family) for family in (0, 17, 38, 40)] == ['EAFNOSUPPORT'] * 4
 
 
-def test_another_architectures_numbers_are_refused_as_a_whole():
+def test_seccomp_denies_calls_of_another_architecture():
     assert verdict('x86_64', 0, architecture=0x40000003) == 'EPERM'
     assert verdict('x86_64', 0x40000000) == 'EPERM'
-    assert verdict('aarch64', 0, architecture=seccomp.AUDIT['x86_64']) == 'EPERM'
+    assert verdict('aarch64', 0, architecture=seccomp.AUDIT_ARCH['x86_64']) == 'EPERM'
 
 
-def test_the_numbers_of_this_machine_are_the_kernels():
-    """execve's and setns's, as the C library knows them."""
+def test_seccomp_call_numbers_are_those_of_the_c_library():
+    """Compared with the header files, if they are installed."""
     machine = os.uname().machine
-    if machine not in seccomp.AUDIT:
+    if machine not in seccomp.AUDIT_ARCH:
         pytest.skip(f'no numbers for {machine}')
     header = {'x86_64': '/usr/include/x86_64-linux-gnu/asm/unistd_64.h', 'aarch64': '/usr/include/asm-generic/unistd.h'}
     if not os.path.exists(header[machine]):
@@ -68,18 +68,18 @@ def test_the_numbers_of_this_machine_are_the_kernels():
     with open(header[machine]) as file:
         words = [line.split() for line in file]
     known = {line[1].removeprefix('__NR_'): int(line[2]) for line in words if len(line) == 3 and line[2].isdecimal()}
-    column = list(seccomp.AUDIT).index(machine)
-    for name, numbers in seccomp.REFUSED.items():
+    column = list(seccomp.AUDIT_ARCH).index(machine)
+    for name, numbers in seccomp.DENIED.items():
         assert known.get(name, numbers[column]) == numbers[column], name
 
 
-def test_names_and_numbers():
-    assert identity.of('root', '') == identity.Identity(0, 0, 'root')
-    assert identity.of('0', '') == identity.Identity(0, 0, 'root')
-    assert identity.of('root', '7').gid == 7
-    assert identity.of('1234567', '7') == identity.Identity(1234567, 7, '1234567')
-    assert identity.of('', '') == identity.usual()
-    assert identity.usual().uid != 0
+def test_identity_of_names_and_numbers():
+    assert identity.resolve('root', '') == identity.Identity(0, 0, 'root')
+    assert identity.resolve('0', '') == identity.Identity(0, 0, 'root')
+    assert identity.resolve('root', '7').gid == 7
+    assert identity.resolve('1234567', '7') == identity.Identity(1234567, 7, '1234567')
+    assert identity.resolve('', '') == identity.default_identity()
+    assert identity.default_identity().uid != 0
 
 
 @pytest.mark.parametrize(
@@ -90,31 +90,31 @@ def test_names_and_numbers():
         ('root', 'no-such-group', 'metadata_group = no-such-group: there is no such group'),
     ],
 )
-def test_nobody_is_a_sentence(user, group, words):
+def test_unknown_user_or_group_is_named_with_its_option(user, group, words):
     with pytest.raises(ConfigError) as raised:
-        identity.of(user, group)
+        identity.resolve(user, group)
     assert str(raised.value) == words
 
 
-def test_who_may_enter_goes_by_the_modes(tmp_path):
+def test_can_traverse_by_the_mode_bits(tmp_path):
     inner = tmp_path / 'a' / 'b'
     inner.mkdir(parents=True)
     for path in (tmp_path, *tmp_path.parents):
         if not path.stat().st_mode & 0o001:
             path.chmod(0o711)
-    owner = identity.Identity(os.getuid(), os.getgid(), 'us')
+    owner = identity.Identity(os.getuid(), os.getgid(), 'own')
     other = identity.Identity(12345, 12345, 'other')
-    assert identity.may_enter(other, str(inner))
+    assert identity.can_traverse(other, str(inner))
     inner.parent.chmod(0o750)
-    assert not identity.may_enter(other, str(inner))
-    assert identity.may_enter(identity.Identity(12345, os.getgid(), 'in the group'), str(inner))
-    assert identity.may_enter(owner, str(inner))
-    assert identity.may_enter(other, str(tmp_path / 'not there' / 'yet'))
+    assert not identity.can_traverse(other, str(inner))
+    assert identity.can_traverse(identity.Identity(12345, os.getgid(), 'in the group'), str(inner))
+    assert identity.can_traverse(owner, str(inner))
+    assert identity.can_traverse(other, str(tmp_path / 'not there' / 'yet'))
 
 
 @pytest.fixture
 def path(tmp_path):
-    """Of the agent's socket, in a directory that everybody may pass through."""
+    """Path of the agent's socket, in a directory that every user may search."""
     for directory in (tmp_path, *tmp_path.parents):
         if not directory.stat().st_mode & 0o001:
             directory.chmod(0o711)
@@ -123,16 +123,16 @@ def path(tmp_path):
 
 @pytest.fixture
 def listen(path):
-    """Makes the socket anew, as the agent does; returns how to end it, which leaves the file."""
+    """Creates the socket as the agent does; returns a function that closes it and leaves the file."""
     opened = []
 
-    def listen(mode, *, living=True):
+    def listen(mode, *, live=True):
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         opened.append(listener)
         listener.bind(str(path))
         path.chmod(mode)
-        if living:
+        if live:
             listener.listen()
         return listener.close
 
@@ -144,53 +144,53 @@ def listen(path):
 OTHER = identity.Identity(12345, 12346, 'other')
 
 
-def test_a_socket_that_is_not_there_yet_is_followed_when_it_comes(path, listen):
-    follow = Following(str(path), OTHER)
-    assert follow() == OTHER
+def test_identity_changes_when_the_socket_appears(path, listen):
+    current = IdentityFromSocket(str(path), OTHER)
+    assert current() == OTHER
     listen(0o600)
-    assert follow().uid == os.geteuid()
+    assert current().uid == os.geteuid()
 
 
-def test_workers_stay_who_they_are_while_the_agent_is_away(path, listen):
+def test_identity_stays_while_the_agent_is_unavailable(path, listen):
     end = listen(0o600)
-    follow = Following(str(path), OTHER)
-    before = follow()
+    current = IdentityFromSocket(str(path), OTHER)
+    before = current()
     assert before != OTHER
     end()
-    assert follow() == before
+    assert current() == before
     path.unlink()
-    assert follow() == before
+    assert current() == before
     listen(0o666)
-    assert follow() == OTHER
+    assert current() == OTHER
 
 
-def test_an_agent_that_opens_its_socket_further_is_followed(path, listen):
+def test_identity_changes_with_the_mode_of_the_socket(path, listen):
     listen(0o600)
-    follow = Following(str(path), OTHER)
-    assert follow() != OTHER
+    current = IdentityFromSocket(str(path), OTHER)
+    assert current() != OTHER
     path.chmod(0o666)
-    assert follow() == OTHER
+    assert current() == OTHER
 
 
 @pytest.mark.parametrize('mode', [0o600, 0o660])
-def test_a_socket_on_which_nobody_listens_says_nothing(path, listen, mode):
-    listen(mode, living=False)
-    assert Following(str(path), OTHER)() == OTHER
+def test_stale_socket_does_not_change_the_identity(path, listen, mode):
+    listen(mode, live=False)
+    assert IdentityFromSocket(str(path), OTHER)() == OTHER
 
 
-def test_nothing_is_followed_that_is_no_socket(path):
+def test_regular_file_does_not_change_the_identity(path):
     path.touch(0o600)
-    assert Following(str(path), OTHER)() == OTHER
+    assert IdentityFromSocket(str(path), OTHER)() == OTHER
 
 
-def test_the_agent_notices_one_connection_for_each_socket_of_its(path):
+def test_probe_connects_once_for_each_new_socket(path):
     with socket.socket(socket.AF_UNIX) as agent:
         agent.bind(str(path))
         agent.listen()
         agent.setblocking(False)
-        follow = Following(str(path), OTHER)
+        current = IdentityFromSocket(str(path), OTHER)
         for _ in range(3):
-            follow()
+            current()
         agent.accept()[0].close()
         with pytest.raises(BlockingIOError):
             agent.accept()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real listening sockets, and who serves what arrives there."""
+"""Real listeners on loopback, and the greenlet pool that handles their connections."""
 
 import errno
 import logging
@@ -7,6 +7,7 @@ import socket
 from typing import ClassVar
 
 import gevent
+import gevent.event
 import pytest
 from gevent import socket as gevent_socket
 
@@ -15,195 +16,198 @@ from metadata_wsgi.server import acceptor
 from metadata_wsgi.server.acceptor import Acceptor, GreenletPool
 
 
-class House:
-    """A door on loopback; ``serve`` says in what order connections were begun and ended."""
+class RecordingServer:
+    """A listener whose handler records when it starts and ends, and in between waits for ``may_end``."""
 
-    def __init__(self, limit=100, crew=None):
-        self.crew = GreenletPool(limit) if crew is None else crew
-        self.listening = socket.create_server(('127.0.0.1', 0))
-        self.address = self.listening.getsockname()
-        self.said = []
-        self.hold = gevent.event.Event()
-        self.door = Acceptor(self.listening, self.crew, self.serve)
-        self.door.open()
+    def __init__(self, limit=100, pool=None):
+        self.pool = GreenletPool(limit) if pool is None else pool
+        self.listener = socket.create_server(('127.0.0.1', 0))
+        self.address = self.listener.getsockname()
+        self.events = []
+        self.may_end = gevent.event.Event()
+        self.acceptor = Acceptor(self.listener, self.pool, self.handle)
+        self.acceptor.start()
 
-    def serve(self, sock, address):
-        self.said.append('begun')
-        self.who = gevent.getcurrent()
-        self.hold.wait()
+    def handle(self, sock, address):
+        self.events.append('started')
+        self.last_greenlet = gevent.getcurrent()
+        self.may_end.wait()
         sock.send(b'!')
         sock.close()
-        self.said.append('ended')
+        self.events.append('ended')
 
-    def knock(self):
+    def connect(self):
         # The kernel connects at once. gevent's own way would start a thread for the address, with a loop of its own.
         connected = socket.create_connection(self.address)
         return gevent_socket.socket(connected.family, connected.type, 0, connected.detach())
 
 
 @pytest.fixture
-def house():
-    made = House()
+def server():
+    made = RecordingServer()
     yield made
-    made.door.close()
+    made.acceptor.close()
 
 
-def heard(connection):
+def wait_until(condition):
+    with gevent.Timeout(10):
+        while not condition():
+            gevent.sleep(0)
+
+
+def receive(connection):
     with connection:
         return connection.recv(10)
 
 
-def test_all_are_served_at_a_time_and_the_crew_counts_them(house):
-    guests = [house.knock() for _ in range(40)]
-    gevent.sleep(0.01)
-    assert (len(house.crew), house.said) == (40, ['begun'] * 40)
-    house.hold.set()
-    assert [heard(guest) for guest in guests] == [b'!'] * 40
-    gevent.sleep(0)
-    assert len(house.crew) == 0
+def test_connections_are_handled_concurrently_and_counted(server):
+    clients = [server.connect() for _ in range(40)]
+    wait_until(lambda: len(server.pool) == 40)
+    assert server.events == ['started'] * 40
+    server.may_end.set()
+    assert [receive(client) for client in clients] == [b'!'] * 40
+    wait_until(lambda: len(server.pool) == 0)
 
 
-def test_who_has_served_stays_for_the_next(house):
-    house.hold.set()
-    assert heard(house.knock()) == b'!'
-    first = house.who
-    assert heard(house.knock()) == b'!'
-    assert house.who is first
+def test_an_idle_greenlet_is_reused(server):
+    server.may_end.set()
+    assert receive(server.connect()) == b'!'
+    first = server.last_greenlet
+    assert receive(server.connect()) == b'!'
+    assert server.last_greenlet is first
 
 
-def test_no_more_stay_than_that(house, monkeypatch):
+def test_the_number_of_idle_greenlets_is_limited(server, monkeypatch):
     monkeypatch.setattr(limits, 'MAX_IDLE_GREENLETS', 2)
-    guests = [house.knock() for _ in range(5)]
-    gevent.sleep(0.01)
-    house.hold.set()
-    assert [heard(guest) for guest in guests] == [b'!'] * 5
-    gevent.sleep(0)
-    assert len(house.crew._idle) == 2
+    clients = [server.connect() for _ in range(5)]
+    wait_until(lambda: len(server.pool) == 5)
+    server.may_end.set()
+    assert [receive(client) for client in clients] == [b'!'] * 5
+    wait_until(lambda: len(server.pool) == 0)
+    assert len(server.pool._idle) == 2
 
 
-def test_where_all_are_busy_the_next_one_waits_at_the_door():
-    house = House(limit=2)
-    guests = [house.knock() for _ in range(5)]
-    gevent.sleep(0.01)
-    assert house.said == ['begun'] * 2
-    house.hold.set()
-    assert [heard(guest) for guest in guests] == [b'!'] * 5
-    house.door.close()
+def test_a_full_pool_pauses_the_listener_until_a_greenlet_is_free():
+    server = RecordingServer(limit=2)
+    clients = [server.connect() for _ in range(5)]
+    wait_until(lambda: server.pool._paused_acceptors)
+    assert server.events == ['started'] * 2
+    server.may_end.set()
+    assert [receive(client) for client in clients] == [b'!'] * 5
+    server.acceptor.close()
 
 
 @pytest.mark.parametrize('first', [0, 1])
-def test_where_all_are_busy_the_doors_take_turns(first):
-    """One router's guests do not wait until nobody is left at another's."""
-    crew, served = GreenletPool(2), []
-    crowded, quiet = houses = [House(crew=crew), House(crew=crew)][:: 1 - 2 * first]
+def test_paused_listeners_resume_in_turn(first):
+    """Connections of one router do not wait until all of another router's are handled."""
+    pool, handled = GreenletPool(2), []
+    busy, quiet = servers = [RecordingServer(pool=pool), RecordingServer(pool=pool)][:: 1 - 2 * first]
 
-    def serve(sock, address):
-        served.append(sock.getsockname()[1])
+    def handle(sock, address):
+        handled.append(sock.getsockname()[1])
         gevent.sleep(0.001)
         sock.close()
 
-    for house in houses:
-        house.door._serve = serve
-    guests = [crowded.knock() for _ in range(40)]
+    for server in servers:
+        server.acceptor._handler = handle
+    clients = [busy.connect() for _ in range(40)]
     gevent.sleep(0)
-    guests.append(quiet.knock())
-    assert [heard(guest) for guest in guests] == [b''] * 41
-    assert served.index(quiet.address[1]) < 20
-    for house in houses:
-        house.door.close()
+    clients.append(quiet.connect())
+    assert [receive(client) for client in clients] == [b''] * 41
+    assert handled.index(quiet.address[1]) < 20
+    for server in servers:
+        server.acceptor.close()
 
 
-def test_a_connection_that_cannot_be_served_takes_nobody_along(caplog):
-    house = House()
+def test_an_exception_of_a_handler_is_logged_and_frees_its_greenlet(caplog):
+    server = RecordingServer()
 
     def fail(sock, address):
         sock.close()
         raise RuntimeError('unforeseen')
 
-    house.door._serve = fail
+    server.acceptor._handler = fail
     for _ in range(3):
-        assert heard(house.knock()) == b''
-    assert (len(house.crew), len(house.crew._idle)) == (0, 1)
-    assert caplog.text.count('RuntimeError: unforeseen') == 3
-    house.door.close()
+        assert receive(server.connect()) == b''
+    assert (len(server.pool), len(server.pool._idle)) == (0, 1)
+    assert caplog.text.count('RuntimeError: unforeseen') == 1  # the log is throttled
+    server.acceptor.close()
 
 
-def test_who_is_ended_from_outside_leaves_his_place_to_the_next():
-    house = House(limit=1)
+def test_a_killed_handler_frees_its_slot():
+    server = RecordingServer(limit=1)
 
     def end(sock, address):
         gevent.sleep(0)
         sock.close()
         raise gevent.GreenletExit
 
-    house.door._serve = end
-    guests = [house.knock() for _ in range(3)]
-    assert [heard(guest) for guest in guests] == [b''] * 3
-    assert len(house.crew) == 0
-    house.door.close()
+    server.acceptor._handler = end
+    clients = [server.connect() for _ in range(3)]
+    assert [receive(client) for client in clients] == [b''] * 3
+    assert len(server.pool) == 0
+    server.acceptor.close()
 
 
-def test_what_one_connection_leaves_behind_costs_no_other(house):
-    """Somebody's filter starts a timeout and forgets it: it strikes who waits for the next connection."""
-    forget = gevent.Timeout(0.001)
-    serve = house.door._serve
-    house.hold.set()
-    house.door._serve = lambda sock, address: (forget.start(), serve(sock, address))
-    assert heard(house.knock()) == b'!'
-    gevent.sleep(0.01)
-    assert (forget.pending, len(house.crew._idle)) == (False, 0)
-    house.door._serve = serve
-    assert heard(house.knock()) == b'!'
+def test_a_timeout_that_a_handler_did_not_cancel_ends_only_its_idle_greenlet(server):
+    timeout = gevent.Timeout(0.001)
+    handle = server.acceptor._handler
+    server.may_end.set()
+    server.acceptor._handler = lambda sock, address: (timeout.start(), handle(sock, address))
+    assert receive(server.connect()) == b'!'
+    wait_until(lambda: not timeout.pending and len(server.pool._idle) == 0)
+    server.acceptor._handler = handle
+    assert receive(server.connect()) == b'!'
 
 
-def test_a_closed_door_lets_nobody_in_and_those_inside_stay(house):
-    guest = house.knock()
-    gevent.sleep(0.01)
-    house.door.close()
+def test_a_closed_acceptor_refuses_new_connections_and_finishes_those_in_progress(server):
+    client = server.connect()
+    wait_until(lambda: len(server.pool) == 1)
+    server.acceptor.close()
     with pytest.raises(ConnectionRefusedError):
-        house.knock()
-    house.hold.set()
-    assert heard(guest) == b'!'
+        server.connect()
+    server.may_end.set()
+    assert receive(client) == b'!'
 
 
-class Failing:
-    """A listening socket that fails with these errors first."""
+class FailingListener:
+    """A listener whose accept fails with these errors first."""
 
-    def __init__(self, listening, *errors):
-        self._listening = listening
+    def __init__(self, listener, *errors):
+        self._listener = listener
         self._errors = [OSError(number, '') for number in errors]
-        self.family, self.type, self.proto = listening.family, listening.type, listening.proto
+        self.family, self.type, self.proto = listener.family, listener.type, listener.proto
 
     def _accept(self):
         if self._errors:
             raise self._errors.pop(0)
-        return self._listening._accept()
+        return self._listener._accept()
 
 
 @pytest.mark.parametrize(('number', 'logged'), [(errno.EMFILE, 1), (errno.ENOMEM, 1), (errno.ECONNABORTED, 0)])
-def test_a_fault_of_the_moment_closes_no_door(house, number, logged, caplog, monkeypatch):
+def test_an_accept_error_is_retried_after_a_backoff(server, number, logged, caplog, monkeypatch):
     monkeypatch.setattr(limits, 'ACCEPT_ERROR_BACKOFF_S', 0.01)
-    house.door._listening = Failing(house.listening, number, number)
-    house.hold.set()
-    assert heard(house.knock()) == b'!'
+    server.acceptor._listener = FailingListener(server.listener, number, number)
+    server.may_end.set()
+    assert receive(server.connect()) == b'!'
     assert len(caplog.records) == logged
 
 
-def test_a_fault_is_logged_where_a_log_may_wait(house, monkeypatch):
-    """For a lock, or for a socket of syslog's. The loop cannot."""
+def test_an_accept_error_is_logged_outside_the_event_loop(server, monkeypatch):
+    """A log handler may wait for a lock or for syslog's socket; the event loop must not."""
 
-    class Waiting(logging.Handler):
-        said: ClassVar[list[str]] = []
+    class WaitingHandler(logging.Handler):
+        messages: ClassVar[list[str]] = []
 
         def emit(self, record):
             gevent.sleep(0)
-            self.said.append(record.getMessage())
+            self.messages.append(record.getMessage())
 
-    waiting = Waiting()
+    waiting = WaitingHandler()
     acceptor.LOG.addHandler(waiting)
     monkeypatch.setattr(limits, 'ACCEPT_ERROR_BACKOFF_S', 0.01)
-    house.door._listening = Failing(house.listening, errno.EMFILE)
-    house.hold.set()
-    assert heard(house.knock()) == b'!'
+    server.acceptor._listener = FailingListener(server.listener, errno.EMFILE)
+    server.may_end.set()
+    assert receive(server.connect()) == b'!'
     acceptor.LOG.removeHandler(waiting)
-    assert len(waiting.said) == 1
+    assert len(waiting.messages) == 1

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection among others, over real sockets; ``tests/e2e`` has whole workers, ``tests/wire`` what is refused."""
+"""Connections over socket pairs. ``tests/e2e`` has whole workers, ``tests/wire`` malformed requests."""
 
 import _socket
+import errno
 import socket
+import time
 
 import gevent
+import gevent.event
 import pytest
 from gunicorn.config import Config
 
 from metadata_wsgi import limits
+from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server import connection_handler
 from metadata_wsgi.server.acceptor import GreenletPool
 from metadata_wsgi.server.connection_limits import ConnectionLimits
@@ -17,173 +21,312 @@ GET = b'GET /%s HTTP/1.1\r\nHost: x\r\n\r\n'
 OK = [('Content-Length', '0')]
 
 
-class Place:
-    """Serves over socket pairs; ``asked`` are the paths in the order in which they reached the application."""
+class SocketPairServer:
+    """Serves over socket pairs. ``requested``: paths and body lengths, in the order of the application's calls."""
 
-    def __init__(self, **shares):
-        self.asked = []
+    def __init__(self, **connection_limits):
+        self.requested = []
         self.is_stopping = False
-        self.shares = ConnectionLimits(**{'each': 10, 'total': 100, **shares})
-        self.serving = connection_handler.ConnectionHandler(
-            self.application, Config(), self.shares, any_destination=True, is_stopping=lambda: self.is_stopping
+        self.may_respond = gevent.event.Event()
+        self.limits = ConnectionLimits(**{'per_address': 10, 'total': 100, **connection_limits})
+        self.handler = connection_handler.ConnectionHandler(
+            self.application, Config(), self.limits, any_destination=True, is_stopping=lambda: self.is_stopping
         )
-        self.crew = GreenletPool(100)
-        self.guests = []
+        self.pool = GreenletPool(100, on_full=self.handler.close_longest_idle)
+        self.clients = []
 
     def close(self):
-        for guest in self.guests:
-            guest.close()
+        for client in self.clients:
+            client.close()
 
     def application(self, environ, start_response):
-        self.asked.append(environ['PATH_INFO'])
+        self.requested.append(environ['PATH_INFO'])
         if environ['PATH_INFO'] == '/broken':
             start_response('200 OK', [('Content-Length', '9')])
             return iter_and_fail()
-        if environ['PATH_INFO'] == '/silent':
+        if environ['PATH_INFO'] == '/no-status':
             return [b'x']
+        if environ['PATH_INFO'] == '/os-error':
+            start_response('200 OK', OK)
+            return iter_and_fail(ConnectionResetError(errno.ECONNRESET, 'connection of the application'))
+        if environ['PATH_INFO'] == '/wait':
+            self.may_respond.wait()
+        if environ['PATH_INFO'] == '/refuse':
+            start_response('413 Payload Too Large', OK)
+            return []
         if environ['REQUEST_METHOD'] == 'POST':
-            self.asked.append(len(environ['wsgi.input'].read()))
+            self.requested.append(len(environ['wsgi.input'].read()))
+        self.received_at_s = environ[environ_keys.RECEIVED_AT_S]
         start_response('200 OK', OK)
         return []
 
     def connect(self, data=b'', address=('10.1.1.2', 1)):
-        """A guest that has sent ``data``; it is being served until it waits for something."""
-        here, there = self.pair()
-        there.sendall(data)
-        self.serve(here, address)
-        return there
+        """A client that has sent ``data``; its connection is handled until the handler's first wait."""
+        server_end, client = self.pair()
+        client.sendall(data)
+        self.handle(server_end, address)
+        return client
+
+    def connect_proxy(self, data=b''):
+        """Like ``connect``, over a unix socket: the peer has no address."""
+        return self.connect(data, '')
 
     def pair(self):
-        here, there = socket.socketpair()
-        there.settimeout(5)
-        self.guests.append(there)
-        return here, there
+        server_end, client = socket.socketpair()
+        client.settimeout(5)
+        self.clients.append(client)
+        return server_end, client
 
-    def serve(self, here, address=('10.1.1.2', 1)):
-        sock = _socket.socket(here.family, here.type, here.proto, here.detach())
+    def handle(self, server_end, address=('10.1.1.2', 1)):
+        sock = _socket.socket(server_end.family, server_end.type, server_end.proto, server_end.detach())
 
-        def serve(sock, address):
-            self.serving.serve(sock, address, 'router-a', {})
+        def handle(sock, address):
+            self.handler.handle(sock, address, 'router-a', {})
 
-        gevent.get_hub().loop.run_callback(self.crew.take, serve, sock, address)
+        gevent.get_hub().loop.run_callback(self.pool.spawn, handle, sock, address)
         gevent.sleep(0)
 
 
-def iter_and_fail():
+def iter_and_fail(error=None):
     yield b'half'
-    raise RuntimeError('unforeseen')
+    raise error or RuntimeError('unforeseen')
 
 
-def until(condition):
+def wait_until(condition):
     with gevent.Timeout(10):
         while not condition():
             gevent.sleep(0.001)
 
 
 @pytest.fixture
-def make_place():
+def make_server():
     made = []
 
     def make(**kwargs):
-        made.append(Place(**kwargs))
+        made.append(SocketPairServer(**kwargs))
         return made[-1]
 
     yield make
-    for place in made:
-        place.close()
+    for server in made:
+        server.close()
 
 
 @pytest.fixture
-def place(make_place):
-    return make_place()
+def server(make_server):
+    return make_server()
 
 
-def test_who_asks_without_a_pause_lets_others_have_their_turn(place):
-    greedy = place.connect(b''.join(GET % b'greedy' for _ in range(100)))
-    modest = place.connect(GET % b'modest')
-    until(lambda: place.asked.count('/greedy') == 100)
-    assert place.asked.index('/modest') < 50
-    assert greedy.recv(1 << 20).count(b'200 OK') == 100
-    assert modest.recv(1000).startswith(b'HTTP/1.1 200 OK')
+def test_a_pipelining_client_yields_to_other_connections(server):
+    pipelining = server.connect(b''.join(GET % b'pipelined' for _ in range(100)))
+    other = server.connect(GET % b'other')
+    wait_until(lambda: server.requested.count('/pipelined') == 100)
+    assert server.requested.index('/other') < 50
+    assert pipelining.recv(1 << 20).count(b'200 OK') == 100
+    assert other.recv(1000).startswith(b'HTTP/1.1 200 OK')
 
 
-def test_who_sends_a_body_in_crumbs_lets_others_have_their_turn(place):
-    """Each of its chunks is work, and there is always another: the connection never waits."""
-    here, there = place.pair()
-    crumbs = b'1\r\nx\r\n' * 10_000 + b'0\r\n\r\n'
-    there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-    there.sendall(b'POST /crumbs HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n' + crumbs)
-    place.serve(here)
-    place.connect(GET % b'modest')
-    until(lambda: 10_000 in place.asked)
-    assert place.asked == ['/crumbs', '/modest', 10_000]
+def test_a_body_in_tiny_chunks_yields_to_other_connections(server):
+    """Each chunk is work, and the next one is always there already: recv() never waits."""
+    server_end, client = server.pair()
+    chunks = b'1\r\nx\r\n' * 10_000 + b'0\r\n\r\n'
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    client.sendall(b'POST /chunks HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n' + chunks)
+    server.handle(server_end)
+    server.connect(GET % b'other')
+    wait_until(lambda: 10_000 in server.requested)
+    assert server.requested == ['/chunks', '/other', 10_000]
 
 
-def test_what_has_come_before_it_is_let_go_of_is_answered(place):
-    """A POST would have its effect, and the guest would not hear of it."""
-    kept = place.connect(GET % b'x')
-    until(lambda: place.asked == ['/x'])
-    assert b'keep-alive' in kept.recv(1000)
-    kept.sendall(GET % b'last')
-    place.is_stopping = True
-    place.serving.let_go()
-    until(lambda: len(place.crew) == 0)
-    assert place.asked == ['/x', '/last']
-    assert b'Connection: close' in kept.recv(1000)
+def test_a_request_on_an_idle_keepalive_connection_that_came_before_its_close_gets_a_response(server):
+    """A POST would have its effect, and the client would not know."""
+    client = server.connect(GET % b'x')
+    wait_until(lambda: server.requested == ['/x'])
+    assert b'keep-alive' in client.recv(1000)
+    client.sendall(GET % b'last')
+    server.is_stopping = True
+    server.handler.close_idle()
+    wait_until(lambda: len(server.pool) == 0)
+    assert server.requested == ['/x', '/last']
+    assert b'Connection: close' in client.recv(1000)
 
 
-def test_what_is_kept_is_let_go_of_and_what_is_under_way_is_not(place):
-    kept, new = place.connect(GET % b'x'), place.connect(b'GET /half')
-    until(lambda: place.asked == ['/x'])
-    place.is_stopping = True
-    place.serving.let_go()
-    until(lambda: len(place.crew) == 1)
+def test_a_graceful_stop_closes_idle_keepalive_connections_and_finishes_requests_in_progress(server):
+    kept_alive, new = server.connect(GET % b'x'), server.connect(b'GET /half')
+    wait_until(lambda: server.requested == ['/x'])
+    server.is_stopping = True
+    server.handler.close_idle()
+    wait_until(lambda: len(server.pool) == 1)
     new.sendall(b' HTTP/1.1\r\n\r\n')
-    until(lambda: len(place.crew) == 0)
-    assert b'keep-alive' in kept.recv(1000)
-    assert kept.recv(1000) == b''
+    wait_until(lambda: len(server.pool) == 0)
+    assert b'keep-alive' in kept_alive.recv(1000)
+    assert kept_alive.recv(1000) == b''
     assert b'Connection: close' in new.recv(1000)
-    assert place.asked == ['/x', '/half']
+    assert server.requested == ['/x', '/half']
 
 
-def test_one_that_waits_for_its_guest_is_closed_in_favour_of_another(make_place):
-    place = make_place(total=2)
-    guests = [place.connect(b'GET /half', (f'10.1.1.{number}', 1)) for number in (2, 3)]
-    until(lambda: len(place.crew) == 2)
-    place.connect(GET % b'x', ('10.1.1.4', 1))
-    until(lambda: place.asked == ['/x'])
-    guests[1].sendall(b' HTTP/1.1\r\n\r\n')
-    until(lambda: place.asked == ['/x', '/half'])
-    assert guests[0].recv(1000) == b''
+def test_an_idle_connection_is_closed_in_favour_of_a_new_one(make_server):
+    server = make_server(total=2)
+    clients = [server.connect(b'GET /half', (f'10.1.1.{number}', 1)) for number in (2, 3)]
+    wait_until(lambda: len(server.pool) == 2)
+    server.connect(GET % b'x', ('10.1.1.4', 1))
+    wait_until(lambda: server.requested == ['/x'])
+    clients[1].sendall(b' HTTP/1.1\r\n\r\n')
+    wait_until(lambda: server.requested == ['/x', '/half'])
+    assert clients[0].recv(1000) == b''
 
 
-def test_what_was_held_is_given_back(place):
-    for end in (b'', GET % b'x', b'\0\r\n\r\n', GET % b'broken'):
-        with place.connect(end, ('10.1.1.2', 1)):
-            gevent.sleep(0.001)
-        until(lambda: len(place.crew) == 0)
-    assert (len(place.shares), place.shares._waiting, place.serving._kept) == (0, {}, set())
+def test_a_closed_connection_is_no_longer_counted(server):
+    for data in (b'', GET % b'x', b'\0\r\n\r\n', GET % b'broken'):
+        with server.connect(data, ('10.1.1.2', 1)):
+            pass
+        wait_until(lambda: len(server.pool) == 0)
+    assert (len(server.limits), server.limits._idle, server.handler._idle) == (0, {}, {})
 
 
-def test_an_answer_that_breaks_is_no_short_one(place, caplog):
-    guest = place.connect((GET % b'broken') + GET % b'x')
-    until(lambda: len(place.crew) == 0)
-    said = guest.recv(1000)
-    assert (said.endswith(b'half'), guest.recv(1000)) == (True, b'')
-    assert 'The answer was cut' in caplog.text
-    assert place.asked == ['/broken']
+def test_a_response_that_fails_half_way_closes_the_connection(server, caplog):
+    client = server.connect((GET % b'broken') + GET % b'x')
+    wait_until(lambda: len(server.pool) == 0)
+    received = client.recv(1000)
+    assert (received.endswith(b'half'), client.recv(1000)) == (True, b'')
+    assert 'The response was cut off' in caplog.text
+    assert server.requested == ['/broken']
 
 
-def test_an_application_that_says_no_status_gives_no_answer(place, caplog):
-    guest = place.connect(GET % b'silent')
-    until(lambda: len(place.crew) == 0)
-    assert guest.recv(1000) == b''
+def test_an_application_without_start_response_sends_no_response(server, caplog):
+    client = server.connect(GET % b'no-status')
+    wait_until(lambda: len(server.pool) == 0)
+    assert client.recv(1000) == b''
     assert 'start_response was not called' in caplog.text
 
 
 @pytest.mark.parametrize(('name', 'seconds'), [('HEADER_TIMEOUT_S', 0.02), ('READ_WRITE_TIMEOUT_S', 0.02)])
-def test_half_a_head_is_not_waited_for_forever(place, name, seconds, monkeypatch):
+def test_a_timeout_ends_an_incomplete_header(server, name, seconds, monkeypatch):
     monkeypatch.setattr(limits, name, seconds)
-    guest = place.connect(b'GET /')
-    until(lambda: len(place.crew) == 0)
-    assert guest.recv(1000) == b''
+    client = server.connect(b'GET /')
+    wait_until(lambda: len(server.pool) == 0)
+    assert client.recv(1000) == b''
+
+
+def test_a_timeout_ends_an_incomplete_header_on_a_keepalive_connection(server, monkeypatch):
+    """It starts with the first byte; the time between two requests is another one."""
+    client = server.connect(GET % b'x')
+    wait_until(lambda: server.requested == ['/x'])
+    monkeypatch.setattr(limits, 'HEADER_TIMEOUT_S', 0.02)
+    assert b'200 OK' in client.recv(1000)
+    client.sendall(b'GET /')
+    wait_until(lambda: len(server.pool) == 0)
+    assert client.recv(1000) == b''
+
+
+def test_the_timeout_of_an_idle_keepalive_connection_is_not_that_of_a_header(server, monkeypatch):
+    monkeypatch.setattr(limits, 'HEADER_TIMEOUT_S', 0.02)
+    client = server.connect(GET % b'x')
+    wait_until(lambda: server.handler._idle)
+    gevent.sleep(0.1)  # longer than the header's timeout: the idle connection must survive it
+    client.sendall(GET % b'y')
+    wait_until(lambda: server.requested == ['/x', '/y'])
+
+
+def test_a_full_worker_closes_the_longest_idle_keepalive_connection_of_a_namespace_proxy(server):
+    """Idle connections of some proxies must not keep the requests of others out."""
+    proxies = [server.connect_proxy(GET % name) for name in (b'a', b'b')]
+    wait_until(lambda: len(server.handler._idle) == 2)
+    server.pool._limit = 2
+
+    class PausedAcceptor:
+        resumed = False
+
+        def resume(self):
+            self.resumed = True
+
+    paused = PausedAcceptor()
+    assert server.pool.is_full
+    server.pool.resume_when_free(paused)
+    wait_until(lambda: paused.resumed)
+    assert [b'200 OK' in proxy.recv(1000) for proxy in proxies] == [True, True]
+    assert proxies[0].recv(1000) == b''
+    assert len(server.pool) == 1
+
+
+def test_a_request_without_a_concurrency_slot_in_time_is_answered_503(make_server, monkeypatch):
+    server = make_server(per_address=100)
+    monkeypatch.setattr(limits, 'REQUEST_TIMEOUT_S', 0.05)
+    for _ in range(limits.MAX_CONCURRENT_PER_CLIENT):
+        server.connect(GET % b'wait')
+    late = server.connect(GET % b'late')
+    other = server.connect(GET % b'other', ('10.1.1.3', 1))
+    wait_until(lambda: '/other' in server.requested and len(server.pool) == limits.MAX_CONCURRENT_PER_CLIENT + 1)
+    response = late.recv(1000)
+    assert response.startswith(b'HTTP/1.1 503 Service Unavailable\r\n')
+    assert b'Retry-After: 1\r\n' in response
+    assert b'200 OK' in other.recv(1000)
+    assert '/late' not in server.requested
+    server.may_respond.set()
+
+
+def test_the_wait_for_a_concurrency_slot_counts_for_the_requests_deadline(make_server):
+    server = make_server(per_address=100)
+    for _ in range(limits.MAX_CONCURRENT_PER_CLIENT):
+        server.connect(GET % b'wait')
+    wait_until(lambda: len(server.requested) == limits.MAX_CONCURRENT_PER_CLIENT)
+    client = server.connect(GET % b'late')
+    released_at_s = time.monotonic()
+    server.may_respond.set()
+    wait_until(lambda: '/late' in server.requested)
+    assert b'200 OK' in client.recv(1000)
+    assert server.received_at_s < released_at_s
+
+
+def test_a_slow_body_times_out_at_the_requests_deadline(server, monkeypatch, caplog):
+    monkeypatch.setattr(limits, 'REQUEST_TIMEOUT_S', 0.02)
+    client = server.connect(b'POST /slow HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc')
+    wait_until(lambda: len(server.pool) == 0)
+    assert client.recv(1000) == b''
+    assert 'TimeoutError: the request body did not arrive in time' in caplog.text
+
+
+def test_100_continue_is_sent_when_the_application_reads_the_body(server):
+    post = b'POST /%s HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n'
+    reading, refusing = server.connect(post % b'read'), server.connect(post % b'refuse')
+    wait_until(lambda: server.requested == ['/read', '/refuse'])
+    assert reading.recv(1000) == b'HTTP/1.1 100 Continue\r\n\r\n'
+    reading.sendall(b'hi')
+    wait_until(lambda: server.requested == ['/read', '/refuse', 2])
+    assert b'200 OK' in reading.recv(1000)
+    assert refusing.recv(1000).startswith(b'HTTP/1.1 413 ')
+
+
+def test_an_os_error_of_the_application_is_logged(server, caplog):
+    """It is not the client that closed its connection."""
+    server.connect(GET % b'os-error')
+    wait_until(lambda: len(server.pool) == 0)
+    assert 'connection of the application' in caplog.text
+
+
+def test_a_disconnect_of_the_client_is_not_logged(server, caplog):
+    client = server.connect(GET % b'wait')
+    client.close()
+    server.may_respond.set()
+    wait_until(lambda: len(server.pool) == 0)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    'data', [b'\0\r\n\r\n', GET % b'broken', GET % b'no-status'], ids=['malformed', 'broken', 'status']
+)
+def test_log_lines_that_a_client_causes_are_throttled(server, caplog, data):
+    caplog.set_level('INFO')
+    for _ in range(3):
+        server.connect(data)
+        wait_until(lambda: len(server.pool) == 0)
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize('data', [b'GET / HTTP/1.0\n\n', b'GET / HTTP/1.1\r\nHost: x\n\n'])
+def test_the_log_gives_the_reason_of_a_400_for_a_bare_lf(server, caplog, data):
+    caplog.set_level('DEBUG')
+    client = server.connect(data)
+    wait_until(lambda: len(server.pool) == 0)
+    assert client.recv(1000).startswith(b'HTTP/1.1 400 ')
+    assert 'bare lf as line terminator' in caplog.text.lower()
+    assert '10.1.1.2' in caplog.text

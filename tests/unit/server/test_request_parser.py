@@ -1,62 +1,100 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker's requests: bodies, heads, and where one ends; ``tests/wire`` and ``tests/e2e`` have the whole."""
+"""Request headers, bodies, and the end of a request; ``tests/wire`` and ``tests/e2e`` test whole programs."""
 
 import io
+import time
 
 import gevent
 import pytest
 from gunicorn.config import Config
-from gunicorn.http.errors import LimitRequestHeaders, ParseException
+from gunicorn.http.errors import LimitRequestHeaders, ParseException, UnsupportedTransferCoding
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from metadata_wsgi import limits
+from metadata_wsgi.http import head_parser
 from metadata_wsgi.server import master, request_parser
 
 
-class Dripping:
-    """A body that is still coming."""
+class SlowBody:
+    """A body that does not arrive."""
 
     def read(self, size=None):
         gevent.sleep(60)
 
 
-class RawSocket:
-    """A socket that says ``data``, so much at a time."""
+class FakeSocket:
+    """A socket on which ``data`` arrives, at most ``recv_size`` bytes at a time."""
 
     def __init__(self, data, recv_size=8192):
         self._data = io.BytesIO(data)
-        self._at_once = recv_size
+        self._recv_size = recv_size
 
     def recv(self, size):
-        return self._data.read(min(size, self._at_once))
+        return self._data.read(min(size, self._recv_size))
+
+
+@pytest.fixture(params=['auto', 'python'], autouse=True, scope='module')
+def parser(request):
+    """Runs every test with gunicorn_h1c, if it is installed, and with the parsers in Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PARSER, 'http_parser', request.param)
+        if request.param == 'python':
+            for name in ('parse_request', 'IncompleteError', 'ParseError'):
+                patch.setattr(request_parser, name, getattr(head_parser, f'_{name}'))
+        yield
+
+
+PARSER = {}
 
 
 def requests(data, **kwargs):
     cfg = Config()
-    for name, value in master.STRICT.items():
+    for name, value in {**master.STRICT, **PARSER}.items():
         cfg.set(name, value)
-    return request_parser.RequestStream(cfg, RawSocket(data, **kwargs), '')
+    return request_parser.RequestStream(cfg, FakeSocket(data, **kwargs), '')
 
 
-class Over:
-    """Counts how often a body's turn was over."""
+def next_request(stream):
+    return stream.next() if stream.wait_for_data() else None
 
-    times = 0
+
+class CallCounter:
+    count = 0
 
     def __call__(self):
-        self.times += 1
+        self.count += 1
 
 
-def test_a_body_that_drips_too_long_ends():
-    over = Over()
+def test_a_timeout_ends_a_slow_body():
+    progress = CallCounter()
     with pytest.raises(TimeoutError):
-        request_parser.Body(Dripping(), over, within_s=0.01).read(5)
-    assert over.times == 1
+        make_body(SlowBody(), deadline_s=time.monotonic() + 0.01, on_progress=progress).read(5)
+    assert progress.count == 1
 
 
-def test_a_body_is_read_in_each_way_that_pep_3333_knows():
+def test_the_timeout_of_a_body_starts_with_the_first_read(monkeypatch):
+    monkeypatch.setattr(limits, 'BODY_TIMEOUT_S', 0.01)
+    body = make_body(SlowBody())
+    with pytest.raises(TimeoutError):
+        body.read(5)
+
+
+def test_a_body_calls_on_first_read_once_and_only_if_it_is_read():
+    first_read = CallCounter()
+    body = make_body(io.BytesIO(b'a\nb'), on_first_read=first_read)
+    assert first_read.count == 0
+    assert body.readline() + body.read() == b'a\nb'
+    assert first_read.count == 1
+
+
+def make_body(body, deadline_s=float('inf'), on_first_read=lambda: None, on_progress=lambda: None):
+    return request_parser.Body(body, deadline_s=deadline_s, on_first_read=on_first_read, on_progress=on_progress)
+
+
+def test_a_body_has_the_methods_of_pep_3333():
     def body():
-        return request_parser.Body(io.BytesIO(b'a\nb\nc'), Over())
+        return make_body(io.BytesIO(b'a\nb\nc'))
 
     assert body().read() == b'a\nb\nc'
     assert body().readline() == b'a\n'
@@ -80,16 +118,30 @@ POST = b'POST / HTTP/1.1\r\nHost: x\r\n'
         (POST + b'Connection: closed\r\n\r\n', 0, False),
     ],
 )
-def test_a_connection_goes_on_only_where_the_next_request_begins_at_a_known_place(data, read, closes):
-    head = requests(data).next()
-    head.body.read(read)
-    assert (head.must_close or head.unread) is closes
+def test_an_unread_body_or_connection_close_ends_keepalive(data, read, closes):
+    request = next_request(requests(data))
+    request.body.read(read)
+    assert (request.must_close or request.has_unread_body) is closes
 
 
-def test_a_head_is_bounded_as_a_whole():
-    """Not by the number of fields times the size of each."""
+def test_the_size_of_the_whole_header_is_limited():
+    """Not only the number of fields and the size of each."""
     with pytest.raises(LimitRequestHeaders):
-        requests(POST + b'X-A: ' + b'a' * 16000 + b'\r\n' + (b'X-B: ' + b'b' * 16000 + b'\r\n') * 5).next()
+        next_request(requests(POST + b'X-A: ' + b'a' * 16000 + b'\r\n' + (b'X-B: ' + b'b' * 16000 + b'\r\n') * 5))
+
+
+@pytest.mark.parametrize(
+    'coding',
+    ['identity, chunked', 'identity', 'gzip, chunked', 'deflate,chunked', 'chunked, chunked', 'x', '', 'chunked;q=1'],
+)
+def test_a_transfer_coding_other_than_chunked_is_refused(coding):
+    with pytest.raises((UnsupportedTransferCoding, ParseException)):
+        next_request(requests(POST + f'Transfer-Encoding: {coding}\r\n\r\n0\r\n\r\n'.encode()))
+
+
+def test_two_transfer_encoding_headers_are_refused():
+    with pytest.raises(UnsupportedTransferCoding):
+        next_request(requests(POST + b'Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n'))
 
 
 CLOUD_INIT = (
@@ -98,11 +150,11 @@ CLOUD_INIT = (
 )
 
 
-def test_what_guests_send_is_plain():
-    head = request_parser.parse_simple(CLOUD_INIT)
-    assert (head.must_close, head.expects_continue, head.expects_body, head.unread) == (False, False, False, False)
-    assert head.fields.pop('wsgi.input').read() == b''
-    assert head.fields == {
+def test_the_request_of_cloud_init_is_simple():
+    request = request_parser.parse_simple(CLOUD_INIT)
+    assert (request.must_close, request.expects_continue, request.expects_body, request.has_unread_body) == (False,) * 4
+    assert request.fields.pop('wsgi.input').read() == b''
+    assert request.fields == {
         'REQUEST_METHOD': 'GET', 'PATH_INFO': '/openstack/latest/meta_data.json', 'QUERY_STRING': '',
         'RAW_URI': '/openstack/latest/meta_data.json', 'SERVER_PROTOCOL': 'HTTP/1.1', 'HTTP_HOST': '169.254.169.254',
         'HTTP_USER_AGENT': 'Cloud-Init/25.1', 'HTTP_ACCEPT_ENCODING': 'gzip, deflate', 'HTTP_ACCEPT': '*/*',
@@ -111,7 +163,7 @@ def test_what_guests_send_is_plain():
 
 
 @pytest.mark.parametrize(
-    ('was', 'becomes'),
+    ('part', 'replacement'),
     [
         (b'GET', b'POST'),
         (b'GET', b'get'),
@@ -135,9 +187,9 @@ def test_what_guests_send_is_plain():
         (b'\r\n\r\n', b'\r\n\r\nG'),
     ],
 )
-def test_whatever_is_not_as_plain_is_left_to_gunicorn(was, becomes):
-    assert CLOUD_INIT.count(was) >= 1
-    assert request_parser.parse_simple(CLOUD_INIT.replace(was, becomes, 1)) is None
+def test_any_other_request_is_left_to_gunicorns_parser(part, replacement):
+    assert CLOUD_INIT.count(part) >= 1
+    assert request_parser.parse_simple(CLOUD_INIT.replace(part, replacement, 1)) is None
 
 
 words = st.sampled_from(
@@ -152,28 +204,28 @@ lines = st.tuples(names, st.sampled_from([': ', ':', ':\t']), texts).map(''.join
 @given(st.sampled_from(['GET', 'HEAD', 'POST', 'OPTIONS']), texts, st.lists(lines, max_size=4), st.integers(0, 3))
 @example('GET', 'a?b', ['Connection: Close'], 0)
 @settings(max_examples=1000, deadline=None)
-def test_what_is_plain_gunicorn_reads_in_the_same_way(method, target, headers, cut):
-    """In one piece and in many: the second way no head is plain."""
+def test_gunicorns_parser_reads_a_simple_request_in_the_same_way(method, target, headers, cut):
+    """gunicorn's parser gets it in small pieces, so that no header is simple."""
     text = '\r\n'.join([f'{method} /{target} HTTP/1.1', *headers, '', ''])
     data = text.encode('latin-1')
-    head = request_parser.parse_simple(data[: len(data) - cut])
-    if head is None:
+    simple = request_parser.parse_simple(data[: len(data) - cut])
+    if simple is None:
         return
-    judged = requests(data, recv_size=5).next()
-    assert judged.fields.pop('wsgi.input').read() == head.fields.pop('wsgi.input').read() == b''
-    assert judged.fields == head.fields
-    assert judged.must_close == head.must_close
-    assert (judged.expects_continue, judged.expects_body, judged.unread) == (False, False, False)
+    request = next_request(requests(data, recv_size=5))
+    assert request.fields.pop('wsgi.input').read() == simple.fields.pop('wsgi.input').read() == b''
+    assert request.fields == simple.fields
+    assert request.must_close == simple.must_close
+    assert (request.expects_continue, request.expects_body, request.has_unread_body) == (False, False, False)
 
 
-def test_requests_that_come_together_are_read_one_after_the_other():
-    """Plain or not, and in whatever pieces."""
+def test_pipelined_requests_are_read_in_order():
+    """Simple or not, and in pieces of any size."""
     post = POST + b'Content-Length: 2\r\n\r\nhi'
     for recv_size in (5, 50, 8192):
-        arriving = requests(CLOUD_INIT + post + CLOUD_INIT + CLOUD_INIT, recv_size=recv_size)
+        stream = requests(CLOUD_INIT + post + CLOUD_INIT + CLOUD_INIT, recv_size=recv_size)
         seen = []
-        while head := arriving.next():
-            seen.append((head.fields['REQUEST_METHOD'], head.fields['wsgi.input'].read()))
+        while request := next_request(stream):
+            seen.append((request.fields['REQUEST_METHOD'], request.fields['wsgi.input'].read()))
         assert seen == [('GET', b''), ('POST', b'hi'), ('GET', b''), ('GET', b'')]
 
 
@@ -184,16 +236,16 @@ def test_requests_that_come_together_are_read_one_after_the_other():
         CLOUD_INIT.replace(b'HTTP/1.1', b'HTTP/1.0').replace(b'Connection: keep-alive\r\n', b''),
         POST + b'Content-Length: 2\r\n\r\n',
     ],
-    ids=['close', '1.0', 'a body that was not read'],
+    ids=['connection-close', 'http-1.0', 'unread-body'],
 )
-def test_what_follows_where_nothing_may_is_not_looked_at(first):
-    arriving = requests(first + CLOUD_INIT)
-    assert arriving.next() is not None
-    assert arriving.next() is None
+def test_data_after_the_last_request_of_a_connection_is_not_parsed(first):
+    stream = requests(first + CLOUD_INIT)
+    assert next_request(stream) is not None
+    assert not stream.wait_for_data()
 
 
-def test_a_connection_that_ends_within_a_head_has_no_request_and_garbage_is_refused():
-    assert requests(CLOUD_INIT[:-1]).next() is None
-    assert requests(b'').next() is None
+def test_an_incomplete_header_is_no_request_and_a_malformed_one_is_refused():
+    assert next_request(requests(CLOUD_INIT[:-1])) is None
+    assert next_request(requests(b'')) is None
     with pytest.raises(ParseException):
-        requests(b'\0' + CLOUD_INIT).next()
+        next_request(requests(b'\0' + CLOUD_INIT))

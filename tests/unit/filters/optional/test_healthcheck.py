@@ -8,11 +8,11 @@ from tests.fakes import FakeClock
 
 SOURCE = {environ_keys.SOURCE: environ_keys.Source('10.1.1.2', router_id='r1')}
 INSTANCE = {**SOURCE, environ_keys.INSTANCE: environ_keys.Instance('i1', 'p1', 'port1')}
-SIGNED = {**INSTANCE, 'HTTP_X_INSTANCE_ID_SIGNATURE': 'ab'}
+SIGNED = {**INSTANCE, environ_keys.SIGNED_IDENTITY: environ_keys.SignedIdentity(None, '10.1.1.2', ('ab',))}
 
 
-class Path:
-    """A pipeline in which guests meet what they are told to."""
+class Pipeline:
+    """A pipeline whose requests get the given environ keys and status."""
 
     def __init__(self):
         self.clock = FakeClock()
@@ -21,10 +21,10 @@ class Path:
 
     def _rest(self, environ, start_response):
         environ.update(self._facts)
-        start_response(f'{self._status} Said', [('Content-Type', 'text/plain'), ('Content-Length', '0')])
+        start_response(f'{self._status} Status', [('Content-Type', 'text/plain'), ('Content-Length', '0')])
         return []
 
-    def guest_meets(self, facts, status, path='/latest/'):
+    def request(self, facts, status, path='/latest/'):
         self._facts, self._status = facts, status
         return self.app.get(path, headers={'X-Forwarded-For': '10.1.1.2'}, status=status)
 
@@ -33,8 +33,8 @@ class Path:
         return response.status_int, response.text.splitlines()
 
 
-def test_a_host_without_guests_is_healthy():
-    assert Path().health() == (200, ['directory: not asked lately', 'nova: not asked lately'])
+def test_a_host_without_requests_is_healthy():
+    assert Pipeline().health() == (200, ['directory: not asked lately', 'nova: not asked lately'])
 
 
 @pytest.mark.parametrize(
@@ -49,28 +49,28 @@ def test_a_host_without_guests_is_healthy():
         *((SIGNED, status, 503, 'reachable, 2 s ago', 'not reachable, 2 s ago') for status in (500, 502, 503, 504)),
     ],
 )
-def test_it_tells_what_the_last_guest_met(facts, status, healthy, directory, nova):
-    path = Path()
-    path.guest_meets(facts, status)
-    path.clock.sleep(2)
-    assert path.health() == (healthy, [f'directory: {directory}', f'nova: {nova}'])
+def test_it_reports_the_result_of_the_last_request(facts, status, healthy, directory, nova):
+    pipeline = Pipeline()
+    pipeline.request(facts, status)
+    pipeline.clock.sleep(2)
+    assert pipeline.health() == (healthy, [f'directory: {directory}', f'nova: {nova}'])
 
 
-def test_what_came_back_is_healthy_again():
-    path = Path()
-    path.guest_meets(SIGNED, 503)
-    path.guest_meets(SIGNED, 200)
-    assert path.health()[0] == 200
+def test_a_success_after_a_failure_is_healthy():
+    pipeline = Pipeline()
+    pipeline.request(SIGNED, 503)
+    pipeline.request(SIGNED, 200)
+    assert pipeline.health()[0] == 200
 
 
-def test_a_minute_later_nothing_is_known():
-    path = Path()
-    path.guest_meets(SIGNED, 503)
-    path.clock.sleep(61)
-    assert path.health() == (200, ['directory: not asked lately', 'nova: not asked lately'])
+def test_results_are_stale_after_a_minute():
+    pipeline = Pipeline()
+    pipeline.request(SIGNED, 503)
+    pipeline.clock.sleep(61)
+    assert pipeline.health() == (200, ['directory: not asked lately', 'nova: not asked lately'])
 
 
-def test_a_guest_does_not_reach_it():
-    """Its request for the same path goes on, to Nova."""
-    path = Path()
-    assert path.guest_meets(SIGNED, 404, '/healthcheck').text == ''
+def test_a_request_of_an_instance_passes():
+    """A request of an instance for the same path goes to Nova."""
+    pipeline = Pipeline()
+    assert pipeline.request(SIGNED, 404, '/healthcheck').text == ''

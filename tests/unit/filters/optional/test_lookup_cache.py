@@ -6,7 +6,7 @@ from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError, LookupUnavailable
 from metadata_wsgi.filters.instance import InstanceFilter
-from metadata_wsgi.filters.optional.lookup_cache import CacheFilter, filter_factory
+from metadata_wsgi.filters.optional.lookup_cache import LookupCacheFilter, filter_factory
 from metadata_wsgi.lookup.cached import CachedLookup
 from metadata_wsgi.pipeline import environ_keys
 from tests.fakes import FakeClock, FakeLookup
@@ -16,186 +16,226 @@ OLD, NEW = environ_keys.Instance('old', 'p1', 'port1'), environ_keys.Instance('n
 
 
 class Nova:
-    """Knows some instances; says who asked. Marks the environ, as signature does."""
+    """Responds 200 for the instances ``knows``, with the instance id. Sets a header in the environ, as signature does."""
 
     REQUIRES = frozenset({environ_keys.INSTANCE})
     PROVIDES = frozenset()
 
     def __init__(self, *knows):
-        self.knows, self.asked, self.closed = set(knows), [], 0
+        self.knows, self.requests, self.closed = set(knows), [], 0
 
     def __call__(self, environ, start_response):
-        asker = environ[environ_keys.INSTANCE].instance_id
-        self.asked.append((environ['REQUEST_METHOD'], asker))
-        environ.setdefault('HTTP_X_INSTANCE_ID', asker)
-        status = '200 OK' if asker in self.knows else '404 Not Found'
-        said = f'{environ["HTTP_X_INSTANCE_ID"]} {environ["PATH_INFO"]}'.encode()
-        start_response(status, [('Content-Type', 'text/plain'), ('Content-Length', str(len(said)))])
-        return Body(self, b'' if environ['REQUEST_METHOD'] == 'HEAD' else said)
+        instance_id = environ[environ_keys.INSTANCE].instance_id
+        self.requests.append((environ['REQUEST_METHOD'], instance_id))
+        environ.setdefault('HTTP_X_INSTANCE_ID', instance_id)
+        status = '200 OK' if instance_id in self.knows else '404 Not Found'
+        body = f'{environ["HTTP_X_INSTANCE_ID"]} {environ["PATH_INFO"]}'.encode()
+        start_response(status, [('Content-Type', 'text/plain'), ('Content-Length', str(len(body)))])
+        return Body(self, b'' if environ['REQUEST_METHOD'] == 'HEAD' else body)
 
 
 class Body:
-    def __init__(self, nova, said):
-        self.nova, self.said = nova, said
+    def __init__(self, nova, body):
+        self.nova, self.body = nova, body
 
     def __iter__(self):
-        return iter([self.said] if self.said else [])
+        return iter([self.body] if self.body else [])
 
     def close(self):
         self.nova.closed += 1
 
 
-class Way:
-    """cache, instance, Nova; and a clock."""
+class Pipeline:
+    """lookup_cache, instance, Nova; and a clock."""
 
     def __init__(self, nova, *outcomes):
-        self.clock, self.directory, self.nova = FakeClock(), FakeLookup(*outcomes), nova
-        memories = (LocalCache(limit=99, clock=self.clock), LocalCache(limit=99, clock=self.clock))
-        remembering = CachedLookup(self.directory, *memories, fresh_s=10.0, none_s=1.0, stale_s=300.0)
-        instance = InstanceFilter(nova, directory=remembering, sleep=self.clock.sleep)
-        self.app = webtest.TestApp(CacheFilter(instance, remembering=remembering))
+        self.clock, self.lookup, self.nova = FakeClock(), FakeLookup(*outcomes), nova
+        cache = LocalCache(limit=99, clock=self.clock)
+        cached_lookup = CachedLookup(self.lookup, cache, fresh_s=10.0, not_found_s=1.0, stale_s=300.0)
+        instance = InstanceFilter(nova, lookup=self.lookup, sleep=self.clock.sleep)
+        self.filter = LookupCacheFilter(
+            instance, lookup=self.lookup, cached_lookup=cached_lookup, sleep=self.clock.sleep
+        )
+        self.app = webtest.TestApp(self.filter)
 
-    def ask(self, method='GET', status=200, **extra):
-        facts = {
+    def get(self, method='GET', status=200, **extra):
+        keys = {
             environ_keys.SOURCE: SOURCE,
             environ_keys.DEADLINE: Deadline.after(9.0, self.clock),
             **extra,
         }
-        self.app.extra_environ = facts
+        self.app.extra_environ = keys
         return self.app.request('/x', method=method, status=status)
 
     @property
     def lookups(self):
-        return len(self.directory.asked)
+        return len(self.lookup.calls)
 
 
 def test_a_boot_is_one_lookup():
-    way = Way(Nova('old'), [OLD])
-    assert {way.ask().text for _ in range(28)} == {'old /x'}
-    assert way.lookups == 1
+    pipeline = Pipeline(Nova('old'), [OLD])
+    assert {pipeline.get().text for _ in range(28)} == {'old /x'}
+    assert pipeline.lookups == 1
 
 
-def test_an_instance_that_is_known_already_is_left_alone():
-    way = Way(Nova('new'), [OLD])
-    assert way.ask(**{environ_keys.INSTANCE: NEW}).text == 'new /x'
-    assert way.lookups == 0
+def test_an_instance_that_is_set_already_stays():
+    pipeline = Pipeline(Nova('new'), [OLD])
+    assert pipeline.get(**{environ_keys.INSTANCE: NEW}).text == 'new /x'
+    assert pipeline.lookups == 0
 
 
 @pytest.mark.parametrize('method', ['GET', 'HEAD'])
-def test_an_instance_that_is_no_more_is_noticed_by_novas_404(method):
-    """The address has another instance now: the guest gets that one's metadata in the same request."""
-    way = Way(Nova('old'), [OLD], [NEW])
-    way.ask()
-    way.clock.sleep(2)
-    way.nova.knows = {'new'}
-    assert way.ask(method).text == ('new /x' if method == 'GET' else '')
-    assert way.nova.asked[1:] == [(method, 'old'), (method, 'new')]
-    assert way.nova.closed == 3
+def test_a_404_of_nova_revalidates_the_instance(method):
+    """The address has another instance now: the same request gets the metadata of that one."""
+    pipeline = Pipeline(Nova('old'), [OLD], [NEW])
+    pipeline.get()
+    pipeline.clock.sleep(2)
+    pipeline.nova.knows = {'new'}
+    assert pipeline.get(method).text == ('new /x' if method == 'GET' else '')
+    assert pipeline.nova.requests[1:] == [(method, 'old'), (method, 'new')]
+    assert pipeline.nova.closed == 3
 
 
-def test_it_is_sent_again_once_only():
-    way = Way(Nova('old'), [OLD], [NEW])
-    way.ask()
-    way.clock.sleep(2)
-    way.nova.knows = set()
-    assert way.ask(status=404).text == 'new /x'
-    assert len(way.nova.asked) == 3
+def test_filters_outside_see_the_instance_that_was_served():
+    """request_log, metrics and healthcheck read the environ after the response."""
+    pipeline = Pipeline(Nova('old'), [OLD], [NEW])
+    pipeline.get()
+    pipeline.clock.sleep(2)
+    pipeline.nova.knows = {'new'}
+    seen = []
+
+    def observe(environ, start_response):
+        body = inner(environ, start_response)
+        seen.append((environ[environ_keys.INSTANCE], environ['HTTP_X_INSTANCE_ID']))
+        return body
+
+    inner, pipeline.app = pipeline.filter, webtest.TestApp(observe)
+    assert pipeline.get().text == 'new /x'
+    assert seen == [(NEW, 'new')]
 
 
-def test_a_404_of_an_instance_that_did_not_move_is_novas_word():
-    way = Way(Nova(), [OLD])
-    way.ask(status=404)
-    way.clock.sleep(2)
-    assert way.ask(status=404).text == 'old /x'
-    assert way.lookups == 2
-    assert len(way.nova.asked) == 2
+def test_filters_outside_see_no_instance_where_there_is_none_any_more():
+    pipeline = Pipeline(Nova('old'), [OLD], [])
+    pipeline.get()
+    pipeline.clock.sleep(2)
+    pipeline.nova.knows = set()
+    seen = []
+
+    def observe(environ, start_response):
+        body = inner(environ, start_response)
+        seen.append(environ.get(environ_keys.INSTANCE))
+        return body
+
+    inner, pipeline.app = pipeline.filter, webtest.TestApp(observe)
+    pipeline.get(status=404)
+    assert seen == [None]
 
 
-def test_a_404_to_one_that_was_looked_up_just_now_is_not_asked_about():
-    way = Way(Nova(), [OLD])
+def test_a_request_is_replayed_once_only():
+    pipeline = Pipeline(Nova('old'), [OLD], [NEW])
+    pipeline.get()
+    pipeline.clock.sleep(2)
+    pipeline.nova.knows = set()
+    assert pipeline.get(status=404).text == 'new /x'
+    assert len(pipeline.nova.requests) == 3
+
+
+def test_a_404_for_an_instance_that_did_not_move_is_not_replayed():
+    pipeline = Pipeline(Nova(), [OLD])
+    pipeline.get(status=404)
+    pipeline.clock.sleep(2)
+    assert pipeline.get(status=404).text == 'old /x'
+    assert pipeline.lookups == 2
+    assert len(pipeline.nova.requests) == 2
+
+
+def test_a_404_just_after_the_lookup_is_not_revalidated():
+    pipeline = Pipeline(Nova(), [OLD])
     for _ in range(5):
-        way.ask(status=404)
-    assert way.lookups == 1
+        pipeline.get(status=404)
+    assert pipeline.lookups == 1
 
 
-def test_one_that_moved_to_nobody_is_a_404_of_ours():
-    way = Way(Nova('old'), [OLD], [])
-    way.ask()
-    way.clock.sleep(2)
-    way.nova.knows = set()
-    assert 'No instance was found' in way.ask(status=404).text
+def test_an_address_without_an_instance_any_more_is_a_404():
+    pipeline = Pipeline(Nova('old'), [OLD], [])
+    pipeline.get()
+    pipeline.clock.sleep(2)
+    pipeline.nova.knows = set()
+    assert 'No instance was found' in pipeline.get(status=404).text
 
 
 @pytest.mark.parametrize('fault', [LookupUnavailable('no route'), InstanceLookupError('no rights')])
-def test_a_404_stands_when_nobody_can_say_whether_it_moved(fault):
-    way = Way(Nova('old'), [OLD], fault)
-    way.ask()
-    way.clock.sleep(2)
-    way.nova.knows = set()
-    assert way.ask(status=404).text == 'old /x'
-    way.nova.knows = {'old'}
-    assert way.ask().text == 'old /x'
+def test_a_404_stands_when_revalidation_fails(fault):
+    pipeline = Pipeline(Nova('old'), [OLD], fault)
+    pipeline.get()
+    pipeline.clock.sleep(2)
+    pipeline.nova.knows = set()
+    assert pipeline.get(status=404).text == 'old /x'
+    pipeline.nova.knows = {'old'}
+    assert pipeline.get().text == 'old /x'
 
 
-def test_while_quantum_is_away_guests_are_served_within_the_bound():
-    way = Way(Nova('old'), [OLD], LookupUnavailable('no route'))
-    way.ask()
-    way.clock.sleep(290)
-    assert way.ask().text == 'old /x'
-    way.clock.sleep(10)
-    assert way.ask(status=503).headers['Retry-After'] == '1'
+def test_stale_while_quantum_is_unavailable():
+    pipeline = Pipeline(Nova('old'), [OLD], LookupUnavailable('no route'))
+    pipeline.get()
+    pipeline.clock.sleep(290)
+    assert pipeline.get().text == 'old /x'
+    pipeline.clock.sleep(10)
+    assert pipeline.get(status=503).headers['Retry-After'] == '1'
 
 
 @pytest.mark.parametrize('method', ['POST', 'PUT', 'DELETE'])
-def test_a_write_is_not_done_in_a_remembered_name(method):
+def test_a_write_is_not_done_for_a_cached_instance(method):
     """A password must not go to the instance that had the address before."""
-    way = Way(Nova('old', 'new'), [OLD], [NEW])
-    way.ask()
-    assert way.ask(method).text == 'new /x'
+    pipeline = Pipeline(Nova('old', 'new'), [OLD], [NEW])
+    pipeline.get()
+    assert pipeline.get(method).text == 'new /x'
 
 
-def test_a_write_is_not_done_in_an_old_name_while_quantum_is_away():
-    way = Way(Nova('old'), [OLD], LookupUnavailable('no route'))
-    way.ask()
-    way.ask('POST', status=503)
+def test_a_write_is_not_done_for_a_stale_instance():
+    pipeline = Pipeline(Nova('old'), [OLD], LookupUnavailable('no route'))
+    pipeline.get()
+    pipeline.get('POST', status=503)
 
 
-def test_a_write_is_not_sent_again():
-    way = Way(Nova(), [OLD], [NEW])
-    way.ask(status=404)
-    way.clock.sleep(2)
-    way.ask('POST', status=404)
-    assert way.nova.asked == [('GET', 'old'), ('POST', 'new')]
+def test_a_write_is_not_replayed():
+    pipeline = Pipeline(Nova(), [OLD], [NEW])
+    pipeline.get(status=404)
+    pipeline.clock.sleep(2)
+    pipeline.get('POST', status=404)
+    assert pipeline.nova.requests == [('GET', 'old'), ('POST', 'new')]
 
 
-def test_a_read_with_a_body_is_not_sent_again():
+def test_a_read_with_a_body_is_not_replayed():
     """Its body is read already."""
-    way = Way(Nova(), [OLD], [NEW])
-    way.ask(status=404)
-    way.clock.sleep(2)
-    assert way.ask(status=404, CONTENT_LENGTH='3').text == 'old /x'
+    pipeline = Pipeline(Nova(), [OLD], [NEW])
+    pipeline.get(status=404)
+    pipeline.clock.sleep(2)
+    assert pipeline.get(status=404, CONTENT_LENGTH='3').text == 'old /x'
 
 
-def test_a_503_is_not_remembered():
-    way = Way(Nova('old'), InstanceLookupError('no rights'), [OLD])
-    way.ask(status=503)
-    assert way.ask().text == 'old /x'
+def test_an_error_is_not_cached():
+    pipeline = Pipeline(Nova('old'), InstanceLookupError('no rights'), [OLD])
+    pipeline.get(status=503)
+    assert pipeline.get().text == 'old /x'
 
 
-def test_it_must_stand_before_a_filter_that_asks(tmp_path):
+def test_it_must_stand_before_instance(tmp_path):
+    inventory = tmp_path / 'inventory.yaml'
+    inventory.write_text('networks: []\nports: []\ninstances: []\n')
     path = tmp_path / 'agent.ini'
-    path.write_text('[DEFAULT]\n')
+    path.write_text(f'[DEFAULT]\ndirectory = static\n[static]\ninventory = {inventory}\n')
     with pytest.raises(ConfigError, match='put lookup_cache before instance'):
         filter_factory({'config_file': str(path)})(Nova())
 
 
 def test_late_404s_and_early_bodies_pass():
     """An app may call start_response when its body is read, and may write before it returns."""
-    said = []
+    sent = []
 
     def start_response(status, headers, exc_info=None):
-        said.append(status)
-        return said.append
+        sent.append(status)
+        return sent.append
 
     def late(environ, start_response):
         start_response('404 Late', [])
@@ -205,18 +245,13 @@ def test_late_404s_and_early_bodies_pass():
         start_response('404 Early', [])(b'early')
         return []
 
-    class Nothing:
-        def known(self, source):
-            return None
-
-        def moved(self, source, deadline):
-            return False
-
     environ = {
         'REQUEST_METHOD': 'GET',
         environ_keys.SOURCE: SOURCE,
         environ_keys.DEADLINE: Deadline.after(9.0),
     }
+    lookup = FakeLookup([OLD])
     for app in (late, early):
-        said += CacheFilter(app, remembering=Nothing())(dict(environ), start_response)
-    assert said == ['404 Late', b'late', '404 Early', b'early']
+        cached_lookup = CachedLookup(lookup, LocalCache(limit=9), fresh_s=10.0, not_found_s=1.0, stale_s=0.0)
+        sent += LookupCacheFilter(app, lookup=lookup, cached_lookup=cached_lookup)(dict(environ), start_response)
+    assert sent == ['404 Late', b'late', '404 Early', b'early']

@@ -21,32 +21,32 @@ def observed(facts, status='200 OK', error=None):
         start_response(status, [])
         return []
 
-    counting = MetricsFilter(rest, observe=lambda *words: seen.append(words), clock=clock)
+    filter_ = MetricsFilter(rest, observe=lambda *args: seen.append(args), clock=clock)
     if error:
         with pytest.raises(type(error)):
-            counting({}, lambda *words: None)
+            filter_({}, lambda *args: None)
     else:
-        counting({}, lambda *words: None)
+        filter_({}, lambda *args: None)
     return seen
 
 
-def test_each_request_is_told_once_with_how_far_it_came_its_status_and_its_time():
-    assert observed({}, '400 Bad Request') == [('door', '400', 0.25)]
+def test_each_request_is_observed_once_with_its_stage_status_and_time():
+    assert observed({}, '400 Bad Request') == [('unidentified', '400', 0.25)]
     assert observed(SOURCE, '404 Not Found') == [('source', '404', 0.25)]
 
 
-def test_a_fault_is_told_and_goes_on():
+def test_an_exception_is_observed_and_raised():
     assert observed(SOURCE, error=ValueError()) == [('source', 'fault', 0.25)]
 
 
-def test_the_page_is_at_one_path_only():
+def test_the_metrics_page_has_one_path():
     app = webtest.TestApp(MetricsPage(lambda: b'a 1.0\n'))
     assert app.get('/metrics').text == 'a 1.0\n'
     app.get('/', status=404)
 
 
 @pytest.mark.parametrize('factory', [filter_factory, app_factory])
-def test_a_directory_that_cannot_be_made_stops_the_start(tmp_path, factory):
+def test_a_directory_that_cannot_be_created_stops_the_start(tmp_path, factory):
     (tmp_path / 'file').write_text('')
     path = tmp_path / 'agent.ini'
     path.write_text(f'[metrics]\ndirectory = {tmp_path}/file/metrics\n')
@@ -54,14 +54,14 @@ def test_a_directory_that_cannot_be_made_stops_the_start(tmp_path, factory):
         factory({'config_file': str(path)})
 
 
-def test_what_cannot_be_counted_is_answered_all_the_same(caplog):
-    def full(*words):
-        raise OSError('disk full')
+def test_a_request_that_cannot_be_counted_gets_its_response(caplog):
+    def observe(*args):
+        raise OSError('disk observe')
 
     def rest(environ, start_response):
         start_response('200 OK', [])
         return [b'answer']
 
-    counting = MetricsFilter(rest, observe=full)
-    assert [counting({}, lambda *words: None) for _ in range(3)] == [[b'answer']] * 3
-    assert [record.getMessage() for record in caplog.records] == ['Requests are not counted: disk full']
+    filter_ = MetricsFilter(rest, observe=observe)
+    assert [filter_({}, lambda *args: None) for _ in range(3)] == [[b'answer']] * 3
+    assert [record.getMessage() for record in caplog.records] == ['Requests are not counted: disk observe']

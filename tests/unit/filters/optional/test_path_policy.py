@@ -11,13 +11,13 @@ USER_DATA = ('hide GET /openstack/*/user_data', 'hide GET /*/user-data')
 
 
 def status(lines, target, method='GET', created_at_s=None, clock=None):
-    """What a guest hears at ``target``, as it would stand in the request line: 200 where it goes on."""
+    """The status for ``target``, as it is in the request line; 200 where the request passes."""
 
-    def passes(environ, start_response):
+    def respond(environ, start_response):
         start_response('200 OK', [('Content-Type', 'text/plain'), ('Content-Length', '0')])
         return []
 
-    app = PathPolicyFilter(passes, rules=[parse(line) for line in lines], clock=clock or FakeClock())
+    app = PathPolicyFilter(respond, rules=[parse(line) for line in lines], clock=clock or FakeClock())
     instance = environ_keys.Instance('i1', 'p1', 'port1', created_at_s)
     environ = {environ_keys.INSTANCE: instance, 'RAW_URI': target}
     return webtest.TestApp(app).request('/', method=method, environ=environ, expect_errors=True).status_int
@@ -36,7 +36,7 @@ def status(lines, target, method='GET', created_at_s=None, clock=None):
         '/latest/%252e%252e/../user-data',
     ],
 )  # fmt: skip
-def test_what_is_hidden_is_a_404_in_every_spelling_that_nova_understands(target):
+def test_a_hidden_path_is_a_404_in_every_spelling_that_nova_understands(target):
     assert status(USER_DATA, target) == 404
 
 
@@ -52,17 +52,17 @@ def test_what_is_hidden_is_a_404_in_every_spelling_that_nova_understands(target)
         '/latest/user%252Ddata',
     ],
 )
-def test_what_no_rule_fits_passes(target):
+def test_a_path_without_a_rule_passes(target):
     assert status(USER_DATA, target) == 200
 
 
 @pytest.mark.parametrize('target', ['/x#/../latest/user-data', '/latest/user-data#', 'x', '/la\ttest'])
-def test_what_servers_read_differently_is_refused(target):
+def test_a_target_that_servers_read_differently_is_refused(target):
     assert status(USER_DATA, target) == 400
 
 
 @pytest.mark.parametrize('method', ['GET', 'HEAD', 'POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS'])
-def test_every_method_reads_because_nova_takes_it_so(method):
+def test_every_method_is_a_read_as_in_nova(method):
     assert status(USER_DATA, '/latest/user-data', method) == 404
 
 
@@ -78,13 +78,13 @@ def test_a_password_can_be_hidden_and_still_be_set(rule, reading, writing):
     assert status([f'{rule} /openstack/*/password'], PASSWORD, 'POST') == writing
 
 
-def test_the_first_rule_that_fits_decides():
+def test_the_first_rule_that_matches_decides():
     lines = ['allow GET /openstack/*/meta_data.json', 'hide GET /openstack', 'allow * /']
     assert [status(lines, f'/openstack/latest/{name}') for name in ('meta_data.json', 'user_data')] == [200, 404]
     assert status(lines, '/latest/user-data') == 200
 
 
-def test_everything_but_what_is_allowed():
+def test_all_paths_but_the_allowed_ones_can_be_hidden():
     lines = ['allow GET /openstack', 'hide * /']
     assert [status(lines, target) for target in ('/openstack', '/openstack/x/y', '/latest/', '/')] == [
         200,
@@ -95,7 +95,7 @@ def test_everything_but_what_is_allowed():
     assert status(lines, PASSWORD, 'POST') == 404
 
 
-def test_a_rule_may_begin_to_hold_some_time_after_the_port_was_made():
+def test_a_rule_may_apply_some_time_after_the_port_was_created():
     clock = FakeClock(10_000.0)
     late = ['hide GET /*/user-data after 60']
     assert status(late, '/latest/user-data', created_at_s=clock.now_s - 3599, clock=clock) == 200
@@ -111,7 +111,7 @@ def test_a_port_of_unknown_age_is_old():
     ['', 'hide', 'hide GET', 'deny GET /x', 'hide PUT /x', 'hide GET x', 'hide GET /x after', 'hide GET /x after ten',
      'hide GET /x /y', 'hide GET /x after 5 hours'],
 )  # fmt: skip
-def test_a_rule_that_is_none_is_refused_with_an_example(line, tmp_path):
+def test_an_invalid_rule_is_refused_with_an_example(line, tmp_path):
     with pytest.raises(ConfigError, match='for example: hide GET /openstack/'):
         parse(line)
     path = tmp_path / 'agent.ini'

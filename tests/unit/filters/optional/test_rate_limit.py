@@ -8,7 +8,7 @@ import pytest
 import webtest
 
 from metadata_wsgi.errors import ConfigError
-from metadata_wsgi.filters.optional.rate_limit import CountersAway, RateLimitFilter, StoredCounters, filter_factory
+from metadata_wsgi.filters.optional.rate_limit import RateLimitFilter, StoredCounters, StoreUnavailable, filter_factory
 from metadata_wsgi.pipeline import environ_keys
 from tests.e2e.conftest import eventually, free_port
 from tests.fakes import FakeClock, FakeCounters
@@ -19,71 +19,71 @@ LINK_LOCAL = environ_keys.Source('fe80::f816:3eff:fe00:1', router_id='r1')
 INSTANCE = environ_keys.Instance('i1', 'p1', 'port1')
 
 
-def passes(environ, start_response):
+def respond(environ, start_response):
     start_response('200 OK', [('Content-Type', 'text/plain'), ('Content-Length', '0')])
     return []
 
 
-def guest(counters, clock=None):
-    """Asks through the filter as ``source``, with more facts where given."""
-    app = webtest.TestApp(RateLimitFilter(passes, counters=counters, clock=clock or FakeClock()))
+def make_client(counters, clock=None):
+    """A function that sends a request through the filter as ``source``, with more environ keys where given."""
+    app = webtest.TestApp(RateLimitFilter(respond, counters=counters, clock=clock or FakeClock()))
 
-    def ask(source=V4, **facts):
+    def get(source=V4, **facts):
         return app.get('/', extra_environ={environ_keys.SOURCE: source, **facts}, expect_errors=True)
 
-    return ask
+    return get
 
 
-@pytest.mark.parametrize(('wait_s', 'said'), [(0.01, '1'), (1.0, '1'), (17.2, '18')])
-def test_above_the_limit_it_is_a_429_that_says_when_to_come_back(wait_s, said):
+@pytest.mark.parametrize(('wait_s', 'header'), [(0.01, '1'), (1.0, '1'), (17.2, '18')])
+def test_above_the_limit_it_is_a_429_with_retry_after(wait_s, header):
     """Never 0: cloud-init counts that as a failure."""
-    ask = guest(FakeCounters(2, wait_s))
-    assert [ask().status_int for _ in range(3)] == [200, 200, 429]
-    assert ask().headers['Retry-After'] == said
+    get = make_client(FakeCounters(2, wait_s))
+    assert [get().status_int for _ in range(3)] == [200, 200, 429]
+    assert get().headers['Retry-After'] == header
 
 
-def test_an_instance_is_one_guest_whatever_address_it_asks_from():
+def test_an_instance_is_one_client_with_all_its_addresses():
     counters = FakeCounters(2)
-    ask = guest(counters)
-    said = [ask(source, **{environ_keys.INSTANCE: INSTANCE}).status_int for source in (V4, V6, LINK_LOCAL)]
-    assert (said, set(counters.hits)) == ([200, 200, 429], {'port/port1'})
+    get = make_client(counters)
+    header = [get(source, **{environ_keys.INSTANCE: INSTANCE}).status_int for source in (V4, V6, LINK_LOCAL)]
+    assert (header, set(counters.hits)) == ([200, 200, 429], {'port/port1'})
 
 
-def test_before_the_instance_is_known_a_guest_is_an_address_behind_a_router():
+def test_before_instance_a_client_is_an_address_behind_a_router():
     other = environ_keys.Source('10.1.1.2', router_id='r2')
     counters = FakeCounters(1)
-    ask = guest(counters)
-    assert [ask(source).status_int for source in (V4, other, V4)] == [200, 200, 429]
+    get = make_client(counters)
+    assert [get(source).status_int for source in (V4, other, V4)] == [200, 200, 429]
     assert set(counters.hits) == {'router/r1/10.1.1.2', 'router/r2/10.1.1.2'}
 
 
-def test_while_the_counters_are_away_every_request_passes_and_it_is_said_once(caplog):
-    clock, counters = FakeClock(), FakeCounters(away=CountersAway('ConnectionError'))
-    ask = guest(counters, clock)
-    assert [ask().status_int for _ in range(10)] == [200] * 10
+def test_while_the_store_is_unavailable_all_requests_pass_and_it_is_logged_once(caplog):
+    clock, counters = FakeClock(), FakeCounters(error=StoreUnavailable('ConnectionError'))
+    get = make_client(counters, clock)
+    assert [get().status_int for _ in range(10)] == [200] * 10
     assert [record.getMessage() for record in caplog.records] == [
-        'The counters of rate_limit are away, so every request passes: ConnectionError'
+        'The store of rate_limit is unavailable, so all requests pass: ConnectionError'
     ]
 
 
-def test_counters_that_are_away_are_left_alone_for_a_while_and_then_asked_again():
-    clock, counters = FakeClock(), FakeCounters(away=CountersAway('timeout'))
-    ask = guest(counters, clock)
-    ask()
-    ask()
+def test_an_unavailable_store_is_retried_after_a_while():
+    clock, counters = FakeClock(), FakeCounters(error=StoreUnavailable('timeout'))
+    get = make_client(counters, clock)
+    get()
+    get()
     assert len(counters.hits) == 1
-    counters.away = None
+    counters.error = None
     clock.sleep(5.1)
-    assert ask().status_int == 429
+    assert get().status_int == 429
     assert len(counters.hits) == 2
 
 
-def test_that_a_guest_is_limited_is_said_once_and_names_it(caplog):
-    ask = guest(FakeCounters(0))
+def test_log_of_a_limited_client_is_throttled_and_names_it(caplog):
+    get = make_client(FakeCounters(0))
     for _ in range(5):
-        ask()
+        get()
     assert [record.getMessage() for record in caplog.records] == [
-        '10.1.1.2 behind router r1 asks too often and is answered 429'
+        '10.1.1.2 behind router r1 is over the rate limit and gets 429'
     ]
 
 
@@ -111,7 +111,7 @@ def test_in_a_real_store_two_boots_pass_and_a_third_does_not(program):
             counters = StoredCounters(url, requests_per_minute=56)
             started.kill()
             started.wait()
-            with pytest.raises(CountersAway):
+            with pytest.raises(StoreUnavailable):
                 counters.hit('a')
     finally:
         if started:
@@ -121,7 +121,7 @@ def test_in_a_real_store_two_boots_pass_and_a_third_does_not(program):
 
 
 def two_boots_pass(url):
-    """Through two clients, as two workers are: what one counted the other knows, but in memory."""
+    """Two clients, as in two workers, share their counts, except in memory."""
     one = StoredCounters(url, requests_per_minute=56)
     other = one if url.startswith('memory:') else StoredCounters(url, requests_per_minute=56)
     eventually(lambda: _there(one), f'{url} answers')
@@ -134,7 +134,7 @@ def two_boots_pass(url):
 def _there(counters):
     try:
         counters.hit('nobody')
-    except CountersAway:
+    except StoreUnavailable:
         time.sleep(0.02)
         return False
     return True
@@ -143,13 +143,13 @@ def _there(counters):
 @pytest.mark.parametrize(
     'url', ['redis://127.0.0.1:1', 'memcached://127.0.0.1:1', 'memcached://127.0.0.1:1,127.0.0.1:2']
 )
-def test_a_store_that_is_away_at_start_stops_nothing(url):
-    with pytest.raises(CountersAway):
+def test_an_unavailable_store_does_not_stop_the_start(url):
+    with pytest.raises(StoreUnavailable):
         StoredCounters(url, requests_per_minute=56).hit('a')
 
 
 @pytest.mark.parametrize('url', ['mongo://:password@x', 'password', 'redis://:password@host:port'])
-def test_a_store_that_is_none_is_refused_and_its_password_not_said(url):
+def test_an_unknown_store_is_refused_without_showing_its_password(url):
     with pytest.raises(ConfigError) as raised:
         StoredCounters(url, requests_per_minute=56)
     assert 'no such store, or its library is not installed' in str(raised.value)
@@ -157,8 +157,15 @@ def test_a_store_that_is_none_is_refused_and_its_password_not_said(url):
 
 
 def test_fewer_than_two_boots_a_minute_are_refused(tmp_path):
-    """A guest may boot and reboot at once."""
+    """An instance may boot and reboot at once."""
     path = tmp_path / 'agent.ini'
     path.write_text('[rate_limit]\nboots_per_minute = 1\n')
     with pytest.raises(ConfigError, match=r'boots_per_minute in \[rate_limit\]'):
+        filter_factory({'config_file': str(path)})
+
+
+def test_the_deprecated_option_counters_is_read(tmp_path):
+    path = tmp_path / 'agent.ini'
+    path.write_text('[rate_limit]\ncounters = nowhere://x\n')
+    with pytest.raises(ConfigError, match=r'storage_url = nowhere://... in \[rate_limit\]'):
         filter_factory({'config_file': str(path)})

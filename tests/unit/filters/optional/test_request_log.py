@@ -14,7 +14,7 @@ FACTS = {
 
 
 def logged(caplog, path='/latest/', facts=FACTS, method='GET', error=None):
-    """The one line of a request that takes 12.5 ms."""
+    """The log line of a request that takes 12.5 ms."""
     clock = FakeClock()
 
     def rest(environ, start_response):
@@ -32,27 +32,27 @@ def logged(caplog, path='/latest/', facts=FACTS, method='GET', error=None):
     with caplog.at_level(logging.INFO):
         if error:
             with pytest.raises(type(error)):
-                RequestLogFilter(rest, clock=clock)(environ, lambda *words: None)
+                RequestLogFilter(rest, clock=clock)(environ, lambda *args: None)
         else:
-            RequestLogFilter(rest, clock=clock)(environ, lambda *words: None)
+            RequestLogFilter(rest, clock=clock)(environ, lambda *args: None)
     (record,) = caplog.records
     return record.getMessage()
 
 
-def test_who_asked_for_what_and_what_was_answered(caplog):
+def test_the_line_has_client_instance_path_and_status(caplog):
     assert logged(caplog) == '10.1.1.2 behind router r1 instance i1 GET /latest/ 200 12.5 ms'
 
 
-def test_a_request_of_nobody(caplog):
+def test_a_request_without_source_and_instance(caplog):
     assert logged(caplog, facts={}) == 'nobody instance - GET /latest/ 200 12.5 ms'
 
 
-def test_a_fault_is_logged_and_goes_on(caplog):
+def test_an_exception_is_logged_and_raised(caplog):
     assert logged(caplog, error=ValueError('broken')).endswith('GET /latest/ fault 12.5 ms')
 
 
 @pytest.mark.parametrize('path', ['/a\nb', '/a\rb', '/a b', '/\x1b[31m', '/\x85', '/\xe2\x80\xa8', '/' + 'a' * 5000])
-def test_nothing_that_a_guest_sends_looks_like_another_line(caplog, path):
+def test_no_request_looks_like_another_line(caplog, path):
     line = logged(caplog, path=path, method='GE\nT')
     assert line.isprintable()
     assert line.isascii()

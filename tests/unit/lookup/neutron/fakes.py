@@ -1,104 +1,131 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-ins for Keystone (behind a keystoneauth session), for the grant and for the API."""
+"""Fakes of Keystone (behind a keystoneauth session), of the authenticator and of the ports API."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
-from metadata_wsgi.lookup.neutron.auth import FOREVER_S, Grant
+from metadata_wsgi.lookup.neutron.auth import NEVER_S, Token
 
 
-class FakeToken:
-    """What keystoneauth knows of a token."""
+class FakeCatalog:
+    """A service catalogue of ``endpoints``: (interface, region, URL)."""
 
-    def __init__(self, expires, roles=('service',), project_id='service-project'):
+    def __init__(self, *endpoints):
+        self._entries = [
+            SimpleNamespace(interface=interface, region_name=region, url=url) for interface, region, url in endpoints
+        ]
+
+    def get_endpoints_data(self, service_type=None, service_name=None):
+        return {service_type: self._entries} if service_type == 'network' and service_name is None else {}
+
+
+class FakeAccessInfo:
+    """The fields of keystoneauth's AccessInfo that are used."""
+
+    def __init__(self, auth_token, issued, expires, service_catalog):
+        self.auth_token = auth_token
+        self.issued = issued
         self.expires = expires
-        self.role_names = list(roles)
-        self.project_id = project_id
+        self.service_catalog = service_catalog
+        self.role_names = ['service']
+        self.project_id = 'service-project'
 
 
 class FakeKeystone:
-    """A session and its plugin in one. Each token lasts ``lasts_s`` of ``clock``; ``fails`` is raised while it is set.
+    """A session and its plugin in one. Each token is valid for ``lifetime_s`` of ``clock``.
 
-    ``before`` is called whenever a token is fetched.
+    ``error`` is raised while it is set. ``on_fetch`` is called before a token is fetched. The clock of Keystone is
+    ``behind_s`` seconds behind that of this host.
     """
 
-    def __init__(self, clock, lasts_s=3600.0, endpoint='http://neutron'):
+    def __init__(self, clock, lifetime_s=3600.0):
         self.clock = clock
-        self.lasts_s = lasts_s
-        self.endpoint = endpoint
-        self.fails = None
-        self.before = lambda: None
+        self.lifetime_s = lifetime_s
+        self.catalog = FakeCatalog(('admin', 'RegionOne', 'http://neutron'))
+        self.behind_s = 0.0
+        self.error = None
+        self.on_fetch = lambda: None
         self.fetched = 0
-        self.invalidated = 0
-        self.can_renew = True
         self.auth = self
-        self.auth_ref = None
-        self.sought = []
 
     def now(self):
         return datetime.fromtimestamp(self.clock(), UTC)
 
-    def get_auth_headers(self):
-        self.before()
-        if self.fails:
-            raise self.fails
+    def get_auth_ref(self, session):
+        self.on_fetch()
+        if self.error:
+            raise self.error
         self.fetched += 1
-        self.auth_ref = FakeToken(self.now() + timedelta(seconds=self.lasts_s))
-        return {'X-Auth-Token': f'token-{self.fetched}'}
-
-    def get_endpoint(self, **where):
-        self.sought.append(where)
-        return self.endpoint
-
-    def invalidate(self):
-        self.invalidated += 1
-        return self.can_renew
+        issued = self.now() - timedelta(seconds=self.behind_s)
+        return FakeAccessInfo(
+            f'token-{self.fetched}', issued, issued + timedelta(seconds=self.lifetime_s), self.catalog
+        )
 
 
-class FakeAccess:
-    """Gives the next of ``grants``, another one only to who says that the last was refused."""
+class FakeBasicAuth:
+    """A session and its plugin without Keystone, as http_basic."""
 
-    def __init__(self, *grants):
-        self.grants = list(grants) or [grant()]
-        self.distrusted = []
+    def __init__(self, headers):
+        self._headers = headers
+        self.auth = self
 
-    def grant(self, deadline, refused=None):
-        if refused is self.grants[0] and len(self.grants) > 1:
-            self.grants.pop(0)
-        return self.grants[0]
+    def get_auth_ref(self, session):
+        return None
 
-    def distrust(self, grant, why):
-        self.distrusted.append((grant, why))
+    def get_headers(self, session):
+        return self._headers
+
+    def get_endpoint(self, skip_discovery=False, service_type=None, interface=None):
+        return 'http://neutron'
+
+
+class FakeAuthenticator:
+    """Returns the first of ``tokens``, and the next one only after the first was rejected."""
+
+    def __init__(self, *tokens):
+        self.tokens = list(tokens) or [token()]
+        self.invalidated = []
+
+    def token(self, deadline, rejected=None):
+        if rejected is self.tokens[0] and len(self.tokens) > 1:
+            self.tokens.pop(0)
+        return self.tokens[0]
+
+    def invalidate(self, token, reason):
+        self.invalidated.append((token, reason))
 
 
 class FakeApi:
-    """Answers each question with the next of ``outcomes``: ports, or an exception to raise; the last one for ever."""
+    """Returns the next of ``outcomes`` for each query: ports, or an exception to raise. The last one is repeated."""
 
-    def __init__(self, *outcomes, access=None):
+    def __init__(self, *outcomes, auth=None):
         self._outcomes = list(outcomes)
-        self.access = access or FakeAccess()
-        self.asked = []
+        self.auth = auth or FakeAuthenticator()
+        self.queries = []
         self.closed = False
 
     def ports(self, query, deadline, on_query, pages=100):
-        self.asked.append(query)
+        self.queries.append(query)
         outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
         if isinstance(outcome, Exception):
             raise outcome
-        on_query('asked', 0.0, len(outcome))
+        on_query('GET', 0.0, len(outcome))
         return outcome
 
     def close(self):
         self.closed = True
 
 
-def grant(token='token-1', endpoint='http://neutron', roles=('service',), project_id='service-project'):
-    return Grant(endpoint, {'X-Auth-Token': token}, frozenset(roles), project_id, FOREVER_S, FOREVER_S)
+def token(
+    value='token-1', endpoint='http://neutron', roles=('service',), project_id='service-project', expires_at_s=1e9
+):
+    return Token(endpoint, {'X-Auth-Token': value}, frozenset(roles), project_id, NEVER_S, expires_at_s)
 
 
 def port(**fields):
-    """A guest's port as Quantum gives it."""
+    """An instance's port as Neutron returns it."""
     return {
         'id': 'port-1',
         'device_id': 'instance-1',

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import itertools
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -11,99 +12,99 @@ from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.neutron import auth
 from tests.fakes import FakeClock
 
-from .fakes import FakeKeystone
+from .fakes import FakeBasicAuth, FakeCatalog, FakeKeystone
 
-WHERE = {'service_type': 'network', 'interface': 'admin', 'region_name': None}
-AWAY = exceptions.ConnectFailure('no route')
+ENDPOINT_FILTER = auth.EndpointFilter(('admin',))
+UNAVAILABLE = exceptions.ConnectFailure('no route')
 
 
-class Asked:
-    """Access to a fake Keystone on a fake clock."""
+class Fixture:
+    """An authenticator with a fake Keystone and a fake clock."""
 
-    def __init__(self, endpoint=None, lasts_s=3600.0, clock=None):
+    def __init__(self, endpoint=None, lifetime_s=3600.0, clock=None):
         self.clock = clock or FakeClock()
-        self.keystone = FakeKeystone(self.clock, lasts_s)
-        self.access = auth.Access(
-            self.keystone, where=WHERE, endpoint=endpoint, clock=self.clock, now=self.keystone.now
+        self.keystone = FakeKeystone(self.clock, lifetime_s)
+        self.auth = auth.Authenticator(
+            self.keystone, endpoint_filter=ENDPOINT_FILTER, endpoint=endpoint, clock=self.clock, now=self.keystone.now
         )
 
-    def token(self, refused=None, within_s=9.0):
-        return self.grant(refused, within_s).headers['X-Auth-Token']
+    def token_value(self, rejected=None, timeout_s=9.0):
+        return self.token(rejected, timeout_s).headers['X-Auth-Token']
 
-    def grant(self, refused=None, within_s=9.0):
-        return self.access.grant(Deadline.after(within_s, self.clock), refused)
+    def token(self, rejected=None, timeout_s=9.0):
+        return self.auth.token(Deadline.after(timeout_s, self.clock), rejected)
 
 
 def test_a_token_is_fetched_once_and_used_again():
-    asked = Asked()
-    assert [asked.token(), asked.token()] == ['token-1', 'token-1']
-    assert asked.keystone.sought == [{'skip_discovery': True, **WHERE}]
+    fixture = Fixture()
+    assert [fixture.token_value(), fixture.token_value()] == ['token-1', 'token-1']
+    assert fixture.keystone.fetched == 1
 
 
-def test_what_a_grant_says():
-    grant = Asked().grant()
-    assert (grant.endpoint, grant.roles, grant.project_id) == ('http://neutron', {'service'}, 'service-project')
-    assert 'token-1' not in repr(grant)
+def test_a_token_has_endpoint_roles_and_project_and_hides_its_value():
+    token = Fixture().token()
+    assert (token.endpoint, token.roles, token.project_id) == ('http://neutron', {'service'}, 'service-project')
+    assert 'token-1' not in repr(token)
 
 
-def test_a_configured_endpoint_needs_no_catalogue():
-    asked = Asked(endpoint='http://override')
-    assert asked.grant().endpoint == 'http://override'
-    assert asked.keystone.sought == []
+def test_a_configured_endpoint_replaces_the_catalogue():
+    fixture = Fixture(endpoint='http://override')
+    fixture.keystone.catalog = None
+    assert fixture.token().endpoint == 'http://override'
 
 
-def test_a_token_is_renewed_before_its_end():
-    asked = Asked(lasts_s=3600)
-    asked.token()
-    asked.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S - 1
-    assert asked.token() == 'token-1'
-    asked.clock.now_s += 2
-    assert asked.token() == 'token-2'
+def test_a_token_is_renewed_before_it_expires():
+    fixture = Fixture(lifetime_s=3600)
+    fixture.token_value()
+    fixture.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S - 1
+    assert fixture.token_value() == 'token-1'
+    fixture.clock.now_s += 2
+    assert fixture.token_value() == 'token-2'
 
 
-def test_a_short_token_is_renewed_after_four_fifths_of_it():
-    asked = Asked(lasts_s=100)
-    asked.token()
-    asked.clock.now_s += 79
-    assert asked.token() == 'token-1'
-    asked.clock.now_s += 2
-    assert asked.token() == 'token-2'
+def test_a_short_lived_token_is_renewed_after_four_fifths_of_its_lifetime():
+    fixture = Fixture(lifetime_s=100)
+    fixture.token_value()
+    fixture.clock.now_s += 79
+    assert fixture.token_value() == 'token-1'
+    fixture.clock.now_s += 2
+    assert fixture.token_value() == 'token-2'
 
 
-def test_while_keystone_is_away_the_old_token_is_used_as_long_as_it_lasts():
-    asked = Asked(lasts_s=3600)
-    asked.token()
-    asked.keystone.fails = AWAY
-    asked.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
-    assert asked.token() == 'token-1'
-    asked.clock.now_s += auth.RENEW_BEFORE_EXPIRY_S - auth.LAST_S
+def test_while_keystone_is_unavailable_the_old_token_is_used_until_it_expires():
+    fixture = Fixture(lifetime_s=3600)
+    fixture.token_value()
+    fixture.keystone.error = UNAVAILABLE
+    fixture.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
+    assert fixture.token_value() == 'token-1'
+    fixture.clock.now_s += auth.RENEW_BEFORE_EXPIRY_S - auth.EXPIRY_MARGIN_S
     with pytest.raises(LookupUnavailable, match='Keystone gives no token now'):
-        asked.token()
-    asked.keystone.fails = None
-    assert asked.token() == 'token-2'
+        fixture.token_value()
+    fixture.keystone.error = None
+    assert fixture.token_value() == 'token-2'
 
 
-def test_an_early_renewal_that_failed_is_not_tried_for_each_request():
-    asked = Asked(lasts_s=3600)
-    asked.token()
-    asked.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
-    asked.keystone.fails, tried = AWAY, []
-    asked.keystone.before = lambda: tried.append(1)
+def test_a_failed_early_renewal_is_not_retried_by_each_request():
+    fixture = Fixture(lifetime_s=3600)
+    fixture.token_value()
+    fixture.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
+    fixture.keystone.error, attempts = UNAVAILABLE, []
+    fixture.keystone.on_fetch = lambda: attempts.append(1)
     for _ in range(5):
-        assert asked.token() == 'token-1'
-    assert len(tried) == 1
-    asked.clock.now_s += auth.NEGATIVE_CACHE_S
-    assert asked.token() == 'token-1'
-    assert len(tried) == 2
+        assert fixture.token_value() == 'token-1'
+    assert len(attempts) == 1
+    fixture.clock.now_s += auth.NEGATIVE_CACHE_S
+    assert fixture.token_value() == 'token-1'
+    assert len(attempts) == 2
 
 
-def test_others_go_on_with_the_old_token_while_one_renews():
-    asked = Asked(lasts_s=3600)
-    asked.token()
-    asked.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
+def test_other_threads_use_the_old_token_during_a_renewal():
+    fixture = Fixture(lifetime_s=3600)
+    fixture.token_value()
+    fixture.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
     others = []
-    asked.keystone.before = lambda: others.append(in_another_thread(asked.token))
-    assert asked.token() == 'token-2'
+    fixture.keystone.on_fetch = lambda: others.append(in_another_thread(fixture.token_value))
+    assert fixture.token_value() == 'token-2'
     assert others == ['token-1']
 
 
@@ -112,83 +113,81 @@ def in_another_thread(call):
         return other.submit(call).result()
 
 
-def test_the_first_token_is_fetched_once_for_all_threads():
-    """All of them have seen that there is none before it is fetched."""
-    looked, all_looked = [], threading.Event()
+def test_the_first_token_is_fetched_once_for_all_threads_single_flight():
+    """Every thread has seen that there is no token before one is fetched."""
+    clock_calls, all_have_looked = [], threading.Event()
 
     class Clock(FakeClock):
         def __call__(self):
-            looked.append(threading.get_ident())
-            # Once for its deadline, once with the grant that it found.
-            if sum(times >= 2 for times in Counter(looked).values()) == 8:
-                all_looked.set()
+            clock_calls.append(threading.get_ident())
+            # Once for its deadline, once with the token that it found.
+            if sum(times >= 2 for times in Counter(clock_calls).values()) == 8:
+                all_have_looked.set()
             return super().__call__()
 
-    asked = Asked(clock=Clock())
-    asked.keystone.before = lambda: all_looked.wait(20)
+    fixture = Fixture(clock=Clock())
+    fixture.keystone.on_fetch = lambda: all_have_looked.wait(20)
     with ThreadPoolExecutor(8) as threads:
-        tokens = {future.result() for future in [threads.submit(asked.token) for _ in range(8)]}
-    assert (tokens, asked.keystone.fetched) == ({'token-1'}, 1)
+        tokens = {future.result() for future in [threads.submit(fixture.token_value) for _ in range(8)]}
+    assert (tokens, fixture.keystone.fetched) == ({'token-1'}, 1)
 
 
-def test_who_has_no_time_does_not_wait_for_anothers_renewal():
-    asked = Asked()
+def test_a_thread_past_its_deadline_does_not_wait_for_a_renewal():
+    fixture = Fixture()
     waited = []
 
-    def impatient():
-        with pytest.raises(LookupUnavailable, match='the time was over'):
-            asked.token(within_s=0)
+    def call_without_time():
+        with pytest.raises(LookupUnavailable, match='the deadline passed'):
+            fixture.token_value(timeout_s=0)
         waited.append(True)
 
-    asked.keystone.before = lambda: in_another_thread(impatient)
-    asked.token()
+    fixture.keystone.on_fetch = lambda: in_another_thread(call_without_time)
+    fixture.token_value()
     assert waited == [True]
 
 
-def test_a_refused_token_is_renewed_once_by_whoever_comes_first():
-    asked = Asked()
-    refused = asked.grant()
-    assert [asked.token(refused) for _ in range(5)] == ['token-2'] * 5
-    assert (asked.keystone.fetched, asked.keystone.invalidated) == (2, 1)
+def test_a_rejected_token_is_renewed_once_for_all_callers():
+    fixture = Fixture()
+    rejected = fixture.token()
+    assert [fixture.token_value(rejected) for _ in range(5)] == ['token-2'] * 5
+    assert fixture.keystone.fetched == 2
 
 
-def test_what_was_refused_and_cannot_be_renewed_is_an_error():
-    """http_basic and the like: there is no token."""
-    asked = Asked()
-    refused = asked.grant()
-    asked.keystone.can_renew = False
+def test_rejected_credentials_without_a_token_are_a_permanent_error():
+    """http_basic and similar plugins have no token."""
+    authenticator = auth.Authenticator(FakeBasicAuth({'Authorization': 'Basic xxx'}), endpoint_filter=ENDPOINT_FILTER)
+    rejected = authenticator.token(Deadline.after(9))
     with pytest.raises(InstanceLookupError, match='there is no token to renew') as raised:
-        asked.token(refused)
+        authenticator.token(Deadline.after(9), rejected)
     assert not isinstance(raised.value, LookupUnavailable)
 
 
 @pytest.mark.parametrize(
-    ('fails', 'said'),
+    ('error', 'message'),
     [
         (exceptions.Unauthorized(), 'compare user, password and project'),
-        (exceptions.EndpointNotFound(), 'Keystone knows no such Quantum'),
         (exceptions.MissingRequiredOptions([]), 'Keystone gives no token'),
         (exceptions.NotFound(), 'Keystone gives no token'),
     ],
 )
-def test_what_asking_again_will_not_mend_is_remembered_for_a_while(fails, said):
-    asked = Asked()
-    asked.keystone.fails, tried = fails, []
-    asked.keystone.before = lambda: tried.append(1)
+def test_a_permanent_error_is_cached_and_not_retried(error, message):
+    fixture = Fixture()
+    fixture.keystone.error, attempts = error, []
+    fixture.keystone.on_fetch = lambda: attempts.append(1)
     for _ in range(5):
-        with pytest.raises(InstanceLookupError, match=said) as raised:
-            asked.token()
+        with pytest.raises(InstanceLookupError, match=message) as raised:
+            fixture.token_value()
         assert not isinstance(raised.value, LookupUnavailable)
-    assert len(tried) == 1
-    asked.clock.now_s += auth.NEGATIVE_CACHE_S
-    asked.keystone.fails = None
-    assert asked.token() == 'token-1'
+    assert len(attempts) == 1
+    fixture.clock.now_s += auth.NEGATIVE_CACHE_S
+    fixture.keystone.error = None
+    assert fixture.token_value() == 'token-1'
 
 
 @pytest.mark.parametrize(
-    'fails',
+    'error',
     [
-        AWAY,
+        UNAVAILABLE,
         exceptions.ConnectTimeout(),
         exceptions.ServiceUnavailable(),
         exceptions.InternalServerError(),
@@ -198,57 +197,151 @@ def test_what_asking_again_will_not_mend_is_remembered_for_a_while(fails, said):
         TypeError('not a token'),
     ],
 )
-def test_what_may_pass_is_asked_again_at_once(fails):
-    asked = Asked()
-    asked.keystone.fails = fails
+def test_a_temporary_error_is_not_cached_so_a_retry_fetches_again(error):
+    fixture = Fixture()
+    fixture.keystone.error = error
     for _ in range(2):
         with pytest.raises(LookupUnavailable, match='Keystone'):
-            asked.token()
-    asked.keystone.fails = None
-    assert asked.token() == 'token-1'
-
-
-def test_an_endpoint_that_the_catalogue_does_not_have_is_named():
-    asked = Asked()
-    asked.keystone.endpoint = None
-    with pytest.raises(InstanceLookupError, match='no endpoint of service_type network, interface admin'):
-        asked.token()
+            fixture.token_value()
+    fixture.keystone.error = None
+    assert fixture.token_value() == 'token-1'
 
 
 def test_a_plugin_without_credentials_is_an_error():
-    asked = Asked()
-    asked.keystone.get_auth_headers = lambda: None
-    with pytest.raises(InstanceLookupError, match='no credentials for Quantum'):
-        asked.token()
+    authenticator = auth.Authenticator(FakeBasicAuth(None), endpoint_filter=ENDPOINT_FILTER)
+    with pytest.raises(InstanceLookupError, match='no credentials for Neutron'):
+        authenticator.token(Deadline.after(9))
 
 
-def test_without_a_token_a_grant_lasts_for_ever():
-    asked = Asked()
-    asked.keystone.get_auth_headers = lambda: {'Authorization': 'Basic xxx'}
-    grant = asked.grant()
-    assert (grant.roles, grant.project_id, grant.ends_at_s) == (frozenset(), None, auth.FOREVER_S)
+def test_without_keystone_a_token_never_expires():
+    authenticator = auth.Authenticator(FakeBasicAuth({'Authorization': 'Basic xxx'}), endpoint_filter=ENDPOINT_FILTER)
+    token = authenticator.token(Deadline.after(9))
+    assert (token.roles, token.project_id, token.expires_at_s) == (frozenset(), None, auth.NEVER_S)
+    assert not token.is_from_keystone
 
 
-def test_a_distrusted_grant_is_answered_with_its_reason_for_a_while():
-    asked = Asked()
-    asked.access.distrust(asked.grant(), 'it sees nothing')
-    with pytest.raises(InstanceLookupError, match='it sees nothing'):
-        asked.token()
-    asked.clock.now_s += auth.NEGATIVE_CACHE_S
-    assert asked.token() == 'token-2'
+def test_after_invalidate_callers_get_the_reason_until_a_new_token_is_fetched():
+    fixture = Fixture()
+    fixture.auth.invalidate(fixture.token(), 'it sees no ports')
+    with pytest.raises(InstanceLookupError, match='it sees no ports'):
+        fixture.token_value()
+    fixture.clock.now_s += auth.NEGATIVE_CACHE_S
+    assert fixture.token_value() == 'token-2'
 
 
-def test_only_the_current_grant_can_be_distrusted():
-    asked = Asked()
-    old = asked.grant()
-    asked.grant(refused=old)
-    asked.access.distrust(old, 'it sees nothing')
-    assert asked.token() == 'token-2'
+def test_only_the_current_token_can_be_invalidated():
+    fixture = Fixture()
+    old = fixture.token()
+    fixture.token(rejected=old)
+    fixture.auth.invalidate(old, 'it sees no ports')
+    assert fixture.token_value() == 'token-2'
 
 
-def test_distrust_waits_for_nobody():
-    asked = Asked(lasts_s=3600)
-    old = asked.grant()
-    asked.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
-    asked.keystone.before = lambda: in_another_thread(lambda: asked.access.distrust(old, 'it sees nothing'))
-    assert asked.token() == 'token-2'
+def test_invalidate_does_not_wait_for_a_renewal():
+    fixture = Fixture(lifetime_s=3600)
+    old = fixture.token()
+    fixture.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
+    fixture.keystone.on_fetch = lambda: in_another_thread(lambda: fixture.auth.invalidate(old, 'it sees no ports'))
+    assert fixture.token_value() == 'token-2'
+
+
+def test_rejected_credentials_are_retried_after_growing_pauses():
+    """Keystone may lock the account after some failed attempts."""
+    fixture = Fixture()
+    fixture.keystone.error, attempts = exceptions.Unauthorized(), []
+    fixture.keystone.on_fetch = lambda: attempts.append(fixture.clock.now_s)
+    started_s = fixture.clock.now_s
+    while fixture.clock.now_s < started_s + 1800:
+        with pytest.raises(InstanceLookupError, match='compare user, password and project'):
+            fixture.token_value()
+        fixture.clock.now_s += 1
+    pauses = [later - earlier for earlier, later in itertools.pairwise(attempts)]
+    assert pauses[:4] == [5, 10, 20, 40]
+    assert max(pauses) == auth.MAX_NEGATIVE_CACHE_S
+    fixture.keystone.error = None
+    fixture.clock.now_s += auth.MAX_NEGATIVE_CACHE_S
+    assert fixture.token_value() == 'token-1'
+
+
+@pytest.mark.parametrize('error', [exceptions.Unauthorized(), exceptions.NotFound(), exceptions.Forbidden()])
+def test_a_rejected_early_renewal_does_not_fail_requests_while_the_token_is_valid(error, caplog):
+    fixture = Fixture(lifetime_s=3600)
+    fixture.token_value()
+    fixture.keystone.error = error
+    fixture.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
+    started_s = fixture.clock.now_s
+    while fixture.clock.now_s < started_s + auth.RENEW_BEFORE_EXPIRY_S - auth.EXPIRY_MARGIN_S:
+        assert fixture.token_value() == 'token-1'
+        fixture.clock.now_s += 1
+    assert 'stays in use, but cannot be renewed: Keystone' in caplog.records[0].getMessage()
+    with pytest.raises(InstanceLookupError):
+        fixture.token_value()
+
+
+@pytest.mark.parametrize('behind_s', [2 * 3600.0, -2 * 3600.0, 0.0], ids=['ahead', 'behind', 'equal'])
+def test_a_wrong_clock_of_this_host_does_not_change_the_lifetime_of_a_token(behind_s, caplog):
+    """The clock of this host is ahead of Keystone's by more than the lifetime of a token: one token, one warning."""
+    fixture = Fixture(lifetime_s=3600)
+    fixture.keystone.behind_s = behind_s
+    for _ in range(20):
+        assert fixture.token_value() == 'token-1'
+        fixture.clock.now_s += 1
+    fixture.clock.now_s += 3600
+    assert fixture.token_value() == 'token-2'
+    warnings = [record.getMessage() for record in caplog.records]
+    if not behind_s:
+        assert warnings == []
+    else:
+        (warning,) = warnings
+        assert warning.startswith(
+            f'The clock of this host is 7200 s {"ahead" if behind_s > 0 else "behind"} of the clock'
+        )
+
+
+ADMIN, INTERNAL, PUBLIC = ((name, 'RegionOne', f'http://{name}') for name in ('admin', 'internal', 'public'))
+OTHER_REGION = ('admin', 'RegionTwo', 'http://other')
+
+
+@pytest.mark.parametrize(
+    ('endpoints', 'wanted', 'url'),
+    [
+        ([PUBLIC, INTERNAL, ADMIN], {'interfaces': ('admin', 'internal', 'public')}, 'http://admin'),
+        ([PUBLIC, INTERNAL], {'interfaces': ('admin', 'internal', 'public')}, 'http://internal'),
+        ([PUBLIC], {'interfaces': ('admin', 'internal', 'public')}, 'http://public'),
+        ([OTHER_REGION, ADMIN], {'interfaces': ('admin',), 'region_name': 'RegionOne'}, 'http://admin'),
+        ([('adminURL', 'RegionOne', 'http://v2')], {'interfaces': ('admin',)}, 'http://v2'),
+    ],
+)
+def test_the_endpoint_is_selected_by_region_and_the_first_interface_that_exists(endpoints, wanted, url):
+    assert auth.select_endpoint(FakeCatalog(*endpoints), auth.EndpointFilter(**wanted)) == url
+
+
+@pytest.mark.parametrize(
+    ('endpoints', 'wanted', 'message'),
+    [
+        ([], {'interfaces': ('admin',)}, 'has no network endpoint; without a project in the credentials it is empty'),
+        (
+            [OTHER_REGION, ADMIN],
+            {'interfaces': ('admin',)},
+            'network endpoints in the regions RegionOne and RegionTwo; set auth_region to the one of this host',
+        ),
+        (
+            [ADMIN],
+            {'interfaces': ('admin',), 'region_name': 'RegionTwo'},
+            r'no network endpoint in region RegionTwo \(auth_region\); it has some in RegionOne',
+        ),
+        (
+            [INTERNAL, PUBLIC],
+            {'interfaces': ('admin',)},
+            'with interface admin; it has internal and public: set endpoint_type',
+        ),
+        ([ADMIN], {'interfaces': ('admin',), 'service_name': 'quantum'}, 'no network endpoint named quantum'),
+    ],
+    ids=['none', 'several regions', 'other region', 'no admin endpoint', 'service name'],
+)
+def test_a_catalogue_without_a_matching_endpoint_is_described(endpoints, wanted, message):
+    fixture = Fixture()
+    fixture.keystone.catalog = FakeCatalog(*endpoints)
+    with pytest.raises(InstanceLookupError, match=message) as raised:
+        auth.select_endpoint(fixture.keystone.catalog, auth.EndpointFilter(**wanted))
+    assert not isinstance(raised.value, LookupUnavailable)

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+import logging
+
 import pytest
 
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
-from metadata_wsgi.lookup.neutron.lookup import SAMPLE, VISIBILITY_CHECK_S, NeutronLookup
+from metadata_wsgi.lookup.neutron.auth import NEVER_S
+from metadata_wsgi.lookup.neutron.lookup import SAMPLE_SIZE, VISIBILITY_CHECK_INTERVAL_S, NeutronLookup
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 from tests.fakes import FakeClock
 
-from .fakes import FakeAccess, FakeApi, grant, port
+from .fakes import FakeApi, FakeAuthenticator, port, token
 
 BEHIND_ROUTER = Source('10.1.1.2', router_id='router-1')
 ON_NETWORK = Source('10.1.1.2', network_id='network-1')
@@ -17,106 +20,166 @@ OWN = {'id': 'p', 'project_id': 'service-project'}
 ONE = Instance('instance-1', 'project-1', 'port-1')
 
 
-class Asked:
-    """A directory on a fake clock."""
+class Fixture:
+    """A lookup with a fake API and a fake clock."""
 
-    def __init__(self, *outcomes, roles=('service',), project_id='service-project'):
+    def __init__(self, *outcomes, roles=('service',), project_id='service-project', **fields):
         self.clock = FakeClock()
-        self.access = FakeAccess(grant(roles=roles, project_id=project_id))
-        self.api = FakeApi(*outcomes, access=self.access)
-        self.directory = NeutronLookup(self.api, clock=self.clock)
+        self.auth = FakeAuthenticator(token(roles=roles, project_id=project_id, **fields))
+        self.api = FakeApi(*outcomes, auth=self.auth)
+        self.lookup = NeutronLookup(self.api, clock=self.clock)
 
     def find(self, source=BEHIND_ROUTER):
-        return self.directory.find(source, Deadline.after(9, self.clock))
+        return self.lookup.find(source, Deadline.after(9, self.clock))
 
     def probe(self):
-        return self.directory.probe(Deadline.after(9, self.clock))
+        return self.lookup.probe(Deadline.after(9, self.clock))
 
-    def asked_for(self):
-        """The names of each question's filters."""
-        return [{name for name, _ in query} - {'fields'} for query in self.api.asked]
-
-
-def test_behind_a_router_two_questions_find_the_guest():
-    asked = Asked([INTERFACE], [port()])
-    assert asked.find() == (ONE,)
-    assert asked.asked_for() == [{'device_id', 'device_owner'}, {'network_id', 'fixed_ips'}]
+    def filters(self):
+        """The names of each query's filters."""
+        return [{name for name, _ in query} - {'fields'} for query in self.api.queries]
 
 
-def test_on_a_network_one_question_does():
-    asked = Asked([port()])
-    assert asked.find(ON_NETWORK) == (ONE,)
-    assert asked.asked_for() == [{'network_id', 'fixed_ips'}]
+def test_behind_a_router_two_queries_find_the_instance():
+    fixture = Fixture([INTERFACE], [port()])
+    assert fixture.find() == (ONE,)
+    assert fixture.filters() == [{'device_id', 'device_owner'}, {'network_id', 'fixed_ips'}]
 
 
-def test_behind_a_router_without_networks_no_address_is_asked_for():
-    asked = Asked([], [FOREIGN])
-    assert asked.find() == ()
-    assert asked.asked_for() == [{'device_id', 'device_owner'}, {'limit'}]
+TWO_INTERFACES = [
+    {'id': 'aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa', 'network_id': 'network-1'},
+    {'id': 'bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb', 'network_id': 'network-2'},
+]
 
 
-def test_an_empty_answer_is_believed_while_other_projects_ports_were_seen():
-    asked = Asked([FOREIGN])
-    asked.probe()
-    asked.api.asked.clear()
-    assert asked.find(ON_NETWORK) == ()
-    assert asked.asked_for() == [{'network_id', 'fixed_ips'}]
-    asked.clock.now_s += VISIBILITY_CHECK_S
-    assert asked.find(ON_NETWORK) == ()
-    assert asked.asked_for()[1:] == [{'network_id', 'fixed_ips'}, {'limit'}]
+@pytest.mark.parametrize(
+    ('interface', 'networks'),
+    [
+        ('qr-aaaaaaaa-aa', ['network-1']),
+        ('qr-bbbbbbbb-bb', ['network-2']),
+        (None, ['network-1', 'network-2']),
+        ('qr-cccccccc-cc', None),
+    ],
+)
+def test_a_link_local_address_is_searched_on_the_network_of_its_interface(interface, networks):
+    """With port security off an instance can take the address of another tenant's instance on another network."""
+    fixture = Fixture(TWO_INTERFACES, [], [FOREIGN])
+    assert fixture.find(Source('fe80::f816:3eff:fe00:1', router_id='router-1', interface=interface)) == ()
+    queried = [[value for name, value in query if name == 'network_id'] for query in fixture.api.queries]
+    assert queried[1 : 2 if networks else 1] == ([networks] if networks else [])
 
 
-def test_a_role_that_sees_nothing_is_an_error_and_its_token_is_let_go():
-    """A token keeps the roles that it was made with."""
-    asked = Asked([], roles=('reader', 'member'))
+def test_on_a_network_one_query_finds_the_instance():
+    fixture = Fixture([port()])
+    assert fixture.find(ON_NETWORK) == (ONE,)
+    assert fixture.filters() == [{'network_id', 'fixed_ips'}]
+
+
+def test_behind_a_router_without_networks_there_is_no_query_for_the_address():
+    fixture = Fixture([], [FOREIGN])
+    assert fixture.find() == ()
+    assert fixture.filters() == [{'device_id', 'device_owner'}, {'limit'}]
+
+
+def test_an_empty_result_is_accepted_after_a_visibility_check():
+    fixture = Fixture([FOREIGN])
+    fixture.probe()
+    fixture.api.queries.clear()
+    assert fixture.find(ON_NETWORK) == ()
+    assert fixture.filters() == [{'network_id', 'fixed_ips'}]
+    fixture.clock.now_s += VISIBILITY_CHECK_INTERVAL_S
+    assert fixture.find(ON_NETWORK) == ()
+    assert fixture.filters()[1:] == [{'network_id', 'fixed_ips'}, {'limit'}]
+
+
+def test_a_role_that_sees_nothing_is_an_error_and_its_token_is_invalidated():
+    """A token keeps the roles that it was issued with."""
+    fixture = Fixture([], roles=('reader', 'member'))
     with pytest.raises(InstanceLookupError, match='to the roles member, reader; give the user the role service'):
-        asked.find()
-    assert [why for _, why in asked.access.distrusted]
+        fixture.find()
+    assert [reason for _, reason in fixture.auth.invalidated]
 
 
 def test_a_role_that_sees_only_its_own_project_is_an_error():
     with pytest.raises(InstanceLookupError, match='shows no port of any other project'):
-        Asked([OWN], roles=('member',)).probe()
+        Fixture([OWN], roles=('member',)).probe()
+
+
+SHOWS_ONE = [{'id': 'p', 'project_id': 'service-project', 'network_id': 'network-1'}]
 
 
 @pytest.mark.parametrize('role', ['service', 'admin', 'advsvc'])
-def test_an_empty_cloud_is_none_for_a_role_that_may_see_all(role):
-    asked = Asked([], roles=('reader', role))
-    sight = asked.probe()
-    assert (sight.ports, sight.foreign) == (0, 0)
-    assert 'has no ports of other projects to show yet' in str(sight)
-    assert asked.find() == ()
+@pytest.mark.parametrize('source', [BEHIND_ROUTER, ON_NETWORK])
+def test_an_empty_cloud_is_accepted_where_the_router_or_network_of_the_source_is_visible(role, source):
+    fixture = Fixture(SHOWS_ONE, roles=('reader', role))
+    result = fixture.probe()
+    assert (result.ports, result.foreign, result.is_proven) == (1, 0, False)
+    assert 'shows no ports of other projects to the roles' in str(result)
+    assert fixture.find(source) == ()
 
 
-def test_a_role_of_an_unknown_name_that_sees_other_projects_will_do():
-    sight = Asked([OWN, FOREIGN], roles=('metadata_agent',)).probe()
-    assert sight.foreign == 1
-    assert 'shows ports of other projects; roles: metadata_agent' in str(sight)
+@pytest.mark.parametrize('role', ['service', 'admin', 'advsvc'])
+@pytest.mark.parametrize('source', [BEHIND_ROUTER, ON_NETWORK])
+def test_an_empty_result_is_an_error_where_not_even_the_router_or_network_of_the_source_is_visible(role, source):
+    """A Neutron before 2023.2 knows no role service, and a policy may redefine it: 200 and an empty list."""
+    place = 'router router-1' if source is BEHIND_ROUTER else 'network network-1'
+    with pytest.raises(InstanceLookupError, match=f'shows no port of {place}, which sent a request') as raised:
+        Fixture([], roles=(role,)).find(source)
+    assert not isinstance(raised.value, LookupUnavailable)
 
 
-def test_a_sample_of_its_own_ports_only_says_nothing():
-    assert Asked([OWN] * SAMPLE, roles=('member',)).probe().foreign == 0
+@pytest.mark.parametrize('roles', [('admin',), ()], ids=['system scope', 'unscoped'])
+def test_a_token_without_project_that_sees_nothing_is_an_error(roles):
+    fixture = Fixture([], roles=roles, project_id=None)
+    with pytest.raises(InstanceLookupError, match='the token has no project'):
+        fixture.probe()
 
 
-def test_without_keystone_there_are_no_roles_to_judge():
-    sight = Asked([], roles=(), project_id=None).probe()
-    assert 'roles: none (no Keystone)' in str(sight)
+def test_a_port_with_the_address_that_belongs_to_no_instance_is_reported_and_logged(caplog):
+    caplog.set_level(logging.INFO)
+    subport = port(id='port-9', device_owner='trunk:subport', device_id='')
+    fixture = Fixture([INTERFACE], [subport], [FOREIGN])
+    assert fixture.find() == ()
+    text = (
+        'port port-9 on network network-1 has the address 10.1.1.2, but belongs to no instance: '
+        "device_owner 'trunk:subport', device_id ''"
+    )
+    assert [record.getMessage() for record in caplog.records] == [f'No instance is at the address of a request: {text}']
+    reported = []
+    fixture.lookup.on_other_port = reported.append
+    fixture.lookup.find(ON_NETWORK, Deadline.after(9, fixture.clock))
+    assert reported == []  # the last outcome has no such port
 
 
-def test_a_quantum_that_is_away_says_so_and_nothing_else():
+def test_a_role_of_an_unknown_name_that_sees_other_projects_is_accepted():
+    result = Fixture([OWN, FOREIGN], roles=('metadata_agent',)).probe()
+    assert result.foreign == 1
+    assert 'shows ports of other projects; roles: metadata_agent' in str(result)
+
+
+def test_a_full_sample_of_own_ports_proves_nothing():
+    assert Fixture([OWN] * SAMPLE_SIZE, roles=('member',)).probe().foreign == 0
+
+
+def test_without_keystone_there_are_no_roles_to_check():
+    fixture = Fixture([], roles=(), project_id=None, expires_at_s=NEVER_S)
+    assert 'roles none (no Keystone)' in str(fixture.probe())
+
+
+def test_an_unavailable_neutron_is_raised_as_such():
     with pytest.raises(LookupUnavailable):
-        Asked(LookupUnavailable('no route')).find()
+        Fixture(LookupUnavailable('no route')).find()
 
 
-def test_every_query_is_told_to_who_wants_to_know():
-    asked = Asked([INTERFACE], [port()])
-    told = []
-    asked.directory.on_query = lambda *query: told.append(query)
-    asked.find()
-    assert told == [('asked', 0.0, 1)] * 2
+def test_on_query_is_called_for_every_query():
+    fixture = Fixture([INTERFACE], [port()])
+    reported = []
+    fixture.lookup.on_query = lambda *query: reported.append(query)
+    fixture.find()
+    assert reported == [('GET', 0.0, 1)] * 2
 
 
 def test_close_closes_the_api():
-    asked = Asked([])
-    asked.directory.close()
-    assert asked.api.closed
+    fixture = Fixture([])
+    fixture.lookup.close()
+    assert fixture.api.closed

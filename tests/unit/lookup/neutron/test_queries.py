@@ -13,12 +13,12 @@ ONE = Instance('instance-1', 'project-1', 'port-1')
 
 
 def found(*ports, address='10.1.1.2'):
-    return queries.instances_at(address, NETWORKS, ports)
+    return queries.matching_instances(address, NETWORKS, ports)
 
 
-def test_a_routers_networks_are_asked_for_by_every_kind_of_router():
-    """bug 1353271: the interfaces of distributed and of highly available routers have owners of their own."""
-    query = queries.networks_of('router-1')
+def test_the_query_for_router_ports_has_the_owners_of_every_kind_of_router():
+    """bug 1353271: the interfaces of DVR and HA routers have other owners."""
+    query = queries.router_ports_query('router-1')
     assert ('device_id', 'router-1') in query
     assert [value for name, value in query if name == 'device_owner'] == [
         'network:router_interface',
@@ -27,27 +27,39 @@ def test_a_routers_networks_are_asked_for_by_every_kind_of_router():
     ]
 
 
-def test_a_dual_stack_router_has_two_ports_on_one_network():
+def test_the_two_ports_of_a_dual_stack_router_are_one_network():
     ports = [{'network_id': 'n2'}, {'network_id': 'n1'}, {'network_id': 'n2'}]
-    assert queries.network_ids(ports) == ['n2', 'n1']
+    assert queries.networks_behind(queries.router_networks(ports), None) == ['n2', 'n1']
 
 
-def test_without_networks_nothing_is_asked():
-    """An address alone is every tenant's."""
-    assert list(queries.at('10.1.1.2', [])) == []
+@pytest.mark.parametrize(
+    ('interface', 'networks'),
+    [(None, ['n1', 'n2']), ('qr-aaaaaaaa-aa', ['n1']), ('qr-bbbbbbbb-bb', ['n2']), ('qg-aaaaaaaa-aa', []), ('qr-', [])],
+)
+def test_the_network_of_an_interface_of_a_router(interface, networks):
+    ports = [
+        {'id': 'aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa', 'network_id': 'n1'},
+        {'id': 'bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb', 'network_id': 'n2'},
+    ]
+    assert queries.networks_behind(queries.router_networks(ports), interface) == networks
+
+
+def test_without_networks_there_is_no_query():
+    """An address alone matches the ports of every tenant."""
+    assert list(queries.ports_queries('10.1.1.2', [])) == []
 
 
 @given(st.lists(st.uuids().map(str), unique=True, min_size=1, max_size=300))
-def test_each_question_is_about_some_of_the_networks_and_all_together_about_all(networks):
-    batches = list(queries.at('10.1.1.2', networks))
-    asked = [[value for name, value in query if name == 'network_id'] for query in batches]
-    assert [network for batch in asked for network in batch] == networks
-    assert all(0 < len(batch) <= queries.NETWORKS_AT_ONCE for batch in asked)
+def test_the_queries_have_batches_of_networks_that_cover_all_of_them(networks):
+    batches = list(queries.ports_queries('10.1.1.2', networks))
+    queried = [[value for name, value in query if name == 'network_id'] for query in batches]
+    assert [network for batch in queried for network in batch] == networks
+    assert all(0 < len(batch) <= queries.MAX_NETWORKS_PER_QUERY for batch in queried)
     assert all(('fixed_ips', 'ip_address=10.1.1.2') in query for query in batches)
 
 
 @pytest.mark.parametrize(
-    ('address', 'wanted'),
+    ('address', 'expected'),
     [
         ('10.1.1.2', ('fixed_ips', 'ip_address=10.1.1.2')),
         ('2001:DB8:1:0:0:0:0:2', ('fixed_ips', 'ip_address=2001:db8:1::2')),
@@ -55,48 +67,48 @@ def test_each_question_is_about_some_of_the_networks_and_all_together_about_all(
         ('fe80::1234:5678:9abc:def0', ('fixed_ips', 'ip_address=fe80::1234:5678:9abc:def0')),
     ],
 )
-def test_what_is_asked_for_an_address(address, wanted):
-    (query,) = queries.at(address, ['n1'])
-    assert [pair for pair in query if pair[0] in ('fixed_ips', 'mac_address')] == [wanted]
+def test_the_filter_of_the_query_for_an_address(address, expected):
+    (query,) = queries.ports_queries(address, ['n1'])
+    assert [pair for pair in query if pair[0] in ('fixed_ips', 'mac_address')] == [expected]
 
 
-def test_the_guest_at_the_address():
+def test_the_port_with_the_address_is_the_instance():
     assert found(port()) == (ONE,)
 
 
-def test_an_answer_that_is_not_about_the_question_finds_nobody():
+def test_ports_that_the_query_did_not_select_are_ignored():
     """Neutron ignores a key of fixed_ips that it does not know and returns every port."""
     others = [port(fixed_ips=[{'ip_address': '10.1.1.3'}]), port(network_id='network-9'), port(fixed_ips=None)]
     assert found(*others) == ()
 
 
 @pytest.mark.parametrize('owner', ['network:router_interface', 'network:dhcp', '', None, 'xcompute:nova'])
-def test_who_is_no_instance(owner):
+def test_a_port_of_another_owner_is_no_instance(owner):
     assert found(port(device_owner=owner)) == ()
 
 
 @pytest.mark.parametrize('owner', ['compute:nova', 'compute:', 'compute:az 2', 'baremetal:none'])
-def test_who_is_an_instance(owner):
+def test_a_port_of_nova_or_ironic_is_an_instance(owner):
     assert found(port(device_owner=owner)) == (ONE,)
 
 
 @pytest.mark.parametrize('missing', [{'device_id': ''}, {'project_id': ''}])
-def test_a_port_without_instance_or_project_is_nobody(missing):
+def test_a_port_without_instance_or_project_is_ignored(missing):
     assert found(port(**missing)) == ()
 
 
-def test_a_quantum_that_knows_only_tenants():
+def test_a_neutron_that_has_only_tenant_ids():
     old = port(tenant_id='project-1')
     del old['project_id']
     assert found(old) == (ONE,)
 
 
-def test_an_instance_is_found_once_whatever_number_of_ports_fit():
+def test_an_instance_with_two_matching_ports_is_found_once():
     assert found(port(), port(id='port-2')) == (ONE,)
 
 
 def test_one_instance_id_under_two_projects_is_two():
-    """bug 1235450: a tenant may write another's instance id on a port of its own."""
+    """bug 1235450: a tenant may set another tenant's instance id on its own port."""
     assert len(found(port(), port(id='port-2', project_id='project-2'))) == 2
 
 
@@ -107,6 +119,6 @@ def test_a_link_local_address_is_compared_by_its_mac():
     assert found(port(mac_address=None), address=address) == ()
 
 
-def test_ipv6_is_compared_in_any_spelling():
-    spelt = port(fixed_ips=[{'ip_address': '2001:0db8:0001::0002'}])
-    assert found(spelt, address='2001:db8:1::2') == (ONE,)
+def test_ipv6_addresses_are_normalized_before_they_are_compared():
+    uncompressed = port(fixed_ips=[{'ip_address': '2001:0db8:0001::0002'}])
+    assert found(uncompressed, address='2001:db8:1::2') == (ONE,)

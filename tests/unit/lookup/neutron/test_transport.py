@@ -9,7 +9,7 @@ import requests
 
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.lookup.neutron import transport
-from metadata_wsgi.lookup.neutron.transport import BoundedAdapter, within
+from metadata_wsgi.lookup.neutron.transport import DeadlineAdapter, deadline_scope
 from tests.rawserver import RawServer, keeps_saying, says, stalls
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'
@@ -17,17 +17,17 @@ OK = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'
 
 @pytest.fixture
 def served():
-    """A function: the scripts of a server -> the server, and how to get an answer of it."""
+    """A function: the scripts of a server -> the server, and a function that sends a GET to it."""
     made = []
 
     def serve(*scripts):
         server, session = RawServer(*scripts), requests.Session()
         session.trust_env = False
-        session.mount('http://', BoundedAdapter(pool_maxsize=2))
+        session.mount('http://', DeadlineAdapter(pool_maxsize=2))
         made.append((server, session))
 
-        def get(within_s=9.0, **more):
-            with within(Deadline.after(within_s)):
+        def get(timeout_s=9.0, **more):
+            with deadline_scope(Deadline.after(timeout_s)):
                 return session.get(f'http://127.0.0.1:{server.port}/', **more)
 
         return server, get
@@ -38,31 +38,31 @@ def served():
         server.close()
 
 
-def drips(piece):
-    """Begin an answer and send ``piece`` of it again and again: no single wait is long."""
+def drips(chunk):
+    """Start a response and send ``chunk`` repeatedly: no single read takes long."""
 
     def script(peer):
         peer.request()
         peer.send(b'HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n')
         while not peer.server.stop.wait(0.02):
-            peer.send(piece)
+            peer.send(chunk)
 
     return script
 
 
-def test_an_answer_is_read_whole(served):
+def test_the_whole_response_is_read(served):
     _, get = served(keeps_saying(OK))
     assert get().content == b'ok'
 
 
-def test_a_connection_is_used_again(served):
+def test_a_connection_is_reused_keepalive(served):
     server, get = served(keeps_saying(OK))
     for _ in range(3):
         get()
     assert server.connections == 1
 
 
-def test_chunks_and_gzip(served):
+def test_chunked_and_gzip_responses(served):
     packed = gzip.compress(b'ports' * 1000)
     chunk = b'%x\r\n%b\r\n0\r\n\r\n' % (len(packed), packed)
     head = b'HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n'
@@ -72,34 +72,34 @@ def test_chunks_and_gzip(served):
 
 
 @pytest.mark.parametrize('script', [stalls, drips(b'x'), drips(b'')], ids=['silent', 'dripping', 'stuck'])
-def test_the_deadline_ends_it(served, script):
-    """A timeout of each single wait would let a server that drips go on for ever."""
+def test_the_deadline_ends_a_stalled_or_dripping_response_timeout(served, script):
+    """A timeout of each single read would never end a response that drips."""
     _, get = served(script)
     with pytest.raises(requests.exceptions.Timeout):
-        get(within_s=0.3)
+        get(timeout_s=0.3)
 
 
-def test_the_callers_own_timeout_has_no_say(served):
-    """keystoneauth has one of its own, for every request the same."""
-    answered = threading.Event()
+def test_the_timeout_argument_of_the_caller_is_ignored(served):
+    """keystoneauth passes the same timeout with every request."""
+    released = threading.Event()
 
     def late(peer):
         peer.request()
-        answered.wait(0.3)
+        released.wait(0.3)
         peer.send(OK)
 
     _, get = served(late)
     assert get(timeout=0.01).content == b'ok'
 
 
-def test_with_no_time_left_nothing_is_sent(served):
+def test_after_the_deadline_nothing_is_sent(served):
     server, get = served(keeps_saying(OK))
     with pytest.raises(requests.exceptions.Timeout):
-        get(within_s=0)
+        get(timeout_s=0)
     assert server.connections == 0
 
 
-def test_an_answer_that_is_cut_off_is_an_error_and_its_connection_not_used_again(served):
+def test_a_truncated_response_is_an_error_and_its_connection_is_not_reused(served):
     cut = says(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf')
     server, get = served(cut, keeps_saying(OK))
     with pytest.raises(requests.exceptions.ConnectionError):
@@ -108,33 +108,33 @@ def test_an_answer_that_is_cut_off_is_an_error_and_its_connection_not_used_again
     assert server.connections == 2
 
 
-def test_an_endless_answer_is_given_up(served):
+def test_an_endless_response_is_an_error(served):
     def endless(peer):
         peer.request()
         peer.send(b'HTTP/1.1 200 OK\r\n\r\n')
         while True:
-            peer.send(b'x' * transport.PIECE)
+            peer.send(b'x' * transport.CHUNK_BYTES)
 
     _, get = served(endless)
     with pytest.raises(requests.exceptions.ConnectionError, match='longer than'):
         get()
 
 
-def test_a_small_answer_that_unpacks_to_a_large_one_is_given_up(served):
-    packed = gzip.compress(bytes(transport.LONGEST_ANSWER + 1))
+def test_a_compressed_response_that_is_too_large_is_an_error(served):
+    packed = gzip.compress(bytes(transport.MAX_RESPONSE_BYTES + 1))
     head = b'HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n' % len(packed)
     _, get = served(keeps_saying(head + packed))
     with pytest.raises(requests.exceptions.ConnectionError, match='longer than'):
         get()
 
 
-def test_what_cannot_be_unpacked_is_an_error_of_requests(served):
+def test_invalid_gzip_is_an_error_of_requests(served):
     _, get = served(keeps_saying(b'HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok'))
     with pytest.raises(requests.exceptions.ConnectionError):
         get()
 
 
-def test_blocks_within_each_other_have_deadlines_of_their_own(served):
+def test_nested_scopes_have_their_own_deadlines(served):
     _, get = served(keeps_saying(OK))
-    with within(Deadline.after(0)):
+    with deadline_scope(Deadline.after(0)):
         assert get().content == b'ok'

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that listens on a TCP port of the caller's network namespace, for the message that the port is in use.
+
+Facts, proc_net_tcp(5) and proc_pid_fd(5): /proc/thread-self/net has the sockets of the namespace that the calling
+thread is in, each with its inode number; a process that has it open has a link ``socket:[inode]`` in its fd directory,
+which only root and its own user may read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+LISTEN = '0A'
+NETNS_DIRECTORY = '/run/netns'
+
+OWN_PROGRAMS = ('quantum-ns-metadata-proxy', 'quantum-metadata-agent', 'metadata-wsgi', 'neutron-metadata-agent-wsgi')
+"""In the command line of a process of this package, also after gunicorn has set the title."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortHolder:
+    """A process that listens on the port. ``is_own``: it is one of this package's programs."""
+
+    pid: int
+    program: str
+    is_own: bool
+
+    def message(self, port: int, namespace: str) -> str:
+        """A sentence for the operator; ``namespace`` is a name, or '' if it has none."""
+        return (
+            f'metadata_port: port {port} in {namespace or "this network namespace"} is held by pid {self.pid} '
+            f'({self.program}): stop it, or use --metadata-port {port + 1}'
+        )
+
+
+def find(port: int) -> PortHolder | None:
+    """The process that listens on ``port`` in this thread's network namespace; None if there is none or it is hidden.
+
+    If several share the socket (a master and its workers) it is the one with the lowest pid.
+    """
+    links = {f'socket:[{inode}]' for inode in _inodes(port)}
+    if not links:
+        return None
+    for pid in sorted(int(name) for name in os.listdir('/proc') if name.isdecimal()):
+        if _has_open(pid, links):
+            return PortHolder(pid, _read(pid, 'comm').strip() or 'unknown', _is_own(pid))
+    return None
+
+
+def namespace_name() -> str:
+    """The name of this thread's network namespace, e.g. ``qrouter-...``; '' if it has none below /run/netns."""
+    own = os.stat('/proc/thread-self/ns/net')
+    with contextlib.suppress(OSError), os.scandir(NETNS_DIRECTORY) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if os.path.samestat(own, os.stat(entry.path)):
+                    return entry.name
+    return ''
+
+
+def _inodes(port: int) -> Iterator[str]:
+    for name in ('tcp', 'tcp6'):
+        with contextlib.suppress(OSError), open(f'/proc/thread-self/net/{name}', encoding='ascii') as table:
+            for line in list(table)[1:]:
+                fields = line.split()
+                if fields[3] == LISTEN and int(fields[1].rpartition(':')[2], 16) == port:
+                    yield fields[9]
+
+
+def _has_open(pid: int, links: set[str]) -> bool:
+    with contextlib.suppress(OSError), os.scandir(f'/proc/{pid}/fd') as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if os.readlink(entry.path) in links:
+                    return True
+    return False
+
+
+def _is_own(pid: int) -> bool:
+    words = _read(pid, 'cmdline').replace('\0', ' ')
+    return any(program in words for program in OWN_PROGRAMS)
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        with open(f'/proc/{pid}/{name}', encoding='utf-8', errors='replace') as file:
+            return file.read()
+    except OSError:
+        return ''

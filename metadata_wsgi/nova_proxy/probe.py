@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Check that Nova's metadata API checks signatures, and that it has the same shared secret.
+
+Two requests to each host, for an instance id that no instance has: one with a wrong signature, to which Nova must
+answer 403, and one with the right signature, to which it must answer 404. Without this check both faults are
+found by the first instance only: with ``service_metadata_proxy`` off (or misspelt) in nova.conf Nova ignores
+signatures and answers 404 to every instance, and with another secret it answers 403.
+
+For ``check-config`` and for the check at start::
+
+    problems = probe.check(pipeline_app)    # sentences for the operator; empty if all is well
+
+Nova logs a warning for the request with the wrong signature.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.errors import NoResponse
+from metadata_wsgi.http.client import HttpClient
+from metadata_wsgi.http.message import Request
+from metadata_wsgi.nova_proxy.upstream import UpstreamApp, identity_headers
+from metadata_wsgi.pipeline import order
+from metadata_wsgi.pipeline.environ_keys import Instance, SignedIdentity
+
+NO_INSTANCE = Instance('00000000-0000-0000-0000-000000000000', 'metadata-wsgi-probe', '')
+ADDRESS = '169.254.169.254'
+TARGET = '/openstack/latest/meta_data.json'
+"""Nova answers / without a check of the signature."""
+
+WRONG_SIGNATURE = '0' * 64
+TIMEOUT_S = 5.0
+"""For the two requests to one host together."""
+
+
+def check(app: Any, timeout_s: float = TIMEOUT_S) -> list[str]:
+    """The problems of Nova's hosts, one sentence each. ``app`` is a loaded pipeline.
+
+    Empty if there are none, or if the pipeline does not end at Nova. Waits at most ``timeout_s`` seconds for each host.
+    """
+    links = order.chain(app)
+    signer = next((link for link in links if hasattr(link, 'signatures')), None)
+    if signer is None or not isinstance(links[-1], UpstreamApp):
+        return []
+    identity = SignedIdentity(NO_INSTANCE, ADDRESS, signer.signatures(NO_INSTANCE.instance_id))
+    found = (check_host(client, identity, timeout_s) for client in links[-1].clients)
+    return [problem for problem in found if problem]
+
+
+def check_host(client: HttpClient, identity: SignedIdentity, timeout_s: float = TIMEOUT_S) -> str:
+    """The problem of one host of Nova, '' if there is none. ``identity`` has the right signatures."""
+    deadline = Deadline.after(timeout_s)
+    nova = f'Nova at {client.name}'
+    try:
+        status = _status(client, identity, WRONG_SIGNATURE, deadline)
+        if status != 403:
+            return f'{nova} {_wrong_signature_problem(status)}'
+        for signature in identity.signatures:
+            status = _status(client, identity, signature, deadline)
+            if status != 403:
+                break
+    except NoResponse as error:
+        return f'Nova does not respond: {error}'
+    if status == 403:
+        return (
+            f'{nova} refuses the signature: metadata_proxy_shared_secret here and [neutron] '
+            f'metadata_proxy_shared_secret in nova.conf differ; every instance gets 403'
+        )
+    if status != 404:
+        return f'{nova} answered {status}, and not 404, to a signed request for an instance that does not exist'
+    return ''
+
+
+def _wrong_signature_problem(status: int) -> str:
+    if status >= 500:
+        return f'fails: it answered {status}'
+    return (
+        f'does not check signatures: it answered {status}, and not 403, to a wrong one. '
+        f'Set [neutron] service_metadata_proxy = true in nova.conf; until then no instance gets its metadata'
+    )
+
+
+def _status(client: HttpClient, identity: SignedIdentity, signature: str, deadline: Deadline) -> int:
+    request = Request('GET', TARGET, [('accept', '*/*'), *identity_headers(identity, signature)])
+    response = client.send_request(request, deadline)
+    if hasattr(response.body, 'close'):
+        response.body.close()
+    return response.status

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signals to the master, and its log files."""
+
+import os
+import signal
+import socket
+
+import pytest
+
+from tests.e2e.conftest import UnixConnection, eventually, free_port, request
+
+
+def send(path, data):
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.sendall(data)
+        return connection.recv(1000)
+
+
+def responds(path):
+    try:
+        return request(UnixConnection(path), 'GET', '/')[0] == 400
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def agent_with_log_file(programs, cloud, tmp_path):
+    """Starts an agent that logs to a file; returns the program and the path of the file."""
+    log = tmp_path / 'agent.log'
+    cloud.configure(log_file=log)
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    assert program.process.poll() is None, program.text()
+    return program, log
+
+
+def test_after_log_rotation_and_sighup_new_workers_log_to_the_new_file(agent_with_log_file, cloud):
+    program, log = agent_with_log_file
+    log.rename(log.with_suffix('.log.1'))
+    program.kill(signal.SIGHUP)
+
+    def a_worker_has_logged():
+        send(cloud.socket, b'\0\r\n\r\n')
+        return log.exists() and 'Refused a malformed request' in log.read_text()
+
+    eventually(a_worker_has_logged, 'a new worker logs to the new file')
+
+
+def test_sigterm_ends_the_master_during_a_reload_that_hangs(agent_with_log_file, cloud):
+    """The configuration file becomes a FIFO without a writer: opening it blocks, as on a file server that is down."""
+    program, log = agent_with_log_file
+    cloud.conf_file.unlink()
+    os.mkfifo(cloud.conf_file)
+    program.kill(signal.SIGHUP)
+    eventually(lambda: 'Handling signal: hup' in log.read_text(), 'the reload has begun')
+    program.kill(signal.SIGTERM)
+    assert program.wait() == 0
+    assert 'Not reloaded' in log.read_text()
+
+
+def test_an_agent_with_a_rotating_log_file_does_not_start(programs, cloud, tmp_path):
+    cloud.configure(log_file=tmp_path / 'agent.log', log_rotation_type='size')
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    assert program.wait() == 1
+    assert 'quantum-metadata-agent: log_rotation_type: ' in program.text()
+
+
+@pytest.mark.skipif(os.path.exists('/dev/log'), reason='there is a syslog')
+def test_a_namespace_proxy_with_use_syslog_serves_without_dev_log(programs, cloud, agent, guest):
+    agent()
+    port = free_port()
+    program = programs(
+        'quantum-ns-metadata-proxy', '--nodaemonize', '--use-syslog', f'--router_id={cloud.router_id}',
+        f'--state_path={cloud.state_path}', f'--metadata_port={port}', '--metadata_host=127.0.0.1',
+    )  # fmt: skip
+
+    def serves():
+        try:
+            return guest(port)[0] == 200
+        except OSError:
+            return False
+
+    eventually(lambda: program.process.poll() is not None or serves(), 'the namespace proxy serves')
+    assert program.process.poll() is None, program.text()

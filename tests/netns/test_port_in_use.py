@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another program listens on the metadata port of a router's namespace, e.g. Neutron's haproxy."""
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.keeper.attachments_client import AttachmentsClient
+from metadata_wsgi.netns.target import ROUTER, AttachTarget
+from tests.e2e.conftest import BIN, eventually
+
+pytestmark = pytest.mark.netns
+
+LISTEN = 'import socket, time; s = socket.create_server(("", 9697)); print("listening", flush=True); time.sleep(600)'
+
+
+@pytest.fixture
+def holder(start, world):
+    """A program in the namespace that listens on port 9697."""
+    program = start('holder', 'ip', 'netns', 'exec', world.router, sys.executable, '-c', LISTEN)
+    eventually(lambda: 'listening' in program.text(), program.text)
+    return program
+
+
+def expected(holder, world):
+    name = Path(f'/proc/{holder.pid}/comm').read_text().strip()
+    return (
+        f'metadata_port: port 9697 in {world.router} is held by pid {holder.pid} ({name}): '
+        'stop it, or use --metadata-port 9698'
+    )
+
+
+def test_port_in_use_is_reported_by_the_namespace_proxy(start, cloud, world, holder):
+    program = start(
+        'proxy', 'ip', 'netns', 'exec', world.router, BIN / 'quantum-ns-metadata-proxy', '--nodaemonize',
+        '--router_id=router-a', f'--state_path={cloud.state_path}', '--metadata_port=9697',
+    )  # fmt: skip
+    assert program.wait() == 1
+    assert program.text() == f'quantum-ns-metadata-proxy: router-a: {expected(holder, world)}\n'
+    assert holder.process.poll() is None
+
+
+def test_port_in_use_is_reported_by_a_client_of_the_keeper(start, cloud, world, holder):
+    start('keeper', BIN / 'metadata-wsgi', 'keeper', '--config-file', cloud.conf_file)
+
+    def accepts():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            return probe.connect_ex(str(cloud.state_path / 'keeper')) == 0
+
+    eventually(accepts, 'the keeper accepts connections')
+    with pytest.raises(NetnsError) as raised:
+        AttachmentsClient(str(cloud.state_path)).attach(
+            AttachTarget(ROUTER, 'router-a', world.router), 'shared', 9697, ['']
+        )
+    assert str(raised.value) == expected(holder, world)

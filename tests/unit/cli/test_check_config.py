@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``metadata-wsgi check-config`` prints about credentials, visibility and foreign options."""
+
+import pytest
+
+from metadata_wsgi.cli import main
+from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
+
+NEUTRON_CONF = """[DEFAULT]
+core_plugin = ml2
+api_paste_config = /etc/neutron/api-paste.ini
+nova_admin_tenant_name = services
+answer_withn = 4
+[keystone_authtoken]
+auth_url = http://127.0.0.1:{port}/v3
+auth_type = password
+username = {user}
+password = {password}
+project_name = service
+user_domain_id = default
+project_domain_id = default
+"""
+METADATA_AGENT = """[DEFAULT]
+metadata_proxy_shared_secret = secret
+nova_metadata_host = 127.0.0.1
+"""
+
+
+@pytest.fixture
+def check(tmp_path, capsys):
+    """A function: ports of the cloud, user -> (exit code, standard output, standard error)."""
+
+    def run(*ports, user='service'):
+        with FakeOpenStack(ports) as openstack:
+            values = {'port': openstack.listen_port, 'user': user, 'password': PASSWORD}
+            files = {'neutron.conf': NEUTRON_CONF.format_map(values), 'metadata_agent.ini': METADATA_AGENT}
+            argv = ['check-config', '--neutron']
+            for name, text in files.items():
+                (tmp_path / name).write_text(text)
+                (tmp_path / name).chmod(0o600)
+                argv += ['--config-file', str(tmp_path / name)]
+            code = main.main(argv)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+GUEST = port('network-a', 'compute:nova', 'instance-a', 'project-a', '10.1.1.2')
+
+
+def test_it_prints_the_credentials_and_their_file(check, tmp_path):
+    code, out, err = check(GUEST)
+    assert (code, err) == (0, '')
+    assert (
+        'credentials     user service of project service, from auth_type = password in [keystone_authtoken] of '
+        f'{tmp_path}/neutron.conf' in out
+    )
+    assert PASSWORD not in out
+    assert out.endswith('ok\n')
+
+
+def test_it_names_a_misspelt_option_and_the_paste_file_of_another_program_as_notes(check):
+    _, out, _ = check(GUEST)
+    notes = [line for line in out.splitlines() if line.startswith('note ')]
+    assert len(notes) == 2
+    assert 'answer_withn' in notes[0]
+    assert 'api_paste_config = /etc/neutron/api-paste.ini is not used' in notes[1]
+
+
+def test_it_fails_if_no_port_of_another_project_is_visible(check):
+    """The cloud is empty, or the policy hides its ports: that cannot be told apart without a request."""
+    code, _, err = check()
+    assert code == 1
+    assert 'shows no ports of other projects to the roles service: either there are none yet, or its policy' in err
+
+
+def test_it_fails_if_the_role_sees_nothing(check):
+    code, _, err = check(GUEST, user='reader')
+    assert code == 1
+    assert 'give the user the role service (or admin)' in err
