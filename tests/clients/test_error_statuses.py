@@ -112,7 +112,7 @@ def refuses(service, for_s):
 
 def restart(services, **options):
     """Restart the agent with the deadline of these tests."""
-    services.restart(**({} if FILE else {'answer_within': 3.0}), **options)
+    services.restart(**({} if FILE else {'request_timeout': 3.0}), **options)
 
 
 def agent_is_killed(services, case_target):
@@ -153,7 +153,7 @@ PASSWORD = '/openstack/2013-04-04/password'
 SOCKET = "the agent's socket"
 ELSEWHERE = 'http://198.51.100.1/'
 
-LIMITED = {'api_paste_config': '{directory}/limited.ini'}
+LIMITED = {'metadata_paste_config': '{directory}/limited.ini'}
 
 CASES = [
     Case(NOVA_RESPONDED, '200', 200, nova=1),

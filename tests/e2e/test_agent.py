@@ -117,9 +117,12 @@ def test_start_right_after_sigkill_of_the_master(agent, cloud):
     ('options', 'words'),
     [
         ({'metadata_proxy_shared_secret': None}, 'metadata_proxy_shared_secret is missing from [DEFAULT] of '),
-        ({'answer_withn': 4}, 'did you mean answer_within?'),
+        ({'request_timeot': 4}, 'did you mean request_timeout?'),
         ({'metadata_workers': -1}, 'metadata_workers in [DEFAULT] of '),
-        ({'api_paste_config': '/nonexistent.ini'}, 'api_paste_config = /nonexistent.ini: there is no such file'),
+        (
+            {'metadata_paste_config': '/nonexistent.ini'},
+            'metadata_paste_config = /nonexistent.ini: there is no such file',
+        ),
         ({'metadata_proxy_socket_mode': 'some'}, 'metadata_proxy_socket_mode in [DEFAULT] of '),
     ],
 )
@@ -181,7 +184,7 @@ def test_reload_by_sighup_under_load_drops_no_request(agent, cloud):
 
 def test_reload_by_sighup_uses_new_option_values(agent, cloud):
     program = agent()
-    cloud.configure(nova_metadata_host='127.0.0.1:1', answer_within=0.2)
+    cloud.configure(nova_metadata_host='127.0.0.1:1', request_timeout=0.2)
     program.kill(signal.SIGHUP)
     eventually(lambda: send_request(cloud)[0] == 503, 'the new value is in force')
 
@@ -189,7 +192,7 @@ def test_reload_by_sighup_uses_new_option_values(agent, cloud):
 def test_reload_by_sighup_of_an_invalid_configuration_keeps_the_old_one(agent, cloud, tmp_path):
     paste = tmp_path / 'api-paste.ini'
     paste.write_text(SHIPPED.read_text())
-    cloud.configure(api_paste_config=paste)
+    cloud.configure(metadata_paste_config=paste)
     program = agent()
     workers = program.workers()
     paste.write_text(

@@ -47,7 +47,7 @@ def paste_with(tmp_path, pipeline, monkeypatch):
     'pipeline', ['header_source instance signature faulty upstream', 'header_source faulty instance signature upstream']
 )
 def test_no_secret_in_a_traceback(agent, cloud, tmp_path, monkeypatch, pipeline):
-    cloud.configure(api_paste_config=paste_with(tmp_path, pipeline, monkeypatch), debug='true')
+    cloud.configure(metadata_paste_config=paste_with(tmp_path, pipeline, monkeypatch), debug='true')
     program = agent()
     assert send_request(cloud)[0] == 503
     eventually(lambda: 'RuntimeError: unexpected error at /openstack' in program.text(), 'the log has the traceback')

@@ -33,7 +33,7 @@ def probe(cloud, directory, monkeypatch, world):
         '[app:agent]\nuse = call:tests.privilege_probe_app:app_factory\n'
         f'namespace = /run/netns/{world.router}\nsecret_file = {secret}\n'
     )
-    cloud.configure(api_paste_config=paste)
+    cloud.configure(metadata_paste_config=paste)
     cloud.conf_file.chmod(0o600)
     monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parent.parent.parent))
     return lambda: json.loads(request(UnixConnection(cloud.socket), 'GET', '/')[2])
@@ -87,7 +87,9 @@ def test_agent_started_without_root_gives_up_what_it_can(agent, cloud, probe, di
 
 
 def test_worker_runs_as_the_configured_user_and_group(agent, cloud, probe):
-    cloud.configure(api_paste_config=cloud.conf_file.parent / 'probe.ini', metadata_user=12346, metadata_group=12347)
+    cloud.configure(
+        metadata_paste_config=cloud.conf_file.parent / 'probe.ini', metadata_user=12346, metadata_group=12347
+    )
     agent()
     assert_confined(probe()['status'], 12346, 12347)
 

@@ -82,7 +82,7 @@ def metadata_path(world, tmp_path, request):
     conf.write_text(
         f'[DEFAULT]\nstate_path = {tmp_path}\nmetadata_workers = 1\nmetadata_peer_users = nobody\n'
         'metadata_proxy_shared_secret = a secret of tests\n'
-        f'api_paste_config = {paste}\ndirectory = static\n[static]\ninventory = {inventory}\n'
+        f'metadata_paste_config = {paste}\ndirectory = static\n[static]\ninventory = {inventory}\n'
         f'[metadata_app]\ninventory = {inventory}\n[session_token]\nkeys = {"k" * 32}\n'
         f'hop_limit = {getattr(request, "param", 1)}\n'
     )

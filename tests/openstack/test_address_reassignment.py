@@ -55,7 +55,7 @@ def test_reassigned_address_gives_the_new_instances_metadata(host, seed, ports, 
     first, second = seed['first'], seed['second']
     # Each port has its own MAC; the one guest namespace represents both instances in turn.
     port = make_port(ports, first)
-    host.restart_agent(host.grizzly_configuration(api_paste_config=paste_file))
+    host.restart_agent(host.grizzly_configuration(metadata_paste_config=paste_file))
     assert uuid_of(host.curl('first', META_DATA)) == first.instance_id
     ports.neutron('DELETE', f'ports/{port}')
     make_port(ports, second)
@@ -69,7 +69,7 @@ def test_reassigned_address_gives_the_new_instances_metadata(host, seed, ports, 
 
 
 def test_released_address_gives_404_until_it_is_reassigned(host, seed, ports, paste_file):
-    host.restart_agent(host.grizzly_configuration(api_paste_config=paste_file))
+    host.restart_agent(host.grizzly_configuration(metadata_paste_config=paste_file))
     assert host.curl('first', META_DATA).status == 404
     make_port(ports, seed['second'])
     deadline = time.monotonic() + BOUND_S

@@ -75,7 +75,7 @@ def wait_until_recovered(host):
 def test_keystone_unavailable_at_the_start_of_the_agent(host, services, stop_service):
     """Without a token guests get 503; when Keystone is available again, no restart is needed."""
     stop_service('keystone')
-    host.restart_agent(host.grizzly_configuration(answer_within=5))
+    host.restart_agent(host.grizzly_configuration(request_timeout=5))
     assert is_503_with_retry_after(host.curl('a', META_DATA))
     services.start('keystone')
     wait_until_recovered(host)
@@ -84,7 +84,7 @@ def test_keystone_unavailable_at_the_start_of_the_agent(host, services, stop_ser
 @pytest.mark.parametrize('name', ['neutron', 'nova'])
 def test_unavailable_service_gives_503_until_it_is_available(host, services, stop_service, name):
     """The agent has a token and idle keep-alive connections, which no longer work."""
-    host.restart_agent(host.grizzly_configuration(answer_within=5))
+    host.restart_agent(host.grizzly_configuration(request_timeout=5))
     wait_until_recovered(host)
     stop_service(name)
     assert is_503_with_retry_after(host.curl('a', META_DATA))
@@ -95,7 +95,7 @@ def test_unavailable_service_gives_503_until_it_is_available(host, services, sto
 @pytest.mark.parametrize('name', ['keystone', 'neutron', 'nova'])
 def test_service_that_resumes_before_the_deadline_gives_200(host, services, name):
     """The paused service accepts the connection; the guest's request waits until it resumes."""
-    host.restart_agent(host.grizzly_configuration(answer_within=25))
+    host.restart_agent(host.grizzly_configuration(request_timeout=25))
     services.pause(name)
     try:
         with ThreadPoolExecutor() as pool:
