@@ -117,7 +117,6 @@ def test_start_right_after_sigkill_of_the_master(agent, cloud):
     ('options', 'words'),
     [
         ({'metadata_proxy_shared_secret': None}, 'metadata_proxy_shared_secret is missing from [DEFAULT] of '),
-        ({'request_timeot': 4}, 'did you mean request_timeout?'),
         ({'metadata_workers': -1}, 'metadata_workers in [DEFAULT] of '),
         (
             {'metadata_paste_config': '/nonexistent.ini'},
@@ -134,6 +133,12 @@ def test_invalid_configuration_fails_the_start_with_one_message(programs, cloud,
     assert len(messages) == 1
     assert words in messages[0]
     assert 'Traceback' not in program.text()
+
+
+def test_misspelt_option_logs_a_warning(agent, cloud):
+    """It may be an option of another program that reads the same file."""
+    cloud.configure(request_timeot=4)
+    assert 'did you mean request_timeout?' in agent().text()
 
 
 class Load:
