@@ -95,7 +95,7 @@ def agent(start, cloud):
         program = start('agent', *before, BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file)
         eventually(
             lambda: program.process.poll() is not None or (program.has_workers() and nobody_is_refused(cloud.socket)),
-            'the agent responds',
+            program.text,
         )
         assert program.process.poll() is None, program.text()
         return program
