@@ -10,6 +10,9 @@ import socket
 import subprocess
 import threading
 
+# gevent.subprocess imports it at the first use, when the worker may no longer be able to read the library.
+import gevent.fileobject  # noqa: F401
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 NEW_USER, NEW_NET = 0x10000000, 0x40000000
 
