@@ -23,11 +23,11 @@ from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
 from tests.e2e.conftest import eventually
 
-from .worlds import ip
+from .router_topology import ip
 
 pytestmark = pytest.mark.netns
 
-STANDIN = str(Path(__file__).with_name('standin_proxy.py'))
+STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
 PROGRAM = str(Path(sys.prefix, 'bin', 'metadata-wsgi'))
 MAC = 'fa:16:3e:00:00:01'
 

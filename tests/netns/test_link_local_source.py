@@ -15,8 +15,8 @@ import pytest
 from tests.cloud import Cloud
 from tests.e2e.conftest import eventually
 
-from .manyfold import TARGET, Host
-from .worlds import ip
+from .keeper_host import TARGET, Host
+from .router_topology import ip
 
 pytestmark = pytest.mark.netns
 

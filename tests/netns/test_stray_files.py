@@ -15,12 +15,12 @@ from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.runner import SubprocessRunner
 from tests.e2e.conftest import eventually
 
-from .worlds import METADATA, get, ip
+from .router_topology import METADATA, get, ip
 
 pytestmark = pytest.mark.netns
 
 PROGRAM = str(Path(sys.prefix, 'bin', 'metadata-wsgi'))
-STANDIN = str(Path(__file__).with_name('standin_proxy.py'))
+STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ import pytest
 
 from metadata_wsgi.netns import interface_state, proxy_process
 
-from .worlds import METADATA, get, saved
+from .router_topology import METADATA, get, saved
 
 pytestmark = pytest.mark.netns
 
 PROGRAM = str(Path(sys.prefix, 'bin', 'metadata-wsgi'))
-STANDIN = str(Path(__file__).with_name('standin_proxy.py'))
+STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
 FAILS = '#!/bin/sh\necho "ip6tables: Table does not exist (do you need to insmod?)" >&2\nexit 3\n'
 MISSING = None
 
