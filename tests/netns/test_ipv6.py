@@ -222,9 +222,9 @@ def test_duplicate_address_disables_ipv6_only_and_is_reported(wire, host, kind, 
     assert get(wire.guest, METADATA) == f'proxy of {target.uuid}'
     found = host.find(target)
     # Another DHCP agent of the same network is no fault of anybody.
-    told, silent = (found.problems, found.notes) if kind == 'router' else (found.notes, found.problems)
-    assert (len(told), silent) == (1, ())
-    assert wire.mac(wire.rival) in told[0]
+    expected, silent = (found.problems, found.notes) if kind == 'router' else (found.notes, found.problems)
+    assert (len(expected), silent) == (1, ())
+    assert wire.mac(wire.rival) in expected[0]
     caplog.clear()
     wire.rival_leaves()
     assert host.attacher.attach(target) is False
