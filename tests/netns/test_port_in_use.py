@@ -52,5 +52,6 @@ def test_port_in_use_is_reported_by_a_client_of_the_keeper(start, cloud, world, 
 
     eventually(accepts, 'the keeper accepts connections')
     with pytest.raises(NetnsError) as raised:
-        AttachmentsClient(str(cloud.state_path)).attach(AttachTarget(ROUTER, 'router-a', world.router), 'shared', 9697, [''])
+        target = AttachTarget(ROUTER, 'router-a', world.router)
+        AttachmentsClient(str(cloud.state_path)).attach(target, 'shared', 9697, [''])
     assert str(raised.value) == expected(holder, world)
