@@ -25,8 +25,10 @@ from pathlib import Path
 from socket import SOCK_SEQPACKET
 from typing import Any
 
+from metadata_wsgi.cli import shared_proxy
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
+from metadata_wsgi.filters import header_source
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, lock, namespaces, neutron_lock, proxy_process
@@ -65,9 +67,9 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     attach.add_argument(
         '--mode',
         choices=MODES,
-        help='what serves the instances: "process", a namespace proxy of its own; "shared", one proxy for all '
-        'namespaces; "one_hop", the agent itself. The last two need "metadata-wsgi keeper" and suit hosts with '
-        'many routers (default: as it is attached already, else process)',
+        help='what serves the instances: "shared", one proxy for all namespaces of the host; "one_hop", the agent '
+        'itself; "process", a namespace proxy of its own, which costs tens of MB. The first two need the keeper '
+        '(default: as it is attached already, else shared; keeper and shared proxy are started if none run)',
     )
     attach.add_argument('--namespace', help='its namespace (default: qrouter-<id> or qdhcp-<id>)')
     attach.add_argument('--metadata-port', type=_port, default=9697, help="a router's port (default: %(default)s)")
@@ -120,9 +122,7 @@ def _add_target_options(group: argparse._MutuallyExclusiveGroup) -> None:
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--config-file', action='append', default=[], help="the agent's files, for state path and socket"
-    )
+    config_files.add_arguments(parser, help=', for state path and socket')
     parser.add_argument('--state-path', help='directory of pid files and socket')
     parser.add_argument('--metadata-proxy-socket', help="the agent's socket")
     parser.add_argument(
@@ -173,6 +173,7 @@ class AttachCommand:
     def __init__(self, args: argparse.Namespace, modes: Mapping[str, str], *, count: int) -> None:
         self._args = args
         self._modes = modes
+        self._new_mode: str | None = None
         rules = {'port': args.metadata_port, 'interfaces': args.internal_interfaces, 'mark': args.mark}
         self._attacher = _attacher(args, _bulk_rules(count, **rules), args.program, args.log_dir)
 
@@ -195,7 +196,24 @@ class AttachCommand:
 
     def mode(self, target: AttachTarget) -> str:
         """The mode it is attached in."""
-        return str(self._args.mode or self._modes.get(target.uuid, PROCESS))
+        return str(self._args.mode or self._modes.get(target.uuid) or self._default_mode())
+
+    def _default_mode(self) -> str:
+        """SHARED if the shared proxy runs or can be started, else PROCESS, which costs tens of megabytes."""
+        if self._new_mode is None:
+            self._new_mode = SHARED
+            path, socket = _paths(self._args)
+            files = {'config_file': ','.join(self._args.config_file)} if self._args.config_file else {}
+            prefix = config_files.load(files, header_source.OPTS).metadata_header_prefix
+            options = [f'--metadata_proxy_socket={socket}', f'--metadata_header_prefix={prefix}']
+            if self._args.log_dir:
+                options.append(f'--log_dir={self._args.log_dir}')
+            try:
+                shared_proxy.SharedProxy(path, options).ensure_running()
+            except NetnsError as error:
+                self._new_mode = PROCESS
+                LOG.warning('Attached in mode process, which costs tens of MB for each: %s', error)
+        return self._new_mode
 
     def _options(self, target: AttachTarget) -> dict[str, Any]:
         interfaces = self._args.internal_interfaces

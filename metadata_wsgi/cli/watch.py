@@ -7,8 +7,8 @@ belonged to a deleted one is removed. In the modes ``shared`` and ``one_hop`` th
 router without a socket there is attached again. Every minute (``--again``) all are attached again, which changes
 nothing where all is right, and repairs what another program removed. Repairs are logged.
 
-The mode is that of ``-- --mode``. Without it a router keeps the mode in which it was last seen, and a new one gets a
-process of its own. While the keeper does not respond its routers wait; they do not get processes.
+The mode is that of ``-- --mode``. Without it a router keeps the mode in which it was last seen, and a new one gets
+mode ``shared``. While the keeper does not respond its routers wait; they do not get processes.
 
 A target that cannot be attached yet (a DHCP namespace without its interface) is retried each time; each error is logged
 once. A file in /run/netns that is no namespace is logged, and does not stop the others. The standby of an HA router
@@ -181,7 +181,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=FULL_RECONCILE_INTERVAL_S,
         help='seconds between two repairs of all that is attached (default: %(default)s)',
     )
-    parser.add_argument('--config-file', action='append', default=[], help="the agent's files, for state_path")
+    config_files.add_arguments(parser, help=', for state_path')
     parser.add_argument('--state-path', help='directory of pid files and socket')
     parser.add_argument(
         '--ha-confs-path',

@@ -73,6 +73,7 @@ class ProxyCommand:
             f'--{target.kind}_id={target.uuid}',
             f'--state_path={self.state_path}',
             f'--metadata_port={port}',
+            '--mode=process',
         ]
         if self.socket:
             argv.append(f'--metadata_proxy_socket={self.socket}')
@@ -334,6 +335,10 @@ class Attacher:
                 copy.close()
         if changed:
             LOG.info('%s %s: the keeper has it served in mode %s', target.kind, target.uuid, mode)
+        pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
+        if pid is not None and proxy_process.is_holder(pid):
+            # It belongs to the agent that started it, and would have the keeper close the sockets at its end.
+            return changed
         return changed | self._stop_process(target)
 
     def _move_from_keeper_to_process(self, target: AttachTarget, port: int, hosts: Sequence[str]) -> bool:
@@ -423,7 +428,8 @@ class Attacher:
         """Start the proxy, on ``listeners`` if given, unless it runs; wait until it listens. Whether it was started."""
 
         def serves(pid: int) -> bool:
-            return namespaces.name_of(pid) == target.namespace and proxy_process.listens(pid, port)
+            is_here = namespaces.name_of(pid) == target.namespace and proxy_process.listens(pid, port)
+            return is_here and not proxy_process.is_holder(pid)
 
         def spawn(_pid_file: str) -> None:
             argv, descriptors = self._proxy.argv(target, port, hosts), [one.fileno() for one in listeners]

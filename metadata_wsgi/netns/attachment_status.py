@@ -233,7 +233,7 @@ def _keeper_problems(entry: KeeperEntry, pid: int | None, port: int) -> list[str
     problems = []
     if entry.port != port:
         problems.append(f'the keeper listens on port {entry.port}, requests are redirected to {port}; attach it again')
-    if pid is not None:
+    if pid is not None and not proxy_process.is_holder(pid):
         problems.append(f'pid {pid} runs beside the keeper; attach it again')
     if not entry.workers:
         problems.append(NO_WORKER[entry.mode])

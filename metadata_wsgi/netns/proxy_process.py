@@ -38,6 +38,9 @@ MAX_PID_FILE_BYTES = 64
 PIDFD_GETFD = 438
 """The system call's number, the same on every architecture. The os module has no name for it."""
 
+HOLDER = 'metadata-wsgi-holder'
+"""A word in the command line of a holder (``bin/metadata-wsgi-haproxy``)."""
+
 
 def read_pid(pid_file: str) -> int | None:
     """The number in the file; None if there is no file, or no number in it."""
@@ -97,6 +100,14 @@ def stop(pid_file: str, uuid: str, *, timeout_s: float = STOP_TIMEOUT_S) -> bool
     except OSError as error:
         raise NetnsError(f'pid file {pid_file}: {error.strerror}') from error
     return pidfd is not None
+
+
+def is_holder(pid: int) -> bool:
+    """Whether the process is a holder: it has a copy of the keeper's socket and the pid file, and accepts nothing."""
+    try:
+        return HOLDER.encode() in Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')
+    except OSError:
+        return False
 
 
 def listens(pid: int, port: int) -> bool:

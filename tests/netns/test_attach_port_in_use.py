@@ -48,7 +48,7 @@ def test_port_in_use_in_mode_process_is_reported_and_changes_nothing(world, othe
     before = saved(world.router, 'iptables'), saved(world.router, 'ip6tables')
     begun = time.monotonic()
     done = subprocess.run(
-        [PROGRAM, 'attach', f'--router-id={world.uuid}', f'--state-path={tmp_path}'],
+        [PROGRAM, 'attach', '--mode=process', f'--router-id={world.uuid}', f'--state-path={tmp_path}'],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     took_s = time.monotonic() - begun
@@ -77,7 +77,14 @@ def test_port_in_use_in_mode_shared_is_reported_and_changes_nothing(world, other
 
 def test_another_port_is_possible_beside_it(world, other, tmp_path):
     standin = Path(__file__).with_name('standin_proxy.py')
-    attach = [PROGRAM, 'attach', f'--router-id={world.uuid}', f'--state-path={tmp_path}', f'--program={standin}']
+    attach = [
+        PROGRAM,
+        'attach',
+        '--mode=process',
+        f'--router-id={world.uuid}',
+        f'--state-path={tmp_path}',
+        f'--program={standin}',
+    ]
     subprocess.run([*attach, '--metadata-port=9698', '--no-wait'], check=True, capture_output=True)
     try:
         assert get(world.guest, METADATA) == f'proxy of {world.uuid}'

@@ -52,6 +52,7 @@ def test_port_in_use_is_reported_by_a_client_of_the_keeper(start, cloud, world, 
 
     eventually(accepts, 'the keeper accepts connections')
     with pytest.raises(NetnsError) as raised:
-        target = AttachTarget(ROUTER, 'router-a', world.router)
-        AttachmentsClient(str(cloud.state_path)).attach(target, 'shared', 9697, [''])
+        AttachmentsClient(str(cloud.state_path)).attach(
+            AttachTarget(ROUTER, 'router-a', world.router), 'shared', 9697, ['']
+        )
     assert str(raised.value) == expected(holder, world)

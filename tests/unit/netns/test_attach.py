@@ -26,6 +26,7 @@ def test_router_proxy_command_line_is_that_of_an_l3_agent():
         f'--router_id={UUID}',
         '--state_path=/s',
         '--metadata_port=9697',
+        '--mode=process',
         '--metadata_proxy_socket=/s/sock',
         f'--log-file=quantum-ns-metadata-proxy-{UUID}.log',
         '--log-dir=/l',
@@ -40,6 +41,7 @@ def test_network_proxy_is_bound_to_the_metadata_address():
         f'--network_id={UUID}',
         '--state_path=/s',
         '--metadata_port=80',
+        '--mode=process',
         '--metadata_host=169.254.169.254',
     ]
 
