@@ -165,7 +165,11 @@ def test_a_write_is_retried_at_the_next_host_only_if_it_was_not_sent():
     second = FakeHttpClient(200, name='nova2')
     assert Proxy(FakeHttpClient(MaybeSent('broken')), second).request('POST', body=b'x').status_int == 503
     assert second.requests == []
-    assert Proxy(FakeHttpClient(NotSent('refused')), second).request('POST', body=b'x').status_int == 200
+    assert Proxy(FakeHttpClient(503), second).request('POST', body=b'x').status_int == 503
+    assert second.requests == []
+    proxy = Proxy(FakeHttpClient(NotSent('refused')), second)
+    assert proxy.request('POST', body=b'x').status_int == 200
+    assert proxy.clock.slept == []
 
 
 def test_an_invalid_target_is_a_400():
