@@ -21,6 +21,7 @@ VERBS = {
     'lab': ('lab',),
     'attach': ('attach', 'detach', 'attached'),
     'keeper': ('keeper',),
+    'adopt': ('adopt', 'give-back'),
     'check_config': ('check-config', 'show-pipeline'),
     'explain': ('explain',),
     'status': ('status',),

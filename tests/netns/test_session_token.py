@@ -80,7 +80,8 @@ def path(world, tmp_path, request):
     )
     conf = tmp_path / 'agent.ini'
     conf.write_text(
-        f'[DEFAULT]\nstate_path = {tmp_path}\nmetadata_workers = 1\nmetadata_peer_users = nobody\nmetadata_proxy_shared_secret = a secret of tests\n'
+        f'[DEFAULT]\nstate_path = {tmp_path}\nmetadata_workers = 1\nmetadata_peer_users = nobody\n'
+        f'metadata_proxy_shared_secret = a secret of tests\n'
         f'api_paste_config = {paste}\ndirectory = static\n[static]\ninventory = {inventory}\n'
         f'[metadata_app]\ninventory = {inventory}\n[session_token]\nkeys = {"k" * 32}\n'
         f'hop_limit = {getattr(request, "param", 1)}\n'
