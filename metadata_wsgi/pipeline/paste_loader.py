@@ -35,7 +35,7 @@ def default_paste_file() -> str:
         if os.path.exists(path):
             return path
     raise ConfigError(
-        f'api_paste_config is not set and none of {", ".join(DEFAULT_PASTE_FILES)} exists; name the paste file'
+        f'metadata_paste_config is not set and none of {", ".join(DEFAULT_PASTE_FILES)} exists; name the paste file'
     )
 
 
@@ -47,7 +47,7 @@ def load(path: str, name: str = 'agent', global_conf: Mapping[str, str] | None =
     """
     path = os.path.abspath(path)
     if not os.path.isfile(path):
-        raise ConfigError(f'api_paste_config = {path}: there is no such file; name the paste file')
+        raise ConfigError(f'metadata_paste_config = {path}: there is no such file; name the paste file')
     global_conf = dict(global_conf or {})
     _check_conflicting_defaults(path, global_conf)
     with config_files.parsed_once():

@@ -87,7 +87,10 @@ def shared_way(tmp_path_factory):
         f'[static]\ninventory = {way.directory}/inventory.yaml\n'
         f'[metadata_app]\npassword_dir = {way.directory}/passwords'
     )
-    options = {'directory': 'static', 'metadata_workers': 1, 'metadata_proxy_shared_secret': SECRET}
+    options = {
+        'directory': 'static', 'metadata_workers': 1, 'metadata_proxy_shared_secret': SECRET,
+        'check_services_at_start': False,
+    }  # fmt: skip
     try:
         way.configure(options, sections)
         with Injector('127.0.0.1', way.start_nova()) as nova:
@@ -155,7 +158,7 @@ def shared_behind(tmp_path_factory):
         'admin_password': PASSWORD,
         'admin_tenant_name': 'service',
         # What the services hear is what guests asked for.
-        'check_directory_at_start': False,
+        'check_services_at_start': False,
     }
     try:
         way.configure(options, sections)

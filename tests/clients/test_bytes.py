@@ -80,7 +80,10 @@ def shared(tmp_path_factory):
     recorder = Recorder()
     way = Way(tmp_path_factory.mktemp('bytes'), Guest(ROUTER, MAC))
     (way.directory / 'inventory.yaml').write_text(INVENTORY)
-    options = {'directory': 'static', 'metadata_workers': 1, 'metadata_proxy_shared_secret': SECRET}
+    options = {
+        'directory': 'static', 'metadata_workers': 1, 'metadata_proxy_shared_secret': SECRET,
+        'check_services_at_start': False,
+    }  # fmt: skip
     try:
         way.configure(
             {**options, 'nova_metadata_port': recorder.server.port},

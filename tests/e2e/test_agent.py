@@ -117,9 +117,9 @@ def test_after_a_sigkill_of_the_master_it_starts_at_once(agent, cloud):
     ('options', 'words'),
     [
         ({'metadata_proxy_shared_secret': None}, 'metadata_proxy_shared_secret is missing from [DEFAULT] of '),
-        ({'answer_withn': 4}, 'did you mean answer_within?'),
         ({'metadata_workers': -1}, 'metadata_workers in [DEFAULT] of '),
-        ({'api_paste_config': '/nonexistent.ini'}, 'api_paste_config = /nonexistent.ini: there is no such file'),
+        ({'metadata_paste_config': '/nonexistent.ini'}, '/nonexistent.ini: there is no such file'),
+        ({'nova_metadata_host': 'nova # here'}, 'nova_metadata_host in [DEFAULT] of '),
         ({'metadata_proxy_socket_mode': 'some'}, 'metadata_proxy_socket_mode in [DEFAULT] of '),
     ],
 )

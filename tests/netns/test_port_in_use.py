@@ -9,7 +9,7 @@ import pytest
 
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
-from metadata_wsgi.netns.target import ROUTER, Place
+from metadata_wsgi.netns.target import ROUTER, AttachTarget
 from tests.e2e.conftest import BIN, eventually
 
 pytestmark = pytest.mark.netns
@@ -52,5 +52,7 @@ def test_port_in_use_is_reported_by_a_client_of_the_keeper(start, cloud, world, 
 
     eventually(accepts, 'the keeper accepts connections')
     with pytest.raises(NetnsError) as raised:
-        AttachmentsClient(str(cloud.state_path)).attach(Place(ROUTER, 'router-a', world.router), 'shared', 9697, [''])
+        AttachmentsClient(str(cloud.state_path)).attach(
+            AttachTarget(ROUTER, 'router-a', world.router), 'shared', 9697, ['']
+        )
     assert str(raised.value) == expected(holder, world)

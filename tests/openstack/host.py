@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host of the cloud: guests' namespaces, the agent, and a namespace proxy wherever a guest was attached."""
+"""A host of the cloud: the namespaces of instances, the agent, and a namespace proxy for each attached router."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.openstack.services import REGION, SHARED_SECRET
 
 @dataclass(frozen=True)
 class Answer:
-    """What curl saw in the guest; ``status`` is 0 where there was no answer."""
+    """The response that curl received; ``status`` is 0 if there was none."""
 
     status: int
     headers: Mapping[str, str]
@@ -32,7 +32,7 @@ class Answer:
 
 
 class Host:
-    """One host. Its agent serves what ``serve`` said last; guests are made and attached when they are first needed."""
+    """One host. ``serve`` starts its agent; instances are created and attached when they are first needed."""
 
     def __init__(self, directory: Path, openstack: OpenStack) -> None:
         self.openstack = openstack
@@ -103,7 +103,7 @@ class Host:
             if name == 'b':
                 guest.also_has(CLAIMED)
             which = ('--router-id',) if routed else ('--interface', guest.gateway_interface, '--network-id')
-            self._attachment('attach', *which, guest.router_id, '--log-dir', str(self._directory))
+            self._attachment('attach', '--mode=process', *which, guest.router_id, '--log-dir', str(self._directory))
         return self._guests[name]
 
     def _router_interface(self, router_id: str, network_id: str) -> str:
@@ -131,7 +131,7 @@ class Host:
         argv = [BIN / 'metadata-wsgi', verb, '--config-file', self.conf_file, *rest]
         return subprocess.run(argv, capture_output=True, text=True)
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         """The agent's log."""
         return self._log.read_text()
 

@@ -148,7 +148,8 @@ def test_a_paste_file_that_is_not_there():
     with pytest.raises(ConfigError) as raised:
         paste_loader.load('/nonexistent/api-paste.ini')
     assert (
-        str(raised.value) == 'api_paste_config = /nonexistent/api-paste.ini: there is no such file; name the paste file'
+        str(raised.value)
+        == 'metadata_paste_config = /nonexistent/api-paste.ini: there is no such file; name the paste file'
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An address moves from one instance to another: the new one never gets the old one's metadata for long."""
+"""Address reuse: the new instance gets the metadata of the old one for no longer than the cache's bound."""
 
 import json
 import time
@@ -17,12 +17,12 @@ pytestmark = [pytest.mark.openstack, pytest.mark.netns]
 META_DATA = '/openstack/latest/meta_data.json'
 CACHE = 'lookup_cache'
 BOUND_S = 60.0
-"""More than any cache here remembers a lookup."""
+"""Longer than any cache here keeps a lookup."""
 
 
 @pytest.fixture
 def ports(openstack, seed):
-    """Speaks to Neutron; the address is nobody's before and after."""
+    """A client of Neutron; no port has the address before and after the test."""
     admin = Admin(openstack.services)
 
     def free():
@@ -51,7 +51,7 @@ def paste_file(request, tmp_path):
     return path
 
 
-def test_an_address_that_is_anothers_now_gives_the_others_metadata(host, seed, ports, paste_file):
+def test_a_reused_address_gets_the_metadata_of_the_new_instance(host, seed, ports, paste_file):
     first, second = seed['first'], seed['second']
     # Ports have a MAC of their own; the guest in the namespace stands for one after the other.
     port = make_port(ports, first)
@@ -68,7 +68,7 @@ def test_an_address_that_is_anothers_now_gives_the_others_metadata(host, seed, p
     assert host.curl('first', '/openstack/latest/user_data').body == second.user_data
 
 
-def test_an_address_that_nobody_has_any_more_is_a_404_and_then_anothers(host, seed, ports, paste_file):
+def test_a_released_address_is_a_404_until_another_instance_has_it(host, seed, ports, paste_file):
     host.serve(host.grizzly(api_paste_config=paste_file))
     assert host.curl('first', META_DATA).status == 404
     make_port(ports, seed['second'])

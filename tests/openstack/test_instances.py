@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each guest gets its own metadata, in its own namespace, from the real services."""
+"""Each instance gets its own metadata, in its own namespace, from the real services."""
 
 import json
 
@@ -16,7 +16,7 @@ META_DATA = '/openstack/latest/meta_data.json'
 
 @pytest.fixture(scope='module', autouse=True)
 def agent(host):
-    """The agent with Grizzly's options, and an auth_url of Keystone's API v2.0, which is no more."""
+    """The agent with Grizzly's options, and an auth_url of Keystone's API v2.0, which does not exist any more."""
     host.serve(host.grizzly())
 
 
@@ -26,8 +26,8 @@ def uuid_in(answer):
 
 
 @pytest.mark.parametrize('name', ['a', 'b', 'isolated', 'dual', 'many', 'dvr', 'ha'])
-def test_a_guest_gets_its_own(host, seed, name):
-    """All of them are at 10.1.1.2; what differs is where."""
+def test_an_instance_gets_its_own_metadata(host, seed, name):
+    """All of them have the address 10.1.1.2, behind different routers or on different networks."""
     assert uuid_in(host.curl(name, META_DATA)) == seed[name].instance_id
     assert host.curl(name, '/latest/meta-data/hostname').body.decode() == seed[name].hostname
     assert host.curl(name, '/latest/meta-data/instance-id').body.decode() == seed[name].ec2_id
@@ -36,7 +36,7 @@ def test_a_guest_gets_its_own(host, seed, name):
     assert host.curl(name, '/latest/meta-data/public-keys/0/openssh-key').body.decode() == seed[name].public_key
 
 
-def test_the_guests_really_have_one_address(openstack, seed):
+def test_the_instances_have_the_same_address(openstack, seed):
     admin = Admin(openstack.services)
     ports = admin.neutron('GET', 'ports?fixed_ips=ip_address%3D10.1.1.2')['ports']
     admin.close()
@@ -44,7 +44,7 @@ def test_the_guests_really_have_one_address(openstack, seed):
     assert {seed[name].instance_id for name in names} <= {port['device_id'] for port in ports}
 
 
-def test_the_router_of_many_networks_has_as_many(openstack, seed):
+def test_the_router_has_more_networks_than_one_url_can_name(openstack, seed):
     """More than one URL can name: Neutron answers 414 to a hundred."""
     admin = Admin(openstack.services)
     ports = admin.neutron('GET', f'ports?device_id={seed["many"].router_id}')['ports']
@@ -61,8 +61,8 @@ def test_an_address_that_no_port_has_is_a_404(host):
     assert host.curl('a', META_DATA, source='10.1.1.99').status == 404
 
 
-def test_a_port_that_claims_another_tenants_instance_gets_nothing(host, seed):
-    """Nova compares the project that the port is in (bug 1235450), so it must be told."""
+def test_a_port_with_another_tenants_instance_id_is_a_404(host, seed):
+    """Nova compares the project that the port is in (bug 1235450), so the request must have it."""
     for path in (META_DATA, '/latest/user-data', '/latest/meta-data/hostname'):
         answer = host.curl('b', path, source=CLAIMED)
         assert answer.status == 404
@@ -72,7 +72,7 @@ def test_a_port_that_claims_another_tenants_instance_gets_nothing(host, seed):
     assert uuid_in(host.curl('b', META_DATA)) == seed['b'].instance_id
 
 
-def test_a_router_that_quantum_does_not_know_is_a_404_and_asks_for_no_address(host, seed, services):
+def test_an_unknown_router_is_a_404_without_a_query_for_the_address(host, seed, services):
     before = len(services.requests_from('metadata_wsgi', 'neutron'))
     done = host.metadata_wsgi('explain', '--router-id', '00000000-0000-4000-8000-000000000000', '10.1.1.2')
     assert done.returncode == 1
@@ -82,12 +82,12 @@ def test_a_router_that_quantum_does_not_know_is_a_404_and_asks_for_no_address(ho
     assert not any('ip_address' in line for line in asked)
 
 
-def test_over_ipv6_by_the_link_local_address(host, seed):
+def test_ipv6_link_local_address(host, seed):
     """fe80::a9fe:a9fe, asked from an address that is made of the port's MAC, which Quantum does not list."""
     assert uuid_in(host.curl('dual', META_DATA, host=f'[{METADATA_V6}]')) == seed['dual'].instance_id
 
 
-def test_over_ipv6_by_the_ports_address(host, seed):
+def test_ipv6_address_of_the_port(host, seed):
     guest = host.guest('dual')
     for namespace, interface, address in (
         (guest.gateway_namespace, guest.gateway_interface, '2001:db8:1::1'),
@@ -101,14 +101,14 @@ def test_over_ipv6_by_the_ports_address(host, seed):
     assert uuid_in(answer) == seed['dual'].instance_id
 
 
-def test_a_wrong_secret_is_novas_403_and_a_line_in_the_log_that_says_what_to_compare(host):
+def test_a_wrong_secret_is_403_and_one_log_line_with_the_options_to_compare(host):
     try:
         host.serve(host.grizzly(metadata_proxy_shared_secret='another than Nova has'))
         assert host.curl('a', META_DATA).status == 403
         assert host.curl('a', META_DATA).status == 403
-        lines = [line for line in host.said().splitlines() if '403' in line and 'signature' in line]
+        lines = [line for line in host.log_text().splitlines() if '403' in line and 'signature' in line]
         assert len(lines) == 1
         assert 'compare metadata_proxy_shared_secret here with [neutron] metadata_proxy_shared_secret' in lines[0]
-        assert 'another than Nova has' not in host.said()
+        assert 'another than Nova has' not in host.log_text()
     finally:
         host.serve(host.grizzly())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""With which credentials the agent may ask, and what is said of those that will not do."""
+"""Credentials that are sufficient, and the error texts for others."""
 
 import json
 
@@ -13,7 +13,7 @@ META_DATA = '/openstack/latest/meta_data.json'
 
 
 @pytest.mark.parametrize('user', ['metadata', 'service'])
-def test_the_roles_admin_and_service_will_do(host, seed, user):
+def test_the_roles_admin_and_service_are_sufficient(host, seed, user):
     host.serve(host.grizzly(user))
     assert json.loads(host.curl('a', META_DATA).body)['uuid'] == seed['a'].instance_id
     checked = host.metadata_wsgi('check-config')
@@ -21,32 +21,32 @@ def test_the_roles_admin_and_service_will_do(host, seed, user):
     assert 'shows ports of other projects' in checked.stdout
 
 
-def test_a_role_that_sees_nothing_is_a_503_never_a_404(host):
-    """Neutron answers it 200 and an empty list, as it does for a router without guests."""
+def test_a_role_that_sees_nothing_is_503_never_404(host):
+    """The response of Neutron is 200 and an empty list, as for a router without instances."""
     host.serve(host.grizzly('reader'))
     for _ in range(2):
         answer = host.curl('a', META_DATA)
         assert (answer.status, answer.headers['retry-after']) == (503, '1')
-    assert 'give the user the role service' in host.said()
+    assert 'give the user the role service' in host.log_text()
     checked = host.metadata_wsgi('check-config')
     assert checked.returncode == 1
     assert 'give the user the role service (or admin)' in checked.stderr
 
 
-def test_a_wrong_password_is_a_503_and_named_without_it(host):
+def test_a_wrong_password_is_503_and_never_logged(host):
     host.serve(host.grizzly(admin_password='wrongpass', debug=True))
     assert host.curl('a', META_DATA).status == 503
     checked = host.metadata_wsgi('check-config')
     assert checked.returncode == 1
     assert 'Keystone rejects the credentials (401)' in checked.stderr
-    assert 'wrongpass' not in host.said() + checked.stdout + checked.stderr
+    assert 'wrongpass' not in host.log_text() + checked.stdout + checked.stderr
 
 
-def test_the_region_chooses_the_endpoint(host):
-    """Nobody listens at the other region's: it is a fault that may pass."""
+def test_auth_region_selects_the_endpoint(host):
+    """Nothing listens at the endpoint of the other region: a temporary error."""
     host.serve(host.grizzly(auth_region='RegionTwo'))
     assert host.curl('a', META_DATA).status == 503
-    assert '127.0.0.1:9' in host.said()
+    assert '127.0.0.1:9' in host.log_text()
 
 
 @pytest.mark.parametrize('group', ['quantum', 'neutron'])
@@ -66,7 +66,7 @@ valid_interfaces = internal
     assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, 'ok'), checked.stderr
 
 
-def test_a_password_of_keystoneauths_own_plugin(host, seed, services):
+def test_the_plugin_password(host, seed, services):
     host.serve(host.written({}, f"""
 [quantum]
 auth_type = password
@@ -81,33 +81,33 @@ region_name = {REGION}
     assert json.loads(host.curl('b', META_DATA).body)['uuid'] == seed['b'].instance_id
 
 
-def test_explain_walks_the_pipeline_and_shows_no_secret(host, seed):
+def test_explain_shows_each_filter_and_no_secret(host, seed):
     host.configure(host.grizzly())
-    said = host.metadata_wsgi('explain', '--router-id', seed['a'].router_id, '10.1.1.2', '--send')
-    assert said.returncode == 0, said.stderr
-    lines = said.stdout.splitlines()
+    done = host.metadata_wsgi('explain', '--router-id', seed['a'].router_id, '10.1.1.2', '--send')
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
     assert any(line.startswith('source') and seed['a'].router_id in line for line in lines)
     assert any(line.startswith('instance') and seed['a'].instance_id in line for line in lines)
     assert sum('GET /v2.0/ports?' in line for line in lines) == 2
     assert any(line.startswith('response      200') for line in lines)
-    assert seed['a'].hostname in said.stdout
-    assert '(masked)' in said.stdout
+    assert seed['a'].hostname in done.stdout
+    assert '(masked)' in done.stdout
     for secret in ('password of service', SHARED_SECRET, 'gAAAA'):
-        assert secret not in said.stdout + said.stderr
+        assert secret not in done.stdout + done.stderr
 
 
 def test_explain_without_sending(host, seed):
     host.configure(host.grizzly())
-    said = host.metadata_wsgi('explain', '--network-id', seed['isolated'].network_id, '10.1.1.2')
-    assert said.returncode == 0, said.stderr
-    assert seed['isolated'].instance_id in said.stdout
-    assert 'not sent' in said.stdout
+    done = host.metadata_wsgi('explain', '--network-id', seed['isolated'].network_id, '10.1.1.2')
+    assert done.returncode == 0, done.stderr
+    assert seed['isolated'].instance_id in done.stdout
+    assert 'not sent' in done.stdout
 
 
 def test_no_token_and_no_password_is_logged(host):
     """A token of Keystone's begins with gAAAA."""
     host.serve(host.grizzly(debug=True, verbose=True))
     assert host.curl('a', META_DATA).status == 200
-    assert 'GET /v2.0/ports?' in host.said()
+    assert 'GET /v2.0/ports?' in host.log_text()
     for secret in ('password of service', SHARED_SECRET, 'gAAAA'):
-        assert secret not in host.said()
+        assert secret not in host.log_text()
