@@ -5,7 +5,7 @@ An L3 agent of Quantum attaches its routers itself. These commands are for cloud
 what is attached. They need root. ``attached`` exits with 1 when something is only partly attached, so that a monitor
 may call it. In a list, a target that fails does not stop the others.
 
-What serves a router is its mode (``doc/one_hop.md``). Without ``--mode`` an attached router keeps its mode, and a new
+What serves a router is its mode (``doc/modes.md``). Without ``--mode`` an attached router keeps its mode, and a new
 one gets ``process``: it needs nothing but the agent, an L3 agent can start, stop and adopt it, and a fault in it
 concerns one router. ``shared`` and ``one_hop`` need the keeper; they are for hosts with many routers.
 """

@@ -12,7 +12,7 @@ the listeners of their mode and every later change.
 
 When the keeper is restarted, workers go on serving the sockets that they have and send them back to the new keeper:
 nothing is closed in between. Under systemd the keeper and the workers may be restarted together, because systemd
-holds the sockets meanwhile (``fdstore``). ``doc/one_hop.md`` has the details.
+holds the sockets meanwhile (``fdstore``). ``doc/modes.md`` has the details.
 
 The program, its subcommand and its unit are called "keeper"; so is this package. Inside it the terms are: a
 *listener* (a listening socket in a namespace, with its router or network id), a *subscriber* (a worker that
