@@ -40,9 +40,9 @@ PATH = '/healthcheck'
 STALE_AFTER_S = 60.0
 NOVA_FAILURE_STATUSES = frozenset({'500', '502', '503', '504'})
 OWN_STATUSES = frozenset({'400', '408', '413'})
-"""``upstream`` responds with these without a request to Nova: for a request that is malformed, too slow or too large."""
+"""``upstream`` responds with these without a request to Nova: to one that is malformed, too slow or too large."""
 LOOKUP_STATUSES = frozenset({'404', '503'})
-"""Results of a lookup without an instance. Others, at the stage before it, are of filters that need no lookup."""
+"""Statuses of a lookup without an instance. Others, at that stage, are of filters before the lookup."""
 
 
 class HealthcheckFilter:
