@@ -58,7 +58,7 @@ def run(request, world, tmp_path):
 
 
 def test_ipv4_is_served_and_ipv6_is_one_message(world, run):
-    done = run('attach', f'--router-id={world.uuid}', f'--program={STANDIN}')
+    done = run('attach', '--mode=process', f'--router-id={world.uuid}', f'--program={STANDIN}')
     assert done.returncode == 0, done.stderr
     assert 'is attached without IPv6: ' in done.stderr
     assert 'ip6tables' in done.stderr
@@ -79,6 +79,6 @@ def test_ipv4_is_served_and_ipv6_is_one_message(world, run):
 
 
 def test_failed_start_leaves_no_rule(world, run, tmp_path):
-    done = run('attach', f'--router-id={world.uuid}', '--program=false')
+    done = run('attach', '--mode=process', f'--router-id={world.uuid}', '--program=false')
     assert done.returncode == 1
     assert (saved(world.router, 'iptables'), saved(world.router, 'ip6tables')) == ([], [])
