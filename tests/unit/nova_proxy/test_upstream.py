@@ -304,7 +304,7 @@ NOVA_IGNORES_SIGNATURES = (
 
 
 @pytest.mark.parametrize(
-    'path', ['/openstack', '/openstack/latest/meta_data.json', '/2009-04-04/meta-data/instance-id']
+    'path', ['/openstack/', '/openstack/latest/meta_data.json', '/2009-04-04/meta-data/instance-id']
 )
 def test_many_404s_and_no_200_are_one_warning_that_names_service_metadata_proxy(caplog, path):
     proxy = Proxy(FakeHttpClient(404))
