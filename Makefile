@@ -1,12 +1,15 @@
 # Two commands for a fresh Debian or Ubuntu machine with git, make and Python 3.11 or later:
-#   make lab    builds a cloud on this machine and asks each of its guests who it is
-#   make test   passes the tests
-# What is missing is installed: system packages by apt-get, everything else into .venv beside this file.
+#   make lab    makes a small cloud in network namespaces and reads the metadata in each of its guests
+#   make test   runs all tests
+# Missing programs are installed: system packages with apt-get, everything else into .venv beside this file.
 
 PYTHON ?= python3
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# PROGRAM:PACKAGE; a program with a slash is a file.
 LAB_PROGRAMS := ip:iproute2 iptables:iptables curl:curl
-TEST_PROGRAMS := $(LAB_PROGRAMS) nft:nftables haproxy:haproxy memcached:memcached cloud-init:cloud-init openssl:openssl
+TEST_PROGRAMS := $(LAB_PROGRAMS) nft:nftables sysctl:procps haproxy:haproxy memcached:memcached \
+	redis-server:redis-server strace:strace netstat:net-tools cloud-init:cloud-init openssl:openssl \
+	/lib/systemd/systemd:systemd /usr/include/asm-generic/unistd.h:linux-libc-dev
 
 .PHONY: lab test clean
 .DELETE_ON_ERROR:
@@ -29,8 +32,8 @@ test: .venv/installed
 clean:
 	rm -rf .venv .tox build dist *.egg-info
 
-# PROGRAM:PACKAGE words; installs the packages whose program is not on PATH (iptables is in /usr/sbin).
-need = missing=; for word in $(1); do \
+# Installs the packages of the missing programs. PATH of a user may lack /usr/sbin, where iptables is.
+need = missing=; for word in $(1); do [ -e "$${word%%:*}" ] || \
 	PATH=$$PATH:/usr/sbin:/sbin command -v $${word%%:*} >/dev/null || missing="$$missing $${word\#\#*:}"; done; \
 	[ -z "$$missing" ] || $(call install,$$missing)
 install = { echo "Installing $(1)"; $(SUDO) apt-get update -qq && \

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attacks of ``tests/e2e/test_attacks.py`` on the peer: one guest's 2,000 connections while another boots.
+"""Runs the attacks of ``tests/e2e/test_attacks.py`` on Neutron's path: 2,000 connections of one guest during a boot.
 
-``attacks.py PYTHON`` (PYTHON: one that has neutron installed) prints what became of the other guest's 28 requests.
+``attacks.py PYTHON`` (PYTHON: one that has neutron installed) prints the results of the other guest's 28 requests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.e2e.test_attacks import ATTACKS, Attack, boot
 
 
 def main(python: str) -> None:
-    """Each attack on a peer of its own."""
+    """Run each attack on a newly started peer."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for name, (sources, begin, drip) in ATTACKS.items():
@@ -28,10 +28,13 @@ def main(python: str) -> None:
             with Attack(port, sources, begin, drip) as attack:
                 try:
                     statuses, disturbed_ms = boot(port)
-                    became = f'{statuses.count(200)} of {len(statuses)} answered 200, the slowest {disturbed_ms:.1f} ms'
+                    became = f'{statuses.count(200)} of {len(statuses)} got 200, the slowest {disturbed_ms:.1f} ms'
                 except OSError as error:
                     became = f'the boot failed: {str(error) or type(error).__name__}'
-        print(f'{attack.opened} {name}: alone the slowest {undisturbed_ms:.1f} ms; beside them {became}', flush=True)
+        print(
+            f'{attack.opened} {name}: slowest without attack {undisturbed_ms:.1f} ms; during it {became}',
+            flush=True,
+        )
 
 
 if __name__ == '__main__':

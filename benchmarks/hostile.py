@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire cases of ``tests/wire`` sent at the peer: haproxy as Neutron sets it up, and Neutron's metadata agent.
+"""Sends the wire cases of ``tests/wire`` to Neutron's path: haproxy with Neutron's configuration and Neutron's agent.
 
-``hostile.py PYTHON`` (PYTHON: one that has neutron installed) prints what the peer did with each case where that is
-not what this path must do, and counts. Needs haproxy, and nothing that root has. The recording Nova is the tests'.
+``hostile.py PYTHON`` (PYTHON: one that has neutron installed) prints each case whose outcome
+differs from what this path must do, and a summary. Needs haproxy but not root. The recording Nova is that of the tests.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ NOVAS, ROUTERS = 'compute:nova', 'network:router_interface'
 
 
 def port(network: str, owner: str, device: str, project: str = '', address: str = '') -> dict[str, Any]:
-    """A port as neutron-server would give it."""
+    """A port as neutron-server returns it."""
     return {
         'network_id': network,
         'device_owner': owner,
@@ -88,7 +88,7 @@ PORTS = [
 
 @contextlib.contextmanager
 def peer(python: str):
-    """Servers with the one place ``proxy``, and its Nova."""
+    """Start the peer; Servers with one place, ``proxy``, and the recording Nova."""
     nova = RawServer(keeps_saying(NOVA_RESPONSE))
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as ends:
         directory = Path(name)
@@ -101,7 +101,7 @@ def peer(python: str):
             AGENT.format(directory=directory, socket=path, secret=SECRET, nova=nova.port)
         )
         (directory / 'haproxy.cfg').write_text(HAPROXY.format(port=at, socket=path, router=ROUTER))
-        agent = Path(__file__).parent.parent / 'tests' / 'either_half' / 'neutron_agent.py'
+        agent = Path(__file__).parent.parent / 'tests' / 'neutron_interop' / 'neutron_agent.py'
         log = ends.enter_context((directory / 'log').open('w'))
         for argv in (
             [python, str(agent), str(directory / 'ports.json'), '--config-file', str(directory / 'agent.ini')],
@@ -121,49 +121,49 @@ def peer(python: str):
     nova.close()
 
 
-def judged(status: int | None, heard: list[ReceivedRequest], expect: str, most: int) -> str:
-    """What is to be said of one case; '' where the peer did what this path must do."""
-    said = []
-    for one in heard:
+def deviations(status: int | None, received: list[ReceivedRequest], expect: str, max_requests: int) -> str:
+    """How the outcome of a case differs from what this path must do; '' if it does not."""
+    found = []
+    for one in received:
         names = dict(one.headers)
         wrong = [name for name, value in SENDER_HEADERS.items() if names.get(name, '').removeprefix('::ffff:') != value]
         if wrong:
-            said.append(f'Nova heard {", ".join(f"{name}: {names.get(name)}" for name in wrong)}')
+            found.append(f'Nova received {", ".join(f"{name}: {names.get(name)}" for name in wrong)}')
         if int(names.get('content-length', 0)) != len(one.body):
-            said.append('Nova heard a body that is not as long as it says')
-    if any('smuggled' in one.target for one in heard):
-        said.append('Nova heard the hidden request')
-    if len(heard) > most:
-        said.append(f'Nova heard {len(heard)} requests where {most} may be')
+            found.append('Nova received a body with a wrong Content-Length')
+    if any('smuggled' in one.target for one in received):
+        found.append('Nova received the smuggled request')
+    if len(received) > max_requests:
+        found.append(f'Nova received {len(received)} requests instead of at most {max_requests}')
     if expect == REFUSED and status not in (None, *REFUSED_STATUSES):
-        said.append(f'answered {status}')
+        found.append(f'responded {status}')
     if expect == '200' and status != 200:
-        said.append(f'answered {status or "nothing"} where 200 was right')
-    if expect == '200' and status == 200 and len(heard) < most:
-        said.append(f'Nova heard {len(heard)} requests of {most}')
-    return '; '.join(said)
+        found.append(f'responded {status or "nothing"} instead of 200')
+    if expect == '200' and status == 200 and len(received) < max_requests:
+        found.append(f'Nova received {len(received)} requests of {max_requests}')
+    return '; '.join(found)
 
 
 def main(python: str) -> None:
-    """Send all cases; print what there is to say."""
+    """Send all cases and print the deviations."""
     counts: collections.Counter[str] = collections.Counter()
     with peer(python) as hops:
         for case in cases():
-            expect, most = case.expected('proxy')
+            expect, max_requests = case.expected('proxy')
             begun = time.monotonic()
             try:
                 status, _ = hops.send('proxy', case.data('proxy'), timeout_s=10.0)
             except TimeoutError:
                 status = None
-            # haproxy may answer before its agent has heard all.
+            # haproxy may respond before the agent has received the whole request.
             time.sleep(0.2)
-            verdict = judged(status, hops.received(), expect, most)
+            verdict = deviations(status, hops.received(), expect, max_requests)
             if time.monotonic() - begun > 8:
-                verdict = '; '.join(filter(None, [verdict, 'no answer within 10 s']))
+                verdict = '; '.join(filter(None, [verdict, 'no response within 10 s']))
             counts[verdict] += 1
             if verdict:
                 print(f'{case.name}: {verdict}', flush=True)
-    print(f'{sum(counts.values())} cases, {counts[""]} as this path must do them')
+    print(f'{sum(counts.values())} cases, {counts[""]} without deviation')
     for verdict, count in counts.most_common():
         if verdict:
             print(f'{count:4} {verdict}')

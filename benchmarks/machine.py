@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the machine is, how busy it is, and what processes have used. All from /proc."""
+"""Description and load of the machine, and resource usage of processes, from /proc."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROCESSORS = len(os.sched_getaffinity(0))
 
 
 def description() -> dict[str, str]:
-    """What a figure must be read with."""
+    """Hardware and software versions, for the report."""
     model = re.search(r'^model name\s*:\s*(.+)$', Path('/proc/cpuinfo').read_text(), re.M)
     memory = re.search(r'^MemTotal:\s*(\d+)', Path('/proc/meminfo').read_text(), re.M)
     return {
@@ -41,14 +41,14 @@ def _first_line(*argv: str) -> str:
 
 
 def busy_s() -> float:
-    """Seconds that the machine's processors have worked, since it was started."""
+    """CPU seconds used by all processes since the boot of the machine."""
     with open('/proc/stat') as file:
         user, nice, system, _idle, _iowait, irq, softirq = (int(word) for word in file.readline().split()[1:8])
     return (user + nice + system + irq + softirq) / TICKS
 
 
 def wait_until_quiet(for_s: float, give_up_s: float, at_most: float = 0.06) -> bool:
-    """Return when at most that share of the machine was in use ``for_s`` seconds long; False when it never was."""
+    """Wait until at most the share ``at_most`` of the CPU was used for ``for_s`` seconds; False after ``give_up_s``."""
     end = time.monotonic() + give_up_s
     quiet_s = 0.0
     while quiet_s < for_s:
@@ -63,7 +63,7 @@ def wait_until_quiet(for_s: float, give_up_s: float, at_most: float = 0.06) -> b
 
 
 def family(pids: Iterable[int]) -> list[int]:
-    """Those of ``pids`` that live, and all that descend from them."""
+    """The living processes of ``pids`` and all their descendants."""
     parents = {}
     for entry in os.listdir('/proc'):
         if entry.isdigit() and (fields := _fields(int(entry))) and fields[0] != 'Z':
@@ -78,12 +78,12 @@ def family(pids: Iterable[int]) -> list[int]:
 
 
 def cpu_s(pids: Iterable[int]) -> float:
-    """User and system time of the processes with all their threads, and of the children they have reaped."""
+    """User and system time of the processes, including threads and reaped children."""
     return sum(int(ticks) for pid in pids if (fields := _fields(pid)) for ticks in fields[11:15]) / TICKS
 
 
 def _fields(pid: int) -> list[str]:
-    """/proc/PID/stat behind the name, which may have spaces: state, parent, ..."""
+    """The fields of /proc/PID/stat after the name: state, parent, ..."""
     try:
         return Path(f'/proc/{pid}/stat').read_text().rpartition(') ')[2].split()
     except OSError:
@@ -91,7 +91,7 @@ def _fields(pid: int) -> list[str]:
 
 
 def memory_kib(pids: Iterable[int]) -> int:
-    """Proportional set size: what is shared counts once, divided among those who share it."""
+    """Sum of the proportional set sizes: shared pages are divided among the processes that share them."""
     total = 0
     for pid in pids:
         try:

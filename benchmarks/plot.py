@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two kinds of plots as SVG: bars, and lines over a logarithmic axis.
 
-The background is transparent and every colour readable on white and on black, for a README is shown on both.
+The background is transparent; all colours are readable on white and on black.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WIDTH, LEFT, RIGHT = 760, 210, 120
 
 
 def bars(title: str, values: Sequence[tuple[str, str, float, float, float, str]]) -> str:
-    """A bar for each (peer, its name, median, least, most, what is written beside it)."""
+    """A bar for each (peer, its name, median, minimum, maximum, label)."""
     longest = max(most for _, _, _, _, most, _ in values) or 1.0
     scale = (WIDTH - LEFT - RIGHT) / longest
     parts = [_text(0, 18, title, 't')]
@@ -46,7 +46,7 @@ def bars(title: str, values: Sequence[tuple[str, str, float, float, float, str]]
 def lines(
     panels: Sequence[tuple[str, Mapping[str, Sequence[tuple[float, float]]]]], names: Mapping[str, str], axis: str
 ) -> str:
-    """Panels side by side: a title, and by peer the points; both axes logarithmic."""
+    """Panels side by side, each with a title and points by peer; both axes are logarithmic."""
     parts = []
     width, height, top = (WIDTH - 20) / len(panels), 190, 40
     for number, (title, series) in enumerate(panels):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results to doc/benchmark.md and its plots: ratios first, then the figures, then the machine."""
+"""Writes doc/benchmark.md and its plots from results: ratios first, then the figures, then the machine."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ DOC = Path(__file__).resolve().parent.parent / 'doc'
 NAMES = {
     'neutron': 'Neutron 29 and haproxy',
     'two_hop': 'two processes',
-    'two_hop_cached': 'two processes, answers cached',
+    'two_hop_cached': 'two processes, responses cached',
     'one_hop': 'one hop',
-    'one_hop_cached': 'one hop, answers cached',
+    'one_hop_cached': 'one hop, responses cached',
     'floor': 'two bare haproxy hops',
 }
 Results = list[dict[str, Any]]
 
 
 def write(paths: Sequence[Path]) -> None:
-    """Everything anew from these files of results."""
-    results = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    """Write the page and the plots from these result files."""
+    results = [_current_names(json.loads(line)) for path in paths for line in path.read_text().splitlines()]
     text = [
         '# How fast, how small',
         '',
-        'What operators run today and this path, measured in turns on one machine by `tox -e bench`',
-        "(`benchmarks/run.py`). Today's is haproxy in each router's namespace, configured by Neutron's own driver, and",
-        'the metadata agent of Neutron 29 behind it, its remote calls answered in process. The floor is two haproxies',
-        'with constant headers. Medians, and the least and the most of the runs. CPU is what the processes of the path',
-        'used, user and system, for each good answer; the ratios hold on other machines, the times do not.',
+        "This path and Neutron's, measured in turns on one machine by `tox -e bench` (`benchmarks/run.py`). Neutron's",
+        "path is haproxy in each router's namespace, with the configuration that Neutron's driver writes, and the",
+        'metadata agent of Neutron 29, whose remote calls are answered in its own process. The floor is two haproxies',
+        'with constant headers. Figures are the median of the runs (minimum-maximum). CPU is the user and system time',
+        'of all processes of the path, divided by the number of successful requests. The ratios are similar on other',
+        'machines; the times are not.',
         '',
     ]
     text += _ratios(results)
@@ -42,6 +43,16 @@ def write(paths: Sequence[Path]) -> None:
     text += _density(results)
     text += _notes(results)
     (DOC / 'benchmark.md').write_text('\n'.join(text).rstrip() + '\n')
+
+
+def _current_names(result: dict[str, Any]) -> dict[str, Any]:
+    """Results of earlier versions have other names."""
+    for old, new in (('at_once', 'concurrency'), ('asked', 'sent')):
+        if old in result:
+            result[new] = result.pop(old)
+    if result.get('connections') == 'kept':
+        result['connections'] = 'keepalive'
+    return result
 
 
 def _of(results: Results, kind: str, peer: str | None = None, **which: Any) -> Results:
@@ -65,7 +76,7 @@ def _median(results: Iterable[dict[str, Any]], key: str) -> float | None:
 
 
 def _range(results: Results, key: str) -> str:
-    """Median (least to most)."""
+    """Median (minimum-maximum)."""
     values = [result[key] for result in results if result.get(key) is not None]
     if not values:
         return '-'
@@ -92,12 +103,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _ratios(results: Results) -> list[str]:
-    """Each figure of Neutron's, divided by ours."""
-    load = {'connections': 'new', '_slots': 8}
+    """A table of ratios to Neutron."""
+    load = {'connections': 'new', 'concurrency': 8}
     figures = [
         ('CPU per request, new connections, 8 at once', 'steady', 'cpu_us', load),
         ('requests per second there', 'steady', 'per_s', load),
-        ('slowest 1 %, new connections, 64 at once', 'steady', 'p99_ms', {'connections': 'new', '_slots': 64}),
+        ('slowest 1 %, new connections, 64 at once', 'steady', 'p99_ms', {'connections': 'new', 'concurrency': 64}),
         ('boot storm, seconds', 'storm', 'seconds', {}),
         ('boot storm, CPU per request', 'storm', 'cpu_us', {}),
         ('memory for one more router', 'density', 'memory_kib', {}),
@@ -125,7 +136,7 @@ def _ratios(results: Results) -> list[str]:
 
 
 def _largest(results: Results) -> Results:
-    """Of density results, those with the most routers; all of any other."""
+    """The density results with the most routers; all results of other kinds."""
     most = max((result.get('routers', 0) for result in results), default=0)
     return [result for result in results if result.get('routers', 0) == most]
 
@@ -144,7 +155,7 @@ def _bars(name: str, title: str, results: Results, key: str, beside: str) -> lis
 
 
 def _rows(found: Results, keys: Sequence[str]) -> list[list[str]]:
-    """A row for each peer: its name, what ``keys`` measure, failures, runs."""
+    """A row per peer: name, values of ``keys``, failures, number of runs."""
     rows = []
     for peer in _peers(found):
         own = [result for result in found if result['peer'] == peer]
@@ -156,14 +167,14 @@ def _steady(results: Results) -> list[str]:
     text = []
     found = _of(results, 'steady')
     for connections in dict.fromkeys(result['connections'] for result in found):
-        for _slots in sorted({result['_slots'] for result in found if result['connections'] == connections}):
-            here = _of(results, 'steady', connections=connections, _slots=_slots)
-            what = 'A new connection for each request' if connections == 'new' else 'Kept connections'
-            text += [f'## {what}, {_slots} at once', '']
-            if connections == 'new' and _slots == 8:
+        for concurrency in sorted({result['concurrency'] for result in found if result['connections'] == connections}):
+            here = _of(results, 'steady', connections=connections, concurrency=concurrency)
+            what = 'A new connection for each request' if connections == 'new' else 'Keep-alive connections'
+            text += [f'## {what}, {concurrency} at once', '']
+            if connections == 'new' and concurrency == 8:
                 text += _bars('cpu', 'CPU per request, new connections, 8 at once', here, 'cpu_us', 'µs')
-            if connections == 'new' and _slots == 64:
-                text += _bars('p99', 'Slowest 1 % of answers, 64 at once', here, 'p99_ms', 'ms')
+            if connections == 'new' and concurrency == 64:
+                text += _bars('p99', 'Slowest 1 % of responses, 64 at once', here, 'p99_ms', 'ms')
             head = ['', 'CPU per request, µs', 'requests/s', 'median ms', '99 % within ms', 'failed', 'runs']
             text += _table(head, _rows(here, ('cpu_us', 'per_s', 'p50_ms', 'p99_ms')))
     return text
@@ -173,8 +184,11 @@ def _storm(results: Results) -> list[str]:
     found = _of(results, 'storm')
     if not found:
         return []
-    guests, asked = found[0]['guests'], found[0]['asked'] // found[0]['guests']
-    text = [f'## A storm of boots: {guests} guests, {asked} requests each, on new connections, behind 50 routers', '']
+    guests, requests = found[0]['guests'], found[0]['sent'] // found[0]['guests']
+    text = [
+        f'## A storm of boots: {guests} guests, {requests} requests each, on new connections, behind 50 routers',
+        '',
+    ]
     text += _bars('storm', 'Seconds until the last guest has booted', found, 'seconds', 's')
     head = ['', 'seconds', 'CPU per request, µs', 'median ms', '99 % within ms', 'failed', 'runs']
     return text + _table(head, _rows(found, ('seconds', 'cpu_us', 'p50_ms', 'p99_ms')))
@@ -208,24 +222,26 @@ def _density(results: Results) -> list[str]:
 
 def _notes(results: Results) -> list[str]:
     machines = _of(results, 'machine')
-    text = ['## The machine, and what to know', '']
+    text = ['## The machine and the method', '']
     for one in machines[:1]:
         text += [', '.join(f'{key} {value}' for key, value in one.items() if key != 'kind') + '.', '']
     text += [
-        '- In the place of Nova a haproxy answers 600 bytes from memory, to signed requests.',
+        "- A haproxy in Nova's place responds to signed requests with 600 bytes from memory.",
         '- "two processes" is the shared namespace proxy and the agent, "one hop" the agent alone;',
-        '  lookups are from the static directory; every request reaches Nova, except where answers are cached.',
-        "- wrk's times begin when the request is sent, the storm's before the connection. Failed is every status but",
-        '  200 and every broken connection; a quick refusal is in the times.',
-        '- Memory is the proportional set size of all processes of the path after attaching, less that before.',
-        '- Attaching is what an L3 agent does that starts with so many routers, until all of them accept connections:',
-        '  here a packet to the keeper for each, in the place of a haproxy. The redirect rules were there before.',
-        "- The peer's `metadata_workers` and ours are their defaults, half the processors.",
+        '  lookups use the static directory; every request reaches Nova, except where responses are cached.',
+        "- wrk's times start when the request is sent, the storm's before the connection is opened. Failed is every",
+        '  status except 200 and every broken connection. The times include failed requests.',
+        '- Memory is the proportional set size of all processes of the path after attaching minus that before.',
+        '- Attaching: what an L3 agent does at its start for this number of routers, until all accept connections.',
+        '  Here that is a message to the keeper for each, instead of a haproxy. The redirect rules exist before.',
+        "- `metadata_workers` has its default, half the processors, in Neutron's agent and in ours.",
     ]
     loud = [one for one in results if one.get('foreign_cores', 0) > 0.25]
     measured = [one for one in results if 'foreign_cores' in one]
     if loud:
-        text += [f'- In {len(loud)} of {len(measured)} measurements others used more than a quarter of a processor.']
+        text += [
+            f'- In {len(loud)} of {len(measured)} measurements other processes used more than a quarter of a core.'
+        ]
     for one in _of(results, 'error'):
         text += [f'- {NAMES.get(one["peer"], one["peer"])}, {one["case"]}: not measured, it failed.']
     text += [f'- Not complete: {one["why"]}.' for one in _of(results, 'cut')]

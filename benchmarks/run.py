@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""This path, what operators run today, and two bare haproxy hops, side by side on one machine.
+"""Benchmarks this path, Neutron's agent with haproxy, and two bare haproxies ("floor") on one machine.
 
     python benchmarks/run.py [--quick] [--cases steady,storm,density] [--peers ...] [--runs N] [--minutes M]
     python benchmarks/run.py --report benchmarks/results/FILE.jsonl
 
-As root. Writes benchmarks/results/TIME.jsonl while it goes, and doc/benchmark.md with its plots at the end
-(``--no-report``: not). The peers take turns, run by run, so that what the machine does meanwhile meets all of them;
-each measurement waits for a quiet machine first, and is made again when others used it meanwhile.
+Needs root. Appends each result to benchmarks/results/TIME.jsonl, and writes doc/benchmark.md with its plots at the end
+(not with ``--no-report``). The peers are measured in turns, so that changes of the machine affect all of them. Each
+measurement waits until the machine is idle, and is repeated if other processes used it meanwhile.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ from typing import Any
 
 import machine
 import report
-from stage import URL, Stage, StageError
+from testbed import URL, Testbed, TestbedError
 
 HERE = Path(__file__).resolve().parent
 STORM_ROUTERS, STORM_GUESTS, STORM_S = 50, 500, 150.0
 FOREIGN_CORES = 0.25
-"""How much of the machine others may use during a measurement before it is made again."""
+"""Cores that other processes may use during a measurement; it is repeated if they use more."""
 TRIES = 3
 PROGRAMS = ('haproxy', 'wrk', 'curl', 'ip', 'iptables', 'nsenter', 'perl')
 
 
 @dataclass
 class Plan:
-    """What is measured. ``routers`` is, by peer, how many are attached in the density case."""
+    """What is measured. ``routers``: by peer, the numbers of attached routers in the case density."""
 
     steady: list[str]
     storm: list[str]
     routers: dict[str, list[int]]
     connections: list[str]
-    _slots: list[int]
+    concurrency: list[int]
     runs: int
     storm_runs: int
     density_runs: int
     seconds: float
     minutes: float
     quiet_s: float = 3.0
-    patience_s: float = 60.0
+    quiet_timeout_s: float = 60.0
     cases: list[str] = field(default_factory=lambda: ['steady', 'storm', 'density'])
 
 
@@ -62,22 +62,22 @@ QUICK = Plan(
     storm=['neutron', 'two_hop', 'one_hop'],
     routers={'neutron': [100], 'two_hop': [1000], 'one_hop': [1000]},
     connections=['new'],
-    _slots=[8, 64],
+    concurrency=[8, 64],
     runs=3,
     storm_runs=1,
     density_runs=1,
     seconds=4,
     minutes=12,
     quiet_s=1.5,
-    patience_s=15,
+    quiet_timeout_s=15,
 )
 OURS = ['two_hop', 'two_hop_cached', 'one_hop', 'one_hop_cached']
 FULL = Plan(
     steady=['neutron', *OURS, 'floor'],
     storm=['neutron', *OURS, 'floor'],
     routers={'neutron': [10, 100, 500], **{peer: [10, 100, 1000, 4000] for peer in ('two_hop', 'one_hop')}},
-    connections=['new', 'kept'],
-    _slots=[1, 8, 64],
+    connections=['new', 'keepalive'],
+    concurrency=[1, 8, 64],
     runs=5,
     storm_runs=3,
     density_runs=3,
@@ -89,18 +89,18 @@ FULL = Plan(
 class Bench:
     """Runs a plan; ``tell`` is called with each result."""
 
-    def __init__(self, plan: Plan, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, plan: Plan, record: Callable[[dict[str, Any]], None]) -> None:
         self._plan = plan
-        self._tell = tell
+        self._record = record
         self._end = time.monotonic() + 60 * plan.minutes
 
     def run(self) -> None:
-        """Everything once, then again, so that where the time ends there is something of everything."""
+        """All cases once, then again: if the time is over, there are some results of each case."""
         for run, case, peer, argument in self._turns():
             if time.monotonic() > self._end:
-                self._tell({'kind': 'cut', 'why': f'the {self._plan.minutes:g} minutes were over', 'before_run': run})
+                self._record({'kind': 'cut', 'why': f'the {self._plan.minutes:g} minutes were over', 'before_run': run})
                 return
-            _say(f'run {run}: {case} {peer} {argument or ""}')
+            _log(f'run {run}: {case} {peer} {argument or ""}')
             try:
                 if case == 'steady':
                     self._steady(peer, run)
@@ -108,9 +108,9 @@ class Bench:
                     self._storm(peer, run)
                 else:
                     self._density(peer, argument, run)
-            except StageError as error:
-                _say(str(error))
-                self._tell({'kind': 'error', 'case': case, 'peer': peer, 'run': run, 'error': str(error)[:2000]})
+            except TestbedError as error:
+                _log(str(error))
+                self._record({'kind': 'error', 'case': case, 'peer': peer, 'run': run, 'error': str(error)[:2000]})
 
     def _turns(self) -> Iterator[tuple[int, str, str, int]]:
         plan = self._plan
@@ -124,43 +124,48 @@ class Bench:
                     yield from ((run, 'density', peer, count) for peer in plan.routers if count in plan.routers[peer])
 
     def _steady(self, peer: str, run: int) -> None:
-        with Stage(peer) as stage:
-            stage.start_agent()
-            stage.attach(stage.routers)
-            stage.until_answered()
-            self._load(stage, 'kept', 4, 1.0)  # the first requests of a process are no measure
+        with Testbed(peer) as testbed:
+            testbed.start_agent()
+            testbed.attach(testbed.routers)
+            testbed.wait_until_responding()
+            self._load(testbed, 'keepalive', 4, 1.0)  # warm-up: the first requests of a process are slower
             for connections in self._plan.connections:
-                for _slots in self._plan._slots:
-                    found = self._quietly(
-                        lambda c=connections, n=_slots: self._load(stage, c, n, self._plan.seconds)  # type: ignore[misc]
+                for concurrency in self._plan.concurrency:
+                    found = self._on_quiet_machine(
+                        lambda c=connections, n=concurrency: self._load(testbed, c, n, self._plan.seconds)  # type: ignore[misc]
                     )
-                    self._tell({'kind': 'steady', 'peer': peer, 'run': run, **found})
+                    self._record({'kind': 'steady', 'peer': peer, 'run': run, **found})
 
     def _storm(self, peer: str, run: int) -> None:
-        with Stage(
+        with Testbed(
             peer, routers=STORM_ROUTERS, with_guests=STORM_ROUTERS, guests_each=STORM_GUESTS // STORM_ROUTERS
-        ) as stage:
-            stage.start_agent()
-            stage.attach(stage.routers)
-            stage.until_answered()
-            argv = [sys.executable, str(HERE / 'storm.py'), str(STORM_ROUTERS), str(stage.guests_each), str(STORM_S)]
-            self._tell(
-                {'kind': 'storm', 'peer': peer, 'run': run, **self._quietly(lambda: self._measured(stage, argv), 1)}
+        ) as testbed:
+            testbed.start_agent()
+            testbed.attach(testbed.routers)
+            testbed.wait_until_responding()
+            argv = [sys.executable, str(HERE / 'storm.py'), str(STORM_ROUTERS), str(testbed.guests_each), str(STORM_S)]
+            self._record(
+                {
+                    'kind': 'storm',
+                    'peer': peer,
+                    'run': run,
+                    **self._on_quiet_machine(lambda: self._run_load(testbed, argv), 1),
+                }
             )
 
     def _density(self, peer: str, routers: int, run: int) -> None:
-        with Stage(peer, routers=routers) as stage:
-            stage.start_agent()
-            machine.wait_until_quiet(self._plan.quiet_s, self._plan.patience_s)
-            before = stage.pids()
+        with Testbed(peer, routers=routers) as testbed:
+            testbed.start_agent()
+            machine.wait_until_quiet(self._plan.quiet_s, self._plan.quiet_timeout_s)
+            before = testbed.pids()
             memory_kib, files, used_s = machine.memory_kib(before), machine.descriptors(before), machine.cpu_s(before)
             children_s = _children_s()
             began = time.monotonic()
-            stage.attach(stage.routers)
+            testbed.attach(testbed.routers)
             seconds = time.monotonic() - began
-            after = stage.pids()
+            after = testbed.pids()
             cpu_s = machine.cpu_s(after) - used_s + _children_s() - children_s
-            time.sleep(1)  # what a start leaves behind is freed
+            time.sleep(1)  # the processes free memory after their start
             result = {
                 'routers': routers,
                 'attach_s': round(seconds, 3),
@@ -169,43 +174,43 @@ class Bench:
                 'files': round((machine.descriptors(after) - files) / routers, 2),
                 'processes': len(after),
             }
-            stage.until_answered()
-            self._load(stage, 'new', 4, 1.0)
-            found = self._quietly(lambda: self._load(stage, 'new', 8, self._plan.seconds))
-            self._tell({'kind': 'density', 'peer': peer, 'run': run, **result, **found})
+            testbed.wait_until_responding()
+            self._load(testbed, 'new', 4, 1.0)
+            found = self._on_quiet_machine(lambda: self._load(testbed, 'new', 8, self._plan.seconds))
+            self._record({'kind': 'density', 'peer': peer, 'run': run, **result, **found})
 
-    def _quietly(self, measure: Callable[[], dict[str, Any]], tries: int = TRIES) -> dict[str, Any]:
-        """Measure on a quiet machine, and again when it was not; the quietest measurement counts."""
+    def _on_quiet_machine(self, measure: Callable[[], dict[str, Any]], tries: int = TRIES) -> dict[str, Any]:
+        """Measure on an idle machine, again if it was not idle; the result with the least foreign CPU."""
         found = []
         while len(found) < tries:
-            quiet = machine.wait_until_quiet(self._plan.quiet_s, self._plan.patience_s)
+            quiet = machine.wait_until_quiet(self._plan.quiet_s, self._plan.quiet_timeout_s)
             found.append({**measure(), 'quiet_before': quiet})
             if found[-1]['foreign_cores'] <= FOREIGN_CORES:
                 break
         return min(found, key=lambda one: one['foreign_cores'])
 
-    def _load(self, stage: Stage, connections: str, _slots: int, seconds: float) -> dict[str, Any]:
-        argv = ['wrk', '-t1', f'-c{_slots}', f'-d{seconds:g}s', '--timeout', '20s', '-s', str(HERE / 'steady.lua')]
+    def _load(self, testbed: Testbed, connections: str, concurrency: int, seconds: float) -> dict[str, Any]:
+        argv = ['wrk', '-t1', f'-c{concurrency}', f'-d{seconds:g}s', '--timeout', '20s', '-s', str(HERE / 'steady.lua')]
         argv += ['-H', 'Connection: close'] if connections == 'new' else []
-        found = self._measured(stage, [*argv, URL])
+        found = self._run_load(testbed, [*argv, URL])
         return {
             'connections': connections,
-            '_slots': _slots,
+            'concurrency': concurrency,
             **found,
             'per_s': round(found['good'] / found['seconds'], 1),
         }
 
-    def _measured(self, stage: Stage, argv: list[str]) -> dict[str, Any]:
-        """What the load's own last line says, and what the peer's processes and the machine used meanwhile."""
-        pids, nova = stage.pids(), stage.nova_pids()
+    def _run_load(self, testbed: Testbed, argv: list[str]) -> dict[str, Any]:
+        """Run the load generator; its JSON result, with the CPU that the peer and other processes used meanwhile."""
+        pids, nova = testbed.pids(), testbed.nova_pids()
         peer_s, nova_s, children_s, busy_s = machine.cpu_s(pids), machine.cpu_s(nova), _children_s(), machine.busy_s()
         began = time.monotonic()
-        # The load is held to its own time; this bound is for a load that hangs.
-        done = subprocess.run([*stage.in_guests(), *argv], capture_output=True, text=True, check=False, timeout=300)
+        # The load generator ends by itself; the timeout is for one that hangs.
+        done = subprocess.run([*testbed.in_guests(), *argv], capture_output=True, text=True, check=False, timeout=300)
         took_s = time.monotonic() - began
         if done.returncode:
-            raise StageError(f'{argv[0]}: {done.stderr}')
-        peer_s, nova_s = machine.cpu_s(stage.pids()) - peer_s, machine.cpu_s(nova) - nova_s
+            raise TestbedError(f'{argv[0]}: {done.stderr}')
+        peer_s, nova_s = machine.cpu_s(testbed.pids()) - peer_s, machine.cpu_s(nova) - nova_s
         foreign_s = machine.busy_s() - busy_s - peer_s - nova_s - (_children_s() - children_s)
         found = json.loads(done.stdout.splitlines()[-1])
         if 'requests' in found:
@@ -218,12 +223,12 @@ class Bench:
 
 
 def _children_s() -> float:
-    """CPU of the children that were waited for: here, the load."""
+    """CPU time of reaped children, that is of the load generator."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f'{datetime.datetime.now():%H:%M:%S} {text}', file=sys.stderr, flush=True)
 
 
@@ -240,15 +245,15 @@ def _plan(args: argparse.Namespace) -> Plan:
         chosen = words(args.peers)
         plan.routers = {peer: plan.routers.get(peer, [1000]) for peer in chosen}
         plan.steady, plan.storm = list(chosen), list(chosen)
-    if args._slots:
-        plan._slots = [int(word) for word in words(args._slots)]
+    if args.concurrency:
+        plan.concurrency = [int(word) for word in words(args.concurrency)]
     if args.connections:
         plan.connections = words(args.connections)
     if args.routers:
         plan.routers = {peer: [int(word) for word in words(args.routers)] for peer in plan.routers if peer != 'floor'}
     if args.runs:
         plan.runs = plan.storm_runs = plan.density_runs = args.runs
-    for name in ('seconds', 'minutes', 'patience_s'):
+    for name in ('seconds', 'minutes', 'quiet_timeout_s'):
         if (value := getattr(args, name)) is not None:
             setattr(plan, name, value)
     plan.steady, plan.storm = _available(plan.steady), _available(plan.storm)
@@ -259,29 +264,33 @@ def _plan(args: argparse.Namespace) -> Plan:
 def main() -> int:
     """Measure, then report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--quick', action='store_true', help='what matters most, in about ten minutes')
+    parser.add_argument('--quick', action='store_true', help='the most important cases, in about ten minutes')
     parser.add_argument('--cases', help='of steady, storm, density, separated by commas')
     parser.add_argument('--peers', help='names of directories in benchmarks/peers')
-    parser.add_argument('--at-once', help='steady: how many connections at once, e.g. 1,8,64')
-    parser.add_argument('--connections', help='steady: new (one for each request), kept')
-    parser.add_argument('--routers', help='density: how many, e.g. 10,100,1000')
-    parser.add_argument('--runs', type=int, help='of each case')
-    parser.add_argument('--seconds', type=float, help='steady: of each measurement')
-    parser.add_argument('--minutes', type=float, help='no further measurement is begun after so many')
-    parser.add_argument('--patience', dest='patience_s', type=float, help='seconds to wait for a quiet machine')
-    parser.add_argument('--report', nargs='+', metavar='JSONL', help='measure nothing, report these results')
-    parser.add_argument('--no-report', action='store_true', help='leave doc/benchmark.md as it is')
+    parser.add_argument('--concurrency', help='steady: numbers of concurrent connections, e.g. 1,8,64')
+    parser.add_argument('--connections', help='steady: new (one per request), keepalive')
+    parser.add_argument('--routers', help='density: numbers of routers, e.g. 10,100,1000')
+    parser.add_argument('--runs', type=int, help='number of runs of each case')
+    parser.add_argument('--seconds', type=float, help='steady: duration of each measurement')
+    parser.add_argument('--minutes', type=float, help='start no measurement after this many minutes')
+    parser.add_argument(
+        '--quiet-timeout', dest='quiet_timeout_s', type=float, help='seconds to wait for an idle machine'
+    )
+    parser.add_argument(
+        '--report', nargs='+', metavar='JSONL', help='measure nothing, only write the report of these results'
+    )
+    parser.add_argument('--no-report', action='store_true', help='do not write doc/benchmark.md')
     args = parser.parse_args()
     if args.report:
         report.write([Path(name) for name in args.report])
         return 0
     if os.geteuid():
-        parser.error('namespaces are made: run it as root')
+        parser.error('run it as root: it makes network namespaces')
     if missing := [program for program in PROGRAMS if not shutil.which(program)]:
-        parser.error(f'install {", ".join(missing)} first: they are started')
+        parser.error(f'install {", ".join(missing)} first')
     plan = _plan(args)
     if 'neutron' in {*plan.steady, *plan.storm, *plan.routers}:
-        _say('Neutron is installed, if it is not there yet')
+        _log('installing Neutron if necessary')
         install = subprocess.run([HERE / 'peers/neutron/install'], stdout=subprocess.PIPE, text=True, check=True)
         os.environ['METADATA_WSGI_NEUTRON_PYTHON'] = install.stdout.strip()
     os.environ.setdefault('METADATA_WSGI_BIN', str(Path(sys.executable).parent))
@@ -290,18 +299,18 @@ def main() -> int:
     path = results / f'{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl'
     with open(path, 'a') as file:
 
-        def tell(result: dict[str, Any]) -> None:
+        def record(result: dict[str, Any]) -> None:
             line = json.dumps(result)
             print(line, file=file, flush=True)
             print(line, flush=True)
 
-        # The namespaces, and what runs in them, are to go also where somebody ends this.
+        # SIGTERM raises SystemExit, so that the namespaces and their processes are removed.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        tell({'kind': 'machine', 'date': f'{datetime.date.today()}', **machine.description()})
+        record({'kind': 'machine', 'date': f'{datetime.date.today()}', **machine.description()})
         try:
-            Bench(plan, tell).run()
+            Bench(plan, record).run()
         except KeyboardInterrupt:
-            tell({'kind': 'cut', 'why': 'interrupted'})
+            record({'kind': 'cut', 'why': 'interrupted'})
     if not args.no_report:
         report.write([path])
     return 0

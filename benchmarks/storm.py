@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A storm of boots: guests behind many routers, all switched on in one moment.
+"""A boot storm: guests behind many routers boot at the same time.
 
     storm.py DEVICES GUESTS_PER_DEVICE WITHIN_S
 
-Runs in the guests' namespace, where the interface g0, g1, ... leads to the first, second, ... router. Each guest
-asks what cloud-init asks in a boot, one request after the other, each on a new connection, and goes on
-whatever it hears. Prints one JSON object. One process and epoll, so that the client takes little of the machine.
+Runs in the guests' namespace, where the interfaces g0, g1, ... lead to the first, second, ... router. Each guest
+sends the requests of a cloud-init boot one after the other, each on a new connection, and continues after failures.
+Prints one JSON object. One process with epoll, so that the client needs little CPU.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ PATHS = (
     *(f'{_EC2}/{name}' for name in ('reservation-id', 'security-groups')),
 )
 ADDRESS = ('169.254.169.254', 80)
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 
 
 class Guest:
-    """One that boots: at which request it is, and what it has received of the answer."""
+    """A booting guest: the index of its request, and the bytes received of the response."""
 
     def __init__(self, device: str, address: str) -> None:
         self.device = device
@@ -48,7 +48,7 @@ class Guest:
         self.sock: socket.socket | None = None
 
     def connect(self) -> socket.socket:
-        """Begin the next request. Its clock starts here, before the connection."""
+        """Open the connection of the next request. Its time is measured from here."""
         self.began = time.monotonic()
         self.received = b''
         self.sock = socket.socket()
@@ -59,14 +59,14 @@ class Guest:
         return self.sock
 
     def request(self) -> bytes:
-        """The bytes of the request."""
+        """The bytes of the current request."""
         return (
             f'GET {PATHS[self.step]} HTTP/1.1\r\nHost: {ADDRESS[0]}\r\nUser-Agent: Cloud-Init/24.4\r\n'
             'Accept-Encoding: gzip, deflate\r\nAccept: */*\r\nConnection: close\r\n\r\n'
         ).encode()
 
-    def hears(self, data: bytes) -> str | None:
-        """The status, once the answer is complete; 'cut' for one that ended early."""
+    def receive(self, data: bytes) -> str | None:
+        """Add received bytes; the status once the response is complete, 'cut' if the connection ended before."""
         self.received += data
         head, separator, body = self.received.partition(b'\r\n\r\n')
         if separator:
@@ -77,27 +77,27 @@ class Guest:
 
 
 class Storm:
-    """All guests in one loop."""
+    """All guests in one event loop."""
 
     def __init__(self, guests: list[Guest]) -> None:
         self._epoll = select.epoll()
         self._guests = guests
         self._open: dict[int, Guest] = {}
-        self.heard: Counter[str] = Counter()
-        self.took_s: list[float] = []
+        self.outcomes: Counter[str] = Counter()
+        self.durations_s: list[float] = []
 
     def run(self, within_s: float) -> float:
-        """Boot all of them; returns the seconds until the last one is done, at most ``within_s``."""
+        """Boot all guests; the seconds until the last one is done, at most ``within_s``."""
         began = time.monotonic()
         for guest in self._guests:
             self._begin(guest)
-        looked_at = began
+        checked_at = began
         while self._open and (now := time.monotonic()) - began < within_s:
             for number, events in self._epoll.poll(0.2):
                 self._event(self._open[number], events)
-            if now - looked_at > 1:
-                looked_at = now
-                for guest in [guest for guest in self._open.values() if now - guest.began > PATIENCE_S]:
+            if now - checked_at > 1:
+                checked_at = now
+                for guest in [guest for guest in self._open.values() if now - guest.began > TIMEOUT_S]:
                     self._done(guest, 'timeout')
         return time.monotonic() - began
 
@@ -113,7 +113,7 @@ class Storm:
                 guest.sock.send(guest.request())
                 self._epoll.modify(guest.sock.fileno(), select.EPOLLIN)
                 return
-            outcome = guest.hears(guest.sock.recv(1 << 16))
+            outcome = guest.receive(guest.sock.recv(1 << 16))
         except OSError as error:
             outcome = type(error).__name__
         if outcome:
@@ -121,8 +121,8 @@ class Storm:
 
     def _done(self, guest: Guest, outcome: str) -> None:
         assert guest.sock is not None
-        self.heard[outcome] += 1
-        self.took_s.append(time.monotonic() - guest.began)
+        self.outcomes[outcome] += 1
+        self.durations_s.append(time.monotonic() - guest.began)
         self._epoll.unregister(guest.sock.fileno())
         del self._open[guest.sock.fileno()]
         guest.sock.close()
@@ -132,19 +132,19 @@ class Storm:
 
 
 def main(devices: int, guests_per_device: int, within_s: float) -> None:
-    """Print what was heard."""
-    # One guest of each router after the other: their boots are mixed, as they are on a real host.
+    """Print the result."""
+    # Ordered so that guests of different routers alternate, as on a real host.
     guests = [Guest(f'g{d}', f'10.1.{d}.{g + 2}') for g in range(guests_per_device) for d in range(devices)]
     storm = Storm(guests)
     seconds = storm.run(within_s)
-    took_ms = sorted(1000 * s for s in storm.took_s) or [0.0]
-    asked = len(guests) * len(PATHS)
+    took_ms = sorted(1000 * s for s in storm.durations_s) or [0.0]
+    requests = len(guests) * len(PATHS)
     result = {
         'guests': len(guests),
-        'asked': asked,
-        'good': storm.heard['200'],
-        'failed': asked - storm.heard['200'],
-        'others': {outcome: count for outcome, count in storm.heard.items() if outcome != '200'},
+        'sent': requests,
+        'good': storm.outcomes['200'],
+        'failed': requests - storm.outcomes['200'],
+        'others': {outcome: count for outcome, count in storm.outcomes.items() if outcome != '200'},
         'seconds': round(seconds, 3),
         'p50_ms': round(took_ms[len(took_ms) // 2], 2),
         'p99_ms': round(took_ms[len(took_ms) * 99 // 100], 2),

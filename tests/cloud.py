@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands around the path in tests: an inventory of guests, a configuration file, and a fake Nova on loopback."""
+"""The surroundings of the programs in tests: an inventory of instances, a configuration file, a fake Nova."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SHIPPED = Path(__file__).parent.parent / 'etc' / 'api-paste.ini'
 ROUTER, OTHER_ROUTER, NETWORK = 'router-a', 'router-b', 'network-c'
 SECRET = 'a secret of tests'
 
-# Two tenants with one address, each behind a router of its own; a third in an isolated network; and at
-# 10.1.1.9 behind the first router two ports that cannot be told apart.
+# Two projects with the same address, each behind its own router; a third in an isolated network. Behind the first
+# router two ports have the address 10.1.1.9, which is therefore ambiguous.
 INVENTORY = """
 routers:
 - {id: router-a, networks: [network-a, network-a2]}
@@ -60,7 +60,10 @@ class _Handler(wsgiref.simple_server.WSGIRequestHandler):
 
 
 class Cloud:
-    """``guest`` (127.0.0.1) is in networks behind ``router_id``; ``nova`` records what arrives."""
+    """A fake Nova on loopback (``nova`` records its requests) and the files for the programs.
+
+    127.0.0.1 and 10.1.1.2 are addresses of instance-a behind ``router_id``.
+    """
 
     router_id = ROUTER
 
@@ -77,7 +80,7 @@ class Cloud:
         self.configure()
 
     def configure(self, **options: object) -> None:
-        """Write the configuration file, with ``options`` more in [DEFAULT]; None takes one out."""
+        """Write the configuration file with additional ``options`` in [DEFAULT]; None removes one."""
         values = {
             'state_path': self.state_path,
             'directory': 'static',

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server of a few lines that misbehaves on command.
+"""A raw socket server that follows scripts, for responses that a real HTTP server would not send.
 
-It accepts on a unix socket or on loopback. Each connection is given to the next of the scripts it was
-made with (the last one for ever): a function of a ``Peer``, which reads a request's bytes and writes
-whatever it likes.
+It listens on a unix socket or on loopback. Each connection gets the next script of those passed to the server, and
+the last script for all further ones. A script is a function of a ``Peer``: it reads requests and writes bytes.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ class Peer:
         self._received = b''
 
     def request(self) -> bytes:
-        """Read one request, head and body by its Content-Length, and record it; b'' when the client has gone."""
+        """Read and record one request (header and body by Content-Length); b'' if the client disconnected."""
         while b'\r\n\r\n' not in self._received:
-            if not self._more():
+            if not self._receive():
                 return b''
         head, _, _ = self._received.partition(b'\r\n\r\n')
         lengths = [line.split(b':')[1] for line in head.split(b'\r\n') if line.lower().startswith(b'content-length:')]
         size = len(head) + 4 + (int(lengths[0]) if lengths else 0)
-        while len(self._received) < size and self._more():
+        while len(self._received) < size and self._receive():
             pass
         whole, self._received = self._received[:size], self._received[size:]
         self.server.requests.append(whole)
@@ -39,7 +38,7 @@ class Peer:
     def send(self, data: bytes) -> None:
         self.sock.sendall(data)
 
-    def _more(self) -> bool:
+    def _receive(self) -> bool:
         piece = self.sock.recv(65536)
         self._received += piece
         return bool(piece)
@@ -49,7 +48,7 @@ Script = Callable[[Peer], None]
 
 
 class RawServer:
-    """Serves until ``close``; ``requests`` has the bytes of each request, ``connections`` counts accepts."""
+    """Serves until ``close``. ``requests`` has the bytes of each request; ``connections`` counts accepted ones."""
 
     def __init__(self, *scripts: Script, path: str | None = None) -> None:
         self._scripts = list(scripts)
@@ -93,7 +92,7 @@ class RawServer:
 
 
 def says(*answers: bytes) -> Script:
-    """Answer each request of one connection with the next of ``answers``, then close."""
+    """Send one of ``answers`` per request, then close the connection."""
 
     def script(peer: Peer) -> None:
         for answer in answers:
@@ -105,7 +104,7 @@ def says(*answers: bytes) -> Script:
 
 
 def keeps_saying(answer: bytes) -> Script:
-    """Answer every request of the connection with ``answer``, until the client closes."""
+    """Send ``answer`` for every request until the client closes the connection."""
 
     def script(peer: Peer) -> None:
         while peer.request():
@@ -115,7 +114,7 @@ def keeps_saying(answer: bytes) -> Script:
 
 
 def closes_at_once(peer: Peer) -> None:
-    """Close without reading."""
+    """Close the connection without reading."""
 
 
 def closes_after_the_request(peer: Peer) -> None:
@@ -123,6 +122,6 @@ def closes_after_the_request(peer: Peer) -> None:
 
 
 def stalls(peer: Peer) -> None:
-    """Read the request, then say nothing while the server lives."""
+    """Read the request and send nothing until the server closes."""
     peer.request()
     peer.server.stop.wait(20)

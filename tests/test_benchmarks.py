@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the bench says and draws, from results that are given; that it runs is seen when it runs (``tox -e bench``)."""
+"""The report and the plots of the benchmark, from given results; the benchmark itself runs with ``tox -e bench``."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parent.parent / 'benchmarks'
 
 @pytest.fixture
 def bench(monkeypatch):
-    """Its modules are found as they are when it is run: beside ``run.py``."""
+    """The modules of the benchmark, imported as by ``run.py``, which has them in its directory."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import plot
     import report
@@ -27,7 +27,14 @@ def bench(monkeypatch):
 def steady(peer, cpu_us, failed=0):
     """A result as ``run.py`` writes it."""
     times = {'p50_ms': 1.0, 'p99_ms': cpu_us / 100, 'per_s': 1e6 / cpu_us, 'seconds': 4.0}
-    load = {'kind': 'steady', 'connections': 'new', '_slots': 8, 'good': 1000, 'failed': failed, 'foreign_cores': 0.0}
+    load = {
+        'kind': 'steady',
+        'connections': 'new',
+        'concurrency': 8,
+        'good': 1000,
+        'failed': failed,
+        'foreign_cores': 0.0,
+    }
     return {**load, **times, 'peer': peer, 'run': 1, 'cpu_us': cpu_us}
 
 
@@ -38,7 +45,7 @@ def density(peer, routers, attach_s):
 
 
 def written(bench, tmp_path, monkeypatch, results):
-    """The page that these results give."""
+    """The page for these results."""
     monkeypatch.setattr(bench['report'], 'DOC', tmp_path)
     path = tmp_path / 'results.jsonl'
     path.write_text('\n'.join(json.dumps(result) for result in results))
@@ -46,7 +53,7 @@ def written(bench, tmp_path, monkeypatch, results):
     return (tmp_path / 'benchmark.md').read_text()
 
 
-def test_ratios_come_first_and_are_the_peers_divided_by_ours(bench, tmp_path, monkeypatch):
+def test_report_starts_with_ratios_to_neutron(bench, tmp_path, monkeypatch):
     results = [steady('neutron', 2400.0), steady('one_hop', 250.0), steady('one_hop', 200.0), steady('one_hop', 150.0)]
     page = written(bench, tmp_path, monkeypatch, results)
     assert '| CPU per request, new connections, 8 at once | 1/12.0 |' in page
@@ -54,20 +61,20 @@ def test_ratios_come_first_and_are_the_peers_divided_by_ours(bench, tmp_path, mo
     assert '| one hop | 200 (150-250) |' in page
 
 
-def test_what_failed_is_said(bench, tmp_path, monkeypatch):
+def test_report_has_failures(bench, tmp_path, monkeypatch):
     error = {'kind': 'error', 'case': 'storm', 'peer': 'two_hop', 'run': 1, 'error': 'it did not start'}
     page = written(bench, tmp_path, monkeypatch, [steady('neutron', 2400.0, failed=250), error])
     assert '250 (20.0 %)' in page
     assert '- two processes, storm: not measured, it failed.' in page
 
 
-def test_routers_are_compared_where_each_has_most(bench, tmp_path, monkeypatch):
+def test_report_compares_the_largest_numbers_of_routers(bench, tmp_path, monkeypatch):
     results = [density('neutron', 10, 9.0), density('neutron', 100, 4.0), density('one_hop', 1000, 2.0)]
     page = written(bench, tmp_path, monkeypatch, results)
     assert '| time to attach a router | 1/20.0 |' in page
 
 
-def test_plots_are_well_formed_and_have_every_name(bench, tmp_path, monkeypatch):
+def test_plots_are_well_formed_and_have_all_names(bench, tmp_path, monkeypatch):
     results = [
         steady('neutron', 2400.0),
         steady('floor', 80.0),
@@ -82,17 +89,17 @@ def test_plots_are_well_formed_and_have_every_name(bench, tmp_path, monkeypatch)
     assert {'Neutron 29 and haproxy', 'two bare haproxy hops', '2,400 µs', '80.0 µs'} <= set(texts)
 
 
-def test_a_boot_is_28_requests_and_each_has_its_answer(bench):
+def test_storm_boot_has_28_requests(bench):
     storm = bench['storm']
     assert len(storm.PATHS) == 28
     guest = storm.Guest('g0', '10.1.0.2')
     assert guest.request().startswith(b'GET /openstack HTTP/1.1\r\n')
-    assert guest.hears(b'HTTP/1.1 200 OK\r\nContent-Le') is None
-    assert guest.hears(b'ngth: 5\r\n\r\nabc') is None
-    assert guest.hears(b'de') == '200'
+    assert guest.receive(b'HTTP/1.1 200 OK\r\nContent-Le') is None
+    assert guest.receive(b'ngth: 5\r\n\r\nabc') is None
+    assert guest.receive(b'de') == '200'
 
 
-def test_an_answer_that_ends_early_is_none(bench):
+def test_storm_counts_a_response_that_ends_early_as_cut(bench):
     guest = bench['storm'].Guest('g0', '10.1.0.2')
-    assert guest.hears(b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc') is None
-    assert guest.hears(b'') == 'cut'
+    assert guest.receive(b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc') is None
+    assert guest.receive(b'') == 'cut'

@@ -1,13 +1,13 @@
-# For the adapters: where the programs are, and what each of them does.
-# The programs: METADATA_WSGI_BIN, else the checkout's own environment, else PATH.
+# Functions of the adapters, and where the programs are.
+# Programs: METADATA_WSGI_BIN, else .venv of the checkout, else PATH.
 TOP=$(readlink -f "$PEERS/../..")
 if [ -n "$METADATA_WSGI_BIN" ]; then BIN=$METADATA_WSGI_BIN
 elif [ -x "$TOP/.venv/bin/quantum-metadata-agent" ]; then BIN=$TOP/.venv/bin
 else BIN=$(dirname "$(command -v quantum-metadata-agent)"); fi
 D=$BENCH_STATE/metadata_wsgi
 
-# configure SOCKET MODE: $D/metadata_agent.ini, with the static directory made from the inventory. Where PASTE_CACHED is
-# set, the shipped paste file with the two caches in its pipelines.
+# configure SOCKET MODE: write $D/metadata_agent.ini with a static inventory. If PASTE_CACHED is set, also the shipped
+# paste file with both caches in its pipelines.
 configure() {
     mkdir -p "$D"
     echo "$2" > "$D/mode"
@@ -22,12 +22,11 @@ configure() {
         printf '%s\n' '[static]' "inventory = $D/inventory.yaml"
     } > "$D/metadata_agent.ini"
     if [ -n "$PASTE_CACHED" ]; then
-        shipped=$("$BIN/python" -W ignore -c 'from metadata_wsgi import pipeline; print(pipeline.shipped())')
-        sed '/^pipeline = /s/ instance / cache instance response_cache /' "$shipped" > "$D/api-paste.ini"
+        sed '/^pipeline = /s/ instance / lookup_cache instance response_cache /' "$TOP/etc/api-paste.ini" > "$D/api-paste.ini"
     fi
 }
 
-# begin NAME SOCKET PROGRAM...: start it, its pid in pids/NAME.pid, and wait for the socket it listens on
+# begin NAME SOCKET PROGRAM...: start PROGRAM, write its pid to pids/NAME.pid, wait until SOCKET exists
 begin() {
     name=$1 socket=$2; shift 2
     "$@" </dev/null >"$D/$name.out" 2>&1 &

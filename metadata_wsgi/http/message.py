@@ -127,13 +127,13 @@ def body(environ: WSGIEnvironment, limit: int, deadline: Deadline | None = None)
     Raises TooLarge above ``limit`` bytes, RequestTimeout if it does not arrive in time, and BadRequest if it is
     malformed or incomplete.
     """
-    declared = environ.get('CONTENT_LENGTH') or ''
-    if declared and int(declared) > limit:
+    declared = _content_length(environ)
+    if declared is not None and declared > limit:
         raise TooLarge(f'A request body may have at most {limit} bytes.')
     stream = environ['wsgi.input']
-    if declared:
-        content = _read(stream, int(declared), deadline)
-        if len(content) < int(declared):
+    if declared is not None:
+        content = _read(stream, declared, deadline)
+        if len(content) < declared:
             raise BadRequest('The request body ended before its Content-Length.')
         return content
     if not environ.get('wsgi.input_terminated'):
@@ -142,6 +142,14 @@ def body(environ: WSGIEnvironment, limit: int, deadline: Deadline | None = None)
     if len(content) > limit:
         raise TooLarge(f'A request body may have at most {limit} bytes.')
     return content
+
+
+def _content_length(environ: WSGIEnvironment) -> int | None:
+    text = environ.get('CONTENT_LENGTH') or ''
+    try:
+        return int(text) if text else None
+    except ValueError:  # not a number, or thousands of digits
+        raise BadRequest('The Content-Length is not a number.') from None
 
 
 def _read(stream: Any, size: int, deadline: Deadline | None) -> bytes:

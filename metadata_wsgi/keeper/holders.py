@@ -14,6 +14,7 @@ root's alone, and nothing in it is followed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -71,8 +72,8 @@ class Holders:
 
     def _write(self, id_: str, line: bytes) -> bool:
         """Whether a holder got the line. The FIFO of a holder that was killed is removed."""
-        directory = self._open()
-        if directory is None or '/' in id_:
+        directory = None if '/' in id_ else self._open()
+        if directory is None:
             return False
         try:
             fifo = os.open(id_, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
@@ -84,7 +85,8 @@ class Holders:
                 os.close(fifo)
         except OSError as error:
             if error.errno == errno.ENXIO:  # no process reads it
-                os.unlink(id_, dir_fd=directory)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(id_, dir_fd=directory)
             return False
         finally:
             os.close(directory)

@@ -55,7 +55,7 @@ class InstanceResolver:
             found = self._find(source, environ[environ_keys.DEADLINE])
         except InstanceLookupError as error:
             if self._failure_log.allow():
-                LOG.error('Guests are answered 503: the lookup of %s failed: %s', source, error)
+                LOG.error('Requests get 503: the lookup of %s failed: %s', source, error)
             return error_responses.unavailable()
         if len(found) != 1:
             if self._not_found_log.allow((source.router_id, source.network_id, bool(found))):

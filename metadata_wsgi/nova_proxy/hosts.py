@@ -94,7 +94,7 @@ class _Host:
 
     def is_backed_off(self) -> bool:
         """Whether the host is tried after the others."""
-        return self._backed_off_until_s > self._clock()
+        return self.has_failed and self._backed_off_until_s > self._clock()
 
     def back_off(self, reason: object) -> None:
         """The host failed: try it after the others for a while."""
@@ -105,5 +105,4 @@ class _Host:
 
     def end_backoff(self) -> None:
         """The host works."""
-        self._backed_off_until_s = 0.0
         self.has_failed = False

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One way for all tests of this package, a cloud-init where it is installed, and a table of its boots.
+"""Fixtures: two metadata paths that all tests of this package share, and a table of the cloud-init boots.
 
-``METADATA_WSGI_BOOTS`` names a file that the table is also written to. ``METADATA_WSGI_NIGHTLY=1`` lets every fault
-meet every request, and every question to Quantum, which takes hours; without it each fault meets some.
+``METADATA_WSGI_BOOTS`` names a file to which the table is also written. With ``METADATA_WSGI_NIGHTLY=1`` every fault is
+injected into every request and every Quantum lookup, which takes hours; without it each fault into some of them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.clients import boot as cloud_init
-from tests.clients.crawls import CRAWLS
-from tests.clients.openstack import PASSWORD, OpenStack, port
-from tests.clients.table import Table, write
-from tests.clients.way import Guest, Way
-from tests.injector import Injector
+from tests.clients import cloud_init
+from tests.clients.boot_table import Table, write
+from tests.clients.cloud_init_requests import REQUESTS_BY_DATASOURCE
+from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
+from tests.clients.metadata_path import Guest, MetadataPath
+from tests.fault_injecting_proxy import FaultInjectingProxy
 
 ROUTER = '5f0f2f5c-9d4e-4f9e-8a53-2c7b8a6a0001'
 INSTANCE, BARE = '5f0f2f5c-9d4e-4f9e-8a53-2c7b8a6a0002', '5f0f2f5c-9d4e-4f9e-8a53-2c7b8a6a0003'
@@ -27,11 +27,11 @@ NETWORK, PORT = '5f0f2f5c-9d4e-4f9e-8a53-2c7b8a6a0005', '5f0f2f5c-9d4e-4f9e-8a53
 MAC = 'fa:16:3e:5f:0f:02'
 KEY = 'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBsGpqeMRzjoCdLAkWkMeMYBtLxlFGkSpp7PEM0fC6Z5 admin@example.org'
 BARE_ADDRESS = '10.1.1.3'
-# No port has the first, two have the second; the others are there for faults to be told apart by.
-NOBODYS_ADDRESS, AMBIGUOUS_ADDRESS, UNLUCKY_ADDRESSES = '10.1.1.5', '10.1.1.9', ('10.1.1.21', '10.1.1.22')
+# No port has the first, two ports have the second. The others identify the requests that get a fault.
+UNKNOWN_ADDRESS, AMBIGUOUS_ADDRESS, FAULT_ADDRESSES = '10.1.1.5', '10.1.1.9', ('10.1.1.21', '10.1.1.22')
 SECRET = 'a secret of tests'
 
-# The guest, and at its second address an instance without user-data, whose password may be too long.
+# The guest has two addresses: of an instance with user-data, and of one without.
 INVENTORY = f"""
 routers:
 - {{id: {ROUTER}, networks: [{NETWORK}]}}
@@ -79,58 +79,65 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture(scope='package')
-def shared_way(tmp_path_factory):
-    """(way, injector before Nova), Nova being the package's own metadata app."""
-    way = Way(tmp_path_factory.mktemp('way'), Guest(ROUTER, MAC))
-    (way.directory / 'inventory.yaml').write_text(INVENTORY)
+def shared_path(tmp_path_factory):
+    """(path, fault-injecting proxy before Nova), made once for the package.
+
+    It has a guest, its router with rules and namespace proxy, an agent with ``directory = static`` and, in Nova's
+    place, the pipeline ``nova``.
+    """
+    path = MetadataPath(tmp_path_factory.mktemp('path'), Guest(ROUTER, MAC))
+    (path.directory / 'inventory.yaml').write_text(INVENTORY)
     sections = (
-        f'[static]\ninventory = {way.directory}/inventory.yaml\n'
-        f'[metadata_app]\npassword_dir = {way.directory}/passwords'
+        f'[static]\ninventory = {path.directory}/inventory.yaml\n'
+        f'[metadata_app]\npassword_dir = {path.directory}/passwords'
     )
     options = {
         'directory': 'static', 'metadata_workers': 1, 'metadata_proxy_shared_secret': SECRET,
         'check_services_at_start': False,
     }  # fmt: skip
     try:
-        way.configure(options, sections)
-        with Injector('127.0.0.1', way.start_nova()) as nova:
-            way.configure({**options, 'nova_metadata_port': nova.listens_on}, sections)
-            way.start_agent()
-            way.attach()
-            way.guest.also_has(BARE_ADDRESS)
-            yield way, nova
+        path.configure(options, sections)
+        with FaultInjectingProxy('127.0.0.1', path.start_nova()) as nova:
+            path.configure({**options, 'nova_metadata_port': nova.listen_port}, sections)
+            path.start_agent()
+            path.attach()
+            path.guest.add_address(BARE_ADDRESS)
+            yield path, nova
     finally:
-        way.remove()
+        path.remove()
 
 
 @pytest.fixture(scope='package')
-def undisturbed(shared_way, tmp_path_factory):
-    """What a boot comes to when nothing fails, by datasource; test_cloud_init says what that must be."""
-    way, nova = shared_way
-    nova.forget()
-    return {name: cloud_init.boot(way.guest.namespace, name, tmp_path_factory.mktemp('boot')) for name in CRAWLS}
+def boots_without_faults(shared_path, tmp_path_factory):
+    """The results of boots without faults, by datasource; test_cloud_init_nova_faults checks them."""
+    path, nova = shared_path
+    nova.reset()
+    return {
+        name: cloud_init.run_boot(path.guest.namespace, name, tmp_path_factory.mktemp('boot'))
+        for name in REQUESTS_BY_DATASOURCE
+    }
 
 
 @dataclass(frozen=True)
-class Behind:
-    """A way with directory = quantum, and the injectors before the three services behind it."""
+class FaultableServices:
+    """A path with ``directory = quantum``, and the fault-injecting proxies before Keystone, Quantum and Nova."""
 
-    way: Way
-    keystone: Injector
-    quantum: Injector
-    nova: Injector
+    path: MetadataPath
+    keystone: FaultInjectingProxy
+    quantum: FaultInjectingProxy
+    nova: FaultInjectingProxy
     options: dict[str, object]
     sections: str
 
     def restart(self, **other):
-        """Another agent, with ``other`` options."""
-        self.way.configure({**self.options, **other}, self.sections)
-        self.way.start_agent()
+        """Restart the agent with ``other`` options."""
+        self.path.configure({**self.options, **other}, self.sections)
+        self.path.start_agent()
 
-    def forget(self):
-        """No plans, nothing seen."""
-        for injector in (self.keystone, self.quantum, self.nova):
-            injector.forget()
+    def reset(self):
+        """Delete plans and recorded requests of all three proxies."""
+        for proxy in (self.keystone, self.quantum, self.nova):
+            proxy.reset()
 
 
 PORTS = (
@@ -145,11 +152,11 @@ PORTS = (
 
 
 @pytest.fixture(scope='package')
-def shared_behind(tmp_path_factory):
-    """A Behind, attached; its agent runs."""
-    way = Way(tmp_path_factory.mktemp('behind'), Guest(ROUTER, MAC))
-    (way.directory / 'inventory.yaml').write_text(INVENTORY)
-    sections = f'[metadata_app]\ninventory = {way.directory}/inventory.yaml\npassword_dir = {way.directory}/passwords'
+def shared_services(tmp_path_factory):
+    """A FaultableServices, made once for the package: the guest is attached and the agent runs."""
+    path = MetadataPath(tmp_path_factory.mktemp('services'), Guest(ROUTER, MAC))
+    (path.directory / 'inventory.yaml').write_text(INVENTORY)
+    sections = f'[metadata_app]\ninventory = {path.directory}/inventory.yaml\npassword_dir = {path.directory}/passwords'
     options = {
         'metadata_workers': 1,
         'metadata_proxy_shared_secret': SECRET,
@@ -157,56 +164,56 @@ def shared_behind(tmp_path_factory):
         'admin_user': 'service',
         'admin_password': PASSWORD,
         'admin_tenant_name': 'service',
-        # What the services hear is what guests asked for.
+        # The services get only requests that the tests cause.
         'check_services_at_start': False,
     }
     try:
-        way.configure(options, sections)
+        path.configure(options, sections)
         with (
-            OpenStack(PORTS) as openstack,
-            Injector('127.0.0.1', openstack.listens_on) as keystone,
-            Injector('127.0.0.1', openstack.listens_on) as quantum,
-            Injector('127.0.0.1', way.start_nova()) as nova,
+            FakeOpenStack(PORTS) as openstack,
+            FaultInjectingProxy('127.0.0.1', openstack.listen_port) as keystone,
+            FaultInjectingProxy('127.0.0.1', openstack.listen_port) as quantum,
+            FaultInjectingProxy('127.0.0.1', path.start_nova()) as nova,
         ):
-            openstack.network_url = f'http://127.0.0.1:{quantum.listens_on}'
-            services = {
-                'auth_url': f'http://127.0.0.1:{keystone.listens_on}/v3',
-                'nova_metadata_port': nova.listens_on,
+            openstack.network_url = f'http://127.0.0.1:{quantum.listen_port}'
+            addresses = {
+                'auth_url': f'http://127.0.0.1:{keystone.listen_port}/v3',
+                'nova_metadata_port': nova.listen_port,
             }
-            behind = Behind(way, keystone, quantum, nova, {**options, **services}, sections)
-            behind.restart()
-            way.attach()
-            for address in (BARE_ADDRESS, NOBODYS_ADDRESS, AMBIGUOUS_ADDRESS, *UNLUCKY_ADDRESSES):
-                way.guest.also_has(address)
-            yield behind
+            services = FaultableServices(path, keystone, quantum, nova, {**options, **addresses}, sections)
+            services.restart()
+            path.attach()
+            for address in (BARE_ADDRESS, UNKNOWN_ADDRESS, AMBIGUOUS_ADDRESS, *FAULT_ADDRESSES):
+                path.guest.add_address(address)
+            yield services
     finally:
-        way.remove()
+        path.remove()
 
 
 @pytest.fixture
-def behind(shared_behind):
-    """The Behind, with nothing planned and nothing seen."""
-    shared_behind.forget()
-    yield shared_behind
-    shared_behind.forget()
+def services(shared_services):
+    """``shared_services`` without plans or recorded requests."""
+    shared_services.reset()
+    yield shared_services
+    shared_services.reset()
 
 
 @pytest.fixture
-def way(shared_way):
-    return shared_way[0]
+def metadata_path(shared_path):
+    return shared_path[0]
 
 
 @pytest.fixture
-def guest(way):
-    return way.guest
+def guest(metadata_path):
+    return metadata_path.guest
 
 
 @pytest.fixture
-def nova(shared_way):
-    """The injector before Nova, with nothing planned and nothing seen."""
-    shared_way[1].forget()
-    yield shared_way[1]
-    shared_way[1].forget()
+def nova(shared_path):
+    """The fault-injecting proxy before Nova, without plans or recorded requests."""
+    shared_path[1].reset()
+    yield shared_path[1]
+    shared_path[1].reset()
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The real programs as subprocesses, on unix sockets under ``tmp_path`` and on loopback. No root."""
+"""Fixtures that start the real programs, on unix sockets in ``tmp_path`` and on loopback. No root is needed."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def eventually(true, what, within_s=20.0):
-    """Wait until ``true()`` is; fails with ``what`` otherwise."""
-    give_up_at = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < give_up_at, f'not within {within_s} s: {what() if callable(what) else what}'
+def eventually(condition, description, within_s=20.0):
+    """Wait until ``condition()`` is true; fail with ``description`` after ``within_s`` seconds."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, (
+            f'not within {within_s} s: {description() if callable(description) else description}'
+        )
         time.sleep(0.02)
 
 
@@ -46,16 +48,16 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 def request(connection, method, target, headers=None, body=None):
-    """(status, headers without Date, Server and Connection, body) of one request on a new connection."""
+    """(status, headers, body) of one request on a new connection; without the headers Date, Server and Connection."""
     with contextlib.closing(connection):
         connection.request(method, target, body, headers or {})
         response = connection.getresponse()
-        kept = {k.lower(): v for k, v in response.getheaders() if k.lower() not in ('date', 'server', 'connection')}
-        return response.status, kept, response.read()
+        headers = {k.lower(): v for k, v in response.getheaders() if k.lower() not in ('date', 'server', 'connection')}
+        return response.status, headers, response.read()
 
 
 class Program:
-    """A started program, its output in a file."""
+    """A running program; its output goes to the file ``log``."""
 
     def __init__(self, log, *argv, cwd=None):
         self.log = log
@@ -72,7 +74,7 @@ class Program:
         return [int(pid) for pid in Path(f'/proc/{self.pid}/task/{self.pid}/children').read_text().split()]
 
     def has_workers(self):
-        """Only then does the master hear signals: before, they end it."""
+        """Whether the master has started workers; before that, a signal terminates it instead of being handled."""
         return 'Booting worker' in self.text()
 
     def kill(self, number):
@@ -82,7 +84,7 @@ class Program:
         return self.process.wait(within_s)
 
     def end(self):
-        """SIGTERM and, for what does not heed it in time, SIGKILL to the whole process group, which this one leads."""
+        """SIGTERM; after 5 s SIGKILL to the whole process group."""
         if self.process.poll() is None:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -94,7 +96,7 @@ class Program:
 
 @contextlib.contextmanager
 def programs_in(directory):
-    """Starts programs by a name for the log in ``directory`` and a command line; ends them all."""
+    """Starts programs by a name for the log in ``directory`` and a command line; stops all of them at the end."""
     started = []
 
     def start(name, *argv, **kwargs):
@@ -111,7 +113,7 @@ def programs_in(directory):
 
 @pytest.fixture
 def programs(tmp_path):
-    """Starts programs of ours by name and arguments; ends them all."""
+    """Starts programs of the package by name and arguments; stops all of them at the end."""
     with programs_in(tmp_path) as start:
         yield lambda name, *argv, **kwargs: start(name, BIN / name, *argv, **kwargs)
 
@@ -123,7 +125,7 @@ def cloud(tmp_path):
 
 
 def nobody_is_refused(path):
-    """Whether the pipeline on ``path`` says 400 to a request that says nothing of who asks."""
+    """Whether the agent on the socket ``path`` is up: it responds 400 to a request without router or network id."""
     try:
         return request(UnixConnection(path), 'GET', '/')[0] == 400
     except OSError:
@@ -131,14 +133,14 @@ def nobody_is_refused(path):
 
 
 def answers(path):
-    """Whether somebody accepts on the unix socket ``path``."""
+    """Whether a process listens on the unix socket ``path``."""
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(path)) == 0
 
 
 @pytest.fixture
 def agent(programs, cloud):
-    """Starts an agent on the cloud's socket and waits for it."""
+    """Starts an agent on the socket of ``cloud`` and waits until it responds."""
 
     def start():
         program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
@@ -173,9 +175,9 @@ def proxy(programs, cloud, tmp_path):
 
 @pytest.fixture
 def guest():
-    """Asks as a guest: (port, method, target, ...) -> (status, headers, body)."""
+    """Sends a request as a guest does: (port, method, target, ...) -> (status, headers, body)."""
 
-    def ask(port, method='GET', target='/openstack/latest/meta_data.json', **kwargs):
+    def send(port, method='GET', target='/openstack/latest/meta_data.json', **kwargs):
         return request(http.client.HTTPConnection('127.0.0.1', port, timeout=20), method, target, **kwargs)
 
-    return ask
+    return send

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``neutron-metadata-agent-wsgi`` starts with the files of each deployer of OpenStack, and serves Neutron's haproxy.
+"""``neutron-metadata-agent-wsgi`` with the configuration files of each deployer of OpenStack, and a request through it.
 
 The files are ours, written after the facts of the deployers' templates: which options stand in which file.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.openstack import PASSWORD, OpenStack, port
+from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
 from tests.cloud import SECRET
 from tests.e2e.conftest import UnixConnection, eventually, nobody_is_refused, request
 
@@ -37,7 +37,7 @@ def openstack():
         port(NETWORK, 'network:router_interface', ROUTER, 'project-a', '10.1.1.1'),
         port(NETWORK, 'compute:nova', 'instance-a', 'project-a', '10.1.1.2'),
     ]
-    with OpenStack(ports) as made:
+    with FakeOpenStack(ports) as made:
         yield made
 
 
@@ -48,7 +48,7 @@ def start(programs, cloud, openstack, tmp_path):
     def run(deployer):
         values = {
             '@DIR@': tmp_path, '@STATE@': cloud.state_path, '@SECRET@': SECRET, '@PASSWORD@': PASSWORD,
-            '@KEYSTONE@': f'http://127.0.0.1:{openstack.listens_on}/v3',
+            '@KEYSTONE@': f'http://127.0.0.1:{openstack.listen_port}/v3',
             '@NOVA_HOST@': '127.0.0.1', '@NOVA_PORT@': cloud.server.server_port,
         }  # fmt: skip
         for source in FILES.joinpath(deployer).rglob('*'):

@@ -103,9 +103,9 @@ def test_retry_while_a_killed_agent_is_restarted(agent, proxy, guest):
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         agent()
-        done = load.done
-        eventually(lambda: load.done > done + 40, 'requests are answered')
-    assert load.failed == []
+        done = load.completed
+        eventually(lambda: load.completed > done + 40, 'requests are answered')
+    assert load.failures == []
 
 
 def test_retry_while_the_agent_is_stopped_and_started(agent, proxy, guest):
@@ -115,9 +115,9 @@ def test_retry_while_the_agent_is_stopped_and_started(agent, proxy, guest):
         first.kill(signal.SIGTERM)
         assert first.wait(9) == 0
         agent()
-        done = load.done
-        eventually(lambda: load.done > done + 40, 'requests are answered')
-    assert load.failed == []
+        done = load.completed
+        eventually(lambda: load.completed > done + 40, 'requests are answered')
+    assert load.failures == []
 
 
 def test_sighup_under_load_fails_no_request(agent, proxy, guest):
@@ -129,7 +129,7 @@ def test_sighup_under_load_fails_no_request(agent, proxy, guest):
             before = program.workers()
             program.kill(signal.SIGHUP)
             eventually(lambda p=program, before=before: not set(before) & set(p.workers()), 'the workers are new')
-    assert load.failed == []
+    assert load.failures == []
 
 
 def test_timeout_without_an_agent_is_answered_503(proxy, guest):

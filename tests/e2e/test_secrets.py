@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No secret is in anything that is said, whatever goes wrong; and a secret can be changed without an outage."""
+"""Secrets appear in no log, traceback or output, and a secret can be rotated without a failed request."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ import pytest
 
 from tests.cloud import SECRET, SHIPPED
 from tests.e2e.conftest import BIN, UnixConnection, eventually, request
-from tests.e2e.test_agent import GUEST, Load, ask
+from tests.e2e.test_agent import GUEST, Load, send_request
 
 NEW = 'the secret after this one'
 
@@ -23,7 +23,7 @@ class Faulty:
 
     def __call__(self, environ, start_response):
         shown = vars(self.app)
-        raise RuntimeError(f"nobody foresaw this {environ['PATH_INFO']}")
+        raise RuntimeError(f"unexpected error at {environ['PATH_INFO']}")
 
 
 def filter_factory(global_conf):
@@ -32,7 +32,7 @@ def filter_factory(global_conf):
 
 
 def paste_with(tmp_path, pipeline, monkeypatch):
-    """The shipped paste file with a filter that fails in the ``pipeline`` of the agent."""
+    """Write the shipped paste file with a filter ``faulty`` in the ``pipeline`` of the agent; its path."""
     (tmp_path / 'faulty.py').write_text(FAULTY)
     monkeypatch.setenv('PYTHONPATH', str(tmp_path))
     paste = tmp_path / 'api-paste.ini'
@@ -46,26 +46,26 @@ def paste_with(tmp_path, pipeline, monkeypatch):
 @pytest.mark.parametrize(
     'pipeline', ['header_source instance signature faulty upstream', 'header_source faulty instance signature upstream']
 )
-def test_no_secret_is_in_a_traceback(agent, cloud, tmp_path, monkeypatch, pipeline):
-    cloud.configure(api_paste_config=paste_with(tmp_path, pipeline, monkeypatch), debug='true')
+def test_no_secret_in_a_traceback(agent, cloud, tmp_path, monkeypatch, pipeline):
+    cloud.configure(metadata_paste_config=paste_with(tmp_path, pipeline, monkeypatch), debug='true')
     program = agent()
-    assert ask(cloud)[0] == 503
-    eventually(lambda: 'RuntimeError: nobody foresaw this /openstack' in program.text(), 'the log has the traceback')
+    assert send_request(cloud)[0] == 503
+    eventually(lambda: 'RuntimeError: unexpected error at /openstack' in program.text(), 'the log has the traceback')
     assert SECRET not in program.text()
 
 
-def test_no_secret_is_said_of_a_file_that_cannot_be_parsed(agent, programs, cloud):
+def test_no_secret_in_the_message_about_a_configuration_parse_error(agent, programs, cloud):
     program = agent()
     cloud.conf_file.write_text(f'[DEFAULT]\nmetadata_proxy_shared_secret\n{SECRET}\n')
     program.kill(signal.SIGHUP)
-    eventually(lambda: 'Not reloaded' in program.text(), 'it says so')
+    eventually(lambda: 'Not reloaded' in program.text(), 'the log has "Not reloaded"')
     second = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
     assert second.wait() == 1
     assert 'not a configuration file' in second.text()
     assert SECRET not in program.text() + second.text()
 
 
-def test_no_secret_is_in_what_the_tools_print(cloud):
+def test_no_secret_in_output_of_metadata_wsgi(cloud):
     cloud.conf_file.chmod(0o640)
     for verb in (['check-config'], ['show-pipeline'], ['explain', '--router-id=router-a', '10.1.1.2', '--send']):
         argv = [BIN / 'metadata-wsgi', *verb, '--config-file', cloud.conf_file]
@@ -82,11 +82,11 @@ def test_no_secret_is_in_what_the_tools_print(cloud):
     assert SECRET not in done.stdout + done.stderr
 
 
-def test_a_file_that_every_user_can_read_is_a_warning_at_the_start(agent, cloud):
+def test_world_readable_configuration_logs_a_warning(agent, cloud):
     cloud.conf_file.chmod(0o644)
     program = agent()
     assert f'{cloud.conf_file} holds a secret and every user can read it' in program.text()
-    # Not looked for in the master, where that would import what gevent has yet to change in the workers.
+    # The check must not run in the master: it would import modules before gevent patches them in the workers.
     assert 'MonkeyPatchWarning' not in program.text()
 
 
@@ -97,44 +97,44 @@ def test_no_core_file_is_written(agent):
         assert line.split()[4:6] == ['0', '0']
 
 
-def test_the_secret_of_a_file_or_a_credential_signs(agent, cloud, tmp_path, monkeypatch):
+def test_secret_from_a_systemd_credential_file_signs(agent, cloud, tmp_path, monkeypatch):
     (tmp_path / 'metadata_proxy_shared_secret').write_text(SECRET + '\n')
     monkeypatch.setenv('CREDENTIALS_DIRECTORY', str(tmp_path))
     cloud.configure(metadata_proxy_shared_secret=None)
     agent()
-    assert ask(cloud)[0] == 200
+    assert send_request(cloud)[0] == 200
     assert SECRET not in cloud.conf_file.read_text()
 
 
-def test_a_rotation_under_load_loses_no_request(agent, cloud):
+def test_secret_rotation_under_load_loses_no_request(agent, cloud):
     program = agent()
-    with Load(lambda: ask(cloud)) as load:
+    with Load(lambda: send_request(cloud)) as load:
 
         def reload(**options):
-            before, done = program.workers(), load.done
+            before, done = program.workers(), load.completed
             cloud.configure(**options)
             program.kill(signal.SIGHUP)
             eventually(lambda: not set(before) & set(program.workers()), 'the workers are new')
-            eventually(lambda: load.done > done + 20, 'requests are answered')
+            eventually(lambda: load.completed > done + 20, 'requests are answered')
 
         reload(metadata_proxy_shared_secret=NEW, metadata_proxy_shared_secret_old=SECRET)
-        eventually(lambda: 'accepted the old one' in program.text(), 'Nova accepts the old one')
+        eventually(lambda: 'accepted the old one' in program.text(), 'Nova accepts the old secret')
         cloud.nova.secret = NEW.encode()
-        eventually(lambda done=load.done: load.done > done + 20, 'requests are answered')
+        eventually(lambda done=load.completed: load.completed > done + 20, 'requests are answered')
         reload(metadata_proxy_shared_secret=NEW)
-    assert load.failed == []
+    assert load.failures == []
     assert NEW not in program.text()
     assert SECRET not in program.text()
 
 
-def test_a_password_goes_through_a_rotation(agent, cloud):
+def test_post_body_is_sent_again_during_secret_rotation(agent, cloud):
     cloud.configure(metadata_proxy_shared_secret=NEW, metadata_proxy_shared_secret_old=SECRET)
     agent()
-    said = request(UnixConnection(cloud.socket), 'POST', '/openstack/2013-04-04/password', GUEST, b'p' * 1000)
-    assert said[0] == 200
+    response = request(UnixConnection(cloud.socket), 'POST', '/openstack/2013-04-04/password', GUEST, b'p' * 1000)
+    assert response[0] == 200
     assert [len(seen['body']) for seen in cloud.nova.seen] == [1000, 1000]
 
 
-def test_the_masters_environment_has_no_secret(agent):
+def test_no_secret_in_environment_of_the_master(agent):
     environment = pathlib.Path(f'/proc/{agent().pid}/environ').read_bytes()
     assert os.fsencode(SECRET) not in environment

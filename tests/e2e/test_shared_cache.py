@@ -3,10 +3,12 @@
 
 import contextlib
 import http.client
+import re
 import shutil
 import signal
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,8 @@ class Server:
 
     def freeze(self):
         self.process.send_signal(signal.SIGSTOP)
+        status = Path(f'/proc/{self.process.pid}/status')
+        eventually(lambda: re.search(r'^State:\s+T', status.read_text(), re.MULTILINE), f'{self.kind} is stopped')
 
 
 @pytest.fixture(params=[('memcached', 'memcached'), ('redis', 'redis-server')], ids=lambda param: param[0])

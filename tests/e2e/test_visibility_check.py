@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from tests.clients.openstack import PASSWORD, OpenStack, port
+from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
 from tests.e2e.conftest import eventually, nobody_is_refused
 from tests.rawserver import RawServer, closes_at_once, stalls
 
@@ -15,7 +15,7 @@ BLIND = 'No instance can be found, every request gets 503: Neutron shows no port
 
 @pytest.fixture
 def openstack():
-    with OpenStack([port('network-a', 'compute:nova', 'instance-a', 'project-a', '10.1.1.2')]) as made:
+    with FakeOpenStack([port('network-a', 'compute:nova', 'instance-a', 'project-a', '10.1.1.2')]) as made:
         yield made
 
 
@@ -23,9 +23,9 @@ def openstack():
 def configure(cloud):
     """A function that makes the agent use the Keystone on this port, as this user."""
 
-    def write(listens_on, user='service', **options):
+    def write(listen_port, user='service', **options):
         cloud.configure(
-            directory='neutron', auth_url=f'http://127.0.0.1:{listens_on}/v3', admin_user=user,
+            directory='neutron', auth_url=f'http://127.0.0.1:{listen_port}/v3', admin_user=user,
             admin_password=PASSWORD, admin_tenant_name='service', **{'check_services_at_start': True, **options},
         )  # fmt: skip
 
@@ -34,7 +34,7 @@ def configure(cloud):
 
 def test_a_role_that_sees_every_instance_is_logged(agent, configure, openstack):
     """One of the workers checks, after each start and each SIGHUP."""
-    configure(openstack.listens_on, metadata_workers=3)
+    configure(openstack.listen_port, metadata_workers=3)
     program = agent()
     eventually(lambda: SEES_ALL in program.text(), program.text)
     before = program.workers()
@@ -45,13 +45,13 @@ def test_a_role_that_sees_every_instance_is_logged(agent, configure, openstack):
 
 
 def test_a_role_that_sees_none_is_an_error_before_any_request(agent, configure, openstack):
-    configure(openstack.listens_on, 'reader')
+    configure(openstack.listen_port, 'reader')
     program = agent()
     eventually(lambda: BLIND + 'reader; give the user the role service' in program.text(), program.text)
 
 
 def test_check_services_at_start_false_switches_it_off(agent, cloud, configure, openstack):
-    configure(openstack.listens_on, check_services_at_start=False)
+    configure(openstack.listen_port, check_services_at_start=False)
     agent()
     assert nobody_is_refused(cloud.socket)
     assert openstack.roles_by_token == {}

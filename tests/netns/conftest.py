@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,7 +10,18 @@ import pytest
 from tests.cloud import Cloud
 from tests.e2e.conftest import BIN, eventually, nobody_is_refused, programs_in
 
-from .worlds import World
+from .router_topology import World
+
+CHECKOUT = Path(__file__).parent.parent.parent
+OPEN_DIRECTORY = r"""
+set -e
+new=$1 closed=$2; shift 2
+mount -t tmpfs -o mode=755 tmpfs "$new"
+while [ "$1" != -- ]; do mkdir -p "$new${1#"$closed"}"; mount --bind "$1" "$new${1#"$closed"}"; shift; done
+shift
+mount --move "$new" "$closed"
+exec "$@"
+"""
 
 
 def pytest_collection_modifyitems(items):
@@ -20,6 +32,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def world():
+    """A router with a guest and an outside network: see router_topology."""
     world = World()
     try:
         world.make()
@@ -37,10 +50,28 @@ def program(request):
 
 @pytest.fixture
 def directory():
-    """One that every user may pass through; pytest's own are closed, and closed again by each run beside this."""
+    """A directory that all users can traverse. pytest's tmp_path is closed, and parallel runs close it again."""
     with tempfile.TemporaryDirectory(prefix='metadata-wsgi-') as made:
         os.chmod(made, 0o755)
         yield Path(made)
+
+
+@pytest.fixture
+def for_other_users(directory):
+    """A command prefix for programs that another user runs: it makes checkout and interpreter reachable for all users.
+
+    A checkout in root's home (mode 0700) is not. There the program gets a mount namespace in which that directory is a
+    tmpfs (mode 0755), with only the checkout and the interpreter mounted into it.
+    """
+    needed = {CHECKOUT, Path(sys.prefix), Path(sys.base_prefix)}
+    closed = {parent for path in needed for parent in path.parents if not parent.stat().st_mode & 0o001}
+    prefix = []
+    for number, outermost in enumerate(path for path in closed if not closed & set(path.parents)):
+        inside = [path for path in needed if outermost in path.parents and not needed & set(path.parents)]
+        new = directory / f'opened-{number}'
+        new.mkdir()
+        prefix += ['unshare', '--mount', 'sh', '-c', OPEN_DIRECTORY, 'sh', new, outermost, *inside, '--']
+    return prefix
 
 
 @pytest.fixture
@@ -58,11 +89,13 @@ def cloud(directory):
 
 @pytest.fixture
 def agent(start, cloud):
+    """Starts an agent on the socket of ``cloud``; ``before`` is a command that runs it."""
+
     def started(*before):
         program = start('agent', *before, BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file)
         eventually(
             lambda: program.process.poll() is not None or (program.has_workers() and nobody_is_refused(cloud.socket)),
-            'the agent serves',
+            program.text,
         )
         assert program.process.poll() is None, program.text()
         return program

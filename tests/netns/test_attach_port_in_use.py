@@ -10,8 +10,8 @@ import pytest
 
 from tests.cloud import Cloud
 
-from .manyfold import Host
-from .worlds import METADATA, get, saved
+from .keeper_host import Host
+from .router_topology import METADATA, get, saved
 
 pytestmark = pytest.mark.netns
 
@@ -76,7 +76,7 @@ def test_port_in_use_in_mode_shared_is_reported_and_changes_nothing(world, other
 
 
 def test_another_port_is_possible_beside_it(world, other, tmp_path):
-    standin = Path(__file__).with_name('standin_proxy.py')
+    standin = Path(__file__).with_name('fake_namespace_proxy.py')
     attach = [
         PROGRAM,
         'attach',

@@ -19,11 +19,11 @@ from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
 from tests.e2e.conftest import eventually
 
-from .worlds import METADATA, get, ip, saved
+from .router_topology import METADATA, get, ip, saved
 
 pytestmark = pytest.mark.netns
 
-STANDIN = str(Path(__file__).with_name('standin_proxy.py'))
+STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
 
 
 class Host:

@@ -28,12 +28,12 @@ def probe(cloud, directory, monkeypatch, world):
     secret = directory / 'secret'
     secret.write_text('of root')
     secret.chmod(0o600)
-    paste = directory / 'probing.ini'
+    paste = directory / 'probe.ini'
     paste.write_text(
-        '[app:agent]\nuse = call:tests.probing:app_factory\n'
+        '[app:agent]\nuse = call:tests.privilege_probe_app:app_factory\n'
         f'namespace = /run/netns/{world.router}\nsecret_file = {secret}\n'
     )
-    cloud.configure(api_paste_config=paste)
+    cloud.configure(metadata_paste_config=paste)
     cloud.conf_file.chmod(0o600)
     monkeypatch.setenv('PYTHONPATH', str(Path(__file__).parent.parent.parent))
     return lambda: json.loads(request(UnixConnection(cloud.socket), 'GET', '/')[2])
@@ -73,11 +73,11 @@ def test_confined_worker_of_the_agent_can_do_nothing(agent, probe):
     assert set(outcomes.values()) == {NOT_PERMITTED}, outcomes
 
 
-def test_agent_started_without_root_gives_up_what_it_can(agent, cloud, probe, directory):
+def test_agent_started_without_root_gives_up_what_it_can(agent, cloud, probe, directory, for_other_users):
     os.chown(directory, 12345, 12345)
     for path in (cloud.conf_file, directory / 'secret'):
         os.chown(path, 12345, 12345)
-    agent('setpriv', '--reuid=12345', '--regid=12345', '--clear-groups', '--')
+    agent(*for_other_users, 'setpriv', '--reuid=12345', '--regid=12345', '--clear-groups', '--')
     result = probe()
     status = result['status']
     assert (status['Uid'].split()[0], status['CapEff'], status['NoNewPrivs'], status['Seccomp']) == (
@@ -87,7 +87,9 @@ def test_agent_started_without_root_gives_up_what_it_can(agent, cloud, probe, di
 
 
 def test_worker_runs_as_the_configured_user_and_group(agent, cloud, probe):
-    cloud.configure(api_paste_config=cloud.conf_file.parent / 'probing.ini', metadata_user=12346, metadata_group=12347)
+    cloud.configure(
+        metadata_paste_config=cloud.conf_file.parent / 'probe.ini', metadata_user=12346, metadata_group=12347
+    )
     agent()
     assert_confined(probe()['status'], 12346, 12347)
 

@@ -13,7 +13,7 @@ from metadata_wsgi.netns.rules import rules_for
 from metadata_wsgi.netns.runner import SubprocessRunner
 from tests.e2e.conftest import BIN, eventually
 
-from .worlds import METADATA, get, ip
+from .router_topology import METADATA, get, ip
 
 pytestmark = pytest.mark.netns
 

@@ -15,12 +15,12 @@ from metadata_wsgi.netns.rules import rules_for
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
 
-from .worlds import METADATA, get, saved
+from .router_topology import METADATA, get, saved
 
 pytestmark = pytest.mark.netns
 
 # It accepts whatever reaches the port, without the real proxy's check of the original destination.
-STANDIN = str(Path(__file__).with_name('standin_proxy.py'))
+STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
 THREADS = 4
 
 

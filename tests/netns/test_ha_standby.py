@@ -23,11 +23,11 @@ from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
 from tests.e2e.conftest import eventually
 
-from .worlds import ip
+from .router_topology import ip
 
 pytestmark = pytest.mark.netns
 
-STANDIN = str(Path(__file__).with_name('standin_proxy.py'))
+STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
 PROGRAM = str(Path(sys.prefix, 'bin', 'metadata-wsgi'))
 MAC = 'fa:16:3e:00:00:01'
 
@@ -123,7 +123,7 @@ def test_watch_adds_the_address_when_keepalived_reports_the_primary(standby, tmp
     log = (tmp_path / 'watch.log').open('wb')
     watch = subprocess.Popen(
         [PROGRAM, 'watch', f'--state-path={tmp_path}', '--interval=0.2', '--again=3600', '--only=router',
-         f'--ha-confs-path={tmp_path}/ha_confs', '--', f'--program={STANDIN}'],
+         f'--ha-confs-path={tmp_path}/ha_confs', '--', '--mode=process', f'--program={STANDIN}'],
         stderr=log,
     )  # fmt: skip
     text = (tmp_path / 'watch.log').read_text

@@ -30,11 +30,11 @@ from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
 from tests.rawserver import RawServer, keeps_saying
 
-from .worlds import METADATA, get, ip
+from .router_topology import METADATA, get, ip
 
 pytestmark = pytest.mark.netns
 
-STANDIN = str(Path(__file__).with_name('standin_proxy.py'))
+STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
 PROGRAM = str(Path(sys.prefix, 'bin', 'quantum-ns-metadata-proxy'))
 URL6 = f'http://[{interface_state.ADDRESS}%25eth0]/openstack'
 URL4 = f'http://{METADATA}/openstack'

@@ -14,8 +14,8 @@ from metadata_wsgi.netns import namespaces
 from tests.cloud import Cloud
 from tests.e2e.conftest import eventually
 
-from .manyfold import TARGET, Host, Load, ask
-from .worlds import METADATA, World, ip, saved
+from .keeper_host import TARGET, Host, Load, ask
+from .router_topology import METADATA, World, ip, saved
 
 pytestmark = pytest.mark.netns
 
@@ -177,7 +177,7 @@ def test_both_sockets_of_a_network_move_back_to_a_process(host, isolated):
 
 def test_program_without_listen_fd_is_started_after_the_keeper_closed_its_socket(host, worlds, routers):
     host.attach('shared', *routers)
-    standin = Path(__file__).with_name('standin_proxy.py')
+    standin = Path(__file__).with_name('fake_namespace_proxy.py')
     code, _, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'process', '--program', standin, *routers)
     assert (code, err.count('connections are refused meanwhile')) == (0, 2)
     assert host.kept.kept() == []

@@ -8,7 +8,7 @@ import pytest
 
 from metadata_wsgi.privileges import identity
 from tests.e2e.conftest import BIN, UnixConnection, answers, eventually, request
-from tests.e2e.test_agent import GUEST, by_hand
+from tests.e2e.test_agent import GUEST, start_gunicorn_by_hand
 
 pytestmark = pytest.mark.netns
 
@@ -59,7 +59,7 @@ def test_peer_credentials_of_the_proxy_user_and_configured_users(agent, cloud):
 
 
 def test_peer_credentials_under_plain_gunicorn(start, cloud, directory):
-    path = by_hand(lambda *argv: start('gunicorn', BIN / argv[0], *argv[1:]), cloud, directory, 'gevent')
+    path = start_gunicorn_by_hand(lambda *argv: start('gunicorn', BIN / argv[0], *argv[1:]), cloud, directory, 'gevent')
     path.chmod(0o666)
     assert status_as(0, 0, path) == '200'
     assert status_as(12345, 12345, path) == '403'

@@ -13,7 +13,7 @@ from metadata_wsgi.netns.rules import rules_for
 from metadata_wsgi.netns.ruleset_template import RulesetTemplate
 from metadata_wsgi.netns.runner import SubprocessRunner
 
-from .worlds import METADATA, get, saved, serving
+from .router_topology import METADATA, get, saved, serving
 
 pytestmark = pytest.mark.netns
 

@@ -19,7 +19,7 @@ from metadata_wsgi.netns.target import AttachTarget
 from tests.cloud import Cloud
 from tests.e2e.conftest import eventually
 
-from .manyfold import Host, Load, ask
+from .keeper_host import Host, Load, ask
 
 pytestmark = pytest.mark.netns
 

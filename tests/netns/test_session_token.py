@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a session token goes: to the guest, and not to a container behind it. Real namespace proxy, real agent.
+"""The IP TTL of session token responses: they reach the guest, not a container behind it. Real proxy and agent.
 
 ::
 
@@ -19,7 +19,7 @@ from metadata_wsgi.netns.runner import SubprocessRunner
 from tests.cloud import SHIPPED
 from tests.e2e.conftest import eventually, nobody_is_refused
 
-from .worlds import METADATA, ip
+from .router_topology import METADATA, ip
 
 pytestmark = pytest.mark.netns
 
@@ -27,15 +27,15 @@ BIN = Path(sys.prefix, 'bin')
 TTL, TOKEN = 'X-aws-ec2-metadata-token-ttl-seconds', 'X-aws-ec2-metadata-token'
 
 
-def ask(namespace, method, path, headers=None, within_s=20.0):
-    """(status, headers, body) of a request from inside the namespace; None when nothing came back in time."""
+def send(namespace, method, metadata_path, headers=None, within_s=20.0):
+    """(status, headers, body) of a request from inside the namespace; None after a timeout."""
 
     def inside():
         connection = http.client.HTTPConnection(METADATA, 80, timeout=within_s)
         try:
-            connection.request(method, path, headers=headers or {})
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read().decode()
+            connection.request(method, metadata_path, headers=headers or {})
+            response = connection.getresponse()
+            return response.status, response.headers, response.read().decode()
         except TimeoutError:
             return None
         finally:
@@ -46,7 +46,7 @@ def ask(namespace, method, path, headers=None, within_s=20.0):
 
 @pytest.fixture
 def pod(world):
-    """A container in the guest: one hop further away, and seen as the guest."""
+    """A container in the guest: one IP hop further, with the guest's source address."""
     name = f'pod-{world.uuid}'
     try:
         ip('netns', 'add', name)
@@ -63,8 +63,8 @@ def pod(world):
 
 
 @pytest.fixture
-def path(world, tmp_path, request):
-    """The path of ``world``'s router, with session tokens; the answers come from the agent itself.
+def metadata_path(world, tmp_path, request):
+    """The path of ``world``'s router, with session tokens; the agent itself serves the metadata.
 
     Its parameter is the hop limit.
     """
@@ -81,8 +81,8 @@ def path(world, tmp_path, request):
     conf = tmp_path / 'agent.ini'
     conf.write_text(
         f'[DEFAULT]\nstate_path = {tmp_path}\nmetadata_workers = 1\nmetadata_peer_users = nobody\n'
-        f'metadata_proxy_shared_secret = a secret of tests\n'
-        f'api_paste_config = {paste}\ndirectory = static\n[static]\ninventory = {inventory}\n'
+        'metadata_proxy_shared_secret = a secret of tests\n'
+        f'metadata_paste_config = {paste}\ndirectory = static\n[static]\ninventory = {inventory}\n'
         f'[metadata_app]\ninventory = {inventory}\n[session_token]\nkeys = {"k" * 32}\n'
         f'hop_limit = {getattr(request, "param", 1)}\n'
     )
@@ -101,22 +101,22 @@ def path(world, tmp_path, request):
         agent.wait(20)
 
 
-def test_a_token_reaches_the_guest_and_not_a_container_behind_it(world, pod, path):
-    status, headers, token = ask(world.guest, 'PUT', '/latest/api/token', {TTL: '60'})
+def test_token_reaches_the_guest_but_not_a_container_behind_it(world, pod, metadata_path):
+    status, headers, token = send(world.guest, 'PUT', '/latest/api/token', {TTL: '60'})
     assert (status, headers[TTL]) == (200, '60')
     assert 'X-Metadata-Hop-Limit' not in headers
-    assert ask(world.guest, 'GET', '/latest/meta-data/instance-id', {TOKEN: token})[0] == 200
-    assert ask(world.guest, 'GET', '/latest/meta-data/instance-id', {TOKEN: token[:-2]})[0] == 401
-    # The container is on the way, and what is no token reaches it.
-    assert ask(pod, 'GET', '/latest/meta-data/')[0] == 200
-    assert ask(pod, 'PUT', '/latest/api/token', {TTL: 'x'})[0] == 400
-    assert ask(pod, 'PUT', '/latest/api/token', {TTL: '60'}, within_s=2.0) is None
+    assert send(world.guest, 'GET', '/latest/meta-data/instance-id', {TOKEN: token})[0] == 200
+    assert send(world.guest, 'GET', '/latest/meta-data/instance-id', {TOKEN: token[:-2]})[0] == 401
+    # The container has a route: responses without a token reach it.
+    assert send(pod, 'GET', '/latest/meta-data/')[0] == 200
+    assert send(pod, 'PUT', '/latest/api/token', {TTL: 'x'})[0] == 400
+    assert send(pod, 'PUT', '/latest/api/token', {TTL: '60'}, within_s=2.0) is None
 
 
-@pytest.mark.parametrize('path', [2], indirect=True)
-def test_with_a_limit_of_two_it_reaches_the_container_too(pod, path):
-    assert ask(pod, 'PUT', '/latest/api/token', {TTL: '60'})[0] == 200
+@pytest.mark.parametrize('metadata_path', [2], indirect=True)
+def test_hop_limit_2_lets_the_token_reach_the_container(pod, metadata_path):
+    assert send(pod, 'PUT', '/latest/api/token', {TTL: '60'})[0] == 200
 
 
-def test_a_proxy_in_the_guest_is_given_none(world, path):
-    assert ask(world.guest, 'PUT', '/latest/api/token', {TTL: '60', 'X-Forwarded-For': '192.0.2.1'})[0] == 403
+def test_no_token_for_a_proxy_in_the_guest(world, metadata_path):
+    assert send(world.guest, 'PUT', '/latest/api/token', {TTL: '60', 'X-Forwarded-For': '192.0.2.1'})[0] == 403

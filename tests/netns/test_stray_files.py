@@ -15,12 +15,13 @@ from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.runner import SubprocessRunner
 from tests.e2e.conftest import eventually
 
-from .worlds import METADATA, get, ip
+from .router_topology import METADATA, get, ip
 
 pytestmark = pytest.mark.netns
 
 PROGRAM = str(Path(sys.prefix, 'bin', 'metadata-wsgi'))
-STANDIN = str(Path(__file__).with_name('standin_proxy.py'))
+STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
+WITH_STANDIN = ('--mode=process', f'--program={STANDIN}')
 
 
 @pytest.fixture
@@ -43,7 +44,8 @@ def run(verb, state_path, *options):
 
 @pytest.fixture
 def attach(world, tmp_path):
-    yield lambda: run('attach', tmp_path, f'--router-id={world.uuid}', f'--program={STANDIN}', '--no-wait')
+    options = (f'--router-id={world.uuid}', f'--program={STANDIN}', '--no-wait', '--mode=process')
+    yield lambda: run('attach', tmp_path, *options)
     proxy_process.stop(f'{tmp_path}/external/pids/{world.uuid}.pid', world.uuid)
 
 
@@ -81,7 +83,7 @@ def test_watch_serves_the_others_and_logs_the_stale_one_once(world, stale, tmp_p
     log = tmp_path / 'watch.log'
     with log.open('wb') as output:
         watch = subprocess.Popen(
-            [PROGRAM, 'watch', f'--state-path={tmp_path}', '--interval=0.1', '--', f'--program={STANDIN}'],
+            [PROGRAM, 'watch', f'--state-path={tmp_path}', '--interval=0.1', '--', *WITH_STANDIN],
             stderr=output,
         )
     try:
@@ -107,7 +109,7 @@ def test_watch_attaches_a_new_namespace_without_waiting_for_the_interval(tmp_pat
     log, router = tmp_path / 'watch.log', str(uuid.uuid4())
     with log.open('wb') as output:
         watch = subprocess.Popen(
-            [PROGRAM, 'watch', f'--state-path={tmp_path}', '--interval=3600', '--', f'--program={STANDIN}'],
+            [PROGRAM, 'watch', f'--state-path={tmp_path}', '--interval=3600', '--', *WITH_STANDIN],
             stderr=output,
         )
     try:

@@ -10,12 +10,12 @@ import pytest
 
 from metadata_wsgi.netns import interface_state, proxy_process
 
-from .worlds import METADATA, get, saved
+from .router_topology import METADATA, get, saved
 
 pytestmark = pytest.mark.netns
 
 PROGRAM = str(Path(sys.prefix, 'bin', 'metadata-wsgi'))
-STANDIN = str(Path(__file__).with_name('standin_proxy.py'))
+STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
 FAILS = '#!/bin/sh\necho "ip6tables: Table does not exist (do you need to insmod?)" >&2\nexit 3\n'
 MISSING = None
 
@@ -58,7 +58,7 @@ def run(request, world, tmp_path):
 
 
 def test_ipv4_is_served_and_ipv6_is_one_message(world, run):
-    done = run('attach', f'--router-id={world.uuid}', f'--program={STANDIN}')
+    done = run('attach', '--mode=process', f'--router-id={world.uuid}', f'--program={STANDIN}')
     assert done.returncode == 0, done.stderr
     assert 'is attached without IPv6: ' in done.stderr
     assert 'ip6tables' in done.stderr
@@ -79,6 +79,6 @@ def test_ipv4_is_served_and_ipv6_is_one_message(world, run):
 
 
 def test_failed_start_leaves_no_rule(world, run, tmp_path):
-    done = run('attach', f'--router-id={world.uuid}', '--program=false')
+    done = run('attach', '--mode=process', f'--router-id={world.uuid}', '--program=false')
     assert done.returncode == 1
     assert (saved(world.router, 'iptables'), saved(world.router, 'ip6tables')) == ([], [])

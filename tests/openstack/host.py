@@ -16,7 +16,7 @@ from pathlib import Path
 
 from metadata_wsgi.lab import topology
 from metadata_wsgi.netns import namespaces
-from tests.clients.way import BIN, METADATA, Guest
+from tests.clients.metadata_path import BIN, METADATA, Guest
 from tests.openstack.cloud import OpenStack
 from tests.openstack.seed import CLAIMED, GHOST
 from tests.openstack.services import REGION, SHARED_SECRET
@@ -96,9 +96,9 @@ class Host:
             guest = self._guests[name] = Guest(known.router_id or known.network_id, mac, routed=routed)
             topology.make_guest(guest)  # type: ignore[arg-type]
             if name == 'a':
-                guest.also_has(GHOST)
+                guest.add_address(GHOST)
             if name == 'b':
-                guest.also_has(CLAIMED)
+                guest.add_address(CLAIMED)
             which = ('--router-id',) if routed else ('--interface', guest.gateway_interface, '--network-id')
             self._attachment('attach', '--mode=process', *which, guest.router_id, '--log-dir', str(self._directory))
         return self._guests[name]

@@ -6,7 +6,7 @@ import json
 import pytest
 from pyroute2 import IPRoute
 
-from tests.clients.way import METADATA_V6
+from tests.clients.metadata_path import METADATA_V6
 from tests.openstack.seed import ADDRESS_V6, CLAIMED, GHOST, NETWORKS_OF_MANY, Admin
 
 pytestmark = [pytest.mark.openstack, pytest.mark.netns]
@@ -57,7 +57,7 @@ def test_an_instance_that_nova_does_not_know_is_a_404(host):
 
 
 def test_an_address_that_no_port_has_is_a_404(host):
-    host.guest('a').also_has('10.1.1.99')
+    host.guest('a').add_address('10.1.1.99')
     assert host.curl('a', META_DATA, source='10.1.1.99').status == 404
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shipped paste file with the caches named in its pipelines, as doc/caches.md says."""
+"""The shipped paste file with the caches named in its pipelines, as in doc/caches.md."""
 
 import pytest
 import webtest

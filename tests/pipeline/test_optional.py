@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shipped paste file with an optional filter put into its pipelines as its comment there says."""
+"""The shipped paste file with an optional filter in its pipelines, where its comment places it."""
 
 import pytest
 import webtest
@@ -37,8 +37,8 @@ def load(cloud, tmp_path):
 @pytest.mark.parametrize('after', ['instance', 'header_source'])
 def test_rate_limit_passes_boots_and_stops_loops(load, cloud, after):
     app = load('rate_limit', '[rate_limit]\nboots_per_minute = 2\n', after)
-    said = [app.get('/', headers=A, expect_errors=True).status_int for _ in range(60)]
-    assert said == [200] * 56 + [429] * 4
+    statuses = [app.get('/', headers=A, expect_errors=True).status_int for _ in range(60)]
+    assert statuses == [200] * 56 + [429] * 4
     assert int(app.get('/', headers=A, status=429).headers['Retry-After']) >= 1
     assert app.get('/', headers=B).json['uuid'] == 'instance-b'
     assert len(cloud.nova.seen) == 57
@@ -110,7 +110,7 @@ def test_all_optional_filters_together(load):
 
 def test_healthcheck_responds_to_the_host_only(load, cloud):
     app = load('healthcheck', after='catch_errors')
-    assert app.get('/healthcheck').text == 'directory: not asked lately\nnova: not asked lately\n'
+    assert app.get('/healthcheck').text == 'directory: not used lately\nnova: not used lately\n'
     assert app.get('/healthcheck', headers=A).json['path'] == '/healthcheck'
     app.get('/', headers={**A, 'X-Forwarded-For': '10.1.1.77'}, status=404)
     assert [line.partition(',')[0] for line in app.get('/healthcheck', status=200).text.splitlines()] == [

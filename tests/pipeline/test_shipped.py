@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shipped paste file, from the namespace proxy's headers to a Nova on loopback: what the guest gets."""
+"""The shipped paste file, from the namespace proxy's headers to a Nova on loopback: the response of the client."""
 
 import hashlib
 import hmac
@@ -23,7 +23,7 @@ def cloud(tmp_path):
 
 @pytest.fixture
 def path_(cloud):
-    """Loads the shipped pipeline with options of its own, and asks it."""
+    """Loads the shipped pipeline with options of its own, as a test app."""
 
     def load(**options):
         cloud.configure(**options)
@@ -39,9 +39,9 @@ def path_(cloud):
 def test_three_clients_at_one_address_are_three_instances(path_, cloud, headers, instance, project):
     response = path_().get('/openstack/latest/meta_data.json', headers=headers)
     assert response.json == {'uuid': instance, 'path': '/openstack/latest/meta_data.json'}
-    asked = cloud.nova.seen[0]
-    assert (asked['HTTP_X_TENANT_ID'], asked['HTTP_X_FORWARDED_FOR']) == (project, '10.1.1.2')
-    assert asked['HTTP_X_INSTANCE_ID_SIGNATURE'] == (
+    request = cloud.nova.seen[0]
+    assert (request['HTTP_X_TENANT_ID'], request['HTTP_X_FORWARDED_FOR']) == (project, '10.1.1.2')
+    assert request['HTTP_X_INSTANCE_ID_SIGNATURE'] == (
         hmac.new(SECRET.encode(), instance.encode(), hashlib.sha256).hexdigest()
     )
 
@@ -71,7 +71,7 @@ def test_no_instance_is_a_404(path_, cloud):
 
 
 def test_an_address_behind_another_router_is_not_found(path_, cloud):
-    path_().get('/', headers={**A, 'X-Quantum-Router-ID': 'router-of-nobody'}, status=404)
+    path_().get('/', headers={**A, 'X-Quantum-Router-ID': 'unknown-router'}, status=404)
 
 
 def test_more_than_one_instance_is_a_404_and_a_warning_with_the_ports(path_, cloud, caplog):
@@ -145,7 +145,7 @@ def test_a_body_over_the_limit_is_a_413(path_, cloud):
 
 
 def test_an_exception_in_a_filter_is_a_503(path_, cloud, caplog):
-    """What nobody foresaw: here a directory's answer that is no text."""
+    """An unexpected exception: here a lookup whose result is not text."""
     from metadata_wsgi.pipeline import environ_keys
 
     response = path_().get(
@@ -156,7 +156,7 @@ def test_an_exception_in_a_filter_is_a_503(path_, cloud, caplog):
 
 
 def test_the_same_pipeline_is_main_for_gunicorn(cloud):
-    """``gunicorn --paste`` asks for ``main``, with the configuration file named in the paste file or default."""
+    """``gunicorn --paste`` loads ``main``, with the configuration file named in the paste file or default."""
     app = paste_loader.load(str(SHIPPED), 'main', {'config_file': str(cloud.conf_file)})
     assert webtest.TestApp(app).get('/', headers=B).json['uuid'] == 'instance-b'
 

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 PATH = '/healthcheck'
 STALE_AFTER_S = 60.0
 NOVA_FAILURE_STATUSES = frozenset({'500', '502', '503', '504'})
+OWN_STATUSES = frozenset({'400', '408', '413'})
+"""``upstream`` responds with these without a request to Nova: to one that is malformed, too slow or too large."""
+LOOKUP_STATUSES = frozenset({'404', '503'})
+"""Statuses of a lookup without an instance. Others, at that stage, are of filters before the lookup."""
 
 
 class HealthcheckFilter:
@@ -63,9 +67,9 @@ class HealthcheckFilter:
 
     def _observe(self, stage: str, status: str) -> None:
         now_s = self._clock()
-        if stage != UNIDENTIFIED:
+        if stage not in (UNIDENTIFIED, SOURCE) or (stage == SOURCE and status in LOOKUP_STATUSES):
             self._last_seen['directory'] = (now_s, not (stage == SOURCE and status == '503'))
-        if stage == UPSTREAM:
+        if stage == UPSTREAM and status not in OWN_STATUSES:
             self._last_seen['nova'] = (now_s, status not in NOVA_FAILURE_STATUSES)
 
     def _response(self) -> webob.Response:
@@ -73,7 +77,7 @@ class HealthcheckFilter:
         for name in ('directory', 'nova'):
             at_s, reachable = self._last_seen.get(name, (float('-inf'), True))
             if now_s - at_s > STALE_AFTER_S:
-                lines.append(f'{name}: not asked lately')
+                lines.append(f'{name}: not used lately')
                 continue
             healthy = healthy and reachable
             lines.append(f'{name}: {"reachable" if reachable else "not reachable"}, {now_s - at_s:.0f} s ago')

@@ -59,9 +59,9 @@ def test_an_error_is_raised_and_not_cached(cached_load, deadline):
 def test_a_stale_value_is_served_while_the_source_is_unavailable(cached_load, clock):
     cached_load('k', FakeSource('old'), Deadline.after(9.0, clock))
     clock.sleep(30)
-    away = FakeSource(LookupUnavailable('no route'))
-    assert cached_load('k', away, Deadline.after(9.0, clock)) == 'old'
-    assert away.timeouts_s == [REFRESH_TIMEOUT_S]
+    unavailable = FakeSource(LookupUnavailable('no route'))
+    assert cached_load('k', unavailable, Deadline.after(9.0, clock)) == 'old'
+    assert unavailable.timeouts_s == [REFRESH_TIMEOUT_S]
 
 
 def test_a_stale_value_expires(cached_load, clock):
@@ -82,13 +82,13 @@ def test_while_the_source_is_unavailable_only_keys_without_a_stale_value_are_loa
     for key in 'ab':
         cached_load(key, FakeSource(f'old {key}'), Deadline.after(9.0, clock))
     clock.sleep(30)
-    away = FakeSource(LookupUnavailable('no route'))
-    cached_load('a', away, Deadline.after(9.0, clock))
-    assert cached_load('b', away, Deadline.after(9.0, clock)) == 'old b'
-    assert len(away.timeouts_s) == 1
+    unavailable = FakeSource(LookupUnavailable('no route'))
+    cached_load('a', unavailable, Deadline.after(9.0, clock))
+    assert cached_load('b', unavailable, Deadline.after(9.0, clock)) == 'old b'
+    assert len(unavailable.timeouts_s) == 1
     with pytest.raises(LookupUnavailable):
-        cached_load('c', away, Deadline.after(9.0, clock))
-    assert away.timeouts_s[1] == 9.0
+        cached_load('c', unavailable, Deadline.after(9.0, clock))
+    assert unavailable.timeouts_s[1] == 9.0
 
 
 def test_retry_after_the_source_was_unavailable(cached_load, clock):

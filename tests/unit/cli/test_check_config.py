@@ -4,7 +4,7 @@
 import pytest
 
 from metadata_wsgi.cli import main
-from tests.clients.openstack import PASSWORD, OpenStack, port
+from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
 from tests.cloud import SECRET, Cloud
 
 NEUTRON_CONF = """[DEFAULT]
@@ -36,10 +36,10 @@ def check(tmp_path, capsys):
     """A function: ports of the cloud, user, secret -> (exit code, standard output, standard error)."""
 
     def run(*ports, user='service', secret=SECRET, nova_statuses=()):
-        with OpenStack(ports) as openstack, Cloud(tmp_path) as cloud:
+        with FakeOpenStack(ports) as openstack, Cloud(tmp_path) as cloud:
             cloud.nova.statuses += nova_statuses
             values = {
-                'port': openstack.listens_on, 'user': user, 'password': PASSWORD, 'secret': secret,
+                'port': openstack.listen_port, 'user': user, 'password': PASSWORD, 'secret': secret,
                 'nova_port': cloud.server.server_port,
             }  # fmt: skip
             files = {name: text.format_map(values) for name, text in FILES.items()}

@@ -216,6 +216,22 @@ def test_an_idle_connection_that_the_server_closed_is_replaced(served, script):
     assert server.connections == 2
 
 
+def test_a_reused_connection_that_breaks_inside_a_response_is_maybe_sent(served):
+    """Only one that is closed before the response started is replaced without an error."""
+
+    def script(peer):
+        peer.request()
+        peer.send(OK)
+        peer.request()
+        peer.send(OK[:20])
+
+    server, client = served(script, keeps_saying(OK))
+    send_request(client)
+    with pytest.raises(MaybeSent):
+        send_request(client)
+    assert server.connections == 1
+
+
 @pytest.mark.parametrize(
     ('method', 'response'),
     [
@@ -238,7 +254,8 @@ def test_surplus_bytes_never_become_the_next_response_on_a_keepalive_connection(
             time.sleep(0.05)  # long enough that the response was read without it, in most runs
             peer.send(stray)
         sent.set()
-        peer.request()
+        if peer.request():
+            peer.send(stray)
 
     server, client = served(script, keeps_saying(OK))
     send_request(client, message.Request(method, '/', []))

@@ -180,3 +180,9 @@ def test_a_body_that_does_not_arrive_in_time_is_a_request_timeout(monkeypatch, e
     monkeypatch.setitem(monkey.saved, 'socket', {})
     with pytest.raises(RequestTimeout):
         message.body({**environ, 'wsgi.input': stream}, 10, Deadline.after(0.05))
+
+
+@pytest.mark.parametrize('length', ['x', '1' * 5000, '0x5'])
+def test_a_content_length_that_is_no_number_is_a_bad_request(length):
+    with pytest.raises(BadRequest):
+        message.body({'CONTENT_LENGTH': length, 'wsgi.input': io.BytesIO()}, 10)

@@ -49,7 +49,7 @@ instances:
 
 
 def refusal(text, old='', new=''):
-    """What is said about ``text`` when ``old`` in it, which must be there, is ``new``."""
+    """The error for ``text`` with ``old`` replaced by ``new``."""
     assert old in text
     with pytest.raises(ConfigError) as raised:
         parse(text.replace(old, new, 1).encode(), 'f.yaml')
@@ -294,12 +294,12 @@ PIECES = [
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map(''.join), st.integers(0, len(GOOD)))
 def test_any_text_is_read_or_refused_with_a_line(scrap, at):
-    said = 'f.yaml:0:'
+    message = 'f.yaml:0:'
     try:
         parse((GOOD[:at] + scrap + GOOD[at:]).encode(), 'f.yaml')
     except ConfigError as error:
-        said = str(error)
-    assert re.match(r'f\.yaml:\d+:', said)
+        message = str(error)
+    assert re.match(r'f\.yaml:\d+:', message)
 
 
 @given(st.binary(max_size=40))

@@ -95,3 +95,29 @@ def test_without_holders_nothing_is_requested(tmp_path):
     found = Holders(str(tmp_path), clock)
     clock.sleep(holders.REQUEST_INTERVAL_S)
     assert found.request_sockets(set) == []
+
+
+def test_a_fifo_that_is_removed_meanwhile_does_not_end_the_keeper(directory, monkeypatch):
+    """A holder that gets SIGTERM removes its FIFO while the keeper looks."""
+    clock = FakeClock()
+    os.mkfifo(directory / 'a')
+    found = Holders(str(directory.parent), clock)
+    clock.sleep(holders.REQUEST_INTERVAL_S)
+    opened = os.open
+
+    def remove_after(name, *args, **kwargs):
+        try:
+            return opened(name, *args, **kwargs)
+        finally:
+            if name == 'a':
+                os.unlink(directory / 'a')
+
+    monkeypatch.setattr(os, 'open', remove_after)
+    assert found.request_sockets(set) == []
+
+
+def test_an_id_that_is_no_name_costs_no_descriptor(directory):
+    found = Holders(str(directory.parent), FakeClock())
+    before = os.listdir('/proc/self/fd')
+    found.end('../a')
+    assert os.listdir('/proc/self/fd') == before

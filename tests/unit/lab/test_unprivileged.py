@@ -56,7 +56,9 @@ def test_no_lab_is_up():
     assert unprivileged.down() is False
 
 
-@pytest.mark.parametrize('text', ['', 'no number\n', '999999999\n', f'{os.getpid()}\n'])
+@pytest.mark.parametrize(
+    'text', ['', 'no number\n', '999999999\n', f'{os.getpid()}\n'], ids=['empty', 'no number', 'no process', 'own pid']
+)
 def test_stale_pid_file_kills_nothing(runtime, text):
     """The number may be another process's by now: this one's, in the last case."""
     runtime.mkdir(0o700)

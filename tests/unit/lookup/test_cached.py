@@ -37,7 +37,7 @@ def find(clock):
 
 
 def test_a_cached_instance_is_used_at_most_for_its_ttl(cached_lookup, clock, find):
-    """The IP-reuse case: the address has moved, and Quantum says so from now on."""
+    """The IP-reuse case: the address belongs to another instance now, and Quantum returns that one."""
     inner = FakeLookup([OLD], [NEW])
     lookup = cached_lookup(inner)
     assert find(lookup) == (OLD,)

@@ -127,8 +127,8 @@ def test_it_can_end_the_agents_own_pipeline():
         environ_keys.Source('10.1.1.2', network_id='n2'),
         environ_keys.Instance('bare', 'blue', 'bare-port'),
     )
-    guest = webtest.TestApp(pipeline, extra_environ={environ_keys.SOURCE: source, environ_keys.INSTANCE: instance})
-    assert guest.get('/latest/meta-data/hostname').body == b'vm-bare'
+    client = webtest.TestApp(pipeline, extra_environ={environ_keys.SOURCE: source, environ_keys.INSTANCE: instance})
+    assert client.get('/latest/meta-data/hostname').body == b'vm-bare'
 
 
 def test_alone_it_is_a_valid_pipeline():
@@ -138,8 +138,8 @@ def test_alone_it_is_a_valid_pipeline():
 def test_each_request_uses_the_current_inventory(tmp_path):
     states = [INVENTORY, Inventory()]
     changing = MetadataApp(shared_secret=SECRET, current=lambda: states.pop(0), passwords=Passwords(str(tmp_path)))
-    guest = webtest.TestApp(changing)
-    assert [guest.get('/latest', headers=signed(), status='*').status_int for _ in range(2)] == [200, 404]
+    client = webtest.TestApp(changing)
+    assert [client.get('/latest', headers=signed(), status='*').status_int for _ in range(2)] == [200, 404]
 
 
 @pytest.fixture
@@ -166,14 +166,14 @@ CLOUD = 'networks: []\nports: []\ninstances: [{{id: i, project: p, name: {}}}]\n
     ],
 )
 def test_the_inventory_is_the_static_directorys_unless_there_is_another(configured, options, name):
-    guest = webtest.TestApp(configured(**options))
-    assert guest.get('/latest/meta-data/hostname', headers=signed('i', 'p')).body == name
+    client = webtest.TestApp(configured(**options))
+    assert client.get('/latest/meta-data/hostname', headers=signed('i', 'p')).body == name
 
 
 def test_the_password_directory_is_created_with_mode_0700(configured, tmp_path):
-    guest = webtest.TestApp(configured(ours='inventory = HERE/one.yaml'))
+    client = webtest.TestApp(configured(ours='inventory = HERE/one.yaml'))
     assert (tmp_path / 'a' / 'b').stat().st_mode & 0o777 == 0o700
-    guest.post('/openstack/latest/password', b'x', headers=signed('i', 'p'))
+    client.post('/openstack/latest/password', b'x', headers=signed('i', 'p'))
     assert (tmp_path / 'a' / 'b' / 'i').read_bytes() == b'x'
 
 
@@ -188,7 +188,7 @@ def test_the_password_directory_is_created_with_mode_0700(configured, tmp_path):
             r'password_dir = .*/one\.yaml/x: Not a directory; name a directory that this user may create and write to',
         ),
         (
-            # Nobody can make a file there, not even root.
+            # No user can create a file there, not even root.
             {'ours': 'inventory = HERE/one.yaml\npassword_dir = /proc'},
             r'password_dir = /proc: .*; name a directory that this user may create and write to',
         ),

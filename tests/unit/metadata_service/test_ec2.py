@@ -85,7 +85,7 @@ def test_content_of_a_path(path, content):
 
 @pytest.mark.parametrize('version', ['1999-01-01', '2018-09-24', '2021-03-23', 'openstack', ''])
 def test_an_unknown_version_is_not_found(version):
-    """cloud-init tries newer ones first and must hear 404."""
+    """cloud-init tries newer versions first and must get 404."""
     assert ec2.find(FULL, [version, 'meta-data', 'instance-id']) is None
 
 

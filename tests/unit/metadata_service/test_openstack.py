@@ -70,8 +70,8 @@ def test_meta_data():
 
 
 def test_absent_values_are_left_out_of_meta_data():
-    said = json.loads(find(BARE, '2012-08-10', 'meta_data.json')[0])
-    assert list(said) == ['uuid', 'hostname', 'name', 'launch_index', 'availability_zone']
+    document = json.loads(find(BARE, '2012-08-10', 'meta_data.json')[0])
+    assert list(document) == ['uuid', 'hostname', 'name', 'launch_index', 'availability_zone']
 
 
 def test_random_seed_differs_on_each_request():

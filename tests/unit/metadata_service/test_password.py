@@ -14,22 +14,22 @@ CONFLICT = b'409 Conflict\n\nThere was a conflict when trying to complete your r
 
 
 def test_a_password_is_set_once(tmp_path):
-    guest = app(tmp_path)
-    before = guest.get(PATH, headers=signed())
+    client = app(tmp_path)
+    before = client.get(PATH, headers=signed())
     assert (before.body, before.headers['Content-Type']) == (b'', 'text/html; charset=UTF-8')
-    assert guest.post(PATH, b'c2VjcmV0', headers=signed(), content_type='text/plain').body == b''
-    again = guest.post(PATH, b'other', headers=signed(), content_type='text/plain', status=409)
+    assert client.post(PATH, b'c2VjcmV0', headers=signed(), content_type='text/plain').body == b''
+    again = client.post(PATH, b'other', headers=signed(), content_type='text/plain', status=409)
     assert again.body == CONFLICT
-    assert guest.get(PATH, headers=signed()).body == b'c2VjcmV0'
-    assert guest.get('/openstack/2013-04-04/password/', headers=signed()).body == b'c2VjcmV0'
+    assert client.get(PATH, headers=signed()).body == b'c2VjcmV0'
+    assert client.get('/openstack/2013-04-04/password/', headers=signed()).body == b'c2VjcmV0'
 
 
 def test_each_instance_has_its_own_password(tmp_path):
-    guest = app(tmp_path)
-    guest.post(PATH, b'full', headers=signed())
-    assert guest.get(PATH, headers=signed('bare', 'blue')).body == b''
-    guest.post(PATH, b'bare', headers=signed('bare', 'blue'))
-    assert guest.get(PATH, headers=signed()).body == b'full'
+    client = app(tmp_path)
+    client.post(PATH, b'full', headers=signed())
+    assert client.get(PATH, headers=signed('bare', 'blue')).body == b''
+    client.post(PATH, b'bare', headers=signed('bare', 'blue'))
+    assert client.get(PATH, headers=signed()).body == b'full'
 
 
 def test_the_password_is_shared_by_workers_and_survives_a_restart(tmp_path):
@@ -40,51 +40,51 @@ def test_the_password_is_shared_by_workers_and_survives_a_restart(tmp_path):
 
 def test_an_empty_password_sets_nothing(tmp_path):
     """As in Nova: the next one is still accepted."""
-    guest = app(tmp_path)
-    guest.post(PATH, b'', headers=signed())
-    guest.post(PATH, b'now', headers=signed())
-    guest.post(PATH, b'', headers=signed(), status=409)
-    assert guest.get(PATH, headers=signed()).body == b'now'
+    client = app(tmp_path)
+    client.post(PATH, b'', headers=signed())
+    client.post(PATH, b'now', headers=signed())
+    client.post(PATH, b'', headers=signed(), status=409)
+    assert client.get(PATH, headers=signed()).body == b'now'
 
 
 @pytest.mark.parametrize(
     ('size', 'status', 'body'), [(1020, 200, b''), (1021, 400, b'400 Bad Request\n\nRequest is too large.\n\n   ')]
 )
 def test_a_password_has_at_most_1020_bytes(tmp_path, size, status, body):
-    guest = app(tmp_path)
-    assert guest.post(PATH, b'\xff' * size, headers=signed(), status=status).body == body
-    assert guest.get(PATH, headers=signed()).body == (b'\xff' * size if status == 200 else b'')
+    client = app(tmp_path)
+    assert client.post(PATH, b'\xff' * size, headers=signed(), status=status).body == body
+    assert client.get(PATH, headers=signed()).body == (b'\xff' * size if status == 200 else b'')
 
 
 def test_a_second_password_is_a_409(tmp_path):
-    guest = app(tmp_path)
-    guest.post(PATH, b'one', headers=signed())
-    guest.post(PATH, b'x' * 5000, headers=signed(), status=409)
+    client = app(tmp_path)
+    client.post(PATH, b'one', headers=signed())
+    client.post(PATH, b'x' * 5000, headers=signed(), status=409)
 
 
 def test_a_truncated_body_is_not_stored(tmp_path):
-    guest = app(tmp_path)
-    guest.post(PATH, b'half', headers={**signed(), 'Content-Length': '8'}, status=400)
-    assert guest.get(PATH, headers=signed()).body == b''
+    client = app(tmp_path)
+    client.post(PATH, b'half', headers={**signed(), 'Content-Length': '8'}, status=400)
+    assert client.get(PATH, headers=signed()).body == b''
 
 
 def test_a_chunked_body_is_stored(tmp_path):
-    """Nova answers 500 to one; a server says by wsgi.input_terminated that it knows where the body ends."""
-    guest = app(tmp_path)
-    request = guest.RequestClass.blank(PATH, method='POST', headers=signed(), environ={'wsgi.input_terminated': True})
+    """Nova responds 500 to one. wsgi.input_terminated means that the server knows where the body ends."""
+    client = app(tmp_path)
+    request = client.RequestClass.blank(PATH, method='POST', headers=signed(), environ={'wsgi.input_terminated': True})
     request.body_file_raw.write(b'chunked')
     request.body_file_raw.seek(0)
     request.environ.pop('CONTENT_LENGTH', None)
-    guest.do_request(request)
-    assert guest.get(PATH, headers=signed()).body == b'chunked'
+    client.do_request(request)
+    assert client.get(PATH, headers=signed()).body == b'chunked'
 
 
 def test_an_invalid_content_length_is_a_400(tmp_path):
     # No server of ours passes one on; webtest's lint would not either.
     environ = app().RequestClass.blank(PATH, method='POST', headers=signed()).environ
-    said = []
-    nova(tmp_path)({**environ, 'CONTENT_LENGTH': '-1'}, lambda status, headers, exc_info=None: said.append(status))
-    assert said == ['400 Bad Request']
+    statuses = []
+    nova(tmp_path)({**environ, 'CONTENT_LENGTH': '-1'}, lambda status, headers, exc_info=None: statuses.append(status))
+    assert statuses == ['400 Bad Request']
 
 
 @pytest.mark.parametrize('method', ['PUT', 'DELETE', 'OPTIONS'])
@@ -94,9 +94,9 @@ def test_no_other_method(tmp_path, method):
 
 
 def test_head(tmp_path):
-    guest = app(tmp_path)
-    guest.post(PATH, b'four', headers=signed())
-    assert guest.head(PATH, headers=signed()).headers['Content-Length'] == '4'
+    client = app(tmp_path)
+    client.post(PATH, b'four', headers=signed())
+    assert client.head(PATH, headers=signed()).headers['Content-Length'] == '4'
 
 
 def test_a_content_length_with_leading_zeros_is_the_number():

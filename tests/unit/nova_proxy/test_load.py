@@ -84,6 +84,7 @@ def run(outcome, clients=CLIENTS, takes_s=0.01):
 
     simulation.run(*[client] * clients)
     assert simulation.now_s <= 10.0
+    nova.retry_budget = app._retry_budget
     return nova, statuses
 
 
@@ -111,6 +112,8 @@ def test_a_nova_that_is_down_is_tried_by_one_request_at_a_time(takes_s):
     assert len(together) == (CLIENTS if takes_s > 1 else 1)
     assert 1 <= len(later) <= 5 + 10.0 / 0.5
     assert all(after_s - before_s >= 0.5 for before_s, after_s in itertools.pairwise(later[5:]))
+    # Requests that wait for a host take no retries out of the budget.
+    assert sum(iter(nova.retry_budget.take_retry, False)) > 90
 
 
 def test_all_clients_succeed_and_do_not_storm_a_nova_that_returns():

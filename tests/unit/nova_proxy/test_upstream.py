@@ -165,7 +165,11 @@ def test_a_write_is_retried_at_the_next_host_only_if_it_was_not_sent():
     second = FakeHttpClient(200, name='nova2')
     assert Proxy(FakeHttpClient(MaybeSent('broken')), second).request('POST', body=b'x').status_int == 503
     assert second.requests == []
-    assert Proxy(FakeHttpClient(NotSent('refused')), second).request('POST', body=b'x').status_int == 200
+    assert Proxy(FakeHttpClient(503), second).request('POST', body=b'x').status_int == 503
+    assert second.requests == []
+    proxy = Proxy(FakeHttpClient(NotSent('refused')), second)
+    assert proxy.request('POST', body=b'x').status_int == 200
+    assert proxy.clock.slept == []
 
 
 def test_an_invalid_target_is_a_400():
@@ -300,7 +304,7 @@ NOVA_IGNORES_SIGNATURES = (
 
 
 @pytest.mark.parametrize(
-    'path', ['/openstack', '/openstack/latest/meta_data.json', '/2009-04-04/meta-data/instance-id']
+    'path', ['/openstack/', '/openstack/latest/meta_data.json', '/2009-04-04/meta-data/instance-id']
 )
 def test_many_404s_and_no_200_are_one_warning_that_names_service_metadata_proxy(caplog, path):
     proxy = Proxy(FakeHttpClient(404))

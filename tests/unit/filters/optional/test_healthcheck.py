@@ -34,16 +34,20 @@ class Pipeline:
 
 
 def test_a_host_without_requests_is_healthy():
-    assert Pipeline().health() == (200, ['directory: not asked lately', 'nova: not asked lately'])
+    assert Pipeline().health() == (200, ['directory: not used lately', 'nova: not used lately'])
 
 
 @pytest.mark.parametrize(
     ('facts', 'status', 'healthy', 'directory', 'nova'),
     [
-        ({}, 400, 200, 'not asked lately', 'not asked lately'),
-        (SOURCE, 404, 200, 'reachable, 2 s ago', 'not asked lately'),
-        (SOURCE, 503, 503, 'not reachable, 2 s ago', 'not asked lately'),
-        (INSTANCE, 429, 200, 'reachable, 2 s ago', 'not asked lately'),
+        ({}, 400, 200, 'not used lately', 'not used lately'),
+        (SOURCE, 404, 200, 'reachable, 2 s ago', 'not used lately'),
+        (SOURCE, 503, 503, 'not reachable, 2 s ago', 'not used lately'),
+        (INSTANCE, 429, 200, 'reachable, 2 s ago', 'not used lately'),
+        # Responses of rate_limit before instance, and of upstream itself: nothing was sent to the lookup or to Nova.
+        (SOURCE, 429, 200, 'not used lately', 'not used lately'),
+        (SOURCE, 400, 200, 'not used lately', 'not used lately'),
+        *((SIGNED, status, 200, 'reachable, 2 s ago', 'not used lately') for status in (400, 408, 413)),
         (SIGNED, 200, 200, 'reachable, 2 s ago', 'reachable, 2 s ago'),
         (SIGNED, 404, 200, 'reachable, 2 s ago', 'reachable, 2 s ago'),
         *((SIGNED, status, 503, 'reachable, 2 s ago', 'not reachable, 2 s ago') for status in (500, 502, 503, 504)),
@@ -67,7 +71,7 @@ def test_results_are_stale_after_a_minute():
     pipeline = Pipeline()
     pipeline.request(SIGNED, 503)
     pipeline.clock.sleep(61)
-    assert pipeline.health() == (200, ['directory: not asked lately', 'nova: not asked lately'])
+    assert pipeline.health() == (200, ['directory: not used lately', 'nova: not used lately'])
 
 
 def test_a_request_of_an_instance_passes():

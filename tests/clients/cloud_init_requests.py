@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which requests Debian's cloud-init 22.4.2 makes in a boot, in order, as they were noted from it against Nova."""
+"""The requests of one boot of Debian's cloud-init 22.4.2, in order, as recorded in front of a real Nova."""
 
 _LEAVES = [
     'ami-id', 'ami-launch-index', 'ami-manifest-path', 'hostname', 'instance-action', 'instance-id', 'instance-type',
@@ -38,5 +38,5 @@ EC2 = [
     *(f'/2009-04-04/meta-data/{part}' for part in _TREE),
 ]
 
-CRAWLS = {'OpenStack': OPENSTACK, 'Ec2': EC2}
-"""By the name of the datasource."""
+REQUESTS_BY_DATASOURCE = {'OpenStack': OPENSTACK, 'Ec2': EC2}
+"""By the datasource's name."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real cloud-init, Debian's package, booting inside a guest's namespace and unable to touch the machine.
+"""Runs Debian's cloud-init inside the network namespace of a guest.
 
-It runs as ``cloud-init init`` does in a boot, in mount, host name, process and IPC namespaces of its own. The
-machine's file system is read-only there; what cloud-init writes goes to a directory that the test gives. Nothing of
-cloud-init is replaced: its own detection is told by the environment of process 1, as LXD tells it.
+It runs ``cloud-init init`` in mount, UTS, PID and IPC namespaces of its own. The machine's file system is read-only
+there. cloud-init writes to a directory that the test passes. cloud-init itself is unchanged: it detects the platform
+from the environment of process 1, as it does under LXD.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 PROGRAM = '/usr/bin/cloud-init'
 
-# No module runs and no network is configured: all that is left of a boot is finding and keeping the metadata.
+# No module runs and no network is configured. What remains of a boot is to find, read and store the metadata.
 CONFIG = """\
 datasource_list: [{datasource}]
 datasource: {{Ec2: {{strict_id: false}}}}
@@ -28,7 +28,7 @@ cloud_init_modules: []
 system_info: {{distro: debian, paths: {{cloud_dir: /var/lib/cloud, run_dir: /run/cloud-init}}}}
 """
 
-# What is bound stays writable when the root becomes read-only; /tmp comes last, because ROOT may lie in it.
+# The bind mounts stay writable when the root becomes read-only. /tmp comes last because ROOT may be inside it.
 ISOLATE = """\
 set -e
 mount --make-rprivate /
@@ -42,12 +42,12 @@ exec "$PROGRAM" init
 
 
 @dataclass(frozen=True)
-class Boot:
-    """What a boot came to.
+class BootResult:
+    """The result of one boot.
 
-    ``platform`` is the datasource's name, '' without one; ``crawled`` its own record of what it was told (without
-    random_seed, which is another one each time); then what was kept of user-data and vendor-data; ``log`` is not
-    compared, ``seconds`` neither.
+    ``platform`` is the name of the datasource, '' if none was found. ``crawled`` is cloud-init's record of the
+    metadata it read, without random_seed, which differs each time. ``user_data``, ``vendor_data`` and
+    ``vendor_data2`` are what it stored. ``log`` and ``seconds`` are not part of a comparison.
     """
 
     platform: str
@@ -59,12 +59,12 @@ class Boot:
     log: str = field(compare=False, repr=False)
 
 
-def boot(namespace: str, datasource: str, root: Path) -> Boot:
-    """Let ``datasource`` (OpenStack, Ec2) run in the namespace; ``root`` is an empty directory for what it writes."""
+def run_boot(namespace: str, datasource: str, root: Path) -> BootResult:
+    """Boot with ``datasource`` (OpenStack, Ec2) in the namespace; cloud-init writes to the empty directory ``root``."""
     for part in ('etc/cloud', 'var/lib', 'var/log', 'run', 'tmp'):
         (root / part).mkdir(parents=True)
     (root / 'etc/cloud/cloud.cfg').write_text(CONFIG.format(datasource=datasource))
-    # A name server that refuses at once, as a guest has one that answers at once.
+    # A name server that refuses at once; a real instance has one that responds at once.
     (root / 'etc/resolv.conf').write_text('nameserver 127.0.0.1\n')
     environment = {
         'PATH': '/usr/sbin:/usr/bin:/sbin:/bin',
@@ -86,13 +86,13 @@ def boot(namespace: str, datasource: str, root: Path) -> Boot:
         check=False,
     )
     seconds = time.monotonic() - began
-    said = f'exit code {done.returncode}\n{done.stdout}{done.stderr}\n{_read(root / "var/log/cloud-init.log").decode()}'
+    log = f'exit code {done.returncode}\n{done.stdout}{done.stderr}\n{_read(root / "var/log/cloud-init.log").decode()}'
     record = json.loads(_read(root / 'run/cloud-init/instance-data-sensitive.json') or '{}')
     crawled = record.get('ds', {})
     crawled.get('meta_data', {}).pop('random_seed', None)
     instance = next((root / 'var/lib/cloud/instances').glob('*'), root / 'none')
-    kept = [_read(instance / f'{name}.txt') for name in ('user-data', 'vendor-data', 'vendor-data2')]
-    return Boot(record.get('v1', {}).get('platform', ''), crawled, *kept, seconds=seconds, log=said)
+    stored = [_read(instance / f'{name}.txt') for name in ('user-data', 'vendor-data', 'vendor-data2')]
+    return BootResult(record.get('v1', {}).get('platform', ''), crawled, *stored, seconds=seconds, log=log)
 
 
 def _read(path: Path) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A paste app that tries what somebody would try who has taken a worker over, and answers what came of it."""
+"""A paste app that tries what an attacker with control of a worker could try, and responds with the outcomes."""
 
 import ctypes
 import json
@@ -10,12 +10,15 @@ import socket
 import subprocess
 import threading
 
+# gevent.subprocess imports it at the first use, when the worker may no longer be able to read the library.
+import gevent.fileobject  # noqa: F401
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 NEW_USER, NEW_NET = 0x10000000, 0x40000000
 
 
 def outcome(attempt):
-    """'done', or the kernel's name for why not."""
+    """'done', or the text of the errno."""
     try:
         attempt()
     except OSError as error:
@@ -40,7 +43,7 @@ def setns(path):
 
 
 def attempts(namespace, secret_file):
-    """What is tried, by name."""
+    """Name -> function that raises OSError if it is not permitted."""
     return {
         'enter a namespace': setns(namespace),
         'make a namespace': call('unshare', NEW_USER),
@@ -70,7 +73,7 @@ def app_factory(global_conf, namespace, secret_file):
         loaded = file.read()
 
     def app(environ, start_response):
-        said = {
+        report = {
             'loaded': loaded,
             'core': resource.getrlimit(resource.RLIMIT_CORE),
             'dumpable': LIBC.prctl(3, 0, 0, 0, 0),
@@ -78,7 +81,7 @@ def app_factory(global_conf, namespace, secret_file):
             'outcomes': {name: outcome(attempt) for name, attempt in attempts(namespace, secret_file).items()},
         }
         start_response('400 Probed', [('Content-Type', 'application/json')])
-        return [json.dumps(said).encode()]
+        return [json.dumps(report).encode()]
 
     app.REQUIRES = frozenset()
     return app

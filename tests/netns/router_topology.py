@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small world of namespaces, made anew for each test and removed after it.
+"""A router with a guest and an outside network, each in a namespace; made for each test and removed after it.
 
 ::
 
     guest 10.1.1.2 --- qr-in 10.1.1.1 [router] qg-out 198.51.100.1 --- 198.51.100.2 [outside]
 
-The outside claims to be 169.254.169.254 too, and answers: a packet that leaks out of the router is heard.
+The outside namespace has the address 169.254.169.254 too, so a test notices a packet that leaks out of the router.
 """
 
 import contextlib
@@ -26,21 +26,21 @@ def ip(*words):
 
 
 def saved(namespace, program):
-    """What ``PROGRAM-save`` prints, without comments, counters, and tables and built-in chains with nothing in them."""
+    """The rules and chains that ``PROGRAM-save`` prints, without comments, counters and empty built-in chains."""
     text = subprocess.run(['ip', 'netns', 'exec', namespace, f'{program}-save'], check=True, capture_output=True).stdout
-    table, kept = '', []
+    table, rules = '', []
     for line in text.decode().splitlines():
         if line.startswith('*'):
             table = line
         elif line.startswith('-A') or (line.startswith(':') and ' - ' in line):
-            kept.append(f'{table} {line.partition(" [")[0]}')
-    return sorted(kept, key=lambda line: line.split()[:3])
+            rules.append(f'{table} {line.partition(" [")[0]}')
+    return sorted(rules, key=lambda line: line.split()[:3])
 
 
 def get(namespace, host, port=80, timeout_s=5.0, source=''):
-    """The body of ``GET /`` asked from inside the namespace; '' when nobody answered."""
+    """The body of the response to ``GET /`` from inside the namespace; '' without a response."""
 
-    def ask():
+    def send():
         connection = http.client.HTTPConnection(
             host, port, timeout=timeout_s, source_address=(source, 0) if source else None
         )
@@ -52,12 +52,12 @@ def get(namespace, host, port=80, timeout_s=5.0, source=''):
         finally:
             connection.close()
 
-    return namespaces.run_in(namespace, ask)
+    return namespaces.run_in(namespace, send)
 
 
 @contextlib.contextmanager
 def serving(namespace, text, port=80, family=socket.AF_INET):
-    """An HTTP server in the namespace that answers ``text``."""
+    """Run an HTTP server in the namespace whose response body is ``text``."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -85,7 +85,7 @@ def serving(namespace, text, port=80, family=socket.AF_INET):
 
 
 class World:
-    """The namespaces' names; ``uuid`` is the router's id."""
+    """The three namespaces; ``make`` builds them as drawn above. ``uuid`` is the id of the router."""
 
     def __init__(self):
         self.uuid = str(uuid.uuid4())
@@ -97,15 +97,15 @@ class World:
         for name in (self.router, self.guest, self.outside):
             ip('netns', 'add', name)
             ip('-n', name, 'link', 'set', 'lo', 'up')
-        self._cable(self.router, 'qr-in', '10.1.1.1/24', self.guest, 'eth0', '10.1.1.2/24')
-        self._cable(self.router, 'qg-out', '198.51.100.1/24', self.outside, 'eth0', '198.51.100.2/24')
+        self._connect_by_veth(self.router, 'qr-in', '10.1.1.1/24', self.guest, 'eth0', '10.1.1.2/24')
+        self._connect_by_veth(self.router, 'qg-out', '198.51.100.1/24', self.outside, 'eth0', '198.51.100.2/24')
         ip('-n', self.guest, 'route', 'add', 'default', 'via', '10.1.1.1')
         ip('-n', self.router, 'route', 'add', 'default', 'via', '198.51.100.2')
         ip('-n', self.outside, 'route', 'add', '10.1.1.0/24', 'via', '198.51.100.1')
         ip('-n', self.outside, 'address', 'add', f'{METADATA}/32', 'dev', 'lo')
         ip('netns', 'exec', self.router, 'sysctl', '-qw', 'net.ipv4.ip_forward=1')
 
-    def _cable(self, one, name, address, other, other_name, other_address):
+    def _connect_by_veth(self, one, name, address, other, other_name, other_address):
         ip('-n', one, 'link', 'add', name, 'type', 'veth', 'peer', 'name', other_name, 'netns', other)
         for namespace, link, cidr in ((one, name, address), (other, other_name, other_address)):
             ip('-n', namespace, 'address', 'add', cidr, 'dev', link)

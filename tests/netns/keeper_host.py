@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host in the modes shared and one_hop: the real keeper, shared proxy and agent before a fake Nova, and load."""
+"""A host with the real keeper, shared proxy and agent before a fake Nova, and guests that send requests."""
 
 import contextlib
 import http.client
@@ -19,7 +19,7 @@ TARGET = '/openstack/latest/meta_data.json'
 
 
 class Host:
-    """The programs of one state directory; ``cloud`` has the inventory and the fake Nova."""
+    """Starts keeper, shared proxy and agent on one state directory; ``cloud`` has the inventory and the fake Nova."""
 
     def __init__(self, directory: Path, cloud: Cloud):
         self.cloud = cloud
@@ -29,7 +29,7 @@ class Host:
         cloud.state_path.mkdir()
 
     def start(self):
-        """Everything, and wait until both kinds of worker follow."""
+        """Start all programs and wait until the workers of both modes are connected to the keeper."""
         self.start_keeper()
         self.proxy = self._start(
             'quantum-ns-metadata-proxy',
@@ -39,7 +39,7 @@ class Host:
             f'--state_path={self.cloud.state_path}',
         )
         self.agent = self._start('quantum-metadata-agent', '--config-file', self.cloud.conf_file)
-        eventually(lambda: self.workers() == {'shared': 1, 'one_hop': 1}, 'both follow the keeper')
+        eventually(lambda: self.workers() == {'shared': 1, 'one_hop': 1}, 'workers of both modes are connected')
         return self
 
     def start_keeper(self):
@@ -67,7 +67,7 @@ class Host:
         return out
 
     def text(self):
-        """All logs, for a failed test."""
+        """All logs, for the message of a failed test."""
         return '\n'.join(program.text() for program in self._started)
 
     def _start(self, name, *argv):
@@ -84,7 +84,7 @@ class Host:
 
 
 def ask(host='169.254.169.254', port=80, timeout_s=20.0):
-    """The instance id that the caller's own namespace is given, or (status, body) where it is no 200."""
+    """The instance id in the response to a request from the current namespace, or (status, body) if it is not 200."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     with contextlib.closing(connection):
         connection.request('GET', TARGET)
@@ -94,38 +94,38 @@ def ask(host='169.254.169.254', port=80, timeout_s=20.0):
 
 
 class Load:
-    """Guests that ask without pause, each request on a new connection: ``guests`` is namespace to expected answer."""
+    """Sends requests from guests in a loop, each on a new connection; ``guests``: (namespace, expected instance)."""
 
     def __init__(self, guests, host='169.254.169.254', port=80):
         self.answered = 0
         self.failures = []
-        self._to = (host, port)
-        self._going = True
+        self._address = (host, port)
+        self._running = True
         self._threads = [
-            threading.Thread(target=namespaces.run_in, args=(guest, lambda wanted=wanted: self._ask(wanted)))
-            for guest, wanted in guests
+            threading.Thread(target=namespaces.run_in, args=(guest, lambda expected=expected: self._send(expected)))
+            for guest, expected in guests
         ]
         for thread in self._threads:
             thread.start()
 
-    def _ask(self, wanted):
-        while self._going:
+    def _send(self, expected):
+        while self._running:
             try:
-                got = ask(*self._to)
+                got = ask(*self._address)
             except (OSError, http.client.HTTPException) as error:
                 got = error
-            if got == wanted:
+            if got == expected:
                 self.answered += 1
             else:
                 self.failures.append(got)
             time.sleep(0.005)
 
     def more(self, count=30):
-        """Wait until so many more were answered, or one failed."""
-        enough = self.answered + count
-        eventually(lambda: self.answered >= enough or self.failures, f'{count} more answers', within_s=60)
+        """Wait until ``count`` more requests succeeded, or one failed."""
+        target = self.answered + count
+        eventually(lambda: self.answered >= target or self.failures, f'{count} more responses', within_s=60)
 
     def stop(self):
-        self._going = False
+        self._running = False
         for thread in self._threads:
             thread.join()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the boots came to, a row for each fault: for people, at the end of the run."""
+"""A table for people: how the boots with each fault ended. pytest prints it at the end of the run."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-HEAD = ('datasource', 'service', 'fault', 'lasting', 'requests', 'boots complete', 'slowest boot s', 'at')
+HEAD = ('datasource', 'service', 'fault', 'duration', 'requests', 'boots complete', 'slowest boot s', 'at')
 
 
 @dataclass(frozen=True)
 class Row:
-    """One boot: ``request`` is where the fault met it."""
+    """One boot; ``request`` is the request into which the fault was injected."""
 
     datasource: str
     service: str
     fault: str
-    lasting: str
+    duration: str
     request: str
     complete: bool
     seconds: float
 
 
 class Table:
-    """Rows, in the order of the boots."""
+    """The rows in the order of the boots."""
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
 
     def add(self, row: Row) -> None:
-        """Another boot."""
+        """Append a row."""
         self._rows.append(row)
 
     def __str__(self) -> str:
-        """Markdown; '' without boots."""
+        """The table as Markdown; '' if there are no rows."""
         groups: dict[tuple[str, ...], list[Row]] = defaultdict(list)
         for row in self._rows:
-            groups[row.datasource, row.service, row.fault, row.lasting].append(row)
+            groups[row.datasource, row.service, row.fault, row.duration].append(row)
         if not groups:
             return ''
         lines = [HEAD, tuple('---' for _ in HEAD)]
@@ -50,7 +50,7 @@ class Table:
 
 
 def write(file: str, table: str) -> None:
-    """Put a table into a file in the place of the one that is there; the text before that stays."""
+    """Replace the table in ``file``; the text before it stays."""
     path = Path(file)
     text = path.read_text() if path.exists() else ''
     path.write_text(text.partition('|')[0] + table + '\n')

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Stands where quantum-ns-metadata-proxy stands: its options, its pid file, and its id as the answer."""
+"""Replaces quantum-ns-metadata-proxy: same options and pid file; each response body names the router or network."""
 
 import argparse
 import http.server

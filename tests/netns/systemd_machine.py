@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A systemd of its own, process 1 of new namespaces, that runs the units of etc/systemd and nothing else.
+"""Boots a systemd in namespaces of its own, as process 1, with only the units of etc/systemd.
 
-What a boot does to a machine must not happen to this one: temporary files are cleared, settings of the kernel
-written, devices made. So its root is a tmpfs. Of this machine it has programs, the interpreter and the checkout,
-read-only; none of the units, generators and rules for temporary files that are installed; and before systemd is
-started every mount is looked at once more: one that could be written to and is not its own ends it.
+A boot clears temporary files, writes kernel settings and makes devices. The host must not be changed by that, so the
+root is a tmpfs. Programs, interpreter and checkout of the host are mounted read-only. The host's units, generators and
+tmpfiles rules are hidden. Before systemd starts, the script checks every mount again: a writable mount that is not
+part of the new root aborts the boot.
 
 ::
 
     /                  tmpfs; /etc, /var and /opt/bin come from ``skeleton``
-    /usr               this machine's, read-only, without /usr/lib/systemd/system and the like
-    /opt/python, /opt/packages, /opt/checkout      what the programs run with, read-only
-    /run/netns         this machine's, as names come and go
+    /usr               of the host, read-only, without /usr/lib/systemd/system and the like
+    /opt/python, /opt/packages, /opt/checkout      interpreter, libraries and checkout, read-only
+    /run/netns         of the host, follows its changes
     /dev, /proc, /sys  its own; /proc/sys read-only
 """
 
@@ -96,8 +96,8 @@ exec setpriv --bounding-set=-sys_module,-sys_time,-sys_rawio,-sys_boot,-syslog,-
 """
 
 
-def what_is_missing():
-    """Why no systemd can be booted here, in words; None if nothing is in the way."""
+def missing_requirements():
+    """Why systemd cannot boot here, as text; None if it can."""
     if not os.access('/lib/systemd/systemd', os.X_OK):
         return 'systemd is not installed'
     missing = [name for name in ('unshare', 'nsenter', 'setpriv', 'pivot_root') if not shutil.which(name)]
@@ -108,14 +108,14 @@ def what_is_missing():
     return None
 
 
-class DidNotBoot(Exception):
-    """The kernel, or what this runs in, does not allow it."""
+class BootError(Exception):
+    """systemd could not boot: the kernel or the container does not allow it."""
 
 
-class Booted:
-    """The units, on a host whose network is the namespace ``network``; its names in /run/netns are this host's.
+class SystemdMachine:
+    """A machine whose network is the namespace ``network``; /run/netns is that of the host.
 
-    ``conf`` becomes /etc/metadata_wsgi/metadata_agent.ini, and what else is in ``files`` lies beside it.
+    ``conf`` is the text of /etc/metadata_wsgi/metadata_agent.ini; ``files`` (name -> text) are put beside it.
     """
 
     interpreter = INTERPRETER
@@ -127,14 +127,14 @@ class Booted:
         self.skeleton = directory / 'skeleton'
         self._cgroup = None
         self._process = None
-        _furnish(self.skeleton, conf, files)
+        _fill_skeleton(self.skeleton, conf, files)
 
     def start(self):
         cgroup = _cgroups() / f'metadata-wsgi-{uuid.uuid4()}'
         try:
             cgroup.mkdir()
         except OSError as error:
-            raise DidNotBoot(str(error)) from None
+            raise BootError(str(error)) from None
         self._cgroup = cgroup
         root = self._directory / 'root'
         root.mkdir()
@@ -150,19 +150,19 @@ class Booted:
         try:
             eventually(lambda: self._process.poll() is not None or self._is_up(), 'systemd is up', within_s=30)
         except AssertionError as error:
-            raise DidNotBoot(f'{error}: {self._log.read_text()}') from None
+            raise BootError(f'{error}: {self._log.read_text()}') from None
         if self._process.poll() is not None:
-            raise DidNotBoot(self._log.read_text())
+            raise BootError(self._log.read_text())
         return self
 
     def _is_up(self):
         return self.run('systemctl', 'is-system-running').stdout.strip() in ('running', 'degraded')
 
     def run(self, *argv, check=False):
-        """Run a program in there, as root; its CompletedProcess with text."""
+        """Run a program in the machine as root; a CompletedProcess with text."""
         children = Path(f'/proc/{self._process.pid}/task/{self._process.pid}/children').read_text().split()
         if not children:
-            return subprocess.CompletedProcess(argv, 1, '', 'nothing runs yet')
+            return subprocess.CompletedProcess(argv, 1, '', 'systemd is not running yet')
         enter = ['nsenter', '--target', children[0], '--mount', '--pid', '--net', '--uts', '--ipc', '--cgroup', '--']
         done = subprocess.run(
             [*enter, *(str(word) for word in argv)], capture_output=True, text=True, check=False, timeout=60
@@ -173,19 +173,19 @@ class Booted:
     def systemctl(self, *words):
         return self.run('systemctl', *words, check=True).stdout
 
-    def shown(self, unit, name):
-        """A property of a unit."""
+    def show_property(self, unit, name):
+        """The value of a unit's property."""
         return self.systemctl('show', '--value', '--property', name, unit).strip()
 
     def metadata_wsgi(self, *words, check=True):
         return self.run('/opt/bin/metadata-wsgi', *words, check=check)
 
     def text(self):
-        """What systemd and the programs said, for a failed test."""
+        """The logs of systemd and the programs, for the message of a failed test."""
         return self.run('sh', '-c', 'tail -n 60 /dev/kmsg /var/log/*.log').stdout
 
     def stop(self):
-        """End it and all that runs in it, and leave nothing."""
+        """Kill all processes of the machine and delete its cgroup."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(10)
@@ -210,7 +210,7 @@ def _cgroups():
     return None
 
 
-def _furnish(skeleton, conf, files):
+def _fill_skeleton(skeleton, conf, files):
     etc, bin_ = skeleton / 'etc', skeleton / 'opt' / 'bin'
     units = etc / 'systemd' / 'system'
     ours = etc / 'metadata_wsgi'
@@ -231,7 +231,7 @@ def _furnish(skeleton, conf, files):
         if os.path.isdir(f'/etc/{name}'):
             shutil.copytree(f'/etc/{name}', etc / name, symlinks=True)
     (ours / 'metadata_agent.ini').write_text(conf)
-    # Of root, and readable for the user that the agent is.
+    # Owned by root, readable for the group of the agent.
     os.chmod(ours / 'metadata_agent.ini', 0o640)
     os.chown(ours / 'metadata_agent.ini', 0, USER)
     for name, text in files.items():

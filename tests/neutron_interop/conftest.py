@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two fronts, two agents, and one Nova behind all of them, on loopback and unix sockets.
+"""Two kinds of proxy, two kinds of agent, and one Nova behind both agents, on loopback and unix sockets.
 
-A front is our namespace proxy, or haproxy configured to the same effect as Neutron's driver does it. An agent is
-ours, or that of a Neutron: the one that tests/openstack installs, or, where ``METADATA_WSGI_NEUTRON_PYTHON`` names a
-Python that can import it, that one's. The guest is 127.0.0.1.
+The proxy is our namespace proxy, or haproxy with the configuration that Neutron's driver writes. The agent is ours or
+Neutron's. Neutron is the one that tests/openstack installs, or that of the Python interpreter that
+``METADATA_WSGI_NEUTRON_PYTHON`` names. The guest's address is 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ PORTS = [
 
 
 def neutron_python():
-    """A Python that can import Neutron."""
+    """Path of a Python interpreter that can import Neutron."""
     return PYTHON or install.install(cloud.directory()) / 'bin' / 'python'
 
 
 @pytest.fixture(scope='package')
-def programs(tmp_path_factory):
-    """Starts programs by their path; ends them all."""
+def start_program(tmp_path_factory):
+    """Starts programs by path; stops all of them at the end."""
     directory = tmp_path_factory.mktemp('programs')
     started = []
 
@@ -79,33 +79,33 @@ def accepts(port):
 
 @pytest.fixture(scope='package')
 def directory(tmp_path_factory):
-    """Where configuration, sockets and the inventory are."""
-    made = tmp_path_factory.mktemp('either')
+    """The directory of configuration, sockets and inventory."""
+    made = tmp_path_factory.mktemp('interop')
     (made / 'inventory.yaml').write_text(INVENTORY)
     return made
 
 
 @pytest.fixture(scope='package')
-def nova(programs, directory):
-    """Serves the pipeline ``nova``; its port."""
+def nova(start_program, directory):
+    """The port of a gunicorn that serves the pipeline ``nova``."""
     conf_file, port = directory / 'nova.ini', free_port()
     conf_file.write_text(
         f'[DEFAULT]\nmetadata_proxy_shared_secret = {SECRET}\n'
         f'[metadata_app]\ninventory = {directory}/inventory.yaml\npassword_dir = {directory}/passwords\n'
     )
-    program = programs(
+    program = start_program(
         BIN / 'gunicorn', '--paste', f'{SHIPPED}#nova', '--paste-global', f'config_file={conf_file}',
         '--worker-class', 'gevent', '--no-control-socket', '--bind', f'127.0.0.1:{port}',
     )  # fmt: skip
-    eventually(lambda: accepts(port), f"Nova's stand-in listens: {program.text()}")
+    eventually(lambda: accepts(port), f"the service in Nova's place listens: {program.text()}")
     return port
 
 
-def write(path, nova_port, *lines):
-    """A configuration file with what both agents are told by the same names."""
+def write_conf(path, nova_port, *lines):
+    """Write a configuration file with the options that both agents have; the path of the agent's socket."""
     state_path = path.parent / path.stem
     state_path.mkdir()
-    told = [
+    common = [
         '[DEFAULT]',
         f'state_path = {state_path}',
         f'metadata_proxy_shared_secret = {SECRET}',
@@ -114,45 +114,45 @@ def write(path, nova_port, *lines):
         'metadata_workers = 1',
         'metadata_peer_users = nobody',
     ]
-    path.write_text('\n'.join([*told, *lines, '']))
+    path.write_text('\n'.join([*common, *lines, '']))
     return state_path / 'metadata_proxy'
 
 
 @pytest.fixture(scope='package')
-def ours(programs, directory, nova):
-    """Our agent's socket; it trusts the prefix that Neutron's front uses."""
+def our_agent(start_program, directory, nova):
+    """The socket of our agent, which trusts the header prefix of Neutron's proxy."""
     conf_file = directory / 'ours.ini'
     static = ('[static]', f'inventory = {directory}/inventory.yaml')
-    path = write(conf_file, nova, 'directory = static', 'metadata_header_prefix = X-Neutron', *static)
-    program = programs(BIN / 'quantum-metadata-agent', '--config-file', conf_file)
-    eventually(lambda: nobody_is_refused(path), f'our agent answers: {program.text()}')
+    path = write_conf(conf_file, nova, 'directory = static', 'metadata_header_prefix = X-Neutron', *static)
+    program = start_program(BIN / 'quantum-metadata-agent', '--config-file', conf_file)
+    eventually(lambda: nobody_is_refused(path), f'our agent responds: {program.text()}')
     return path
 
 
 @pytest.fixture(scope='package')
-def neutrons(programs, directory, nova):
+def neutron_agent(start_program, directory, nova):
     """The socket of Neutron's agent."""
     conf_file, ports = directory / 'neutron.ini', directory / 'ports.json'
     ports.write_text(json.dumps(PORTS))
     lock = ('[oslo_concurrency]', f'lock_path = {directory}')
-    path = write(conf_file, nova, 'transport_url = fake:///', '[AGENT]', 'report_interval = 0', *lock)
+    path = write_conf(conf_file, nova, 'transport_url = fake:///', '[AGENT]', 'report_interval = 0', *lock)
     launcher = os.path.join(os.path.dirname(__file__), 'neutron_agent.py')
-    program = programs(neutron_python(), '-W', 'ignore', launcher, ports, '--config-file', conf_file)
-    eventually(lambda: program.process.poll() is not None or answers(path), 'Neutrons agent listens', 60)
+    program = start_program(neutron_python(), '-W', 'ignore', launcher, ports, '--config-file', conf_file)
+    eventually(lambda: program.process.poll() is not None or answers(path), "Neutron's agent listens", 60)
     assert program.process.poll() is None, program.text()
     return path
 
 
 @pytest.fixture(scope='package')
-def port_of(programs, directory, request):
-    """(front, agent, kind) -> the port on which guests of the router or network ask; started when first asked for."""
+def proxy_port(start_program, directory, request):
+    """(proxy, agent, kind) -> the port for guests of the router or network; started at the first call."""
     known = {}
 
-    def start(front, agent, kind):
-        path = request.getfixturevalue({'ours': 'ours', 'neutron': 'neutrons'}[agent])
+    def start(proxy, agent, kind):
+        path = request.getfixturevalue({'ours': 'our_agent', 'neutron': 'neutron_agent'}[agent])
         port, uuid = free_port(), {'router': ROUTER, 'network': 'network-a'}[kind]
-        if front == 'ours':
-            program = programs(
+        if proxy == 'ours':
+            program = start_program(
                 BIN / 'quantum-ns-metadata-proxy', '--nodaemonize', f'--{kind}_id={uuid}',
                 f'--metadata_proxy_socket={path}', f'--metadata_port={port}', '--metadata_host=127.0.0.1',
                 '--metadata_header_prefix=X-Neutron', f'--pid_file={directory}/{port}.pid',
@@ -165,8 +165,8 @@ def port_of(programs, directory, request):
             conf_file = directory / f'{port}.cfg'
             (other,) = headers.values()
             conf_file.write_text(HAPROXY.format(port=port, socket=path, header=header, other=other, uuid=uuid))
-            program = programs('haproxy', '-db', '-f', conf_file)
-        eventually(lambda: program.process.poll() is not None or accepts(port), 'the front listens')
+            program = start_program('haproxy', '-db', '-f', conf_file)
+        eventually(lambda: program.process.poll() is not None or accepts(port), 'the proxy listens')
         assert program.process.poll() is None, program.text()
         return port
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts Neutron's own metadata agent, run by a Python that has Neutron: ``neutron_agent.py PORTS ARGUMENTS...``.
+"""Runs Neutron's metadata agent: ``neutron_agent.py PORTS ARGUMENTS...``. The interpreter needs Neutron.
 
-Nothing of it is changed but whom it asks for ports: not a server through a message queue but the file PORTS,
-a JSON list of ports as the server would give them.
+One thing is changed: the agent reads the ports from the file PORTS, a JSON list as neutron-server returns it, instead
+of calling neutron-server through a message queue.
 """
 
 import json
@@ -15,8 +15,8 @@ with open(sys.argv.pop(1)) as file:
     PORTS = json.load(file)
 
 
-def fits(port, filters):
-    """Whether the port has one of the wanted values in everything that is filtered by."""
+def matches(port, filters):
+    """Whether the port matches all ``filters`` (name -> accepted values)."""
     wanted = dict(filters)
     addresses = wanted.pop('fixed_ips', {}).get('ip_address', ())
     has = {fixed['ip_address'] for fixed in port['fixed_ips']}
@@ -24,8 +24,8 @@ def fits(port, filters):
 
 
 def get_ports(self, context, port_filters):
-    """In the place of the remote call."""
-    return [port for port in PORTS if fits(port, port_filters)]
+    """Replaces the remote procedure call."""
+    return [port for port in PORTS if matches(port, port_filters)]
 
 
 agent.MetadataPluginAPI.get_ports = get_ports

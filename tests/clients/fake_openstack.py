@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Keystone and a Quantum of a few lines, one server on loopback, that answer as the real ones were noted to.
+"""A fake Keystone and a fake Quantum in one HTTP server on loopback; the responses are those recorded of real ones.
 
-Keystone gives a token for a password (201, token in ``X-Subject-Token``, a catalogue with one network service);
-Quantum lists ports to whoever shows that token, filtered as the real one filters. A user of role ``reader`` sees only
-its own project's ports, of which there are none: 200 and an empty list.
+Keystone issues a token for a password (201, token in ``X-Subject-Token``, a catalogue with one network service).
+Quantum lists ports for a request with that token, filtered as the real one filters. A user with the role ``reader``
+sees only the ports of its own project, which has none: 200 and an empty list.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def port(network_id: str, owner: str, device_id: str, project_id: str, *addresse
     }
 
 
-class OpenStack:
-    """Serves ``ports``. ``network_url`` is what the catalogue says of Quantum: by default this server."""
+class FakeOpenStack:
+    """Serves ``ports``. ``network_url`` is Quantum's URL in the catalogue, by default that of this server."""
 
     def __init__(self, ports: Sequence[dict[str, Any]]) -> None:
         self.ports = ports
@@ -49,10 +49,10 @@ class OpenStack:
 
         self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
         self._server.daemon_threads = True
-        self.listens_on = self._server.server_port
-        self.network_url = f'http://127.0.0.1:{self.listens_on}'
+        self.listen_port = self._server.server_port
+        self.network_url = f'http://127.0.0.1:{self.listen_port}'
 
-    def __enter__(self) -> OpenStack:
+    def __enter__(self) -> FakeOpenStack:
         threading.Thread(target=self._server.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True).start()
         return self
 
@@ -61,7 +61,7 @@ class OpenStack:
         self._server.server_close()
 
     def token(self, user: str) -> tuple[str, dict[str, Any]]:
-        """A new token of a user, whose role has the user's name, and what Keystone says of it."""
+        """(token, token description) for a user, whose role has the user's name."""
         token_id = uuid.uuid4().hex
         self.roles_by_token[token_id] = user
         endpoints = [
@@ -80,8 +80,8 @@ class OpenStack:
             'catalog': [{'id': 'network', 'name': 'quantum', 'type': 'network', 'endpoints': endpoints}],
         }
 
-    def list(self, role: str, query: dict[str, list[str]]) -> list[dict[str, Any]]:
-        """The ports that ``query`` selects; a filter that is repeated means "or"."""
+    def list_ports(self, role: str, query: dict[str, list[str]]) -> list[dict[str, Any]]:
+        """The ports that ``query`` selects; a repeated filter means "or"."""
         fields = query.pop('fields', [])
         query.pop('limit', None)
         addresses = [value.removeprefix('ip_address=') for value in query.pop('fixed_ips', [])]
@@ -98,32 +98,32 @@ class OpenStack:
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     disable_nagle_algorithm = True
-    openstack: OpenStack
+    openstack: FakeOpenStack
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
         user = body['auth']['identity']['password']['user']
         if self.path != '/v3/auth/tokens' or user['password'] != PASSWORD:
-            return self._say(401, {'error': {'code': 401, 'title': 'Unauthorized', 'message': 'no'}})
+            return self._respond(401, {'error': {'code': 401, 'title': 'Unauthorized', 'message': 'no'}})
         token_id, token = self.openstack.token(user['name'])
-        return self._say(201, {'token': token}, ('X-Subject-Token', token_id))
+        return self._respond(201, {'token': token}, ('X-Subject-Token', token_id))
 
     def do_GET(self) -> None:
-        asked = urlsplit(self.path)
+        url = urlsplit(self.path)
         role = self.openstack.roles_by_token.get(self.headers.get('X-Auth-Token', ''))
         if role is None:
-            return self._say(401, {'error': 'no token'})
-        if asked.path != '/v2.0/ports':
-            return self._say(404, {})
-        return self._say(200, {'ports': self.openstack.list(role, parse_qs(asked.query))})
+            return self._respond(401, {'error': 'no token'})
+        if url.path != '/v2.0/ports':
+            return self._respond(404, {})
+        return self._respond(200, {'ports': self.openstack.list_ports(role, parse_qs(url.query))})
 
-    def _say(self, status: int, body: object, *headers: tuple[str, str]) -> None:
-        said = json.dumps(body).encode()
+    def _respond(self, status: int, body: object, *headers: tuple[str, str]) -> None:
+        content = json.dumps(body).encode()
         self.send_response(status)
-        for name, value in (*headers, ('Content-Type', 'application/json'), ('Content-Length', str(len(said)))):
+        for name, value in (*headers, ('Content-Type', 'application/json'), ('Content-Length', str(len(content)))):
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(said)
+        self.wfile.write(content)
 
     def log_message(self, *args: object) -> None:
         pass

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a peer is measured on: a host, routers, guests, each in a network namespace, and something in Nova's place.
+"""The testbed of a measurement: a host, routers and guests in network namespaces, and a service in Nova's place.
 
 The first routers have guests: router number N serves 10.1.N.0/24, and the interface gN of the guests' namespace
-leads to it. The others have a loopback interface only. No namespace has a way out to the machine's network.
+leads to it. The other routers have only a loopback interface. No namespace is connected to the machine's network.
 
-A peer is a directory with three programs, called as ``peers/README.md`` says; nothing else is known of it.
+A peer is a directory with three programs; ``peers/README.md`` describes their interface.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ ANSWER = {
 }
 
 
-class StageError(Exception):
-    """A peer, or what stands around it, did not do what it must."""
+class TestbedError(Exception):
+    """A peer or the testbed failed."""
 
 
-class Stage:
-    """A context: the namespaces are there inside, and gone with everything in them behind it."""
+class Testbed:
+    """A context manager: makes the namespaces, and at the end removes them and stops their processes."""
 
     def __init__(self, peer: str, *, routers: int = 1, with_guests: int = 1, guests_each: int = 10) -> None:
         self.peer = peer
@@ -59,7 +59,7 @@ class Stage:
         self._made: list[str] = []
         self._nova: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Testbed:
         self.state = Path(tempfile.mkdtemp(prefix='metadata-bench-'))
         self.state.chmod(0o755)
         for name in ('pids', 'conf'):
@@ -93,14 +93,14 @@ class Stage:
         self._ip(f'netns del {name}' for name in reversed(self._made))
         shutil.rmtree(self.state, ignore_errors=True)
 
-    # -- what is measured
+    # -- the measured peer
 
     def start_agent(self) -> None:
-        """Returns once the peer's agent can be reached."""
+        """Start the peer's agent; returns when it accepts connections."""
         self._run(['nsenter', f'--net={namespaces.path(self.host)}', str(self.directory / 'start_agent'), self.socket])
 
     def attach(self, routers: Iterable[str]) -> None:
-        """Returns once a connection can be made to the port in each router's namespace."""
+        """Attach the routers; returns when the port in each namespace accepts connections."""
         waiting = list(routers)
         calls = [[namespace(router), router, str(PORT), self.socket] for router in waiting]
         if (self.directory / 'start_ns_proxies').exists():
@@ -113,16 +113,16 @@ class Stage:
         end = time.monotonic() + 120
         while waiting := [router for router in waiting if not namespaces.run_in(namespace(router), _accepts)]:
             if time.monotonic() > end:
-                raise StageError(f'{self.peer}: nothing listens in {len(waiting)} namespaces')
+                raise TestbedError(f'{self.peer}: nothing listens in {len(waiting)} namespaces')
 
-    def until_answered(self) -> None:
-        """Returns once each router that has guests has given one of them a good answer."""
+    def wait_until_responding(self) -> None:
+        """Wait until a guest of each router that has guests gets 200."""
         end = time.monotonic() + 30
         for number in range(self.with_guests):
             argv = ['curl', '-s', '-o', '/dev/null', '-m', '10', '-w', '%{http_code}', '--interface', f'g{number}', URL]
             while (status := self._run([*self.in_guests(), *argv], check=False)) != '200':
                 if time.monotonic() > end:
-                    raise StageError(f'{self.peer}: router {number} answers {status}; {self._complaints()}')
+                    raise TestbedError(f'{self.peer}: router {number} responds {status}; {self._logs()}')
                 time.sleep(0.2)
 
     def pids(self) -> list[int]:
@@ -131,14 +131,14 @@ class Stage:
         return machine.family(int(word) for pids in words for word in pids)
 
     def nova_pids(self) -> list[int]:
-        """What stands in Nova's place."""
+        """The processes of the service in Nova's place."""
         return machine.family([self._nova.pid]) if self._nova else []
 
     def in_guests(self) -> list[str]:
-        """What to put before a command for it to run in the guests' namespace."""
+        """Command prefix to run a program in the guests' namespace."""
         return ['ip', 'netns', 'exec', self.guests]
 
-    # -- what is around it
+    # -- its surroundings
 
     def _inventory(self) -> dict[str, object]:
         routers, ports = [], []
@@ -184,7 +184,9 @@ class Stage:
         end = time.monotonic() + 10
         while not namespaces.run_in(self.host, lambda: _accepts(NOVA[1])):
             if time.monotonic() > end:
-                raise StageError(f"what stands in Nova's place did not start: {(self.state / 'nova.out').read_text()}")
+                raise TestbedError(
+                    f"the service in Nova's place did not start: {(self.state / 'nova.out').read_text()}"
+                )
             time.sleep(0.05)
 
     def _stop(self) -> None:
@@ -198,7 +200,7 @@ class Stage:
                 os.kill(pid, signal.SIGKILL)
 
     def _run(self, argv: list[str], *, check: bool = True, stdin: Path = Path(os.devnull)) -> str:
-        # Standard error goes to a file: what a daemon inherits of a pipe would be waited for.
+        # stderr goes to a file: subprocess.run would wait for a daemon that inherited a pipe.
         with open(self.state / 'errors', 'w+') as errors, open(stdin) as input_:
             done = subprocess.run(
                 argv, env=self.env, stdin=input_, stdout=subprocess.PIPE if not check else errors,
@@ -206,7 +208,7 @@ class Stage:
             )  # fmt: skip
             if check and done.returncode:
                 errors.seek(0)
-                raise StageError(f'{" ".join(argv)}: {errors.read()}')
+                raise TestbedError(f'{" ".join(argv)}: {errors.read()}')
         return done.stdout or ''
 
     def _ip(self, lines: Iterable[str], inside: str | None = None) -> None:
@@ -216,9 +218,9 @@ class Stage:
             check=False,
         )  # fmt: skip
         if done.returncode:
-            raise StageError(f'ip: {done.stderr}')
+            raise TestbedError(f'ip: {done.stderr}')
 
-    def _complaints(self) -> str:
+    def _logs(self) -> str:
         logs = [path for path in self.state.rglob('*') if path.suffix in ('.log', '.out')]
         return '\n'.join(f'{path}: {path.read_text()[-600:]}' for path in logs)
 

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+import contextlib
+
+import pytest
+
+from metadata_wsgi import limits
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.errors import MaybeSent, NoResponse, NotSent
+from metadata_wsgi.http import message
+from metadata_wsgi.nova_proxy.hosts import Hosts
+from tests.fakes import FakeClock, FakeHttpClient
+
+GET = message.Request('GET', '/', [])
+REFUSED = NotSent('refused')
+
+
+def attempts(hosts, clock, count, within_s=9.0):
+    for _ in range(count):
+        with contextlib.suppress(NoResponse):
+            hosts.send_request(GET, Deadline.after(within_s, clock))
+
+
+@pytest.mark.parametrize('connected', [200, 500, MaybeSent('broken')])
+def test_only_failures_to_connect_in_a_row_open_the_circuit(connected):
+    clock, few = FakeClock(), limits.CIRCUIT_OPEN_FAILURES - 1
+    nova = FakeHttpClient(*[REFUSED] * few, connected, REFUSED)
+    hosts = Hosts([nova], clock)
+    attempts(hosts, clock, 2 * few + 1)
+    assert hosts.accept_attempt()
+    attempts(hosts, clock, 5)
+    assert not hosts.accept_attempt()
+    assert len(nova.requests) == 2 * few + 2
+
+
+def test_an_open_circuit_raises_the_error_of_the_last_attempt_without_one():
+    clock, nova = FakeClock(), FakeHttpClient(REFUSED)
+    hosts = Hosts([nova], clock)
+    attempts(hosts, clock, limits.CIRCUIT_OPEN_FAILURES)
+    with pytest.raises(NotSent, match=r'^refused$'):
+        hosts.send_request(GET, Deadline.after(9.0, clock))
+    assert len(nova.requests) == limits.CIRCUIT_OPEN_FAILURES
+
+
+def test_the_circuit_of_one_host_does_not_stop_another():
+    clock, dead, alive = FakeClock(), FakeHttpClient(REFUSED), FakeHttpClient(200)
+    hosts = Hosts([dead, alive], clock)
+    for _ in range(20):
+        assert hosts.send_request(GET, Deadline.after(9.0, clock)).status == 200
+        clock.sleep(limits.NOVA_HOST_BACKOFF_S)
+    assert len(dead.requests) == 20
+
+
+def test_a_deadline_that_is_nearly_over_opens_no_circuit():
+    clock = FakeClock()
+    hosts = Hosts([FakeHttpClient(REFUSED)], clock)
+    for _ in range(20):
+        attempts(hosts, clock, 1, within_s=0.5)
+        clock.sleep(1)
+    assert hosts.accept_attempt()
+    attempts(hosts, clock, 3)
+    assert hosts.accept_attempt()
