@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The deadline of a request."""
+"""The deadline of a request, and the sleep of code that waits."""
 
 from __future__ import annotations
 
@@ -31,3 +31,12 @@ class Deadline:
         """An earlier deadline, after ``part`` (0 to 1) of the remaining time: it leaves time for a retry."""
         now_s = self.clock()
         return Deadline(now_s + max(0.0, self.at_s - now_s) * part, self.clock)
+
+
+def sleep(seconds: float) -> None:
+    """``time.sleep``, looked up at each call. For default arguments of code that runs in a worker.
+
+    gevent replaces ``time.sleep`` in the worker. A default argument ``time.sleep`` would be the original one if its
+    module was imported before, in the master, and would stop the whole worker.
+    """
+    time.sleep(seconds)

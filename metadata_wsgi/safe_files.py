@@ -36,9 +36,11 @@ def open_directory(path: str, *, make: bool = False) -> int:
             name = pending.popleft()
             if name in ('', '.'):
                 continue
+            made = False
             if make:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, 0o755, dir_fd=current)
+                    made = True
             entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
             try:
                 found, parent = os.fstat(entry), os.fstat(current)
@@ -57,7 +59,14 @@ def open_directory(path: str, *, make: bool = False) -> int:
                 elif not stat.S_ISDIR(found.st_mode):
                     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
                 elif parent.st_mode & 0o022 and found.st_uid not in (*_trusted_uids(), parent.st_uid):
-                    raise PermissionError(errno.EPERM, f'the directory {name} was made by uid {found.st_uid}')
+                    raise PermissionError(
+                        errno.EPERM,
+                        f'the directory {name} was made by uid {found.st_uid} in one that several users may write; '
+                        'chown it to root if that is right',
+                    )
+                if made and found.st_uid == os.geteuid():
+                    # Whatever the umask: workers, another user, must be able to pass through.
+                    os.chmod(f'/proc/self/fd/{entry}', 0o755)  # noqa: S103 (search, not write)
                 current, entry = entry, current
             finally:
                 os.close(entry)

@@ -11,6 +11,10 @@ import threading
 from gevent._hub_local import set_default_hub_class
 from gevent.hub import Hub
 
+from tests.open_tmp_path import tmp_path_factory
+
+__all__ = ['tmp_path_factory']
+
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 
 

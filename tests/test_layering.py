@@ -17,7 +17,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob('*.py'))
 # The distribution's name in the table -> what is imported.
 LIBRARIES = {
     'oslo.config': 'oslo_config', 'oslo.log': 'oslo_log', 'PyYAML': 'yaml', 'PasteDeploy': 'paste',
-    'prometheus-client': 'prometheus_client', '-': '', 'stdlib': '',
+    'prometheus-client': 'prometheus_client', 'inotify-simple': 'inotify_simple', '-': '', 'stdlib': '',
 }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from metadata_wsgi.filters.optional import metrics
+
 ROOT = Path(__file__).parent.parent
 PASTE = ROOT / 'etc' / 'api-paste.ini'
 
@@ -70,3 +72,10 @@ PROGRAMS = [
 def test_a_file_starts_with_its_licence(path):
     lines = (ROOT / path).read_text().splitlines()
     assert '# SPDX-License-Identifier: Apache-2.0' in lines[:2]
+
+
+def test_the_metrics_directory_is_one_that_the_agents_unit_can_write():
+    directory = next(opt.default for opt in metrics.OPTS if opt.name == 'directory')
+    unit = (ROOT / 'etc' / 'systemd' / 'quantum-metadata-agent.service').read_text()
+    (runtime_directory,) = re.findall(r'^RuntimeDirectory=(\S+)$', unit, re.MULTILINE)
+    assert Path(directory).is_relative_to(f'/run/{runtime_directory}')

@@ -9,6 +9,7 @@ oslo.log. SIGHUP reloads the configuration. SIGTERM stops the agent after the re
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
@@ -19,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 from oslo_config import cfg
 from oslo_log import log
 
+from metadata_wsgi.cache.process_shared import SharedPause, UsesSharedPause
 from metadata_wsgi.cli import visibility_check
 from metadata_wsgi.config import config_files, state_paths
-from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.keeper.protocol import ONE_HOP
+from metadata_wsgi.lookup import protocol
 from metadata_wsgi.net import listeners
-from metadata_wsgi.pipeline import paste_loader
+from metadata_wsgi.pipeline import order, paste_loader
 from metadata_wsgi.pipeline.environ_keys import NAMESPACE
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.server import master
@@ -54,11 +57,11 @@ OPTS = [
         '[fe80::a9fe:a9fe]:80. For hosts whose own rules redirect the instances and keep other clients out.',
     ),
     cfg.BoolOpt(
-        'check_directory_at_start',
+        'check_services_at_start',
         default=True,
         deprecated_name='metadata_look_at_start',
         help='When the agent starts, check in the background that the lookup directory shows the ports of other '
-        'projects, and log an error if it does not.',
+        'projects, and that Nova checks signatures with the same secret. Log an error if not.',
     ),
 ]
 
@@ -84,16 +87,18 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
         global_conf = program.configuration(paths)
         conf = _configure(global_conf, arguments, program.name)
         workers = _workers(conf)
+        # Made before the fork: the workers use it together.
+        pause = SharedPause()
         agent = master.Server(
-            lambda: _application(global_conf, one_hop=conf.metadata_one_hop),
+            lambda: _application(global_conf, pause, one_hop=conf.metadata_one_hop),
             [_listen(conf, workers)],
             settings=lambda: _settings(global_conf),
             name=program.name,
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
             identity=lambda: workers,
             any_destination=conf.allow_any_destination,
-            on_config_checked=lambda: _log_warnings(global_conf),
-            on_first_worker=visibility_check.check_in_background if conf.check_directory_at_start else lambda app: None,
+            on_config_checked=lambda: _on_config_checked(global_conf, pause),
+            on_first_worker=visibility_check.check_in_background if conf.check_services_at_start else lambda app: None,
         )
         agent.check_config_in_child()
     except MetadataError as error:
@@ -134,17 +139,33 @@ def _configure(global_conf: Mapping[str, str], arguments: Sequence[str], name: s
     paths = config_files.files(global_conf)
     config_files.parse(conf, paths, arguments, program=name)
     config_files.check(conf, opts, 'DEFAULT', paths)
-    log.setup(conf, 'metadata_wsgi')
+    _set_up_log(conf)
     return conf
 
 
-def _application(global_conf: Mapping[str, str], *, one_hop: bool) -> Any:
+def _set_up_log(conf: cfg.ConfigOpts) -> None:
+    without_journal = conf.use_journal and importlib.util.find_spec('systemd') is None
+    if without_journal:
+        # What a unit writes to standard error is in the journal too.
+        conf.set_override('use_journal', False)
+        conf.set_override('use_stderr', True)
+    try:
+        log.setup(conf, 'metadata_wsgi')
+    except (log.LogConfigError, OSError, RuntimeError) as error:
+        raise ConfigError(f'the log cannot be opened: {error}') from error
+    if without_journal:
+        LOG.info('use_journal: the Python module systemd is not installed, so the log goes to standard error')
+
+
+def _application(global_conf: Mapping[str, str], pause: SharedPause, *, one_hop: bool) -> Any:
     with config_files.parsed_once():
         path, _ = paste_file(global_conf)
-        agent_app = paste_loader.load(path, 'agent', global_conf)
-        if not one_hop:
-            return agent_app
-        return _DispatchBySocket(agent_app, paste_loader.load(path, 'one_hop', global_conf))
+        apps = [paste_loader.load(path, name, global_conf) for name in ('agent', 'one_hop')[: 1 + one_hop]]
+    for link in (link for app in apps for link in order.chain(app)):
+        lookup: object = protocol.lookup_of(link)
+        if isinstance(lookup, UsesSharedPause):
+            lookup.use_pause(pause)
+    return _DispatchBySocket(*apps) if one_hop else apps[0]
 
 
 class _DispatchBySocket:
@@ -160,7 +181,9 @@ class _DispatchBySocket:
         return body
 
 
-def _log_warnings(global_conf: Mapping[str, str]) -> None:
+def _on_config_checked(global_conf: Mapping[str, str], pause: SharedPause) -> None:
+    # The credentials may be new.
+    pause.reset()
     for sentence in config_files.world_readable_secrets(config_files.files(global_conf), config_files.all_options()):
         LOG.warning('%s', sentence)
     config_files.log_misspelt_names(global_conf)
@@ -185,16 +208,27 @@ def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
     return workers
 
 
+def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]:
+    """The mode, owner and group of the socket, '' for those of this process, where the options say these.
+
+    Only root can give the socket to another user. Without root, and with the mode ``deduce``, it is opened as Neutron's
+    agent does: to the group of this process if the namespace proxies have it, else to all. The filter
+    ``peer_credentials`` still accepts connections of that user only.
+    """
+    if os.geteuid() == 0 or mode_name != 'deduce' or not user or listeners.uid_of(user) == os.geteuid():
+        return mode_name, user, group
+    if not group or listeners.gid_of(group) in (os.getegid(), *os.getgroups()):
+        return 'group', '', group
+    return 'all', '', ''
+
+
 def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
-    mode_name, user, group = conf.metadata_proxy_socket_mode, conf.metadata_proxy_user, conf.metadata_proxy_group
+    mode_name, user, group = socket_access(
+        conf.metadata_proxy_socket_mode, conf.metadata_proxy_user, conf.metadata_proxy_group
+    )
     if workers and not user and not group:
         # Without these options the namespace proxies run as the same user.
         group = str(workers.gid)
-    if os.geteuid() != 0 and mode_name == 'deduce' and user and listeners.uid_of(user) != os.geteuid():
-        # Only root can give the socket to that user. As Neutron's agent does, it is opened to the group of this
-        # process if the namespace proxies have it, else to all; the filter peer_credentials checks who connects.
-        shares_group = not group or listeners.gid_of(group) in (os.getegid(), *os.getgroups())
-        mode_name, user, group = ('group', '', group) if shares_group else ('all', '', '')
     return listeners.unix_listener(
         conf.metadata_proxy_socket,
         mode=listeners.socket_mode(mode_name, user, group),

@@ -13,6 +13,7 @@ concerns one router. ``shared`` and ``one_hop`` need the keeper; they are for ho
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import shutil
@@ -24,22 +25,29 @@ from pathlib import Path
 from socket import SOCK_SEQPACKET
 from typing import Any
 
+from metadata_wsgi.cli import shared_proxy
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
+from metadata_wsgi.filters import header_source
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
-from metadata_wsgi.netns import attachment_status, lock, namespaces, proxy_process
+from metadata_wsgi.netns import attachment_status, lock, namespaces, neutron_lock, proxy_process
 from metadata_wsgi.netns.attach import Attacher, ProxyCommand, kernel_families
 from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.neutron_lock import NeutronIptablesLock
 from metadata_wsgi.netns.rules import Rule, rules_for
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import MODES, NETWORK, NO_WORKER, ONE_HOP, PROCESS, ROUTER, SHARED, AttachTarget
+
+LOG = logging.getLogger(__name__)
 
 PROGRAM = 'metadata-wsgi'
 
 MAX_CONCURRENT_ATTACHES = 8
 MAX_CONCURRENT_WAITS = 64
 """For targets that only wait for duplicate address detection."""
+COMMON_OPTIONS = ('config_file', 'state_path', 'metadata_proxy_socket', 'iptables', 'neutron_lock_path')
+"""Of ``attach``, ``detach`` and ``attached``."""
 BULK_THRESHOLD = 4
 """From this number of targets on, rules are copied (``netns.ruleset_template``)."""
 
@@ -59,9 +67,9 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     attach.add_argument(
         '--mode',
         choices=MODES,
-        help='what serves the instances: "process", a namespace proxy of its own; "shared", one proxy for all '
-        'namespaces; "one_hop", the agent itself. The last two need "metadata-wsgi keeper" and suit hosts with '
-        'many routers (default: as it is attached already, else process)',
+        help='what serves the instances: "shared", one proxy for all namespaces of the host; "one_hop", the agent '
+        'itself; "process", a namespace proxy of its own, which costs tens of MB. The first two need the keeper '
+        '(default: as it is attached already, else shared; keeper and shared proxy are started if none run)',
     )
     attach.add_argument('--namespace', help='its namespace (default: qrouter-<id> or qdhcp-<id>)')
     attach.add_argument('--metadata-port', type=_port, default=9697, help="a router's port (default: %(default)s)")
@@ -114,13 +122,17 @@ def _add_target_options(group: argparse._MutuallyExclusiveGroup) -> None:
 
 
 def _add_common_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--config-file', action='append', default=[], help="the agent's files, for state path and socket"
-    )
+    config_files.add_arguments(parser, help=', for state path and socket')
     parser.add_argument('--state-path', help='directory of pid files and socket')
     parser.add_argument('--metadata-proxy-socket', help="the agent's socket")
     parser.add_argument(
         '--iptables', metavar='NAME', help='iptables, iptables-nft or iptables-legacy (default: the one in use)'
+    )
+    parser.add_argument(
+        '--neutron-lock-path',
+        metavar='DIR',
+        help="directory of Neutron's external locks: [oslo_concurrency] lock_path of neutron.conf. Its lock on a "
+        "namespace's rules is held while they are changed (default: lock_path of --config-file, else no lock)",
     )
 
 
@@ -147,11 +159,11 @@ def _attach(args: argparse.Namespace) -> int:
         entries = [] if args.mode else AttachmentsClient(state_path(args)).kept()
         command = AttachCommand(args, {entry.target.uuid: entry.mode for entry in entries}, count=len(targets))
         failed = _run_and_print(targets, command.attach, MAX_CONCURRENT_ATTACHES)
-    _warn_no_worker(args, {command.mode(target) for target in targets if target not in failed})
-    if not args.no_wait:
-        # The kernel checks all addresses at the same time.
         attached = [target for target in targets if target not in failed]
-        failed += _run_and_print(attached, command.settle, MAX_CONCURRENT_WAITS)
+        if not args.no_wait:
+            # The kernel checks all addresses at the same time.
+            failed += _run_and_print(attached, command.settle, MAX_CONCURRENT_WAITS)
+    _warn_no_worker(args, {command.mode(target) for target in attached})
     return 1 if failed else 0
 
 
@@ -161,6 +173,7 @@ class AttachCommand:
     def __init__(self, args: argparse.Namespace, modes: Mapping[str, str], *, count: int) -> None:
         self._args = args
         self._modes = modes
+        self._new_mode: str | None = None
         rules = {'port': args.metadata_port, 'interfaces': args.internal_interfaces, 'mark': args.mark}
         self._attacher = _attacher(args, _bulk_rules(count, **rules), args.program, args.log_dir)
 
@@ -183,7 +196,24 @@ class AttachCommand:
 
     def mode(self, target: AttachTarget) -> str:
         """The mode it is attached in."""
-        return str(self._args.mode or self._modes.get(target.uuid, PROCESS))
+        return str(self._args.mode or self._modes.get(target.uuid) or self._default_mode())
+
+    def _default_mode(self) -> str:
+        """SHARED if the shared proxy runs or can be started, else PROCESS, which costs tens of megabytes."""
+        if self._new_mode is None:
+            self._new_mode = SHARED
+            path, socket = _paths(self._args)
+            files = {'config_file': ','.join(self._args.config_file)} if self._args.config_file else {}
+            prefix = config_files.load(files, header_source.OPTS).metadata_header_prefix
+            options = [f'--metadata_proxy_socket={socket}', f'--metadata_header_prefix={prefix}']
+            if self._args.log_dir:
+                options.append(f'--log_dir={self._args.log_dir}')
+            try:
+                shared_proxy.SharedProxy(path, options).ensure_running()
+            except NetnsError as error:
+                self._new_mode = PROCESS
+                LOG.warning('Attached in mode process, which costs tens of MB for each: %s', error)
+        return self._new_mode
 
     def _options(self, target: AttachTarget) -> dict[str, Any]:
         interfaces = self._args.internal_interfaces
@@ -200,9 +230,10 @@ def _warn_no_worker(args: argparse.Namespace, modes: set[str]) -> None:
 @_with_error_message
 def _detach(args: argparse.Namespace) -> int:
     with lock.exclusive(state_path(args)):
-        targets = [status.target for status in _statuses(args)] if args.all else _targets(args)
+        statuses, keeper_error = _statuses(args) if args.all else ([], '')
+        targets = [status.target for status in statuses] if args.all else _targets(args)
         failed = _run_and_print(targets, detach_command(args, count=len(targets)), MAX_CONCURRENT_ATTACHES)
-        return 1 if failed else 0
+        return 1 if failed or keeper_error else 0
 
 
 def detach_command(args: argparse.Namespace, *, count: int) -> Callable[[AttachTarget], str]:
@@ -225,6 +256,10 @@ def run_for_each(
             return action(target), ''
         except (MetadataError, OSError) as error:
             return '', str(error)
+        except Exception as error:
+            # A fault of ours at one target must not keep the others from being attached.
+            LOG.exception('%s %s: unexpected error', target.kind, target.uuid)
+            return '', f'{type(error).__name__}: {error}'
 
     if len(targets) < 2:
         return [run(target) for target in targets]
@@ -252,9 +287,9 @@ def _run_and_print(
 
 @_with_error_message
 def _attached(args: argparse.Namespace) -> int:
-    statuses = _statuses(args)
+    statuses, keeper_error = _statuses(args)
     print(table(statuses), end='')
-    return 1 if any(status.problems for status in statuses) else 0
+    return 1 if keeper_error or any(status.problems for status in statuses) else 0
 
 
 def table(statuses: list[attachment_status.AttachmentStatus]) -> str:
@@ -323,10 +358,20 @@ def _attacher(args: argparse.Namespace, bulk_rules: Sequence[Rule], program: str
     return Attacher(
         runner,
         proxy=proxy,
-        iptables=Iptables(runner, binary=args.iptables, bulk_rules=bulk_rules),
+        iptables=Iptables(runner, binary=args.iptables, bulk_rules=bulk_rules, lock=_neutron_lock(args)),
         keeper=AttachmentsClient(path),
         keeper_pid=lambda: _keeper_pid(path),
     )
+
+
+def _neutron_lock(args: argparse.Namespace) -> NeutronIptablesLock:
+    path = args.neutron_lock_path
+    if path is None:
+        # With state_path, because lock_path may be $state_path/lock.
+        conf = config_files.load({'config_file': ','.join(args.config_file)}, state_paths.OPTS)
+        conf.register_opts(neutron_lock.OPTS, neutron_lock.GROUP)
+        path = conf.oslo_concurrency.lock_path
+    return NeutronIptablesLock(path)
 
 
 def _keeper_pid(path: str) -> int | None:
@@ -337,11 +382,18 @@ def _keeper_pid(path: str) -> int | None:
         return None
 
 
-def _statuses(args: argparse.Namespace) -> list[attachment_status.AttachmentStatus]:
-    entries = AttachmentsClient(state_path(args)).kept()
-    return attachment_status.list_attachments(
+def _statuses(args: argparse.Namespace) -> tuple[list[attachment_status.AttachmentStatus], str]:
+    """What is attached, and the error message of a keeper that does not respond, which is also printed."""
+    entries, keeper_error = None, ''
+    try:
+        entries = AttachmentsClient(state_path(args)).kept()
+    except MetadataError as error:
+        keeper_error = str(error)
+        print(f'{PROGRAM}: {keeper_error}', file=sys.stderr)
+    statuses = attachment_status.list_attachments(
         iptables(args.iptables), state_path=state_path(args), keeper_entries=entries
     )
+    return statuses, keeper_error
 
 
 def state_path(args: argparse.Namespace) -> str:

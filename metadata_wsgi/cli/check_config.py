@@ -2,8 +2,8 @@
 """``metadata-wsgi check-config`` and ``show-pipeline``: would the agent start, and with which pipeline?
 
 ``check-config`` reads the agent's configuration, loads the pipeline, and checks that the lookup directory shows the
-agent every instance. A role in Neutron that may see nothing gets an empty list for every query, which looks like an
-address without instance.
+agent every instance, and that Nova checks signatures with the same secret. A role in Neutron that may see nothing gets
+an empty list for every query, which looks like an address without instance.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
 from metadata_wsgi.lookup import protocol
+from metadata_wsgi.nova_proxy import probe as nova_probe
+from metadata_wsgi.nova_proxy.upstream import UpstreamApp
 from metadata_wsgi.pipeline import order, paste_loader
 
 PROBE_TIMEOUT_S = 10.0
@@ -76,6 +78,10 @@ def check_config(args: argparse.Namespace) -> int:
         print(f'credentials     {credentials}')
     if isinstance(lookup, protocol.ChecksVisibility) and (problem := _probe(lookup)):
         problems.append(problem)
+    nova_problems = nova_probe.check(app)
+    if not nova_problems and isinstance(links[-1], UpstreamApp):
+        print('Nova            checks signatures and has the same shared secret')
+    problems += nova_problems
     if problems:
         raise ConfigError('; '.join(problems))
     print('ok')

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         lookup: object = protocol.lookup_of(link)
         if isinstance(lookup, protocol.ReportsQueries):
             lookup.on_query = trace.query
-        if hasattr(lookup, 'on_other_port'):
+        if isinstance(lookup, protocol.ReportsOtherPorts):
             lookup.on_other_port = trace.note
     for outer, inner in itertools.pairwise(links):
         _insert(outer, inner, _Probe(trace, outer, inner, send=args.send, last=inner is links[-1]))

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import argparse
 import logging
+import logging.handlers
 import os
 
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.keeper.fdstore import SystemdFdStore
 from metadata_wsgi.keeper.server import Keeper
+from metadata_wsgi.namespace_proxy import daemonize
 from metadata_wsgi.net import listeners
 from metadata_wsgi.privileges import drop, identity
 
@@ -19,15 +21,18 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser(
         'keeper', help='open listening sockets in namespaces and hand them to workers; needs root'
     )
-    parser.add_argument('--config-file', action='append', default=[], help='configuration file, may be repeated')
+    config_files.add_arguments(parser)
     parser.add_argument('--state-path', help='directory of its two sockets (default: state_path)')
+    parser.add_argument('--daemonize', action='store_true', help='run in the background and log to syslog')
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run until SIGTERM. The workers' socket is owned by metadata_proxy_user and metadata_proxy_group, by default by
     the default group of the workers."""
-    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s')
+    handlers = [logging.handlers.SysLogHandler('/dev/log')] if args.daemonize and os.path.exists('/dev/log') else None
+    log_format = '%(asctime)s %(process)d %(levelname)s %(name)s %(message)s'
+    logging.basicConfig(level=logging.INFO, format=log_format, handlers=handlers)
     global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
     owner = config_files.load(global_conf, listeners.OPTS)
     state_path = args.state_path or config_files.load(global_conf, state_paths.OPTS).state_path
@@ -37,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
         group = str(workers.gid) if workers else ''
     drop.no_core_files()
+    ready = daemonize.daemonize() if args.daemonize else lambda: None
     # Not for child processes: only the keeper itself may notify systemd.
     notify_address = os.environ.pop('NOTIFY_SOCKET', '')
     fdstore = SystemdFdStore(notify_address) if notify_address else None
@@ -44,5 +50,6 @@ def run(args: argparse.Namespace) -> int:
     if fdstore:
         keeper.restore(fdstore.restore(os.environ))
         fdstore.ready()
+    ready()
     keeper.run()
     return 0

@@ -15,17 +15,19 @@ import argparse
 import logging
 import logging.handlers
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from metadata_wsgi import limits
-from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
 from metadata_wsgi.keeper.protocol import SHARED
 from metadata_wsgi.namespace_proxy import daemonize
 from metadata_wsgi.namespace_proxy.pidfile import PidFile
 from metadata_wsgi.net import listeners
+from metadata_wsgi.netns.target import PROCESS
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges.identity import Identity
 from metadata_wsgi.privileges.identity_from_socket import IdentityFromSocket
@@ -34,17 +36,25 @@ from metadata_wsgi.server import master
 LOG = logging.getLogger(__name__)
 
 PROGRAM = 'quantum-ns-metadata-proxy'
+SYSLOG = '/dev/log'
+UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
+    # A daemon changes its working directory.
+    for name in ('state_path', 'pid_file', 'metadata_proxy_socket', 'log_dir'):
+        if getattr(args, name):
+            setattr(args, name, os.path.abspath(getattr(args, name)))
     namespace_id = args.router_id or args.network_id or ('shared' if args.shared else None)
     try:
         if not namespace_id:
             raise ConfigError('give --router_id or --network_id of the namespace that is served; or --shared')
         _configure_logging(args, namespace_id)
+        if args.mode == SHARED and _can_hand_over(args) and _hand_over(args):
+            return 0
         worker_identity = _worker_identity(args)
         pid_file = PidFile(args.pid_file) if args.pid_file else None
         sockets = _open_listeners(args)
@@ -72,6 +82,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _can_hand_over(args: argparse.Namespace) -> bool:
+    """Whether an agent started this program in a namespace, as root, and needs nothing but a pid file of it."""
+    is_uuid = UUID.fullmatch(args.router_id or args.network_id or '')
+    return bool(is_uuid and args.daemonize and args.pid_file and not args.listen_fd and os.geteuid() == 0)
+
+
+def _hand_over(args: argparse.Namespace) -> bool:
+    """Have the shared proxy serve this namespace; whether it does. If not, this process serves."""
+    # Not in a master that serves: its workers would inherit functions that gevent replaces.
+    from metadata_wsgi.cli import shared_proxy
+
+    options = [
+        f'--metadata_proxy_socket={_agent_socket(args)}',
+        f'--metadata_header_prefix={args.metadata_header_prefix}',
+    ]
+    given = ('metadata_proxy_user', 'metadata_proxy_group', 'log_dir')
+    options += [f'--{name}={getattr(args, name)}' for name in given if getattr(args, name)]
+    options += [f'--{name.replace("_", "-")}' for name in ('use_syslog', 'debug', 'verbose') if getattr(args, name)]
+    kind = 'router' if args.router_id else 'network'
+    proxy = shared_proxy.SharedProxy(args.state_path, options)
+    try:
+        proxy.hand_over(kind, args.router_id or args.network_id, args.pid_file, args.metadata_port, args.metadata_host)
+    except NetnsError as error:
+        if 'already running' in str(error):
+            raise
+        LOG.warning('Served by a process of its own, which costs tens of MB: %s', error)
+        return False
+    return True
+
+
 def _worker_identity(args: argparse.Namespace) -> Callable[[], Identity | None]:
     user, group = args.metadata_proxy_user, args.metadata_proxy_group
     configured = identity.resolve_workers(user, group, options=('metadata_proxy_user', 'metadata_proxy_group'))
@@ -87,7 +127,8 @@ def _agent_socket(args: argparse.Namespace) -> str:
 def _open_listeners(args: argparse.Namespace) -> list[socket.socket]:
     if args.shared:
         # Clients connect to the keeper's sockets; this one prevents a second shared proxy from starting.
-        return [listeners.unix_listener(os.path.join(args.state_path, 'shared_proxy'), mode=0o600)]
+        path = os.path.join(args.state_path, 'shared_proxy')
+        return [listeners.unix_listener(path, mode=0o600, option='state_path', program='shared namespace proxy')]
     if args.listen_fd:
         return [_inherited_socket(number) for number in args.listen_fd]
     return listeners.tcp_listeners(args.metadata_host or [''], args.metadata_port)
@@ -119,19 +160,38 @@ def _with_namespace_id(namespace_id: str | None, error: Exception) -> Exception:
 
 
 def _configure_logging(args: argparse.Namespace, namespace_id: str) -> None:
-    handler: logging.Handler = logging.StreamHandler()
     log_format = f'%(asctime)s %(process)d %(levelname)s %(name)s [{namespace_id}] %(message)s'
-    if args.use_syslog:
-        handler = logging.handlers.SysLogHandler('/dev/log')
-    elif args.log_file or args.log_dir:
+    level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
+    logging.basicConfig(handlers=_log_handlers(args, namespace_id), format=log_format, level=level, force=True)
+    logging.getLogger('urllib3').setLevel(logging.WARNING)
+    if args.use_syslog and not _syslog_is_reachable():
+        LOG.warning(
+            'syslog cannot be reached at %s: logging to standard error%s',
+            SYSLOG,
+            ', and nowhere once it runs in the background; give --log_file' if args.daemonize else '',
+        )
+
+
+def _log_handlers(args: argparse.Namespace, namespace_id: str) -> list[logging.Handler]:
+    """Where to log. The standard error of a daemon ends when it is ready, so that its caller does not wait for it; if
+    no other destination is given it logs to syslog too."""
+    if args.use_syslog and _syslog_is_reachable():
+        return [logging.handlers.SysLogHandler(SYSLOG)]
+    if args.log_file or args.log_dir:
         name = os.path.join(args.log_dir or '', args.log_file or f'{PROGRAM}-{namespace_id}.log')
         try:
-            handler = logging.handlers.WatchedFileHandler(os.path.abspath(name))
+            return [logging.handlers.WatchedFileHandler(os.path.abspath(name))]
         except OSError as error:
             raise ConfigError(f'log_file {name}: {error.strerror}') from error
-    level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
-    logging.basicConfig(handlers=[handler], format=log_format, level=level, force=True)
-    logging.getLogger('urllib3').setLevel(logging.WARNING)
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if args.daemonize and _syslog_is_reachable():
+        handlers.append(logging.handlers.SysLogHandler(SYSLOG))
+    return handlers
+
+
+def _syslog_is_reachable() -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+        return probe.connect_ex(SYSLOG) == 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,6 +209,14 @@ def _parser() -> argparse.ArgumentParser:
     option('router_id', help='id of the router whose namespace this is; wins over network_id')
     option('network_id', help='id of the isolated network whose namespace this is')
     option('shared', action='store_true', help='serve every namespace that is attached with --mode shared')
+    option(
+        'mode',
+        choices=[SHARED, PROCESS],
+        default=SHARED,
+        help="shared (default): hand the listening socket to the host's shared proxy, which is started if none runs, "
+        'and leave a small process with the id in its command line; process: serve in a process of its own, which '
+        'costs tens of MB. Always process: without root, without --pid_file, with --nodaemonize or --listen_fd',
+    )
     option('state_path', default='/var/lib/quantum', help='directory of the agent (default: %(default)s)')
     option('metadata_port', type=int, default=9697, help='TCP port to listen on (default: %(default)s)')
     option(
@@ -185,7 +253,7 @@ def _parser() -> argparse.ArgumentParser:
         default=limits.REQUEST_TIMEOUT_S,
         help='seconds until a request is answered, at the latest with 503 (default: %(default)s)',
     )
-    option('log_file', help='log there instead of standard error')
+    option('log_file', help='log there instead of standard error (by default a daemon logs to syslog)')
     option('log_dir', help='directory of the log file')
     option('use_syslog', action='store_true', help='log to syslog')
     option('debug', action='store_true', help='log at level DEBUG')

@@ -6,10 +6,10 @@ files::
 
     neutron-metadata-agent-wsgi --config-file /etc/neutron/neutron.conf --config-file /etc/neutron/metadata_agent.ini
 
-The differences to ``quantum-metadata-agent`` are two files of defaults in ``metadata_wsgi/config``, which are read before
-all others: ``neutron_defaults.conf`` (state path, header prefix X-Neutron, the only one that is trusted) and, if root
-starts the program, ``neutron_defaults_root.conf`` (the workers run as the user neutron, which the haproxies of Neutron's
-agents run as). The credentials are those of ``[keystone_authtoken]`` if nothing else is set.
+The differences to ``quantum-metadata-agent`` are two files of defaults in ``metadata_wsgi/config``, which are read
+before all others: ``neutron_defaults.conf`` (state path, header prefix X-Neutron, the only one that is trusted) and, if
+root starts the program, ``neutron_defaults_root.conf`` (the workers run as the user neutron, as the haproxies of
+Neutron's agents do). The credentials are those of ``[keystone_authtoken]`` if nothing else is set.
 
 As Neutron does, it also reads ``neutron.conf.d`` and ``neutron-metadata-agent.conf.d`` in /etc/neutron, after the
 defaults and before the files of the command line; and /etc/neutron/neutron.conf and metadata_agent.ini if the command

@@ -33,8 +33,9 @@ class AttachActions(Protocol):
 class Reconciler:
     """Makes what is attached match the namespaces of the host.
 
-    ``list_namespaces`` returns the existing namespaces by target, each with its identity: a different identity is a
-    different namespace of the same name. ``full_interval_s``: how often every target is attached again.
+    ``list_namespaces`` returns the existing namespaces by target, each with its identity. A different identity is a
+    different namespace of the same name, or an HA router that changed its state. ``full_interval_s``: how often every
+    target is attached again.
     """
 
     def __init__(
@@ -92,7 +93,9 @@ class Reconciler:
             identity = self._attached.get(target)
             if identity is not None and (identity != existing[target] or target in lost):
                 reason = (
-                    'the keeper has no socket of it any more' if target in lost else 'its namespace was created again'
+                    'the keeper has no socket of it any more'
+                    if target in lost
+                    else _difference(identity, existing[target])
                 )
                 LOG.warning('%s %s: %s', *target, reason)
                 self._attached[target] = None
@@ -120,3 +123,10 @@ class Reconciler:
             for target in shown:
                 LOG.log(logging.INFO if outcome == success else logging.WARNING, '%s %s: %s%s', *target, outcome, more)
         return [target for target in targets if target not in errors]
+
+
+def _difference(former: object, present: object) -> str:
+    """What changed between two identities: (namespace, HA state)."""
+    if isinstance(former, tuple) and isinstance(present, tuple) and former[0] == present[0]:
+        return f'its HA state is now {present[1] or "unknown"}'
+    return 'its namespace was created again'

@@ -36,7 +36,7 @@ RESPONSE_TIMEOUT_S = 5.0
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser('status', help='show whether the agent runs and works, and what is attached')
-    parser.add_argument('--config-file', action='append', default=[], help="the agent's files, may be repeated")
+    config_files.add_arguments(parser)
     parser.add_argument('--state-path', help='directory of pid files and socket')
     parser.set_defaults(run=run)
 

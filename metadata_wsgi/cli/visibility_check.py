@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check at the start of the agent that the lookup directory shows the agent every instance.
+"""The check at the start of the agent that Nova and the lookup directory will serve every instance.
 
-One worker runs it in the background, while requests are served. The response to a role in Neutron that may see
-nothing is an empty list. Without this check the first instance that is not found would reveal it. While the directory
-is unavailable the check is retried; no request waits for it.
+One worker runs it in the background, while requests are served:
+
+- Nova must check signatures, with the same shared secret (``nova_proxy.probe``). If not, all instances get 404 or 403.
+- The lookup directory must show the agent every instance. The response to a role in Neutron that may see nothing is an
+  empty list. While the directory is unavailable the check is retried.
+
+Without this check the first instance that is not served would reveal the fault. No request waits for it.
 """
 
 from __future__ import annotations
@@ -32,7 +36,12 @@ def check_in_background(app: Any) -> None:
 
 
 def check(app: Any, *, sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds)) -> None:
-    """Query the lookup directory of the pipeline ``app`` until it gives a result, and log the result."""
+    """Check Nova once, then query the lookup directory of the pipeline ``app`` until it gives a result. Log both."""
+    # Imported in the worker, after gevent has patched the modules that it uses.
+    from metadata_wsgi.nova_proxy import probe as nova_probe
+
+    for problem in nova_probe.check(app):
+        LOG.error('%s', problem)
     # If several filters have a directory, it is the same one. time.sleep is looked up late: gevent patches it.
     probe = next(filter(None, map(protocol.probe_of, order.chain(app))), None)
     if probe:

@@ -1,37 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi watch``: attach new namespaces of this host, detach deleted ones; for clouds without an L3 agent.
 
-Lists the namespaces every ``--interval`` seconds. A new ``qrouter-<id>`` or ``qdhcp-<id>`` is attached, also one that
-was deleted and created again under its old name, and what belonged to a deleted one is removed. In the modes ``shared``
-and ``one_hop`` the keeper's list is read as often: a router without a socket there is attached again. Every minute
-(``--again``) all are attached again, which changes nothing where all is right, and repairs what another program
-removed. Repairs are logged.
+Lists the namespaces whenever a name is added or removed (inotify), and every ``--interval`` seconds. A new
+``qrouter-<id>`` or ``qdhcp-<id>`` is attached, also one that was deleted and created again under its old name, and what
+belonged to a deleted one is removed. In the modes ``shared`` and ``one_hop`` the keeper's list is read as often: a
+router without a socket there is attached again. Every minute (``--again``) all are attached again, which changes
+nothing where all is right, and repairs what another program removed. Repairs are logged.
 
-The mode is that of ``-- --mode``. Without it a router keeps the mode in which it was last seen, and a new one gets a
-process of its own. While the keeper does not respond its routers wait; they do not get processes.
+The mode is that of ``-- --mode``. Without it a router keeps the mode in which it was last seen, and a new one gets
+mode ``shared``. While the keeper does not respond its routers wait; they do not get processes.
 
 A target that cannot be attached yet (a DHCP namespace without its interface) is retried each time; each error is logged
-once. SIGTERM ends it and detaches nothing: the next ``watch`` adopts what is there. Options of ``attach`` stand behind
-``--``. It needs root. Do not run it beside an L3 agent that attaches by itself: they would undo each other's changes.
+once. A file in /run/netns that is no namespace is logged, and does not stop the others. The standby of an HA router
+gets its IPv6 address when keepalived makes it the primary (``--ha-confs-path``).
+
+SIGTERM ends it and detaches nothing: the next ``watch`` adopts what is there. Options of ``attach`` stand behind
+``--``, such as ``--neutron-lock-path`` where a Neutron agent shares the host. It needs root.
+``etc/systemd/metadata-wsgi-watch.service`` is a unit for it. Do not run it beside an L3 agent that attaches by itself:
+they would undo each other's changes.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
 import re
 import signal
-import threading
 from collections.abc import Callable, Mapping, Sequence, Set
 
 from metadata_wsgi.cli import attach
 from metadata_wsgi.cli.reconciler import FULL_RECONCILE_INTERVAL_S, Reconciler, TargetKey
 from metadata_wsgi.config import config_files, state_paths
-from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.errors import MetadataError, NetnsError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, lock, namespaces, proxy_process
+from metadata_wsgi.netns.namespace_events import NamespaceEvents
 from metadata_wsgi.netns.target import NO_WORKER, PROCESS, AttachTarget, KeeperState
 
 LOG = logging.getLogger(__name__)
@@ -41,15 +45,33 @@ KINDS = {'qrouter-': 'router', 'qdhcp-': 'network'}
 _NAME = re.compile(r'(qrouter-|qdhcp-)([A-Za-z0-9][A-Za-z0-9_-]{3,63})')
 
 
-def watched_namespaces(only: str | None) -> dict[TargetKey, object]:
-    """The namespaces of routers and networks (or ``only`` of one of the two), each with its inode."""
+HA_CONFS_PATH = '/var/lib/neutron/ha_confs'
+HA_STATE_BYTES = 32
+PENDING_POLL_S = 0.1
+"""``ip netns add`` creates the file, which is noticed, and then mounts the namespace on it, which is not."""
+
+
+def watched_namespaces(only: str | None, ha_confs_path: str = HA_CONFS_PATH) -> dict[TargetKey, object]:
+    """The namespaces of routers and networks (or ``only`` of one of the two), each with its identity.
+
+    The state of an HA router is part of its identity: its addresses change with it. A stale name is listed too, so that
+    ``attach`` reports it.
+    """
     found: dict[TargetKey, object] = {}
-    for name in namespaces.names():
+    for name in (*namespaces.names(), *namespaces.stale_names(attachment_status.STALE_AFTER_S)):
         match = _NAME.fullmatch(name)
         if match and only in (None, KINDS[match[1]]):
-            with contextlib.suppress(FileNotFoundError):
-                found[KINDS[match[1]], match[2]] = os.stat(namespaces.path(name)).st_ino
+            found[KINDS[match[1]], match[2]] = (namespaces.identity(name), ha_state(ha_confs_path, match[2]))
     return found
+
+
+def ha_state(ha_confs_path: str, router_id: str) -> str:
+    """The state that Neutron's keepalived monitor has written: primary, backup or fault; '' without HA."""
+    try:
+        with open(os.path.join(ha_confs_path, router_id, 'state'), 'rb') as file:
+            return file.read(HA_STATE_BYTES).decode(errors='replace').strip()
+    except OSError:
+        return ''
 
 
 class CliAttachAdapter:
@@ -64,6 +86,9 @@ class CliAttachAdapter:
         common = ['--router-id=any-id', *common_options]
         self._attach_args = parser.parse_args(['attach', *common, *attach_options])
         self._detach_args = parser.parse_args(['detach', *common])
+        for name in attach.COMMON_OPTIONS:
+            # They may stand behind -- too, and hold for both.
+            setattr(self._detach_args, name, getattr(self._attach_args, name))
         # Raises ConfigError at once for a wrong mark.
         attach.AttachCommand(self._attach_args, {}, count=attach.BULK_THRESHOLD)
         self._state_path = attach.state_path(self._attach_args)
@@ -77,7 +102,7 @@ class CliAttachAdapter:
         """See ``reconciler.AttachActions``."""
         try:
             entries = self._keeper.kept()
-        except NetnsError as error:
+        except MetadataError as error:
             self._keeper_error = str(error)
             return None
         self._keeper_error = ''
@@ -86,8 +111,12 @@ class CliAttachAdapter:
 
     def attach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
         """``metadata-wsgi attach --no-wait``: IPv6 is checked by the next reconciliation."""
-        with lock.exclusive(self._state_path):
-            return self._attach(targets)
+        try:
+            with lock.exclusive(self._state_path):
+                return self._attach(targets)
+        except (MetadataError, OSError) as error:
+            # Of the lock, or of the configuration: it concerns all.
+            return dict.fromkeys(targets, str(error))
 
     def _attach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
         in_keeper = self.in_keeper()
@@ -107,10 +136,14 @@ class CliAttachAdapter:
 
     def detach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
         """``metadata-wsgi detach``."""
-        with lock.exclusive(self._state_path):
-            errors = _errors(targets, attach.detach_command(self._detach_args, count=len(targets)))
-        for _, uuid in targets:
-            self._modes.pop(uuid, None)
+        try:
+            with lock.exclusive(self._state_path):
+                errors = _errors(targets, attach.detach_command(self._detach_args, count=len(targets)))
+        except (MetadataError, OSError) as error:
+            return dict.fromkeys(targets, str(error))
+        for target in targets:
+            if target not in errors:
+                self._modes.pop(target[1], None)
         return errors
 
     def _has_process(self, uuid: str) -> bool:
@@ -120,7 +153,7 @@ class CliAttachAdapter:
         """Log a mode that no worker serves, once until a worker serves it."""
         try:
             without_worker = modes - {PROCESS} - set(self._keeper.workers())
-        except NetnsError:
+        except MetadataError:
             return
         for mode in sorted(without_worker - self._modes_without_worker):
             LOG.warning('%s', NO_WORKER[mode])
@@ -137,7 +170,10 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = subparsers.add_parser('watch', help='attach new namespaces, detach deleted ones; needs root')
     parser.add_argument('--only', choices=sorted(KINDS.values()), help='only routers, or only networks (default: both)')
     parser.add_argument(
-        '--interval', type=_seconds, default=2.0, help='seconds between two listings (default: %(default)s)'
+        '--interval',
+        type=_seconds,
+        default=2.0,
+        help='seconds between two listings; a new or deleted name is noticed at once (default: %(default)s)',
     )
     parser.add_argument(
         '--again',
@@ -145,8 +181,13 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=FULL_RECONCILE_INTERVAL_S,
         help='seconds between two repairs of all that is attached (default: %(default)s)',
     )
-    parser.add_argument('--config-file', action='append', default=[], help="the agent's files, for state_path")
+    config_files.add_arguments(parser, help=', for state_path')
     parser.add_argument('--state-path', help='directory of pid files and socket')
+    parser.add_argument(
+        '--ha-confs-path',
+        default=HA_CONFS_PATH,
+        help='where Neutron has the state of HA routers; the value of ha_confs_path (default: %(default)s)',
+    )
     parser.add_argument('attach_options', nargs='*', metavar='-- OPTION', help='options of attach, behind --')
     parser.set_defaults(run=run)
 
@@ -156,21 +197,44 @@ def run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise NetnsError('only root can enter namespaces; run it with sudo')
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s')
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     common_options = [f'--config-file={file}' for file in args.config_file]
     if args.state_path:
         common_options.append(f'--state-path={args.state_path}')
     reconciler = Reconciler(
-        lambda: watched_namespaces(args.only),
+        lambda: watched_namespaces(args.only, args.ha_confs_path),
         CliAttachAdapter(common_options, args.attach_options),
         full_interval_s=args.again,
     )
-    reconciler.start(_leftovers(args))
-    while not stop.wait(args.interval):
-        reconciler.reconcile()
+    running = True
+
+    def stop(*_: object) -> None:
+        nonlocal running
+        running = False
+        events.wake()
+
+    with NamespaceEvents() as events:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        reconciler.start(_leftovers(args))
+        while running:
+            events.wait(PENDING_POLL_S if _has_pending_name() else args.interval)
+            if running:
+                _reconcile(reconciler)
     return 0
+
+
+def _reconcile(reconciler: Reconciler) -> None:
+    try:
+        reconciler.reconcile()
+    except (MetadataError, OSError) as error:
+        # E.g. /run/netns cannot be read. The next turn tries again; ending would leave everything unattended.
+        LOG.error('Nothing was reconciled this time: %s', error)
+
+
+def _has_pending_name() -> bool:
+    """Whether a file in /run/netns may become a namespace in a moment."""
+    stale = set(namespaces.stale_names()) - set(namespaces.stale_names(attachment_status.STALE_AFTER_S))
+    return any(_NAME.fullmatch(name) for name in stale)
 
 
 def _leftovers(args: argparse.Namespace) -> list[TargetKey]:
@@ -178,7 +242,12 @@ def _leftovers(args: argparse.Namespace) -> list[TargetKey]:
     state_path = (
         args.state_path or config_files.load({'config_file': ','.join(args.config_file)}, state_paths.OPTS).state_path
     )
-    found = attachment_status.list_attachments(attach.iptables(), state_path=os.path.abspath(state_path))
+    try:
+        found = attachment_status.list_attachments(attach.iptables(), state_path=os.path.abspath(state_path))
+    except (MetadataError, OSError) as error:
+        # What is left of deleted namespaces then stays until the next start.
+        LOG.warning('Attachments of deleted namespaces were not looked for: %s', error)
+        return []
     return [(one.kind, one.uuid) for one in found if one.namespace is None and args.only in (None, one.kind)]
 
 

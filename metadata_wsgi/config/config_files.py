@@ -51,6 +51,11 @@ DEFAULT_FILES = (
 )
 
 
+CREDENTIAL_SECTIONS = frozenset({'DEFAULT', 'quantum', 'neutron', 'keystone_authtoken'})
+CREDENTIAL_SECRETS = frozenset({'password', 'application_credential_secret', 'client_secret'})
+"""Options of keystoneauth's plugins, which no list of this package has."""
+
+
 @dataclass(slots=True)
 class _ParsedFiles:
     """The files of one load, parsed. ``from_file`` has the secrets that were read from files of their own."""
@@ -229,16 +234,23 @@ def _read_secret(path: str, name: str) -> str:
 def world_readable_secrets(paths: Iterable[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
     """One sentence for each file with a secret that every user can read: of ``paths``, or named by a ``NAME_file``.
 
-    ``known`` are (group, options) pairs. A file without a secret may be readable.
+    ``known`` are (group, options) pairs; the secrets of keystoneauth's plugins are known too. A file without a secret
+    may be readable.
     """
     names = {opt.name for _, opts in known for opt in opts if opt.secret}
     sentences = []
     for path in paths:
-        with open(path, encoding='utf-8', errors='replace') as file:
-            pairs = [(line.partition('=')[0].strip(), line.partition('=')[2].strip()) for line in file]
-        with_secret = [path] if any(name in names and value for name, value in pairs) else []
+        values = _values_of(path)
+        with_secret = (
+            [path]
+            if any(
+                value and (name in names or (section in CREDENTIAL_SECTIONS and name in CREDENTIAL_SECRETS))
+                for section, name, value in values
+            )
+            else []
+        )
         with_secret += [
-            value for name, value in pairs if name.removesuffix('_file') in names and name.endswith('_file')
+            value for _, name, value in values if name.removesuffix('_file') in names and name.endswith('_file')
         ]
         for secret_file in with_secret:
             try:
@@ -251,6 +263,19 @@ def world_readable_secrets(paths: Iterable[str], known: Iterable[tuple[str, Sequ
                     f'chmod o-r {secret_file}'
                 )
     return sentences
+
+
+def _values_of(path: str) -> list[tuple[str, str, str]]:
+    """(section, name, value) of each line of the file that has a value."""
+    section, values = 'DEFAULT', []
+    with open(path, encoding='utf-8', errors='replace') as file:
+        for line in map(str.strip, file):
+            if line.startswith('['):
+                section = line.strip('[]')
+            elif '=' in line:
+                name, _, value = line.partition('=')
+                values.append((section, name.strip(), value.strip()))
+    return values
 
 
 def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequence[str]) -> None:

@@ -10,11 +10,11 @@ Reads SOURCE and DEADLINE, establishes INSTANCE.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from metadata_wsgi.config import config_files
+from metadata_wsgi.deadline import sleep
 from metadata_wsgi.lookup import protocol
 from metadata_wsgi.lookup.resolve import InstanceResolver
 from metadata_wsgi.pipeline import environ_keys
@@ -32,7 +32,7 @@ class InstanceFilter:
     PROVIDES = frozenset({environ_keys.INSTANCE})
 
     def __init__(
-        self, app: WSGIApplication, *, lookup: protocol.InstanceLookup, sleep: Callable[[float], None] = time.sleep
+        self, app: WSGIApplication, *, lookup: protocol.InstanceLookup, sleep: Callable[[float], None] = sleep
     ) -> None:
         self.app = app
         self.lookup = lookup

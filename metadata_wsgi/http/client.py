@@ -305,7 +305,7 @@ class _StreamedBody:
 def _with_one_length(headers: Headers) -> Headers:
     """``headers`` with at most one Content-Length. Equal ones, or a list of equal ones, become one (RFC 9112, 6.3)."""
     values = [value for name, value in headers if name == 'content-length']
-    if not values:
+    if not values or (len(values) == 1 and values[0].isascii() and values[0].isdigit()):
         return headers
     lengths = {part.strip() for value in values for part in value.split(',')}
     length = lengths.pop()
@@ -313,8 +313,6 @@ def _with_one_length(headers: Headers) -> Headers:
         raise ValueError('the response has several different lengths')
     if not (length.isascii() and length.isdigit()):
         raise ValueError('the Content-Length of the response is not a number')
-    if len(values) == 1 and values[0] == length:
-        return headers
     return [*(header for header in headers if header[0] != 'content-length'), ('content-length', length)]
 
 

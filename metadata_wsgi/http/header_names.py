@@ -14,6 +14,9 @@ FORWARDED_FOR: Final = 'x-forwarded-for'
 INSTANCE_ID: Final = 'x-instance-id'
 TENANT_ID: Final = 'x-tenant-id'
 SIGNATURE: Final = 'x-instance-id-signature'
+IDENTITY_HEADERS: Final = frozenset({FORWARDED_FOR, INSTANCE_ID, TENANT_ID, SIGNATURE})
+"""What Nova authenticates. Made by ``nova_proxy.upstream`` only."""
+
 REMAINING_MS: Final = 'x-metadata-remaining-ms'
 """How many milliseconds the namespace proxy will still wait for the agent's response."""
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from metadata_wsgi import limits
-from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.deadline import Deadline, sleep
 
 T = TypeVar('T')
 
@@ -35,7 +35,7 @@ def retry_until(
     retry_on: tuple[type[Exception], ...] = (),
     retry_if_result: Callable[[T], bool] = lambda result: False,
     may_retry: Callable[[], bool] = lambda: True,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] = sleep,
 ) -> T:
     """Call ``attempt`` again while it raises one of ``retry_on`` or ``retry_if_result(its result)`` is true.
 
@@ -43,13 +43,17 @@ def retry_until(
     delay. When there is no time for another attempt before ``deadline``, the last result is returned or the last
     exception raised. The first attempt is made in any case.
     """
-    delays = _Delays(deadline, may_retry, sleep)
+    delays: _Delays | None = None
     while True:
         try:
             result = attempt()
-            if not retry_if_result(result) or not delays.wait():
+            if not retry_if_result(result):
+                return result
+            delays = delays or _Delays(deadline, may_retry, sleep)
+            if not delays.wait():
                 return result
         except retry_on:
+            delays = delays or _Delays(deadline, may_retry, sleep)
             if not delays.wait():
                 raise
 
@@ -102,4 +106,5 @@ class RetryBudget:
         return True
 
     def _add(self, retries: float) -> None:
-        self._retries = min(self._retries + retries, limits.RETRY_BUDGET_MAX)
+        if self._retries < limits.RETRY_BUDGET_MAX:
+            self._retries = min(self._retries + retries, limits.RETRY_BUDGET_MAX)

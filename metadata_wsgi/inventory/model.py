@@ -112,7 +112,9 @@ class Inventory:
         self.instances: Mapping[str, Instance] = {instance.id: instance for instance in instances}
         with_instance = [port for port in self.ports.values() if port.instance_id is not None]
         self._by_mac = {(port.network.id, port.mac): port for port in with_instance}
-        self._by_address = {(port.network.id, address): port for port in with_instance for address in port.addresses}
+        self._by_address = {
+            (port.network.id, address): port for port in self.ports.values() for address in port.addresses
+        }
 
     def instance_ports(
         self,
@@ -128,18 +130,31 @@ class Inventory:
         too: no file lists those. An unknown id has no ports. With ``interface``, one of the router, only its network
         counts.
         """
-        if router_id is not None:
-            router = self.routers.get(router_id)
-            networks = self._networks_of(router, interface) if router else ()
-        else:
-            networks = (network_id,) if network_id is not None else ()
         mac = mac_in(address) if address.startswith('fe80:') else None
         found = {}
-        for network in networks:
+        for network in self._networks(router_id, network_id, interface):
             for port in (self._by_address.get((network, address)), self._by_mac.get((network, mac)) if mac else None):
-                if port:
+                if port and port.instance_id is not None:
                     found[port.id] = port
         return list(found.values())
+
+    def other_ports(
+        self,
+        address: str,
+        *,
+        router_id: str | None = None,
+        network_id: str | None = None,
+        interface: str | None = None,
+    ) -> list[Port]:
+        """The ports without an instance that have ``address`` there, to explain why no instance was found."""
+        found = (self._by_address.get((one, address)) for one in self._networks(router_id, network_id, interface))
+        return [port for port in found if port and port.instance_id is None]
+
+    def _networks(self, router_id: str | None, network_id: str | None, interface: str | None) -> tuple[str, ...]:
+        if router_id is not None:
+            router = self.routers.get(router_id)
+            return self._networks_of(router, interface) if router else ()
+        return (network_id,) if network_id is not None else ()
 
     def _networks_of(self, router: Router, interface: str | None) -> tuple[str, ...]:
         """The networks of the router; with ``interface`` only the one on which a port has its name."""

@@ -3,6 +3,10 @@
 
 Replace the file by renaming a complete one over it: then no process reads a half-written file. A change is detected
 by modification time, size or inode, at the first call that is at least ``interval_s`` after the last check.
+
+A file of 16 MiB takes seconds to read. So it is read in a thread of the operating system, and other requests are served
+meanwhile; a request waits for it up to ``MAX_WAIT_S`` and then gets the old inventory. ``is_reloading`` is True until
+the new one is in use: an instance that is not in the old one may be in the new one.
 """
 
 from __future__ import annotations
@@ -20,7 +24,13 @@ from metadata_wsgi.inventory.parse import contents, parse
 
 LOG = logging.getLogger(__name__)
 
-_Version = tuple[int, int, int] | None
+MAX_WAIT_S = 0.5
+POLL_INTERVAL_S = 0.005
+
+Version = tuple[int, int, int] | None
+"""Modification time, size and inode of a file; None: there is no file."""
+Read = Callable[[str], tuple[Version, Inventory]]
+"""Reads the file at a path; raises ConfigError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,52 +38,120 @@ class _State:
     """The inventory in use, the version of the file read last (valid or not), and the time of the last check."""
 
     inventory: Inventory
-    version: _Version
+    version: Version
     checked_at_s: float
+
+
+class _Reload:
+    """One reading of the file, in a thread. ``is_done`` is set last; then there is an ``inventory`` or an ``error``.
+
+    The thread takes no lock and writes no log: under gevent both belong to the other threads.
+    """
+
+    def __init__(self, path: str, version: Version, read: Read) -> None:
+        self.version = version
+        self.inventory: Inventory | None = None
+        self.error: Exception | None = None
+        self.is_done = False
+        self._path = path
+        self._read = read
+
+    def start(self) -> None:
+        """Start the thread."""
+        from gevent import monkey  # not at import: programs that only look at an inventory need no gevent
+
+        # The thread of the operating system also where gevent has replaced it: a greenlet would stop all others.
+        monkey.get_original('_thread', 'start_new_thread')(self._run, ())
+
+    def _run(self) -> None:
+        try:
+            self.version, self.inventory = self._read(self._path)
+        except Exception as error:
+            self.error = error
+        self.is_done = True
 
 
 class ReloadingInventory:
     """The inventory of a file: always the newest valid one. Shared by all threads of a worker."""
 
-    def __init__(self, path: str, *, interval_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        interval_s: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds),
+        read: Read | None = None,
+    ) -> None:
         """Read the file now. Raises ConfigError: an invalid file stops the start."""
         self._path = path
         self._interval_s = interval_s
         self._clock = clock
-        self._reload_lock = threading.Lock()
-        status, data = contents(path)
+        self._sleep = sleep  # time.sleep is looked up late: gevent replaces it in a worker
+        self._read = read or _read
+        self._lock = threading.Lock()
+        self._reload: _Reload | None = None
+        version, inventory = self._read(path)
         # Immutable and replaced as a whole: a thread reads the old state or the new one without a lock.
-        self._state = _State(parse(data, path), _version(status), clock())
+        self._state = _State(inventory, version, clock())
+
+    def is_reloading(self) -> bool:
+        """Whether a changed file is being read."""
+        return self._reload is not None
 
     def current(self) -> Inventory:
-        """The inventory in use. Reads a changed file first; other threads get the old inventory meanwhile."""
-        state = self._state
-        if self._clock() - state.checked_at_s < self._interval_s or not self._reload_lock.acquire(blocking=False):
-            return state.inventory
-        try:
-            self._state = self._checked(self._state)
-        finally:
-            self._reload_lock.release()
+        """The inventory in use. If the file has changed, waits up to ``MAX_WAIT_S`` until the new one is read."""
+        if self._reload is None and self._clock() - self._state.checked_at_s < self._interval_s:
+            return self._state.inventory
+        self._check()
+        for _ in range(int(MAX_WAIT_S / POLL_INTERVAL_S)):
+            reload = self._reload
+            if reload is None or reload.is_done:
+                break
+            self._sleep(POLL_INTERVAL_S)
+        self._check()
         return self._state.inventory
 
-    def _checked(self, state: _State) -> _State:
+    def _check(self) -> None:
+        """Start a reload if the file has changed; use the result of one that is done."""
+        with self._lock:
+            if self._reload is None:
+                self._start_if_changed()
+            elif self._reload.is_done:
+                self._finish(self._reload)
+
+    def _start_if_changed(self) -> None:
         now_s = self._clock()
+        if now_s - self._state.checked_at_s < self._interval_s:
+            return
         try:
-            version: _Version = _version(os.stat(self._path))
+            version: Version = _version(os.stat(self._path))
         except OSError:
             version = None
-        if version == state.version:
-            return _State(state.inventory, version, now_s)
-        try:
-            status, data = contents(self._path)
-            version = _version(status)
-            inventory = parse(data, self._path)
-        except ConfigError as error:
-            LOG.error('The inventory is not replaced, the one read before stays in use: %s', error)
-            return _State(state.inventory, version, now_s)
-        LOG.info('Read %s: %d instances on %d networks', self._path, len(inventory.instances), len(inventory.networks))
-        return _State(inventory, version, now_s)
+        if version != self._state.version:
+            self._reload = _Reload(self._path, version, self._read)
+            self._reload.start()
+        self._state = _State(self._state.inventory, self._state.version, now_s)
+
+    def _finish(self, reload: _Reload) -> None:
+        inventory = reload.inventory
+        if inventory is None:
+            unexpected = None if isinstance(reload.error, ConfigError) else reload.error
+            LOG.error(
+                'The inventory is not replaced, the one read before stays in use: %s', reload.error, exc_info=unexpected
+            )
+        else:
+            LOG.info(
+                'Read %s: %d instances on %d networks', self._path, len(inventory.instances), len(inventory.networks)
+            )
+        self._state = _State(inventory or self._state.inventory, reload.version, self._state.checked_at_s)
+        self._reload = None
 
 
-def _version(status: os.stat_result) -> _Version:
+def _read(path: str) -> tuple[Version, Inventory]:
+    status, data = contents(path)
+    return _version(status), parse(data, path)
+
+
+def _version(status: os.stat_result) -> Version:
     return status.st_mtime_ns, status.st_size, status.st_ino

@@ -45,12 +45,14 @@ class KeeperClient:
         listens on it, only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``; the error names it.
         """
         message = {protocol.VERB: protocol.ATTACH, 'listener': listener.to_json()}
-        waited_s = 0.0
+        waited_s, look_after_s = 0.0, limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
         while True:
             try:
                 return bool(self._request(message, 'changed', handed_over.fileno() if handed_over else None)['changed'])
             except _PortInUse:
-                if waited_s >= limits.FOREIGN_PORT_HOLDER_TIMEOUT_S:
+                if waited_s >= min(PORT_IN_USE_TIMEOUT_S, look_after_s):
+                    # Not at each attempt: it reads the descriptors of every process.
+                    look_after_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
                     holder = self._find_holder(listener)
                     if holder and (not holder.is_own or waited_s >= PORT_IN_USE_TIMEOUT_S):
                         raise NetnsError(holder.message(listener.port, listener.namespace)) from None

@@ -60,6 +60,8 @@ class SystemdFdStore:
         count = int(environ.pop('LISTEN_FDS', '0'))
         if environ.pop('LISTEN_PID', '') != str(os.getpid()):
             return
+        # A descriptor without a name is closed like one with a foreign name.
+        names += [''] * (count - len(names))
         for descriptor, name in zip(range(first, first + count), names, strict=False):
             os.set_inheritable(descriptor, False)
             self._names.add(name)

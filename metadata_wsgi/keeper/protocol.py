@@ -9,6 +9,7 @@ On ``<state_path>/keeper`` (root only), a request and its reply::
     {"verb": "detach", "id": "..."}         ->  {"closed": true}: all listeners of a router or network; false if
                                                 there were none
     {"verb": "detach", "key": "..."}        ->  the same for one listener
+    {"verb": "get", "key": "..."}           ->  {"listener": {...}}, with its socket; {"error": ...} if there is none
     {"verb": "list"}, {..., "id": "..."}    ->  {"listeners": [{...}, ...]}, in several packets; the last one has an
                                                 empty list and the number of workers by mode:
                                                 {"listeners": [], "workers": {"shared": 1, ...}}
@@ -48,7 +49,7 @@ MAX_NAME_CHARACTERS = 255
 SHARED, ONE_HOP = 'shared', 'one_hop'
 MODES = (SHARED, ONE_HOP)
 
-VERB, ATTACH, DETACH, LIST = 'verb', 'attach', 'detach', 'list'
+VERB, ATTACH, DETACH, LIST, GET = 'verb', 'attach', 'detach', 'list', 'get'
 """Requests of root."""
 
 MODE, HAVE = 'mode', 'holds'

@@ -101,6 +101,11 @@ class Registry(Generic[S]):
     def __len__(self) -> int:
         return len(self._registered)
 
+    def socket_of(self, key: str) -> tuple[Listener, S] | None:
+        """The listener of that key and its socket; None if none is registered or it is not valid any more."""
+        found = self._registered.get(key)
+        return found if found and self._opener.is_valid(*found) else None
+
     def subscriber_counts(self) -> dict[str, int]:
         """The number of subscribed workers by mode."""
         return dict(Counter(subscriber.mode for subscriber in self._subscribers))

@@ -19,6 +19,7 @@ from typing import Any
 from metadata_wsgi import limits
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper import admin_client, protocol
+from metadata_wsgi.keeper.holders import Holders
 from metadata_wsgi.keeper.netns_listener import NetnsSocketOpener
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.registry import FdStore, Registry, SocketOpener, Subscriber
@@ -59,6 +60,7 @@ class Keeper:
         opener: SocketOpener[socket.socket] | None = None,
     ) -> None:
         listeners.raise_descriptor_limit()
+        self._holders = Holders(state_path)
         self._registry: Registry[socket.socket] = Registry(opener or NetnsSocketOpener(), fdstore)
         # None: connected, and its mode is not known yet.
         self._subscribers: dict[socket.socket, Subscriber | None] = {}
@@ -74,7 +76,7 @@ class Keeper:
         self._listen(self._path, 0o600, '', '', self._on_admin_connect)
         listeners_path = os.path.join(state_path, 'listeners')
         self._listen(listeners_path, 0o660, user, group, self._on_worker_connect)
-        self._workers_socket = os.stat(listeners_path)
+        self._workers_socket = os.lstat(listeners_path)
 
     def stop(self, *_: Any) -> None:
         """Make ``run`` return (a signal handler)."""
@@ -116,6 +118,8 @@ class Keeper:
             self._call_or_close(self._flush, connection)
         self._resume_accepting()
         self._reconcile_if_due()
+        for id_ in self._holders.request_sockets(lambda: {one.id for one in self._registry}):
+            LOG.info('The sockets of %s are requested from its holder', id_)
 
     def _reconcile_if_due(self) -> None:
         """Reconcile when names were added or removed; twice, because a name exists before its namespace does."""
@@ -129,9 +133,12 @@ class Keeper:
             LOG.info(
                 'The namespace of %s %s', listener, 'was made again, its socket reopened' if reopened else 'is gone'
             )
+            self._holders.end(listener.id)
 
     def _listen(self, path: str, mode: int, user: str, group: str, on_connect: Callable[[socket.socket], None]) -> None:
-        listening = listeners.unix_listener(path, mode=mode, user=user, group=group, kind=socket.SOCK_SEQPACKET)
+        listening = listeners.unix_listener(
+            path, mode=mode, user=user, group=group, kind=socket.SOCK_SEQPACKET, option='state_path', program='keeper'
+        )
         listening.setblocking(False)
 
         def accept(_listening: Any) -> None:
@@ -193,11 +200,22 @@ class Keeper:
 
     def _on_admin_packet(self, connection: socket.socket) -> None:
         message, handed_over = protocol.receive(connection)
-        replies = self._handle_request(message, handed_over)
         connection.settimeout(REPLY_TIMEOUT_S)
-        for reply in replies:
-            protocol.send(connection, reply)
+        if message.get(protocol.VERB) == protocol.GET:
+            if handed_over is not None:
+                handed_over.close()
+            self._send_socket(connection, str(message.get('key')))
+        else:
+            for reply in self._handle_request(message, handed_over):
+                protocol.send(connection, reply)
         connection.setblocking(False)
+
+    def _send_socket(self, connection: socket.socket, key: str) -> None:
+        found = self._registry.socket_of(key)
+        if found is None:
+            protocol.send(connection, {'error': f'no listener {key}'})
+        else:
+            protocol.send(connection, {'listener': found[0].to_json()}, found[1].fileno())
 
     def _handle_request(self, message: dict[str, Any], handed_over: socket.socket | None) -> list[dict[str, Any]]:
         verb, id_ = message.get(protocol.VERB), message.get('id')
@@ -212,6 +230,8 @@ class Keeper:
                 if 'key' in message:
                     # Also if it is not registered: a worker may be about to send it back.
                     keys = [str(message['key'])]
+                elif isinstance(id_, str):
+                    self._holders.end(id_)
                 closed = [self._registry.unregister(key) for key in keys]
                 return [{'closed': any(closed)}]
             if verb == protocol.LIST:

@@ -56,11 +56,18 @@ def remove() -> int:
     """End every process of the lab and remove its namespaces; returns how many namespaces there were."""
     existing = [name for name in plan.namespaces() if os.path.exists(namespace_path(name))]
     _terminate(_processes_in(existing))
+    errors = []
     for name in existing:
         try:
             netns.remove(name)
-        except OSError as error:
-            raise NetnsError(f'namespace {name} cannot be removed: {error.strerror}') from error
+        except OSError:
+            # A file that is no namespace (any more) cannot be unmounted.
+            try:
+                os.unlink(namespace_path(name))
+            except OSError as error:
+                errors.append(f'namespace {name} cannot be removed: {error.strerror}')
+    if errors:
+        raise NetnsError('; '.join(errors))
     return len(existing)
 
 

@@ -50,13 +50,19 @@ def run(argv: Sequence[str], *, keep: bool) -> int:
             'run it with sudo, or let the administrator allow user namespaces '
             '(sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0)'
         )
-    stay = f' && {{ echo kept > {_pid_file()}.ready; exec sleep infinity; }}' if keep else ''
-    script = 'mount -t tmpfs tmpfs /run && "$@"' + stay
-    command = [*_UNSHARE, 'sh', '-c', script, 'sh', *argv]
+    command = [*_UNSHARE, *shell_command(argv, keep=keep)]
     environment = {**os.environ, INSIDE: '1'}
     if not keep:
         return subprocess.run(command, env=environment, check=False).returncode
     return _run_and_keep(command, environment)
+
+
+def shell_command(argv: Sequence[str], *, keep: bool) -> list[str]:
+    """What runs inside: a new /run, then ``argv``. ``keep``: then it writes a file and stays."""
+    script = 'ready=$1; shift; mount -t tmpfs tmpfs /run && "$@"'
+    if keep:
+        script += ' && { echo kept > "$ready"; exec sleep infinity; }'
+    return ['sh', '-c', script, 'sh', f'{_pid_file()}.ready', *argv]
 
 
 def _run_and_keep(command: Sequence[str], environment: dict[str, str]) -> int:
@@ -122,6 +128,6 @@ def enter(pid: int) -> str:
 def _pid_file() -> str:
     directory = os.environ.get('XDG_RUNTIME_DIR') or f'/tmp/metadata_wsgi-{os.getuid()}'  # noqa: S108 (made private below)
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    if os.stat(directory).st_uid != os.getuid():
+    if os.lstat(directory).st_uid != os.getuid():
         raise NetnsError(f'{directory} belongs to another user; set XDG_RUNTIME_DIR to a directory of yours')
     return os.path.join(directory, 'metadata_wsgi-lab.pid')

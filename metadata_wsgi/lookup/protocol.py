@@ -61,6 +61,14 @@ class ReportsQueries(Protocol):
 
 
 @runtime_checkable
+class ReportsOtherPorts(Protocol):
+    """A lookup whose ``on_other_port`` can be set: called with a sentence about each port that has the address but
+    belongs to no instance."""
+
+    on_other_port: Callable[[str], object]
+
+
+@runtime_checkable
 class HasLookup(Protocol):
     """A filter with a lookup."""
 

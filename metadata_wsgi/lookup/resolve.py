@@ -17,12 +17,11 @@ InstanceLookupError             503 with Retry-After at once: a retry cannot suc
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from metadata_wsgi import limits
-from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.http.retry import retry_until
@@ -42,7 +41,7 @@ ATTEMPT_TIME_SHARE = 2 / 3
 class InstanceResolver:
     """Sets INSTANCE of a request by ``lookup``. Shared by all threads of a worker."""
 
-    def __init__(self, lookup: InstanceLookup, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, lookup: InstanceLookup, *, sleep: Callable[[float], None] = sleep) -> None:
         self._lookup = lookup
         self._sleep = sleep
         self._failure_log = Throttle(limits.LOG_INTERVAL_S)

@@ -8,15 +8,21 @@ with an instance are found; a router without networks has no instances.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 from oslo_config import cfg
 
+from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.errors import LookupUnavailable
 from metadata_wsgi.inventory import Inventory, ReloadingInventory
 from metadata_wsgi.lookup.protocol import StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
+from metadata_wsgi.throttle import Throttle
+
+LOG = logging.getLogger(__name__)
 
 GROUP = 'static'
 OPTS = [
@@ -29,24 +35,48 @@ OPTS = [
 
 
 class StaticLookup:
-    """Finds instances in the inventory that ``current`` returns."""
+    """Finds instances in the inventory that ``current`` returns.
 
-    def __init__(self, current: Callable[[], Inventory]) -> None:
+    ``is_reloading`` is True while a newer one is being read: an instance that is not found may be there.
+    ``on_other_port`` may be set for explanations, by default it logs: it is called with a sentence about each port that
+    has the address but no instance.
+    """
+
+    def __init__(self, current: Callable[[], Inventory], *, is_reloading: Callable[[], bool] = lambda: False) -> None:
         self._current = current
+        self._is_reloading = is_reloading
+        self.on_other_port: Callable[[str], object] = self._log_other_port
+        self._other_port_log = Throttle(limits.LOG_INTERVAL_S)
 
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
-        """The instances that have the source's address behind its router or on its network."""
-        ports = self._current().instance_ports(
-            source.address, router_id=source.router_id, network_id=source.network_id, interface=source.interface
-        )
+        """The instances that have the source's address behind its router or on its network.
+
+        Raises LookupUnavailable if there is none and a newer inventory is being read.
+        """
+        inventory = self._current()
+        place = {'router_id': source.router_id, 'network_id': source.network_id, 'interface': source.interface}
+        ports = inventory.instance_ports(source.address, **place)
+        if not ports and self._is_reloading():
+            raise LookupUnavailable('a newer inventory is being read')
+        if not ports:
+            for port in inventory.other_ports(source.address, **place):
+                self.on_other_port(
+                    f'port {port.id} has the address {source.address}, but belongs to {port.device_owner} and has no '
+                    'instance'
+                )
         return tuple(
             Instance(port.instance_id, port.project_id, port.id, port.created_at_s)
             for port in ports
             if port.instance_id is not None and port.project_id is not None
         )
 
+    def _log_other_port(self, text: str) -> None:
+        if self._other_port_log.allow():
+            LOG.info('%s', text)
+
 
 def factory(global_conf: Mapping[str, str], *, networks_cache: StepCache | None = None) -> StaticLookup:
     """For ``directory = static``. ``networks_cache`` is not needed: no step takes time."""
     conf = config_files.load(global_conf, OPTS, GROUP)
-    return StaticLookup(ReloadingInventory(conf.static.inventory).current)
+    inventory = ReloadingInventory(conf.static.inventory)
+    return StaticLookup(inventory.current, is_reloading=inventory.is_reloading)

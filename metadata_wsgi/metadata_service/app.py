@@ -68,9 +68,17 @@ class MetadataApp:
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
 
-    def __init__(self, *, shared_secret: bytes, current: Callable[[], Inventory], passwords: Passwords) -> None:
+    def __init__(
+        self,
+        *,
+        shared_secret: bytes,
+        current: Callable[[], Inventory],
+        passwords: Passwords,
+        is_reloading: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._shared_secret = shared_secret
         self._current = current
+        self._is_reloading = is_reloading
         self._passwords = passwords
         self._password_log = Throttle(limits.LOG_INTERVAL_S)
 
@@ -101,6 +109,8 @@ class MetadataApp:
     def _instance(self, environ: WSGIEnvironment) -> Instance:
         instance_id, tenant_id = authenticate(environ, self._shared_secret)
         instance = self._current().instances.get(instance_id)
+        if instance is None and self._is_reloading():
+            raise webob.exc.HTTPServiceUnavailable(headers=[('Retry-After', '1')])
         # The same response to both: another project must not learn whether an id exists.
         if instance is None or instance.project_id != tenant_id:
             raise webob.exc.HTTPNotFound()
@@ -161,7 +171,12 @@ def app_factory(global_conf: Mapping[str, str]) -> MetadataApp:
     path = conf.inventory or config_files.load(global_conf, SHARED_OPTS, 'static').static.inventory
     inventory = ReloadingInventory(path)
     _create(conf.password_dir)
-    return MetadataApp(shared_secret=secret.encode(), current=inventory.current, passwords=Passwords(conf.password_dir))
+    return MetadataApp(
+        shared_secret=secret.encode(),
+        current=inventory.current,
+        passwords=Passwords(conf.password_dir),
+        is_reloading=inventory.is_reloading,
+    )
 
 
 def _create(directory: str) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from metadata_wsgi import limits
-from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import BadRequest, NoResponse, NotSent, RequestTimeout
 from metadata_wsgi.http import error_responses, header_names, message
 from metadata_wsgi.http.client import HttpClient
@@ -56,7 +56,7 @@ class NamespaceProxyApp:
         request_timeout_s: float = limits.REQUEST_TIMEOUT_S,
         max_body_bytes: int = limits.MAX_REQUEST_BODY_BYTES,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = sleep,
     ) -> None:
         self._agent = agent
         self._namespace = Namespace(router_id, network_id) if router_id or network_id else None
@@ -111,7 +111,7 @@ class NamespaceProxyApp:
             headers.append((header_names.CLIENT_INTERFACE, interface))
         address = addresses.normalize_ip(environ['REMOTE_ADDR'])
         headers += [(header_names.FORWARDED_FOR, address), self._id_header(environ)]
-        content = message.body(environ, self._max_body_bytes, deadline.fraction(limits.BODY_DEADLINE_FRACTION))
+        content = message.body(environ, self._max_body_bytes, deadline)
         return message.Request(environ['REQUEST_METHOD'], message.target(environ), headers, content)
 
 

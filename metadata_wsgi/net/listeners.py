@@ -70,13 +70,15 @@ def unix_listener(
     backlog: int = 4096,
     kind: int = socket.SOCK_STREAM,
     timeout_s: float = 3.0,
+    option: str = 'metadata_proxy_socket',
+    program: str = 'agent',
     sleep: Callable[[float], None] = time.sleep,
 ) -> socket.socket:
     """Listen on ``path``. A stale socket is replaced. Raises ConfigError if another process listens on it.
 
     Such a socket is checked again for ``timeout_s``: the workers of an agent whose master was killed take a second to
     notice and end. ``<path>.lock`` exists while this runs: of two processes that start together one must not take the
-    socket of the other, bound and not listening yet, for a stale one.
+    socket of the other, bound and not listening yet, for a stale one. ``option`` and ``program`` are for the messages.
     """
     path = os.path.abspath(path)
     uid, gid = uid_of(user), gid_of(group)
@@ -84,22 +86,22 @@ def unix_listener(
     try:
         dir_fd = safe_files.open_directory(directory, make=True)
     except OSError as error:
-        raise ConfigError(f'metadata_proxy_socket = {path}: its directory cannot be made: {error.strerror}') from error
+        raise ConfigError(f'{option} = {path}: its directory cannot be made: {error.strerror}') from error
     give_up_at = time.monotonic() + timeout_s
     try:
         while True:
             try:
                 with _lock(f'{name}.lock', dir_fd):
-                    if _remove_stale(path, name, dir_fd, kind):
+                    if _remove_stale(path, name, dir_fd, kind, option):
                         return _bind_unix(path, name, dir_fd, kind, mode, uid, gid, backlog)
             except BlockingIOError:
                 # Another process is between bind() and listen(): milliseconds.
                 pass
             except OSError as error:
-                raise ConfigError(f'metadata_proxy_socket = {path}: {error.strerror or error}') from error
+                raise ConfigError(f'{option} = {path}: {error.strerror or error}') from error
             if time.monotonic() >= give_up_at:
                 raise ConfigError(
-                    f'metadata_proxy_socket = {path}: another agent is running and listens there; '
+                    f'{option} = {path}: another {program} is running and listens there; '
                     'stop it first, or name another path'
                 )
             sleep(0.2)
@@ -183,6 +185,7 @@ def tcp_listener(
     may disappear and come back. Raises ConfigError; its text names the process that listens on the port, if visible.
     """
     started_at = time.monotonic()
+    look_after_s = limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
     while True:
         try:
             return bind_tcp(host, port, backlog)
@@ -190,7 +193,9 @@ def tcp_listener(
             cause = error.__cause__
             number = cause.errno if isinstance(cause, OSError) else None
             waited_s = time.monotonic() - started_at
-            if number == errno.EADDRINUSE and waited_s >= min(timeout_s, limits.FOREIGN_PORT_HOLDER_TIMEOUT_S):
+            if number == errno.EADDRINUSE and waited_s >= min(timeout_s, look_after_s):
+                # Not at each attempt: it reads the descriptors of every process.
+                look_after_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
                 holder = find_holder(port)
                 if holder and (not holder.is_own or waited_s >= timeout_s):
                     raise ConfigError(holder.message(port, port_holder.namespace_name())) from cause
@@ -240,14 +245,14 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _remove_stale(path: str, name: str, dir_fd: int, kind: int) -> bool:
+def _remove_stale(path: str, name: str, dir_fd: int, kind: int, option: str) -> bool:
     """Remove a socket on which no process listens; whether the path is free now."""
     try:
         found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return True
     if not stat.S_ISSOCK(found.st_mode):
-        raise ConfigError(f'metadata_proxy_socket = {path}: is there and is no socket; name another path or remove it')
+        raise ConfigError(f'{option} = {path}: is there and is no socket; name another path or remove it')
     with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         try:

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attach the metadata path to a router's or an isolated network's namespace, and detach it.
 
-Attach checks that the namespace exists, adds the rules (router) or the address (network), and starts the process or
-has the keeper listen. The rules come first, so that the port is closed to other packets before anything listens.
+Attach checks that the namespace exists and the port is free, adds the rules (router) or the address (network), and
+starts the process or has the keeper listen. The rules come first, so that the port is closed to other packets before
+anything listens. If nothing can listen in the end, the former rules are restored.
 
-IPv6 is added last: an IPv6 error is a warning, and IPv4 is served by then. In a DHCP namespace the proxy is bound to
-fe80::a9fe:a9fe before the address exists, so neither waits for the other.
+Detach stops the listeners first and then removes the rules, so that the port is never open without them. If the keeper
+does not respond, its listeners may live on in a worker: then the rules stay, and detach fails.
+
+IPv6 is added last: an IPv6 error is a warning, and IPv4 is served by then. Where its rules cannot be added (no
+ip6tables), the proxy listens on IPv4 only. In a DHCP namespace the proxy is bound to fe80::a9fe:a9fe before the address
+exists, so neither waits for the other.
 
 Both are idempotent. A proxy that runs in this namespace, for this id, on this port is adopted, whatever program started
 it. Any other proxy of this id is replaced, also one that runs in a namespace that was deleted and created again: it is
@@ -30,17 +35,21 @@ from typing import Protocol
 
 from metadata_wsgi.config import state_paths
 from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.net import port_holder
 from metadata_wsgi.netns import dhcp_address, interface_state, link_local, namespaces, proxy_process
 from metadata_wsgi.netns.iptables import Iptables
-from metadata_wsgi.netns.rules import Rule, rules_for
+from metadata_wsgi.netns.rules import Rule, redirect_port, rules_for
 from metadata_wsgi.netns.runner import Runner
 from metadata_wsgi.netns.target import NETWORK, NETWORK_PORT, PROCESS, ROUTER, AttachTarget
 
 LOG = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 15.0
-STOP_TIMEOUT_S = 10.0
 START_POLL_S = 0.02
+CLOSE_TIMEOUT_S = 5.0
+"""A worker closes a socket of the keeper a moment after the keeper did."""
+ANY_IPV4_ADDRESS = '0.0.0.0'  # noqa: S104 (the rules limit who may connect)
+SYSTEMD_PID = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +65,19 @@ class ProxyCommand:
         """Its pid file."""
         return state_paths.pid_file(self.state_path, uuid)
 
-    def argv(self, target: AttachTarget, port: int, interface: str | None = None) -> list[str]:
-        """The command line, as an L3 agent of Grizzly writes it; ``interface`` is a network's that gets IPv6 too."""
+    def argv(self, target: AttachTarget, port: int, hosts: Sequence[str] = ('',)) -> list[str]:
+        """The command line, as an L3 agent of Grizzly writes it; ``hosts`` are addresses to listen on, '' is all."""
         argv = [
             self.program,
             f'--pid_file={self.pid_file(target.uuid)}',
             f'--{target.kind}_id={target.uuid}',
             f'--state_path={self.state_path}',
             f'--metadata_port={port}',
+            '--mode=process',
         ]
         if self.socket:
             argv.append(f'--metadata_proxy_socket={self.socket}')
-        if target.kind == NETWORK:
-            argv.append(f'--metadata_host={dhcp_address.ADDRESS}')
-            if interface:
-                argv.append(f'--metadata_host={interface_state.ADDRESS}%{interface}')
+        argv += [f'--metadata_host={host}' for host in hosts if host]
         if self.log_dir:
             argv += [f'--log-file=quantum-ns-metadata-proxy-{target.uuid}.log', f'--log-dir={self.log_dir}']
         return argv
@@ -80,7 +87,13 @@ class RuleWriter(Protocol):
     """Writes the rules of namespaces; :class:`metadata_wsgi.netns.iptables.Iptables` is the real one."""
 
     def apply(self, namespace: str, wanted: Sequence[Rule], *, families: Sequence[int]) -> bool:
-        """Make ``wanted`` our rules in the namespace."""
+        """Make ``wanted`` our rules in the namespace; whether anything had to be changed. Raises NetnsError."""
+
+    def replace(self, namespace: str, wanted: Sequence[Rule], *, families: Sequence[int]) -> tuple[Rule, ...] | None:
+        """The same, all or nothing; returns our former rules, None if nothing had to be changed."""
+
+    def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
+        """Every rule of ours in the namespace."""
 
 
 class KeeperListeners(Protocol):
@@ -118,7 +131,8 @@ class Attacher:
         keeper_pid: Callable[[], int | None] = lambda: None,
         families: Sequence[int] | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
-        stop_timeout_s: float = STOP_TIMEOUT_S,
+        stop_timeout_s: float = proxy_process.STOP_TIMEOUT_S,
+        close_timeout_s: float = CLOSE_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -130,6 +144,7 @@ class Attacher:
         self._families = tuple(families or kernel_families())
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
+        self._close_timeout_s = close_timeout_s
         self._clock = clock
         self._sleep = sleep
 
@@ -152,20 +167,24 @@ class Attacher:
         """
         if not namespaces.exists(target.namespace):
             raise NetnsError(
-                f'there is no namespace {target.namespace} on this host: is {target.kind} {target.uuid} here, '
+                f'{namespaces.missing_reason(target.namespace)}: is {target.kind} {target.uuid} here, '
                 f'and is its agent running? "ip netns list" shows what there is; --namespace names another one'
             )
-        if target.kind == ROUTER:
-            wanted = rules_for(port=port, interfaces=interfaces, mark=mark, families=self._families)
-            if self._iptables.apply(target.namespace, wanted, families=self._families):
-                LOG.info('%s %s: rules were added', target.kind, target.uuid)
-        else:
+        if target.kind == NETWORK:
             port = NETWORK_PORT
-            if dhcp_address.add(target.namespace, interface):
-                LOG.info('%s %s: %s was added', target.kind, target.uuid, dhcp_address.ADDRESS)
+            undo = self._add_address(target, interface)
             interfaces = dhcp_address.interface_with_address(target.namespace) or ''
-        has_ipv6 = self._begin_ipv6(target, interfaces)
-        changed = self._serve(target, mode, port, interfaces if has_ipv6 else None)
+            families = self._families
+        else:
+            self._check_port(target, port)
+            wanted = rules_for(port=port, interfaces=interfaces, mark=mark, families=self._families)
+            families, undo = self._add_rules(target, wanted)
+        try:
+            has_ipv6 = self._begin_ipv6(target, interfaces, families)
+            changed = self._serve(target, mode, port, self._hosts(target, interfaces if has_ipv6 else '', families))
+        except BaseException:
+            self._undo(target, port, undo)
+            raise
         if has_ipv6 and wait_for_ipv6:
             changed |= self._settle_ipv6(target, mode, interfaces, port, changed)
         return changed
@@ -174,55 +193,162 @@ class Attacher:
         """Wait for IPv6 where ``attach`` did not; whether another process serves the target now."""
         if target.kind == NETWORK:
             port, interfaces = NETWORK_PORT, dhcp_address.interface_with_address(target.namespace) or ''
-        if not self._has_interface_for_ipv6(target, interfaces):
+        if not self._has_interface_for_ipv6(target, interfaces, self._families):
+            return False
+        if target.kind == ROUTER and not self._iptables.ours(target.namespace, families=[6]):
+            # They could not be added, and the address was not.
             return False
         return self._settle_ipv6(target, mode, interfaces, port, started=False)
 
     def detach(self, target: AttachTarget) -> bool:
-        """Remove rules or address and stop serving; whether there was anything. The namespace may be gone already."""
-        changed = False
-        if namespaces.exists(target.namespace):
-            changed |= self._iptables.apply(target.namespace, (), families=self._families)
-            if target.kind == NETWORK:
-                changed |= dhcp_address.remove(target.namespace)
-            if set(interface_state.names(target.namespace)) - {'lo'}:
-                with interface_state.open_table(target.namespace) as table:
-                    changed |= link_local.remove(table)
+        """Stop serving, then remove address and rules; whether there was anything. The namespace may be gone already.
+
+        Raises NetnsError, and removes no rule, if a listener may still be open.
+        """
+        changed, keeper_error = False, None
         try:
             if self._keeper:
                 changed |= self._keeper.detach(target)
-        finally:
-            # Also where the keeper does not respond.
-            changed |= self._stop_process(target)
+        except NetnsError as error:
+            keeper_error = error
+        changed |= self._stop_process(target)
+        if namespaces.exists(target.namespace):
+            # Without the keeper a worker serves on; there is no use in waiting.
+            timeout_s = 0.0 if keeper_error else self._close_timeout_s
+            try:
+                changed |= self._remove_from_namespace(target, timeout_s)
+            except NetnsError as error:
+                if keeper_error:
+                    raise NetnsError(f'{keeper_error}; {error}') from error
+                # The namespace may have been deleted meanwhile, with everything in it.
+                if namespaces.exists(target.namespace):
+                    raise
+                changed = True
+        if keeper_error:
+            raise keeper_error
         return changed
 
-    def _serve(self, target: AttachTarget, mode: str, port: int, interface: str | None) -> bool:
+    def _remove_from_namespace(self, target: AttachTarget, close_timeout_s: float) -> bool:
+        if target.kind == ROUTER:
+            self._wait_until_closed(target, close_timeout_s)
+        changed = False
+        if set(interface_state.names(target.namespace)) - {'lo'}:
+            with interface_state.open_table(target.namespace) as table:
+                changed |= link_local.remove(table)
+        if target.kind == NETWORK:
+            changed |= dhcp_address.remove(target.namespace)
+        return changed | self._remove_rules(target)
+
+    def _wait_until_closed(self, target: AttachTarget, timeout_s: float) -> None:
+        """Wait until no program of ours listens on the port of the rules. Raises NetnsError after the timeout."""
+        port = redirect_port(self._iptables.ours(target.namespace, families=self._families))
+        deadline_s = self._clock() + timeout_s
+        while port is not None and proxy_process.is_port_open(target.namespace, port):
+            if self._clock() >= deadline_s:
+                holder = self._port_holder(target, port)
+                if holder is None or not holder.is_own:
+                    return
+                raise NetnsError(
+                    f'port {port} in {target.namespace} is still open in pid {holder.pid} ({holder.program}); '
+                    'the rules stay until it is closed: stop it, and detach again'
+                )
+            self._sleep(START_POLL_S)
+
+    def _remove_rules(self, target: AttachTarget) -> bool:
+        try:
+            return self._iptables.apply(target.namespace, (), families=self._families)
+        except NetnsError:
+            # ``apply`` is all or nothing. One family that cannot be changed must not keep the other one's rules.
+            for family in self._families[:-1]:
+                self._iptables.apply(target.namespace, (), families=[family])
+            raise
+
+    def _check_port(self, target: AttachTarget, port: int) -> None:
+        """Raise NetnsError, before anything is changed, if another program listens on the port."""
+        if not proxy_process.is_port_open(target.namespace, port):
+            return
+        if self._iptables.ours(target.namespace, families=self._families):
+            # It is attached already. The search for the process takes long, and ``watch`` attaches all each minute.
+            return
+        holder = self._port_holder(target, port)
+        if holder is None or holder.is_own or holder.pid == SYSTEMD_PID:
+            # systemd has copies of the keeper's sockets (``keeper.fdstore``).
+            return
+        if holder.pid != proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid):
+            raise NetnsError(holder.message(port, target.namespace))
+
+    def _port_holder(self, target: AttachTarget, port: int) -> port_holder.PortHolder | None:
+        return namespaces.run_in(target.namespace, lambda: port_holder.find(port))
+
+    def _add_address(self, target: AttachTarget, interface: str | None) -> Callable[[], object]:
+        """Add 169.254.169.254; returns the undo."""
+        if not dhcp_address.add(target.namespace, interface):
+            return lambda: None
+        LOG.info('%s %s: %s was added', target.kind, target.uuid, dhcp_address.ADDRESS)
+        return lambda: dhcp_address.remove(target.namespace)
+
+    def _add_rules(self, target: AttachTarget, wanted: Sequence[Rule]) -> tuple[tuple[int, ...], Callable[[], object]]:
+        """Add the rules, those of IPv4 only where those of IPv6 are impossible; returns the families and the undo."""
+        families = self._families
+        try:
+            former = self._iptables.replace(target.namespace, wanted, families=families)
+        except NetnsError as error:
+            if families == (4,):
+                raise
+            families, ipv6_error = (4,), error
+            ipv4 = [rule for rule in wanted if rule.family == 4]
+            former = self._iptables.replace(target.namespace, ipv4, families=families)
+            with interface_state.open_table(target.namespace) as table:
+                link_local.remove(table)
+            LOG.warning('%s %s is attached without IPv6: %s', target.kind, target.uuid, ipv6_error)
+        if former is None:
+            return families, lambda: None
+        LOG.info('%s %s: rules were added', target.kind, target.uuid)
+        return families, lambda: self._iptables.apply(target.namespace, former, families=families)
+
+    def _undo(self, target: AttachTarget, port: int, undo: Callable[[], object]) -> None:
+        """Undo what this attach added, unless a listener needs it."""
+        try:
+            if not proxy_process.is_port_open(target.namespace, port):
+                undo()
+                if target.kind == ROUTER and not self._iptables.ours(target.namespace, families=self._families):
+                    with interface_state.open_table(target.namespace) as table:
+                        link_local.remove(table)
+        except NetnsError as error:
+            if namespaces.exists(target.namespace):
+                LOG.warning('%s %s: what was added could not be removed: %s', target.kind, target.uuid, error)
+
+    def _serve(self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str]) -> bool:
         if mode == PROCESS:
-            if self._move_from_keeper_to_process(target, port, interface):
+            if self._move_from_keeper_to_process(target, port, hosts):
                 return True
             self._close_in_keeper(target)
-            return self._start_process(target, port, interface)
+            return self._start_process(target, port, hosts)
         if self._keeper is None:
             raise NetnsError(f'mode {mode} needs the keeper')
         copies = proxy_process.copy_proxy_listeners(self._proxy.pid_file(target.uuid), target.uuid, port)
         try:
             usable = _in_current_namespace(target, copies)
-            changed = self._keeper.attach(target, mode, port, _hosts(target, interface), usable)
+            changed = self._keeper.attach(target, mode, port, hosts, usable)
         finally:
             for copy in copies:
                 copy.close()
         if changed:
             LOG.info('%s %s: the keeper has it served in mode %s', target.kind, target.uuid, mode)
+        pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
+        if pid is not None and proxy_process.is_holder(pid):
+            # It belongs to the agent that started it, and would have the keeper close the sockets at its end.
+            return changed
         return changed | self._stop_process(target)
 
-    def _move_from_keeper_to_process(self, target: AttachTarget, port: int, interface: str | None) -> bool:
+    def _move_from_keeper_to_process(self, target: AttachTarget, port: int, hosts: Sequence[str]) -> bool:
         """Start a process on copies of the keeper's sockets, so that they are never closed; whether it was possible."""
         keeper_pid = self._keeper_pid()
         copies = proxy_process.copy_keeper_listeners(keeper_pid, target.namespace, port) if keeper_pid else []
         try:
-            if not copies or len(copies) != len(_hosts(target, interface)):
+            if not copies or len(copies) != len(hosts):
                 return False
-            started = self._start_process(target, port, interface, copies)
+            started = self._start_process(target, port, hosts, copies)
         except NetnsError as error:
             # Another program than ours may not have the option.
             LOG.warning('%s %s: restarted, connections are refused meanwhile: %s', target.kind, target.uuid, error)
@@ -245,13 +371,13 @@ class Attacher:
     def _stop_process(self, target: AttachTarget) -> bool:
         return proxy_process.stop(self._proxy.pid_file(target.uuid), target.uuid, timeout_s=self._stop_timeout_s)
 
-    def _has_interface_for_ipv6(self, target: AttachTarget, interfaces: str) -> bool:
-        return 6 in self._families and any(
+    def _has_interface_for_ipv6(self, target: AttachTarget, interfaces: str, families: Sequence[int]) -> bool:
+        return 6 in families and any(
             link_local.matches(interfaces, name) for name in interface_state.names(target.namespace)
         )
 
-    def _begin_ipv6(self, target: AttachTarget, interfaces: str) -> bool:
-        if not self._has_interface_for_ipv6(target, interfaces):
+    def _begin_ipv6(self, target: AttachTarget, interfaces: str, families: Sequence[int]) -> bool:
+        if not self._has_interface_for_ipv6(target, interfaces, families):
             return False
         try:
             with interface_state.open_table(target.namespace) as table:
@@ -287,18 +413,26 @@ class Attacher:
             self._stop_process(target)
         elif self._keeper and target.kind == NETWORK:
             self._keeper.close(target, mode, port, f'{interface_state.ADDRESS}%{interfaces}')
-        return self._serve(target, mode, port, interfaces)
+        return self._serve(target, mode, port, self._hosts(target, interfaces, self._families))
+
+    def _hosts(self, target: AttachTarget, ipv6_interface: str, families: Sequence[int]) -> list[str]:
+        """The addresses to listen on. A network's IPv6 address is on ``ipv6_interface``, '' without IPv6."""
+        if target.kind == NETWORK:
+            return [dhcp_address.ADDRESS, *([f'{interface_state.ADDRESS}%{ipv6_interface}'] if ipv6_interface else [])]
+        # Not on IPv6 where the rules that close the port are missing.
+        return [''] if tuple(families) == self._families else [ANY_IPV4_ADDRESS]
 
     def _start_process(
-        self, target: AttachTarget, port: int, interface: str | None, listeners: Sequence[socket.socket] = ()
+        self, target: AttachTarget, port: int, hosts: Sequence[str], listeners: Sequence[socket.socket] = ()
     ) -> bool:
         """Start the proxy, on ``listeners`` if given, unless it runs; wait until it listens. Whether it was started."""
 
         def serves(pid: int) -> bool:
-            return namespaces.name_of(pid) == target.namespace and proxy_process.listens(pid, port)
+            is_here = namespaces.name_of(pid) == target.namespace and proxy_process.listens(pid, port)
+            return is_here and not proxy_process.is_holder(pid)
 
         def spawn(_pid_file: str) -> None:
-            argv, descriptors = self._proxy.argv(target, port, interface), [one.fileno() for one in listeners]
+            argv, descriptors = self._proxy.argv(target, port, hosts), [one.fileno() for one in listeners]
             if descriptors:
                 argv += [f'--listen_fd={number}' for number in descriptors]
                 self._runner(argv, namespace=target.namespace, pass_fds=descriptors)
@@ -314,6 +448,8 @@ class Attacher:
                 break
             if self._clock() >= deadline_s:
                 state = f'pid {pid} does not listen on port {port}' if pid else f'no process, pid file {pid_file}'
+                # It could listen later, when the rules have been removed again.
+                self._stop_process(target)
                 raise NetnsError(
                     f'{self._proxy.program} for {target.kind} {target.uuid} did not start within '
                     f'{self._start_timeout_s:g} s ({state}); see its log'
@@ -322,13 +458,6 @@ class Attacher:
         if started:
             LOG.info('%s %s: a proxy was started', target.kind, target.uuid)
         return started
-
-
-def _hosts(target: AttachTarget, interface: str | None) -> list[str]:
-    """The addresses on which the keeper listens: the same as those of ``ProxyCommand.argv``."""
-    if target.kind == ROUTER:
-        return ['']
-    return [dhcp_address.ADDRESS, *([f'{interface_state.ADDRESS}%{interface}'] if interface else [])]
 
 
 def _in_current_namespace(target: AttachTarget, sockets: Sequence[socket.socket]) -> list[socket.socket]:

@@ -6,6 +6,7 @@ Read from the kernel, the pid files and the keeper, not from a record: what anot
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,12 @@ from metadata_wsgi.netns.target import (
     AttachTarget,
     KeeperEntry,
 )
+
+LOG = logging.getLogger(__name__)
+
+DEFAULT_PORT = 9697
+STALE_AFTER_S = 5.0
+"""A younger file in /run/netns may be a namespace that is just being created."""
 
 YES, PARTLY, NO = 'yes', 'partly', 'no'
 UNKNOWN = 'unknown'
@@ -105,8 +112,21 @@ def _targets(
             yield target
         seen.add(target.namespace)
     for namespace in namespaces.names():
-        if namespace not in seen and iptables.ours(namespace, families=families):
+        if namespace not in seen and _has_our_rules(namespace, iptables, families):
             yield AttachTarget(*_kind_and_id(namespace), namespace)
+    for name in namespaces.stale_names(STALE_AFTER_S):
+        # A stale name of another program, such as cni-..., is not our problem.
+        if name not in seen and name.startswith(tuple(PREFIXES.values())):
+            yield AttachTarget(*_kind_and_id(name), name)
+
+
+def _has_our_rules(namespace: str, iptables: RuleReader, families: Sequence[int]) -> bool:
+    """Whether rules of ours are there; also if they cannot be read in a router's or network's namespace."""
+    try:
+        return bool(iptables.ours(namespace, families=families))
+    except NetnsError as error:
+        LOG.debug('%s: %s', namespace, error)
+        return namespaces.exists(namespace) and namespace.startswith(tuple(PREFIXES.values()))
 
 
 def _target_of_process(uuid: str, pid: int | None) -> AttachTarget:
@@ -133,26 +153,20 @@ def _status(
 ) -> AttachmentStatus:
     pid = proxy_process.running_pid(state_paths.pid_file(state_path, target.uuid), target.uuid)
     exists = namespaces.exists(target.namespace)
-    problems = [] if exists else [f'there is no namespace {target.namespace}']
-    port, rules = NETWORK_PORT, NO
-    interfaces = ''
-    if target.kind == NETWORK:
-        interfaces = (dhcp_address.interface_with_address(target.namespace) if exists else None) or ''
-        rules = YES if interfaces else NO
-    else:
-        found = iptables.ours(target.namespace, families=families) if exists else []
-        port, rules = check_rules(found, families)
-        interfaces = _rule_values(found).get('-i', '')
-    if exists and rules == PARTLY:
-        problems.append('the rules are only partly there; attach it again')
-    elif exists and rules == NO:
-        missing = f'the address {dhcp_address.ADDRESS} is' if target.kind == NETWORK else 'the rules are'
-        problems.append(f'{missing} missing; attach it again')
-    problems += _keeper_problems(entry, pid, port) if entry else _process_problems(target, pid, port)
+    problems = [] if exists else [namespaces.missing_reason(target.namespace)]
     notes: list[str] = []
-    # An attach that repairs another problem repairs IPv6 too.
-    if interfaces and 6 in families and not problems:
-        problems, notes = _check_ipv6(target, interfaces, port)
+    port, rules = NETWORK_PORT if target.kind == NETWORK else DEFAULT_PORT, NO
+    try:
+        if exists:
+            port, rules, interfaces, rule_problems = _check_namespace(target, iptables, families)
+            problems += rule_problems
+        problems += _keeper_problems(entry, pid, port) if entry else _process_problems(target, pid, port)
+        # An attach that repairs another problem repairs IPv6 too.
+        if exists and interfaces and 6 in families and not problems:
+            problems, notes = _check_ipv6(target, interfaces, port)
+    except NetnsError as error:
+        # The namespace may have been deleted meanwhile. The others have to be listed all the same.
+        problems.append(str(error))
     return AttachmentStatus(
         namespace=target.namespace if exists else None,
         uuid=target.uuid,
@@ -164,6 +178,45 @@ def _status(
         notes=tuple(notes),
         mode=entry.mode if entry else PROCESS,
     )
+
+
+def _check_namespace(
+    target: AttachTarget, iptables: RuleReader, families: Sequence[int]
+) -> tuple[int, str, str, list[str]]:
+    """(port, YES|PARTLY|NO, interfaces, problems) of the rules, or of the address of a network."""
+    if target.kind == NETWORK:
+        interface = dhcp_address.interface_with_address(target.namespace) or ''
+        missing = [] if interface else [f'the address {dhcp_address.ADDRESS} is missing; attach it again']
+        return NETWORK_PORT, YES if interface else NO, interface, missing
+    found, problems = _read_rules(target.namespace, iptables, families)
+    port, rules = check_rules(found, families)
+    if rules == PARTLY and 6 in families and check_rules(found, [4]) == (port, YES):
+        problems.append('there are no IPv6 rules, so only IPv4 is served; "attach" prints the reason')
+    elif rules == PARTLY:
+        problems.append('the rules are only partly there; attach it again')
+    elif rules == NO:
+        problems.append('the rules are missing; attach it again')
+    return port, rules, _rule_values(found).get('-i', ''), problems
+
+
+def _read_rules(namespace: str, iptables: RuleReader, families: Sequence[int]) -> tuple[list[Rule], list[str]]:
+    """(rules of ours, problems): if the rules of one family cannot be read, those of the other."""
+    try:
+        return iptables.ours(namespace, families=families), []
+    except NetnsError as error:
+        if len(families) < 2:
+            raise
+        first_error = error
+    found: list[Rule] = []
+    problems = []
+    for family in families:
+        try:
+            found += iptables.ours(namespace, families=[family])
+        except NetnsError as error:
+            problems.append(f'the IPv{family} rules cannot be read: {error}')
+    if len(problems) == len(families):
+        raise first_error
+    return found, problems
 
 
 def _process_problems(target: AttachTarget, pid: int | None, port: int) -> list[str]:
@@ -180,7 +233,7 @@ def _keeper_problems(entry: KeeperEntry, pid: int | None, port: int) -> list[str
     problems = []
     if entry.port != port:
         problems.append(f'the keeper listens on port {entry.port}, requests are redirected to {port}; attach it again')
-    if pid is not None:
+    if pid is not None and not proxy_process.is_holder(pid):
         problems.append(f'pid {pid} runs beside the keeper; attach it again')
     if not entry.workers:
         problems.append(NO_WORKER[entry.mode])
@@ -207,12 +260,17 @@ def _check_ipv6(target: AttachTarget, interfaces: str, port: int) -> tuple[list[
                 for interface in link_local.usable_interfaces(table, interfaces)
                 if table.refuses_connection(interface, port)
             ]
+            notes += [
+                f'{interface_state.ADDRESS} is not on {interface.name}, because it has no address of its own, '
+                'as on the standby of an HA router'
+                for interface in link_local.standby_interfaces(table, interfaces)
+            ]
     except NetnsError as error:
         problems.append(str(error))
     return problems, notes
 
 
-def check_rules(rules: Iterable[Rule], families: Sequence[int], default_port: int = 9697) -> tuple[int, str]:
+def check_rules(rules: Iterable[Rule], families: Sequence[int], default_port: int = DEFAULT_PORT) -> tuple[int, str]:
     """The port that a router's ``rules`` redirect to, and whether all are there: (port, YES|PARTLY|NO).
 
     Port and interfaces are read from the redirect, the mark from the rule that sets it.

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pyroute2 import NetlinkError, NetNS
@@ -61,11 +63,14 @@ def interface_with_address(namespace: str) -> str | None:
     return str(names[0]) if names else None
 
 
-def _netlink(namespace: str) -> Any:
+@contextmanager
+def _netlink(namespace: str) -> Iterator[Any]:
+    """Netlink inside the namespace. An error of the kernel becomes a NetnsError."""
     try:
-        return NetNS(namespace, flags=0)
-    except OSError as error:
-        raise NetnsError(f'namespace {namespace}: cannot be entered: {error}') from error
+        with NetNS(namespace, flags=0) as link:
+            yield link
+    except (NetlinkError, OSError) as error:
+        raise NetnsError(f'namespace {namespace}: {ADDRESS} cannot be managed: {error}') from error
 
 
 def _metadata_addresses(link: Any) -> list[Any]:

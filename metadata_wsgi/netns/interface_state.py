@@ -38,9 +38,10 @@ NEIGHBOUR_TIMEOUT_S = 0.3
 
 MISSING, TENTATIVE, USABLE, DUPLICATE = 'missing', 'tentative', 'usable', 'duplicate'
 
-# <linux/if_addr.h>, <linux/if.h>
+# <linux/if_addr.h>, <linux/if.h>, <linux/rtnetlink.h>
 IFA_F_DADFAILED, IFA_F_TENTATIVE = 0x08, 0x40
 IFF_UP, IFF_LOOPBACK, IFF_RUNNING = 0x1, 0x8, 0x40
+RT_SCOPE_UNIVERSE = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Interface:
     """One interface. ``state`` is that of fe80::a9fe:a9fe on it: MISSING, TENTATIVE, USABLE or DUPLICATE.
 
     ``ours``: the address is there and has our IFA_PROTO. ``up``: packets can pass, so that DAD can finish.
-    ``has_ipv6``: IPv6 is not disabled on it.
+    ``has_ipv6``: IPv6 is not disabled on it. ``has_own_address``: it has one that is neither link-local nor ours.
     """
 
     index: int
@@ -58,6 +59,7 @@ class Interface:
     has_ipv6: bool = True
     state: str = MISSING
     ours: bool = False
+    has_own_address: bool = True
 
 
 class InterfaceTable(Protocol):
@@ -104,14 +106,12 @@ class _KernelInterfaceTable:
         self._link = link
 
     def interfaces(self) -> list[Interface]:
-        addresses = {
-            message['index']: message
-            for message in self._link.get_addr(family=socket.AF_INET6)
-            if message.get_attr('IFA_ADDRESS') == ADDRESS
-        }
+        messages = [*self._link.get_addr()]
+        addresses = {message['index']: message for message in messages if message.get_attr('IFA_ADDRESS') == ADDRESS}
+        with_own_address = {message['index'] for message in messages if message['scope'] == RT_SCOPE_UNIVERSE}
         return sorted(
             (
-                _interface(message, addresses.get(message['index']))
+                _interface(message, addresses.get(message['index']), message['index'] in with_own_address)
                 for message in self._link.get_links()
                 if not message['flags'] & IFF_LOOPBACK
             ),
@@ -183,7 +183,7 @@ class _KernelInterfaceTable:
         return NetnsError(f'namespace {self._namespace}: {ADDRESS} cannot be {operation} {interface.name}: {error}')
 
 
-def _interface(link: Any, address: Any) -> Interface:
+def _interface(link: Any, address: Any, has_own_address: bool) -> Interface:
     return Interface(
         index=link['index'],
         name=link.get_attr('IFLA_IFNAME'),
@@ -192,6 +192,7 @@ def _interface(link: Any, address: Any) -> Interface:
         has_ipv6=_has_ipv6(link),
         state=_address_state(address.get_attr('IFA_FLAGS')) if address else MISSING,
         ours=bool(address) and address.get_attr('IFA_PROTO') == ADDRESS_PROTO,
+        has_own_address=has_own_address,
     )
 
 

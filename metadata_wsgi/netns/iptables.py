@@ -20,6 +20,7 @@ from __future__ import annotations
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -132,7 +133,8 @@ def _words(args: str) -> list[str]:
 class Iptables:
     """Rules of namespaces. ``binary`` is e.g. ``iptables-nft``; by default the kind that the namespace uses.
 
-    ``bulk_rules`` are rules for many namespaces: they are copied where possible (``ruleset_template``).
+    ``bulk_rules`` are rules for many namespaces: they are copied where possible (``ruleset_template``). ``lock`` is
+    held while the rules of the given namespace are read and changed.
     """
 
     def __init__(
@@ -141,12 +143,14 @@ class Iptables:
         *,
         binary: str | None = None,
         bulk_rules: Sequence[Rule] = (),
+        lock: Callable[[str], AbstractContextManager[None]] = lambda _namespace: nullcontext(),
         find_program: Callable[[str], str | None] = lambda name: shutil.which(name, path=search_path()),
-        has_any_rules: Callable[[str], bool] = ruleset_template.has_any_rules,
+        has_any_rules: Callable[[str, int], bool] = ruleset_template.has_any_rules,
         has_legacy_rules: Callable[[str], bool] = ruleset_template.has_legacy_rules,
     ) -> None:
         self._runner = runner
         self._binary = binary
+        self._lock = lock
         self._find_program = find_program
         self._has_any_rules = has_any_rules
         self._has_legacy_rules = has_legacy_rules
@@ -159,19 +163,37 @@ class Iptables:
     def apply(self, namespace: str, wanted: Sequence[Rule], *, families: Iterable[int] = (4, 6)) -> bool:
         """Make ``wanted`` (empty: none) our rules in the namespace; whether anything had to be changed.
 
-        Raises NetnsError with the error message of iptables.
+        Raises NetnsError with the error message of iptables, as ``replace`` does.
         """
-        copied = self._template.apply(namespace, wanted) if self._template else None
-        if copied is not None:
-            return copied
-        changed = False
-        for family in families:
-            rules = [rule for rule in wanted if rule.family == family]
-            binary, *others = self._binaries(namespace, family)
-            changed |= self._apply_with(namespace, binary, rules)
-            for other in others:
-                changed |= self._apply_with(namespace, other, [])
-        return changed
+        return self.replace(namespace, wanted, families=families) is not None
+
+    def replace(
+        self, namespace: str, wanted: Sequence[Rule], *, families: Iterable[int] = (4, 6)
+    ) -> tuple[Rule, ...] | None:
+        """The same; returns our former rules, for an undo, or None if nothing had to be changed.
+
+        All or nothing: if one family fails, the former rules of the others are restored before NetnsError is raised.
+        """
+        with self._lock(namespace):
+            copied = self._template.apply(namespace, wanted) if self._template else None
+            if self._template and copied is not None:
+                # Only where none of ours were, or exactly these (``RulesetTemplate``).
+                return (() if wanted else self._template.rules) if copied else None
+            former: list[Rule] = []
+            changed: list[int] = []
+            for family in families:
+                rules = [rule for rule in wanted if rule.family == family]
+                try:
+                    replaced = self._replace_in_family(namespace, family, rules)
+                except NetnsError:
+                    for done in changed:
+                        undo = [rule for rule in former if rule.family == done]
+                        self._replace_in_family(namespace, done, undo)
+                    raise
+                if replaced is not None:
+                    changed.append(family)
+                    former += replaced
+            return tuple(former) if changed else None
 
     def ours(self, namespace: str, *, families: Iterable[int] = (4, 6)) -> list[Rule]:
         """Every rule of ours that is in the namespace, whatever port or shape it has."""
@@ -179,13 +201,10 @@ class Iptables:
         if found is not None:
             return found
         return [
-            Rule(family, table, chain, tuple(args.split()))
+            rule
             for family in families
             for binary in self._binaries(namespace, family)
-            for table, content in self._read(namespace, binary).items()
-            for chain, rules in content.chains.items()
-            for args in rules
-            if is_ours(args)
+            for rule in _our_rules(family, self._read(namespace, binary, family))
         ]
 
     def _add_bulk_rules(self) -> None:
@@ -204,24 +223,34 @@ class Iptables:
         families = sorted({rule.family for rule in rules})
         return [(family, [rule for rule in rules if rule.family == family]) for family in families]
 
-    def _apply_with(self, namespace: str, binary: str, wanted: Sequence[Rule]) -> bool:
+    def _replace_in_family(self, namespace: str, family: int, wanted: Sequence[Rule]) -> list[Rule] | None:
+        """The former rules of the family, None if nothing had to be changed."""
+        binary, *others = self._binaries(namespace, family)
+        results = [self._replace_with(namespace, binary, family, wanted)]
+        results += [self._replace_with(namespace, other, family, []) for other in others]
+        if all(result is None for result in results):
+            return None
+        return [rule for result in results for rule in result or ()]
+
+    def _replace_with(self, namespace: str, binary: str, family: int, wanted: Sequence[Rule]) -> list[Rule] | None:
         # Another program may write between our read and our write. Its rules are not lost then, because rules are
         # deleted by content and not by number: iptables-restore refuses, and a second attempt reads again.
         for is_last_attempt in (False, True):
-            text = difference(self._read(namespace, binary), wanted)
+            tables = self._read(namespace, binary, family)
+            text = difference(tables, wanted)
             if not text:
-                return False
+                return None
             try:
                 self._runner([f'{binary}-restore', '--noflush', '--wait'], stdin=text, namespace=namespace)
             except NetnsError:
                 if is_last_attempt:
                     raise
             else:
-                break
-        return True
+                return _our_rules(family, tables)
+        raise AssertionError
 
-    def _read(self, namespace: str, binary: str) -> dict[str, Table]:
-        if not self._has_any_rules(namespace):
+    def _read(self, namespace: str, binary: str, family: int) -> dict[str, Table]:
+        if not self._has_any_rules(namespace, family):
             return {}
         return parse(self._runner([f'{binary}-save'], namespace=namespace))
 
@@ -232,10 +261,20 @@ class Iptables:
             return [prefix]
         legacy, nft = f'{prefix}-legacy', f'{prefix}-nft'
         if self._has_legacy_rules(namespace) and self._find_program(f'{legacy}-save'):
-            tables = self._read(namespace, legacy)
+            tables = self._read(namespace, legacy, family)
             if any(rules for table in tables.values() for rules in table.chains.values()):
                 return [legacy, nft] if self._find_program(f'{nft}-save') else [legacy]
         return [prefix]
 
     def _family_binary(self, family: int) -> str:
         return (self._binary or 'iptables').replace('iptables', 'ip6tables' if family == 6 else 'iptables')
+
+
+def _our_rules(family: int, tables: Mapping[str, Table]) -> list[Rule]:
+    return [
+        Rule(family, name, chain, tuple(args.split()))
+        for name, table in tables.items()
+        for chain, rules in table.chains.items()
+        for args in rules
+        if is_ours(args)
+    ]

@@ -9,6 +9,12 @@ DAD is not skipped (``nodad`` or an optimistic address): networks with two DHCP 
 offers this address (LP#1953165). Without DAD an instance would reach a different one of them from packet to packet.
 The wait costs nothing: IPv4 is served meanwhile.
 
+An interface without an address of its own gets none: it is that of the standby of an HA router. It has the same MAC as
+that of the primary on another host, and every frame from it (duplicate address detection, MLD reports, neighbour
+solicitations) makes the switches send the router's traffic to the wrong host (LP#1403860, LP#1859832).
+keepalived adds the addresses when the router becomes the primary; then this one is added too, and removed when they
+are gone. An interface whose only addresses are link-local is treated as a standby.
+
 A duplicate is removed, because the kernel never checks it again, and its MAC is looked up. If that is another
 interface of this same router (an IPv4 and an IPv6 subnet of one network have one each), its instances are served,
 and nothing is wrong. Otherwise the address is tried again a few times, and then given up until the next attach, with
@@ -41,7 +47,11 @@ def begin(table: InterfaceTable, pattern: str) -> None:
     """Add the address to every interface that ``pattern`` matches, if none has it; does not wait.
 
     Where one has it already, ``settle`` adds the others: it first checks whether they are on the same network.
+    Removes it from interfaces that have no address of their own any more.
     """
+    for interface in standby_interfaces(table, pattern):
+        if interface.ours:
+            table.remove(interface)
     wanted = _wanted(table, pattern)
     if all(interface.state == MISSING for interface in wanted):
         for interface in wanted:
@@ -84,6 +94,11 @@ def missing_addresses(table: InterfaceTable, pattern: str) -> dict[Interface, st
     """
     without = [found for found in _wanted(table, pattern) if found.up and found.state in (MISSING, DUPLICATE)]
     return _held_by_others(table, {interface: table.neighbour_mac(interface) for interface in without})
+
+
+def standby_interfaces(table: InterfaceTable, pattern: str) -> list[Interface]:
+    """The interfaces that do not get the address, because they have none of their own."""
+    return [found for found in _matching(table, pattern) if not found.has_own_address]
 
 
 def usable_interfaces(table: InterfaceTable, pattern: str) -> list[Interface]:
@@ -130,8 +145,12 @@ def _held_by_others(table: InterfaceTable, held: Mapping[Interface, str]) -> dic
     return {interface: mac for interface, mac in held.items() if mac not in own}
 
 
-def _wanted(table: InterfaceTable, pattern: str) -> list[Interface]:
+def _matching(table: InterfaceTable, pattern: str) -> list[Interface]:
     return [found for found in table.interfaces() if found.has_ipv6 and matches(pattern, found.name)]
+
+
+def _wanted(table: InterfaceTable, pattern: str) -> list[Interface]:
+    return [found for found in _matching(table, pattern) if found.has_own_address]
 
 
 def _tentative(table: InterfaceTable, pattern: str) -> Iterable[Interface]:

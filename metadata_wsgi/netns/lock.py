@@ -18,12 +18,12 @@ NAME = 'attaching'
 
 
 @contextmanager
-def exclusive(state_path: str) -> Iterator[None]:
-    """Hold the lock of ``state_path``; waits without a timeout until it is free.
+def exclusive(state_path: str, name: str = NAME) -> Iterator[None]:
+    """Hold the lock ``name`` of ``state_path``; waits without a timeout until it is free.
 
     Raises NetnsError if another user owns the lock file or may open it: that user could block every attach.
     """
-    path = os.path.join(state_path, NAME)
+    path = os.path.join(state_path, name)
     try:
         os.makedirs(state_path, exist_ok=True)
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)

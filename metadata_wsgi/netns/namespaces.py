@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Named network namespaces, as ``ip netns`` keeps them under /run/netns.
 
+A name is a file there, on which the namespace is mounted. After a crash or a restarted container plain files may be
+left, which are no namespaces: such a name is stale.
+
 The caller's own namespace never changes. setns(2) moves a thread and not a process, so a function that has to run in
 a namespace runs in a new thread that ends with it.
 """
@@ -9,9 +12,11 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import functools
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,13 +31,28 @@ SIOCGSKNS = 0x894C  # <linux/sockios.h>: a descriptor of a socket's namespace; n
 
 
 def names() -> list[str]:
-    """All named namespaces of this host, sorted."""
-    return sorted(netns.listnetns(DIRECTORY))
+    """All named namespaces of this host, sorted; without stale names."""
+    return [name for name in _file_names() if exists(name)]
+
+
+def stale_names(min_age_s: float = 0.0) -> list[str]:
+    """The names that are plain files and no namespaces, and at least ``min_age_s`` old; sorted.
+
+    ``ip netns add`` creates the file before it mounts the namespace on it, so a new file may become a namespace.
+    """
+    return [name for name in _file_names() if _is_stale(name, min_age_s)]
 
 
 def exists(name: str) -> bool:
     """Whether there is a namespace of that name."""
-    return os.path.exists(path(name))
+    return identity(name) is not None
+
+
+def missing_reason(name: str) -> str:
+    """Why there is no namespace of that name, and what to do."""
+    if _is_stale(name, 0.0):
+        return f'{path(name)} is a file and no namespace; remove it: ip netns delete {name}'
+    return f'there is no namespace {name} on this host'
 
 
 def path(name: str) -> str:
@@ -41,12 +61,33 @@ def path(name: str) -> str:
 
 
 def identity(name: str) -> tuple[int, int] | None:
-    """Device and inode, which differ between two namespaces of one name; None if there is none."""
+    """Device and inode, which differ between two namespaces of one name; None if there is no namespace of that name."""
     try:
         status = os.stat(path(name))
     except OSError:
         return None
-    return status.st_dev, status.st_ino
+    # All namespaces are on one file system of the kernel (nsfs); a plain file is on another.
+    return (status.st_dev, status.st_ino) if status.st_dev == _nsfs_device() else None
+
+
+@functools.cache
+def _nsfs_device() -> int:
+    return os.stat('/proc/self/ns/net').st_dev
+
+
+def _file_names() -> list[str]:
+    try:
+        return sorted(os.listdir(DIRECTORY))
+    except OSError:
+        return []
+
+
+def _is_stale(name: str, min_age_s: float) -> bool:
+    try:
+        status = os.stat(path(name))
+    except OSError:
+        return False
+    return status.st_dev != _nsfs_device() and time.time() - status.st_mtime >= min_age_s
 
 
 def identity_of(sock: socket.socket) -> tuple[int, int]:
@@ -77,7 +118,7 @@ def name_of(pid: int) -> str | None:
         wanted = os.stat(f'/proc/{pid}/ns/net')
     except OSError:
         return None
-    return next((name for name in names() if identity(name) == (wanted.st_dev, wanted.st_ino)), None)
+    return next((name for name in _file_names() if identity(name) == (wanted.st_dev, wanted.st_ino)), None)
 
 
 def run_in(name: str, fn: Callable[[], T]) -> T:
@@ -132,11 +173,14 @@ class _NamespaceCall:
             return
         try:
             fd = os.open(path(self.name), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise NetnsError(f'there is no namespace {self.name} on this host') from error
         except OSError as error:
             raise NetnsError(f'namespace {self.name}: {error.strerror}') from error
         try:
             netns.setns(fd)
         except OSError as error:
-            raise NetnsError(f'namespace {self.name}: cannot be entered: {os.strerror(error.errno or 0)}') from error
+            reason = os.strerror(error.errno or 0) if exists(self.name) else missing_reason(self.name)
+            raise NetnsError(f'namespace {self.name}: cannot be entered: {reason}') from error
         finally:
             os.close(fd)

@@ -3,7 +3,11 @@
 
 Pid files are where Grizzly's process manager has them (``state_paths.pid_file``). As there, a proxy runs when its pid
 is alive and the id of its router or network is in its command line. So ``attach`` adopts proxies that an L3 agent
-started, and the agent adopts ours.
+started, and the agent adopts ours. The id counts only as a value of --router_id or --network_id, or as the name of a
+configuration or pid file: the same letters elsewhere in a command line mean nothing.
+
+A less privileged process may be able to write to the directory of the pid files, so they are opened with
+``safe_files``: a link, a FIFO or a file of another user is not read, and root does not follow it.
 
 The kernel reuses a pid as soon as its process has ended. So a process is opened as a pidfd (Linux 5.3) *before* its
 command line is read, and is signalled through the pidfd.
@@ -13,7 +17,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
+import re
 import select
 import signal
 import socket
@@ -21,18 +27,30 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from metadata_wsgi import limits, safe_files
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces
 
+STOP_TIMEOUT_S = limits.GRACEFUL_TIMEOUT_S + 3.0
+"""From SIGTERM to SIGKILL: longer than a proxy may need to finish the requests in flight."""
 SIGKILL_TIMEOUT_S = 5.0
+MAX_PID_FILE_BYTES = 64
 PIDFD_GETFD = 438
 """The system call's number, the same on every architecture. The os module has no name for it."""
+
+HOLDER = 'metadata-wsgi-holder'
+"""A word in the command line of a holder (``bin/metadata-wsgi-haproxy``)."""
 
 
 def read_pid(pid_file: str) -> int | None:
     """The number in the file; None if there is no file, or no number in it."""
     try:
-        number = int(Path(pid_file).read_text(encoding='ascii', errors='replace'))
+        with _pid_directory(pid_file) as dir_fd:
+            fd = safe_files.open_file(os.path.basename(pid_file), os.O_RDONLY, dir_fd=dir_fd)
+            try:
+                number = int(os.read(fd, MAX_PID_FILE_BYTES))
+            finally:
+                os.close(fd)
     except (OSError, ValueError):
         return None
     return number if number > 0 else None
@@ -57,14 +75,15 @@ def ensure_running(
         return False
     stop(pid_file, uuid)
     try:
-        os.makedirs(os.path.dirname(pid_file), mode=0o755, exist_ok=True)
+        with _pid_directory(pid_file, make=True):
+            pass
     except OSError as error:
         raise NetnsError(f'pid file {pid_file}: {error.strerror}') from error
     spawn(pid_file)
     return True
 
 
-def stop(pid_file: str, uuid: str, *, timeout_s: float = 10.0) -> bool:
+def stop(pid_file: str, uuid: str, *, timeout_s: float = STOP_TIMEOUT_S) -> bool:
     """Stop the process of ``uuid`` (SIGTERM; SIGKILL after ``timeout_s`` seconds) and remove the file.
 
     Returns whether there was a process. A process without the id in its command line is not touched, whatever the file
@@ -73,9 +92,22 @@ def stop(pid_file: str, uuid: str, *, timeout_s: float = 10.0) -> bool:
     with _open_pidfd(read_pid(pid_file), uuid) as pidfd:
         if pidfd is not None:
             _terminate(pidfd, pid_file, timeout_s)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(pid_file)
+    try:
+        with _pid_directory(pid_file) as dir_fd:
+            os.unlink(os.path.basename(pid_file), dir_fd=dir_fd)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise NetnsError(f'pid file {pid_file}: {error.strerror}') from error
     return pidfd is not None
+
+
+def is_holder(pid: int) -> bool:
+    """Whether the process is a holder: it has a copy of the keeper's socket and the pid file, and accepts nothing."""
+    try:
+        return HOLDER.encode() in Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')
+    except OSError:
+        return False
 
 
 def listens(pid: int, port: int) -> bool:
@@ -91,6 +123,15 @@ def listens(pid: int, port: int) -> bool:
         return any(f'socket:[{inode}]' in inodes for found, inode in _listening_sockets(pid) if found == port)
     except OSError:
         return False
+
+
+def is_port_open(namespace: str, port: int) -> bool:
+    """Whether any process listens on the TCP port in the namespace.
+
+    Found out by a bind: to read /proc/net/tcp takes 10 to 30 ms in every namespace, because the kernel walks over the
+    table of all sockets of the host. With SO_REUSEADDR only a listening socket is in the way.
+    """
+    return namespaces.run_in(namespace, lambda: not _can_bind(port))
 
 
 def copy_proxy_listeners(pid_file: str, uuid: str, port: int) -> list[socket.socket]:
@@ -135,6 +176,21 @@ def unix_listener_pid(path: str, kind: int = socket.SOCK_STREAM, *, timeout_s: f
         return pid
 
 
+def _can_bind(port: int) -> bool:
+    family, host = (socket.AF_INET6, '::') if os.path.exists('/proc/net/if_inet6') else (socket.AF_INET, '')
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise
+    return True
+
+
 def _copy_sockets(pid: int, pidfd: int, inodes: set[str]) -> list[socket.socket]:
     names = {f'socket:[{inode}]' for inode in inodes}
     copies: dict[str, socket.socket] = {}
@@ -166,8 +222,28 @@ def _listening_sockets(pid: int | str) -> Iterator[tuple[int, str]]:
 
 
 @contextlib.contextmanager
+def _pid_directory(pid_file: str, *, make: bool = False) -> Iterator[int]:
+    """A descriptor of the directory of the file; ``make``: create it if it is missing."""
+    dir_fd = safe_files.open_directory(os.path.dirname(pid_file), make=make)
+    try:
+        yield dir_fd
+    finally:
+        os.close(dir_fd)
+
+
+def _has_id(command_line: bytes, uuid: str) -> bool:
+    """Whether the command line is that of a proxy of ``uuid``: ours, Grizzly's, or a haproxy of Neutron's.
+
+    Also where a process has changed its title to its command line in words (setproctitle).
+    """
+    id_ = re.escape(uuid)
+    text = command_line.replace(b'\0', b' ').decode(errors='replace')
+    return bool(re.search(rf'--(?:router|network)[_-]id[= ]{id_}(?![\w-])|/{id_}\.(?:conf|pid)(?!\w)', text))
+
+
+@contextlib.contextmanager
 def _open_pidfd(pid: int | None, uuid: str) -> Iterator[int | None]:
-    """A pidfd of the process if it is alive and has ``uuid`` in its command line, else None."""
+    """A pidfd of the process if it is alive and its command line is that of a proxy of ``uuid``, else None."""
     try:
         pidfd = os.pidfd_open(pid) if pid else None
     except OSError:
@@ -181,7 +257,7 @@ def _open_pidfd(pid: int | None, uuid: str) -> Iterator[int | None]:
         except OSError:
             command_line = b''
         # Still alive after the read: so the command line was this process's, and not that of a later one with its pid.
-        yield pidfd if uuid.encode() in command_line and not _has_ended(pidfd, 0) else None
+        yield pidfd if _has_id(command_line, uuid) and not _has_ended(pidfd, 0) else None
     finally:
         os.close(pidfd)
 

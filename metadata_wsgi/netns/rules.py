@@ -69,6 +69,14 @@ def rules_for(
     )
 
 
+def redirect_port(rules: Iterable[Rule]) -> int | None:
+    """The port that the rules redirect to; None if there is no redirect."""
+    for rule in rules:
+        if '--to-ports' in rule.args:
+            return int(rule.args[rule.args.index('--to-ports') + 1])
+    return None
+
+
 def _parse_mark(text: str) -> tuple[int, int]:
     value, _, mask = text.partition('/')
     try:

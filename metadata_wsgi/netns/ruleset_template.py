@@ -71,6 +71,8 @@ ATTRIBUTES_TO_COPY = {
     NEWCHAIN: (CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE),
     NEWRULE: (RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_USERDATA),
 }
+ADDRESS_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+LEGACY_PREFIXES = {4: 'ip', 6: 'ip6'}
 RECEIVE_BYTES = 1 << 17
 NETLINK_TIMEOUT_S = 10.0
 
@@ -214,13 +216,14 @@ class RulesetTemplate:
         return template if template and namespaces.run_in_scratch(copy_reads_back) else None
 
 
-def has_any_rules(namespace: str) -> bool:
-    """Whether the namespace has a table of either kind of iptables; True where that cannot be read.
+def has_any_rules(namespace: str, family: int) -> bool:
+    """Whether the namespace has a table of either kind of iptables for ``family``; True where that cannot be read.
 
-    A new router's namespace has none. Then there is nothing to read, and four of six programs need not run.
+    A new router's namespace has none. Then there is nothing to read, and four of six programs need not run. Nor is a
+    program run that may be missing: a host without ip6tables has no rules of it.
     """
     try:
-        return namespaces.run_in(namespace, lambda: has_legacy_tables() or _has_nftables())
+        return namespaces.run_in(namespace, lambda: has_legacy_tables([family]) or _has_nftables(family))
     except (NetnsError, OSError):
         return True
 
@@ -233,18 +236,18 @@ def has_legacy_rules(namespace: str) -> bool:
         return True
 
 
-def has_legacy_tables() -> bool:
-    """Whether iptables-legacy has a table in the namespace of the calling thread.
+def has_legacy_tables(families: Sequence[int] = (4, 6)) -> bool:
+    """Whether iptables-legacy has a table of one of ``families`` in the namespace of the calling thread.
 
     Tables appear there when they are first used. Without the kernel's module there is no file.
     """
-    names = [Path(f'/proc/thread-self/net/{prefix}_tables_names') for prefix in ('ip', 'ip6')]
+    names = [Path(f'/proc/thread-self/net/{LEGACY_PREFIXES[family]}_tables_names') for family in families]
     return any(name.read_text(encoding='ascii').strip() for name in names if os.path.exists(name))
 
 
-def _has_nftables() -> bool:
+def _has_nftables(family: int) -> bool:
     with _netlink_socket() as sock:
-        return bool(_dump(sock, GETTABLE))
+        return any(table.family == ADDRESS_FAMILIES[family] for table in _dump(sock, GETTABLE))
 
 
 def read_ruleset() -> tuple[Ruleset, int]:

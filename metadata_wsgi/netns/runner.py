@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import IO, Protocol
 
+from metadata_wsgi import limits
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces
 
@@ -30,10 +31,14 @@ class Runner(Protocol):
         """
 
 
+TIMEOUT_S = limits.PORT_IN_USE_TIMEOUT_S + 10.0
+"""A proxy that is started retries a port in use for that long, and then reports the process that has it."""
+
+
 class SubprocessRunner:
     """Runs real programs; one that takes longer than ``timeout_s`` seconds is killed."""
 
-    def __init__(self, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, *, timeout_s: float = TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
 
     def __call__(

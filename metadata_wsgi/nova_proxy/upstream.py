@@ -31,12 +31,12 @@ from oslo_config import cfg
 
 from metadata_wsgi import limits
 from metadata_wsgi.config import config_files, tls_options
-from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import BadRequest, ConfigError, MaybeSent, NoResponse, NotSent, RequestTimeout
+from metadata_wsgi.deadline import Deadline, sleep
+from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent, RequestTimeout
 from metadata_wsgi.http import client, error_responses, header_names, message
-from metadata_wsgi.http.circuit_breaker import CircuitBreaker
 from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import RetryBudget, retry_until
+from metadata_wsgi.nova_proxy.hosts import RETRYABLE_STATUSES, Hosts
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.throttle import Throttle
 
@@ -70,9 +70,6 @@ OPTS = [
     ),
 ]
 
-RETRYABLE_STATUSES = frozenset({500, 502, 503, 504})
-"""Nova answers these while something that it needs is unavailable. Every other status is relayed at once."""
-
 PATHS_OF_EVERY_INSTANCE = frozenset(
     {
         '/openstack',
@@ -100,12 +97,12 @@ class UpstreamApp:
         *,
         max_body_bytes: int = limits.MAX_REQUEST_BODY_BYTES,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = sleep,
     ) -> None:
         self.clients = tuple(clients)
         self._max_body_bytes = max_body_bytes
         self._sleep = sleep
-        self._hosts = [_Host(client, clock) for client in self.clients]
+        self._hosts = Hosts(self.clients, clock)
         self._retry_budget = RetryBudget(clock)
         # Index in ``signatures`` of the one that Nova accepted last.
         self._accepted_signature = 0
@@ -123,7 +120,7 @@ class UpstreamApp:
         identity: environ_keys.SignedIdentity = environ[environ_keys.SIGNED_IDENTITY]
         deadline: Deadline = environ[environ_keys.DEADLINE]
         try:
-            response = self._send_signed(self._request(environ, deadline), identity, deadline)
+            response = self._send_signed(self._request(environ, identity, deadline), identity, deadline)
         except message.TooLarge:
             return error_responses.payload_too_large(self._max_body_bytes)(environ, start_response)
         except RequestTimeout:
@@ -158,41 +155,50 @@ class UpstreamApp:
                     self._unknown_instances,
                 )
 
-    def _request(self, environ: WSGIEnvironment, deadline: Deadline) -> message.Request:
-        """The client's request, without the identity."""
+    def _request(
+        self, environ: WSGIEnvironment, identity: environ_keys.SignedIdentity, deadline: Deadline
+    ) -> message.Request:
+        """The client's request, signed with the signature that Nova accepted last."""
         headers = [(name, value) for name, value in message.headers(environ) if name in header_names.UPSTREAM_ALLOWED]
-        content = message.body(environ, self._max_body_bytes, deadline.fraction(limits.BODY_DEADLINE_FRACTION))
+        headers += identity_headers(identity, identity.signatures[self._first_signature(identity)])
+        content = message.body(environ, self._max_body_bytes, deadline)
         return message.Request(environ['REQUEST_METHOD'], message.target(environ), headers, content)
+
+    def _first_signature(self, identity: environ_keys.SignedIdentity) -> int:
+        return self._accepted_signature if len(identity.signatures) > 1 else 0
 
     def _send_signed(
         self, request: message.Request, identity: environ_keys.SignedIdentity, deadline: Deadline
     ) -> message.Response:
-        """Send the request with the signature that Nova accepted last; where Nova refuses it, with the others."""
-        first = self._accepted_signature % len(identity.signatures)
-        others = [number for number in range(len(identity.signatures)) if number != first]
+        """Send the request as it is signed; where Nova refuses it, with the other signature."""
+        response = self._send_until(request, deadline)
+        if response.status != 403 or len(identity.signatures) == 1:
+            return response
+        first = self._first_signature(identity)
         # Nova's secret may change between two attempts: therefore the first signature again at the end.
-        attempts = [first, *others, first] if others else [first]
-        for position, number in enumerate(attempts):
-            headers = [*request.headers, *identity_headers(identity, identity.signatures[number])]
-            signed = message.Request(request.method, request.target, headers, request.body)
-            response = self._send_until(signed, deadline)
-            if response.status != 403 or position == len(attempts) - 1:
-                break
+        for number in (1 - first, first):
             if hasattr(response.body, 'close'):
                 response.body.close()
-        if response.status != 403 and number != first:
-            self._accepted_signature = number
-            if self._secret_change_log.allow():
-                LOG.info('Nova refused one shared secret and accepted the %s one', 'old' if number else 'new')
+            headers = [*request.headers[:-1], (header_names.SIGNATURE, identity.signatures[number])]
+            signed = message.Request(request.method, request.target, headers, request.body)
+            response = self._send_until(signed, deadline)
+            if response.status != 403:
+                self._set_accepted_signature(number)
+                break
         return response
+
+    def _set_accepted_signature(self, number: int) -> None:
+        if number != self._accepted_signature and self._secret_change_log.allow():
+            LOG.info('Nova refused one shared secret and accepted the %s one', 'old' if number else 'new')
+        self._accepted_signature = number
 
     def _send_until(self, request: message.Request, deadline: Deadline) -> message.Response:
         self._retry_budget.add_request()
         response = retry_until(
-            lambda: self._send_to_hosts(request, deadline),
+            lambda: self._hosts.send_request(request, deadline),
             deadline,
             retry_on=(NoResponse,) if request.is_retryable else (NotSent,),
-            retry_if_result=lambda response: request.is_retryable and response.status in RETRYABLE_STATUSES,
+            retry_if_result=lambda response: response.status in RETRYABLE_STATUSES and request.is_retryable,
             may_retry=self._may_retry,
             sleep=self._sleep,
         )
@@ -201,69 +207,7 @@ class UpstreamApp:
         return response
 
     def _may_retry(self) -> bool:
-        return any(host.circuit.allows_attempt() for host in self._hosts) and self._retry_budget.take_retry()
-
-    def _send_to_hosts(self, request: message.Request, deadline: Deadline) -> message.Response:
-        """One attempt at each host until one succeeds; returns or raises the outcome of the last one."""
-        hosts = [host for host in self._hosts if host.circuit.allows_attempt()]
-        if not hosts:
-            raise NotSent(self._hosts[-1].circuit.last_error)
-        hosts.sort(key=lambda host: host.is_backed_off())
-        for host in hosts:
-            is_last = host is hosts[-1]
-            try:
-                # A host that does not respond must leave time for another attempt.
-                response = host.send_request(request, deadline.fraction(2 / 3) if request.is_retryable else deadline)
-            except NoResponse as error:
-                host.back_off(error)
-                if is_last or not (request.is_retryable or isinstance(error, NotSent)):
-                    raise
-                continue
-            if is_last or not request.is_retryable or response.status not in RETRYABLE_STATUSES:
-                host.end_backoff()
-                return response
-            host.back_off(f'it answered {response.status}')
-        raise AssertionError('the last host returns or raises')
-
-
-class _Host:
-    """A host of Nova, and its health."""
-
-    def __init__(self, client: HttpClient, clock: Callable[[], float]) -> None:
-        self.client = client
-        self.circuit = CircuitBreaker(clock)
-        self._clock = clock
-        self._backed_off_until_s = 0.0
-        self._failure_log = Throttle(limits.LOG_INTERVAL_S, clock)
-
-    def send_request(self, request: message.Request, deadline: Deadline) -> message.Response:
-        """As HttpClient; records whether a connection was made."""
-        self.circuit.start_attempt()
-        had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
-        try:
-            response = self.client.send_request(request, deadline)
-        except NotSent as error:
-            self.circuit.record_failure(error, had_time=had_time)
-            raise
-        except MaybeSent:
-            self.circuit.record_connected()
-            raise
-        self.circuit.record_connected()
-        return response
-
-    def is_backed_off(self) -> bool:
-        """Whether the host is tried after the others."""
-        return self._backed_off_until_s > self._clock()
-
-    def back_off(self, reason: object) -> None:
-        """The host failed: try it after the others for a while."""
-        if not self.is_backed_off() and self._failure_log.allow():
-            LOG.warning('Nova at %s fails: %s', self.client.name, reason)
-        self._backed_off_until_s = self._clock() + limits.NOVA_HOST_BACKOFF_S
-
-    def end_backoff(self) -> None:
-        """The host works."""
-        self._backed_off_until_s = 0.0
+        return self._hosts.accept_attempt() and self._retry_budget.take_retry()
 
 
 def identity_headers(identity: environ_keys.SignedIdentity, signature: str) -> message.Headers:

@@ -7,7 +7,33 @@ the pipeline is checked at start, so the filter may read ``environ[KEY]`` withou
 Rule 3: a client cannot set these keys. A server makes ``HTTP_*`` keys of headers; a lower-case key with a dot never
 comes from a request.
 
-================================== ================== ============================================ ===========
+================================== ================== ============================================ ==================
+key                                written by         read by                                      where it is absent
+================================== ================== ============================================ ==================
+``metadata_wsgi.received_at``      the worker         ``deadline``, the namespace proxy            another server: the
+                                                                                                   deadline counts
+                                                                                                   from the first
+                                                                                                   filter
+``metadata_wsgi.namespace``        the worker         ``socket_source``, ``healthcheck``, the      the connection came
+                                                      namespace proxy, the agent                   over the unix socket
+``metadata_wsgi.deadline``         ``deadline``       ``lookup_cache``, ``instance``,              start is refused
+                                                      ``response_cache``, ``upstream``
+``metadata_wsgi.source``           ``header_source``  ``lookup_cache``, ``instance``,              start is refused
+                                   or                 ``response_cache``, ``rate_limit``,
+                                   ``socket_source``  ``signature``, ``request_log``
+``metadata_wsgi.forwarded``        as above:          ``session_token``                            start is refused
+                                   ``header_source``
+                                   or
+                                   ``socket_source``
+``metadata_wsgi.instance``         ``instance`` or    ``rate_limit``, ``session_token``,           start is refused
+                                   ``lookup_cache``   ``path_policy``, ``response_cache``,
+                                                      ``signature``, ``request_log``
+``metadata_wsgi.signed_identity``  ``signature``      ``upstream``, ``metadata``                   start is refused
+                                                                                                   (``upstream``); the
+                                                                                                   headers are read
+                                                                                                   (``metadata``)
+================================== ================== ============================================ ==================
+
 ``metrics`` and ``healthcheck`` read, after the response, which of these keys are there (``outcome.stage_reached``).
 """
 

@@ -47,10 +47,6 @@ class Identity:
     groups: tuple[int, ...] = ()
 
 
-ROOT = Identity(0, 0, 'root')
-"""Without capabilities it may still read and write what belongs to root."""
-
-
 def default_identity() -> Identity:
     """The user and group of workers if no option names one."""
     for name in DEFAULT_USERS:
@@ -91,13 +87,16 @@ def resolve_workers(
 ) -> Identity | None:
     """The identity that the workers of this process switch to; None if they keep theirs: root did not start it.
 
-    Also None for the default identity in a user namespace that does not map its number. Raises ConfigError.
+    Also None for the default identity in a user namespace that does not map its number: root of that namespace is an
+    ordinary user of the host. Raises ConfigError, also if the configured user is root.
     """
     wanted = resolve(user, group, options=options)
     if os.geteuid() != 0:
         if user and wanted.uid != os.geteuid():
             raise ConfigError(f'{options[0]} = {user}: only root can start workers as another user')
         return None
+    if wanted.uid == 0:
+        raise ConfigError(f'{options[0]} = {user}: workers parse client data and never run as root; name another user')
     if not (_is_mapped('uid', wanted.uid) and _is_mapped('gid', wanted.gid)):
         if user or group:
             raise ConfigError(f'{options[0]} = {user or wanted.name}: this user namespace has no such number')

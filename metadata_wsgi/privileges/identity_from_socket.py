@@ -13,11 +13,13 @@ who may connect             identity of the workers
 every user                  the default user
 a group                     the default user with that group: the owner may have other privileges
 the owner                   the owner
-only root                   root without capabilities, with a warning
+only root                   the default user, which cannot connect: clients are answered 503
 ==========================  =============================================================================
 
-Also root without capabilities, with a warning, where they could not search a directory above root's socket. They are
-never root for a socket on which no process listens: between bind and chown it belongs to root, and so may a stale one.
+Workers parse client data, so they never run as root, not even without capabilities: uid 0 may write what belongs to
+root. Where an identity cannot reach the socket (only root may connect, or a directory above may not be searched) the
+log has an error that tells what to change. A socket on which no process listens is ignored: between bind and chown it
+belongs to root, and so may a stale one.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ import socket
 import stat
 from dataclasses import replace
 
+from metadata_wsgi import safe_files
 from metadata_wsgi.privileges import identity
-from metadata_wsgi.privileges.identity import ROOT, Identity
+from metadata_wsgi.privileges.identity import Identity
 
 LOG = logging.getLogger(__name__)
 
@@ -51,9 +54,8 @@ class IdentityFromSocket:
 
     def __call__(self) -> Identity:
         """The identity for workers that are started now."""
-        try:
-            found = os.stat(self._path)
-        except OSError:
+        found = self._stat()
+        if found is None:
             return self._current
         changed = (found.st_dev, found.st_ino, found.st_ctime_ns)
         # One connection for each new socket only: the agent accepts each of them.
@@ -62,36 +64,49 @@ class IdentityFromSocket:
             self._current = self._required_identity(found)
         return self._current
 
+    def _stat(self) -> os.stat_result | None:
+        """None if there is no such file. Symbolic links are not followed: the target may have a group like docker."""
+        directory, name = os.path.split(self._path)
+        try:
+            dir_fd = safe_files.open_directory(directory)
+        except OSError:
+            return None
+        try:
+            return os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError:
+            return None
+        finally:
+            os.close(dir_fd)
+
     def _required_identity(self, found: os.stat_result) -> Identity:
-        """An identity that may connect to that socket, with a warning if that is root."""
+        """An identity that may connect to that socket; logs an error if there is none but root, or it cannot."""
         wanted = _who_may_connect(found, self._default)
         directory = os.path.dirname(self._path)
-        if wanted == ROOT:
-            LOG.warning(
-                'Serving as root, without capabilities: only root may connect to %s; '
+        if wanted is None:
+            LOG.error(
+                'Clients will be answered 503: only root may connect to %s, and this program never serves as root; '
                 'set metadata_proxy_user or metadata_proxy_group of the agent to another',
                 self._path,
             )
-        elif not identity.can_traverse(wanted, directory):
-            become = ROOT if found.st_uid == 0 else wanted
-            LOG.warning(
-                '%s: %s may not enter %s, where the agent is; '
-                'open it to pass through (chmod o+x) or name metadata_proxy_user',
-                'Serving as root, without capabilities' if become == ROOT else 'Guests will be answered 503',
+            return self._default
+        if not identity.can_traverse(wanted, directory):
+            LOG.error(
+                'Clients will be answered 503: %s may not enter %s, where the socket of the agent is; '
+                'open it to pass through (chmod o+x) or name a user that may, in metadata_proxy_user of the agent',
                 wanted.name,
                 directory,
             )
-            return become
         return wanted
 
 
-def _who_may_connect(found: os.stat_result, default: Identity) -> Identity:
+def _who_may_connect(found: os.stat_result, default: Identity) -> Identity | None:
+    """None: only root."""
     if found.st_mode & stat.S_IWOTH:
         return default
     if found.st_mode & stat.S_IWGRP and found.st_gid:
         return replace(default, gid=found.st_gid)
     if not found.st_uid:
-        return ROOT
+        return None
     try:
         entry = pwd.getpwuid(found.st_uid)
     except KeyError:

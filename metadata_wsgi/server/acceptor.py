@@ -7,8 +7,8 @@ Differences to gevent's ``StreamServer``, which makes a new greenlet for each co
   gets the stack of a new greenlet from the kernel and returns it at its end.
 - The handler of a connection starts inside the event loop's I/O callback, before the next connection is accepted,
   instead of one loop iteration later. Until its first wait it must not block.
-- When the pool is full the listeners are paused, ``on_full`` is called for each of them (to end a connection that is
-  idle), and they are resumed in turn, one connection each.
+- When the pool is full and a new connection waits, its listener is paused and ``on_full`` is called (to end a
+  connection that is idle). Paused listeners are resumed in turn, one connection each.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ class GreenletPool:
     def is_full(self) -> bool:
         """Whether no further connection can be handled."""
         return self._busy >= self._limit
+
+    @property
+    def has_waiting_connections(self) -> bool:
+        """Whether new connections wait for a greenlet, in the backlog of a paused listener."""
+        return bool(self._paused_acceptors)
 
     def resume_when_free(self, acceptor: Acceptor) -> None:
         """Resume this paused ``acceptor`` when a greenlet is free; paused acceptors are resumed in order."""
@@ -129,12 +134,13 @@ class Acceptor:
         self._owner.close()
 
     def _accept_batch(self, batch: int = limits.ACCEPT_BATCH) -> None:
+        # Called when a connection waits.
+        if self._pool.is_full and not self._is_closed:
+            self._watcher.stop()
+            self._pool.resume_when_free(self)
+            return
         for _ in range(batch):
-            if self._is_closed:
-                return
-            if self._pool.is_full:
-                self._watcher.stop()
-                self._pool.resume_when_free(self)
+            if self._is_closed or self._pool.is_full:
                 return
             try:
                 # The private method returns a descriptor; accept() would wrap it in a second socket object.

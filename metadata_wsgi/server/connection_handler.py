@@ -60,7 +60,9 @@ class ConnectionHandler:
     """Serves ``application`` on connections.
 
     ``settings`` are gunicorn's. With ``any_destination`` connections to other addresses than the metadata address are
-    served too. Once ``is_stopping()`` is true, a connection is closed after the request in progress.
+    served too. Once ``is_stopping()`` is true, a connection is closed after the request in progress. While
+    ``has_waiting_connections()`` is true, because the worker is full, the longest idle keep-alive connection is closed
+    when another one becomes idle.
     """
 
     def __init__(
@@ -71,12 +73,14 @@ class ConnectionHandler:
         *,
         any_destination: bool,
         is_stopping: Callable[[], bool],
+        has_waiting_connections: Callable[[], bool] = lambda: False,
     ) -> None:
         self._application = application
         self._settings = settings
         self._limits = connection_limits
         self._any_destination = any_destination
         self._is_stopping = is_stopping
+        self._has_waiting_connections = has_waiting_connections
         self._concurrency = PerClientConcurrency(limits.MAX_CONCURRENT_PER_CLIENT)
         # Keep-alive connections between two requests, the one that has been idle longest first.
         self._idle: dict[RawSocket, None] = {}
@@ -200,6 +204,8 @@ class ConnectionHandler:
                 has_data = requests.wait_for_data()
             else:
                 self._idle[connection] = None
+                if self._has_waiting_connections():
+                    self.close_longest_idle()
                 connection.settimeout(limits.KEEPALIVE_TIMEOUT_S)
                 has_data = requests.wait_for_data()
                 self._idle.pop(connection, None)

@@ -4,8 +4,8 @@
 SIGHUP  opens the log files again, reads the paste file, the options of its filters, ``metadata_workers`` and
         ``metadata_connections`` again, and replaces the workers; requests in progress are finished. If something in
         them is wrong, the error is logged and the old workers stay. Everything else needs a restart: the command line,
-        ``api_paste_config``, ``metadata_one_hop``, ``metadata_any_destination``, the options of the socket, of the
-        user and group, and of logging.
+        ``metadata_one_hop``, ``allow_any_destination``, the options of the listeners, of the user and group, and of
+        logging.
 SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
 SIGUSR2 (gunicorn's binary upgrade) does nothing: while the agent restarts, the namespace proxies retry.
 

@@ -5,6 +5,10 @@ Nearly every request of an instance is a GET whose header arrives in one segment
 ``parse_simple`` turns such a header into environ keys directly (``http.head_parser``). It returns None for
 everything else: a body, ``Expect``, a repeated header, a header name with an underscore, a target that is not a path, a
 pipelined request, an incomplete or malformed header. Those are read, judged and refused by gunicorn's parser.
+A line that ends with a bare LF is refused with 400, and the log has the reason. RFC 9112, 2.2, allows a server to
+accept it; but two servers that differ in this read different headers in the same bytes. A request made by hand
+(``printf ... | nc``) must end its lines with CRLF.
+
 For what ``parse_simple`` accepts gunicorn's parser gives the same result: ``tests/unit/server/test_request_parser.py``
 compares them.
 """
@@ -21,7 +25,7 @@ from urllib.parse import unquote_to_bytes
 
 import gevent
 from gunicorn.http.body import ChunkedReader, LengthReader
-from gunicorn.http.errors import NoMoreData, UnsupportedTransferCoding
+from gunicorn.http.errors import InvalidHeader, InvalidHTTPVersion, NoMoreData, UnsupportedTransferCoding
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 from gunicorn.http.unreader import SocketUnreader
@@ -35,6 +39,7 @@ _SIMPLE_METHODS = {b'GET': 'GET', b'HEAD': 'HEAD'}
 _SIMPLE_TARGET = re.compile(rb'/(?!/)[!"$-~]*\Z')  # printable, no fragment, and not //host
 _SIMPLE_NAME = re.compile(rb'[0-9A-Za-z-]+\Z')
 _NOT_SIMPLE = frozenset({b'content-length', b'content-type', b'transfer-encoding', b'expect', b'upgrade', b'te'})
+_MAX_LENGTH_DIGITS = 18
 _MUST_CLOSE = {'keep-alive': False, 'close': True}
 
 
@@ -191,7 +196,11 @@ class StrictRequest(Request):
         an incomplete header is parsed again after every recv().
         """
         self.max_buffer_headers = limits.MAX_REQUEST_HEADER_BYTES
-        return super().parse(unreader)
+        rest = super().parse(unreader)
+        # gunicorn's Python parser accepts any HTTP/1.x, gunicorn_h1c only these.
+        if self.version not in ((1, 0), (1, 1)):
+            raise InvalidHTTPVersion(self.version)
+        return rest
 
     def set_body_reader(self) -> None:
         """Called by gunicorn when the header is complete.
@@ -202,6 +211,9 @@ class StrictRequest(Request):
         codings = [value.strip(' \t').lower() for name, value in self.headers if name == 'TRANSFER-ENCODING']
         if codings not in ([], ['chunked']):
             raise UnsupportedTransferCoding(', '.join(codings))
+        # gunicorn's Python parser accepts any number of digits, gunicorn_h1c 64 bits.
+        if any(name == 'CONTENT-LENGTH' and len(value) > _MAX_LENGTH_DIGITS for name, value in self.headers):
+            raise InvalidHeader('CONTENT-LENGTH', req=self)
         super().set_body_reader()
         # gunicorn does not find ``close`` in a list of several options.
         if any(

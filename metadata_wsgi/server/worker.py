@@ -66,6 +66,7 @@ class MetadataWorker(GeventWorker):
             ConnectionLimits(per_address=limits.MAX_CONNECTIONS_PER_ADDRESS, total=self.worker_connections - 1),
             any_destination=options.any_destination,
             is_stopping=lambda: not self.alive,
+            has_waiting_connections=lambda: self._pool.has_waiting_connections,
         )
         for number, listener in enumerate(self.sockets):
             self._accept_on(f'#{number}', listener, None)

@@ -91,7 +91,10 @@ def shared_path(tmp_path_factory):
         f'[static]\ninventory = {path.directory}/inventory.yaml\n'
         f'[metadata_app]\npassword_dir = {path.directory}/passwords'
     )
-    options = {'directory': 'static', 'metadata_workers': 1, 'metadata_proxy_shared_secret': SECRET}
+    options = {
+        'directory': 'static', 'metadata_workers': 1, 'metadata_proxy_shared_secret': SECRET,
+        'check_services_at_start': False,
+    }  # fmt: skip
     try:
         path.configure(options, sections)
         with FaultInjectingProxy('127.0.0.1', path.start_nova()) as nova:
@@ -162,7 +165,7 @@ def shared_services(tmp_path_factory):
         'admin_password': PASSWORD,
         'admin_tenant_name': 'service',
         # The services get only requests that the tests cause.
-        'check_directory_at_start': False,
+        'check_services_at_start': False,
     }
     try:
         path.configure(options, sections)

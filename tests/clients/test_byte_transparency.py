@@ -81,7 +81,10 @@ def shared_path_and_nova(tmp_path_factory):
     nova = RecordingNova()
     metadata_path = MetadataPath(tmp_path_factory.mktemp('bytes'), Guest(ROUTER, MAC))
     (metadata_path.directory / 'inventory.yaml').write_text(INVENTORY)
-    options = {'directory': 'static', 'metadata_workers': 1, 'metadata_proxy_shared_secret': SECRET}
+    options = {
+        'directory': 'static', 'metadata_workers': 1, 'metadata_proxy_shared_secret': SECRET,
+        'check_services_at_start': False,
+    }  # fmt: skip
     try:
         metadata_path.configure(
             {**options, 'nova_metadata_port': nova.server.port},

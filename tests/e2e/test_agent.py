@@ -118,10 +118,8 @@ def test_start_right_after_sigkill_of_the_master(agent, cloud):
     [
         ({'metadata_proxy_shared_secret': None}, 'metadata_proxy_shared_secret is missing from [DEFAULT] of '),
         ({'metadata_workers': -1}, 'metadata_workers in [DEFAULT] of '),
-        (
-            {'metadata_paste_config': '/nonexistent.ini'},
-            'metadata_paste_config = /nonexistent.ini: there is no such file',
-        ),
+        ({'metadata_paste_config': '/nonexistent.ini'}, '/nonexistent.ini: there is no such file'),
+        ({'nova_metadata_host': 'nova # here'}, 'nova_metadata_host in [DEFAULT] of '),
         ({'metadata_proxy_socket_mode': 'some'}, 'metadata_proxy_socket_mode in [DEFAULT] of '),
     ],
 )

@@ -26,7 +26,7 @@ def configure(cloud):
     def write(listen_port, user='service', **options):
         cloud.configure(
             directory='neutron', auth_url=f'http://127.0.0.1:{listen_port}/v3', admin_user=user,
-            admin_password=PASSWORD, admin_tenant_name='service', **options,
+            admin_password=PASSWORD, admin_tenant_name='service', **{'check_services_at_start': True, **options},
         )  # fmt: skip
 
     return write
@@ -50,8 +50,8 @@ def test_a_role_that_sees_none_is_an_error_before_any_request(agent, configure, 
     eventually(lambda: BLIND + 'reader; give the user the role service' in program.text(), program.text)
 
 
-def test_check_directory_at_start_false_switches_it_off(agent, cloud, configure, openstack):
-    configure(openstack.listen_port, check_directory_at_start=False)
+def test_check_services_at_start_false_switches_it_off(agent, cloud, configure, openstack):
+    configure(openstack.listen_port, check_services_at_start=False)
     agent()
     assert nobody_is_refused(cloud.socket)
     assert openstack.roles_by_token == {}

@@ -14,6 +14,7 @@ for name in ('--pid_file', '--router_id', '--network_id', '--state_path', '--met
     parser.add_argument(name, default='')
 parser.add_argument('--metadata_port', type=int)
 parser.add_argument('--metadata_host', action='append', default=[])
+parser.add_argument('--mode')
 parser.add_argument('--log-file')
 parser.add_argument('--log-dir')
 args = parser.parse_args()

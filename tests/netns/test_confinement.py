@@ -203,18 +203,44 @@ def test_proxy_identity_is_the_default_where_every_user_may_connect(both, cloud)
     assert_confined(status_of_worker(both()), default.uid, default.gid)
 
 
-def test_proxy_that_cannot_reach_the_agent_stays_root_without_capabilities(both, cloud):
+UNAVAILABLE = 'The metadata service is not available now.\n'
+
+
+@pytest.fixture
+def unreachable(agent, proxy, world, cloud):
+    """Starts agent and proxy; checks that requests are answered 503 by an unprivileged worker; returns the proxy."""
+
+    def started():
+        agent()
+        program = proxy('--request_timeout=0.5')
+        assert send_request(world, cloud) == UNAVAILABLE
+        default = identity.default_identity()
+        assert_confined(status_of_worker(program), default.uid, default.gid)
+        return program
+
+    return started
+
+
+def test_proxy_that_cannot_reach_the_agent_never_runs_as_root(unreachable, cloud):
     cloud.state_path.mkdir(mode=0o700)
-    program = both()
-    assert_confined(status_of_worker(program), 0, 0)
-    assert 'Serving as root, without capabilities: ' in program.text()
+    program = unreachable()
+    assert f'Clients will be answered 503: {identity.default_identity().name} may not enter ' in program.text()
 
 
-def test_proxy_stays_root_without_capabilities_where_only_root_may_connect(both, cloud):
+def test_proxy_never_runs_as_root_where_only_root_may_connect(unreachable, cloud):
     cloud.configure(metadata_proxy_user='root')
-    program = both()
-    assert_confined(status_of_worker(program), 0, 0)
-    assert 'Serving as root, without capabilities: only root may connect to ' in program.text()
+    program = unreachable()
+    assert 'Clients will be answered 503: only root may connect to ' in program.text()
+
+
+@pytest.mark.parametrize('user', ['root', '0'])
+def test_root_as_the_configured_user_of_workers_stops_the_start(start, cloud, world, user):
+    cloud.configure(metadata_user=user)
+    agent = start('agent', BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file)
+    proxy = start('proxy', *proxy_argv(cloud, 'router-a', f'--metadata_proxy_user={user}'))
+    for program, option in ((agent, 'metadata_user'), (proxy, 'metadata_proxy_user')):
+        assert program.wait() == 1
+        assert f'{option} = {user}: workers parse client data and never run as root' in program.text()
 
 
 def test_proxy_does_not_become_root_for_a_stale_socket_in_a_closed_directory(proxy, cloud):

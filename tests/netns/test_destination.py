@@ -86,7 +86,7 @@ def test_only_redirected_connections_are_served(request, serve, world, iptables)
     iptables.apply(world.router, rules_for())
     eventually(lambda: get(world.guest, METADATA) == served, 'the guest is served by the metadata address')
     assert get(world.guest, '10.1.1.1', 9697, timeout_s=0.5) == ''
-    # Without any rule the port is open, and still nobody is served there.
+    # Without any rule the port is open, and still no request is served there.
     iptables.apply(world.router, ())
     for namespace, address in (
         (world.guest, '10.1.1.1'), (world.guest, '198.51.100.1'), (world.outside, '198.51.100.1'),

@@ -120,10 +120,10 @@ def test_each_instance_gets_its_own_metadata_and_detach_leaves_no_trace(host, wo
 @pytest.mark.parametrize('mode', KEPT)
 def test_identity_headers_of_an_instance_are_ignored(host, worlds, routers, mode):
     host.attach(mode, *routers)
-    said = [f'X-{prefix}-Router-ID: router-b' for prefix in ('Quantum', 'Neutron')]
-    said += ['X-Forwarded-For: 10.1.1.9', 'X-Instance-ID: instance-b', 'X_Quantum_Router_ID: router-b']
-    words = [word for header in said for word in ('-H', header)]
-    assert 'instance-a' in curl(worlds[0].guest, *words, f'http://{METADATA}{TARGET}')
+    headers = [f'X-{prefix}-Router-ID: router-b' for prefix in ('Quantum', 'Neutron')]
+    headers += ['X-Forwarded-For: 10.1.1.9', 'X-Instance-ID: instance-b', 'X_Quantum_Router_ID: router-b']
+    options = [word for header in headers for word in ('-H', header)]
+    assert 'instance-a' in curl(worlds[0].guest, *options, f'http://{METADATA}{TARGET}')
 
 
 @pytest.mark.parametrize('mode', KEPT)
@@ -133,8 +133,8 @@ def test_isolated_network_over_both_families(host, isolated, mode):
     code, _, err = host.metadata_wsgi('attach', '--mode', mode, *words)
     assert (code, err) == (0, '')
     assert 'instance-c' in curl(guest, f'http://{METADATA}{TARGET}')
-    # Its link-local address is in no inventory: that the lookup is what refuses it shows that it was asked.
-    # The guest may have to wait until its own address is known to be nobody else's.
+    # Its link-local address is in no inventory: the refusal of the lookup shows that the request arrived.
+    # The guest may have to wait for duplicate address detection of its own address.
     link_local = f'http://[fe80::a9fe:a9fe%25eth0]{TARGET}'
     eventually(lambda: 'No instance' in curl(guest, link_local), 'the guest is served over IPv6')
     assert [kept.hosts for kept in host.kept.kept()] == [(METADATA, 'fe80::a9fe:a9fe%tap0')]

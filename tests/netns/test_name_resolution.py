@@ -77,8 +77,10 @@ def nova_at(address):
     with http.server.ThreadingHTTPServer((address, 0), Nova) as server, ThreadPoolExecutor(1) as executor:
         server.daemon_threads = True
         executor.submit(server.serve_forever, 0.02)
-        yield server.server_port
-        server.shutdown()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
 
 
 def get(cloud):

@@ -138,9 +138,9 @@ def test_many_routers_are_attached_and_detached_by_one_command(host, routers, tm
     begun_at = time.monotonic()
     assert host.attach('shared', '--file', str(listed)).count('is attached') == MANY
     print(json.dumps({'routers': MANY, 'attach_with_rules_s': round(time.monotonic() - begun_at, 2)}))
-    asked = (routers[0], routers[MANY // 2], routers[MANY - 1])
-    assert [namespaces.run_in(f'qrouter-{id_}', lambda: ask('127.0.0.1', PORT)) for id_ in asked] == [
-        f'vm-{id_}' for id_ in asked
+    sample = (routers[0], routers[MANY // 2], routers[MANY - 1])
+    assert [namespaces.run_in(f'qrouter-{id_}', lambda: ask('127.0.0.1', PORT)) for id_ in sample] == [
+        f'vm-{id_}' for id_ in sample
     ]
     code, out, _ = host.metadata_wsgi('detach', '--file', str(listed))
     assert (code, out.count('is detached')) == (0, MANY)

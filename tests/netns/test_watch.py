@@ -108,7 +108,7 @@ def host(tmp_path):
 def test_watch_attaches_new_routers_and_detaches_deleted_ones(host):
     one, other = str(uuid.uuid4()), str(uuid.uuid4())
     host.run('ip', 'netns', 'add', f'qrouter-{one}')
-    host.run('ip', 'netns', 'add', 'somebody-elses')
+    host.run('ip', 'netns', 'add', 'foreign')
     host.watching()
     eventually(lambda: f'router {one}: attached' in host.log(), host.log)
     assert '--to-ports 9697' in host.rules(one)
@@ -129,7 +129,7 @@ def test_watch_attaches_new_routers_and_detaches_deleted_ones(host):
     host.watching()
     eventually(lambda: host.log().count(f'router {other}: attached') == 2, host.log)
     assert host.pid(other) == pid
-    assert 'somebody-elses' not in host.log()
+    assert 'foreign' not in host.log()
 
 
 def test_router_deleted_while_watch_was_stopped_is_detached(host):
@@ -139,8 +139,8 @@ def test_router_deleted_while_watch_was_stopped_is_detached(host):
     eventually(lambda: f'router {router}: attached' in host.log(), host.log)
     host.stop()
     host.run('ip', 'netns', 'exec', f'qrouter-{router}', 'iptables', '-t', 'nat', '-F')
-    said, everything = host.status()
-    assert said == '1 routers and networks, 1 of them with problems: 1 in mode process'
+    summary, everything = host.status()
+    assert summary == '1 routers and networks, 1 of them with problems: 1 in mode process'
     assert 'the rules are only partly there; attach it again' in everything
     host.run('ip', 'netns', 'delete', f'qrouter-{router}')
     host.watching()
@@ -164,9 +164,9 @@ def test_watch_repairs_mode_shared_and_logs_it(host):
     host.watching('--again=0.5', '--', '--mode', 'shared')
     eventually(lambda: f'router {router}: attached' in host.log(), host.log)
     assert host.log().count('start quantum-ns-metadata-proxy --shared') == 1
-    said = host.status()[1]
-    assert f'keeper      pid {keeper.pid} has the sockets of 1 routers and networks' in said
-    assert said.count('! no worker serves the sockets of mode shared') == 1
+    output = host.status()[1]
+    assert f'keeper      pid {keeper.pid} has the sockets of 1 routers and networks' in output
+    assert output.count('! no worker serves the sockets of mode shared') == 1
     assert is_well(host, 'shared')
 
     flush(host, router)
@@ -196,9 +196,9 @@ def test_watch_keeps_the_last_known_mode(host):
     eventually(lambda: f'router {router}: attached' in host.log(), host.log)
     keeper.kill()
     keeper.wait()
-    said = host.run(PROGRAM, 'status', f'--state-path={host.state_path}', check=False)
-    assert (said.returncode, 'start metadata-wsgi keeper' in said.stdout) == (1, True)
-    assert '1 in mode unknown' in said.stdout
+    output = host.run(PROGRAM, 'status', f'--state-path={host.state_path}', check=False)
+    assert (output.returncode, 'start metadata-wsgi keeper' in output.stdout) == (1, True)
+    assert '1 in mode unknown' in output.stdout
     eventually(lambda: f'router {router}: no keeper answers' in host.log(), host.log)
     assert host.pid(router) is None
     host.start_keeper()

@@ -100,7 +100,7 @@ class ComputeHost:
             if name == 'b':
                 guest.add_address(CLAIMED)
             which = ('--router-id',) if routed else ('--interface', guest.gateway_interface, '--network-id')
-            self._attachment('attach', *which, guest.router_id, '--log-dir', str(self._directory))
+            self._attachment('attach', '--mode=process', *which, guest.router_id, '--log-dir', str(self._directory))
         return self._guests[name]
 
     def curl(self, name: str, path: str, *, host: str = METADATA, source: str = '') -> Response:

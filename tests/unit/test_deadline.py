@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -53,3 +55,32 @@ def test_the_text_of_a_signed_identity_has_no_signature():
     identity = environ_keys.SignedIdentity(environ_keys.Instance('i', 'p', 'q'), '10.1.1.2', ('5bdc', 'a0f1'))
     assert str(identity) == '2 signatures of i'
     assert '5bdc' not in repr(identity)
+
+
+AFTER_IMPORT = """
+from metadata_wsgi.filters import instance
+from metadata_wsgi.filters.optional import lookup_cache
+from metadata_wsgi.http import retry
+from metadata_wsgi.lookup import resolve
+from metadata_wsgi.namespace_proxy import app
+from metadata_wsgi.nova_proxy import upstream
+from gevent import monkey; monkey.patch_all()
+import gevent, inspect, time
+for function in (instance.InstanceFilter, lookup_cache.LookupCacheFilter, retry.retry_until,
+                 resolve.InstanceResolver, app.NamespaceProxyApp, upstream.UpstreamApp):
+    sleep = inspect.signature(function).parameters['sleep'].default
+    order = []
+    def sleeps():
+        sleep(0.05)
+        order.append('after the sleep')
+    sleeping = gevent.spawn(sleeps)
+    gevent.sleep(0)
+    order.append('meanwhile')
+    sleeping.join()
+    assert order == ['meanwhile', 'after the sleep'], function
+"""
+
+
+def test_the_default_sleep_is_that_of_gevent_also_if_modules_are_imported_before_it_patches():
+    done = subprocess.run([sys.executable, '-c', AFTER_IMPORT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

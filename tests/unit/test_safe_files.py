@@ -32,6 +32,16 @@ def test_open_directory_makes_missing_directories(tmp_path):
         safe_files.open_directory(str(tmp_path / 'c'))
 
 
+def test_open_directory_makes_directories_that_workers_may_search_whatever_the_umask(tmp_path):
+    """They are another user, who must reach the agent's socket."""
+    before = os.umask(0o077)
+    try:
+        os.close(safe_files.open_directory(str(tmp_path / 'a' / 'b'), make=True))
+    finally:
+        os.umask(before)
+    assert (mode(tmp_path / 'a'), mode(tmp_path / 'a' / 'b')) == (0o755, 0o755)
+
+
 @pytest.mark.parametrize('target', ['{}/real', 'real', '../{1}/real', './real/', '{}/other-link'])
 def test_open_directory_follows_symlinks_of_root_and_the_caller(tmp_path, target):
     (tmp_path / 'real' / 'sub').mkdir(parents=True)

@@ -48,7 +48,7 @@ SENDER_HEADERS = {
     header_names.TENANT_ID: 'project-a',
     header_names.SIGNATURE: SIGNATURE,
 }
-ALLOWED = header_names.UPSTREAM_ALLOWED | SENDER_HEADERS.keys() | {'host', 'content-length'}
+ALLOWED = header_names.UPSTREAM_ALLOWED | header_names.IDENTITY_HEADERS | {'host', 'content-length'}
 
 
 def assert_identifies_sender(received):

@@ -20,7 +20,6 @@ establishes INSTANCE.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from oslo_config import cfg
 from metadata_wsgi.cache import shared
 from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.config import config_files
-from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
 from metadata_wsgi.lookup import cached, protocol
 from metadata_wsgi.lookup.resolve import InstanceResolver
@@ -86,7 +85,7 @@ class LookupCacheFilter:
         *,
         lookup: protocol.InstanceLookup,
         cached_lookup: cached.CachedLookup,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] = sleep,
     ) -> None:
         self.app = app
         self.lookup = lookup

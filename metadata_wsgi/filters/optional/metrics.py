@@ -14,14 +14,19 @@ The filter stands behind ``catch_errors`` and only counts. No instance can read 
     gunicorn --paste /etc/metadata_wsgi/api-paste.ini#metrics --bind 127.0.0.1:9698
 
 Each worker writes a file of 64 KiB in ``directory``, the page adds them up. The file of a worker that has ended stays,
-or its counts would be missing; so the directory should be one that is emptied at boot, as /run is.
+or its counts would be missing; so the directory should be one that is emptied at boot, as /run is. The file of a
+process that counted nothing is removed at the next start of a worker.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import logging
 import os
+import stat
+import struct
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -117,9 +122,40 @@ def _histogram_in(directory: str) -> Observe:
         ['reached', 'status'],
         registry=prometheus_client.CollectorRegistry(),
     )
-    # Create the file of this process now, before the worker drops its user.
-    histogram.labels(UPSTREAM, '200')
+    directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(directory_fd, fcntl.LOCK_EX)
+        _remove_unused(directory)
+        # Create the file of this process now, before the worker drops its user.
+        histogram.labels(UPSTREAM, '200')
+        # Open and locked until the process ends: other processes see that it is in use.
+        fcntl.flock(os.open(os.path.join(directory, f'histogram_{os.getpid()}.db'), os.O_RDONLY), fcntl.LOCK_SH)
+    finally:
+        os.close(directory_fd)
     return lambda stage, status, seconds: histogram.labels(stage, status).observe(seconds)
+
+
+def _remove_unused(directory: str) -> None:
+    """Remove the files of processes that have ended without a request: check-config, and the check before a reload."""
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        if not (name.startswith('histogram_') and name.endswith('.db')):
+            continue
+        with contextlib.suppress(OSError, ValueError, RuntimeError, struct.error):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: in use
+                if stat.S_ISREG(os.fstat(descriptor).st_mode) and not _has_counts(f'/proc/self/fd/{descriptor}'):
+                    os.unlink(path)
+            finally:
+                os.close(descriptor)
+
+
+def _has_counts(path: str) -> bool:
+    from prometheus_client.mmap_dict import MmapedDict
+
+    values = MmapedDict.read_all_values_from_file(path)  # type: ignore[no-untyped-call]
+    return any(value for _, value, *_ in values)
 
 
 def _render(directory: str) -> bytes:

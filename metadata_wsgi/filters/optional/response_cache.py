@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 from oslo_config import cfg
 
 from metadata_wsgi.cache import shared
-from metadata_wsgi.cache.local import LocalCache, Ttl
+from metadata_wsgi.cache.local import Entry, LocalCache, Ttl
 from metadata_wsgi.cache.single_flight import jittered
 from metadata_wsgi.config import config_files
+from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.pipeline import environ_keys
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ _UNCACHEABLE_RESPONSE_HEADERS = frozenset({'set-cookie', 'cache-control', 'vary'
 # Other spellings of a path would be other keys: a client could fill the cache with them.
 _NON_CANONICAL = ('//', '/.', '%', '?', '#', '\\')
 MAX_PATH_LENGTH = 256
+WAIT_TIME_SHARE = 1 / 2
+"""Of the time that is left: a request that waits for an identical one must have time for its own."""
+MAX_NUMBER_DIGITS = 9
 ENTRY_BYTES = 2048
 """Approximate size of an entry beside its body."""
 
@@ -83,10 +87,16 @@ class CachedResponse:
     headers: list[tuple[str, str]]
     body: bytes
 
-    def __call__(self, start_response: StartResponse) -> Iterable[bytes]:
-        """Send it."""
-        start_response(self.status, list(self.headers))
+    def send(self, start_response: StartResponse, age_s: float) -> Iterable[bytes]:
+        """Send it, ``age_s`` seconds after it was received, with its Age (RFC 9111, 5.1)."""
+        headers = [header for header in self.headers if header[0].lower() != 'age']
+        start_response(self.status, [*headers, ('Age', str(int(age_s) + self._received_age_s()))])
         return [self.body]
+
+    def _received_age_s(self) -> int:
+        """The Age that it was received with: another cache may stand before Nova."""
+        age = next((value for name, value in self.headers if name.lower() == 'age'), '')
+        return int(age) if len(age) <= MAX_NUMBER_DIGITS and age.isascii() and age.isdigit() else 0
 
 
 class ResponseCacheFilter:
@@ -111,8 +121,7 @@ class ResponseCacheFilter:
         key = _key(environ)
         entry = self._cache.fresh(key)
         if entry is not None:
-            response: CachedResponse = entry.value
-            return response(start_response)
+            return self._send(entry, start_response)
         if not _is_cacheable(key[3]) or environ.get('CONTENT_LENGTH', '') not in ('', '0'):
             return self.app(environ, start_response)
         return self._single_flight(key, environ, start_response)
@@ -122,17 +131,21 @@ class ResponseCacheFilter:
     ) -> Iterable[bytes]:
         flight, leads = self._cache.join(key)
         if not leads:
-            flight.wait(environ[environ_keys.DEADLINE].remaining_s())
+            deadline: Deadline = environ[environ_keys.DEADLINE]
+            flight.wait(deadline.fraction(WAIT_TIME_SHARE).remaining_s())
             entry = self._cache.fresh(key)
-            return entry.value(start_response) if entry is not None else self.app(environ, start_response)
+            return self._send(entry, start_response) if entry is not None else self.app(environ, start_response)
         try:
             entry = self._cache.fetch(key, flight=flight)
             if entry is not None:
-                response: CachedResponse = entry.value
-                return response(start_response)
+                return self._send(entry, start_response)
             return self._call_and_store(key, environ, start_response)
         finally:
             self._cache.leave(key, flight)
+
+    def _send(self, entry: Entry, start_response: StartResponse) -> Iterable[bytes]:
+        response: CachedResponse = entry.value
+        return response.send(start_response, self._cache.clock() - entry.loaded_at_s)
 
     def _call_and_store(
         self, key: tuple[str, ...], environ: WSGIEnvironment, start_response: StartResponse
@@ -166,7 +179,9 @@ class ResponseCacheFilter:
             return None
         values = {name.lower(): value for name, value in headers}
         length = values.get('content-length', '')
-        if not (length.isascii() and length.isdigit()) or not _UNCACHEABLE_RESPONSE_HEADERS.isdisjoint(values):
+        if not (length.isascii() and length.isdigit() and len(length) <= MAX_NUMBER_DIGITS):
+            return None
+        if not _UNCACHEABLE_RESPONSE_HEADERS.isdisjoint(values):
             return None
         return int(length) if int(length) <= self._max_body_bytes else None
 

@@ -8,7 +8,8 @@ keystoneauth sends the requests. This module adds what a thousand instances that
 - A token that Neutron rejects (401) is renewed once, not once by each thread that received a 401.
 - A thread waits for another thread's renewal until its own deadline, no longer.
 - An error that a retry does not repair is cached for ``NEGATIVE_CACHE_S``. After rejected credentials the time doubles
-  with each rejection, up to ``MAX_NEGATIVE_CACHE_S``: Keystone may lock an account after some failed attempts.
+  with each rejection, up to ``MAX_PAUSE_S``, for all workers of the agent together (``rejection_pause``):
+  Keystone may lock an account after some failed attempts.
 
 How long a token is valid is the difference of Keystone's own two times (``expires_at`` and ``issued_at``), counted on
 the monotonic clock of this host. So the clock of this host may be wrong.
@@ -28,6 +29,7 @@ from keystoneauth1 import exceptions
 from keystoneauth1.session import Session
 
 from metadata_wsgi import limits
+from metadata_wsgi.cache.process_shared import SharedPause
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.neutron.transport import deadline_scope, describe
@@ -39,8 +41,7 @@ RENEW_BEFORE_EXPIRY_S = 120.0
 EXPIRY_MARGIN_S = 5.0
 """A token is not used in its last seconds: Neutron rejects it about 2 s before it expires (tried with Neutron 29)."""
 NEGATIVE_CACHE_S = 5.0
-MAX_NEGATIVE_CACHE_S = 300.0
-"""Keystone's ``lockout_duration`` is 1800 s by default where ``lockout_failure_attempts`` is set."""
+REJECTED = 'Keystone rejects the credentials (401): compare user, password and project'
 MAX_CLOCK_SKEW_S = 30.0
 """A larger difference to the clock of Keystone is logged once."""
 NEVER_S = float('inf')
@@ -126,7 +127,7 @@ class Authenticator:
         self._token: Token | None = None
         self._renew_at_s = 0.0
         self._cached_error = ('', 0.0)
-        self._rejections = 0
+        self.rejection_pause = SharedPause(clock)
         self._renewal_log = Throttle(limits.LOG_INTERVAL_S, clock)
         self._skew_is_logged = False
 
@@ -170,6 +171,10 @@ class Authenticator:
         reason, until_s = self._cached_error
         if valid is None and now_s < until_s:
             raise InstanceLookupError(reason)
+        if self.rejection_pause.remaining_s():
+            if valid:
+                return valid
+            raise InstanceLookupError(REJECTED)
         if rejected is not None and rejected is current and not rejected.is_from_keystone:
             raise InstanceLookupError(
                 'Neutron rejects the configured credentials (401), and there is no token to renew'
@@ -177,13 +182,11 @@ class Authenticator:
         try:
             self._token = self._fetch(deadline)
         except InstanceLookupError as error:
-            pause_s = NEGATIVE_CACHE_S
             if not isinstance(error, LookupUnavailable):
-                pause_s = self._pause_s()
-                self._cached_error = (str(error), now_s + pause_s)
+                self._cached_error = (str(error), now_s + NEGATIVE_CACHE_S)
             if valid is None:
                 raise
-            self._renew_at_s = now_s + pause_s
+            self._renew_at_s = now_s + NEGATIVE_CACHE_S
             if self._renewal_log.allow():
                 LOG.warning(
                     'The token is valid for another %d s and stays in use, but cannot be renewed: %s',
@@ -191,13 +194,9 @@ class Authenticator:
                     error,
                 )
             return valid
-        self._rejections = 0
+        self.rejection_pause.reset()
         self._renew_at_s = self._token.renew_at_s
         return self._token
-
-    def _pause_s(self) -> float:
-        """The time until the next attempt after an error that a retry does not repair."""
-        return min(NEGATIVE_CACHE_S * 2.0 ** max(0, self._rejections - 1), MAX_NEGATIVE_CACHE_S)
 
     def _fetch(self, deadline: Deadline) -> Token:
         try:
@@ -206,10 +205,8 @@ class Authenticator:
         except UNAVAILABLE_ERRORS as error:
             raise LookupUnavailable(f'Keystone gives no token now: {describe(error)}') from error
         except exceptions.Unauthorized as error:
-            self._rejections += 1
-            raise InstanceLookupError(
-                'Keystone rejects the credentials (401): compare user, password and project'
-            ) from error
+            self.rejection_pause.fail()
+            raise InstanceLookupError(REJECTED) from error
         except exceptions.ClientException as error:
             raise InstanceLookupError(f'Keystone gives no token: {describe(error)}') from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:

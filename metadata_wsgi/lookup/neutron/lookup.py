@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from metadata_wsgi import limits
+from metadata_wsgi.cache.process_shared import SharedPause
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError
 from metadata_wsgi.lookup.neutron import queries
@@ -41,6 +42,8 @@ ROLES_THAT_SEE_ALL = frozenset({'admin', 'service', 'advsvc'})
 
 class TokenProvider(Protocol):
     """Holds the token; :class:`~metadata_wsgi.lookup.neutron.auth.Authenticator` is the real one."""
+
+    rejection_pause: SharedPause
 
     def token(self, deadline: Deadline) -> Token:
         """The current token."""
@@ -166,6 +169,10 @@ class NeutronLookup:
         if not is_visible:
             place = f'network {source.network_id}' if source.network_id else f'router {source.router_id}'
             raise InstanceLookupError(f'Neutron shows no port of {place}, which sent a request. {result}')
+
+    def use_pause(self, pause: SharedPause) -> None:
+        """Observe ``pause`` after rejected credentials, which the workers of a program share."""
+        self._api.auth.rejection_pause = pause
 
     def close(self) -> None:
         """Close the idle connections."""

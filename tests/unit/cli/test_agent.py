@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which paste file the agent loads."""
+"""Which paste file the agent loads, and who may connect to its socket."""
 
 import pytest
 
@@ -48,3 +48,25 @@ def test_metadata_paste_config_is_used_whatever_the_file_is(paste_file):
 
 def test_without_an_option_it_is_the_paste_file_of_the_package(paste_file):
     assert paste_file(None) == (paste_loader.default_paste_file(), '')
+
+
+@pytest.mark.parametrize(
+    ('euid', 'options', 'access'),
+    [
+        (0, ('deduce', 'nobody', ''), ('deduce', 'nobody', '')),
+        (12345, ('deduce', '', ''), ('deduce', '', '')),
+        (12345, ('deduce', '12345', ''), ('deduce', '12345', '')),
+        (12345, ('deduce', 'nobody', ''), ('group', '', '')),
+        (12345, ('deduce', 'nobody', '12346'), ('group', '', '12346')),
+        (12345, ('deduce', 'nobody', 'nogroup'), ('all', '', '')),
+        (12345, ('user', 'nobody', ''), ('user', 'nobody', '')),
+    ],
+    ids=['root', 'no option', 'own user', 'own group', 'group of the process', 'another group', 'explicit'],
+)
+def test_without_root_the_socket_is_opened_to_the_user_of_the_proxies_as_neutron_does(
+    monkeypatch, euid, options, access
+):
+    monkeypatch.setattr('os.geteuid', lambda: euid)
+    monkeypatch.setattr('os.getegid', lambda: 12345)
+    monkeypatch.setattr('os.getgroups', lambda: [12346])
+    assert agent.socket_access(*options) == access

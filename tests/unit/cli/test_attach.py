@@ -13,6 +13,15 @@ from metadata_wsgi.errors import ConfigError, NetnsError
 from metadata_wsgi.netns.attachment_status import AttachmentStatus
 from metadata_wsgi.netns.target import AttachTarget
 
+LOCK_PROBE = """
+import fcntl, sys
+with open(sys.argv[1] + '/attaching') as file:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        print('free')
+    except BlockingIOError:
+        print('held')
+"""
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
 
 
@@ -66,6 +75,15 @@ def test_flags_override_the_config_file_and_the_socket_follows_the_state_path(tm
     assert attach._paths(parse(*common, '--metadata-proxy-socket', '/s')) == ('/from/file', '/s')
 
 
+def test_neutron_lock_path_comes_from_the_option_or_from_neutron_conf(tmp_path):
+    file = tmp_path / 'neutron.conf'
+    file.write_text('[DEFAULT]\nstate_path = /var/lib/neutron\n[oslo_concurrency]\nlock_path = $state_path/lock\n')
+    common = ['attach', '--router-id', UUID, '--config-file', str(file)]
+    assert attach._neutron_lock(parse(*common))._lock_path == '/var/lib/neutron/lock'
+    assert attach._neutron_lock(parse(*common, '--neutron-lock-path', '/tmp'))._lock_path == '/tmp'
+    assert attach._neutron_lock(parse('attach', '--router-id', UUID))._lock_path == ''
+
+
 def test_table_shows_problems_below_the_row():
     whole = AttachmentStatus('qrouter-aaaa', 'aaaa', 'router', 12, 9697, 'yes', ())
     half = AttachmentStatus(
@@ -102,7 +120,7 @@ def test_without_root_the_error_is_one_line():
     assert done.stderr == 'metadata-wsgi: only root can enter namespaces and change rules; run it with sudo\n'
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason='the sentence of somebody who is not root comes first: run it as root')
+@pytest.mark.skipif(os.geteuid() != 0, reason='without root another error comes first: run it as root')
 def test_failure_is_one_line_and_exit_code_1(tmp_path, capsys):
     args = parse('attach', '--router-id', UUID, '--state-path', str(tmp_path))
     assert args.run(args) == 1
@@ -167,6 +185,48 @@ def test_failed_targets_do_not_stop_the_others_and_are_listed_last(capsys, error
         'metadata-wsgi: router 0011: not this one',
         'metadata-wsgi: 2 of 20 failed',
     ]
+
+
+def test_unexpected_error_at_one_target_does_not_stop_the_others(caplog):
+    def action(target):
+        if target.uuid == '0001':
+            raise KeyError('IFLA_IFNAME')
+        return target.uuid
+
+    targets = [AttachTarget.of('router', f'{number:04}') for number in range(3)]
+    assert attach.run_for_each(targets, action) == [('0000', ''), ('', "KeyError: 'IFLA_IFNAME'"), ('0002', '')]
+    assert 'router 0001: unexpected error' in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='attach needs root')
+def test_attach_waits_for_ipv6_inside_the_lock(tmp_path, monkeypatch):
+    """``watch`` must not see a proxy that is being restarted because it does not serve IPv6."""
+    free = []
+
+    class FakeAttacher:
+        def attach(self, target, **options):
+            return True
+
+        def settle(self, target, **options):
+            probe = subprocess.run(
+                [sys.executable, '-c', LOCK_PROBE, str(tmp_path)], capture_output=True, text=True, check=True
+            )
+            free.append(probe.stdout.strip())
+
+    monkeypatch.setattr(attach, '_attacher', lambda *_: FakeAttacher())
+    args = parse('attach', '--router-id', UUID, '--state-path', str(tmp_path))
+    assert args.run(args) == 0
+    assert free == ['held']
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='lists namespaces: run it as root')
+def test_unavailable_keeper_does_not_hide_the_other_attachments(tmp_path, capsys):
+    (tmp_path / 'keeper').touch()
+    args = parse('attached', '--state-path', str(tmp_path))
+    assert args.run(args) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith('KIND ')
+    assert 'start metadata-wsgi keeper' in err
 
 
 def test_single_failed_target_prints_only_the_error(capsys):

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``metadata-wsgi check-config`` prints about credentials, visibility and foreign options."""
+"""What ``metadata-wsgi check-config`` prints about credentials, visibility, Nova and foreign options."""
 
 import pytest
 
 from metadata_wsgi.cli import main
 from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
+from tests.cloud import SECRET, Cloud
 
 NEUTRON_CONF = """[DEFAULT]
 core_plugin = ml2
@@ -21,19 +22,27 @@ user_domain_id = default
 project_domain_id = default
 """
 METADATA_AGENT = """[DEFAULT]
-metadata_proxy_shared_secret = secret
+metadata_proxy_shared_secret = {secret}
 nova_metadata_host = 127.0.0.1
+nova_metadata_port = {nova_port}
 """
+
+
+FILES = {'neutron.conf': NEUTRON_CONF, 'metadata_agent.ini': METADATA_AGENT}
 
 
 @pytest.fixture
 def check(tmp_path, capsys):
-    """A function: ports of the cloud, user -> (exit code, standard output, standard error)."""
+    """A function: ports of the cloud, user, secret -> (exit code, standard output, standard error)."""
 
-    def run(*ports, user='service'):
-        with FakeOpenStack(ports) as openstack:
-            values = {'port': openstack.listen_port, 'user': user, 'password': PASSWORD}
-            files = {'neutron.conf': NEUTRON_CONF.format_map(values), 'metadata_agent.ini': METADATA_AGENT}
+    def run(*ports, user='service', secret=SECRET, nova_statuses=()):
+        with FakeOpenStack(ports) as openstack, Cloud(tmp_path) as cloud:
+            cloud.nova.statuses += nova_statuses
+            values = {
+                'port': openstack.listen_port, 'user': user, 'password': PASSWORD, 'secret': secret,
+                'nova_port': cloud.server.server_port,
+            }  # fmt: skip
+            files = {name: text.format_map(values) for name, text in FILES.items()}
             argv = ['check-config', '--neutron']
             for name, text in files.items():
                 (tmp_path / name).write_text(text)
@@ -78,3 +87,17 @@ def test_it_fails_if_the_role_sees_nothing(check):
     code, _, err = check(GUEST, user='reader')
     assert code == 1
     assert 'give the user the role service (or admin)' in err
+
+
+def test_it_checks_that_nova_has_the_same_secret(check):
+    assert 'Nova            checks signatures and has the same shared secret' in check(GUEST)[1]
+    code, _, err = check(GUEST, secret='another')
+    assert code == 1
+    assert 'metadata_proxy_shared_secret here and [neutron] metadata_proxy_shared_secret in nova.conf differ' in err
+
+
+def test_it_checks_that_nova_checks_signatures(check):
+    """service_metadata_proxy is off, or misspelt: 404 to every signature."""
+    code, _, err = check(GUEST, nova_statuses=[404])
+    assert code == 1
+    assert 'Set [neutron] service_metadata_proxy = true in nova.conf' in err

@@ -10,6 +10,8 @@ from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.filters.catch_errors import CatchErrorsFilter
 from metadata_wsgi.filters.instance import InstanceFilter
 from metadata_wsgi.lookup.neutron import NeutronLookup
+from metadata_wsgi.pipeline import paste_loader
+from tests.cloud import Cloud
 from tests.fakes import FakeClock, FakeLookup
 from tests.unit.lookup.neutron.fakes import FakeApi, FakeAuthenticator, token
 
@@ -68,3 +70,13 @@ def test_a_directory_without_probe_is_not_checked(caplog):
     visibility_check.check(InstanceFilter(end, lookup=FakeLookup()))
     visibility_check.check(end)
     assert caplog.records == []
+
+
+def test_problems_of_nova_are_logged_as_errors(caplog, tmp_path):
+    """The pipeline of the package, with a Nova that has another secret."""
+    with Cloud(tmp_path) as cloud:
+        cloud.configure(metadata_proxy_shared_secret='another')
+        app = paste_loader.load(paste_loader.default_paste_file(), 'agent', {'config_file': str(cloud.conf_file)})
+        visibility_check.check(app)
+    (record,) = [record for record in caplog.records if record.levelname == 'ERROR']
+    assert 'metadata_proxy_shared_secret in nova.conf differ' in record.getMessage()

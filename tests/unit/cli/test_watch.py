@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from metadata_wsgi.cli import watch
 from metadata_wsgi.cli.main import main
 from metadata_wsgi.cli.reconciler import Reconciler
 from metadata_wsgi.cli.watch import CliAttachAdapter
@@ -253,6 +254,37 @@ def test_attach_waits_for_the_lock(adapter, tmp_path):
         assert keeper.looks == 0
     attaching.join()
     assert keeper.looks == 1
+
+
+def test_lock_that_cannot_be_taken_is_an_error_of_each_target_and_does_not_end_watch(adapter, tmp_path):
+    (tmp_path / lock.NAME).write_text('')
+    (tmp_path / lock.NAME).chmod(0o666)
+    one = adapter(FakeKeeper({}))
+    for errors in (one.attach([R1, R2]), one.detach([R1, R2])):
+        assert list(errors) == [R1, R2]
+        assert all('must belong to' in error for error in errors.values())
+
+
+def test_ha_state_is_part_of_the_identity(tmp_path):
+    assert watch.ha_state(str(tmp_path), 'router-1') == ''
+    (tmp_path / 'router-1').mkdir()
+    (tmp_path / 'router-1' / 'state').write_text('backup\n')
+    assert watch.ha_state(str(tmp_path), 'router-1') == 'backup'
+
+
+def test_ha_router_that_becomes_primary_is_attached_again_and_logged(caplog):
+    host = FakeHost()
+    host.there = {R1: ((1, 2), 'backup')}
+    host.reconcile()
+    host.there = {R1: ((1, 2), 'primary')}
+    assert host.reconcile() == [('attach', 'router-1')]
+    assert logged(caplog) == ['router router-1: its HA state is now primary']
+    assert host.reconcile() == []
+
+
+def test_common_options_behind_the_dashes_hold_for_detach_too(adapter):
+    one = adapter(FakeKeeper({}), '--neutron-lock-path=/locks', '--iptables=iptables-nft')
+    assert (one._detach_args.neutron_lock_path, one._detach_args.iptables) == ('/locks', 'iptables-nft')
 
 
 def test_invalid_mark_is_refused_at_start(adapter):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import traceback
+from pathlib import Path
 
 import pytest
 from oslo_config import cfg
@@ -282,3 +283,19 @@ def test_a_secret_may_contain_a_hash_sign(conf_file, tmp_path):
     (tmp_path / 'secret').write_text('with # sign\n')
     path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {tmp_path}/secret\n')
     assert config_files.load({'config_file': path}, SECRET_OPTS).metadata_proxy_shared_secret == 'with # sign'
+
+
+@pytest.mark.parametrize(
+    ('text', 'count'),
+    [
+        ('[keystone_authtoken]\npassword = s\n', 1),
+        ('[DEFAULT]\npassword = s\n', 1),
+        ('[neutron]\napplication_credential_secret = s\n', 1),
+        ('[nova]\npassword = s\n', 0),
+        ('[keystone_authtoken]\n# password = s\npassword =\n', 0),
+    ],
+)
+def test_a_world_readable_password_of_keystone_is_named(conf_file, text, count):
+    path = conf_file(text)
+    Path(path).chmod(0o644)
+    assert len(config_files.world_readable_secrets([path], [('DEFAULT', SECRET_OPTS)])) == count

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from metadata_wsgi.errors import ConfigError
-from metadata_wsgi.inventory import ReloadingInventory
+from metadata_wsgi.inventory import ReloadingInventory, parse
+from metadata_wsgi.inventory.reloading import MAX_WAIT_S
 from tests.fakes import FakeClock
 
 
@@ -121,3 +124,60 @@ def test_threads_get_the_old_inventory_or_the_new_one(path):
         thread.join()
     assert tuple(inventory.current().networks) == ('three', 'four')
     assert seen <= {('one',), ('one', 'two'), ('three', 'four')}
+
+
+class SlowFile:
+    """A file whose first reading takes no time, and the next ones until ``finish`` is set. Each has another network."""
+
+    def __init__(self):
+        self.finish, self.readings = threading.Event(), 0
+
+    def read(self, path):
+        self.readings += 1
+        if self.readings > 1:
+            assert self.finish.wait(20)
+        return (self.readings, 0, 0), parse(cloud(f'n{self.readings}').encode(), path)
+
+
+def test_a_request_waits_for_a_slow_reload_for_a_bounded_time_only(path):
+    clock, file = FakeClock(), SlowFile()
+    inventory = ReloadingInventory(str(path), interval_s=1, clock=clock, sleep=clock.sleep, read=file.read)
+    clock.sleep(1)
+    assert [list(inventory.current().networks) for _ in range(3)] == [['n1']] * 3
+    assert inventory.is_reloading()
+    assert clock.now_s <= 1000 + 1 + 3 * MAX_WAIT_S + 0.001
+    file.finish.set()
+    while inventory.is_reloading():
+        inventory.current()
+    assert list(inventory.current().networks) == ['n2']
+    assert file.readings == 2
+
+
+def test_a_reload_does_not_stop_the_greenlets_of_a_worker(path):
+    """The reading lasts until another greenlet has run: parsing is one long computation."""
+    code = """if True:
+        from gevent import monkey; monkey.patch_all()
+        import sys, time, gevent
+        from metadata_wsgi.inventory import ReloadingInventory, parse
+        served, readings = [], []
+        def read(path):
+            readings.append(path)
+            give_up_at = time.monotonic() + 20
+            while len(readings) > 1 and not served:
+                assert time.monotonic() < give_up_at, 'the other greenlet did not run'
+            text = b'networks: [{id: n%d}]\\nports: []\\ninstances: []\\n' % len(readings)
+            return (len(readings), 0, 0), parse(text, path)
+        inventory = ReloadingInventory(sys.argv[1], interval_s=0.1, read=read)
+        time.sleep(0.2)
+        def serve_another():
+            served.append(1)
+        gevent.spawn_later(0.05, serve_another)
+        while 'n1' in inventory.current().networks:
+            assert not readings[5:]
+            gevent.sleep(0.01)
+        print(*inventory.current().networks)
+    """
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code, path], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ('n2\n', '')

@@ -38,8 +38,9 @@ def keeper():
         thread.start()
         opened.append((ours, thread))
         retries = []
-        client = KeeperClient(ours, sleep=retries.append, find_holder=lambda listener: holder)
-        client.retries = retries
+        looks = []
+        client = KeeperClient(ours, sleep=retries.append, find_holder=lambda listener: looks.append(1) or holder)
+        client.retries, client.looks = retries, looks
         return client
 
     yield start
@@ -74,6 +75,7 @@ def test_register_retries_for_our_own_program_and_names_it_at_the_timeout(keeper
     with pytest.raises(NetnsError, match='held by pid 4711'):
         client.register(A)
     assert sum(client.retries) == pytest.approx(5.0, abs=0.3)
+    assert len(client.looks) == 3
 
 
 @pytest.mark.parametrize(

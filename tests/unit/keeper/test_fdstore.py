@@ -163,6 +163,15 @@ def test_fdstore_closes_and_removes_foreign_descriptors(store, systemd, caplog):
         os.fstat(first)
 
 
+def test_fdstore_closes_a_descriptor_without_a_name(store, systemd):
+    environ, first = restored_environ(fdstore.name_of(A), '')
+    environ['LISTEN_FDNAMES'] = fdstore.name_of(A)
+    ((_, sock),) = store.restore(environ, first)
+    sock.close()
+    with pytest.raises(OSError, match='Bad file descriptor'):
+        os.fstat(first + 1)
+
+
 def test_fdstore_ignores_descriptors_of_another_pid(store):
     assert list(store.restore({'LISTEN_PID': '1', 'LISTEN_FDS': '1', 'LISTEN_FDNAMES': 'x'}, 0)) == []
     assert list(store.restore({})) == []

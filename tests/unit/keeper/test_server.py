@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.errors import ConfigError, NetnsError
 from metadata_wsgi.keeper import admin_client, protocol, server
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.server import Keeper, may_subscribe
@@ -304,3 +304,8 @@ def test_requests_of_another_user_are_refused_whatever_the_mode_of_the_socket(ru
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             protocol.send(connection, {'verb': 'list'})
             assert connection.recv(1) == b''
+
+
+def test_second_keeper_is_refused(running):
+    with pytest.raises(ConfigError, match=r'^state_path = .*/keeper: another keeper is running and listens there; '):
+        Keeper(running.state_path)

@@ -2,6 +2,7 @@
 """A lab without root: where it is impossible, and the pid file of one that was left up."""
 
 import os
+import subprocess
 
 import pytest
 
@@ -36,6 +37,18 @@ def test_forbidden_user_namespaces_name_the_sysctl(programs):
     programs('unshare', 'echo "unshare failed: not permitted" >&2; exit 1')
     with pytest.raises(NetnsError, match=r'not allowed \(unshare failed: not permitted\); run it with sudo, or let'):
         unprivileged.run(['lab'], keep=False)
+
+
+def test_runtime_directory_with_shell_characters_is_not_interpreted(programs, tmp_path, monkeypatch):
+    directory = tmp_path / 'a b; touch injected; $(touch injected)'
+    monkeypatch.setenv('XDG_RUNTIME_DIR', str(directory))
+    for program in ('mount', 'sleep'):
+        programs(program, 'exit 0')
+    shell, *words = unprivileged.shell_command(['echo', 'up'], keep=True)
+    done = subprocess.run([f'/bin/{shell}', *words], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == 'up\n'
+    assert [file.name for file in directory.iterdir()] == ['metadata_wsgi-lab.pid.ready']
+    assert not (tmp_path / 'injected').exists()
 
 
 def test_no_lab_is_up():

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+import logging
+
 import pytest
 
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.errors import ConfigError, LookupUnavailable
 from metadata_wsgi.inventory import parse
 from metadata_wsgi.lookup import protocol, static
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
@@ -132,3 +134,30 @@ def test_the_interface_of_a_router_with_one_network_needs_no_port_in_the_invento
     lookup = static.StaticLookup(lambda: parse(TWO_NETWORKS.encode(), 'f.yaml'))
     source = Source(SAME, router_id='bare', interface='qr-1')
     assert [one.instance_id for one in lookup.find(source, Deadline.after(1))] == ['i2']
+
+
+def test_an_unknown_address_while_a_newer_inventory_is_read_is_retried_and_no_404():
+    lookup = static.StaticLookup(lambda: parse(CLOUD.encode(), 'f.yaml'), is_reloading=lambda: True)
+    assert lookup.find(Source('10.1.1.2', router_id='r1'), Deadline.after(1)) == (ONE,)
+    with pytest.raises(LookupUnavailable, match='newer inventory'):
+        lookup.find(Source('10.1.1.9', router_id='r1'), Deadline.after(1))
+
+
+def test_a_port_with_the_address_but_without_an_instance_is_reported():
+    """For explain, and for the log: 'no instance is there' alone would send the operator to the wrong place."""
+    lookup = static.StaticLookup(lambda: parse(CLOUD.encode(), 'f.yaml'))
+    reported = []
+    lookup.on_other_port = reported.append
+    assert lookup.find(Source('10.1.1.1', router_id='r1'), Deadline.after(1)) == ()
+    assert reported == ['port gw has the address 10.1.1.1, but belongs to network and has no instance']
+    lookup.find(Source('10.1.1.2', router_id='r1'), Deadline.after(1))
+    lookup.find(Source('10.1.1.1', router_id='r2'), Deadline.after(1))
+    assert len(reported) == 1
+
+
+def test_log_of_a_port_without_an_instance_is_throttled(caplog):
+    caplog.set_level(logging.INFO)
+    lookup = static.StaticLookup(lambda: parse(CLOUD.encode(), 'f.yaml'))
+    for _ in range(3):
+        lookup.find(Source('10.1.1.1', router_id='r1'), Deadline.after(1))
+    assert len([record for record in caplog.records if 'port gw has the address' in record.getMessage()]) == 1

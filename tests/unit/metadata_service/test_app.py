@@ -214,3 +214,14 @@ def test_a_key_name_with_blanks_and_umlauts():
     assert keys.get(directory + '0/openssh-key', headers=signed()).text == 'ssh-ed25519 AAAA'
     keys.get(directory + '0=ops%20key%20%C3%BC', headers=signed(), status=404)
     keys.get('/latest/dynamic/instance-identity/document', headers=signed(), status=404)
+
+
+def test_an_unknown_instance_while_a_newer_inventory_is_read_is_a_503():
+    service = MetadataApp(
+        shared_secret=SECRET, current=lambda: INVENTORY, passwords=Passwords('/nonexistent'), is_reloading=lambda: True
+    )
+    client = webtest.TestApp(service)
+    client.get('/latest/meta-data/', headers=signed())
+    assert client.get('/', headers=signed('new'), status='*').status_int == 200
+    response = client.get('/latest/meta-data/', headers=signed('new'), status=503)
+    assert response.headers['Retry-After'] == '1'

@@ -4,11 +4,13 @@
 import pytest
 
 from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.netns import namespaces
 from metadata_wsgi.netns.attach import Attacher, ProxyCommand
 from metadata_wsgi.netns.attachment_status import KEEPER_UNAVAILABLE, NO_LISTENER, check_rules, list_attachments
 from metadata_wsgi.netns.rules import rules_for
 from metadata_wsgi.netns.target import NO_WORKER, AttachTarget, KeeperEntry
 
+HOSTS = ['169.254.169.254', 'fe80::a9fe:a9fe%tap0']
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
 
 
@@ -24,6 +26,7 @@ def test_router_proxy_command_line_is_that_of_an_l3_agent():
         f'--router_id={UUID}',
         '--state_path=/s',
         '--metadata_port=9697',
+        '--mode=process',
         '--metadata_proxy_socket=/s/sock',
         f'--log-file=quantum-ns-metadata-proxy-{UUID}.log',
         '--log-dir=/l',
@@ -32,26 +35,27 @@ def test_router_proxy_command_line_is_that_of_an_l3_agent():
 
 def test_network_proxy_is_bound_to_the_metadata_address():
     """On all addresses it would serve every host that reaches the DHCP port (LP#1745618)."""
-    assert ProxyCommand(state_path='/s').argv(AttachTarget.of('network', UUID), 80) == [
+    assert ProxyCommand(state_path='/s').argv(AttachTarget.of('network', UUID), 80, ['169.254.169.254']) == [
         'quantum-ns-metadata-proxy',
         f'--pid_file=/s/external/pids/{UUID}.pid',
         f'--network_id={UUID}',
         '--state_path=/s',
         '--metadata_port=80',
+        '--mode=process',
         '--metadata_host=169.254.169.254',
     ]
 
 
 def test_network_proxy_gets_the_ipv6_address_with_zone_as_second_host():
     """The first address must be there; the second may be missing."""
-    assert ProxyCommand(state_path='/s').argv(AttachTarget.of('network', UUID), 80, 'tap0')[-2:] == [
+    assert ProxyCommand(state_path='/s').argv(AttachTarget.of('network', UUID), 80, HOSTS)[-2:] == [
         '--metadata_host=169.254.169.254',
         '--metadata_host=fe80::a9fe:a9fe%tap0',
     ]
 
 
 def test_router_proxy_listens_on_all_addresses_of_both_families():
-    assert not [word for word in ProxyCommand().argv(AttachTarget.of('router', UUID), 9697, 'qr-+') if 'host' in word]
+    assert not [word for word in ProxyCommand().argv(AttachTarget.of('router', UUID), 9697, ['']) if 'host' in word]
 
 
 def test_attach_without_namespace_names_it_and_runs_nothing(tmp_path):
@@ -72,6 +76,34 @@ def test_check_rules_reads_port_interfaces_and_mark_from_the_rules(families):
     assert check_rules((), families) == (9697, 'no')
     for missing in rules:
         assert check_rules([rule for rule in rules if rule != missing], families)[1] == 'partly'
+
+
+def test_status_of_a_router_without_ipv6_rules_is_one_problem_of_ipv6(tmp_path, monkeypatch):
+    class Ipv4Only:
+        def ours(self, namespace, *, families):
+            return [rule for rule in rules_for(families=[4]) if rule.family in families]
+
+    monkeypatch.setattr(namespaces, 'exists', lambda name: True)
+    monkeypatch.setattr(namespaces, 'names', lambda: ['qrouter-1234'])
+    (found,) = list_attachments(Ipv4Only(), state_path=str(tmp_path), families=(4, 6))
+    assert found.problems == (
+        'there are no IPv6 rules, so only IPv4 is served; "attach" prints the reason',
+        NO_LISTENER,
+    )
+
+
+def test_status_reads_the_rules_of_the_family_that_can_be_read(tmp_path, monkeypatch):
+    class BrokenIpv6:
+        def ours(self, namespace, *, families):
+            if 6 in families:
+                raise NetnsError('ip6tables-save: No such file')
+            return [*rules_for(families=[4])]
+
+    monkeypatch.setattr(namespaces, 'exists', lambda name: True)
+    monkeypatch.setattr(namespaces, 'names', lambda: ['qrouter-1234'])
+    (found,) = list_attachments(BrokenIpv6(), state_path=str(tmp_path), families=(4, 6))
+    assert 'the IPv6 rules cannot be read: ip6tables-save: No such file' in found.problems
+    assert found.port == 9697
 
 
 def test_check_rules_with_a_stale_rule_of_another_port_is_partly():
@@ -99,7 +131,7 @@ def test_status_lists_a_keeper_entry_without_namespace_and_worker(tmp_path):
     )
     assert (found.mode, found.pid, found.namespace) == ('one_hop', None, None)
     assert found.problems == (
-        f'there is no namespace qrouter-{UUID}',
+        f'there is no namespace qrouter-{UUID} on this host',
         NO_WORKER['one_hop'],
     )
 

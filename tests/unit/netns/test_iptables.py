@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The difference between existing and wanted rules, and its application."""
 
+import contextlib
 import re
 
 import pytest
@@ -256,6 +257,66 @@ def test_error_message_of_iptables_restore_is_reported():
 
     with pytest.raises(NetnsError, match='line 3 failed'):
         Iptables(refusing, binary='iptables').apply('ns', WANTED, families=[4])
+
+
+class BrokenIp6tables(FakeKernel):
+    """ip6tables-restore fails, as without the kernel's module."""
+
+    def __call__(self, argv, *, stdin='', namespace=None):
+        if argv[0].startswith('ip6tables') and self.is_broken:
+            raise NetnsError(f'{argv[0]}: Table does not exist')
+        return super().__call__(argv, stdin=stdin, namespace=namespace)
+
+    is_broken = True
+
+
+def broken(**options):
+    kernel = BrokenIp6tables(programs=('iptables', 'ip6tables'))
+    return kernel, Iptables(kernel, find_program=kernel.finds, **options)
+
+
+def test_replace_restores_the_first_family_if_the_second_fails():
+    kernel, iptables = broken()
+    iptables.apply('ns', rules_for(port=9000, families=[4]), families=[4])
+    before = kernel.saved()
+    with pytest.raises(NetnsError, match='Table does not exist'):
+        iptables.replace('ns', rules_for())
+    assert kernel.saved() == before
+
+
+def test_replace_returns_the_former_rules():
+    kernel = FakeKernel()
+    iptables = Iptables(kernel, find_program=kernel.finds)
+    former = rules_for(port=9000, families=[4])
+    assert iptables.replace('ns', former, families=[4]) == ()
+    assert set(iptables.replace('ns', WANTED, families=[4])) == set(former)
+    assert iptables.replace('ns', WANTED, families=[4]) is None
+
+
+def test_family_without_any_table_needs_no_program():
+    """A host without ip6tables: detach and attached work there."""
+    _, iptables = broken(has_any_rules=lambda namespace, family: family == 4)
+    assert iptables.apply('ns', ()) is False
+    assert iptables.ours('ns') == []
+
+
+def test_lock_is_held_while_rules_are_read_and_changed():
+    held = []
+
+    @contextlib.contextmanager
+    def lock(namespace):
+        held.append(namespace)
+        yield
+        held.remove(namespace)
+
+    class Kernel(FakeKernel):
+        def __call__(self, argv, *, stdin='', namespace=None):
+            assert held == ['ns']
+            return super().__call__(argv, stdin=stdin, namespace=namespace)
+
+    kernel = Kernel()
+    assert Iptables(kernel, find_program=kernel.finds, lock=lock).apply('ns', WANTED, families=[4]) is True
+    assert (held, len(kernel.applied)) == ([], 1)
 
 
 FOREIGN_RULES = st.sampled_from(

@@ -184,6 +184,26 @@ def test_interface_without_ipv6_is_ignored():
     assert link_local.missing_addresses(fake, 'qr-+') == {}
 
 
+def test_standby_interface_without_an_address_gets_none():
+    """Every frame from it would have the MAC of the primary router, which is on another host."""
+    fake = FakeInterfaceTable(qr(1, has_own_address=False), qr(2))
+    assert fake.attach() == []
+    assert fake.added == ['qr-2']
+    assert link_local.missing_addresses(fake, 'qr-+') == {}
+    assert link_local.standby_interfaces(fake, 'qr-+') == [qr(1, has_own_address=False)]
+
+
+def test_address_is_removed_when_the_router_becomes_the_standby_and_added_when_it_is_primary():
+    fake = FakeInterfaceTable(qr(1))
+    fake.attach()
+    fake.there[1] = replace(fake.there[1], has_own_address=False)
+    assert fake.attach() == []
+    assert (fake.removed, fake.states()) == (['qr-1'], {'qr-1': MISSING})
+    fake.there[1] = replace(fake.there[1], has_own_address=True)
+    assert fake.attach() == []
+    assert fake.states() == {'qr-1': USABLE}
+
+
 def test_dad_timeout_is_reported():
     fake = FakeInterfaceTable(qr(1), check_s=1e6)
     assert fake.attach() == ['fe80::a9fe:a9fe on qr-1 is still tentative']

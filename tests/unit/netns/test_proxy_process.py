@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from metadata_wsgi import limits
 from metadata_wsgi.netns import proxy_process
 
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
@@ -32,6 +33,25 @@ def start():
         return child, child.stdout.readline().decode().strip()
 
     yield start
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+@pytest.fixture
+def start_with():
+    """Starts a process with these further arguments."""
+    started = []
+
+    def start_with(arguments):
+        child = subprocess.Popen(
+            [sys.executable, '-c', SLEEP, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        started.append(child)
+        child.stdout.readline()
+        return child
+
+    yield start_with
     for child in started:
         child.kill()
         child.communicate()
@@ -90,6 +110,53 @@ def test_stale_pid_file_with_a_reused_pid_stops_nothing(start, pid_file):
     assert not os.path.exists(pid_file)
 
 
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['--router_id', 'bash'],
+        ['--network-id=bash'],
+        ['-f', '/var/lib/neutron/ns-metadata-proxy/bash.conf'],
+        ['--pid_file=/s/external/pids/bash.pid', '--port=1'],
+    ],
+)
+def test_running_pid_matches_the_id_as_an_option_or_file_name(start_with, pid_file, arguments):
+    write(pid_file, start_with(arguments).pid)
+    assert proxy_process.running_pid(pid_file, 'bash') is not None
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [['/bin/bash'], ['--router_id=bash-2'], ['--router_id=a-bash'], ['bash'], ['/home/bash/x.conf'], ['--shell=bash']],
+)
+def test_running_pid_does_not_match_the_id_elsewhere_in_a_command_line(start_with, pid_file, arguments):
+    process = start_with(arguments)
+    write(pid_file, process.pid)
+    assert proxy_process.running_pid(pid_file, 'bash') is None
+    assert proxy_process.stop(pid_file, 'bash') is False
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize('kind', ['fifo', 'link', 'writable for others'])
+def test_pid_file_that_another_user_could_have_made_is_not_read(start, pid_file, tmp_path, kind):
+    """A FIFO would block, and a link would have root read, or later write, another file."""
+    child, _ = start(SLEEP)
+    write(pid_file, child.pid)
+    if kind == 'writable for others':
+        os.chmod(pid_file, 0o666)
+    else:
+        os.rename(pid_file, tmp_path / 'target')
+        os.mkfifo(pid_file) if kind == 'fifo' else os.symlink(tmp_path / 'target', pid_file)
+    assert proxy_process.running_pid(pid_file, UUID) is None
+    assert proxy_process.stop(pid_file, UUID) is False
+    assert not os.path.lexists(pid_file)
+    assert child.poll() is None
+
+
+def test_stop_timeout_is_longer_than_a_proxy_may_need():
+    """SIGKILL would cut the requests in flight, which a proxy finishes for GRACEFUL_TIMEOUT_S."""
+    assert proxy_process.STOP_TIMEOUT_S > limits.GRACEFUL_TIMEOUT_S
+
+
 def test_ensure_running_adopts_a_wanted_process(start, pid_file):
     child, _ = start(SLEEP)
     write(pid_file, child.pid)
@@ -127,6 +194,16 @@ def test_listens_checks_the_process_and_not_only_the_port(start):
     assert proxy_process.listens(listening.pid, int(port))
     assert not proxy_process.listens(silent.pid, int(port))
     assert not proxy_process.listens(listening.pid, int(port) % 65535 + 1)
+
+
+def test_port_is_open_while_a_socket_listens_and_not_for_connections_in_progress():
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port = server.getsockname()[1]
+        assert not proxy_process._can_bind(port)
+        client = socket.create_connection(('127.0.0.1', port), timeout=5)
+        accepted, _ = server.accept()
+    with client, accepted:
+        assert proxy_process._can_bind(port)
 
 
 def test_listens_is_false_for_a_process_that_has_ended(start):

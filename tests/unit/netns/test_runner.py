@@ -4,7 +4,9 @@ import sys
 
 import pytest
 
+from metadata_wsgi import limits
 from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.netns import runner
 from metadata_wsgi.netns.runner import SubprocessRunner, search_path
 
 
@@ -29,6 +31,11 @@ def test_missing_program_is_named():
 def test_program_is_killed_after_the_timeout():
     with pytest.raises(NetnsError, match=r'not finished after 0\.2 s'):
         SubprocessRunner(timeout_s=0.2)([sys.executable, '-c', 'input() if 0 else __import__("time").sleep(60)'])
+
+
+def test_default_timeout_is_longer_than_the_retry_of_a_port_in_use():
+    """Otherwise the program is killed before it reports which process has the port."""
+    assert runner.TIMEOUT_S > limits.PORT_IN_USE_TIMEOUT_S
 
 
 def test_daemon_that_keeps_stdout_open_does_not_block_the_caller():

@@ -121,16 +121,20 @@ def path(tmp_path):
     return tmp_path / 'metadata_proxy'
 
 
+OWNER_UID = os.geteuid() or 54321
+
+
 @pytest.fixture
 def listen(path):
     """Creates the socket as the agent does; returns a function that closes it and leaves the file."""
     opened = []
 
-    def listen(mode, *, live=True):
+    def listen(mode, *, live=True, owner=OWNER_UID):
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX)
         opened.append(listener)
         listener.bind(str(path))
+        os.chown(path, owner, -1)
         path.chmod(mode)
         if live:
             listener.listen()
@@ -144,11 +148,33 @@ def listen(path):
 OTHER = identity.Identity(12345, 12346, 'other')
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason='makes a socket of root: run it as root')
+def test_identity_is_never_root_where_only_root_may_connect(path, listen, caplog):
+    """uid 0 without capabilities may still write what belongs to root."""
+    listen(0o600, owner=0)
+    assert IdentityFromSocket(str(path), OTHER)() == OTHER
+    assert f'Clients will be answered 503: only root may connect to {path}' in caplog.text
+
+
+def test_identity_is_never_root_where_a_directory_may_not_be_searched(path, listen, caplog):
+    listen(0o666)
+    path.parent.chmod(0o700)
+    assert IdentityFromSocket(str(path), OTHER)() == OTHER
+    assert f'Clients will be answered 503: other may not enter {path.parent}' in caplog.text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root may start workers as another user')
+@pytest.mark.parametrize('user', ['root', '0'])
+def test_root_is_refused_as_user_of_workers(user):
+    with pytest.raises(ConfigError, match=f'^metadata_user = {user}: workers parse client data and never run as root'):
+        identity.resolve_workers(user, '')
+
+
 def test_identity_changes_when_the_socket_appears(path, listen):
     current = IdentityFromSocket(str(path), OTHER)
     assert current() == OTHER
     listen(0o600)
-    assert current().uid == os.geteuid()
+    assert current().uid == OWNER_UID
 
 
 def test_identity_stays_while_the_agent_is_unavailable(path, listen):
@@ -194,3 +220,11 @@ def test_probe_connects_once_for_each_new_socket(path):
         agent.accept()[0].close()
         with pytest.raises(BlockingIOError):
             agent.accept()
+
+
+def test_symlink_in_place_of_the_socket_does_not_change_the_identity(path, listen, tmp_path):
+    """The owner of the directory could let workers join the group of another daemon's socket, e.g. docker."""
+    listen(0o600)
+    path.rename(tmp_path / 'docker.sock')
+    path.symlink_to(tmp_path / 'docker.sock')
+    assert IdentityFromSocket(str(path), OTHER)() == OTHER

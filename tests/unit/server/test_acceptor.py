@@ -97,6 +97,23 @@ def test_a_full_pool_pauses_the_listener_until_a_greenlet_is_free():
     server.acceptor.close()
 
 
+def test_on_full_is_called_only_if_a_new_connection_waits():
+    calls = []
+    pool = GreenletPool(2, on_full=lambda: calls.append(len(pool)))
+    server = RecordingServer(pool=pool)
+    clients = [server.connect() for _ in range(2)]
+    wait_until(lambda: len(pool) == 2)
+    for _ in range(5):
+        gevent.sleep(0)
+    assert calls == []
+    clients.append(server.connect())
+    wait_until(lambda: calls)
+    assert calls == [2]
+    server.may_end.set()
+    assert [receive(client) for client in clients] == [b'!'] * 3
+    server.acceptor.close()
+
+
 @pytest.mark.parametrize('first', [0, 1])
 def test_paused_listeners_resume_in_turn(first):
     """Connections of one router do not wait until all of another router's are handled."""

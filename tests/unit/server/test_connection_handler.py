@@ -26,12 +26,13 @@ class SocketPairServer:
 
     def __init__(self, **connection_limits):
         self.requested = []
-        self.is_stopping = False
+        self.is_stopping = self.has_waiting_connections = False
         self.may_respond = gevent.event.Event()
         self.limits = ConnectionLimits(**{'per_address': 10, 'total': 100, **connection_limits})
         self.handler = connection_handler.ConnectionHandler(
-            self.application, Config(), self.limits, any_destination=True, is_stopping=lambda: self.is_stopping
-        )
+            self.application, Config(), self.limits, any_destination=True, is_stopping=lambda: self.is_stopping,
+            has_waiting_connections=lambda: self.has_waiting_connections,
+        )  # fmt: skip
         self.pool = GreenletPool(100, on_full=self.handler.close_longest_idle)
         self.clients = []
 
@@ -222,7 +223,8 @@ def test_the_timeout_of_an_idle_keepalive_connection_is_not_that_of_a_header(ser
     monkeypatch.setattr(limits, 'HEADER_TIMEOUT_S', 0.02)
     client = server.connect(GET % b'x')
     wait_until(lambda: server.handler._idle)
-    gevent.sleep(0.1)  # longer than the header's timeout: the idle connection must survive it
+    server.connect(b'GET /')
+    wait_until(lambda: len(server.pool) == 1)  # the header's timeout is over, and only the idle connection is left
     client.sendall(GET % b'y')
     wait_until(lambda: server.requested == ['/x', '/y'])
 
@@ -246,6 +248,15 @@ def test_a_full_worker_closes_the_longest_idle_keepalive_connection_of_a_namespa
     assert [b'200 OK' in proxy.recv(1000) for proxy in proxies] == [True, True]
     assert proxies[0].recv(1000) == b''
     assert len(server.pool) == 1
+
+
+def test_a_keepalive_connection_of_a_full_worker_with_waiting_connections_is_closed_after_its_response(server):
+    """When the worker became full no connection was idle that could be closed."""
+    server.has_waiting_connections = True
+    client = server.connect_proxy(GET % b'x')
+    wait_until(lambda: len(server.pool) == 0)
+    assert b'200 OK' in client.recv(1000)
+    assert client.recv(1000) == b''
 
 
 def test_a_request_without_a_concurrency_slot_in_time_is_answered_503(make_server, monkeypatch):

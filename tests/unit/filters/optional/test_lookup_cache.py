@@ -16,7 +16,7 @@ OLD, NEW = environ_keys.Instance('old', 'p1', 'port1'), environ_keys.Instance('n
 
 
 class Nova:
-    """Responds 200 for the instances ``knows``, with the instance id. Sets a header in the environ, as signature does."""
+    """Responds 200 for the instances ``knows``, with the instance id. Sets a key in the environ, as signature does."""
 
     REQUIRES = frozenset({environ_keys.INSTANCE})
     PROVIDES = frozenset()

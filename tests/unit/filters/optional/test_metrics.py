@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import subprocess
+import sys
+
 import pytest
 import webtest
 
@@ -65,3 +68,69 @@ def test_a_request_that_cannot_be_counted_gets_its_response(caplog):
     filter_ = MetricsFilter(rest, observe=observe)
     assert [filter_({}, lambda *args: None) for _ in range(3)] == [[b'answer']] * 3
     assert [record.getMessage() for record in caplog.records] == ['Requests are not counted: disk observe']
+
+
+LOAD = """if True:
+    import sys
+    from metadata_wsgi.filters.optional.metrics import filter_factory
+    def inner(environ, start_response):
+        start_response('200 OK', [])
+        return []
+    app = filter_factory({'config_file': sys.argv[1]})(inner)
+    if 'count' in sys.argv:
+        app({}, lambda *args: None)
+    print('loaded', flush=True)
+    if 'wait' in sys.argv:
+        sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads the filter in a process of its own, as a worker or ``check-config`` does. Returns the process."""
+    path = tmp_path / 'agent.ini'
+    path.write_text(f'[metrics]\ndirectory = {tmp_path}/metrics\n')
+    started = []
+
+    def run(*words):
+        argv = [sys.executable, '-W', 'ignore', '-c', LOAD, path, *words]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == 'loaded\n'
+        if 'wait' not in words:
+            process.communicate(timeout=60)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.communicate(timeout=60)
+
+
+def files(tmp_path):
+    return {path.name for path in (tmp_path / 'metrics').glob('*.db')}
+
+
+def test_files_of_ended_processes_without_counts_are_removed(load, tmp_path):
+    """check-config and the check before a reload load the filter, and count nothing."""
+    for _ in range(3):
+        load()
+    last = load('wait')
+    assert files(tmp_path) == {f'histogram_{last.pid}.db'}
+
+
+def test_files_of_running_processes_and_those_with_counts_stay(load, tmp_path):
+    counted, running = load('count'), load('wait')
+    last = load()
+    assert files(tmp_path) == {f'histogram_{process.pid}.db' for process in (counted, running, last)}
+    page = webtest.TestApp(app_factory({'config_file': str(tmp_path / 'agent.ini')})).get('/metrics').text
+    assert 'metadata_wsgi_request_seconds_count{reached="unidentified",status="200"} 1.0' in page
+
+
+def test_a_file_that_is_not_a_counter_file_does_not_stop_the_start(load, tmp_path):
+    (tmp_path / 'metrics').mkdir()
+    (tmp_path / 'metrics' / 'histogram_1.db').write_bytes(b'odd')
+    (tmp_path / 'metrics' / 'histogram_2.db').symlink_to('/dev/zero')
+    (tmp_path / 'metrics' / 'histogram_3.db').mkdir()
+    load()
+    assert {'histogram_1.db', 'histogram_2.db', 'histogram_3.db'} < files(tmp_path)

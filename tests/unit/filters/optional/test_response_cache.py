@@ -5,7 +5,7 @@ import threading
 import pytest
 import webtest
 
-from metadata_wsgi.cache.local import LocalCache, Ttl
+from metadata_wsgi.cache.local import Flight, LocalCache, Ttl
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.filters.optional.response_cache import (
     ENTRY_BYTES,
@@ -42,8 +42,8 @@ class Pipeline:
     def __init__(self, nova, backend=None, limit=1 << 20, lint=True):
         self.clock, self.nova = FakeClock(), nova
         cache = LocalCache(
-            limit=limit, weigh=lambda response: len(response.body) + ENTRY_BYTES, owner_of=lambda key: key[0], backend=backend,
-            clock=self.clock,
+            limit=limit, weigh=lambda response: len(response.body) + ENTRY_BYTES, owner_of=lambda key: key[0],
+            backend=backend, clock=self.clock,
         )  # fmt: skip
         self.filter = ResponseCacheFilter(nova, cache=cache, ttl_s=5.0, max_body_bytes=100)
         self.app = webtest.TestApp(self.filter, lint=lint)
@@ -68,8 +68,25 @@ def requests_to(nova, *requests):
 def test_a_cached_response_is_the_same_byte_for_byte():
     pipeline = Pipeline(Nova(headers=[('X-Nova', 'yes'), ('Date', 'Thu, 01 Jan 1970 00:00:00 GMT')], body=b'\x00\xff'))
     first, second = pipeline.get(), pipeline.get()
-    assert (first.status, first.headerlist, first.body) == (second.status, second.headerlist, second.body)
+    assert (first.status, [*first.headerlist, ('Age', '0')], first.body) == (
+        second.status, second.headerlist, second.body,
+    )  # fmt: skip
     assert pipeline.nova.requests == 1
+
+
+def test_a_cached_response_has_its_age():
+    """RFC 9111, 5.1. The Date is that of Nova's response."""
+    pipeline = Pipeline(Nova())
+    assert 'Age' not in pipeline.get().headers
+    pipeline.clock.sleep(3.6)
+    assert pipeline.get().headers['Age'] == '3'
+
+
+def test_the_age_of_a_response_that_a_cache_before_nova_sent_is_added():
+    pipeline = Pipeline(Nova(headers=[('age', '10')]))
+    assert pipeline.get().headers['Age'] == '10'
+    pipeline.clock.sleep(2)
+    assert pipeline.get().headers.getall('Age') == ['12']
 
 
 def test_a_response_expires():
@@ -85,7 +102,8 @@ def test_a_response_expires():
     'other',
     [
         {'instance': OTHER}, {'instance': environ_keys.Instance('i1', 'p2', 'port1')},
-        {'source': environ_keys.Source('10.1.1.3', router_id='r1')}, {'path': '/y'}, {'headers': {'Accept': 'text/html'}},
+        {'source': environ_keys.Source('10.1.1.3', router_id='r1')}, {'path': '/y'},
+        {'headers': {'Accept': 'text/html'}},
         {'headers': {'Accept-Encoding': 'gzip'}}, {'headers': {'Accept-Language': 'de'}},
         {'headers': {'Accept-Charset': 'latin-1'}},
     ],
@@ -144,6 +162,14 @@ def test_a_get_with_a_body_is_not_cached():
 )
 def test_only_200_is_cached(status):
     assert requests_to(Nova(status), {}, {}) == 2
+
+
+@pytest.mark.parametrize('length', ['9' * 5000, '-1', '1.0', ''])
+def test_a_response_with_an_odd_length_is_not_cached(length):
+    nova = Nova(length=length)
+    pipeline = Pipeline(nova, lint=False)
+    assert [pipeline.get().status_int for _ in range(2)] == [200] * 2
+    assert nova.requests == 2
 
 
 @pytest.mark.parametrize('name', ['Set-Cookie', 'Cache-Control', 'Vary', 'Content-Range'])
@@ -234,12 +260,35 @@ def test_single_flight_a_waiter_waits_until_its_deadline():
     assert pipeline.get(**late).text == 'response 1'
 
 
+class WaitingCache(LocalCache):
+    """A cache in which another request loads every key, and never ends."""
+
+    def __init__(self, clock):
+        super().__init__(limit=9, clock=clock)
+        self.timeouts_s = []
+
+    def join(self, key):
+        flight = Flight()
+        flight.wait = self.timeouts_s.append
+        return flight, False
+
+
+def test_single_flight_a_waiter_has_time_left_for_its_own_request():
+    """The request of the other one may hang at Nova, or its response may not be cacheable."""
+    pipeline = Pipeline(Nova())
+    cache = WaitingCache(pipeline.clock)
+    pipeline.app = webtest.TestApp(ResponseCacheFilter(pipeline.nova, cache=cache, ttl_s=5.0, max_body_bytes=100))
+    assert pipeline.get().text == 'response 1'
+    assert cache.timeouts_s == [4.5]
+
+
 def test_a_response_of_another_worker_is_sent():
     key = ('i1', 'p1', '10.1.1.2', '/x', '', '', '', '')
     response = CachedResponse('200 OK', [('Content-Type', 'text/plain'), ('Content-Length', '6')], b'theirs')
     pipeline = Pipeline(Nova(), FakeBackend())
     pipeline.filter._cache._backend.entries[key] = (response, 1.0, Ttl(5.0, 0.0))
-    assert pipeline.get().text == 'theirs'
+    response = pipeline.get()
+    assert (response.text, response.headers['Age']) == ('theirs', '1')
     assert pipeline.nova.requests == 0
 
 

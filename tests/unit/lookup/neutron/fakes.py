@@ -6,6 +6,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
+from metadata_wsgi.cache.process_shared import SharedPause
 from metadata_wsgi.lookup.neutron.auth import NEVER_S, Token
 
 
@@ -87,6 +88,7 @@ class FakeAuthenticator:
     def __init__(self, *tokens):
         self.tokens = list(tokens) or [token()]
         self.invalidated = []
+        self.rejection_pause = SharedPause()
 
     def token(self, deadline, rejected=None):
         if rejected is self.tokens[0] and len(self.tokens) > 1:

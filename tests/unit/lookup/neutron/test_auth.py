@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from keystoneauth1 import exceptions
 
+from metadata_wsgi.cache.process_shared import MAX_PAUSE_S, SharedPause
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.neutron import auth
@@ -257,9 +258,9 @@ def test_rejected_credentials_are_retried_after_growing_pauses():
         fixture.clock.now_s += 1
     pauses = [later - earlier for earlier, later in itertools.pairwise(attempts)]
     assert pauses[:4] == [5, 10, 20, 40]
-    assert max(pauses) == auth.MAX_NEGATIVE_CACHE_S
+    assert max(pauses) == MAX_PAUSE_S
     fixture.keystone.error = None
-    fixture.clock.now_s += auth.MAX_NEGATIVE_CACHE_S
+    fixture.clock.now_s += MAX_PAUSE_S
     assert fixture.token_value() == 'token-1'
 
 
@@ -345,3 +346,23 @@ def test_a_catalogue_without_a_matching_endpoint_is_described(endpoints, wanted,
     with pytest.raises(InstanceLookupError, match=message) as raised:
         auth.select_endpoint(fixture.keystone.catalog, auth.EndpointFilter(**wanted))
     assert not isinstance(raised.value, LookupUnavailable)
+
+
+def test_the_workers_of_an_agent_pause_together_after_rejected_credentials():
+    """Otherwise as many attempts as there are workers would lock the account."""
+    clock, attempts = FakeClock(), []
+    pause, fixtures = SharedPause(clock), [Fixture(clock=clock) for _ in range(4)]
+    for fixture in fixtures:
+        fixture.auth.rejection_pause = pause
+        fixture.keystone.error = exceptions.Unauthorized()
+        fixture.keystone.on_fetch = lambda: attempts.append(clock.now_s)
+    for _ in range(600):
+        for fixture in fixtures:
+            with pytest.raises(InstanceLookupError, match='compare user, password and project'):
+                fixture.token_value()
+        clock.now_s += 1
+    assert len(attempts) <= 8
+    fixtures[0].keystone.error = None
+    clock.now_s += MAX_PAUSE_S
+    fixtures[0].token_value()
+    assert pause.remaining_s() == 0.0

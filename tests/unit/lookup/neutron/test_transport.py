@@ -2,7 +2,10 @@
 """Over loopback, with a server that misbehaves."""
 
 import gzip
+import ssl
+import subprocess
 import threading
+from contextlib import closing
 
 import pytest
 import requests
@@ -10,6 +13,7 @@ import requests
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.lookup.neutron import transport
 from metadata_wsgi.lookup.neutron.transport import DeadlineAdapter, deadline_scope
+from metadata_wsgi.net import resolver
 from tests.rawserver import RawServer, keeps_saying, says, stalls
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'
@@ -138,3 +142,95 @@ def test_nested_scopes_have_their_own_deadlines(served):
     _, get = served(keeps_saying(OK))
     with deadline_scope(Deadline.after(0)):
         assert get().content == b'ok'
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """A function that gives names addresses: name -> addresses, or a function that looks the name up."""
+
+    def use(lookup):
+        monkeypatch.setattr(resolver, 'SHARED', resolver.TcpConnector(resolver.Resolver(lookup)))
+
+    return use
+
+
+def get(url, timeout_s, **more):
+    with closing(transport.make_session(1)) as session, deadline_scope(Deadline.after(timeout_s)):
+        return session.get(url, **more)
+
+
+def test_name_resolution_ends_at_the_deadline_timeout(names):
+    """No timeout reaches getaddrinfo: with dead name servers it takes up to 40 s."""
+    released = threading.Event()
+    names(lambda host: released.wait(20) and [])
+    with pytest.raises(requests.exceptions.RequestException) as raised:
+        get('http://keystone.example.net:5000/v3', 0.3)
+    released.set()
+    assert transport.describe(raised.value).startswith(
+        'no connection to keystone.example.net port 5000: name keystone.example.net could not be resolved within'
+    )
+
+
+def test_a_name_with_a_dead_address_first_is_answered_and_the_good_one_is_tried_first_then(names):
+    """192.0.2.1 is for documentation: a connection to it stays without an answer, or is refused at once."""
+    with closing(RawServer(keeps_saying(OK))) as server:
+        addresses = [resolver.Address(2, '192.0.2.1'), resolver.Address(2, '127.0.0.1')]
+        names(lambda host: addresses)
+        for _ in range(2):
+            assert get(f'http://keystone:{server.port}/', 4.0).content == b'ok'
+        assert server.connections == 2
+
+
+def test_a_refused_connection_is_described_without_a_url(names):
+    names(lambda host: [resolver.Address(2, '127.0.0.1')])
+    with pytest.raises(requests.exceptions.ConnectionError) as raised:
+        get('http://keystone:1/v3/auth/tokens?secret', 9.0)
+    assert transport.describe(raised.value) == 'no connection to keystone port 1: Connection refused'
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A certificate of 127.0.0.1 that is its own CA: (certificate, key)."""
+    files = str(tmp_path / 'cert.pem'), str(tmp_path / 'key.pem')
+    subprocess.run(
+        ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', '/CN=127.0.0.1',
+         '-addext', 'subjectAltName = IP:127.0.0.1', '-out', files[0], '-keyout', files[1]],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return files
+
+
+@pytest.fixture
+def tls_port(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+
+    def respond(peer):
+        with context.wrap_socket(peer.sock, server_side=True) as sock:
+            sock.recv(65536)
+            sock.sendall(OK)
+
+    with closing(RawServer(respond)) as server:
+        yield server.port
+
+
+def test_the_ca_certificates_of_this_machine_are_used(tls_port, certificate, monkeypatch):
+    """SSL_CERT_FILE replaces them, for OpenSSL and so for the connections to Nova too."""
+    monkeypatch.setenv('SSL_CERT_FILE', certificate[0])
+    assert transport.machine_ca_store() == certificate[0]
+    assert get(f'https://127.0.0.1:{tls_port}/', 9.0, verify=transport.machine_ca_store()).content == b'ok'
+
+
+def test_an_unknown_ca_is_an_error_that_names_auth_ca_cert(tls_port):
+    with pytest.raises(requests.exceptions.SSLError) as raised:
+        get(f'https://127.0.0.1:{tls_port}/', 9.0, verify=transport.machine_ca_store())
+    text = transport.describe(raised.value)
+    assert 'CERTIFICATE_VERIFY_FAILED' in text
+    assert 'auth_ca_cert' in text
+
+
+def test_a_machine_without_ca_certificates_is_an_error_that_names_auth_ca_cert(tls_port):
+    with pytest.raises(
+        requests.exceptions.SSLError, match='no CA certificates at /nowhere; name a file of them in auth_'
+    ):
+        get(f'https://127.0.0.1:{tls_port}/', 9.0, verify='/nowhere')

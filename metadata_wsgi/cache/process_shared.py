@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pause that a process and its forks observe together: growing, after each failure.
+
+The workers of an agent use the same credentials. If each of them retried rejected credentials by itself, Keystone
+would soon lock the account.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import time
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+BASE_PAUSE_S = 5.0
+MAX_PAUSE_S = 300.0
+"""Keystone's ``lockout_duration`` is 1800 s by default where ``lockout_failure_attempts`` is set."""
+
+_LAYOUT = struct.Struct('=dq')
+
+
+class SharedPause:
+    """Grows from ``BASE_PAUSE_S`` to ``MAX_PAUSE_S``, doubled by each failure. Create it before the fork.
+
+    The monotonic clock is the same in all processes of a host. Two processes that fail at the same moment may count
+    as one failure.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._memory = mmap.mmap(-1, _LAYOUT.size)
+
+    def remaining_s(self) -> float:
+        """Seconds until the next attempt is allowed; 0.0 if it is allowed now."""
+        until_s, _ = _LAYOUT.unpack_from(self._memory)
+        return max(0.0, until_s - self._clock())
+
+    def fail(self) -> float:
+        """Start the pause after a failed attempt; return its length in seconds."""
+        _, failures = _LAYOUT.unpack_from(self._memory)
+        pause_s = min(BASE_PAUSE_S * 2.0 ** min(failures, 30), MAX_PAUSE_S)
+        _LAYOUT.pack_into(self._memory, 0, self._clock() + pause_s, failures + 1)
+        return pause_s
+
+    def reset(self) -> None:
+        """No pause: an attempt succeeded, or the credentials are new."""
+        _LAYOUT.pack_into(self._memory, 0, 0.0, 0)
+
+
+@runtime_checkable
+class UsesSharedPause(Protocol):
+    """A lookup with credentials, to which the program gives the pause that its workers share."""
+
+    def use_pause(self, pause: SharedPause) -> None:
+        """Observe ``pause`` from now on."""

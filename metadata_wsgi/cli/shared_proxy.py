@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts the keeper and the shared namespace proxy of a host where none run, and hands sockets over to them.
+
+A namespace proxy as a process of its own costs tens of megabytes. So ``quantum-ns-metadata-proxy``, as an L3 agent
+starts it, and ``metadata-wsgi attach`` use the shared proxy by default: a router costs a listening socket, and where
+an agent needs a process with the router's id, a holder of a quarter of a megabyte (``bin/metadata-wsgi-haproxy``).
+
+Where systemd runs the units of keeper and shared proxy, they are there already and nothing is started.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from metadata_wsgi.errors import MetadataError, NetnsError
+from metadata_wsgi.keeper import admin_client
+from metadata_wsgi.keeper.protocol import SHARED
+from metadata_wsgi.netns import haproxy, lock, proxy_process
+
+LOG = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 15.0
+POLL_S = 0.1
+LOCK_NAME = 'starting_shared_proxy'
+
+# Not in the namespace of the router that happens to be attached first: a process in it would keep it in the kernel.
+IN_HOST_NAMESPACE = ('nsenter', '--net=/proc/1/ns/net', '--')
+
+
+@dataclass(frozen=True, slots=True)
+class SharedProxy:
+    """The shared namespace proxy of ``state_path``; ``options`` are those of its command line if it is started."""
+
+    state_path: str
+    options: Sequence[str] = ()
+
+    def ensure_running(self) -> None:
+        """Start keeper and shared proxy unless workers are connected. Raises NetnsError."""
+        if self._has_workers():
+            return
+        with lock.exclusive(self.state_path, LOCK_NAME):
+            if self._has_workers():
+                return
+            if not self._has_keeper():
+                _start([program('metadata-wsgi'), 'keeper', '--daemonize', '--state-path', self.state_path])
+            if not self._has_workers():
+                shared = [program('quantum-ns-metadata-proxy'), '--shared', f'--state_path={self.state_path}']
+                _start([*shared, *self.options])
+            give_up_at = time.monotonic() + START_TIMEOUT_S
+            while not self._has_workers():
+                if time.monotonic() > give_up_at:
+                    raise NetnsError(
+                        f'the shared namespace proxy did not connect to the keeper in {START_TIMEOUT_S:g} s'
+                    )
+                time.sleep(POLL_S)
+
+    def hand_over(self, kind: str, id_: str, pid_file: str, port: int, hosts: Sequence[str]) -> None:
+        """Listen in the namespace of this process, for the shared proxy; leave a holder whose pid is in ``pid_file``.
+
+        Raises NetnsError if a proxy of that id runs already, or if the sockets could not be handed over.
+        """
+        running = proxy_process.running_pid(pid_file, id_)
+        if running is not None:
+            raise NetnsError(f'already running with pid {running} (pid file {pid_file})')
+        self.ensure_running()
+        spec = [self.state_path, kind, id_, pid_file, str(port), *(host or '*' for host in hosts or [''])]
+        done = subprocess.run(
+            [haproxy.default_program(), '--attach', *spec], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise NetnsError(' '.join(done.stderr.split()) or f'{haproxy.default_program()} failed')
+
+    def _has_workers(self) -> bool:
+        try:
+            with admin_client.connect(self.state_path) as keeper:
+                return SHARED in keeper.list('')[1]
+        except MetadataError:
+            return False
+
+    def _has_keeper(self) -> bool:
+        try:
+            with admin_client.connect(self.state_path):
+                return True
+        except MetadataError:
+            return False
+
+
+def program(name: str) -> str:
+    """The program that was installed beside this one, else the one on PATH."""
+    for directory in (os.path.dirname(os.path.abspath(sys.argv[0])), os.path.join(sys.prefix, 'bin')):
+        path = os.path.join(directory, name)
+        if os.access(path, os.X_OK):
+            return path
+    return name
+
+
+def _start(argv: Sequence[str]) -> None:
+    """Run a program that goes into the background, in the host's namespace. Raises NetnsError if it fails."""
+    prefix = IN_HOST_NAMESPACE if _is_elsewhere() else ()
+    # Files and not pipes: the program's children would keep a pipe open.
+    done = subprocess.run(
+        [*prefix, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+    )
+    if done.returncode:
+        raise NetnsError(f'{" ".join(argv)} failed with exit code {done.returncode}; run it to see why')
+    LOG.info('Started %s', ' '.join(argv))
+
+
+def _is_elsewhere() -> bool:
+    """Whether this process is in another network namespace than the first process of the host or container."""
+    try:
+        return Path('/proc/self/ns/net').readlink() != Path('/proc/1/ns/net').readlink()
+    except OSError:
+        return False

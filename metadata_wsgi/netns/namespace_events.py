@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Wait for the next change of /run/netns, by inotify(7).
+
+The events only end a wait: what changed is found by listing the directory. So a lost event costs a delay until the
+next listing, and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import types
+from contextlib import suppress
+
+from inotify_simple import INotify, flags
+
+from metadata_wsgi.netns import namespaces
+
+
+class NamespaceEvents:
+    """Use it as a context manager. Where inotify is not available, ``wait`` only waits for its timeout."""
+
+    def __init__(self, directory: str = namespaces.DIRECTORY) -> None:
+        self._directory = directory
+        self._inotify: INotify | None = None
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def __enter__(self) -> NamespaceEvents:
+        # The limit of inotify instances or watches of the user may be reached.
+        with suppress(OSError):
+            self._inotify = INotify(nonblocking=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: types.TracebackType | None,
+    ) -> None:
+        if self._inotify:
+            self._inotify.close()
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
+
+    def wake(self) -> None:
+        """End the present wait, or the next one; may be called by a signal handler."""
+        with suppress(BlockingIOError):
+            os.write(self._wake_writer, b'\0')
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when a name was added or removed since the last call, after ``wake``, or after ``timeout_s``."""
+        poll = select.poll()
+        poll.register(self._wake_reader, select.POLLIN)
+        if self._inotify:
+            self._watch(self._inotify)
+            poll.register(self._inotify.fileno(), select.POLLIN)
+        poll.poll(timeout_s * 1000)
+        if self._inotify:
+            self._inotify.read(timeout=0)
+        with suppress(BlockingIOError):
+            os.read(self._wake_reader, 4096)
+
+    def _watch(self, inotify: INotify) -> None:
+        # Again each time, because ``ip netns`` makes the directory when it is first used, and it may be mounted anew.
+        # For a directory that is watched already this changes nothing.
+        with suppress(OSError):
+            inotify.add_watch(self._directory, flags.CREATE | flags.DELETE | flags.MOVED_TO | flags.MOVED_FROM)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pytest's temporary directories, open for other users to pass through.
+
+Programs that root starts serve as an unprivileged user, who must reach the agent's socket in ``tmp_path``. pytest makes
+its directories with mode 0700, and closes /tmp/pytest-of-root again whenever another run starts.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope='session')
+def tmp_path_factory(tmp_path_factory):
+    if os.geteuid() != 0:
+        yield tmp_path_factory
+        return
+    with tempfile.TemporaryDirectory(prefix='metadata-wsgi-tests-', ignore_cleanup_errors=True) as base:
+        os.chmod(base, 0o711)
+        mktemp = tmp_path_factory.mktemp
+
+        def open_mktemp(*args, **kwargs):
+            path = mktemp(*args, **kwargs)
+            path.chmod(0o711)
+            return path
+
+        # No public option sets it and leaves each run its own.
+        tmp_path_factory._basetemp = Path(base)
+        tmp_path_factory.mktemp = open_mktemp
+        yield tmp_path_factory

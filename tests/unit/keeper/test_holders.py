@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests to holders, over real FIFOs."""
+
+import os
+
+import pytest
+
+from metadata_wsgi.keeper import holders
+from metadata_wsgi.keeper.holders import Holders
+from tests.fakes import FakeClock
+
+
+@pytest.fixture
+def directory(tmp_path):
+    path = tmp_path / 'holders'
+    path.mkdir(mode=0o700)
+    return path
+
+
+def holder(directory, id_):
+    """A FIFO with a reader, as a holder has it; returns the descriptor."""
+    os.mkfifo(directory / id_)
+    return os.open(directory / id_, os.O_RDWR | os.O_NONBLOCK)
+
+
+def read(fd):
+    try:
+        return os.read(fd, 100)
+    except BlockingIOError:
+        return b''
+
+
+def test_sockets_that_are_not_registered_are_requested_after_an_interval(directory):
+    clock, first, second = FakeClock(), holder(directory, 'a'), holder(directory, 'b')
+    found = Holders(str(directory.parent), clock)
+    assert found.request_sockets(set) == []
+    clock.sleep(holders.REQUEST_INTERVAL_S)
+    assert found.request_sockets(lambda: {'a'}) == ['b']
+    assert (read(first), read(second)) == (b'', b'again\n')
+    assert found.request_sockets(set) == []
+
+
+def test_at_most_a_batch_of_sockets_is_requested_at_a_time(directory):
+    clock = FakeClock()
+    fds = [holder(directory, f'{number:03}') for number in range(holders.BATCH + 5)]
+    found = Holders(str(directory.parent), clock)
+    asked = set()
+    for expected in (holders.BATCH, 5):
+        clock.sleep(holders.REQUEST_INTERVAL_S)
+        now = found.request_sockets(asked.copy)
+        assert len(now) == expected
+        asked.update(now)
+    assert len(asked) == len(fds)
+
+
+def test_the_fifo_of_a_holder_that_was_killed_is_removed(directory):
+    clock = FakeClock()
+    os.mkfifo(directory / 'a')
+    found = Holders(str(directory.parent), clock)
+    clock.sleep(holders.REQUEST_INTERVAL_S)
+    assert found.request_sockets(set) == []
+    assert found.ids() == []
+
+
+def test_a_holder_is_ended(directory):
+    fd = holder(directory, 'a')
+    found = Holders(str(directory.parent))
+    found.end('a')
+    found.end('unknown')
+    assert read(fd) == b'end\n'
+
+
+@pytest.mark.parametrize('mode', [0o770, 0o707])
+def test_a_directory_that_others_may_write_is_not_trusted(directory, mode):
+    fd = holder(directory, 'a')
+    directory.chmod(mode)
+    found = Holders(str(directory.parent))
+    found.end('a')
+    assert (found.ids(), read(fd)) == ([], b'')
+
+
+def test_links_and_files_in_the_directory_are_not_followed(directory, tmp_path):
+    (tmp_path / 'elsewhere').mkdir()
+    fd = holder(tmp_path / 'elsewhere', 'target')
+    (directory / 'link').symlink_to(tmp_path / 'elsewhere' / 'target')
+    (directory / 'file').write_text('x')
+    found = Holders(str(directory.parent))
+    for name in ('link', 'file', '../elsewhere/target'):
+        found.end(name)
+    assert (read(fd), (directory / 'file').read_text()) == (b'', 'x')
+
+
+def test_without_holders_nothing_is_requested(tmp_path):
+    clock = FakeClock()
+    found = Holders(str(tmp_path), clock)
+    clock.sleep(holders.REQUEST_INTERVAL_S)
+    assert found.request_sockets(set) == []

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A wait ends with the next change of the directory. The timeouts are so long that only an event can end the test."""
+
+import threading
+
+import pytest
+
+from metadata_wsgi.netns.namespace_events import NamespaceEvents
+
+LONG_S = 300.0
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return tmp_path / 'netns'
+
+
+@pytest.fixture
+def events(directory):
+    with NamespaceEvents(str(directory)) as made:
+        yield made
+
+
+def test_wait_ends_when_a_name_is_added_or_removed(directory, events):
+    directory.mkdir()
+    events.wait(0)
+    (directory / 'qrouter-1').touch()
+    events.wait(LONG_S)
+    (directory / 'qrouter-1').unlink()
+    events.wait(LONG_S)
+
+
+def test_wait_ends_for_a_directory_that_is_created_later(directory, events):
+    events.wait(0)
+    directory.mkdir()
+    events.wait(0)
+    (directory / 'qrouter-1').touch()
+    events.wait(LONG_S)
+
+
+def test_wake_ends_the_next_wait_and_a_wait_in_another_thread(directory, events):
+    directory.mkdir()
+    events.wake()
+    events.wait(LONG_S)
+    waiting = threading.Thread(target=events.wait, args=(LONG_S,))
+    waiting.start()
+    events.wake()
+    waiting.join()
+
+
+def test_wait_without_an_event_ends_after_its_timeout(directory, events):
+    directory.mkdir()
+    (directory / 'qrouter-1').touch()
+    events.wait(0.01)
+    events.wait(0.01)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``bin/metadata-wsgi-haproxy``: which configurations it takes, and that all others start the real haproxy."""
+
+import importlib.machinery
+import importlib.util
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+PROGRAM = Path(__file__).parents[2] / 'bin' / 'metadata-wsgi-haproxy'
+ID = '6d1f8c1e-3b0a-4c55-9f63-0a1b2c3d4e5f'
+
+# What Neutron's agents write, by its facts: the sections, their directives and their order.
+TOP = """
+global
+    log         /dev/log local0 {level}
+    log-tag     haproxy-metadata-proxy-{id}
+    user        neutron
+    group       neutron
+    maxconn     1024
+    nbthread    2
+    pidfile     {pids}/{id}.pid.haproxy
+    daemon
+
+defaults
+    log global
+    mode http
+    option httplog
+    option dontlognull
+    option http-server-close
+    option forwardfor
+    retries                 3
+    timeout http-request    30s
+    timeout connect         30s
+    timeout client          32s
+    timeout server          32s
+    timeout http-keep-alive 30s
+"""
+LISTEN = """
+listen listener
+    {binds}
+    server metadata /var/lib/neutron/metadata_proxy
+
+    {headers}
+"""
+LIMITED = """
+backend base_rate_limiter
+    stick-table type ip size 10k expire 60s store http_req_rate(60s)
+
+backend burst_rate_limiter
+    stick-table type ip size 10k expire 60s store http_req_rate(10s)
+
+listen listener
+    {binds}
+
+    http-request track-sc0 src table base_rate_limiter
+    http-request track-sc1 src table burst_rate_limiter
+    http-request deny deny_status 429 if {{ src_http_req_rate(base_rate_limiter) gt 10 }}
+    http-request deny deny_status 429 if {{ src_http_req_rate(burst_rate_limiter) gt 10 }}
+
+    server metadata /var/lib/neutron/metadata_proxy
+
+    {headers}
+"""
+ROUTER = f'http-request del-header X-Neutron-Network-ID\n    http-request set-header X-Neutron-Router-ID {ID}'
+NETWORK = f'http-request del-header X-Neutron-Router-ID\n    http-request set-header X-Neutron-Network-ID {ID}'
+OVN = f'http-request add-header X-OVN-Network-ID {ID}'
+DHCP_BINDS = 'bind 169.254.169.254:80\n    bind [fe80::a9fe:a9fe]:80 interface tap1a2b3c4d-5e'
+
+
+def loaded():
+    loader = importlib.machinery.SourceFileLoader('metadata_wsgi_haproxy', str(PROGRAM))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+    loader.exec_module(module)
+    return module
+
+
+program = loaded()
+
+
+def written(directory, text, *, kind='ns-metadata-proxy', name=f'{ID}.conf', **values):
+    values = {'level': 'info', 'id': ID, 'pids': directory / 'external' / 'pids', **values}
+    path = directory / kind / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.format(**values))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ('body', 'binds', 'headers', 'kind', 'wanted'),
+    [
+        (LISTEN, 'bind 0.0.0.0:9697', ROUTER, 'ns-metadata-proxy', ('router', 9697, [''])),
+        (LISTEN, 'bind :::9697', ROUTER, 'ns-metadata-proxy', ('router', 9697, [''])),
+        (LIMITED, 'bind :::9697', ROUTER, 'ns-metadata-proxy', ('router', 9697, [''])),
+        (LISTEN, 'bind 169.254.169.254:80', NETWORK, 'ns-metadata-proxy', ('network', 80, ['169.254.169.254'])),
+        (
+            LISTEN, DHCP_BINDS, NETWORK, 'ns-metadata-proxy',
+            ('network', 80, ['169.254.169.254', 'fe80::a9fe:a9fe%tap1a2b3c4d-5e']),
+        ),
+        (
+            LIMITED, DHCP_BINDS, OVN, 'ovn-metadata-proxy',
+            ('network', 80, ['169.254.169.254', 'fe80::a9fe:a9fe%tap1a2b3c4d-5e']),
+        ),
+    ],
+    ids=['L3', 'L3 IPv6', 'L3 rate limiting', 'DHCP', 'DHCP IPv6', 'OVN rate limiting'],
+)  # fmt: skip
+def test_a_configuration_of_a_neutron_agent_is_taken(tmp_path, body, binds, headers, kind, wanted):
+    spec = program.from_configuration(written(tmp_path, TOP + body, binds=binds, headers=headers, kind=kind))
+    assert (spec.kind, spec.port, spec.hosts) == wanted
+    assert (spec.state_path, spec.id) == (str(tmp_path), ID)
+    assert spec.pid_file == f'{tmp_path}/external/pids/{ID}.pid.haproxy'
+    assert program.Spec(*spec.argv()[:5], spec.argv()[5:]).__dict__ == spec.__dict__
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        ('maxconn     1024', 'maxconn     1024\n    stats socket /run/haproxy.sock'),
+        ('mode http', 'mode tcp'),
+        ('option httplog', 'option httpchk'),
+        ('listen listener', 'frontend listener'),
+        ('bind 0.0.0.0:9697', 'bind 0.0.0.0:9697 ssl crt /etc/cert.pem'),
+        ('bind 0.0.0.0:9697', 'bind 0.0.0.0:9697\n    bind 0.0.0.0:9698'),
+        ('bind 0.0.0.0:9697', ''),
+        ('server metadata', 'server other'),
+        ('server metadata /', 'server metadata 127.0.0.1:80 # /'),
+        ('    http-request set-header', '    http-request set-path /x'),
+        ('set-header X-Neutron-Router-ID', 'set-header X-Neutron-Tenant-ID'),
+        (f'X-Neutron-Router-ID {ID}', 'X-Neutron-Router-ID 00000000-0000-4000-8000-000000000000'),
+        (ROUTER, f'{ROUTER}\n    http-request set-header X-Neutron-Network-ID {ID}'),
+        ('    daemon\n', '    daemon\n    chroot /var/lib/haproxy\n'),
+        ('pidfile     /', 'pidfile     x/'),
+    ],
+)  # fmt: skip
+def test_a_configuration_with_anything_else_is_left_to_haproxy(tmp_path, old, new):
+    text = (TOP + LISTEN).format(
+        level='info', id=ID, pids=tmp_path, binds='bind 0.0.0.0:9697', headers=ROUTER
+    )  # fmt: skip
+    assert old in text
+    path = written(tmp_path, text.replace(old, new, 1).replace('{', '{{').replace('}', '}}'))
+    with pytest.raises(program.NotOurs):
+        program.from_configuration(path)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'name'),
+    [('haproxy', f'{ID}.conf'), ('ns-metadata-proxy', 'haproxy.cfg'), ('ns-metadata-proxy', f'{ID}.cfg')],
+)
+def test_a_configuration_of_another_program_is_left_to_haproxy(tmp_path, kind, name):
+    path = written(tmp_path, TOP + LISTEN, binds='bind 0.0.0.0:9697', headers=ROUTER, kind=kind, name=name)
+    with pytest.raises(program.NotOurs) as error:
+        program.from_configuration(path)
+    assert str(error.value) == ''  # nothing to report: the host's own haproxy
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=('Cs',)), max_size=60).filter(lambda text: text.strip()))
+def test_no_unknown_line_is_ever_taken(tmp_path_factory, line):
+    first = line.split()[0] if line.split() else '#'
+    if first.startswith('#') or first in ('log', 'option', 'timeout', 'retries', 'mode', 'global', 'defaults', 'bind'):
+        return
+    path = written(tmp_path_factory.mktemp('any'), TOP + LISTEN, binds='bind 0.0.0.0:9697', headers=ROUTER)
+    text = Path(path).read_text(encoding='utf-8')
+    Path(path).write_text(text.replace('    mode http\n', f'    mode http\n{line}\n', 1), encoding='utf-8')
+    with pytest.raises((program.NotOurs, ValueError)):
+        program.from_configuration(path)
+
+
+@pytest.fixture
+def real(tmp_path):
+    """A program called haproxy that shows its arguments, and the PATH on which it stands behind ours."""
+    ours, theirs = tmp_path / 'ours', tmp_path / 'theirs'
+    ours.mkdir()
+    theirs.mkdir()
+    (ours / 'haproxy').symlink_to(PROGRAM)
+    (theirs / 'haproxy').write_text('#!/bin/sh\necho "real $*"\n')
+    (theirs / 'haproxy').chmod(0o755)
+    return f'{ours}:{theirs}:{os.environ["PATH"]}'
+
+
+def started(path, *argv):
+    return subprocess.run(['haproxy', *argv], env={'PATH': path}, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize('argv', [['-v'], ['-c', '-f', '/etc/haproxy/haproxy.cfg'], ['-Ws', '-f', 'x'], []])
+def test_other_arguments_start_the_real_haproxy(real, argv):
+    done = started(real, *argv)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        f'real {" ".join(argv)}'.rstrip() + ' ' * (not argv) + '\n',
+        '',
+    )
+
+
+def test_without_a_keeper_the_real_haproxy_is_started_and_the_reason_named(real, tmp_path):
+    path = written(tmp_path, TOP + LISTEN, binds='bind 127.0.0.1:0', headers=ROUTER)
+    path = written(tmp_path, TOP + LISTEN, binds='bind 127.0.0.1:47123', headers=ROUTER)
+    done = started(real, '-f', path)
+    assert (done.returncode, done.stdout) == (0, f'real -f {path}\n')
+    assert 'the real haproxy is started: no keeper answers at ' in done.stderr
+    assert not (tmp_path / 'external').exists()
+
+
+def test_without_a_real_haproxy_it_fails(monkeypatch, capsys):
+    monkeypatch.setattr(program, 'programs', lambda: iter(()))
+    assert program.start_haproxy(['-v'], '') == 1
+    assert 'no other program of this name is on PATH' in capsys.readouterr().err
+
+
+def test_an_internal_verb_never_starts_haproxy(real, tmp_path):
+    done = started(real, '--attach', str(tmp_path), 'router', ID, str(tmp_path / 'pid'), '47124', '127.0.0.1')
+    assert (done.returncode, done.stdout) == (1, '')
+    assert 'no keeper answers' in done.stderr
+
+
+def test_a_pid_file_that_is_a_link_is_replaced_and_its_target_untouched(tmp_path):
+    target = tmp_path / 'shadow'
+    target.write_text('root')
+    (tmp_path / 'pid').symlink_to(target)
+    program.write_pid_file(str(tmp_path / 'pid'), 4711)
+    assert ((tmp_path / 'pid').read_text(), target.read_text()) == ('4711\n', 'root')
+    assert not (tmp_path / 'pid').is_symlink()
+
+
+@pytest.mark.parametrize('mode', [0o777, 0o775])
+def test_holders_in_a_directory_that_others_may_write_are_refused(tmp_path, mode):
+    (tmp_path / 'holders').mkdir()
+    (tmp_path / 'holders').chmod(mode)
+    with pytest.raises(program.NotOurs, match='not a directory of root alone'):
+        program.make_fifo(program.Spec(str(tmp_path), 'router', ID, '/x', 9697, ['*']))
+
+
+def test_holders_behind_a_link_are_refused(tmp_path):
+    (tmp_path / 'elsewhere').mkdir(mode=0o700)
+    (tmp_path / 'holders').symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(OSError, match='holders'):
+        program.make_fifo(program.Spec(str(tmp_path), 'router', ID, '/x', 9697, ['*']))
