@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+<<<<<<< HEAD:tests/openstack/host.py
 """A host of the cloud: the namespaces of instances, the agent, and a namespace proxy for each attached router."""
+=======
+"""A compute host: the guests' namespaces, the agent, and a namespace proxy for each attached guest."""
+>>>>>>> refs/heads/tests:tests/openstack/compute_host.py
 
 from __future__ import annotations
 
@@ -23,16 +27,26 @@ from tests.openstack.services import REGION, SHARED_SECRET
 
 
 @dataclass(frozen=True)
+<<<<<<< HEAD:tests/openstack/host.py
 class Answer:
     """The response that curl received; ``status`` is 0 if there was none."""
+=======
+class Response:
+    """The response that curl received in the guest; ``status`` is 0 without a response."""
+>>>>>>> refs/heads/tests:tests/openstack/compute_host.py
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
 
+<<<<<<< HEAD:tests/openstack/host.py
 class Host:
     """One host. ``serve`` starts its agent; instances are created and attached when they are first needed."""
+=======
+class ComputeHost:
+    """Runs the agent, and makes and attaches guests when a test first needs them."""
+>>>>>>> refs/heads/tests:tests/openstack/compute_host.py
 
     def __init__(self, directory: Path, openstack: OpenStack) -> None:
         self.openstack = openstack
