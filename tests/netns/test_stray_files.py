@@ -21,10 +21,7 @@ pytestmark = pytest.mark.netns
 
 PROGRAM = str(Path(sys.prefix, 'bin', 'metadata-wsgi'))
 STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
-<<<<<<< HEAD
 WITH_STANDIN = ('--mode=process', f'--program={STANDIN}')
-=======
->>>>>>> refs/heads/tests
 
 
 @pytest.fixture
