@@ -18,7 +18,7 @@ from metadata_wsgi.lab import topology
 from metadata_wsgi.netns import namespaces
 from tests.clients.metadata_path import BIN, METADATA, Guest
 from tests.openstack.deployment import Deployment
-from tests.openstack.seed import CLAIMED, GHOST
+from tests.openstack.seed import CLAIMED, GHOST, Admin
 from tests.openstack.services import REGION, SHARED_SECRET
 
 
@@ -93,7 +93,10 @@ class ComputeHost:
             known = self.openstack.seed[name]
             mac = known.mac or 'fa:16:3e:00:00:01'
             routed = bool(known.router_id)
-            guest = self._guests[name] = Guest(known.router_id or known.network_id, mac, routed=routed)
+            interface = self._router_interface(known.router_id, known.network_id) if routed else ''
+            guest = self._guests[name] = Guest(
+                known.router_id or known.network_id, mac, routed=routed, interface=interface
+            )
             topology.make_guest(guest)  # type: ignore[arg-type]
             if name == 'a':
                 guest.add_address(GHOST)
@@ -102,6 +105,13 @@ class ComputeHost:
             which = ('--router-id',) if routed else ('--interface', guest.gateway_interface, '--network-id')
             self._attachment('attach', '--mode=process', *which, guest.router_id, '--log-dir', str(self._directory))
         return self._guests[name]
+
+    def _router_interface(self, router_id: str, network_id: str) -> str:
+        """The interface of the router on the network, as the L3 agent names it."""
+        admin = Admin(self.openstack.services)
+        ports = admin.neutron('GET', f'ports?device_id={router_id}&network_id={network_id}&fields=id')['ports']
+        admin.close()
+        return f'qr-{ports[0]["id"][:11]}'
 
     def curl(self, name: str, path: str, *, host: str = METADATA, source: str = '') -> Response:
         """Run curl in the guest ``name``."""
