@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``neutron-metadata-agent-wsgi`` with the configuration files of each deployer of OpenStack, and a request through it.
+"""``neutron-metadata-agent-wsgi`` starts with the files of each deployer of OpenStack, and serves Neutron's haproxy.
 
 The files are ours, written after the facts of the deployers' templates: which options stand in which file.
 """
