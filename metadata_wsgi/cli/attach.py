@@ -157,7 +157,9 @@ def _attach(args: argparse.Namespace) -> int:
     targets = _targets(args)
     with lock.exclusive(state_path(args)):
         entries = [] if args.mode else AttachmentsClient(state_path(args)).kept()
-        command = AttachCommand(args, {entry.target.uuid: entry.mode for entry in entries}, count=len(targets))
+        modes = {target.uuid: PROCESS for target in targets if has_own_process(state_path(args), target.uuid)}
+        modes |= {entry.target.uuid: entry.mode for entry in entries}
+        command = AttachCommand(args, modes, count=len(targets))
         failed = _run_and_print(targets, command.attach, MAX_CONCURRENT_ATTACHES)
         attached = [target for target in targets if target not in failed]
         if not args.no_wait:
@@ -165,6 +167,12 @@ def _attach(args: argparse.Namespace) -> int:
             failed += _run_and_print(attached, command.settle, MAX_CONCURRENT_WAITS)
     _warn_no_worker(args, {command.mode(target) for target in attached})
     return 1 if failed else 0
+
+
+def has_own_process(path: str, uuid: str) -> bool:
+    """Whether a namespace proxy of its own serves the target: not a holder of sockets that the keeper has."""
+    pid = proxy_process.running_pid(state_paths.pid_file(path, uuid), uuid)
+    return pid is not None and not proxy_process.is_holder(pid)
 
 
 class AttachCommand:

@@ -34,7 +34,7 @@ from metadata_wsgi.cli.reconciler import FULL_RECONCILE_INTERVAL_S, Reconciler, 
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError, NetnsError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
-from metadata_wsgi.netns import attachment_status, lock, namespaces, proxy_process
+from metadata_wsgi.netns import attachment_status, lock, namespaces
 from metadata_wsgi.netns.namespace_events import NamespaceEvents
 from metadata_wsgi.netns.target import NO_WORKER, PROCESS, AttachTarget, KeeperState
 
@@ -124,7 +124,8 @@ class CliAttachAdapter:
         for target in targets:
             if self._has_process(target[1]):
                 if target not in (in_keeper or ()):
-                    self._modes.pop(target[1], None)
+                    # Not the default mode: it stays what it is.
+                    self._modes[target[1]] = PROCESS
             elif in_keeper is None and not self._attach_args.mode and target[1] not in self._modes:
                 # Its mode is unknown. A process would need the port on which a worker may listen.
                 errors[target] = self._keeper_error
@@ -147,7 +148,7 @@ class CliAttachAdapter:
         return errors
 
     def _has_process(self, uuid: str) -> bool:
-        return proxy_process.running_pid(state_paths.pid_file(self._state_path, uuid), uuid) is not None
+        return attach.has_own_process(self._state_path, uuid)
 
     def _warn_no_worker(self, modes: set[str]) -> None:
         """Log a mode that no worker serves, once until a worker serves it."""

@@ -58,7 +58,10 @@ class Host:
         """The shell becomes ``sleep`` once the mount is there."""
         return Path(f'/proc/{self._mount_holder.pid}/comm').read_text() == 'sleep\n'
 
-    def watching(self, *argv):
+    def watching(self, *argv, mode='process'):
+        """Start watch; ``mode`` '' leaves the mode open."""
+        if mode and '--' not in argv:
+            argv = (*argv, '--', f'--mode={mode}')
         self.watch = self._start_inside(PROGRAM, 'watch', f'--state-path={self.state_path}', '--interval=0.2', *argv)
 
     def stop(self):
@@ -192,7 +195,7 @@ def test_watch_keeps_the_last_known_mode(host):
     keeper = host.start_keeper()
     by_hand = (f'--router-id={router}', f'--state-path={host.state_path}')
     host.run(PROGRAM, 'attach', '--mode=one_hop', *by_hand)
-    host.watching('--again=0.5')
+    host.watching('--again=0.5', mode='')
     eventually(lambda: f'router {router}: attached' in host.log(), host.log)
     keeper.kill()
     keeper.wait()
@@ -219,7 +222,7 @@ def test_router_of_unknown_mode_waits_for_the_keeper(host):
     host.run(PROGRAM, 'attach', '--mode=shared', f'--router-id={router}', f'--state-path={host.state_path}')
     keeper.kill()
     keeper.wait()
-    host.watching()
+    host.watching(mode='')
     eventually(lambda: f'router {router}: no keeper answers' in host.log(), host.log)
     assert host.pid(router) is None
     host.start_keeper()

@@ -17,7 +17,7 @@ import pytest
 
 from tests.cloud import INVENTORY, ROUTER, SECRET, SHIPPED
 from tests.e2e.conftest import BIN, Program, answers, eventually, free_port, nobody_is_refused
-from tests.openstack import cloud, install
+from tests.openstack import deployment, install
 
 PYTHON = os.environ.get('METADATA_WSGI_NEUTRON_PYTHON', '')
 
@@ -54,7 +54,7 @@ PORTS = [
 
 def neutron_python():
     """Path of a Python interpreter that can import Neutron."""
-    return PYTHON or install.install(cloud.directory()) / 'bin' / 'python'
+    return PYTHON or install.install(deployment.directory()) / 'bin' / 'python'
 
 
 @pytest.fixture(scope='package')

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One cloud and one host for all tests here. Each test says how the agent is configured; guests stay attached."""
+"""Fixtures that all tests of this package share: one deployment and one compute host, whose guests stay attached.
+
+Each test configures and restarts the agent.
+"""
 
 import os
 import shutil
 
 import pytest
 
-from tests.openstack.cloud import running
-from tests.openstack.host import Host
+from tests.openstack.compute_host import ComputeHost
+from tests.openstack.deployment import running
 
 
 def pytest_collection_modifyitems(items):
@@ -36,7 +39,7 @@ def seed(openstack):
 
 @pytest.fixture(scope='session')
 def host(openstack, tmp_path_factory):
-    host = Host(tmp_path_factory.mktemp('host'), openstack)
+    host = ComputeHost(tmp_path_factory.mktemp('host'), openstack)
     try:
         yield host
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keystone, Neutron and Nova from packages, into a virtual environment that the next run finds again."""
+"""Installs Keystone, Neutron and Nova into a virtual environment that later runs use again."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 PINS = Path(__file__).with_name('pins.txt')
 PROGRAMS = ('keystone', 'neutron', 'nova', 'gunicorn')
-"""Installed at the versions that PINS has, with everything that they need at those versions."""
+"""Installed, with their dependencies, at the versions in PINS."""
 
 
 def install(directory: Path) -> Path:
-    """The virtual environment in ``directory``; made where it is not there or has other versions."""
+    """The virtual environment in ``directory``; made if it is missing or has other versions."""
     environment, installed = directory / 'venv', directory / 'installed.txt'
     pins = PINS.read_text()
     if installed.exists() and installed.read_text() == pins and (environment / 'bin' / 'gunicorn').exists():
@@ -34,5 +34,5 @@ def install(directory: Path) -> Path:
 
 
 def log_end(path: Path, characters: int = 2000) -> str:
-    """The name of a log and its last lines."""
+    """The path of a log file and its last ``characters``."""
     return f'{path}:\n{path.read_text(errors="replace")[-characters:]}' if path.exists() else f'{path} is not there'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make Neutron's tables in the database that the first argument names. Run by Neutron's own Python."""
+"""Creates Neutron's tables in the database URL of the first argument. Runs in Neutron's virtual environment."""
 
 import sys
 

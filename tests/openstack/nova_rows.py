@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write instances into Nova's databases, where a compute service would have done it. Run by Nova's own Python.
+"""Writes instances into Nova's databases in place of a compute service. Runs in Nova's virtual environment.
 
-Reads a JSON list of instances from stdin, the configuration file is the first argument; prints the EC2 ids in order.
+Reads a JSON list of instances from stdin; the first argument is the configuration file. Prints the EC2 ids in order.
 """
 
 import json
@@ -30,7 +30,7 @@ def make_flavor():
 
 
 def network_info(wanted):
-    """What Nova remembers of the instance's port."""
+    """Nova's network info cache for the instance's port."""
     subnets = [
         model.Subnet(cidr=cidr, ips=[model.FixedIP(address=address)], dns=[], routes=[], gateway=None)
         for cidr, address in wanted['addresses']

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in the cloud: tenants, networks, ports and instances, nearly all of them at 10.1.1.2.
+"""Fills the services with projects, networks, ports and instances, nearly all of them at 10.1.1.2.
 
 ======================  ========================================================================================
 ``a``, ``b``            two tenants, each a router and a network with the same addresses
-``isolated``            a network without router
+``isolated``            a network without a router
 ``dual``                a router and a network with IPv4 and IPv6
-``many``                a router with 200 networks; the guest is on the last one
-``dvr``, ``ha``         routers whose interfaces have the owners of distributed and of highly available ones
+``many``                a router with 200 networks; the guest is in the last one
+``dvr``, ``ha``         routers whose ports have the device_owner of distributed and highly available routers
 ``first``, ``second``   two instances behind one router, without ports: a test gives them one address in turn
-``ghost``               10.1.1.66 on a's network: a port whose instance Nova does not know
-``claimed``             10.1.1.77 on b's network: a port that tenant b made and that names a's instance
+``ghost``               10.1.1.66 in a's network: a port whose instance does not exist in Nova
+``claimed``             10.1.1.77 in b's network: a port that tenant b made with the device_id of a's instance
 ======================  ========================================================================================
 """
 
@@ -31,19 +31,19 @@ from tests.openstack.services import ADMIN_PASSWORD, REGION, Services
 V4, V6 = '10.1.1.0/24', '2001:db8:1::/64'
 ADDRESS, ADDRESS_V6 = '10.1.1.2', '2001:db8:1::2'
 GHOST, CLAIMED = '10.1.1.66', '10.1.1.77'
-NETWORKS_OF_MANY = 200
-AT_ONCE = 50
+NETWORKS_OF_ROUTER_MANY = 200
+BATCH_SIZE = 50
 INTERFACES = {
     'dvr': 'network:router_interface_distributed',
     'ha': 'network:ha_router_replicated_interface',
 }
 USERS = {'metadata': 'admin', 'service': 'service', 'reader': 'reader'}
-"""Users of the project ``service``, and their roles there."""
+"""Users of the project ``service``: name -> role."""
 
 
 @dataclass(frozen=True)
 class Guest:
-    """An instance and where it is. ``port_id`` is '' where no port exists yet."""
+    """An instance and its port. ``port_id`` is '' if it has no port yet."""
 
     name: str
     project_id: str
@@ -59,18 +59,18 @@ class Guest:
 
     @property
     def hostname(self) -> str:
-        """With the domain that Nova adds by default."""
+        """The name with Nova's default domain."""
         return f'{self.name}.novalocal'
 
     @property
     def user_data(self) -> bytes:
-        """What the guest must receive, byte for byte: every byte there is."""
+        """The user-data, which contains every byte value."""
         return base64.b64decode(self.user_data_base64)
 
 
 @dataclass(frozen=True)
 class Seed:
-    """All that tests must know of it."""
+    """What tests need to know of the contents."""
 
     guests: Mapping[str, Guest]
     application_credential: Mapping[str, str]
@@ -79,18 +79,18 @@ class Seed:
         return self.guests[name]
 
     def as_json(self) -> str:
-        """To be kept until the next run."""
+        """For a file that the next run reads."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Seed:
-        """What ``as_json`` wrote."""
+        """From the text that ``as_json`` returned."""
         read = json.loads(text)
         return cls({name: Guest(**guest) for name, guest in read['guests'].items()}, read['application_credential'])
 
 
 class Admin:
-    """Speaks to Keystone and Neutron as the administrator, or as another user."""
+    """A client of Keystone and Neutron, as the administrator or another user."""
 
     def __init__(
         self, services: Services, user: str = 'admin', password: str = ADMIN_PASSWORD, project: str = 'admin'
@@ -99,49 +99,49 @@ class Admin:
         self._session = requests.Session()
         self._session.trust_env = False
         domain = {'domain': {'id': 'default'}}
-        answer = self._call('POST', self._keystone + '/auth/tokens', {'auth': {
+        response = self._call('POST', self._keystone + '/auth/tokens', {'auth': {
             'identity': {'methods': ['password'], 'password': {'user': {'name': user, 'password': password, **domain}}},
             'scope': {'project': {'name': project, **domain}},
         }})  # fmt: skip
-        self._session.headers['X-Auth-Token'] = answer.headers['X-Subject-Token']
-        self.user_id: str = answer.json()['token']['user']['id']
+        self._session.headers['X-Auth-Token'] = response.headers['X-Subject-Token']
+        self.user_id: str = response.json()['token']['user']['id']
 
     def close(self) -> None:
         """Close its connections."""
         self._session.close()
 
     def keystone(self, method: str, path: str, body: object = None) -> Any:
-        """One request to Keystone's v3 API; what the answer says."""
-        answer = self._call(method, f'{self._keystone}/{path}', body)
-        return answer.json() if answer.content else None
+        """One request to Keystone's v3 API; the decoded body."""
+        response = self._call(method, f'{self._keystone}/{path}', body)
+        return response.json() if response.content else None
 
     def neutron(self, method: str, path: str, body: object = None) -> Any:
-        """One request to Neutron's v2.0 API; what the answer says."""
-        answer = self._call(method, f'{self._neutron}/{path}', body)
-        return answer.json() if answer.content else None
+        """One request to Neutron's v2.0 API; the decoded body."""
+        response = self._call(method, f'{self._neutron}/{path}', body)
+        return response.json() if response.content else None
 
     def make(self, kind: str, **fields: object) -> dict[str, Any]:
-        """A new network, subnet, router or port."""
+        """Create a network, subnet, router or port; its attributes."""
         return self.neutron('POST', f'{kind}s', {kind: fields})[kind]
 
     def make_all(self, kind: str, wanted: Iterable[Mapping[str, object]]) -> list[dict[str, Any]]:
-        """Many of them, with few requests."""
+        """Create many in bulk requests."""
         made: list[dict[str, Any]] = []
         rest = iter(wanted)
-        while batch := list(itertools.islice(rest, AT_ONCE)):
+        while batch := list(itertools.islice(rest, BATCH_SIZE)):
             made += self.neutron('POST', f'{kind}s', {f'{kind}s': batch})[f'{kind}s']
         return made
 
     def make_in_keystone(self, kind: str, **fields: object) -> str:
-        """The id of a new project, user, service or endpoint."""
+        """Create a project, user, service or endpoint; its id."""
         made: str = self.keystone('POST', f'{kind}s', {kind: fields})[kind]['id']
         return made
 
     def _call(self, method: str, url: str, body: object = None) -> requests.Response:
-        answer = self._session.request(method, url, json=body, timeout=120)
-        if not answer.ok:
-            raise RuntimeError(f'{method} {url} was answered {answer.status_code}: {answer.text}')
-        return answer
+        response = self._session.request(method, url, json=body, timeout=120)
+        if not response.ok:
+            raise RuntimeError(f'{method} {url} returned {response.status_code}: {response.text}')
+        return response
 
 
 def seed(services: Services) -> Seed:
@@ -155,13 +155,13 @@ def seed(services: Services) -> Seed:
     _make_claimed(services, guests['b'], guests['a'])
     rows = [{**asdict(guest), 'addresses': _addresses(guest)} for guest in guests.values()]
     script, conf = Path(__file__).with_name('nova_rows.py'), services.top / 'nova' / 'nova.conf'
-    ec2_ids = json.loads(services.run('python', str(script), str(conf), said=json.dumps(rows)))
+    ec2_ids = json.loads(services.run('python', str(script), str(conf), stdin=json.dumps(rows)))
     known = zip(guests.items(), ec2_ids, strict=True)
     return Seed({name: replace(guest, ec2_id=ec2_id) for (name, guest), ec2_id in known}, credential)
 
 
 def make_port(admin: Admin, guest: Guest) -> str:
-    """Give ``guest`` a port at ADDRESS; its id."""
+    """Create a port at ADDRESS for ``guest``; its id."""
     port = admin.make(
         'port', project_id=guest.project_id, network_id=guest.network_id, device_id=guest.instance_id,
         device_owner='compute:nova', mac_address=guest.mac or None,
@@ -172,7 +172,7 @@ def make_port(admin: Admin, guest: Guest) -> str:
 
 
 def _make_users(admin: Admin, services: Services) -> dict[str, str]:
-    """Users, the catalogue, and an application credential. RegionTwo is a decoy: nobody listens there."""
+    """Create users, catalogue and an application credential. Nothing listens at the endpoints of RegionTwo."""
     admin.keystone('POST', 'regions', {'region': {'id': 'RegionTwo'}})
     for region, url in (('RegionTwo', 'http://127.0.0.1:9'), (REGION, services.neutron)):
         service = admin.make_in_keystone('service', type='network', name=f'neutron-{region}')
@@ -215,8 +215,8 @@ def _make_guest(admin: Admin, name: str) -> Guest:
 
 
 def _make_networks(admin: Admin, name: str, project: str, router: str) -> list[tuple[str, list[str]]]:
-    """(network, its subnets), joined to the router."""
-    count = NETWORKS_OF_MANY if name == 'many' else 1
+    """Create networks connected to the router: (network id, ids of its subnets)."""
+    count = NETWORKS_OF_ROUTER_MANY if name == 'many' else 1
     made = admin.make_all('network', ({'name': f'{name}-{i}', 'project_id': project} for i in range(count)))
     networks = [network['id'] for network in made]
     cidrs = [*(f'10.2.{i}.0/24' for i in range(count - 1)), V4]
@@ -234,7 +234,7 @@ def _make_networks(admin: Admin, name: str, project: str, router: str) -> list[t
         for subnet in subnets:
             admin.neutron('PUT', f'routers/{router}/add_router_interface', {'subnet_id': subnet['id']})
     elif router:
-        # Routers of these kinds need agents, and 200 interfaces as many requests; their ports can be had plainly.
+        # add_router_interface needs agents for these routers, and a request for each interface; create ports instead.
         owner = INTERFACES.get(name, 'network:router_interface')
         admin.make_all('port', (
             {'network_id': subnet['network_id'], 'project_id': project, 'device_id': router, 'device_owner': owner,
@@ -252,7 +252,7 @@ def _make_ghost(admin: Admin, guest: Guest) -> None:
 
 
 def _make_claimed(services: Services, claimant: Guest, victim: Guest) -> None:
-    """By the tenant itself, who may (bug 1235450)."""
+    """The tenant itself creates the port; Neutron permits that (bug 1235450)."""
     tenant = Admin(services, 'b', 'password of b', 'tenant-b')
     tenant.make(
         'port', network_id=claimant.network_id, device_id=victim.instance_id, device_owner='compute:nova',

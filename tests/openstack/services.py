@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keystone, the Neutron API and Nova's metadata API on loopback, each a gunicorn with an SQLite database.
+"""Keystone, the Neutron API and Nova's metadata API on loopback: each a gunicorn with an SQLite database.
 
 Facts about them:
 
-- They read ``sys.argv`` themselves, so gunicorn's options come through its environment variable.
-- Neutron's migrations change constraints, which SQLite cannot do: its tables are made from its models.
-- Neutron keeps what Keystone said of a token for minutes. Here it asks each time, so that a revoked token is refused.
+- The services parse ``sys.argv``, so gunicorn gets its options through an environment variable.
+- Neutron's migrations change constraints, which SQLite does not support: tables are created from the models.
+- Neutron caches token validations for minutes. Here the cache is off, so that it rejects a revoked token.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ transport_url = fake://
 dhcp_agent_notification = false
 notify_nova_on_port_status_changes = false
 notify_nova_on_port_data_changes = false
-# Every tenant here has more networks than it should.
+# Projects here have more networks than the default quota.
 [quotas]
 quota_network = -1
 quota_subnet = -1
@@ -130,7 +130,7 @@ control_socket_disable = True
 
 @dataclass
 class Services:
-    """The three in ``top``, run by the programs of ``venv``, on ``first_port`` and the two after it."""
+    """The three services: files in ``top``, programs from ``venv``, ports from ``first_port`` on."""
 
     top: Path
     venv: Path
@@ -144,15 +144,15 @@ class Services:
 
     @property
     def neutron(self) -> str:
-        """URL of Neutron as the catalogue has it: without a version."""
+        """URL of Neutron as in the catalogue, without a version."""
         return f'http://127.0.0.1:{self.port("neutron")}'
 
     def port(self, name: str) -> int:
-        """The port of one of them."""
+        """The port of the service ``name``."""
         return self.first_port + list(APPLICATIONS).index(name)
 
     def configure(self, token_lasts_s: int = TOKEN_LASTS_S) -> None:
-        """Write all configuration files; a service that runs reads its own when it is started again."""
+        """Write all configuration files; a running service reads its file at its next start."""
         for name in ('keystone', 'neutron', 'nova', 'state'):
             (self.top / name).mkdir(parents=True, exist_ok=True)
         admin = ADMIN.format(keystone=self.keystone, password=ADMIN_PASSWORD, region=REGION)
@@ -165,17 +165,17 @@ class Services:
         for name, application in APPLICATIONS.items():
             text = GUNICORN_CONF.format(application=application, port=self.port(name), top=self.top, name=name)
             (self.top / f'{name}.gunicorn.py').write_text(text)
-        # Nova looks for it beside nova.conf.
+        # Nova reads it from the directory of nova.conf.
         shutil.copy(self.venv / 'etc' / 'nova' / 'api-paste.ini', self.top / 'nova')
 
     def make_databases(self) -> None:
-        """Make the tables, Keystone's keys, its administrator and its own entry in the catalogue."""
-        with ThreadPoolExecutor() as _slots:
-            for made in [_slots.submit(make) for make in (self._make_keystone, self._make_neutron, self._make_nova)]:
+        """Create the tables, and Keystone's keys, administrator and catalogue entry."""
+        with ThreadPoolExecutor() as pool:
+            for made in [pool.submit(make) for make in (self._make_keystone, self._make_neutron, self._make_nova)]:
                 made.result()
 
     def start(self, *names: str) -> None:
-        """Start what does not run, all or only ``names``, and wait until it answers."""
+        """Start the services ``names`` (default: all) that do not run, and wait until they respond."""
         wanted = names or tuple(APPLICATIONS)
         for name in wanted:
             if name not in self._running:
@@ -184,7 +184,7 @@ class Services:
             self._wait(name)
 
     def stop(self, *names: str) -> None:
-        """Stop what runs, all or only ``names``; nothing listens on their ports afterwards."""
+        """Stop the running services ``names`` (default: all); afterwards nothing listens on their ports."""
         for name in names or tuple(self._running):
             process = self._running.pop(name, None)
             if process is None:
@@ -196,27 +196,27 @@ class Services:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
 
-    def freeze(self, name: str) -> None:
-        """Let it accept connections and say nothing, until ``thaw``."""
+    def pause(self, name: str) -> None:
+        """SIGSTOP: the kernel accepts connections, but the service does not respond until ``resume``."""
         os.killpg(self._running[name].pid, signal.SIGSTOP)
 
-    def thaw(self, name: str) -> None:
-        """Let it go on."""
+    def resume(self, name: str) -> None:
+        """SIGCONT after ``pause``."""
         os.killpg(self._running[name].pid, signal.SIGCONT)
 
     def requests_from(self, agent: str, name: str) -> list[str]:
-        """The lines of a service's access log that are of a client who calls itself ``agent``."""
+        """The lines in the access log of service ``name`` whose User-Agent starts with ``agent``."""
         lines = (self.top / f'{name}.access.log').read_text().splitlines()
         return [line for line in lines if f'"{agent}' in line]
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         """The ends of all logs."""
         return '\n'.join(log_end(log) for log in sorted(self.top.glob('*.log')) if '.access.' not in log.name)
 
-    def run(self, program: str, *words: str, said: str = '') -> str:
-        """What a program of the virtual environment prints; it is told ``said``. RuntimeError when it fails."""
+    def run(self, program: str, *words: str, stdin: str = '') -> str:
+        """Run a program of the virtual environment with ``stdin``; its output. Raises RuntimeError if it fails."""
         argv = [str(self.venv / 'bin' / program), *words]
-        done = subprocess.run(argv, input=said, capture_output=True, text=True, cwd=self.top)
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, cwd=self.top)
         if done.returncode:
             raise RuntimeError(f'{" ".join(argv)} ended with {done.returncode}: {done.stderr[-2000:]}')
         return done.stdout
@@ -257,17 +257,17 @@ class Services:
         }
         with (self.top / f'{name}.stdout.log').open('ab') as log:
             return subprocess.Popen(
-                # It ends with the tests, however these end.
+                # It gets SIGTERM when the tests end, even if they are killed.
                 ['setpriv', '--pdeathsig', 'TERM', str(self.venv / 'bin' / 'gunicorn')],
                 env=environment, cwd=self.top, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
 
     def _wait(self, name: str) -> None:
-        give_up_at = time.monotonic() + START_WITHIN_S
+        deadline = time.monotonic() + START_WITHIN_S
         while not self._answers(name):
-            if time.monotonic() > give_up_at or self._running[name].poll() is not None:
-                raise RuntimeError(f'{name} does not answer: {self.said()}')
+            if time.monotonic() > deadline or self._running[name].poll() is not None:
+                raise RuntimeError(f'{name} does not respond: {self.log_text()}')
             time.sleep(0.1)
 
     def _answers(self, name: str) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Credentials that are sufficient, and the error texts for others."""
+"""Which Keystone credentials work for the agent, and the messages for those that do not."""
 
 import json
 
@@ -13,28 +13,28 @@ META_DATA = '/openstack/latest/meta_data.json'
 
 
 @pytest.mark.parametrize('user', ['metadata', 'service'])
-def test_the_roles_admin_and_service_are_sufficient(host, seed, user):
-    host.serve(host.grizzly(user))
+def test_roles_admin_and_service_work(host, seed, user):
+    host.restart_agent(host.grizzly_configuration(user))
     assert json.loads(host.curl('a', META_DATA).body)['uuid'] == seed['a'].instance_id
     checked = host.metadata_wsgi('check-config')
     assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, 'ok'), checked.stderr
     assert 'shows ports of other projects' in checked.stdout
 
 
-def test_a_role_that_sees_nothing_is_503_never_404(host):
-    """The response of Neutron is 200 and an empty list, as for a router without instances."""
-    host.serve(host.grizzly('reader'))
+def test_role_without_visibility_gives_503_not_404(host):
+    """Neutron responds 200 with an empty list, as for a router without guests."""
+    host.restart_agent(host.grizzly_configuration('reader'))
     for _ in range(2):
-        answer = host.curl('a', META_DATA)
-        assert (answer.status, answer.headers['retry-after']) == (503, '1')
+        response = host.curl('a', META_DATA)
+        assert (response.status, response.headers['retry-after']) == (503, '1')
     assert 'give the user the role service' in host.log_text()
     checked = host.metadata_wsgi('check-config')
     assert checked.returncode == 1
     assert 'give the user the role service (or admin)' in checked.stderr
 
 
-def test_a_wrong_password_is_503_and_never_logged(host):
-    host.serve(host.grizzly(admin_password='wrongpass', debug=True))
+def test_wrong_password_gives_503_and_a_message_without_the_password(host):
+    host.restart_agent(host.grizzly_configuration(admin_password='wrongpass', debug=True))
     assert host.curl('a', META_DATA).status == 503
     checked = host.metadata_wsgi('check-config')
     assert checked.returncode == 1
@@ -42,17 +42,17 @@ def test_a_wrong_password_is_503_and_never_logged(host):
     assert 'wrongpass' not in host.log_text() + checked.stdout + checked.stderr
 
 
-def test_auth_region_selects_the_endpoint(host):
-    """Nothing listens at the endpoint of the other region: a temporary error."""
-    host.serve(host.grizzly(auth_region='RegionTwo'))
+def test_region_option_selects_the_endpoint(host):
+    """Nothing listens at the endpoint of RegionTwo, which is a temporary failure for the guest."""
+    host.restart_agent(host.grizzly_configuration(auth_region='RegionTwo'))
     assert host.curl('a', META_DATA).status == 503
     assert '127.0.0.1:9' in host.log_text()
 
 
 @pytest.mark.parametrize('group', ['quantum', 'neutron'])
-def test_an_application_credential(host, seed, services, group):
+def test_application_credential(host, seed, services, group):
     credential = seed.application_credential
-    host.serve(host.written({}, f"""
+    host.restart_agent(host.configuration({}, f"""
 [{group}]
 auth_type = v3applicationcredential
 auth_url = {services.keystone}
@@ -66,8 +66,8 @@ valid_interfaces = internal
     assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, 'ok'), checked.stderr
 
 
-def test_the_plugin_password(host, seed, services):
-    host.serve(host.written({}, f"""
+def test_keystoneauth_password_plugin(host, seed, services):
+    host.restart_agent(host.configuration({}, f"""
 [quantum]
 auth_type = password
 auth_url = {services.keystone}
@@ -81,12 +81,12 @@ region_name = {REGION}
     assert json.loads(host.curl('b', META_DATA).body)['uuid'] == seed['b'].instance_id
 
 
-def test_explain_shows_each_filter_and_no_secret(host, seed):
-    host.configure(host.grizzly())
+def test_explain_shows_the_pipeline_and_no_secret(host, seed):
+    host.configure(host.grizzly_configuration())
     done = host.metadata_wsgi('explain', '--router-id', seed['a'].router_id, '10.1.1.2', '--send')
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert any(line.startswith('header_source') and seed['a'].router_id in line for line in lines)
+    assert any(line.startswith('source') and seed['a'].router_id in line for line in lines)
     assert any(line.startswith('instance') and seed['a'].instance_id in line for line in lines)
     assert sum('GET /v2.0/ports?' in line for line in lines) == 2
     assert any(line.startswith('response      200') for line in lines)
@@ -96,17 +96,17 @@ def test_explain_shows_each_filter_and_no_secret(host, seed):
         assert secret not in done.stdout + done.stderr
 
 
-def test_explain_without_sending(host, seed):
-    host.configure(host.grizzly())
+def test_explain_without_send(host, seed):
+    host.configure(host.grizzly_configuration())
     done = host.metadata_wsgi('explain', '--network-id', seed['isolated'].network_id, '10.1.1.2')
     assert done.returncode == 0, done.stderr
     assert seed['isolated'].instance_id in done.stdout
     assert 'not sent' in done.stdout
 
 
-def test_no_token_and_no_password_is_logged(host):
-    """A token of Keystone's begins with gAAAA."""
-    host.serve(host.grizzly(debug=True, verbose=True))
+def test_no_token_or_password_in_the_log(host):
+    """Fernet tokens of Keystone begin with gAAAA."""
+    host.restart_agent(host.grizzly_configuration(debug=True, verbose=True))
     assert host.curl('a', META_DATA).status == 200
     assert 'GET /v2.0/ports?' in host.log_text()
     for secret in ('password of service', SHARED_SECRET, 'gAAAA'):

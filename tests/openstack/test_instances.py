@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each instance gets its own metadata, in its own namespace, from the real services."""
+"""Each guest gets the metadata of its own instance from the real services."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from tests.clients.metadata_path import METADATA_V6
-from tests.openstack.seed import ADDRESS_V6, CLAIMED, GHOST, NETWORKS_OF_MANY, Admin
+from tests.openstack.seed import ADDRESS_V6, CLAIMED, GHOST, NETWORKS_OF_ROUTER_MANY, Admin
 
 pytestmark = [pytest.mark.openstack, pytest.mark.netns]
 
@@ -16,19 +16,19 @@ META_DATA = '/openstack/latest/meta_data.json'
 
 @pytest.fixture(scope='module', autouse=True)
 def agent(host):
-    """The agent with Grizzly's options, and an auth_url of Keystone's API v2.0, which does not exist any more."""
-    host.serve(host.grizzly())
+    """The agent with Grizzly's options; its auth_url names Keystone's API v2.0, which no longer exists."""
+    host.restart_agent(host.grizzly_configuration())
 
 
-def uuid_in(answer):
-    assert answer.status == 200, answer
-    return json.loads(answer.body)['uuid']
+def uuid_of(response):
+    assert response.status == 200, response
+    return json.loads(response.body)['uuid']
 
 
 @pytest.mark.parametrize('name', ['a', 'b', 'isolated', 'dual', 'many', 'dvr', 'ha'])
-def test_an_instance_gets_its_own_metadata(host, seed, name):
-    """All of them have the address 10.1.1.2, behind different routers or on different networks."""
-    assert uuid_in(host.curl(name, META_DATA)) == seed[name].instance_id
+def test_guest_gets_its_own_metadata(host, seed, name):
+    """All guests have the address 10.1.1.2, in different networks."""
+    assert uuid_of(host.curl(name, META_DATA)) == seed[name].instance_id
     assert host.curl(name, '/latest/meta-data/hostname').body.decode() == seed[name].hostname
     assert host.curl(name, '/latest/meta-data/instance-id').body.decode() == seed[name].ec2_id
     assert host.curl(name, '/openstack/latest/user_data').body == seed[name].user_data
@@ -36,7 +36,7 @@ def test_an_instance_gets_its_own_metadata(host, seed, name):
     assert host.curl(name, '/latest/meta-data/public-keys/0/openssh-key').body.decode() == seed[name].public_key
 
 
-def test_the_instances_have_the_same_address(openstack, seed):
+def test_seeded_guests_have_the_same_address(openstack, seed):
     admin = Admin(openstack.services)
     ports = admin.neutron('GET', 'ports?fixed_ips=ip_address%3D10.1.1.2')['ports']
     admin.close()
@@ -44,50 +44,50 @@ def test_the_instances_have_the_same_address(openstack, seed):
     assert {seed[name].instance_id for name in names} <= {port['device_id'] for port in ports}
 
 
-def test_the_router_has_more_networks_than_one_url_can_name(openstack, seed):
-    """More than one URL can name: Neutron answers 414 to a hundred."""
+def test_seeded_router_has_many_networks(openstack, seed):
+    """More than fit into one URL: Neutron responds 414 to a hundred."""
     admin = Admin(openstack.services)
     ports = admin.neutron('GET', f'ports?device_id={seed["many"].router_id}')['ports']
     admin.close()
-    assert len({port['network_id'] for port in ports}) == NETWORKS_OF_MANY
+    assert len({port['network_id'] for port in ports}) == NETWORKS_OF_ROUTER_MANY
 
 
-def test_an_instance_that_nova_does_not_know_is_a_404(host):
+def test_instance_missing_in_nova_gives_404(host):
     assert host.curl('a', META_DATA, source=GHOST).status == 404
 
 
-def test_an_address_that_no_port_has_is_a_404(host):
+def test_address_without_port_gives_404(host):
     host.guest('a').add_address('10.1.1.99')
     assert host.curl('a', META_DATA, source='10.1.1.99').status == 404
 
 
-def test_a_port_with_another_tenants_instance_id_is_a_404(host, seed):
-    """Nova compares the project that the port is in (bug 1235450), so the request must have it."""
+def test_port_with_device_id_of_another_tenants_instance_gives_404(host, seed):
+    """Nova compares the port's project (bug 1235450), which the agent must send."""
     for path in (META_DATA, '/latest/user-data', '/latest/meta-data/hostname'):
-        answer = host.curl('b', path, source=CLAIMED)
-        assert answer.status == 404
-        assert seed['a'].instance_id.encode() not in answer.body
-        assert seed['a'].hostname.encode() not in answer.body
-    # The guest beside it is served.
-    assert uuid_in(host.curl('b', META_DATA)) == seed['b'].instance_id
+        response = host.curl('b', path, source=CLAIMED)
+        assert response.status == 404
+        assert seed['a'].instance_id.encode() not in response.body
+        assert seed['a'].hostname.encode() not in response.body
+    # The other guest in that network gets its metadata.
+    assert uuid_of(host.curl('b', META_DATA)) == seed['b'].instance_id
 
 
-def test_an_unknown_router_is_a_404_without_a_query_for_the_address(host, seed, services):
+def test_unknown_router_gives_404_without_an_address_lookup(host, seed, services):
     before = len(services.requests_from('metadata_wsgi', 'neutron'))
     done = host.metadata_wsgi('explain', '--router-id', '00000000-0000-4000-8000-000000000000', '10.1.1.2')
     assert done.returncode == 1
     assert 'response      404' in done.stdout
-    asked = services.requests_from('metadata_wsgi', 'neutron')[before:]
-    assert asked
-    assert not any('ip_address' in line for line in asked)
+    pending = services.requests_from('metadata_wsgi', 'neutron')[before:]
+    assert pending
+    assert not any('ip_address' in line for line in pending)
 
 
-def test_ipv6_link_local_address(host, seed):
-    """fe80::a9fe:a9fe, asked from an address that is made of the port's MAC, which Quantum does not list."""
-    assert uuid_in(host.curl('dual', META_DATA, host=f'[{METADATA_V6}]')) == seed['dual'].instance_id
+def test_ipv6_from_the_link_local_address(host, seed):
+    """To fe80::a9fe:a9fe, from an address derived from the port's MAC, which is not in Quantum."""
+    assert uuid_of(host.curl('dual', META_DATA, host=f'[{METADATA_V6}]')) == seed['dual'].instance_id
 
 
-def test_ipv6_address_of_the_port(host, seed):
+def test_ipv6_from_the_ports_address(host, seed):
     guest = host.guest('dual')
     for namespace, interface, address in (
         (guest.gateway_namespace, guest.gateway_interface, '2001:db8:1::1'),
@@ -95,15 +95,15 @@ def test_ipv6_address_of_the_port(host, seed):
     ):
         with IPRoute(netns=namespace) as links:
             index = links.link_lookup(ifname=interface)[0]
-            # IFA_F_NODAD: nobody else is there to have it.
+            # IFA_F_NODAD: no duplicate is possible.
             links.addr('add', index=index, address=address, prefixlen=64, flags=0x02)
-    answer = host.curl('dual', META_DATA, host=f'[{METADATA_V6}]', source=f'host!{ADDRESS_V6}')
-    assert uuid_in(answer) == seed['dual'].instance_id
+    response = host.curl('dual', META_DATA, host=f'[{METADATA_V6}]', source=f'host!{ADDRESS_V6}')
+    assert uuid_of(response) == seed['dual'].instance_id
 
 
-def test_a_wrong_secret_is_403_and_one_log_line_with_the_options_to_compare(host):
+def test_wrong_shared_secret_gives_403_and_one_log_line(host):
     try:
-        host.serve(host.grizzly(metadata_proxy_shared_secret='another than Nova has'))
+        host.restart_agent(host.grizzly_configuration(metadata_proxy_shared_secret='another than Nova has'))
         assert host.curl('a', META_DATA).status == 403
         assert host.curl('a', META_DATA).status == 403
         lines = [line for line in host.log_text().splitlines() if '403' in line and 'signature' in line]
@@ -111,4 +111,4 @@ def test_a_wrong_secret_is_403_and_one_log_line_with_the_options_to_compare(host
         assert 'compare metadata_proxy_shared_secret here with [neutron] metadata_proxy_shared_secret' in lines[0]
         assert 'another than Nova has' not in host.log_text()
     finally:
-        host.serve(host.grizzly())
+        host.restart_agent(host.grizzly_configuration())

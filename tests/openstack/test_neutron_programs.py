@@ -11,7 +11,7 @@ import pytest
 
 from tests.netns import neutron_node
 from tests.netns.neutron_node import SHIM, is_alive, until
-from tests.openstack import cloud, install
+from tests.openstack import deployment, install
 
 pytestmark = [
     pytest.mark.openstack,
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope='module')
 def neutron_python():
     """A Python that can import Neutron."""
-    return install.install(cloud.directory()) / 'bin' / 'python'
+    return install.install(deployment.directory()) / 'bin' / 'python'
 
 
 @pytest.fixture

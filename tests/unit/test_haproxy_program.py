@@ -134,6 +134,7 @@ def test_a_configuration_of_a_neutron_agent_is_taken(tmp_path, body, binds, head
         (ROUTER, f'{ROUTER}\n    http-request set-header X-Neutron-Network-ID {ID}'),
         ('    daemon\n', '    daemon\n    chroot /var/lib/haproxy\n'),
         ('pidfile     /', 'pidfile     x/'),
+        (f'{ID}.pid.haproxy', 'shadow'),
     ],
 )  # fmt: skip
 def test_a_configuration_with_anything_else_is_left_to_haproxy(tmp_path, old, new):
@@ -211,7 +212,7 @@ def test_without_a_real_haproxy_it_fails(monkeypatch, capsys):
 
 
 def test_an_internal_verb_never_starts_haproxy(real, tmp_path):
-    done = started(real, '--attach', str(tmp_path), 'router', ID, str(tmp_path / 'pid'), '47124', '127.0.0.1')
+    done = started(real, '--attach', str(tmp_path), 'router', ID, str(tmp_path / f'{ID}.pid'), '47124', '127.0.0.1')
     assert (done.returncode, done.stdout) == (1, '')
     assert 'no keeper answers' in done.stderr
 
@@ -225,16 +226,24 @@ def test_a_pid_file_that_is_a_link_is_replaced_and_its_target_untouched(tmp_path
     assert not (tmp_path / 'pid').is_symlink()
 
 
+def test_a_pid_file_in_a_directory_behind_a_link_is_not_written(tmp_path):
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'pids').symlink_to(tmp_path / 'elsewhere')
+    with pytest.raises(OSError, match='pids'):
+        program.write_pid_file(str(tmp_path / 'pids' / 'x.pid'), 4711)
+    assert not list((tmp_path / 'elsewhere').iterdir())
+
+
 @pytest.mark.parametrize('mode', [0o777, 0o775])
 def test_holders_in_a_directory_that_others_may_write_are_refused(tmp_path, mode):
     (tmp_path / 'holders').mkdir()
     (tmp_path / 'holders').chmod(mode)
     with pytest.raises(program.NotOurs, match='not a directory of root alone'):
-        program.make_fifo(program.Spec(str(tmp_path), 'router', ID, '/x', 9697, ['*']))
+        program.make_fifo(program.Spec(str(tmp_path), 'router', ID, f'/x/{ID}.pid', 9697, ['*']))
 
 
 def test_holders_behind_a_link_are_refused(tmp_path):
     (tmp_path / 'elsewhere').mkdir(mode=0o700)
     (tmp_path / 'holders').symlink_to(tmp_path / 'elsewhere')
     with pytest.raises(OSError, match='holders'):
-        program.make_fifo(program.Spec(str(tmp_path), 'router', ID, '/x', 9697, ['*']))
+        program.make_fifo(program.Spec(str(tmp_path), 'router', ID, f'/x/{ID}.pid', 9697, ['*']))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Address reuse: the new instance gets the metadata of the old one for no longer than the cache's bound."""
+"""An address is reassigned to another instance, which gets its own metadata within a bounded time."""
 
 import json
 import time
@@ -17,12 +17,12 @@ pytestmark = [pytest.mark.openstack, pytest.mark.netns]
 META_DATA = '/openstack/latest/meta_data.json'
 CACHE = 'lookup_cache'
 BOUND_S = 60.0
-"""Longer than any cache here keeps a lookup."""
+"""Longer than any cache entry of a lookup is valid."""
 
 
 @pytest.fixture
 def ports(openstack, seed):
-    """A client of Neutron; no port has the address before and after the test."""
+    """A client of Neutron; the address has no port before and after the test."""
     admin = Admin(openstack.services)
 
     def free():
@@ -38,12 +38,12 @@ def ports(openstack, seed):
 
 @pytest.fixture(params=['without a cache', 'with a cache'])
 def paste_file(request, tmp_path):
-    """The shipped one, and where there is a filter of that name, with it before ``instance``."""
+    """The shipped paste file, and the same with the lookup cache before ``instance``."""
     text = Path(SHIPPED).read_text()
     if request.param == 'with a cache':
         if CACHE not in entry_points(group='paste.filter_factory').names:
             pytest.skip('there is no filter of that name')
-        text = text.replace('header_source instance ', f' source {CACHE} instance ')
+        text = text.replace('header_source instance ', f'header_source {CACHE} instance ')
         if f'[filter:{CACHE}]' not in text:
             text += f'\n[filter:{CACHE}]\nuse = egg:metadata_wsgi#{CACHE}\n'
     path = tmp_path / 'api-paste.ini'
@@ -51,35 +51,35 @@ def paste_file(request, tmp_path):
     return path
 
 
-def test_a_reused_address_gets_the_metadata_of_the_new_instance(host, seed, ports, paste_file):
+def test_reassigned_address_gives_the_new_instances_metadata(host, seed, ports, paste_file):
     first, second = seed['first'], seed['second']
-    # Ports have a MAC of their own; the guest in the namespace stands for one after the other.
+    # Each port has its own MAC; the one guest namespace represents both instances in turn.
     port = make_port(ports, first)
-    host.serve(host.grizzly(api_paste_config=paste_file))
+    host.restart_agent(host.grizzly_configuration(metadata_paste_config=paste_file))
     assert uuid_of(host.curl('first', META_DATA)) == first.instance_id
     ports.neutron('DELETE', f'ports/{port}')
     make_port(ports, second)
     received = []
-    give_up_at = time.monotonic() + BOUND_S
+    deadline = time.monotonic() + BOUND_S
     while uuid_of(host.curl('first', META_DATA)) != second.instance_id:
-        assert time.monotonic() < give_up_at, received
+        assert time.monotonic() < deadline, received
     received += [uuid_of(host.curl('first', META_DATA)) for _ in range(5)]
     assert set(received) == {second.instance_id}
     assert host.curl('first', '/openstack/latest/user_data').body == second.user_data
 
 
-def test_a_released_address_is_a_404_until_another_instance_has_it(host, seed, ports, paste_file):
-    host.serve(host.grizzly(api_paste_config=paste_file))
+def test_released_address_gives_404_until_it_is_reassigned(host, seed, ports, paste_file):
+    host.restart_agent(host.grizzly_configuration(metadata_paste_config=paste_file))
     assert host.curl('first', META_DATA).status == 404
     make_port(ports, seed['second'])
-    give_up_at = time.monotonic() + BOUND_S
-    while (answer := host.curl('first', META_DATA)).status == 404:
-        assert time.monotonic() < give_up_at
-    assert uuid_of(answer) == seed['second'].instance_id
+    deadline = time.monotonic() + BOUND_S
+    while (response := host.curl('first', META_DATA)).status == 404:
+        assert time.monotonic() < deadline
+    assert uuid_of(response) == seed['second'].instance_id
 
 
-def uuid_of(answer):
-    assert answer.status == 200, answer
+def uuid_of(response):
+    assert response.status == 200, response
     with suppress(ValueError):
-        return json.loads(answer.body)['uuid']
-    return answer.body
+        return json.loads(response.body)['uuid']
+    return response.body

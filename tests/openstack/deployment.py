@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cloud as a whole: installed, seeded once, started and stopped with each run."""
+"""The three services together: installed and seeded once, started and stopped with each run."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ from tests.openstack.services import Services
 
 HERE = Path(__file__).parent
 SOURCES = ('pins.txt', 'services.py', 'seed.py', 'nova_rows.py', 'neutron_tables.py')
-"""When one of them changes, the databases are made anew."""
+"""If one of these files changes, the databases are made again."""
 
 
 @dataclass(frozen=True)
-class OpenStack:
-    """Three services that run, and what is in them."""
+class Deployment:
+    """The running services, and what is in their databases."""
 
     services: Services
     seed: Seed
 
 
 def directory() -> Path:
-    """Where everything is kept between runs."""
+    """The directory for everything that is used again by the next run."""
     return Path(os.environ.get('METADATA_WSGI_OPENSTACK_DIR') or '~/.cache/metadata_wsgi/openstack').expanduser()
 
 
 @contextmanager
-def running() -> Iterator[OpenStack]:
-    """The three, seeded and answering; ended afterwards. Another run with the same directory is waited for."""
+def running() -> Iterator[Deployment]:
+    """Start the services and wait until they respond; stop them at the end. Waits for a run with the same directory."""
     top, port = directory(), int(os.environ.get('METADATA_WSGI_OPENSTACK_PORT') or 18500)
     top.mkdir(parents=True, exist_ok=True)
     with (top / 'lock').open('w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # The catalogue has the ports in it.
+        # A directory for each port, because the catalogue contains the ports.
         services = Services(top / f'cloud-{port}', install(top), port)
         try:
-            yield OpenStack(services, _seeded(services))
+            yield Deployment(services, _seeded(services))
         finally:
             services.stop()
 
 
 def _seeded(services: Services) -> Seed:
-    kept, of = services.top / 'seed.json', services.top / 'seeded-by'
+    seed_file, sources_file = services.top / 'seed.json', services.top / 'seeded-by'
     sources = hashlib.sha256(b''.join((HERE / name).read_bytes() for name in SOURCES)).hexdigest()
-    if kept.exists() and of.exists() and of.read_text() == sources:
+    if seed_file.exists() and sources_file.exists() and sources_file.read_text() == sources:
         services.configure()
         services.start()
-        # Their first real answer takes longer than a guest waits on a busy machine: they load much only then.
-        awake = Admin(services)
-        awake.neutron('GET', 'networks?limit=1')
-        awake.close()
-        return Seed.from_json(kept.read_text())
+        # The first request of each service loads much code: on a busy machine longer than a guest's timeout.
+        warm_up = Admin(services)
+        warm_up.neutron('GET', 'networks?limit=1')
+        warm_up.close()
+        return Seed.from_json(seed_file.read_text())
     shutil.rmtree(services.top, ignore_errors=True)
     services.configure()
     services.make_databases()
     services.start()
     made = seed(services)
-    kept.write_text(made.as_json())
-    of.write_text(sources)
+    seed_file.write_text(made.as_json())
+    sources_file.write_text(sources)
     return made

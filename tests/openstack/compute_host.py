@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A host of the cloud: the namespaces of instances, the agent, and a namespace proxy for each attached router."""
+"""A compute host: the guests' namespaces, the agent, and a namespace proxy for each attached guest."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pathlib import Path
 from metadata_wsgi.lab import topology
 from metadata_wsgi.netns import namespaces
 from tests.clients.metadata_path import BIN, METADATA, Guest
-from tests.openstack.cloud import OpenStack
-from tests.openstack.seed import CLAIMED, GHOST
+from tests.openstack.deployment import Deployment
+from tests.openstack.seed import CLAIMED, GHOST, Admin
 from tests.openstack.services import REGION, SHARED_SECRET
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The response that curl received; ``status`` is 0 if there was none."""
+class Response:
+    """The response that curl received in the guest; ``status`` is 0 without a response."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
 
 
-class Host:
-    """One host. ``serve`` starts its agent; instances are created and attached when they are first needed."""
+class ComputeHost:
+    """Runs the agent, and makes and attaches guests when a test first needs them."""
 
-    def __init__(self, directory: Path, openstack: OpenStack) -> None:
+    def __init__(self, directory: Path, openstack: Deployment) -> None:
         self.openstack = openstack
         self.conf_file = directory / 'metadata_agent.ini'
         self._directory = directory
@@ -42,10 +42,10 @@ class Host:
         self._agent: subprocess.Popen[bytes] | None = None
         self._log = directory / 'agent.log'
 
-    def grizzly(self, user: str = 'service', **options: object) -> str:
-        """A configuration file with Grizzly's options, of a user in the project ``service``."""
+    def grizzly_configuration(self, user: str = 'service', **options: object) -> str:
+        """Text of a configuration file with the options of Grizzly, for a user of the project ``service``."""
         services = self.openstack.services
-        return self.written({
+        return self.configuration({
             'auth_url': services.keystone.replace('/v3', '/v2.0'),
             'auth_region': REGION,
             'admin_user': user,
@@ -54,8 +54,8 @@ class Host:
             **options,
         })  # fmt: skip
 
-    def written(self, options: Mapping[str, object], sections: str = '') -> str:
-        """A configuration file with ``options`` and what every agent here needs."""
+    def configuration(self, options: Mapping[str, object], sections: str = '') -> str:
+        """Text of a configuration file with ``options`` and those that every agent here needs."""
         values = {
             'state_path': self._directory,
             'nova_metadata_ip': '127.0.0.1',
@@ -67,8 +67,8 @@ class Host:
         }
         return '\n'.join(['[DEFAULT]', *(f'{name} = {value}' for name, value in values.items()), sections, ''])
 
-    def serve(self, configuration: str) -> None:
-        """Let a new agent serve it, one that has asked nobody anything yet."""
+    def restart_agent(self, configuration: str) -> None:
+        """Write the configuration and restart the agent, so that it has no token and empty caches."""
         self.configure(configuration)
         self._end_agent()
         with self._log.open('wb') as log:
@@ -76,24 +76,27 @@ class Host:
                 [BIN / 'quantum-metadata-agent', '--config-file', self.conf_file],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        give_up_at = time.monotonic() + 30
+        deadline = time.monotonic() + 30
         while not self._listens():
-            assert time.monotonic() < give_up_at, f'the agent does not answer: {self.said()}'
-            assert self._agent.poll() is None, f'the agent ended: {self.said()}'
+            assert time.monotonic() < deadline, f'the agent does not respond: {self.log_text()}'
+            assert self._agent.poll() is None, f'the agent ended: {self.log_text()}'
             time.sleep(0.05)
 
     def configure(self, configuration: str) -> None:
-        """Write the file that the agent and ``metadata-wsgi`` read."""
+        """Write the configuration file of the agent and ``metadata-wsgi``."""
         self.conf_file.write_text(configuration)
         self.conf_file.chmod(0o600)
 
     def guest(self, name: str) -> Guest:
-        """The guest of the seed's instance of that name; made, and attached with ``metadata-wsgi attach``."""
+        """The guest of the seed's instance ``name``; made and attached (``metadata-wsgi attach``) at the first call."""
         if name not in self._guests:
             known = self.openstack.seed[name]
             mac = known.mac or 'fa:16:3e:00:00:01'
             routed = bool(known.router_id)
-            guest = self._guests[name] = Guest(known.router_id or known.network_id, mac, routed=routed)
+            interface = self._router_interface(known.router_id, known.network_id) if routed else ''
+            guest = self._guests[name] = Guest(
+                known.router_id or known.network_id, mac, routed=routed, interface=interface
+            )
             topology.make_guest(guest)  # type: ignore[arg-type]
             if name == 'a':
                 guest.add_address(GHOST)
@@ -103,20 +106,27 @@ class Host:
             self._attachment('attach', '--mode=process', *which, guest.router_id, '--log-dir', str(self._directory))
         return self._guests[name]
 
-    def curl(self, name: str, path: str, *, host: str = METADATA, source: str = '') -> Answer:
-        """What curl gives in that guest."""
+    def _router_interface(self, router_id: str, network_id: str) -> str:
+        """The interface of the router on the network, as the L3 agent names it."""
+        admin = Admin(self.openstack.services)
+        ports = admin.neutron('GET', f'ports?device_id={router_id}&network_id={network_id}&fields=id')['ports']
+        admin.close()
+        return f'qr-{ports[0]["id"][:11]}'
+
+    def curl(self, name: str, path: str, *, host: str = METADATA, source: str = '') -> Response:
+        """Run curl in the guest ``name``."""
         words = ['--silent', '--show-error', '--noproxy', '*', '--globoff', '--path-as-is', '--max-time', '30']
         words += ['--interface', source] if source else []
         argv = ['ip', 'netns', 'exec', self.guest(name).namespace, 'curl', *words, '--dump-header', '/dev/stderr']
         done = subprocess.run([*argv, f'http://{host}{path}'], capture_output=True)
         status, *lines = done.stderr.decode('latin-1').splitlines() or ['']
         if not status.startswith('HTTP/'):
-            return Answer(0, {}, done.stderr)
+            return Response(0, {}, done.stderr)
         headers = dict(line.split(': ', 1) for line in lines if ': ' in line)
-        return Answer(int(status.split()[1]), {name.lower(): value for name, value in headers.items()}, done.stdout)
+        return Response(int(status.split()[1]), {name.lower(): value for name, value in headers.items()}, done.stdout)
 
     def metadata_wsgi(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """What ``metadata-wsgi`` says."""
+        """Run ``metadata-wsgi``."""
         verb, *rest = words
         argv = [BIN / 'metadata-wsgi', verb, '--config-file', self.conf_file, *rest]
         return subprocess.run(argv, capture_output=True, text=True)
@@ -126,7 +136,7 @@ class Host:
         return self._log.read_text()
 
     def remove(self) -> None:
-        """Detach and remove everything."""
+        """Stop the agent, detach all guests and delete their namespaces."""
         self._end_agent()
         for guest in self._guests.values():
             if namespaces.exists(guest.gateway_namespace):
