@@ -58,14 +58,14 @@ def test_report_starts_with_ratios_to_neutron(bench, tmp_path, monkeypatch):
     page = written(bench, tmp_path, monkeypatch, results)
     assert '| CPU per request, new connections, 8 at once | 1/12.0 |' in page
     assert page.index('1/12.0') < page.index('## ')
-    assert '| one hop | 200 (150-250) |' in page
+    assert '| mode one_hop | 200 (150-250) |' in page
 
 
 def test_report_has_failures(bench, tmp_path, monkeypatch):
     error = {'kind': 'error', 'case': 'storm', 'peer': 'two_hop', 'run': 1, 'error': 'it did not start'}
     page = written(bench, tmp_path, monkeypatch, [steady('neutron', 2400.0, failed=250), error])
     assert '250 (20.0 %)' in page
-    assert '- two processes, storm: not measured, it failed.' in page
+    assert '- mode shared, storm: not measured, it failed.' in page
 
 
 def test_report_compares_the_largest_numbers_of_routers(bench, tmp_path, monkeypatch):
@@ -86,7 +86,7 @@ def test_plots_are_well_formed_and_have_all_names(bench, tmp_path, monkeypatch):
     assert sorted(drawn) == ['benchmark-cpu.svg', 'benchmark-growth.svg']
     assert all(f']({name})' in page for name in drawn)
     texts = [element.text for element in drawn['benchmark-cpu.svg'].iter('{http://www.w3.org/2000/svg}text')]
-    assert {'Neutron 29 and haproxy', 'two bare haproxy hops', '2,400 µs', '80.0 µs'} <= set(texts)
+    assert {'Neutron 29 and haproxy', 'two bare haproxies', '2,400 µs', '80.0 µs'} <= set(texts)
 
 
 def test_storm_boot_has_28_requests(bench):

@@ -101,6 +101,13 @@ def test_every_message_on_the_troubleshooting_page_is_in_the_code():
     assert [part for part in parts if not any(part in text for text in strings)] == []
 
 
+def test_the_table_of_fault_responses_has_the_cases_of_its_test():
+    from tests.clients.test_error_statuses import CASES
+
+    written = [tuple(cells[:4]) for cells in rows('fault_responses.md')][1:]
+    assert written == [(case.what, case.fault, case.sent_by, str(case.status)) for case in CASES]
+
+
 @pytest.fixture
 def reference(monkeypatch):
     """The module that generates the reference pages."""

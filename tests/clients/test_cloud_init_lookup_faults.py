@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cloud-init boots completely while Quantum or Keystone fails: the agent retries.
+"""cloud-init boots completely while Neutron or Keystone fails: the agent retries.
 
-Each request of cloud-init causes two requests to Quantum, and the first one also a token request to Keystone. For a
+Each request of cloud-init causes two requests to Neutron, and the first one also a token request to Keystone. For a
 fault of Keystone the agent is therefore restarted before the boot.
 """
 
@@ -28,10 +28,10 @@ def from_number(number):
 
 @pytest.fixture
 def boot_with_fault(services, table, boots_without_faults, tmp_path):
-    """Boots with a fault of Keystone or Quantum, like ``boot_with_fault`` of test_cloud_init_nova_faults."""
+    """Boots with a fault of Keystone or Neutron, like ``boot_with_fault`` of test_cloud_init_nova_faults."""
 
     def run(datasource, service, number, name, duration='once'):
-        injector = {'Keystone': services.keystone, 'Quantum': services.quantum}[service]
+        injector = {'Keystone': services.keystone, 'Neutron': services.quantum}[service]
         if service == 'Keystone':
             services.path.start_agent()
         inject(injector, name, duration, target(TOKENS) if service == 'Keystone' else from_number(number))
@@ -64,7 +64,7 @@ def test_each_request_costs_two_lookup_requests(services, boots_without_faults, 
     ],
 )
 def test_retry_after_one_quantum_fault(boot_with_fault, datasource, number, name):
-    boot_with_fault(datasource, 'Quantum', number, name)
+    boot_with_fault(datasource, 'Neutron', number, name)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_retry_after_keystone_fault(boot_with_fault, name, duration):
 
 @pytest.mark.parametrize(
     ('service', 'number', 'name'),
-    [('Quantum', 6, '503'), ('Quantum', 6, 'hanging'), ('Keystone', 0, 'refused'), ('Keystone', 0, 'hanging')],
+    [('Neutron', 6, '503'), ('Neutron', 6, 'hanging'), ('Keystone', 0, 'refused'), ('Keystone', 0, 'hanging')],
 )
 def test_retry_while_quantum_or_keystone_fails_for_5_s(boot_with_fault, service, number, name):
     boot_with_fault('OpenStack', service, number, name, '5 s')
@@ -92,7 +92,7 @@ def test_retry_while_quantum_or_keystone_fails_for_5_s(boot_with_fault, service,
     ),
 )
 def test_retry_after_quantum_fault_at_any_request(boot_with_fault, datasource, number, name, duration):
-    boot_with_fault(datasource, 'Quantum', number, name, duration)
+    boot_with_fault(datasource, 'Neutron', number, name, duration)
 
 
 @pytest.mark.parametrize(

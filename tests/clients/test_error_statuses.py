@@ -37,8 +37,8 @@ SHARED_RUN, OWN_RUN = 'shared run', 'own run'
 NOVA_RESPONDED = 'Nova responded'
 NO_INSTANCE = 'the lookup succeeded and found no instance'
 SEVERAL = 'more than one instance fits'
-LOOKUP = 'Quantum or Keystone is unreachable, slow or failing'
-RIGHTS = 'Quantum gives the agent too few rights'
+LOOKUP = 'Neutron or Keystone is unreachable, slow or failing'
+RIGHTS = 'Neutron gives the agent too few rights'
 NOVA = 'Nova is unreachable or failing, the request is a read'
 AGENT_DOWN = 'the agent is down'
 SECRET = 'Nova responds 403 to our signature'
@@ -70,7 +70,7 @@ class Case:
     nova: int | None = None
     run: str = SHARED_RUN
     options: Mapping[str, object] = field(default_factory=dict)
-    sent_by: str = 'a guest'
+    sent_by: str = 'an instance'
     path: str = '/openstack/latest/meta_data.json'
 
     @property
@@ -94,7 +94,7 @@ def once(fault):
 
 
 def quantum(fault, address):
-    """Inject ``fault`` into Quantum's lookups of ``address``."""
+    """Inject ``fault`` into Neutron's lookups of ``address``."""
     return lambda services, case_target: services.quantum.plan(
         fault, at=lambda request: address in request.target, for_s=FAULT_S
     )
@@ -168,15 +168,15 @@ CASES = [
     Case(NO_INSTANCE, 'no port has the address', 404, curl=source(UNKNOWN_ADDRESS), nova=0),
     Case(SEVERAL, 'two ports have the address', 404, curl=source(AMBIGUOUS_ADDRESS), nova=0),
     Case(
-        LOOKUP, 'Quantum responds 503', 503, '1', source(FAULT_ADDRESSES[0]),
+        LOOKUP, 'Neutron responds 503', 503, '1', source(FAULT_ADDRESSES[0]),
         quantum(Status(503), FAULT_ADDRESSES[0]), nova=0,
     ),
     Case(
-        LOOKUP, 'Quantum hangs', 503, '1', source(FAULT_ADDRESSES[1]), quantum(hang, FAULT_ADDRESSES[1]), nova=0
+        LOOKUP, 'Neutron hangs', 503, '1', source(FAULT_ADDRESSES[1]), quantum(hang, FAULT_ADDRESSES[1]), nova=0
     ),
-    Case(LOOKUP, 'Quantum refuses connections', 503, '1', inject=refuses('quantum', FAULT_S), nova=0,
+    Case(LOOKUP, 'Neutron refuses connections', 503, '1', inject=refuses('quantum', FAULT_S), nova=0,
          run=OWN_RUN),
-    Case(LOOKUP, 'Quantum refuses connections for 1 s', 200, inject=refuses('quantum', 1.0), nova=1,
+    Case(LOOKUP, 'Neutron refuses connections for 1 s', 200, inject=refuses('quantum', 1.0), nova=1,
          run=OWN_RUN),
     Case(LOOKUP, 'Keystone responds 500', 503, '1', inject=all_of('keystone', Status(500)), nova=0,
          run=OWN_RUN),
