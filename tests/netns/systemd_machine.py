@@ -30,7 +30,7 @@ UNITS = CHECKOUT / 'etc' / 'systemd'
 USER = 61234
 TARGETS = ('sysinit', 'basic', 'multi-user', 'network-online', 'shutdown')
 PROGRAMS = {
-    'metadata-wsgi': 'metadata_wsgi',
+    'metadata-wsgi': 'main',
     'quantum-metadata-agent': 'agent',
     'quantum-ns-metadata-proxy': 'namespace_proxy',
 }
