@@ -79,7 +79,7 @@ class IdentityFromSocket:
             os.close(dir_fd)
 
     def _required_identity(self, found: os.stat_result) -> Identity:
-        """An identity that may connect to that socket; logs an error if there is none but root, or it cannot."""
+        """The identity for the workers. Logs an error if it cannot connect: only root may, or a directory is closed to it."""
         wanted = _who_may_connect(found, self._default)
         directory = os.path.dirname(self._path)
         if wanted is None:
