@@ -79,7 +79,7 @@ class IdentityFromSocket:
             os.close(dir_fd)
 
     def _required_identity(self, found: os.stat_result) -> Identity:
-        """The identity for the workers. Logs an error if it cannot connect: only root may, or a directory is closed to it."""
+        """The identity for the workers. Logs an error if it cannot connect to the socket."""
         wanted = _who_may_connect(found, self._default)
         directory = os.path.dirname(self._path)
         if wanted is None:
