@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.cloud import NETWORK, OTHER_ROUTER, ROUTER, SECRET
-from tests.rawserver import RawServer, keeps_saying
+from tests.rawserver import RawServer, always_responds_with
 from tests.wire.cases import REFUSED, REFUSED_STATUSES, cases
 from tests.wire.conftest import NOVA_RESPONSE, SENDER_HEADERS, ReceivedRequest, Servers
 
@@ -89,7 +89,7 @@ PORTS = [
 @contextlib.contextmanager
 def peer(python: str):
     """Start the peer; Servers with one place, ``proxy``, and the recording Nova."""
-    nova = RawServer(keeps_saying(NOVA_RESPONSE))
+    nova = RawServer(always_responds_with(NOVA_RESPONSE))
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as ends:
         directory = Path(name)
         path = directory / 'agent.socket'

@@ -91,7 +91,7 @@ class RawServer:
             thread.join(25)
 
 
-def says(*answers: bytes) -> Script:
+def responds_with(*answers: bytes) -> Script:
     """Send one of ``answers`` per request, then close the connection."""
 
     def script(peer: Peer) -> None:
@@ -103,7 +103,7 @@ def says(*answers: bytes) -> Script:
     return script
 
 
-def keeps_saying(answer: bytes) -> Script:
+def always_responds_with(answer: bytes) -> Script:
     """Send ``answer`` for every request until the client closes the connection."""
 
     def script(peer: Peer) -> None:
@@ -117,11 +117,11 @@ def closes_at_once(peer: Peer) -> None:
     """Close the connection without reading."""
 
 
-def closes_after_the_request(peer: Peer) -> None:
+def closes_after_request(peer: Peer) -> None:
     peer.request()
 
 
-def stalls(peer: Peer) -> None:
+def never_responds(peer: Peer) -> None:
     """Read the request and send nothing until the server closes."""
     peer.request()
     peer.server.stop.wait(20)

@@ -124,7 +124,7 @@ def cloud(tmp_path):
         yield made
 
 
-def nobody_is_refused(path):
+def rejects_unidentified_request(path):
     """Whether the agent on the socket ``path`` is up: it responds 400 to a request without router or network id."""
     try:
         return request(UnixConnection(path), 'GET', '/')[0] == 400
@@ -132,7 +132,7 @@ def nobody_is_refused(path):
         return False
 
 
-def answers(path):
+def accepts_connections(path):
     """Whether a process listens on the unix socket ``path``."""
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(str(path)) == 0
@@ -145,7 +145,10 @@ def agent(programs, cloud):
     def start():
         program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
         eventually(
-            lambda: program.process.poll() is not None or (program.has_workers() and nobody_is_refused(cloud.socket)),
+            lambda: (
+                program.process.poll() is not None
+                or (program.has_workers() and rejects_unidentified_request(cloud.socket))
+            ),
             'the agent has loaded its pipeline',
         )
         assert program.process.poll() is None, program.text()

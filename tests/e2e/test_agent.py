@@ -15,7 +15,7 @@ import webtest
 from metadata_wsgi.pipeline import paste_loader
 from metadata_wsgi.privileges import identity
 from tests.cloud import SHIPPED
-from tests.e2e.conftest import UnixConnection, answers, eventually, request
+from tests.e2e.conftest import UnixConnection, accepts_connections, eventually, request
 
 GUEST = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
 REQUESTS = [
@@ -52,7 +52,7 @@ def start_gunicorn_by_hand(programs, cloud, tmp_path, worker_class):
     paste.write_text(SHIPPED.read_text().replace('# config_file =', f'config_file = {cloud.conf_file}\n#'))
     path = tmp_path / 'by-hand'
     server = programs('gunicorn', '--paste', paste, '--bind', f'unix:{path}', '--worker-class', worker_class)
-    eventually(lambda: server.process.poll() is not None or answers(path), 'gunicorn listens')
+    eventually(lambda: server.process.poll() is not None or accepts_connections(path), 'gunicorn listens')
     assert server.process.poll() is None, server.text()
     return path
 

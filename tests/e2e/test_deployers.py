@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``neutron-metadata-agent-wsgi`` with the configuration files of each deployer of OpenStack, and a request through it.
+"""``neutron-metadata-agent-wsgi`` starts with the files of each deployer of OpenStack, and serves Neutron's haproxy.
 
 The files are ours, written after the facts of the deployers' templates: which options stand in which file.
 """
@@ -10,7 +10,7 @@ import pytest
 
 from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
 from tests.cloud import SECRET
-from tests.e2e.conftest import UnixConnection, eventually, nobody_is_refused, request
+from tests.e2e.conftest import UnixConnection, eventually, rejects_unidentified_request, request
 
 FILES = Path(__file__).parents[1] / 'unit' / 'cli' / 'deployers'
 ROUTER, NETWORK = '0b7a7b2c-0000-4000-8000-000000000001', '0b7a7b2c-0000-4000-8000-000000000002'
@@ -63,7 +63,7 @@ def start(programs, cloud, openstack, tmp_path):
         command, socket = COMMANDS[deployer]
         program = programs('neutron-metadata-agent-wsgi', *command.split(), cwd=tmp_path)
         path = cloud.state_path / socket
-        eventually(lambda: program.process.poll() is not None or nobody_is_refused(path), program.text)
+        eventually(lambda: program.process.poll() is not None or rejects_unidentified_request(path), program.text)
         assert program.process.poll() is None, program.text()
         return program, path
 

@@ -4,7 +4,7 @@
 import contextlib
 import socket
 
-from tests.e2e.conftest import answers, eventually
+from tests.e2e.conftest import accepts_connections, eventually
 
 CONNECTIONS = 16
 """The smallest ``metadata_connections``."""
@@ -28,7 +28,7 @@ def test_idle_keepalive_connections_are_closed_for_a_new_one(programs, cloud):
     cloud.configure(metadata_connections=CONNECTIONS)
     program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
 
-    eventually(lambda: program.process.poll() is not None or answers(cloud.socket), program.text)
+    eventually(lambda: program.process.poll() is not None or accepts_connections(cloud.socket), program.text)
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connect(cloud.socket)) for _ in range(CONNECTIONS)]
         assert [get(connection) for connection in idle] == ['200'] * CONNECTIONS

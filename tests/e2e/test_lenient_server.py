@@ -4,7 +4,7 @@
 import pytest
 
 from tests.cloud import SHIPPED
-from tests.e2e.conftest import UnixConnection, answers, eventually, request
+from tests.e2e.conftest import UnixConnection, accepts_connections, eventually, request
 
 CLIENT_HEADERS = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
 LENIENT = (
@@ -20,7 +20,7 @@ def gunicorn(programs, tmp_path):
     def start(*arguments):
         path = tmp_path / 'by-hand'
         server = programs('gunicorn', '--bind', f'unix:{path}', *arguments)
-        eventually(lambda: 'Booting worker' in server.text() and answers(path), server.text)
+        eventually(lambda: 'Booting worker' in server.text() and accepts_connections(path), server.text)
         return server, path
 
     return start
@@ -87,7 +87,7 @@ def test_a_lenient_gunicorn_of_a_paste_server_section_refuses_all_requests(
         f'pasterapp.serve(app, {{"__file__": "{SHIPPED}"}}, bind="unix:{path}", header_map="{header_map}")\n'
     )
     server = programs('python', program)
-    eventually(lambda: server.process.poll() is not None or answers(path), server.text)
+    eventually(lambda: server.process.poll() is not None or accepts_connections(path), server.text)
     assert get(path) == status
     assert len(cloud.nova.seen) == (status == 200)
     assert (LENIENT.format(HEADER_MAP) in server.text()) == (status == 503)

@@ -6,7 +6,7 @@ import subprocess
 
 from tests.cloud import SHIPPED
 
-from .conftest import BIN, UnixConnection, eventually, nobody_is_refused, request
+from .conftest import BIN, UnixConnection, eventually, rejects_unidentified_request, request
 
 A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
 
@@ -51,7 +51,7 @@ def test_status_of_an_agent_with_healthcheck_before_and_after_nova_is_unavailabl
     # It logs to the file, where the fixture "agent" does not look.
     program = subprocess.Popen([BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file])
     try:
-        eventually(lambda: nobody_is_refused(cloud.socket), 'the agent has loaded its pipeline')
+        eventually(lambda: rejects_unidentified_request(cloud.socket), 'the agent has loaded its pipeline')
         assert request(UnixConnection(cloud.socket), 'GET', '/', A)[0] == 200
         _, lines, everything = status(cloud)
         assert 'directory: reachable' in lines['health']

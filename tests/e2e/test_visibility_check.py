@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
-from tests.e2e.conftest import eventually, nobody_is_refused
-from tests.rawserver import RawServer, closes_at_once, stalls
+from tests.e2e.conftest import eventually, rejects_unidentified_request
+from tests.rawserver import RawServer, closes_at_once, never_responds
 
 SEES_ALL = 'shows ports of other projects; roles: service'
 BLIND = 'No instance can be found, every request gets 503: Neutron shows no port of any other project to the roles '
@@ -53,20 +53,20 @@ def test_a_role_that_sees_none_is_an_error_before_any_request(agent, configure, 
 def test_check_services_at_start_false_switches_it_off(agent, cloud, configure, openstack):
     configure(openstack.listen_port, check_services_at_start=False)
     agent()
-    assert nobody_is_refused(cloud.socket)
+    assert rejects_unidentified_request(cloud.socket)
     assert openstack.roles_by_token == {}
 
 
-@pytest.mark.parametrize('script', [closes_at_once, stalls])
+@pytest.mark.parametrize('script', [closes_at_once, never_responds])
 def test_an_unavailable_keystone_delays_no_request(agent, cloud, configure, script):
     keystone = RawServer(script)
     try:
         configure(keystone.port)
         program = agent()
-        assert nobody_is_refused(cloud.socket)
+        assert rejects_unidentified_request(cloud.socket)
         eventually(
             lambda: 'Cannot check yet whether the lookup directory shows every instance' in program.text(), program.text
         )
-        assert nobody_is_refused(cloud.socket)
+        assert rejects_unidentified_request(cloud.socket)
     finally:
         keystone.close()

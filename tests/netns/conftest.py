@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.cloud import Cloud
-from tests.e2e.conftest import BIN, eventually, nobody_is_refused, programs_in
+from tests.e2e.conftest import BIN, eventually, programs_in, rejects_unidentified_request
 
-from .router_topology import World
+from .router_topology import RouterTopology
 
 CHECKOUT = Path(__file__).parent.parent.parent
 OPEN_DIRECTORY = r"""
@@ -31,14 +31,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def world():
+def topology():
     """A router with a guest and an outside network: see router_topology."""
-    world = World()
+    topology = RouterTopology()
     try:
-        world.make()
-        yield world
+        topology.make()
+        yield topology
     finally:
-        world.remove()
+        topology.remove()
 
 
 @pytest.fixture(params=['iptables-nft', 'iptables-legacy'])
@@ -94,7 +94,10 @@ def agent(start, cloud):
     def started(*before):
         program = start('agent', *before, BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file)
         eventually(
-            lambda: program.process.poll() is not None or (program.has_workers() and nobody_is_refused(cloud.socket)),
+            lambda: (
+                program.process.poll() is not None
+                or (program.has_workers() and rejects_unidentified_request(cloud.socket))
+            ),
             program.text,
         )
         assert program.process.poll() is None, program.text()

@@ -18,7 +18,7 @@ from tests.e2e.conftest import BIN, Program, eventually
 TARGET = '/openstack/latest/meta_data.json'
 
 
-class Host:
+class KeeperHost:
     """Starts keeper, shared proxy and agent on one state directory; ``cloud`` has the inventory and the fake Nova."""
 
     def __init__(self, directory: Path, cloud: Cloud):
@@ -83,7 +83,7 @@ class Host:
                 subprocess.run(['kill', '-9', file.read_text().strip()], check=False, capture_output=True)
 
 
-def ask(host='169.254.169.254', port=80, timeout_s=20.0):
+def get_instance_id(host='169.254.169.254', port=80, timeout_s=20.0):
     """The instance id in the response to a request from the current namespace, or (status, body) if it is not 200."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     with contextlib.closing(connection):
@@ -93,7 +93,7 @@ def ask(host='169.254.169.254', port=80, timeout_s=20.0):
         return json.loads(body)['uuid'] if response.status == 200 else (response.status, body)
 
 
-class Load:
+class RequestLoad:
     """Sends requests from guests in a loop, each on a new connection; ``guests``: (namespace, expected instance)."""
 
     def __init__(self, guests, host='169.254.169.254', port=80):
@@ -111,7 +111,7 @@ class Load:
     def _send(self, expected):
         while self._running:
             try:
-                got = ask(*self._address)
+                got = get_instance_id(*self._address)
             except (OSError, http.client.HTTPException) as error:
                 got = error
             if got == expected:

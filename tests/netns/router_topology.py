@@ -25,7 +25,7 @@ def ip(*words):
     subprocess.run(['ip', *words], check=True, capture_output=True)
 
 
-def saved(namespace, program):
+def saved_rules(namespace, program):
     """The rules and chains that ``PROGRAM-save`` prints, without comments, counters and empty built-in chains."""
     text = subprocess.run(['ip', 'netns', 'exec', namespace, f'{program}-save'], check=True, capture_output=True).stdout
     table, rules = '', []
@@ -56,7 +56,7 @@ def get(namespace, host, port=80, timeout_s=5.0, source=''):
 
 
 @contextlib.contextmanager
-def serving(namespace, text, port=80, family=socket.AF_INET):
+def http_server(namespace, text, port=80, family=socket.AF_INET):
     """Run an HTTP server in the namespace whose response body is ``text``."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -84,7 +84,7 @@ def serving(namespace, text, port=80, family=socket.AF_INET):
         thread.join()
 
 
-class World:
+class RouterTopology:
     """The three namespaces; ``make`` builds them as drawn above. ``uuid`` is the id of the router."""
 
     def __init__(self):

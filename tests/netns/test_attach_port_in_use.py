@@ -10,8 +10,8 @@ import pytest
 
 from tests.cloud import Cloud
 
-from .keeper_host import Host
-from .router_topology import METADATA, get, saved
+from .keeper_host import KeeperHost
+from .router_topology import METADATA, get, saved_rules
 
 pytestmark = pytest.mark.netns
 
@@ -28,9 +28,9 @@ server.serve_forever()
 
 
 @pytest.fixture
-def other(world):
+def other(topology):
     """Another program on port 9697, with its own redirect."""
-    run = ['ip', 'netns', 'exec', world.router]
+    run = ['ip', 'netns', 'exec', topology.router]
     process = subprocess.Popen(
         [*run, sys.executable, '-u', '-c', LISTEN], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -44,51 +44,51 @@ def other(world):
         process.communicate()
 
 
-def test_port_in_use_in_mode_process_is_reported_and_changes_nothing(world, other, tmp_path):
-    before = saved(world.router, 'iptables'), saved(world.router, 'ip6tables')
+def test_port_in_use_in_mode_process_is_reported_and_changes_nothing(topology, other, tmp_path):
+    before = saved_rules(topology.router, 'iptables'), saved_rules(topology.router, 'ip6tables')
     begun = time.monotonic()
     done = subprocess.run(
-        [PROGRAM, 'attach', '--mode=process', f'--router-id={world.uuid}', f'--state-path={tmp_path}'],
+        [PROGRAM, 'attach', '--mode=process', f'--router-id={topology.uuid}', f'--state-path={tmp_path}'],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     took_s = time.monotonic() - begun
     print(f'reported after {took_s:.1f} s')
     assert done.returncode == 1
-    assert f'port 9697 in {world.router} is held by pid {other.pid} (python' in done.stderr
+    assert f'port 9697 in {topology.router} is held by pid {other.pid} (python' in done.stderr
     assert 'use --metadata-port 9698' in done.stderr
-    assert (saved(world.router, 'iptables'), saved(world.router, 'ip6tables')) == before
-    assert get(world.guest, METADATA) == 'the other one'
+    assert (saved_rules(topology.router, 'iptables'), saved_rules(topology.router, 'ip6tables')) == before
+    assert get(topology.guest, METADATA) == 'the other one'
 
 
-def test_port_in_use_in_mode_shared_is_reported_and_changes_nothing(world, other, directory):
+def test_port_in_use_in_mode_shared_is_reported_and_changes_nothing(topology, other, directory):
     with Cloud(directory) as cloud:
-        host = Host(directory, cloud)
+        host = KeeperHost(directory, cloud)
         try:
             host.start()
-            before = saved(world.router, 'iptables'), saved(world.router, 'ip6tables')
-            code, _, err = host.metadata_wsgi('attach', '--mode=shared', f'--router-id={world.uuid}')
+            before = saved_rules(topology.router, 'iptables'), saved_rules(topology.router, 'ip6tables')
+            code, _, err = host.metadata_wsgi('attach', '--mode=shared', f'--router-id={topology.uuid}')
             assert code == 1
-            assert f'port 9697 in {world.router} is held by pid {other.pid} (python' in err
-            assert (saved(world.router, 'iptables'), saved(world.router, 'ip6tables')) == before
+            assert f'port 9697 in {topology.router} is held by pid {other.pid} (python' in err
+            assert (saved_rules(topology.router, 'iptables'), saved_rules(topology.router, 'ip6tables')) == before
             assert host.kept.kept() == []
         finally:
             host.close()
 
 
-def test_another_port_is_possible_beside_it(world, other, tmp_path):
+def test_another_port_is_possible_beside_it(topology, other, tmp_path):
     standin = Path(__file__).with_name('fake_namespace_proxy.py')
     attach = [
         PROGRAM,
         'attach',
         '--mode=process',
-        f'--router-id={world.uuid}',
+        f'--router-id={topology.uuid}',
         f'--state-path={tmp_path}',
         f'--program={standin}',
     ]
     subprocess.run([*attach, '--metadata-port=9698', '--no-wait'], check=True, capture_output=True)
     try:
-        assert get(world.guest, METADATA) == f'proxy of {world.uuid}'
+        assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
     finally:
-        detach = [PROGRAM, 'detach', f'--router-id={world.uuid}', f'--state-path={tmp_path}']
+        detach = [PROGRAM, 'detach', f'--router-id={topology.uuid}', f'--state-path={tmp_path}']
         subprocess.run(detach, check=True, capture_output=True)
-    assert get(world.guest, METADATA) == 'the other one'
+    assert get(topology.guest, METADATA) == 'the other one'

@@ -19,7 +19,7 @@ from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
 from tests.e2e.conftest import eventually
 
-from .router_topology import METADATA, get, ip, saved
+from .router_topology import METADATA, get, ip, saved_rules
 
 pytestmark = pytest.mark.netns
 
@@ -56,8 +56,8 @@ def host(tmp_path):
 
 
 @pytest.fixture
-def router(world):
-    return AttachTarget.of('router', world.uuid)
+def router(topology):
+    return AttachTarget.of('router', topology.uuid)
 
 
 @pytest.fixture
@@ -80,109 +80,109 @@ def network():
                 ip('netns', 'delete', name)
 
 
-def test_router_is_attached_served_listed_and_detached_without_a_trace(world, router, host):
-    before = saved(world.router, 'iptables'), saved(world.router, 'ip6tables')
+def test_router_is_attached_served_listed_and_detached_without_a_trace(topology, router, host):
+    before = saved_rules(topology.router, 'iptables'), saved_rules(topology.router, 'ip6tables')
     assert host.attacher.attach(router) is True
-    assert get(world.guest, METADATA) == f'proxy of {world.uuid}'
-    found = host.find(world.uuid)
-    assert (found.kind, found.namespace, found.pid) == ('router', world.router, host.pid(world.uuid))
+    assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
+    found = host.find(topology.uuid)
+    assert (found.kind, found.namespace, found.pid) == ('router', topology.router, host.pid(topology.uuid))
     assert (found.port, found.rules, found.problems) == (9697, 'yes', ())
     pid = found.pid
     assert host.attacher.detach(router) is True
-    assert (saved(world.router, 'iptables'), saved(world.router, 'ip6tables')) == before
+    assert (saved_rules(topology.router, 'iptables'), saved_rules(topology.router, 'ip6tables')) == before
     # Ended; its parent, the host's first process, may still have to notice.
     eventually(lambda: namespaces.name_of(pid) is None, 'it has ended')
-    assert not os.path.exists(host.proxy.pid_file(world.uuid))
-    assert host.find(world.uuid) is None
+    assert not os.path.exists(host.proxy.pid_file(topology.uuid))
+    assert host.find(topology.uuid) is None
     assert host.attacher.detach(router) is False
 
 
-def test_second_attach_adopts_the_process(world, router, host):
+def test_second_attach_adopts_the_process(topology, router, host):
     host.attacher.attach(router)
-    pid = host.pid(world.uuid)
+    pid = host.pid(topology.uuid)
     assert host.attacher.attach(router) is False
-    assert host.pid(world.uuid) == pid
+    assert host.pid(topology.uuid) == pid
 
 
-def test_killed_proxy_is_reported_and_replaced(world, router, host):
+def test_killed_proxy_is_reported_and_replaced(topology, router, host):
     host.attacher.attach(router)
-    pidfd = os.pidfd_open(host.pid(world.uuid))
+    pidfd = os.pidfd_open(host.pid(topology.uuid))
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     # Its command line is gone before its sockets are; only then the port is free.
     eventually(lambda: select.select([pidfd], [], [], 0)[0], 'it has ended')
     os.close(pidfd)
-    with open(host.proxy.pid_file(world.uuid)) as file:
+    with open(host.proxy.pid_file(topology.uuid)) as file:
         assert file.read()
-    assert host.find(world.uuid).problems == (NO_LISTENER,)
+    assert host.find(topology.uuid).problems == (NO_LISTENER,)
     assert host.attacher.attach(router) is True
-    assert get(world.guest, METADATA) == f'proxy of {world.uuid}'
+    assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
 
 
-def test_proxy_on_another_port_is_replaced_with_its_rules(world, router, host):
+def test_proxy_on_another_port_is_replaced_with_its_rules(topology, router, host):
     host.attacher.attach(router, port=9000)
-    old = host.pid(world.uuid)
+    old = host.pid(topology.uuid)
     assert host.attacher.attach(router) is True
-    assert host.pid(world.uuid) != old
-    assert '9000' not in str(saved(world.router, 'iptables'))
-    assert get(world.guest, METADATA) == f'proxy of {world.uuid}'
+    assert host.pid(topology.uuid) != old
+    assert '9000' not in str(saved_rules(topology.router, 'iptables'))
+    assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
 
 
-def test_stale_proxy_of_a_recreated_namespace_is_replaced(world, router, host):
+def test_stale_proxy_of_a_recreated_namespace_is_replaced(topology, router, host):
     """Its pid lives and its command line is right, but no guest reaches it."""
     host.attacher.attach(router)
-    old = host.pid(world.uuid)
-    world.remove()
-    world.make()
-    assert host.pid(world.uuid) == old
-    assert any('another namespace' in problem for problem in host.find(world.uuid).problems)
+    old = host.pid(topology.uuid)
+    topology.remove()
+    topology.make()
+    assert host.pid(topology.uuid) == old
+    assert any('another namespace' in problem for problem in host.find(topology.uuid).problems)
     assert host.attacher.attach(router) is True
-    assert get(world.guest, METADATA) == f'proxy of {world.uuid}'
+    assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
 
 
-def test_missing_rules_are_reported_and_added_again(world, router, host):
+def test_missing_rules_are_reported_and_added_again(topology, router, host):
     host.attacher.attach(router)
-    subprocess.run(['ip', 'netns', 'exec', world.router, 'iptables', '-t', 'nat', '-F'], check=True)
-    assert (host.find(world.uuid).rules, len(host.find(world.uuid).problems)) == ('partly', 1)
+    subprocess.run(['ip', 'netns', 'exec', topology.router, 'iptables', '-t', 'nat', '-F'], check=True)
+    assert (host.find(topology.uuid).rules, len(host.find(topology.uuid).problems)) == ('partly', 1)
     assert host.attacher.attach(router) is False
-    assert host.find(world.uuid).problems == ()
-    assert get(world.guest, METADATA) == f'proxy of {world.uuid}'
+    assert host.find(topology.uuid).problems == ()
+    assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
 
 
-def test_rules_without_a_proxy_are_listed_and_detached(world, router, host):
+def test_rules_without_a_proxy_are_listed_and_detached(topology, router, host):
     host.attacher.attach(router)
-    proxy_process.stop(host.proxy.pid_file(world.uuid), world.uuid)
-    found = host.find(world.uuid)
-    assert (found.rules, found.pid, found.namespace) == ('yes', None, world.router)
+    proxy_process.stop(host.proxy.pid_file(topology.uuid), topology.uuid)
+    found = host.find(topology.uuid)
+    assert (found.rules, found.pid, found.namespace) == ('yes', None, topology.router)
     assert host.attacher.detach(found.target) is True
-    assert host.find(world.uuid) is None
+    assert host.find(topology.uuid) is None
 
 
-def test_proxy_of_a_deleted_namespace_is_stopped(world, router, host):
+def test_proxy_of_a_deleted_namespace_is_stopped(topology, router, host):
     host.attacher.attach(router)
-    world.remove()
-    assert host.find(world.uuid).namespace is None
+    topology.remove()
+    assert host.find(topology.uuid).namespace is None
     assert host.attacher.detach(router) is True
-    assert host.pid(world.uuid) is None
+    assert host.pid(topology.uuid) is None
 
 
-def test_namespace_of_another_name(world, host):
-    target = AttachTarget.of('router', str(uuid.uuid4()), world.router)
+def test_namespace_of_another_name(topology, host):
+    target = AttachTarget.of('router', str(uuid.uuid4()), topology.router)
     host.attacher.attach(target)
-    assert get(world.guest, METADATA) == f'proxy of {target.uuid}'
+    assert get(topology.guest, METADATA) == f'proxy of {target.uuid}'
     assert (host.find(target.uuid).target, host.find(target.uuid).problems) == (target, ())
     assert host.attacher.detach(target) is True
 
 
-def test_proxy_that_cannot_start_is_reported_with_its_error_and_leaves_no_rule(world, router, host):
+def test_proxy_that_cannot_start_is_reported_with_its_error_and_leaves_no_rule(topology, router, host):
     refusing = Attacher(
         SubprocessRunner(), proxy=ProxyCommand(program=STANDIN, state_path=host.state_path + '/refuses')
     )
     with pytest.raises(NetnsError, match='standin: cannot work here'):
         refusing.attach(router)
-    assert saved(world.router, 'iptables') == []
+    assert saved_rules(topology.router, 'iptables') == []
 
 
-def test_proxy_that_never_listens_is_a_start_timeout(world, router, host):
+def test_proxy_that_never_listens_is_a_start_timeout(topology, router, host):
     silent = Attacher(
         SubprocessRunner(), proxy=ProxyCommand(program='true', state_path=host.state_path), start_timeout_s=0.1
     )
@@ -196,7 +196,7 @@ def test_network_is_attached_by_its_address_without_rules(network, host):
     assert get(f'guest-{network.uuid}', METADATA) == f'proxy of {network.uuid}'
     # Bound to the one address, so that the DHCP server's own port 80 stays closed.
     assert get(f'guest-{network.uuid}', '10.1.1.3') == ''
-    assert saved(network.namespace, 'iptables') == []
+    assert saved_rules(network.namespace, 'iptables') == []
     found = host.find(network.uuid)
     assert (found.kind, found.port, found.rules, found.problems) == ('network', 80, 'yes', ())
     assert host.attacher.attach(network) is False

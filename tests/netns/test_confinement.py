@@ -13,7 +13,7 @@ import pytest
 
 from metadata_wsgi.netns import namespaces
 from metadata_wsgi.privileges import identity
-from tests.e2e.conftest import BIN, UnixConnection, eventually, nobody_is_refused, request
+from tests.e2e.conftest import BIN, UnixConnection, eventually, rejects_unidentified_request, request
 
 pytestmark = pytest.mark.netns
 
@@ -23,7 +23,7 @@ ACCESS_DENIED = os.strerror(13)
 
 
 @pytest.fixture
-def probe(cloud, directory, monkeypatch, world):
+def probe(cloud, directory, monkeypatch, topology):
     """Makes the agent serve an app that tries forbidden operations; returns a function that gets the results."""
     secret = directory / 'secret'
     secret.write_text('of root')
@@ -31,7 +31,7 @@ def probe(cloud, directory, monkeypatch, world):
     paste = directory / 'probe.ini'
     paste.write_text(
         '[app:agent]\nuse = call:tests.privilege_probe_app:app_factory\n'
-        f'namespace = /run/netns/{world.router}\nsecret_file = {secret}\n'
+        f'namespace = /run/netns/{topology.router}\nsecret_file = {secret}\n'
     )
     cloud.configure(metadata_paste_config=paste)
     cloud.conf_file.chmod(0o600)
@@ -101,7 +101,7 @@ def test_sighup_reads_a_configuration_that_only_root_may_read(agent, cloud):
     before = program.workers()
     program.kill(signal.SIGHUP)
     eventually(lambda: program.workers() and not set(before) & set(program.workers()), 'the workers are new')
-    eventually(lambda: nobody_is_refused(cloud.socket), 'they serve')
+    eventually(lambda: rejects_unidentified_request(cloud.socket), 'they serve')
     assert 'Not reloaded' not in program.text()
     assert_confined(status_of_worker(program), identity.default_identity().uid, identity.default_identity().gid)
 
@@ -122,10 +122,10 @@ def proxy_argv(cloud, router_id, *more):
 
 
 @pytest.fixture
-def proxy(start, cloud, world):
+def proxy(start, cloud, topology):
     def started(*more):
         argv = proxy_argv(cloud, cloud.router_id, *more)
-        program = start('proxy', 'ip', 'netns', 'exec', world.router, *argv)
+        program = start('proxy', 'ip', 'netns', 'exec', topology.router, *argv)
         eventually(lambda: program.process.poll() is not None or program.has_workers(), 'the proxy has a worker')
         assert program.process.poll() is None, program.text()
         return program
@@ -133,33 +133,33 @@ def proxy(start, cloud, world):
     return started
 
 
-def send_request(world, cloud):
+def send_request(topology, cloud):
     """Send a request inside the router's namespace, over loopback: neither rules nor the destination check apply."""
-    result = namespaces.run_in(world.router, lambda: subprocess.run(
+    result = namespaces.run_in(topology.router, lambda: subprocess.run(
         ['curl', '-s', 'http://127.0.0.1:9697/'], capture_output=True, text=True, check=False))  # fmt: skip
     return result.stdout
 
 
-def test_proxy_of_an_l3_agent_reaches_the_agent_unprivileged(agent, proxy, world, cloud):
+def test_proxy_of_an_l3_agent_reaches_the_agent_unprivileged(agent, proxy, topology, cloud):
     agent()
     program = proxy()
-    assert 'instance-a' in send_request(world, cloud), program.text()
+    assert 'instance-a' in send_request(topology, cloud), program.text()
     default = identity.default_identity()
     assert_confined(status_of_worker(program), default.uid, default.gid)
     assert stat.S_IMODE(cloud.socket.stat().st_mode) == 0o660
 
 
-def test_proxy_runs_as_its_configured_user(agent, proxy, world, cloud):
+def test_proxy_runs_as_its_configured_user(agent, proxy, topology, cloud):
     cloud.configure(metadata_proxy_user=12348, metadata_proxy_group=12349)
     agent()
     assert (cloud.socket.stat().st_uid, cloud.socket.stat().st_gid) == (12348, 12349)
     program = proxy('--metadata_proxy_user=12348', '--metadata_proxy_group=12349')
-    assert 'instance-a' in send_request(world, cloud), program.text()
+    assert 'instance-a' in send_request(topology, cloud), program.text()
     assert_confined(status_of_worker(program), 12348, 12349)
 
 
 @pytest.fixture(params=['agent first', 'proxy first'])
-def both(request, agent, proxy, world, cloud):
+def both(request, agent, proxy, topology, cloud):
     """Starts agent and proxy, without user options, in this order; returns the proxy when requests are served."""
 
     def started():
@@ -172,7 +172,7 @@ def both(request, agent, proxy, world, cloud):
             default = identity.default_identity()
             assert_confined(status_of_worker(program), default.uid, default.gid)
             agent()
-        eventually(lambda: 'instance-a' in send_request(world, cloud), program.text)
+        eventually(lambda: 'instance-a' in send_request(topology, cloud), program.text)
         return program
 
     return started
@@ -207,13 +207,13 @@ UNAVAILABLE = 'The metadata service is not available now.\n'
 
 
 @pytest.fixture
-def unreachable(agent, proxy, world, cloud):
+def unreachable(agent, proxy, topology, cloud):
     """Starts agent and proxy; checks that requests are answered 503 by an unprivileged worker; returns the proxy."""
 
     def started():
         agent()
         program = proxy('--request_timeout=0.5')
-        assert send_request(world, cloud) == UNAVAILABLE
+        assert send_request(topology, cloud) == UNAVAILABLE
         default = identity.default_identity()
         assert_confined(status_of_worker(program), default.uid, default.gid)
         return program
@@ -234,7 +234,7 @@ def test_proxy_never_runs_as_root_where_only_root_may_connect(unreachable, cloud
 
 
 @pytest.mark.parametrize('user', ['root', '0'])
-def test_root_as_the_configured_user_of_workers_stops_the_start(start, cloud, world, user):
+def test_root_as_the_configured_user_of_workers_stops_the_start(start, cloud, topology, user):
     cloud.configure(metadata_user=user)
     agent = start('agent', BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file)
     proxy = start('proxy', *proxy_argv(cloud, 'router-a', f'--metadata_proxy_user={user}'))
@@ -251,12 +251,12 @@ def test_proxy_does_not_become_root_for_a_stale_socket_in_a_closed_directory(pro
     assert_confined(status_of_worker(proxy()), default.uid, default.gid)
 
 
-def test_proxy_identity_changes_when_the_agent_is_restarted_with_another_group(agent, proxy, world, cloud):
+def test_proxy_identity_changes_when_the_agent_is_restarted_with_another_group(agent, proxy, topology, cloud):
     before = agent()
     program = proxy()
-    assert 'instance-a' in send_request(world, cloud)
+    assert 'instance-a' in send_request(topology, cloud)
     before.end()
     cloud.configure(metadata_proxy_group=12349)
     agent()
-    eventually(lambda: 'instance-a' in send_request(world, cloud), program.text)
+    eventually(lambda: 'instance-a' in send_request(topology, cloud), program.text)
     assert_confined(status_of_worker(program), identity.default_identity().uid, 12349)

@@ -27,12 +27,12 @@ def iptables():
 
 
 @pytest.fixture
-def proxy(start, cloud, world):
+def proxy(start, cloud, topology):
     """A namespace proxy in the router's namespace, without an agent."""
 
     def started(*more, port=9697):
         program = start(
-            'proxy', 'ip', 'netns', 'exec', world.router, BIN / 'quantum-ns-metadata-proxy', '--nodaemonize',
+            'proxy', 'ip', 'netns', 'exec', topology.router, BIN / 'quantum-ns-metadata-proxy', '--nodaemonize',
             '--verbose', '--router_id=router-a', f'--state_path={cloud.state_path}', f'--metadata_port={port}',
             '--answer_within=0.1', *more,
         )  # fmt: skip
@@ -49,12 +49,12 @@ def answers_packets(path):
         return probe.connect_ex(path) == 0
 
 
-def kept(start, cloud, mode, world):
+def kept(start, cloud, mode, topology):
     """Attach the router through a keeper, in that mode."""
     start('keeper', BIN / 'metadata-wsgi', 'keeper', '--config-file', cloud.conf_file)
     eventually(lambda: answers_packets(admin_client.socket_path(str(cloud.state_path))), 'the keeper is there')
     with admin_client.connect(str(cloud.state_path)) as keeper:
-        keeper.register(Listener(mode=mode, namespace=world.router, host='', port=9697, router_id=cloud.router_id))
+        keeper.register(Listener(mode=mode, namespace=topology.router, host='', port=9697, router_id=cloud.router_id))
 
 
 def serve_process(request):
@@ -63,8 +63,8 @@ def serve_process(request):
 
 
 def serve_shared(request):
-    start, cloud, world = (request.getfixturevalue(name) for name in ('start', 'cloud', 'world'))
-    kept(start, cloud, SHARED, world)
+    start, cloud, topology = (request.getfixturevalue(name) for name in ('start', 'cloud', 'topology'))
+    kept(start, cloud, SHARED, topology)
     start(
         'shared', BIN / 'quantum-ns-metadata-proxy', '--nodaemonize', '--verbose', '--shared',
         f'--state_path={cloud.state_path}', '--answer_within=0.1',
@@ -73,24 +73,24 @@ def serve_shared(request):
 
 
 def serve_one_hop(request):
-    start, cloud, world = (request.getfixturevalue(name) for name in ('start', 'cloud', 'world'))
+    start, cloud, topology = (request.getfixturevalue(name) for name in ('start', 'cloud', 'topology'))
     cloud.configure(metadata_one_hop='true')
-    kept(start, cloud, ONE_HOP, world)
+    kept(start, cloud, ONE_HOP, topology)
     request.getfixturevalue('agent')()
     return '{"uuid": "instance-a", "path": "/"}'
 
 
 @pytest.mark.parametrize('serve', [serve_process, serve_shared, serve_one_hop])
-def test_only_redirected_connections_are_served(request, serve, world, iptables):
+def test_only_redirected_connections_are_served(request, serve, topology, iptables):
     served = serve(request)
-    iptables.apply(world.router, rules_for())
-    eventually(lambda: get(world.guest, METADATA) == served, 'the guest is served by the metadata address')
-    assert get(world.guest, '10.1.1.1', 9697, timeout_s=0.5) == ''
+    iptables.apply(topology.router, rules_for())
+    eventually(lambda: get(topology.guest, METADATA) == served, 'the guest is served by the metadata address')
+    assert get(topology.guest, '10.1.1.1', 9697, timeout_s=0.5) == ''
     # Without any rule the port is open, and still no request is served there.
-    iptables.apply(world.router, ())
+    iptables.apply(topology.router, ())
     for namespace, address in (
-        (world.guest, '10.1.1.1'), (world.guest, '198.51.100.1'), (world.outside, '198.51.100.1'),
-        (world.outside, '10.1.1.1'),
+        (topology.guest, '10.1.1.1'), (topology.guest, '198.51.100.1'), (topology.outside, '198.51.100.1'),
+        (topology.outside, '10.1.1.1'),
     ):  # fmt: skip
         assert reaches(namespace, address, 9697), address
         assert get(namespace, address, 9697) == '', address
@@ -107,38 +107,38 @@ def reaches(namespace, address, port):
     return namespaces.run_in(namespace, connect)
 
 
-def test_only_redirected_connections_are_served_over_ipv6(world, iptables, proxy):
+def test_only_redirected_connections_are_served_over_ipv6(topology, iptables, proxy):
     for name, link, addresses in (
-        (world.router, 'qr-in', ('fe80::a9fe:a9fe/64', 'fd00:1::1/64')),
-        (world.guest, 'eth0', ('fe80::2/64', 'fd00:1::2/64')),
+        (topology.router, 'qr-in', ('fe80::a9fe:a9fe/64', 'fd00:1::1/64')),
+        (topology.guest, 'eth0', ('fe80::2/64', 'fd00:1::2/64')),
     ):
         for address in addresses:
             ip('-n', name, 'address', 'add', address, 'dev', link, 'nodad')
     proxy()
-    iptables.apply(world.router, rules_for())
-    assert get(world.guest, 'fe80::a9fe:a9fe%eth0') == SERVED
-    iptables.apply(world.router, ())
-    assert reaches(world.guest, 'fd00:1::1', 9697)
-    assert get(world.guest, 'fd00:1::1', 9697) == ''
-    assert get(world.guest, 'fe80::a9fe:a9fe%eth0', 9697) == ''
+    iptables.apply(topology.router, rules_for())
+    assert get(topology.guest, 'fe80::a9fe:a9fe%eth0') == SERVED
+    iptables.apply(topology.router, ())
+    assert reaches(topology.guest, 'fd00:1::1', 9697)
+    assert get(topology.guest, 'fd00:1::1', 9697) == ''
+    assert get(topology.guest, 'fe80::a9fe:a9fe%eth0', 9697) == ''
 
 
-def test_metadata_address_itself_is_served_in_a_dhcp_namespace(world, proxy):
-    ip('-n', world.router, 'address', 'add', f'{METADATA}/32', 'dev', 'qr-in')
+def test_metadata_address_itself_is_served_in_a_dhcp_namespace(topology, proxy):
+    ip('-n', topology.router, 'address', 'add', f'{METADATA}/32', 'dev', 'qr-in')
     proxy(f'--metadata_host={METADATA}', port=80)
-    assert get(world.guest, METADATA) == SERVED
+    assert get(topology.guest, METADATA) == SERVED
 
 
-def test_operator_over_loopback_is_served(world, proxy):
+def test_operator_over_loopback_is_served(topology, proxy):
     proxy()
-    assert get(world.router, '127.0.0.1', 9697) == SERVED
+    assert get(topology.router, '127.0.0.1', 9697) == SERVED
 
 
-def test_refusal_is_logged_once_and_can_be_disabled(world, proxy):
+def test_refusal_is_logged_once_and_can_be_disabled(topology, proxy):
     program = proxy()
     for _ in range(3):
-        assert get(world.guest, '10.1.1.1', 9697) == ''
+        assert get(topology.guest, '10.1.1.1', 9697) == ''
     assert program.text().count('was not made to the metadata address') == 1
     program.end()
     proxy('--any_destination')
-    assert get(world.guest, '10.1.1.1', 9697) == SERVED
+    assert get(topology.guest, '10.1.1.1', 9697) == SERVED

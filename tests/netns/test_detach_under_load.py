@@ -15,7 +15,7 @@ from metadata_wsgi.netns.rules import rules_for
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
 
-from .router_topology import METADATA, get, saved
+from .router_topology import METADATA, get, saved_rules
 
 pytestmark = pytest.mark.netns
 
@@ -72,43 +72,43 @@ def connect(namespace, address, source_port):
     return namespaces.run_in(namespace, run)
 
 
-def test_original_destination_is_that_of_an_earlier_connection_once_the_rules_are_gone(world):
+def test_original_destination_is_that_of_an_earlier_connection_once_the_rules_are_gone(topology):
     """Why the check of the original destination does not replace the order of detach.
 
     conntrack still has the earlier connection from the same source port, and returns its destination. With the rules
     such a connection does not reach the port.
     """
     iptables = Iptables(SubprocessRunner())
-    iptables.apply(world.router, rules_for())
-    with namespaces.run_in(world.router, lambda: socket.create_server(('', 9697))) as server:
+    iptables.apply(topology.router, rules_for())
+    with namespaces.run_in(topology.router, lambda: socket.create_server(('', 9697))) as server:
         server.settimeout(5)
-        redirected = connect(world.guest, (METADATA, 80), 40000)
+        redirected = connect(topology.guest, (METADATA, 80), 40000)
         accepted, _ = server.accept()
         assert original_destination(accepted) == (METADATA, 80)
         redirected.close()
         accepted.close()
         with pytest.raises(TimeoutError):
-            connect(world.guest, ('10.1.1.1', 9697), 40000)
-        iptables.apply(world.router, ())
-        with connect(world.guest, ('10.1.1.1', 9697), 40000):
+            connect(topology.guest, ('10.1.1.1', 9697), 40000)
+        iptables.apply(topology.router, ())
+        with connect(topology.guest, ('10.1.1.1', 9697), 40000):
             accepted, _ = server.accept()
             with accepted:
                 assert original_destination(accepted) == (METADATA, 80)
 
 
-def test_no_direct_connection_is_accepted_during_detach(world, tmp_path):
+def test_no_direct_connection_is_accepted_during_detach(topology, tmp_path):
     attacher = Attacher(SubprocessRunner(), proxy=ProxyCommand(program=STANDIN, state_path=str(tmp_path)))
-    target = AttachTarget.of('router', world.uuid)
+    target = AttachTarget.of('router', topology.uuid)
     try:
         for _ in range(5):
             attacher.attach(target, wait_for_ipv6=False)
-            assert get(world.guest, METADATA) == f'proxy of {world.uuid}'
-            flood = Flood(world.guest)
+            assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
+            flood = Flood(topology.guest)
             try:
                 assert attacher.detach(target) is True
             finally:
                 flood.stop()
-            assert (flood.accepted, saved(world.router, 'iptables')) == (0, [])
+            assert (flood.accepted, saved_rules(topology.router, 'iptables')) == (0, [])
             assert flood.attempts
     finally:
-        proxy_process.stop(ProxyCommand(state_path=str(tmp_path)).pid_file(world.uuid), world.uuid)
+        proxy_process.stop(ProxyCommand(state_path=str(tmp_path)).pid_file(topology.uuid), topology.uuid)

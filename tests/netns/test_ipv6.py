@@ -28,7 +28,7 @@ from metadata_wsgi.netns.attachment_status import list_attachments
 from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
-from tests.rawserver import RawServer, keeps_saying
+from tests.rawserver import RawServer, always_responds_with
 
 from .router_topology import METADATA, get, ip
 
@@ -142,7 +142,7 @@ class Host:
         self.state_path = str(state_path)
         self.proxy = ProxyCommand(program=program, state_path=self.state_path, log_dir=self.state_path)
         self.attacher = Attacher(SubprocessRunner(), proxy=self.proxy, stop_timeout_s=5)
-        self.agent = RawServer(keeps_saying(OK), path=f'{self.state_path}/metadata_proxy')
+        self.agent = RawServer(always_responds_with(OK), path=f'{self.state_path}/metadata_proxy')
 
     def find(self, target):
         found = list_attachments(Iptables(SubprocessRunner()), state_path=self.state_path)

@@ -15,7 +15,7 @@ import pytest
 from tests.cloud import Cloud
 from tests.e2e.conftest import eventually
 
-from .keeper_host import TARGET, Host
+from .keeper_host import TARGET, KeeperHost
 from .router_topology import ip
 
 pytestmark = pytest.mark.netns
@@ -65,7 +65,7 @@ def namespaces():
 @pytest.fixture
 def host(directory):
     with Cloud(directory) as cloud:
-        host = Host(directory, cloud)
+        host = KeeperHost(directory, cloud)
         (directory / 'inventory.yaml').write_text(INVENTORY)
         try:
             yield host.start()

@@ -14,8 +14,8 @@ from metadata_wsgi.netns import namespaces
 from tests.cloud import Cloud
 from tests.e2e.conftest import eventually
 
-from .keeper_host import TARGET, Host, Load, ask
-from .router_topology import METADATA, World, ip, saved
+from .keeper_host import TARGET, KeeperHost, RequestLoad, get_instance_id
+from .router_topology import METADATA, RouterTopology, ip, saved_rules
 
 pytestmark = pytest.mark.netns
 
@@ -25,7 +25,7 @@ KEPT = ('shared', 'one_hop')
 @pytest.fixture
 def host(directory):
     with Cloud(directory) as cloud:
-        made = Host(directory, cloud)
+        made = KeeperHost(directory, cloud)
         try:
             yield made.start()
         finally:
@@ -33,16 +33,16 @@ def host(directory):
 
 
 @pytest.fixture
-def worlds():
+def topologies():
     """Two routers whose guests have the same address: router-a's and router-b's."""
-    made = [World(), World()]
+    made = [RouterTopology(), RouterTopology()]
     try:
-        for world in made:
-            world.make()
+        for topology in made:
+            topology.make()
         yield made
     finally:
-        for world in made:
-            world.remove()
+        for topology in made:
+            topology.remove()
 
 
 @pytest.fixture
@@ -65,22 +65,27 @@ def isolated():
 
 
 @pytest.fixture
-def routers(worlds, tmp_path):
+def routers(topologies, tmp_path):
     """The options that name both routers."""
     listed = tmp_path / 'routers'
-    lines = [f'router {id_} {world.router}\n' for id_, world in zip(('router-a', 'router-b'), worlds, strict=True)]
+    lines = [
+        f'router {id_} {topology.router}\n' for id_, topology in zip(('router-a', 'router-b'), topologies, strict=True)
+    ]
     listed.write_text('# two of them\n\n' + ''.join(lines))
     return ('--file', str(listed))
 
 
 @pytest.fixture
-def load(worlds):
+def load(topologies):
     """Two connections of each guest send requests until the end of the test."""
     started = []
 
     def start():
-        guests = [(world.guest, instance) for world, instance in zip(worlds, ('instance-a', 'instance-b'), strict=True)]
-        started.append(Load(guests * 2))
+        guests = [
+            (topology.guest, instance)
+            for topology, instance in zip(topologies, ('instance-a', 'instance-b'), strict=True)
+        ]
+        started.append(RequestLoad(guests * 2))
         started[-1].more()
         return started[-1]
 
@@ -95,10 +100,10 @@ def curl(guest, *words):
 
 
 @pytest.mark.parametrize('mode', KEPT)
-def test_each_instance_gets_its_own_metadata_and_detach_leaves_no_trace(host, worlds, routers, mode):
-    before = [saved(world.router, program) for world in worlds for program in ('iptables', 'ip6tables')]
+def test_each_instance_gets_its_own_metadata_and_detach_leaves_no_trace(host, topologies, routers, mode):
+    before = [saved_rules(topology.router, program) for topology in topologies for program in ('iptables', 'ip6tables')]
     host.attach(mode, *routers)
-    answers = [curl(world.guest, f'http://{METADATA}{TARGET}') for world in worlds]
+    answers = [curl(topology.guest, f'http://{METADATA}{TARGET}') for topology in topologies]
     assert ['instance-a' in answers[0], 'instance-b' in answers[1]] == [True, True], (answers, host.text())
     code, out, _ = host.metadata_wsgi('attached')
     lines = [line.split() for line in out.splitlines()[1:]]
@@ -111,19 +116,21 @@ def test_each_instance_gets_its_own_metadata_and_detach_leaves_no_trace(host, wo
         0,
         'router router-a is detached\nrouter router-b is detached\n',
     )
-    assert before == [saved(world.router, program) for world in worlds for program in ('iptables', 'ip6tables')]
+    assert before == [
+        saved_rules(topology.router, program) for topology in topologies for program in ('iptables', 'ip6tables')
+    ]
     assert host.metadata_wsgi('detach', *routers)[1].count('was not attached') == 2
     # Deleted for good: no socket of anybody keeps the namespace.
     assert host.kept.kept() == []
 
 
 @pytest.mark.parametrize('mode', KEPT)
-def test_identity_headers_of_an_instance_are_ignored(host, worlds, routers, mode):
+def test_identity_headers_of_an_instance_are_ignored(host, topologies, routers, mode):
     host.attach(mode, *routers)
     headers = [f'X-{prefix}-Router-ID: router-b' for prefix in ('Quantum', 'Neutron')]
     headers += ['X-Forwarded-For: 10.1.1.9', 'X-Instance-ID: instance-b', 'X_Quantum_Router_ID: router-b']
     options = [word for header in headers for word in ('-H', header)]
-    assert 'instance-a' in curl(worlds[0].guest, *options, f'http://{METADATA}{TARGET}')
+    assert 'instance-a' in curl(topologies[0].guest, *options, f'http://{METADATA}{TARGET}')
 
 
 @pytest.mark.parametrize('mode', KEPT)
@@ -142,14 +149,14 @@ def test_isolated_network_over_both_families(host, isolated, mode):
     assert host.metadata_wsgi('detach', *words)[:2] == (0, 'network network-c is detached\n')
 
 
-def test_second_attach_keeps_sockets_and_mode(host, worlds, routers):
+def test_second_attach_keeps_sockets_and_mode(host, topologies, routers):
     assert host.attach('one_hop', *routers).count('the agent serves it\n') == 2
     assert host.attach('one_hop', *routers).count('the agent serves it already\n') == 2
     _, out, _ = host.metadata_wsgi('attach', '--no-wait', *routers)
     assert out.count('the agent serves it already\n') == 2
 
 
-def test_mode_change_refuses_no_connection(host, worlds, routers, load):
+def test_mode_change_refuses_no_connection(host, topologies, routers, load):
     host.attach('process', *routers)
     asking = load()
     for mode in ('shared', 'one_hop', 'process', 'one_hop', 'shared', 'process'):
@@ -175,13 +182,13 @@ def test_both_sockets_of_a_network_move_back_to_a_process(host, isolated):
     assert host.metadata_wsgi('detach', *words)[0] == 0
 
 
-def test_program_without_listen_fd_is_started_after_the_keeper_closed_its_socket(host, worlds, routers):
+def test_program_without_listen_fd_is_started_after_the_keeper_closed_its_socket(host, topologies, routers):
     host.attach('shared', *routers)
     standin = Path(__file__).with_name('fake_namespace_proxy.py')
     code, _, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'process', '--program', standin, *routers)
     assert (code, err.count('connections are refused meanwhile')) == (0, 2)
     assert host.kept.kept() == []
-    assert namespaces.run_in(worlds[1].guest, body) == b'proxy of router-b'
+    assert namespaces.run_in(topologies[1].guest, body) == b'proxy of router-b'
 
 
 def body():
@@ -190,20 +197,20 @@ def body():
         return response.read()
 
 
-def test_failed_targets_do_not_stop_the_others(host, worlds, tmp_path):
+def test_failed_targets_do_not_stop_the_others(host, topologies, tmp_path):
     """Five targets: their rules are copied."""
     listed = tmp_path / 'some'
     lines = [f'router router-{letter}\n' for letter in 'vwxy']
-    listed.write_text(''.join([*lines[:2], f'router router-b {worlds[1].router}\n', *lines[2:]]))
+    listed.write_text(''.join([*lines[:2], f'router router-b {topologies[1].router}\n', *lines[2:]]))
     code, out, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'shared', '--file', str(listed))
     assert (code, out.count('is attached'), 'router-b is attached' in out) == (1, 1, True)
     assert all(f'router router-{letter}: there is no namespace' in err for letter in 'vwxy')
     assert err.splitlines()[-1] == 'metadata-wsgi: 4 of 5 failed'
-    assert namespaces.run_in(worlds[1].guest, ask) == 'instance-b'
+    assert namespaces.run_in(topologies[1].guest, get_instance_id) == 'instance-b'
 
 
 @pytest.mark.parametrize('mode', KEPT)
-def test_killed_keeper_loses_no_request(host, worlds, routers, load, mode):
+def test_killed_keeper_loses_no_request(host, topologies, routers, load, mode):
     host.attach(mode, *routers)
     asking = load()
     host.keeper.kill(signal.SIGKILL)
@@ -218,7 +225,7 @@ def test_killed_keeper_loses_no_request(host, worlds, routers, load, mode):
     assert asking.failures == [], host.text()
 
 
-def test_attach_before_the_worker_returned_its_socket_keeps_the_socket(host, worlds, routers, load):
+def test_attach_before_the_worker_returned_its_socket_keeps_the_socket(host, topologies, routers, load):
     host.attach('shared', *routers)
     asking = load()
     host.keeper.kill(signal.SIGKILL)
@@ -230,7 +237,7 @@ def test_attach_before_the_worker_returned_its_socket_keeps_the_socket(host, wor
 
 
 @pytest.mark.parametrize('mode', KEPT)
-def test_killed_worker_refuses_no_connection(host, worlds, routers, load, mode):
+def test_killed_worker_refuses_no_connection(host, topologies, routers, load, mode):
     """Responses in progress are cut; connections in the accept queue are accepted by the next worker."""
     host.attach(mode, *routers)
     asking = load()
@@ -246,7 +253,7 @@ def test_killed_worker_refuses_no_connection(host, worlds, routers, load, mode):
     assert len(asking.failures) <= 3 * 4, asking.failures
 
 
-def test_replaced_proxy_refuses_no_connection(host, worlds, routers, load):
+def test_replaced_proxy_refuses_no_connection(host, topologies, routers, load):
     host.attach('shared', *routers)
     asking = load()
     host.proxy.kill(signal.SIGTERM)
@@ -260,24 +267,24 @@ def test_replaced_proxy_refuses_no_connection(host, worlds, routers, load):
     assert asking.failures == []
 
 
-def test_recreated_namespace_is_served_again_and_deleted_one_released(host, worlds, routers):
+def test_recreated_namespace_is_served_again_and_deleted_one_released(host, topologies, routers):
     host.attach('shared', *routers)
-    worlds[0].remove()
+    topologies[0].remove()
     eventually(lambda: len(host.kept.kept()) == 1, 'the keeper let go of what was deleted')
-    worlds[0].make()
+    topologies[0].make()
     host.attach('shared', *routers)
-    assert namespaces.run_in(worlds[0].guest, ask) == 'instance-a'
-    former = namespaces.identity(worlds[1].router)
-    worlds[1].remove()
-    worlds[1].make()
-    assert namespaces.identity(worlds[1].router) != former
+    assert namespaces.run_in(topologies[0].guest, get_instance_id) == 'instance-a'
+    former = namespaces.identity(topologies[1].router)
+    topologies[1].remove()
+    topologies[1].make()
+    assert namespaces.identity(topologies[1].router) != former
     assert host.attach('shared', *routers)
-    assert namespaces.run_in(worlds[1].guest, ask) == 'instance-b'
+    assert namespaces.run_in(topologies[1].guest, get_instance_id) == 'instance-b'
 
 
-def test_removed_rules_are_reported_and_added_again(host, worlds, routers):
+def test_removed_rules_are_reported_and_added_again(host, topologies, routers):
     host.attach('one_hop', *routers)
-    subprocess.run(['ip', 'netns', 'exec', worlds[0].router, 'iptables', '-t', 'nat', '-F'], check=True)
+    subprocess.run(['ip', 'netns', 'exec', topologies[0].router, 'iptables', '-t', 'nat', '-F'], check=True)
     code, out, _ = host.metadata_wsgi('attached')
     assert (code, out.count('the rules are only partly there')) == (1, 1)
     host.attach('one_hop', *routers)

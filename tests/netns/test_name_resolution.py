@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.cloud import Cloud
-from tests.e2e.conftest import BIN, UnixConnection, eventually, nobody_is_refused, programs_in, request
+from tests.e2e.conftest import BIN, UnixConnection, eventually, programs_in, rejects_unidentified_request, request
 
 pytestmark = pytest.mark.netns
 
@@ -51,7 +51,7 @@ def start(tmp_path, silent_name_server):
             cloud.configure(**options)
             agent = [BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file]
             program = programs('agent', 'unshare', '--mount', 'sh', '-c', MOUNTED, tmp_path, *agent)
-            eventually(lambda: nobody_is_refused(cloud.socket), program.text)
+            eventually(lambda: rejects_unidentified_request(cloud.socket), program.text)
             return cloud, program
 
         yield run

@@ -16,10 +16,10 @@ def inode():
     return os.stat('/proc/thread-self/ns/net').st_ino
 
 
-def test_namespace_is_found_by_name(world):
-    assert namespaces.exists(world.router)
-    assert world.router in namespaces.names()
-    assert os.path.exists(namespaces.path(world.router))
+def test_namespace_is_found_by_name(topology):
+    assert namespaces.exists(topology.router)
+    assert topology.router in namespaces.names()
+    assert os.path.exists(namespaces.path(topology.router))
 
 
 def test_missing_namespace_is_an_error_and_is_not_created():
@@ -29,52 +29,52 @@ def test_missing_namespace_is_an_error_and_is_not_created():
     assert not namespaces.exists('there-is-none')
 
 
-def test_run_in_runs_inside_and_the_caller_stays_outside(world):
+def test_run_in_runs_inside_and_the_caller_stays_outside(topology):
     before = inode()
-    assert namespaces.run_in(world.router, inode) == os.stat(namespaces.path(world.router)).st_ino
-    assert inode() == before != os.stat(namespaces.path(world.router)).st_ino
+    assert namespaces.run_in(topology.router, inode) == os.stat(namespaces.path(topology.router)).st_ino
+    assert inode() == before != os.stat(namespaces.path(topology.router)).st_ino
 
 
-def test_run_in_raises_the_exception_of_the_function(world):
+def test_run_in_raises_the_exception_of_the_function(topology):
     with pytest.raises(ZeroDivisionError):
-        namespaces.run_in(world.router, lambda: 1 / 0)
+        namespaces.run_in(topology.router, lambda: 1 / 0)
 
 
-def test_socket_stays_in_its_namespace(world):
-    listener = namespaces.run_in(world.router, lambda: socket.create_server(('10.1.1.1', 9697)))
-    with listener, namespaces.run_in(world.guest, lambda: socket.create_connection(('10.1.1.1', 9697), 5)):
+def test_socket_stays_in_its_namespace(topology):
+    listener = namespaces.run_in(topology.router, lambda: socket.create_server(('10.1.1.1', 9697)))
+    with listener, namespaces.run_in(topology.guest, lambda: socket.create_connection(('10.1.1.1', 9697), 5)):
         listener.accept()[0].close()
 
 
-def test_name_of_a_process_namespace_until_it_is_recreated(world):
-    cat = ['ip', 'netns', 'exec', world.router, 'cat']
+def test_name_of_a_process_namespace_until_it_is_recreated(topology):
+    cat = ['ip', 'netns', 'exec', topology.router, 'cat']
     child = subprocess.Popen(cat, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         child.stdin.write(b'in it now\n')
         child.stdin.flush()
         child.stdout.readline()
-        assert namespaces.name_of(child.pid) == world.router
-        subprocess.run(['ip', 'netns', 'delete', world.router], check=True)
-        subprocess.run(['ip', 'netns', 'add', world.router], check=True)
+        assert namespaces.name_of(child.pid) == topology.router
+        subprocess.run(['ip', 'netns', 'delete', topology.router], check=True)
+        subprocess.run(['ip', 'netns', 'add', topology.router], check=True)
         assert namespaces.name_of(child.pid) is None
     finally:
         child.communicate()
     assert namespaces.name_of(child.pid) is None
 
 
-def test_identity_of_a_recreated_namespace_differs(world):
-    former = namespaces.identity(world.router)
-    with namespaces.run_in(world.router, socket.socket) as opened:
+def test_identity_of_a_recreated_namespace_differs(topology):
+    former = namespaces.identity(topology.router)
+    with namespaces.run_in(topology.router, socket.socket) as opened:
         assert namespaces.identity_of(opened) == former
-        world.remove()
-        assert namespaces.identity(world.router) is None
-        world.make()
-        assert namespaces.identity_of(opened) == former != namespaces.identity(world.router)
+        topology.remove()
+        assert namespaces.identity(topology.router) is None
+        topology.make()
+        assert namespaces.identity_of(opened) == former != namespaces.identity(topology.router)
 
 
-def test_program_runs_inside(world):
-    output = SubprocessRunner()(['readlink', '/proc/self/ns/net'], namespace=world.router)
-    assert output == f'net:[{namespaces.identity(world.router)[1]}]\n'
+def test_program_runs_inside(topology):
+    output = SubprocessRunner()(['readlink', '/proc/self/ns/net'], namespace=topology.router)
+    assert output == f'net:[{namespaces.identity(topology.router)[1]}]\n'
     with pytest.raises(NetnsError, match='there-is-none'):
         SubprocessRunner()(['true'], namespace='there-is-none')
 
@@ -85,14 +85,14 @@ def detected(namespace):
     return of_any_kind, ruleset_template.has_legacy_rules(namespace)
 
 
-def test_tables_of_either_kind_of_iptables_are_detected(world, program):
-    assert detected(world.router) == (
+def test_tables_of_either_kind_of_iptables_are_detected(topology, program):
+    assert detected(topology.router) == (
         False,
         False,
     )
-    add = ['ip', 'netns', 'exec', world.router, program, '-A', 'INPUT', '-j', 'ACCEPT']
+    add = ['ip', 'netns', 'exec', topology.router, program, '-A', 'INPUT', '-j', 'ACCEPT']
     subprocess.run(add, check=True)
-    assert detected(world.router) == (
+    assert detected(topology.router) == (
         True,
         program == 'iptables-legacy',
     )
@@ -103,14 +103,24 @@ def test_tables_of_either_kind_of_iptables_are_detected(world, program):
     )
 
 
-def test_tables_of_ip6tables_only_are_detected(world, program):
-    add = ['ip', 'netns', 'exec', world.router, program.replace('iptables', 'ip6tables'), '-A', 'INPUT', '-j', 'ACCEPT']
+def test_tables_of_ip6tables_only_are_detected(topology, program):
+    add = [
+        'ip',
+        'netns',
+        'exec',
+        topology.router,
+        program.replace('iptables', 'ip6tables'),
+        '-A',
+        'INPUT',
+        '-j',
+        'ACCEPT',
+    ]
     subprocess.run(add, check=True)
-    assert detected(world.router) == (
+    assert detected(topology.router) == (
         True,
         program == 'iptables-legacy',
     )
 
 
-def test_interface_names(world):
-    assert {'lo', 'qr-in', 'qg-out'} <= set(interface_state.names(world.router))
+def test_interface_names(topology):
+    assert {'lo', 'qr-in', 'qg-out'} <= set(interface_state.names(topology.router))

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from metadata_wsgi.privileges import identity
-from tests.e2e.conftest import BIN, UnixConnection, answers, eventually, request
+from tests.e2e.conftest import BIN, UnixConnection, accepts_connections, eventually, request
 from tests.e2e.test_agent import GUEST, start_gunicorn_by_hand
 
 pytestmark = pytest.mark.netns
@@ -72,7 +72,7 @@ def test_unix_socket_is_created_closed_and_opened_last(start, cloud, directory):
         'agent', 'strace', '-f', '-o', trace, '-e', 'trace=fchmod,bind,chown,chmod,listen',
         BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file,
     )  # fmt: skip
-    eventually(lambda: program.process.poll() is not None or answers(cloud.socket), 'the agent listens')
+    eventually(lambda: program.process.poll() is not None or accepts_connections(cloud.socket), 'the agent listens')
     lines = [line.split(maxsplit=1)[1] for line in trace.read_text().splitlines() if 'exited' not in line]
     bound = next(n for n, line in enumerate(lines) if line.startswith('bind(') and 'metadata_proxy' in line)
     calls = [line.partition('(')[0] for line in lines[bound - 1 : bound + 5]]

@@ -19,7 +19,7 @@ from metadata_wsgi.netns.target import AttachTarget
 from tests.cloud import Cloud
 from tests.e2e.conftest import eventually
 
-from .keeper_host import Host, Load, ask
+from .keeper_host import KeeperHost, RequestLoad, get_instance_id
 
 pytestmark = pytest.mark.netns
 
@@ -72,7 +72,7 @@ def host(directory, routers):
     with Cloud(directory) as cloud:
         cloud._inventory.write_text(inventory(routers))
         cloud.nova.instances = {f'vm-{id_}': 'p' for id_ in routers}
-        made = Host(directory, cloud)
+        made = KeeperHost(directory, cloud)
         try:
             yield made.start()
         finally:
@@ -104,7 +104,7 @@ def test_many_routers_share_one_set_of_processes(host, routers, mode, tmp_path):
     for id_ in first:
         kept.attach(AttachTarget.of('router', id_), mode, PORT, [''])
     took_s = time.monotonic() - begun_at
-    assert [namespaces.run_in(f'qrouter-{id_}', lambda: ask('127.0.0.1', PORT)) for id_ in first] == [
+    assert [namespaces.run_in(f'qrouter-{id_}', lambda: get_instance_id('127.0.0.1', PORT)) for id_ in first] == [
         f'vm-{id_}' for id_ in first
     ]
     after = costs(host)
@@ -114,7 +114,7 @@ def test_many_routers_share_one_set_of_processes(host, routers, mode, tmp_path):
     assert after['descriptors'] - before['descriptors'] <= 2 * MANY + 20
 
     gone, staying = first[:TENTH], first[TENTH:]
-    load = Load([(f'qrouter-{id_}', f'vm-{id_}') for id_ in staying[:4]], host='127.0.0.1', port=PORT)
+    load = RequestLoad([(f'qrouter-{id_}', f'vm-{id_}') for id_ in staying[:4]], host='127.0.0.1', port=PORT)
     try:
         load.more()
         for one, another in zip(gone, later, strict=True):
@@ -125,7 +125,7 @@ def test_many_routers_share_one_set_of_processes(host, routers, mode, tmp_path):
             # The worker hears of it a moment after the keeper.
             eventually(lambda id_=id_: _refuses(f'qrouter-{id_}'), f'{id_} is not served any more')
         for id_ in later:
-            assert namespaces.run_in(f'qrouter-{id_}', lambda: ask('127.0.0.1', PORT)) == f'vm-{id_}'
+            assert namespaces.run_in(f'qrouter-{id_}', lambda: get_instance_id('127.0.0.1', PORT)) == f'vm-{id_}'
     finally:
         load.stop()
     assert load.failures == [], host.text()
@@ -139,7 +139,7 @@ def test_many_routers_are_attached_and_detached_by_one_command(host, routers, tm
     assert host.attach('shared', '--file', str(listed)).count('is attached') == MANY
     print(json.dumps({'routers': MANY, 'attach_with_rules_s': round(time.monotonic() - begun_at, 2)}))
     sample = (routers[0], routers[MANY // 2], routers[MANY - 1])
-    assert [namespaces.run_in(f'qrouter-{id_}', lambda: ask('127.0.0.1', PORT)) for id_ in sample] == [
+    assert [namespaces.run_in(f'qrouter-{id_}', lambda: get_instance_id('127.0.0.1', PORT)) for id_ in sample] == [
         f'vm-{id_}' for id_ in sample
     ]
     code, out, _ = host.metadata_wsgi('detach', '--file', str(listed))
@@ -149,7 +149,7 @@ def test_many_routers_are_attached_and_detached_by_one_command(host, routers, tm
 
 def _refuses(namespace):
     try:
-        namespaces.run_in(namespace, lambda: ask('127.0.0.1', PORT))
+        namespaces.run_in(namespace, lambda: get_instance_id('127.0.0.1', PORT))
     except OSError:
         return True
     return False

@@ -17,7 +17,7 @@ from metadata_wsgi.netns import namespaces, proxy_process
 from metadata_wsgi.netns.attach import Attacher, AttachTarget, ProxyCommand
 from metadata_wsgi.netns.runner import SubprocessRunner
 from tests.cloud import SHIPPED
-from tests.e2e.conftest import eventually, nobody_is_refused
+from tests.e2e.conftest import eventually, rejects_unidentified_request
 
 from .router_topology import METADATA, ip
 
@@ -45,32 +45,45 @@ def send(namespace, method, metadata_path, headers=None, within_s=20.0):
 
 
 @pytest.fixture
-def pod(world):
+def pod(topology):
     """A container in the guest: one IP hop further, with the guest's source address."""
-    name = f'pod-{world.uuid}'
+    name = f'pod-{topology.uuid}'
     try:
         ip('netns', 'add', name)
-        ip('-n', name, 'link', 'add', 'eth0', 'type', 'veth', 'peer', 'name', 'pod0', 'netns', world.guest)
-        for namespace, link, cidr in ((name, 'eth0', '172.20.0.2/24'), (world.guest, 'pod0', '172.20.0.1/24')):
+        ip('-n', name, 'link', 'add', 'eth0', 'type', 'veth', 'peer', 'name', 'pod0', 'netns', topology.guest)
+        for namespace, link, cidr in ((name, 'eth0', '172.20.0.2/24'), (topology.guest, 'pod0', '172.20.0.1/24')):
             ip('-n', namespace, 'address', 'add', cidr, 'dev', link)
             ip('-n', namespace, 'link', 'set', link, 'up')
         ip('-n', name, 'route', 'add', 'default', 'via', '172.20.0.1')
-        ip('netns', 'exec', world.guest, 'sysctl', '-qw', 'net.ipv4.ip_forward=1')
-        ip('netns', 'exec', world.guest, 'iptables', '-t', 'nat', '-A', 'POSTROUTING', '-o', 'eth0', '-j', 'MASQUERADE')
+        ip('netns', 'exec', topology.guest, 'sysctl', '-qw', 'net.ipv4.ip_forward=1')
+        ip(
+            'netns',
+            'exec',
+            topology.guest,
+            'iptables',
+            '-t',
+            'nat',
+            '-A',
+            'POSTROUTING',
+            '-o',
+            'eth0',
+            '-j',
+            'MASQUERADE',
+        )
         yield name
     finally:
         ip('netns', 'delete', name)
 
 
 @pytest.fixture
-def metadata_path(world, tmp_path, request):
-    """The path of ``world``'s router, with session tokens; the agent itself serves the metadata.
+def metadata_path(topology, tmp_path, request):
+    """The path of ``topology``'s router, with session tokens; the agent itself serves the metadata.
 
     Its parameter is the hop limit.
     """
     inventory = tmp_path / 'inventory.yaml'
     inventory.write_text(
-        f'routers: [{{id: {world.uuid}, networks: [n]}}]\nnetworks: [{{id: n}}]\n'
+        f'routers: [{{id: {topology.uuid}, networks: [n]}}]\nnetworks: [{{id: n}}]\n'
         "ports: [{id: p, network: n, mac: '52:54:00:00:00:01', addresses: [10.1.1.2], instance: i}]\n"
         'instances: [{id: i, project: red, name: web}]\n'
     )
@@ -92,21 +105,23 @@ def metadata_path(world, tmp_path, request):
             [BIN / 'quantum-metadata-agent', '--config-file', conf], stdout=log, stderr=subprocess.STDOUT
         )
     try:
-        eventually(lambda: nobody_is_refused(tmp_path / 'metadata_proxy'), (tmp_path / 'agent.log').read_text)
-        Attacher(SubprocessRunner(), proxy=proxy).attach(AttachTarget.of('router', world.uuid), wait_for_ipv6=False)
+        eventually(
+            lambda: rejects_unidentified_request(tmp_path / 'metadata_proxy'), (tmp_path / 'agent.log').read_text
+        )
+        Attacher(SubprocessRunner(), proxy=proxy).attach(AttachTarget.of('router', topology.uuid), wait_for_ipv6=False)
         yield
     finally:
-        proxy_process.stop(proxy.pid_file(world.uuid), world.uuid, timeout_s=1)
+        proxy_process.stop(proxy.pid_file(topology.uuid), topology.uuid, timeout_s=1)
         agent.terminate()
         agent.wait(20)
 
 
-def test_token_reaches_the_guest_but_not_a_container_behind_it(world, pod, metadata_path):
-    status, headers, token = send(world.guest, 'PUT', '/latest/api/token', {TTL: '60'})
+def test_token_reaches_the_guest_but_not_a_container_behind_it(topology, pod, metadata_path):
+    status, headers, token = send(topology.guest, 'PUT', '/latest/api/token', {TTL: '60'})
     assert (status, headers[TTL]) == (200, '60')
     assert 'X-Metadata-Hop-Limit' not in headers
-    assert send(world.guest, 'GET', '/latest/meta-data/instance-id', {TOKEN: token})[0] == 200
-    assert send(world.guest, 'GET', '/latest/meta-data/instance-id', {TOKEN: token[:-2]})[0] == 401
+    assert send(topology.guest, 'GET', '/latest/meta-data/instance-id', {TOKEN: token})[0] == 200
+    assert send(topology.guest, 'GET', '/latest/meta-data/instance-id', {TOKEN: token[:-2]})[0] == 401
     # The container has a route: responses without a token reach it.
     assert send(pod, 'GET', '/latest/meta-data/')[0] == 200
     assert send(pod, 'PUT', '/latest/api/token', {TTL: 'x'})[0] == 400
@@ -118,5 +133,5 @@ def test_hop_limit_2_lets_the_token_reach_the_container(pod, metadata_path):
     assert send(pod, 'PUT', '/latest/api/token', {TTL: '60'})[0] == 200
 
 
-def test_no_token_for_a_proxy_in_the_guest(world, metadata_path):
-    assert send(world.guest, 'PUT', '/latest/api/token', {TTL: '60', 'X-Forwarded-For': '192.0.2.1'})[0] == 403
+def test_no_token_for_a_proxy_in_the_guest(topology, metadata_path):
+    assert send(topology.guest, 'PUT', '/latest/api/token', {TTL: '60', 'X-Forwarded-For': '192.0.2.1'})[0] == 403

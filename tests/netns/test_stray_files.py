@@ -43,28 +43,28 @@ def run(verb, state_path, *options):
 
 
 @pytest.fixture
-def attach(world, tmp_path):
-    options = (f'--router-id={world.uuid}', f'--program={STANDIN}', '--no-wait', '--mode=process')
+def attach(topology, tmp_path):
+    options = (f'--router-id={topology.uuid}', f'--program={STANDIN}', '--no-wait', '--mode=process')
     yield lambda: run('attach', tmp_path, *options)
-    proxy_process.stop(f'{tmp_path}/external/pids/{world.uuid}.pid', world.uuid)
+    proxy_process.stop(f'{tmp_path}/external/pids/{topology.uuid}.pid', topology.uuid)
 
 
-def test_attached_and_detach_all_serve_the_others_and_name_the_stale_one(world, attach, stale, tmp_path):
+def test_attached_and_detach_all_serve_the_others_and_name_the_stale_one(topology, attach, stale, tmp_path):
     assert attach().returncode == 0
     done = run('attached', tmp_path)
     assert (done.returncode, done.stderr) == (1, '')
-    assert f'router  {world.uuid}  {world.router}  process' in done.stdout
+    assert f'router  {topology.uuid}  {topology.router}  process' in done.stdout
     problems = [line for line in done.stdout.splitlines() if 'remove it' in line]
     assert len(problems) == 1
     assert f'qrouter-{stale} is a file and no namespace; remove it: ip netns delete qrouter-{stale}' in problems[0]
     assert 'cni-' not in done.stdout
-    assert get(world.guest, METADATA) == f'proxy of {world.uuid}'
+    assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
     done = run('detach', tmp_path, '--all')
-    assert f'router {world.uuid} is detached' in done.stdout
+    assert f'router {topology.uuid} is detached' in done.stdout
     assert (done.returncode, done.stderr) == (0, '')
 
 
-def test_stale_names_beyond_the_bulk_threshold_are_reported_too(world, attach, stale, tmp_path):
+def test_stale_names_beyond_the_bulk_threshold_are_reported_too(topology, attach, stale, tmp_path):
     """Rules are then read without a program."""
     more = [f'more-{number}-{stale}' for number in range(4)]
     try:
@@ -73,13 +73,13 @@ def test_stale_names_beyond_the_bulk_threshold_are_reported_too(world, attach, s
         assert attach().returncode == 0
         done = run('attached', tmp_path)
         assert (done.returncode, done.stdout.count('remove it')) == (1, 1)
-        assert world.uuid in done.stdout
+        assert topology.uuid in done.stdout
     finally:
         for name in more:
             ip('netns', 'delete', name)
 
 
-def test_watch_serves_the_others_and_logs_the_stale_one_once(world, stale, tmp_path):
+def test_watch_serves_the_others_and_logs_the_stale_one_once(topology, stale, tmp_path):
     log = tmp_path / 'watch.log'
     with log.open('wb') as output:
         watch = subprocess.Popen(
@@ -87,7 +87,7 @@ def test_watch_serves_the_others_and_logs_the_stale_one_once(world, stale, tmp_p
             stderr=output,
         )
     try:
-        eventually(lambda: f'router {world.uuid}: attached' in log.read_text(), log.read_text)
+        eventually(lambda: f'router {topology.uuid}: attached' in log.read_text(), log.read_text)
         eventually(lambda: f'router {stale}: ' in log.read_text(), log.read_text)
         # What comes later is attached too.
         later = f'qrouter-{uuid.uuid4()}'
@@ -131,7 +131,7 @@ def started(process):
     return any(os.readlink(fd) == 'anon_inode:inotify' for fd in fds.iterdir() if fd.is_symlink())
 
 
-def test_namespaces_that_are_deleted_meanwhile_do_not_disturb_a_listing(world, attach, tmp_path):
+def test_namespaces_that_are_deleted_meanwhile_do_not_disturb_a_listing(topology, attach, tmp_path):
     assert attach().returncode == 0
     running = threading.Event()
     running.set()
@@ -148,7 +148,7 @@ def test_namespaces_that_are_deleted_meanwhile_do_not_disturb_a_listing(world, a
         for _ in range(15):
             iptables = Iptables(SubprocessRunner())
             found = attachment_status.list_attachments(iptables, state_path=str(tmp_path))
-            assert [one.problems for one in found if one.uuid == world.uuid] == [()]
+            assert [one.problems for one in found if one.uuid == topology.uuid] == [()]
     finally:
         running.clear()
         thread.join()

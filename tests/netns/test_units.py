@@ -12,7 +12,7 @@ from metadata_wsgi.netns import namespaces
 from tests.cloud import SECRET, Cloud
 from tests.e2e.conftest import eventually
 
-from .keeper_host import TARGET, Load, ask
+from .keeper_host import TARGET, RequestLoad, get_instance_id
 from .router_topology import METADATA, ip
 from .systemd_machine import CHECKOUT, UNITS, USER, BootError, SystemdMachine, missing_requirements
 
@@ -37,7 +37,7 @@ def network():
 
 
 @pytest.fixture
-def machine(directory, network, world):
+def machine(directory, network, topology):
     """The machine for the units, not booted yet."""
     why = missing_requirements()
     if why:
@@ -73,8 +73,8 @@ def host(machine):
 
 
 @pytest.fixture
-def attach(host, world):
-    def attach(mode, router='router-a', namespace=world.router):
+def attach(host, topology):
+    def attach(mode, router='router-a', namespace=topology.router):
         words = ('--no-wait', '--mode', mode, '--router-id', router, '--namespace', namespace)
         done = host.metadata_wsgi('attach', *words)
         assert done.stderr == '', host.text()
@@ -83,12 +83,12 @@ def attach(host, world):
 
 
 @pytest.fixture
-def load(world):
+def load(topology):
     """Starts a load of two parallel requests of the guest; stopped at the end of the test."""
     start_machine = []
 
     def start():
-        start_machine.append(Load([(world.guest, 'instance-a')] * 2))
+        start_machine.append(RequestLoad([(topology.guest, 'instance-a')] * 2))
         start_machine[-1].more()
         return start_machine[-1]
 
@@ -151,21 +151,21 @@ def test_boot_is_refused_if_a_host_mount_is_writable(machine, directory):
 
 
 @pytest.mark.parametrize('mode', ['shared', 'one_hop'])
-def test_guest_gets_responses_from_the_shipped_units(host, world, attach, mode):
+def test_guest_gets_responses_from_the_shipped_units(host, topology, attach, mode):
     attach(mode)
     curl = subprocess.run(
-        ['ip', 'netns', 'exec', world.guest, 'curl', '-s', '-m', '20', f'http://{METADATA}{TARGET}'],
+        ['ip', 'netns', 'exec', topology.guest, 'curl', '-s', '-m', '20', f'http://{METADATA}{TARGET}'],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert '"instance-a"' in curl.stdout, host.text()
     # When a namespace is deleted the keeper checks all sockets, and would close one that it cannot check.
-    attach(mode, 'router-b', world.outside)
+    attach(mode, 'router-b', topology.outside)
     assert sockets_in_fdstore(host) == 2
-    ip('netns', 'delete', world.outside)
+    ip('netns', 'delete', topology.outside)
     eventually(lambda: sockets_in_fdstore(host) < 2, 'the keeper closed the socket of the deleted namespace')
-    assert namespaces.run_in(world.guest, ask) == 'instance-a', host.text()
+    assert namespaces.run_in(topology.guest, get_instance_id) == 'instance-a', host.text()
     wait_until_attached_is_healthy(host)
-    host.metadata_wsgi('detach', '--router-id', 'router-a', '--namespace', world.router)
+    host.metadata_wsgi('detach', '--router-id', 'router-a', '--namespace', topology.router)
     assert (sockets_in_fdstore(host), host.metadata_wsgi('attached').stdout.count('router-a')) == (0, 0)
 
 
@@ -184,25 +184,25 @@ def test_state_directory_of_quantums_agents_keeps_its_owner(machine):
     assert owners(host) == [EXPECTED_OWNERS[0].replace('root', 'UNKNOWN', 1), *EXPECTED_OWNERS[1:]]
 
 
-def test_isolated_network_has_both_addresses(host, world):
+def test_isolated_network_has_both_addresses(host, topology):
     """On port 80 and on a tentative IPv6 address, for which the keeper needs capabilities."""
-    words = ('--network-id', 'network-c', '--namespace', world.router, '--interface', 'qr-in')
+    words = ('--network-id', 'network-c', '--namespace', topology.router, '--interface', 'qr-in')
     host.metadata_wsgi('attach', '--no-wait', '--mode', 'shared', *words)
     assert sockets_in_fdstore(host) == 2, host.text()
     host.systemctl('kill', '--signal', 'KILL', *ALL)
-    assert namespaces.run_in(world.guest, ask) == 'instance-c', host.text()
+    assert namespaces.run_in(topology.guest, get_instance_id) == 'instance-c', host.text()
     assert sockets_in_fdstore(host) == 2
     host.metadata_wsgi('detach', *words[:-2])
     assert sockets_in_fdstore(host) == 0
 
 
-def test_mode_process_reaches_the_agent_of_the_unit(host, world, attach):
+def test_mode_process_reaches_the_agent_of_the_unit(host, topology, attach):
     attach('process')
-    assert namespaces.run_in(world.guest, ask) == 'instance-a', host.text()
+    assert namespaces.run_in(topology.guest, get_instance_id) == 'instance-a', host.text()
     assert sockets_in_fdstore(host) == 0
 
 
-def test_secret_as_systemd_credential(host, world, attach):
+def test_secret_as_systemd_credential(host, topology, attach):
     """The unit has the line LoadCredential=, commented out."""
     commented = (UNITS / f'{AGENT}.service').read_text().splitlines()
     (line,) = [line for line in commented if line.startswith(f'#LoadCredential={SECRET_FILE}:')]
@@ -214,7 +214,7 @@ def test_secret_as_systemd_credential(host, world, attach):
     host.systemctl('restart', AGENT)
     eventually(lambda: 'one_hop' in workers(host), lambda: f'the one_hop worker is connected: {host.text()}')
     attach('one_hop')
-    assert namespaces.run_in(world.guest, ask) == 'instance-a', host.text()
+    assert namespaces.run_in(topology.guest, get_instance_id) == 'instance-a', host.text()
 
 
 def test_units_drop_capabilities_users_and_syscalls(host):
@@ -277,12 +277,12 @@ def test_kill_of_keeper_and_workers_together_refuses_no_connection(host, attach,
     wait_until_attached_is_healthy(host)
 
 
-def test_connection_while_no_worker_runs_waits_in_the_backlog(host, world, attach):
+def test_connection_while_no_worker_runs_waits_in_the_backlog(host, topology, attach):
     attach('shared')
     host.systemctl('stop', PROXY)
     # Only systemd has the listening socket, with its backlog.
     host.systemctl('kill', '--signal', 'KILL', KEEPER)
-    requests = Load([(world.guest, 'instance-a')])
+    requests = RequestLoad([(topology.guest, 'instance-a')])
     try:
         eventually(lambda: host.show_property(KEEPER, 'ActiveState') == 'active', 'the keeper is back')
         assert (requests.answered, requests.failures) == (0, [])
@@ -293,20 +293,20 @@ def test_connection_while_no_worker_runs_waits_in_the_backlog(host, world, attac
     assert requests.failures == []
 
 
-def test_mode_change_and_detach_update_the_fdstore(host, world, attach):
+def test_mode_change_and_detach_update_the_fdstore(host, topology, attach):
     attach('shared')
     attach('one_hop')
     assert sockets_in_fdstore(host) == 1
     host.systemctl('kill', '--signal', 'KILL', *ALL)
-    eventually(lambda: namespaces.run_in(world.guest, ask) == 'instance-a', 'the guest gets responses')
+    eventually(lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a', 'the guest gets responses')
     assert 'one_hop' in host.metadata_wsgi('attached').stdout
-    host.metadata_wsgi('detach', '--router-id', 'router-a', '--namespace', world.router)
+    host.metadata_wsgi('detach', '--router-id', 'router-a', '--namespace', topology.router)
     host.systemctl('kill', '--signal', 'KILL', *ALL)
     eventually(lambda: workers(host) == {'shared', 'one_hop'}, 'workers of both modes are connected')
     assert (sockets_in_fdstore(host), 'router-a' in host.metadata_wsgi('attached').stdout) == (0, False)
 
 
-def test_stop_and_start_of_all_units_needs_only_a_new_attach(host, world, attach):
+def test_stop_and_start_of_all_units_needs_only_a_new_attach(host, topology, attach):
     attach('shared')
     host.systemctl('stop', *ALL)
     host.systemctl('start', *ALL)
@@ -314,7 +314,7 @@ def test_stop_and_start_of_all_units_needs_only_a_new_attach(host, world, attach
     eventually(lambda: workers(host) == {'shared', 'one_hop'}, 'workers of both modes are connected')
     assert host.metadata_wsgi('attached', check=False).returncode == 1
     attach('shared')
-    assert namespaces.run_in(world.guest, ask) == 'instance-a'
+    assert namespaces.run_in(topology.guest, get_instance_id) == 'instance-a'
     wait_until_attached_is_healthy(host)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from metadata_wsgi.netns import interface_state, proxy_process
 
-from .router_topology import METADATA, get, saved
+from .router_topology import METADATA, get, saved_rules
 
 pytestmark = pytest.mark.netns
 
@@ -21,7 +21,7 @@ MISSING = None
 
 
 @pytest.fixture(params=[FAILS, MISSING], ids=['fails', 'missing'])
-def run(request, world, tmp_path):
+def run(request, topology, tmp_path):
     """Runs metadata-wsgi in a mount namespace in which the programs of ip6tables are replaced or not executable."""
     replacement = tmp_path / 'replacement'
     replacement.write_text(request.param or '')
@@ -54,18 +54,20 @@ def run(request, world, tmp_path):
             link.unlink()
             link.symlink_to(f'{tmp_path}/real/{target.removeprefix("/usr/sbin/")}')
     yield run
-    proxy_process.stop(f'{tmp_path}/external/pids/{world.uuid}.pid', world.uuid)
+    proxy_process.stop(f'{tmp_path}/external/pids/{topology.uuid}.pid', topology.uuid)
 
 
-def test_ipv4_is_served_and_ipv6_is_one_message(world, run):
-    done = run('attach', '--mode=process', f'--router-id={world.uuid}', f'--program={STANDIN}')
+def test_ipv4_is_served_and_ipv6_is_one_message(topology, run):
+    done = run('attach', '--mode=process', f'--router-id={topology.uuid}', f'--program={STANDIN}')
     assert done.returncode == 0, done.stderr
     assert 'is attached without IPv6: ' in done.stderr
     assert 'ip6tables' in done.stderr
-    assert get(world.guest, METADATA) == f'proxy of {world.uuid}'
+    assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
     # Without the rules that close the port the proxy must not listen on IPv6, nor have the address there.
-    assert get(world.router, '::1', 9697) == ''
-    addresses = subprocess.run(['ip', '-n', world.router, '-6', 'address'], capture_output=True, text=True, check=True)
+    assert get(topology.router, '::1', 9697) == ''
+    addresses = subprocess.run(
+        ['ip', '-n', topology.router, '-6', 'address'], capture_output=True, text=True, check=True
+    )
     assert interface_state.ADDRESS not in addresses.stdout
 
     done = run('attached')
@@ -73,12 +75,12 @@ def test_ipv4_is_served_and_ipv6_is_one_message(world, run):
     problems = [line for line in done.stdout.splitlines() if '!' in line]
     assert problems == ['    ! there are no IPv6 rules, so only IPv4 is served; "attach" prints the reason']
 
-    done = run('detach', f'--router-id={world.uuid}')
+    done = run('detach', f'--router-id={topology.uuid}')
     assert (done.returncode, done.stderr) == (0, '')
-    assert saved(world.router, 'iptables') == []
+    assert saved_rules(topology.router, 'iptables') == []
 
 
-def test_failed_start_leaves_no_rule(world, run, tmp_path):
-    done = run('attach', '--mode=process', f'--router-id={world.uuid}', '--program=false')
+def test_failed_start_leaves_no_rule(topology, run, tmp_path):
+    done = run('attach', '--mode=process', f'--router-id={topology.uuid}', '--program=false')
     assert done.returncode == 1
-    assert (saved(world.router, 'iptables'), saved(world.router, 'ip6tables')) == ([], [])
+    assert (saved_rules(topology.router, 'iptables'), saved_rules(topology.router, 'ip6tables')) == ([], [])

@@ -16,7 +16,7 @@ import socket
 import pytest
 
 from tests.cloud import INVENTORY, ROUTER, SECRET, SHIPPED
-from tests.e2e.conftest import BIN, Program, answers, eventually, free_port, nobody_is_refused
+from tests.e2e.conftest import BIN, Program, accepts_connections, eventually, free_port, rejects_unidentified_request
 from tests.openstack import deployment, install
 
 PYTHON = os.environ.get('METADATA_WSGI_NEUTRON_PYTHON', '')
@@ -125,7 +125,7 @@ def our_agent(start_program, directory, nova):
     static = ('[static]', f'inventory = {directory}/inventory.yaml')
     path = write_conf(conf_file, nova, 'directory = static', 'metadata_header_prefix = X-Neutron', *static)
     program = start_program(BIN / 'quantum-metadata-agent', '--config-file', conf_file)
-    eventually(lambda: nobody_is_refused(path), f'our agent responds: {program.text()}')
+    eventually(lambda: rejects_unidentified_request(path), f'our agent responds: {program.text()}')
     return path
 
 
@@ -138,7 +138,7 @@ def neutron_agent(start_program, directory, nova):
     path = write_conf(conf_file, nova, 'transport_url = fake:///', '[AGENT]', 'report_interval = 0', *lock)
     launcher = os.path.join(os.path.dirname(__file__), 'neutron_agent.py')
     program = start_program(neutron_python(), '-W', 'ignore', launcher, ports, '--config-file', conf_file)
-    eventually(lambda: program.process.poll() is not None or answers(path), "Neutron's agent listens", 60)
+    eventually(lambda: program.process.poll() is not None or accepts_connections(path), "Neutron's agent listens", 60)
     assert program.process.poll() is None, program.text()
     return path
 

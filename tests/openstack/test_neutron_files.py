@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import BIN, UnixConnection, eventually, nobody_is_refused, programs_in, request
+from tests.e2e.conftest import BIN, UnixConnection, eventually, programs_in, rejects_unidentified_request, request
 from tests.e2e.test_deployers import COMMANDS, FILES
 from tests.openstack.seed import Admin
 from tests.openstack.services import REGION, SHARED_SECRET
@@ -58,7 +58,9 @@ def start(tmp_path):
 
         def run(name, argv, socket, cwd=None):
             program = programs(name, BIN / name, *argv, cwd=cwd)
-            eventually(lambda: program.process.poll() is not None or nobody_is_refused(socket), program.text, 60)
+            eventually(
+                lambda: program.process.poll() is not None or rejects_unidentified_request(socket), program.text, 60
+            )
             assert program.process.poll() is None, program.text()
             return socket
 

@@ -16,8 +16,8 @@ import pytest
 
 from metadata_wsgi.http import header_names
 from tests.cloud import ROUTER, SECRET, Cloud
-from tests.e2e.conftest import BIN, Program, eventually, free_port, nobody_is_refused
-from tests.rawserver import RawServer, keeps_saying
+from tests.e2e.conftest import BIN, Program, eventually, free_port, rejects_unidentified_request
+from tests.rawserver import RawServer, always_responds_with
 
 NOVA_RESPONSE = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Type: text/plain\r\n\r\nheard'
 
@@ -121,7 +121,7 @@ def parser(request):
 def servers(tmp_path_factory, parser):
     """Namespace proxy, agent and one hop as processes."""
     directory = tmp_path_factory.mktemp('wire')
-    nova = RawServer(keeps_saying(NOVA_RESPONSE))
+    nova = RawServer(always_responds_with(NOVA_RESPONSE))
     started = []
 
     def start(name, *argv):
@@ -135,7 +135,8 @@ def servers(tmp_path_factory, parser):
         try:
             # The namespace proxy runs as the user that may connect to the agent's socket, so the socket must exist.
             eventually(
-                lambda: agent.has_workers() and nobody_is_refused(cloud.socket), 'the agent has loaded its pipeline'
+                lambda: agent.has_workers() and rejects_unidentified_request(cloud.socket),
+                'the agent has loaded its pipeline',
             )
             start(
                 'proxy', BIN / 'quantum-ns-metadata-proxy', '--nodaemonize', f'--router_id={ROUTER}',

@@ -16,7 +16,14 @@ from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import BadRequest, MaybeSent, NotSent
 from metadata_wsgi.http import client as http_client
 from metadata_wsgi.http import message
-from tests.rawserver import RawServer, closes_after_the_request, closes_at_once, keeps_saying, says, stalls
+from tests.rawserver import (
+    RawServer,
+    always_responds_with,
+    closes_after_request,
+    closes_at_once,
+    never_responds,
+    responds_with,
+)
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'
 GET = message.Request('GET', '/openstack', [])
@@ -80,19 +87,19 @@ def send_request(client, request=GET, within_s=5.0):
     ],
 )  # fmt: skip
 def test_the_response_is_what_the_server_sent(served, response, status, headers, body):
-    _, client = served(says(response))
+    _, client = served(responds_with(response))
     received, content = send_request(client)
     assert (received.status, received.headers, content) == (status, headers, body)
 
 
 def test_a_response_without_a_length_ends_with_the_connection(served):
-    _, client = served(says(b'HTTP/1.1 200 OK\r\n\r\nall of it'))
+    _, client = served(responds_with(b'HTTP/1.1 200 OK\r\n\r\nall of it'))
     received, content = send_request(client)
     assert (content, received.headers) == (b'all of it', [('content-length', '9')])
 
 
 def test_a_response_to_head_has_the_length_and_no_body(served):
-    server, client = served(keeps_saying(b'HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n'))
+    server, client = served(always_responds_with(b'HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n'))
     for _ in range(2):
         received, content = send_request(client, message.Request('HEAD', '/', []))
         assert (received.headers, content) == ([('content-length', '999')], b'')
@@ -103,7 +110,7 @@ def test_a_response_to_head_has_the_length_and_no_body(served):
     'target', ['/a%2fb//../x', '/%C3%A9', '/\xe9', '/?q=%zz', '/a;b?c#d', '//x', '/%00', '/"<>\\^`{|}']
 )
 def test_a_target_arrives_byte_for_byte(served, target):
-    server, client = served(says(OK))
+    server, client = served(responds_with(OK))
     send_request(client, message.Request('GET', target, []))
     assert server.requests[0].split(b'\r\n')[0] == b'GET ' + target.encode('latin-1') + b' HTTP/1.1'
 
@@ -118,13 +125,13 @@ def test_any_target_arrives_byte_for_byte(echo, rest):
 
 @pytest.fixture(scope='module')
 def echo():
-    server = RawServer(keeps_saying(OK))
+    server = RawServer(always_responds_with(OK))
     yield server, http_client.tcp_client('127.0.0.1', server.port)
     server.close()
 
 
 def test_a_request_arrives_with_its_headers_and_nothing_else(served):
-    server, client = served(says(OK))
+    server, client = served(responds_with(OK))
     send_request(
         client, message.Request('GET', '/', [('x-custom', 'caf\xe9'), ('accept', '*/*'), ('host', '169.254.169.254')])
     )
@@ -136,7 +143,7 @@ def test_a_request_arrives_with_its_headers_and_nothing_else(served):
 
 
 def test_user_agent_and_accept_encoding_of_the_client_are_sent(served):
-    server, client = served(says(OK))
+    server, client = served(responds_with(OK))
     send_request(client, message.Request('GET', '/', [('accept-encoding', 'gzip'), ('user-agent', 'Cloud-Init/25.1')]))
     head = server.requests[0].lower()
     assert (head.count(b'accept-encoding: gzip\r\n'), head.count(b'accept-encoding')) == (1, 1)
@@ -146,7 +153,7 @@ def test_user_agent_and_accept_encoding_of_the_client_are_sent(served):
 @pytest.mark.parametrize(('body', 'length'), [(b'secret', 6), (b'', 0), (b'\x00\xff' * 40000, 80000)])
 def test_a_post_has_a_content_length_and_is_never_chunked(served, body, length):
     """Nova answers 500 to a chunked POST."""
-    server, client = served(says(OK))
+    server, client = served(responds_with(OK))
     send_request(client, message.Request('POST', '/', [('content-length', '77')], body))
     head, _, content = server.requests[0].partition(b'\r\n\r\n')
     assert content == body
@@ -165,7 +172,7 @@ def test_a_large_response_is_streamed_whole(served, length, framing):
         'close': b'\r\n',
     }[framing]
     tail = b'\r\n0\r\n\r\n' if framing == 'chunked' else b''
-    _, client = served(says(b'HTTP/1.1 200 OK\r\n' + head + content + tail))
+    _, client = served(responds_with(b'HTTP/1.1 200 OK\r\n' + head + content + tail))
     received, got = send_request(client, within_s=30)
     assert hashlib.sha256(got).digest() == hashlib.sha256(content).digest()
     assert dict(received.headers).get('content-length', str(length)) == str(length)
@@ -173,7 +180,7 @@ def test_a_large_response_is_streamed_whole(served, length, framing):
 
 def test_a_large_response_that_breaks_raises_while_it_is_streamed(served):
     """The server then closes the connection of its client, which so notices that the body is incomplete."""
-    _, client = served(says(b'HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n' + b'x' * 2000000))
+    _, client = served(responds_with(b'HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n' + b'x' * 2000000))
     received = client.send_request(GET, Deadline.after(5))
     with pytest.raises(Exception, match='closed before the response was complete'):
         b''.join(received.body)
@@ -181,7 +188,7 @@ def test_a_large_response_that_breaks_raises_while_it_is_streamed(served):
 
 
 def test_a_keepalive_connection_is_reused(served):
-    server, client = served(keeps_saying(OK))
+    server, client = served(always_responds_with(OK))
     for _ in range(3):
         send_request(client)
     assert server.connections == 1
@@ -197,7 +204,7 @@ def test_a_keepalive_connection_is_reused(served):
     ids=['chunked', '204', '304'],
 )
 def test_a_keepalive_connection_is_reused_after_every_framing(served, response):
-    server, client = served(keeps_saying(response))
+    server, client = served(always_responds_with(response))
     for _ in range(3):
         send_request(client)
     assert server.connections == 1
@@ -209,9 +216,9 @@ def closes_on_the_second_request(peer):
     peer.request()
 
 
-@pytest.mark.parametrize('script', [says(OK), closes_on_the_second_request], ids=['before', 'by the request'])
+@pytest.mark.parametrize('script', [responds_with(OK), closes_on_the_second_request], ids=['before', 'by the request'])
 def test_an_idle_connection_that_the_server_closed_is_replaced(served, script):
-    server, client = served(script, keeps_saying(OK))
+    server, client = served(script, always_responds_with(OK))
     assert [send_request(client)[1] for _ in range(3)] == [b'ok'] * 3
     assert server.connections == 2
 
@@ -225,7 +232,7 @@ def test_a_reused_connection_that_breaks_inside_a_response_is_maybe_sent(served)
         peer.request()
         peer.send(OK[:20])
 
-    server, client = served(script, keeps_saying(OK))
+    server, client = served(script, always_responds_with(OK))
     send_request(client)
     with pytest.raises(MaybeSent):
         send_request(client)
@@ -257,7 +264,7 @@ def test_surplus_bytes_never_become_the_next_response_on_a_keepalive_connection(
         if peer.request():
             peer.send(stray)
 
-    server, client = served(script, keeps_saying(OK))
+    server, client = served(script, always_responds_with(OK))
     send_request(client, message.Request(method, '/', []))
     assert sent.wait(5)
     assert send_request(client)[1] == b'ok'
@@ -276,14 +283,14 @@ def test_surplus_bytes_never_become_the_next_response_on_a_keepalive_connection(
 )
 def test_a_line_break_in_a_value_never_becomes_a_header(served, request_):
     """A tenant may write anything into a port's device_id, which becomes X-Instance-ID."""
-    server, client = served(says(OK))
+    server, client = served(responds_with(OK))
     with pytest.raises(BadRequest):
         send_request(client, request_)
     assert server.requests == []
 
 
 def test_a_post_never_reuses_an_idle_connection(served):
-    server, client = served(keeps_saying(OK))
+    server, client = served(always_responds_with(OK))
     send_request(client)
     send_request(client, POST)
     assert server.connections == 2
@@ -316,7 +323,9 @@ BAD_FRAMING = [
 @pytest.mark.parametrize(('headers', 'reason'), BAD_FRAMING, ids=[headers.decode() for headers, _ in BAD_FRAMING])
 def test_a_response_with_ambiguous_framing_is_an_error_that_names_the_reason(served, headers, reason):
     """And the next request gets another connection: what follows is never taken for its response."""
-    server, client = served(says(b'HTTP/1.1 200 OK\r\n' + headers + b'\r\n\r\n2\r\nok\r\n0\r\n\r\n'), keeps_saying(OK))
+    server, client = served(
+        responds_with(b'HTTP/1.1 200 OK\r\n' + headers + b'\r\n\r\n2\r\nok\r\n0\r\n\r\n'), always_responds_with(OK)
+    )
     with pytest.raises(MaybeSent, match=reason):
         send_request(client)
     assert send_request(client)[1] == b'ok'
@@ -324,7 +333,7 @@ def test_a_response_with_ambiguous_framing_is_an_error_that_names_the_reason(ser
 
 
 def test_a_transfer_encoding_in_a_response_of_http_1_0_is_an_error(served):
-    _, client = served(says(b'HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n'))
+    _, client = served(responds_with(b'HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n'))
     with pytest.raises(MaybeSent, match=r'HTTP/1\.0'):
         send_request(client)
 
@@ -334,7 +343,7 @@ def test_a_transfer_encoding_in_a_response_of_http_1_0_is_an_error(served):
 def test_a_204_or_304_with_framing_has_no_body_and_its_surplus_is_never_the_next_response(served, status, headers):
     """eventlet sends a 204 with chunked framing, and the last chunk after it."""
     surplus = b'HTTP/1.1 ' + status + b'\r\n' + headers + b'\r\n\r\n0\r\n\r\n'
-    _, client = served(says(surplus), keeps_saying(OK))
+    _, client = served(responds_with(surplus), always_responds_with(OK))
     assert send_request(client)[1] == b''
     assert send_request(client)[1] == b'ok'
 
@@ -343,21 +352,23 @@ def test_a_204_or_304_with_framing_has_no_body_and_its_surplus_is_never_the_next
     'script',
     [
         closes_at_once,
-        closes_after_the_request,
-        says(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf'),
-        says(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nha'),
-        says(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nha\r\n'),
-        says(b'HTTP/1.1 200 OK\r\nContent-Le'),
-        says(b'SSH-2.0-OpenSSH_9.2p1\r\n'),
-        says(b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 9\r\n\r\nhello, me'),
-        says(b'HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok'),
-        says(b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n'),
-        says(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n'),
-        says(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-2\r\nok\r\n0\r\n\r\n'),
-        says(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0_2\r\nok\r\n0\r\n\r\n'),
-        says(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nokay\r\n0\r\n\r\n'),
-        says(b'HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\nContent-Length: 0\r\n\r\n'),
-        says(b'HTTP/1.1 200 OK\r\nX: ' + b'x' * 200000),
+        closes_after_request,
+        responds_with(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf'),
+        responds_with(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nha'),
+        responds_with(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nha\r\n'),
+        responds_with(b'HTTP/1.1 200 OK\r\nContent-Le'),
+        responds_with(b'SSH-2.0-OpenSSH_9.2p1\r\n'),
+        responds_with(b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 9\r\n\r\nhello, me'),
+        responds_with(b'HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok'),
+        responds_with(
+            b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n'
+        ),
+        responds_with(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n'),
+        responds_with(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-2\r\nok\r\n0\r\n\r\n'),
+        responds_with(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0_2\r\nok\r\n0\r\n\r\n'),
+        responds_with(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nokay\r\n0\r\n\r\n'),
+        responds_with(b'HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\nContent-Length: 0\r\n\r\n'),
+        responds_with(b'HTTP/1.1 200 OK\r\nX: ' + b'x' * 200000),
     ],
     ids=[
         'at once',
@@ -387,7 +398,7 @@ def test_a_broken_response_is_maybe_sent(served, script, request_):
 
 @pytest.mark.parametrize(
     'script',
-    [stalls, None],
+    [never_responds, None],
     ids=['no response', 'half a response'],
 )
 def test_a_server_that_does_not_respond_is_a_timeout_at_the_deadline(served, script):
@@ -445,7 +456,7 @@ def test_a_request_body_that_is_read_slowly_is_a_timeout_at_the_deadline():
 
 
 def test_a_refused_connection_is_not_sent(served, tmp_path):
-    server, client = served(says(OK))
+    server, client = served(responds_with(OK))
     server.close()
     with pytest.raises(NotSent, match='Connection refused'):
         send_request(client, POST)
@@ -462,7 +473,7 @@ def test_an_unknown_host_name_is_not_sent():
 
 
 def test_a_deadline_that_is_over_is_not_sent(served):
-    server, client = served(says(OK))
+    server, client = served(responds_with(OK))
     with pytest.raises(NotSent, match='no time was left'):
         send_request(client, POST, within_s=0)
     assert server.connections == 0

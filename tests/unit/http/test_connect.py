@@ -19,7 +19,7 @@ from metadata_wsgi.errors import NotSent
 from metadata_wsgi.http import client, message
 from metadata_wsgi.http.tls_socket import TlsSocket
 from metadata_wsgi.net.resolver import Address, Resolver, TcpConnector
-from tests.rawserver import RawServer, keeps_saying
+from tests.rawserver import RawServer, always_responds_with
 
 PEM = str(Path(__file__).parent / 'nova.test.pem')
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'
@@ -91,7 +91,7 @@ def test_a_name_that_cannot_be_resolved_in_time_is_not_sent_and_named():
 
 
 def test_a_request_goes_to_an_address_of_the_name_that_accepts_connections():
-    server = RawServer(keeps_saying(OK))
+    server = RawServer(always_responds_with(OK))
     nova = client.tcp_client('nova', server.port, connector=loopback('127.0.0.2', '127.0.0.3', '127.0.0.1'))
     assert nova.send_request(GET, Deadline.after(5)).status == 200
     server.close()

@@ -11,7 +11,7 @@ from metadata_wsgi.errors import ConfigError, InstanceLookupError
 from metadata_wsgi.lookup.neutron import factory, options
 from metadata_wsgi.lookup.neutron.auth import EndpointFilter
 from metadata_wsgi.lookup.neutron.transport import machine_ca_store
-from tests.rawserver import RawServer, keeps_saying
+from tests.rawserver import RawServer, always_responds_with
 
 GRIZZLY = """[DEFAULT]
 auth_url = http://keystone:5000/v3
@@ -289,7 +289,7 @@ def test_the_session_reads_no_proxy_and_no_netrc_from_the_environment(read, monk
     monkeypatch.setenv('NETRC', str(netrc))
     monkeypatch.setenv('REQUESTS_CA_BUNDLE', '/nowhere')
     response = b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"ports": []}'
-    with closing(RawServer(keeps_saying(response))) as server:
+    with closing(RawServer(always_responds_with(response))) as server:
         api = options.make_ports_api(read(f'[neutron]\nauth_type = none\nendpoint = http://127.0.0.1:{server.port}\n'))
         assert api.ports((('limit', '1'),), Deadline.after(9), lambda *query: None) == []
         api.close()
@@ -299,7 +299,7 @@ def test_the_session_reads_no_proxy_and_no_netrc_from_the_environment(read, monk
 @pytest.mark.parametrize(('path', 'error'), [('', 'Keystone'), ('/v3', 'rejects the credentials')])
 def test_a_keystone_that_answers_401_to_everything_does_not_block_a_thread(read, path, error):
     """keystoneauth would ask itself for a token while it holds the lock for it."""
-    with closing(RawServer(keeps_saying(b'HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n'))) as server:
+    with closing(RawServer(always_responds_with(b'HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n'))) as server:
         text = f'[neutron]{PLUGIN}'.replace('http://keystone:5000', f'http://127.0.0.1:{server.port}{path}')
         api = options.make_ports_api(read(text))
         with pytest.raises(InstanceLookupError, match=error):

@@ -13,7 +13,14 @@ from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.neutron.ports_api import MAX_PAGES, PortsApi
 from metadata_wsgi.lookup.neutron.transport import DeadlineAdapter
-from tests.rawserver import RawServer, closes_after_the_request, closes_at_once, keeps_saying, says, stalls
+from tests.rawserver import (
+    RawServer,
+    always_responds_with,
+    closes_after_request,
+    closes_at_once,
+    never_responds,
+    responds_with,
+)
 
 from .fakes import FakeAuthenticator, token
 
@@ -55,7 +62,7 @@ def list_ports(api, query=QUERY, timeout_s=9.0, reported=None, **more):
 
 
 def test_the_request_has_query_token_and_accept_headers(neutron):
-    server, api, _ = neutron(keeps_saying(response()))
+    server, api, _ = neutron(always_responds_with(response()))
     assert list_ports(api) == [{'id': 'p1'}]
     head, *lines = server.requests[0].decode().split('\r\n')
     assert head == 'GET /v2.0/ports?network_id=n+1&network_id=n2&fields=id HTTP/1.1'
@@ -64,21 +71,21 @@ def test_the_request_has_query_token_and_accept_headers(neutron):
 
 @pytest.mark.parametrize('version', ['/', '/v2.0', '/v2.0/', '/network'])
 def test_the_endpoint_may_have_a_version(neutron, version):
-    server, api, _ = neutron(keeps_saying(response()), version=version)
+    server, api, _ = neutron(always_responds_with(response()), version=version)
     list_ports(api)
     path = server.requests[0].split()[1].partition(b'?')[0].decode()
     assert path == version.rstrip('/').removesuffix('/v2.0') + '/v2.0/ports'
 
 
 def test_connections_are_reused_keepalive(neutron):
-    server, api, _ = neutron(keeps_saying(response()))
+    server, api, _ = neutron(always_responds_with(response()))
     for _ in range(3):
         list_ports(api)
     assert (server.connections, len(server.requests)) == (1, 3)
 
 
 def test_each_query_is_reported(neutron):
-    _, api, _ = neutron(keeps_saying(response()))
+    _, api, _ = neutron(always_responds_with(response()))
     reported = []
     list_ports(api, reported=reported)
     assert [(query, count) for query, _, count in reported] == [
@@ -94,7 +101,7 @@ def page(number, following):
 
 
 def test_pages_are_followed_but_never_to_another_host(neutron):
-    server, api, _ = neutron(says(page(1, True), page(2, True), page(3, False)))
+    server, api, _ = neutron(responds_with(page(1, True), page(2, True), page(3, False)))
     assert [port['id'] for port in list_ports(api)] == ['p1', 'p2', 'p3']
     assert [request.split()[1] for request in server.requests[1:]] == [
         b'/v2.0/ports?limit=1&marker=1&network_id=n2',
@@ -103,27 +110,27 @@ def test_pages_are_followed_but_never_to_another_host(neutron):
 
 
 def test_pages_1_returns_the_first_page_only(neutron):
-    server, api, _ = neutron(keeps_saying(page(1, True)))
+    server, api, _ = neutron(always_responds_with(page(1, True)))
     assert [port['id'] for port in list_ports(api, pages=1)] == ['p1']
     assert len(server.requests) == 1
 
 
 def test_endless_pages_are_an_error(neutron):
-    server, api, _ = neutron(keeps_saying(page(1, True)))
+    server, api, _ = neutron(always_responds_with(page(1, True)))
     with pytest.raises(InstanceLookupError, match=f'more than {MAX_PAGES} pages'):
         list_ports(api)
     assert len(server.requests) == MAX_PAGES
 
 
 def test_a_rejected_token_is_renewed_once_and_the_query_retried(neutron):
-    server, api, auth = neutron(says(response(401), response()), tokens=('old', 'new'))
+    server, api, auth = neutron(responds_with(response(401), response()), tokens=('old', 'new'))
     assert list_ports(api) == [{'id': 'p1'}]
     assert [b'X-Auth-Token: new' in request for request in server.requests] == [False, True]
     assert auth.invalidated == []
 
 
 def test_a_new_token_that_is_rejected_too_is_an_error(neutron):
-    server, api, auth = neutron(keeps_saying(response(401)), tokens=('old', 'new'))
+    server, api, auth = neutron(always_responds_with(response(401)), tokens=('old', 'new'))
     with pytest.raises(InstanceLookupError, match='does it use the same Keystone') as raised:
         list_ports(api)
     assert not isinstance(raised.value, LookupUnavailable)
@@ -133,14 +140,14 @@ def test_a_new_token_that_is_rejected_too_is_an_error(neutron):
 
 @pytest.mark.parametrize('status', [408, 425, 429, 500, 502, 503, 504])
 def test_a_temporary_status_can_be_retried(neutron, status):
-    _, api, _ = neutron(keeps_saying(response(status)))
+    _, api, _ = neutron(always_responds_with(response(status)))
     with pytest.raises(LookupUnavailable, match=f'answered {status}'):
         list_ports(api)
 
 
 @pytest.mark.parametrize('status', [204, 302, 400, 403, 404, 414])
 def test_a_permanent_status_is_not_retried(neutron, status):
-    _, api, _ = neutron(keeps_saying(response(status)))
+    _, api, _ = neutron(always_responds_with(response(status)))
     with pytest.raises(InstanceLookupError, match=f'answered {status}') as raised:
         list_ports(api)
     assert not isinstance(raised.value, LookupUnavailable)
@@ -148,8 +155,10 @@ def test_a_permanent_status_is_not_retried(neutron, status):
 
 def test_a_redirect_is_not_followed(neutron):
     """The token would go to its target."""
-    elsewhere, _, _ = neutron(keeps_saying(response()))
-    _, api, _ = neutron(keeps_saying(response(302, None, f'Location: http://127.0.0.1:{elsewhere.port}/v2.0/ports')))
+    elsewhere, _, _ = neutron(always_responds_with(response()))
+    _, api, _ = neutron(
+        always_responds_with(response(302, None, f'Location: http://127.0.0.1:{elsewhere.port}/v2.0/ports'))
+    )
     with pytest.raises(InstanceLookupError):
         list_ports(api)
     assert elsewhere.requests == []
@@ -160,12 +169,12 @@ def test_a_redirect_is_not_followed(neutron):
     [b'', b'<html>', b'\xff\xfe', [], {}, {'ports': None}, {'ports': [5]}, {'ports': ['with id']}, {'ports': [{}]}],
 )
 def test_a_response_that_is_no_list_of_ports_can_be_retried(neutron, body):
-    _, api, _ = neutron(keeps_saying(response(200, body)))
+    _, api, _ = neutron(always_responds_with(response(200, body)))
     with pytest.raises(LookupUnavailable, match='not a list of ports'):
         list_ports(api)
 
 
-@pytest.mark.parametrize('script', [closes_at_once, closes_after_the_request])
+@pytest.mark.parametrize('script', [closes_at_once, closes_after_request])
 def test_a_closed_connection_can_be_retried(neutron, script):
     _, api, _ = neutron(script)
     with pytest.raises(LookupUnavailable, match='gave no response'):
@@ -173,7 +182,7 @@ def test_a_closed_connection_can_be_retried(neutron, script):
 
 
 def test_a_stalled_response_ends_at_the_deadline_timeout(neutron):
-    _, api, _ = neutron(stalls)
+    _, api, _ = neutron(never_responds)
     with pytest.raises(LookupUnavailable, match='gave no response'):
         list_ports(api, timeout_s=0.2)
 
@@ -199,7 +208,7 @@ def test_queries_above_the_connection_limit_wait_until_their_deadline(neutron):
 
 
 def test_no_error_text_contains_the_token(neutron):
-    for script in (keeps_saying(response(500, b'token-1')), closes_after_the_request):
+    for script in (always_responds_with(response(500, b'token-1')), closes_after_request):
         _, api, _ = neutron(script)
         with pytest.raises(LookupUnavailable) as raised:
             list_ports(api)

@@ -14,7 +14,7 @@ from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.lookup.neutron import transport
 from metadata_wsgi.lookup.neutron.transport import DeadlineAdapter, deadline_scope
 from metadata_wsgi.net import resolver
-from tests.rawserver import RawServer, keeps_saying, says, stalls
+from tests.rawserver import RawServer, always_responds_with, never_responds, responds_with
 
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'
 
@@ -55,12 +55,12 @@ def drips(chunk):
 
 
 def test_the_whole_response_is_read(served):
-    _, get = served(keeps_saying(OK))
+    _, get = served(always_responds_with(OK))
     assert get().content == b'ok'
 
 
 def test_a_connection_is_reused_keepalive(served):
-    server, get = served(keeps_saying(OK))
+    server, get = served(always_responds_with(OK))
     for _ in range(3):
         get()
     assert server.connections == 1
@@ -70,12 +70,12 @@ def test_chunked_and_gzip_responses(served):
     packed = gzip.compress(b'ports' * 1000)
     chunk = b'%x\r\n%b\r\n0\r\n\r\n' % (len(packed), packed)
     head = b'HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n'
-    server, get = served(keeps_saying(head + chunk))
+    server, get = served(always_responds_with(head + chunk))
     assert [get().content, get().content] == [b'ports' * 1000] * 2
     assert server.connections == 1
 
 
-@pytest.mark.parametrize('script', [stalls, drips(b'x'), drips(b'')], ids=['silent', 'dripping', 'stuck'])
+@pytest.mark.parametrize('script', [never_responds, drips(b'x'), drips(b'')], ids=['silent', 'dripping', 'stuck'])
 def test_the_deadline_ends_a_stalled_or_dripping_response_timeout(served, script):
     """A timeout of each single read would never end a response that drips."""
     _, get = served(script)
@@ -97,15 +97,15 @@ def test_the_timeout_argument_of_the_caller_is_ignored(served):
 
 
 def test_after_the_deadline_nothing_is_sent(served):
-    server, get = served(keeps_saying(OK))
+    server, get = served(always_responds_with(OK))
     with pytest.raises(requests.exceptions.Timeout):
         get(timeout_s=0)
     assert server.connections == 0
 
 
 def test_a_truncated_response_is_an_error_and_its_connection_is_not_reused(served):
-    cut = says(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf')
-    server, get = served(cut, keeps_saying(OK))
+    cut = responds_with(b'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf')
+    server, get = served(cut, always_responds_with(OK))
     with pytest.raises(requests.exceptions.ConnectionError):
         get()
     assert get().content == b'ok'
@@ -127,19 +127,19 @@ def test_an_endless_response_is_an_error(served):
 def test_a_compressed_response_that_is_too_large_is_an_error(served):
     packed = gzip.compress(bytes(transport.MAX_RESPONSE_BYTES + 1))
     head = b'HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n' % len(packed)
-    _, get = served(keeps_saying(head + packed))
+    _, get = served(always_responds_with(head + packed))
     with pytest.raises(requests.exceptions.ConnectionError, match='longer than'):
         get()
 
 
 def test_invalid_gzip_is_an_error_of_requests(served):
-    _, get = served(keeps_saying(b'HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok'))
+    _, get = served(always_responds_with(b'HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok'))
     with pytest.raises(requests.exceptions.ConnectionError):
         get()
 
 
 def test_nested_scopes_have_their_own_deadlines(served):
-    _, get = served(keeps_saying(OK))
+    _, get = served(always_responds_with(OK))
     with deadline_scope(Deadline.after(0)):
         assert get().content == b'ok'
 
@@ -173,7 +173,7 @@ def test_name_resolution_ends_at_the_deadline_timeout(names):
 
 def test_a_name_with_a_dead_address_first_is_answered_and_the_good_one_is_tried_first_then(names):
     """192.0.2.1 is for documentation: a connection to it stays without an answer, or is refused at once."""
-    with closing(RawServer(keeps_saying(OK))) as server:
+    with closing(RawServer(always_responds_with(OK))) as server:
         addresses = [resolver.Address(2, '192.0.2.1'), resolver.Address(2, '127.0.0.1')]
         names(lambda host: addresses)
         for _ in range(2):
