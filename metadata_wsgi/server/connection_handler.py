@@ -42,8 +42,9 @@ from metadata_wsgi.net.addresses import with_interface
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 from metadata_wsgi.server.connection_limits import ConnectionLimits
+from metadata_wsgi.server.parse_errors import drain, send_error
 from metadata_wsgi.server.request_parser import Body, ParsedRequest, RequestStream
-from metadata_wsgi.server.response_writer import ClientConnectionError, ResponseWriter, drain, send_error
+from metadata_wsgi.server.response_writer import ClientConnectionError, ResponseWriter
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:

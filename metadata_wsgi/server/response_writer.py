@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes responses, and the error response to a malformed request.
+"""Writes the responses of the application.
 
 - Header and first piece of the body are sent in one segment.
 - A header ``X-Metadata-Hop-Limit`` of a filter is applied to the client's socket here (IP_TTL) and not sent.
-- An error response has a constant body, and the connection is closed after it.
+
+``parse_errors`` has the responses to requests that cannot be parsed.
 """
 
 from __future__ import annotations
@@ -16,20 +17,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gunicorn.http import errors
 from gunicorn.util import http_date
 
-from metadata_wsgi import limits
 from metadata_wsgi.http import header_names
 from metadata_wsgi.server.request_parser import ParsedRequest
 
 LOG = logging.getLogger(__name__)
 
-PARSE_ERROR_STATUS = {
-    errors.LimitRequestLine: (414, 'URI Too Long'),
-    errors.LimitRequestHeaders: (431, 'Request Header Fields Too Large'),
-    errors.UnsupportedTransferCoding: (501, 'Not Implemented'),
-}
 _STATUS = re.compile(r'[1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?')
 _HEADER_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*\r\n")
 # Headers of the connection: an application's are dropped, the writer sets its own.
@@ -183,35 +177,3 @@ class ResponseWriter:
 @functools.lru_cache(maxsize=1)
 def _date(second: int) -> str:
     return f'Date: {http_date(second)}\r\n'
-
-
-def send_error(connection: Any, error: Exception) -> None:
-    """Send the error response to a request that the parser refused with ``error``, gunicorn's ParseException."""
-    status, reason = PARSE_ERROR_STATUS.get(type(error), (400, 'Bad Request'))
-    body = f'{reason}.\n'.encode()
-    head = (
-        f'HTTP/1.1 {status} {reason}\r\nConnection: close\r\n'
-        f'Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n'
-    )
-    try:
-        connection.sendall(head.encode() + body)
-    except OSError as closed:
-        LOG.debug('The error response was not sent: %s', closed)
-        return
-    drain(connection)
-
-
-def drain(connection: Any) -> None:
-    """Receive and discard for up to ``limits.DRAIN_S``.
-
-    If data arrives after close(), the kernel sends a reset, and the client may lose the response with it.
-    """
-    deadline_s = time.monotonic() + limits.DRAIN_S
-    try:
-        connection.shutdown(1)
-        for _ in range(limits.DRAIN_RECVS):
-            connection.settimeout(max(0.001, deadline_s - time.monotonic()))
-            if not connection.recv(65536):
-                break
-    except OSError as closed:
-        LOG.debug('Not drained to the end: %s', closed)

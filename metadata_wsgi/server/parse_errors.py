@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status and the response of a request that cannot be parsed: malformed, too large, or of an unknown coding.
+
+The body is constant, and the connection is closed after the response.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from gunicorn.http import errors
+
+from metadata_wsgi import limits
+
+LOG = logging.getLogger(__name__)
+
+PARSE_ERROR_STATUS = {
+    errors.LimitRequestLine: (414, 'URI Too Long'),
+    errors.LimitRequestHeaders: (431, 'Request Header Fields Too Large'),
+    errors.UnsupportedTransferCoding: (501, 'Not Implemented'),
+}
+"""The status by gunicorn's exception; 400 for every other."""
+
+
+def send_error(connection: Any, error: Exception) -> None:
+    """Send the error response to a request that the parser refused with ``error``, gunicorn's ParseException."""
+    status, reason = PARSE_ERROR_STATUS.get(type(error), (400, 'Bad Request'))
+    body = f'{reason}.\n'.encode()
+    head = (
+        f'HTTP/1.1 {status} {reason}\r\nConnection: close\r\n'
+        f'Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n'
+    )
+    try:
+        connection.sendall(head.encode() + body)
+    except OSError as closed:
+        LOG.debug('The error response was not sent: %s', closed)
+        return
+    drain(connection)
+
+
+def drain(connection: Any) -> None:
+    """Receive and discard for up to ``limits.DRAIN_S``.
+
+    If data arrives after close(), the kernel sends a reset, and the client may lose the response with it.
+    """
+    deadline_s = time.monotonic() + limits.DRAIN_S
+    try:
+        connection.shutdown(1)
+        for _ in range(limits.DRAIN_RECVS):
+            connection.settimeout(max(0.001, deadline_s - time.monotonic()))
+            if not connection.recv(65536):
+                break
+    except OSError as closed:
+        LOG.debug('Not drained to the end: %s', closed)
