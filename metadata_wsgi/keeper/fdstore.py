@@ -36,7 +36,7 @@ ROUTER, NETWORK = 'router', 'network'
 class SystemdFdStore:
     """Sends notifications to the systemd at ``address``; see :class:`metadata_wsgi.keeper.registry.FdStore`.
 
-    A socket that could not be stored is served all the same; a log line tells that it can be lost.
+    A socket that could not be stored is served nevertheless; a warning in the log says that it can be lost.
     """
 
     def __init__(self, address: str) -> None:
@@ -46,7 +46,7 @@ class SystemdFdStore:
         self._systemd.connect('\0' + address[1:] if address.startswith('@') else address)
 
     def ready(self) -> None:
-        """Tell systemd that the service is up (``Type=notify``)."""
+        """Notify systemd that the service has started (``Type=notify``)."""
         self._notify('READY=1')
 
     def restore(
