@@ -337,7 +337,9 @@ def _targets_in_file(name: str) -> Iterable[AttachTarget]:
         if not words:
             continue
         if words[0] not in (ROUTER, NETWORK) or not 2 <= len(words) <= 3:
-            raise ConfigError(f'{name} line {number}: expected "router ID" or "network ID", optionally followed by a namespace')
+            raise ConfigError(
+                f'{name} line {number}: expected "router ID" or "network ID", optionally followed by a namespace'
+            )
         try:
             yield AttachTarget.of(words[0], _uuid(words[1]), words[2] if len(words) == 3 else None)
         except argparse.ArgumentTypeError as error:

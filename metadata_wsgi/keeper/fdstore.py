@@ -60,7 +60,7 @@ class SystemdFdStore:
         count = int(environ.pop('LISTEN_FDS', '0'))
         if environ.pop('LISTEN_PID', '') != str(os.getpid()):
             return
-        # A descriptor without a name is closed like one with a foreign name.
+        # A descriptor without a name is closed, as a descriptor with an unknown name is.
         names += [''] * (count - len(names))
         for descriptor, name in zip(range(first, first + count), names, strict=False):
             os.set_inheritable(descriptor, False)
@@ -93,7 +93,7 @@ class SystemdFdStore:
             self._remove(name)
 
     def close(self) -> None:
-        """Close the connection; systemd goes on holding what is stored."""
+        """Close the connection; systemd still has the stored sockets."""
         self._systemd.close()
 
     def _remove(self, name: str) -> None:
