@@ -2,8 +2,8 @@
 """``metadata-wsgi attach``, ``detach`` and ``attached``: the path by hand, for one router or network or for many.
 
 An L3 agent of Quantum attaches its routers itself. These commands are for clouds without one, for repairs, and to show
-what is attached. They need root. ``attached`` exits with 1 when something is only partly attached, so that a
-monitoring system can run it. In a list, a target that fails does not stop the others.
+what is attached. They need root. ``attached`` exits with 1 when something is only partly attached, so that a monitoring
+system can run it. In a list, a target that fails does not stop the others.
 
 The mode of a router selects the process that accepts its connections (``doc/modes.md``). Without ``--mode`` an attached
 router keeps its mode, and a new one gets ``shared``: keeper and shared proxy are started if they do not run. If the

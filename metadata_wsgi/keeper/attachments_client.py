@@ -59,7 +59,7 @@ class AttachmentsClient:
             return keeper.list('')[1]
 
     def entries(self) -> list[KeeperEntry]:
-        """The registered listeners, one entry for each router or network; none if the keeper's socket file does not exist."""
+        """The registered listeners, one entry for each router or network. Empty without the keeper's socket file."""
         if not self._socket_exists():
             return []
         with admin_client.connect(self._state_path) as keeper:

@@ -19,9 +19,9 @@ opaque bytes: the kernel creates them again from the bytes that it returns for t
 the rules are copied to a second scratch namespace, and ``iptables-save`` must print the wanted rules there. So iptables
 has made every rule, and ``iptables-save`` prints it.
 
-Cases that are not simple are left to iptables (the methods return None): only some of our rules are there, ours are to be
-removed from among others, there are rules of iptables-legacy, a chain has a policy, the kernel refuses, or iptables is
-not the nft kind.
+Cases that are not simple are left to iptables (the methods return None): only some of our rules are there, ours are to
+be removed from among others, there are rules of iptables-legacy, a chain has a policy, the kernel refuses, or iptables
+is not the nft kind.
 
 Facts:
 
