@@ -1,15 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metadata path of a cloud: a guest asks 169.254.169.254 who it is, and only it is told.
+"""Serves http://169.254.169.254: finds the instance that sent a request and returns that instance's metadata from Nova.
 
-A request walks through these rooms, in this order::
+The packages in the order in which a request passes through them::
 
-    namespace_proxy   in the router's namespace: says who is asking, over a unix socket
-    server            gunicorn on that socket, on the host
-    pipeline          the paste file, loaded and its order checked
-    filters           source, instance, signature: one fact each
-    directories       who is at this address behind this router?
-    upstream          Nova's metadata API, whose answer goes back byte for byte
+    server            HTTP server of the namespace proxy and the agent: accepts connections, parses requests
+    namespace_proxy   in the router's namespace: adds the client's address and the router's id, sends to the agent
+    pipeline          loads the agent's filters from the paste file and checks their order
+    filters           the filters: source of the request, instance, signature, and optional ones
+    lookup            finds the instance with an address behind a router, in Neutron or in a file
+    cache             caches of a worker, and the cache that workers and hosts share
+    nova_proxy        sends the signed request to Nova's metadata API and returns the response unchanged
+    http              HTTP client, retries, circuit breaker, header names, error responses
 
-Beside the way: ``plumbing`` lays it (rules, sockets and processes in namespaces), ``metadata_app``
-can stand where Nova stands, ``lab`` builds all of it on one machine, ``commands`` are the programs.
+The other packages::
+
+    cli               the programs and commands
+    config            reads configuration files
+    inventory         a small cloud without OpenStack, in a YAML file
+    keeper            root process that opens the listening sockets in namespaces and sends them to workers
+    lab               a cloud on one machine
+    metadata_service  a metadata API from the inventory, instead of Nova's
+    net               addresses, listening sockets, name resolution
+    netns             attaches a namespace: rules, addresses, processes
+    privileges        user, capabilities and system call filter of the workers
+
+Every timeout, count and size of server and HTTP client is in ``limits.py``.
 """

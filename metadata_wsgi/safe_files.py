@@ -109,8 +109,8 @@ def open_file(name: str, flags: int, *, dir_fd: int, mode: int = 0o600) -> int:
 def open_locked(name: str, *, dir_fd: int, mode: int = 0o600) -> int:
     """Create or open the file ``name`` and lock it (flock). The descriptor holds the lock until it is closed.
 
-    Raises BlockingIOError if another process has the lock. A file whose name was removed meanwhile is not returned:
-    its lock would exclude nobody who opens the name later.
+    Raises BlockingIOError if another process has the lock. If the file was deleted before it was locked, it is opened
+    and locked again: a lock on the deleted file would not stop a process that opens the name later.
     """
     while True:
         fd = open_file(name, os.O_CREAT | os.O_RDWR, dir_fd=dir_fd, mode=mode)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log throttling: a fault that a thousand requests meet is one line in the log."""
+"""Log throttling: a fault of a thousand requests is one line in the log in each interval.
+
+The usual interval is ``limits.LOG_INTERVAL_S``.
+"""
 
 from __future__ import annotations
 

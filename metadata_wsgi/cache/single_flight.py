@@ -26,7 +26,7 @@ Load = Callable[[Deadline], Any]
 
 
 def jittered(seconds: float) -> float:
-    """``seconds`` or up to a quarter less, so that entries loaded together do not expire together."""
+    """A random time between 75 % and 100 % of ``seconds``, so that entries loaded together do not expire together."""
     return seconds * random.uniform(0.75, 1.0)  # noqa: S311 (no secret, only spread)
 
 

@@ -146,7 +146,7 @@ def _configure(global_conf: Mapping[str, str], arguments: Sequence[str], name: s
 def _set_up_log(conf: cfg.ConfigOpts) -> None:
     without_journal = conf.use_journal and importlib.util.find_spec('systemd') is None
     if without_journal:
-        # What a unit writes to standard error is in the journal too.
+        # systemd writes the standard error of a unit to the journal too.
         conf.set_override('use_journal', False)
         conf.set_override('use_stderr', True)
     try:

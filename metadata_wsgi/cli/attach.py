@@ -2,12 +2,12 @@
 """``metadata-wsgi attach``, ``detach`` and ``attached``: the path by hand, for one router or network or for many.
 
 An L3 agent of Quantum attaches its routers itself. These commands are for clouds without one, for repairs, and to show
-what is attached. They need root. ``attached`` exits with 1 when something is only partly attached, so that a monitor
-may call it. In a list, a target that fails does not stop the others.
+what is attached. They need root. ``attached`` exits with 1 when something is only partly attached, so that a monitoring
+system can run it. In a list, a target that fails does not stop the others.
 
-What serves a router is its mode (``doc/modes.md``). Without ``--mode`` an attached router keeps its mode, and a new
-one gets ``process``: it needs nothing but the agent, an L3 agent can start, stop and adopt it, and a fault in it
-concerns one router. ``shared`` and ``one_hop`` need the keeper; they are for hosts with many routers.
+The mode of a router selects the process that accepts its connections (``doc/modes.md``). Without ``--mode`` an attached
+router keeps its mode, and a new one gets ``shared``: keeper and shared proxy are started if they do not run. If the
+shared proxy cannot be started, the router gets ``process``.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _with_error_message(run: Callable[[argparse.Namespace], int]) -> Callable[[a
 def _attach(args: argparse.Namespace) -> int:
     targets = _targets(args)
     with lock.exclusive(state_path(args)):
-        entries = [] if args.mode else AttachmentsClient(state_path(args)).kept()
+        entries = [] if args.mode else AttachmentsClient(state_path(args)).entries()
         modes = {target.uuid: PROCESS for target in targets if has_own_process(state_path(args), target.uuid)}
         modes |= {entry.target.uuid: entry.mode for entry in entries}
         command = AttachCommand(args, modes, count=len(targets))
@@ -337,7 +337,9 @@ def _targets_in_file(name: str) -> Iterable[AttachTarget]:
         if not words:
             continue
         if words[0] not in (ROUTER, NETWORK) or not 2 <= len(words) <= 3:
-            raise ConfigError(f'{name} line {number}: it is "router ID" or "network ID", and its namespace if another')
+            raise ConfigError(
+                f'{name} line {number}: expected "router ID" or "network ID", optionally followed by a namespace'
+            )
         try:
             yield AttachTarget.of(words[0], _uuid(words[1]), words[2] if len(words) == 3 else None)
         except argparse.ArgumentTypeError as error:
@@ -394,7 +396,7 @@ def _statuses(args: argparse.Namespace) -> tuple[list[attachment_status.Attachme
     """What is attached, and the error message of a keeper that does not respond, which is also printed."""
     entries, keeper_error = None, ''
     try:
-        entries = AttachmentsClient(state_path(args)).kept()
+        entries = AttachmentsClient(state_path(args)).entries()
     except MetadataError as error:
         keeper_error = str(error)
         print(f'{PROGRAM}: {keeper_error}', file=sys.stderr)

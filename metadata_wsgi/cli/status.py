@@ -94,7 +94,7 @@ def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | Non
         print('keeper      there is none; only the modes shared and one_hop need it')
         return [], True
     try:
-        entries, workers = state.kept(), state.workers()
+        entries, workers = state.entries(), state.workers()
         pid = proxy_process.unix_listener_pid(path, socket.SOCK_SEQPACKET)
     except (MetadataError, OSError) as error:
         print(f'keeper      {error}; its workers serve on, but nothing can be attached')

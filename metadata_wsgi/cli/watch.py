@@ -101,7 +101,7 @@ class CliAttachAdapter:
     def in_keeper(self) -> Set[TargetKey] | None:
         """See ``reconciler.AttachActions``."""
         try:
-            entries = self._keeper.kept()
+            entries = self._keeper.entries()
         except MetadataError as error:
             self._keeper_error = str(error)
             return None
@@ -239,14 +239,14 @@ def _has_pending_name() -> bool:
 
 
 def _leftovers(args: argparse.Namespace) -> list[TargetKey]:
-    """What is attached, and whose namespace is gone."""
+    """The routers and networks that are attached, but whose namespace was deleted."""
     state_path = (
         args.state_path or config_files.load({'config_file': ','.join(args.config_file)}, state_paths.OPTS).state_path
     )
     try:
         found = attachment_status.list_attachments(attach.iptables(), state_path=os.path.abspath(state_path))
     except (MetadataError, OSError) as error:
-        # What is left of deleted namespaces then stays until the next start.
+        # Then pid files and sockets of deleted namespaces stay until the next start.
         LOG.warning('Attachments of deleted namespaces were not looked for: %s', error)
         return []
     return [(one.kind, one.uuid) for one in found if one.namespace is None and args.only in (None, one.kind)]

@@ -10,7 +10,7 @@ for its files ``*.conf``, sorted by name; they are listed again at each load. On
 ``--config-dir`` may be repeated in any order (:func:`split_arguments`). Inside a block of :func:`parsed_once` each file
 is parsed once, however many filters call :func:`load`.
 
-oslo.config alone accepts three mistakes, so this module looks for them: a value outside its bounds (oslo.config
+oslo.config alone accepts three mistakes, so this module checks for them: a value outside its bounds (oslo.config
 raises only when the value is read), a required option that is not set (it reads as None), and a misspelt name (it is
 ignored). An unknown name is no error: Quantum and Neutron have options of other programs in the same files. One that
 resembles an option of ours is a warning, and so never stops the start.

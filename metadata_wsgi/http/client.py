@@ -3,8 +3,8 @@
 
 Not a library's client: the request target must arrive byte for byte (``%2f``, ``..`` and non-ASCII included), and the
 libraries rewrite it; and urllib3 took 335 microseconds of CPU for a request, where this module takes 40. The header of
-a response is parsed by picohttpparser (gunicorn_h1c), as in the server. What remains is the framing of RFC 9112, its
-strict part only: a response that can be read in two ways is an error.
+a response is parsed by picohttpparser (gunicorn_h1c), as in the server. This module adds the framing of RFC 9112,
+its strict part only: a response that can be read in two ways is an error.
 
 A response up to ``limits.MAX_BUFFERED_BYTES`` is received whole before the client gets its first byte: if the
 connection breaks the request can be retried. A larger one is streamed, so memory stays bounded; if the connection

@@ -3,6 +3,8 @@
 
 The status decides what a client does next. cloud-init retries after 503 with Retry-After and gives up after 404 or
 500. So 404 is sent only if it is certain that there is no such instance, and 503 for every fault that may pass.
+
+The statuses of requests that cannot be parsed are in ``server/parse_errors.py``.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ here, on the host, and the client receives an error only at the deadline. The fi
 ``limits.RETRY_BASE_DELAY_S``; the upper bound doubles to ``limits.RETRY_MAX_DELAY_S``. The jitter spreads the retries
 of a thousand clients when Nova becomes available again.
 
-A RetryBudget bounds the retries of all requests together. Without it every request to a Nova that answers 500 to
-everything would be sent about ten times. A request that finds the budget empty is not given up: it waits, and is
-retried when the budget allows it, or gets its response at the deadline.
+A RetryBudget bounds the retries of all requests together (``limits.RETRY_BUDGET_*``). Without it every request to a
+Nova that answers 500 to everything would be sent about ten times. A request that finds the budget empty is not given
+up: it waits, and is retried when the budget allows it, or gets its response at the deadline.
 
 The loop is not a library's because each request passes through it several times: tenacity took 30 microseconds where
 nothing failed.

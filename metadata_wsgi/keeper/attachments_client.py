@@ -26,7 +26,7 @@ class AttachmentsClient:
     def attach(
         self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
     ) -> bool:
-        """Register listeners on ``hosts`` in ``mode``; whether anything changed.
+        """Register listeners on ``hosts`` in ``mode``. Return True if anything changed.
 
         ``taken`` are listening sockets of a former process; those whose address is among ``hosts`` are registered.
         """
@@ -44,7 +44,10 @@ class AttachmentsClient:
             keeper.unregister(listener(target, mode, port, host))
 
     def detach(self, target: AttachTarget) -> bool:
-        """Unregister all listeners of ``target``; whether there were any. False where no keeper ever ran."""
+        """Unregister all listeners of ``target``.
+
+        Return True if there were any, False if there were none or the keeper's socket file does not exist.
+        """
         if not self._socket_exists():
             return False
         with admin_client.connect(self._state_path) as keeper:
@@ -55,8 +58,8 @@ class AttachmentsClient:
         with admin_client.connect(self._state_path) as keeper:
             return keeper.list('')[1]
 
-    def kept(self) -> list[KeeperEntry]:
-        """What is registered, one item for each router or network; an empty list where no keeper ever ran."""
+    def entries(self) -> list[KeeperEntry]:
+        """The registered listeners, one entry for each router or network. Empty without the keeper's socket file."""
         if not self._socket_exists():
             return []
         with admin_client.connect(self._state_path) as keeper:

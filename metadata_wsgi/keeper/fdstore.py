@@ -36,7 +36,7 @@ ROUTER, NETWORK = 'router', 'network'
 class SystemdFdStore:
     """Sends notifications to the systemd at ``address``; see :class:`metadata_wsgi.keeper.registry.FdStore`.
 
-    A socket that could not be stored is served all the same; a log line tells that it can be lost.
+    A socket that could not be stored is served nevertheless; a warning in the log says that it can be lost.
     """
 
     def __init__(self, address: str) -> None:
@@ -46,7 +46,7 @@ class SystemdFdStore:
         self._systemd.connect('\0' + address[1:] if address.startswith('@') else address)
 
     def ready(self) -> None:
-        """Tell systemd that the service is up (``Type=notify``)."""
+        """Notify systemd that the service has started (``Type=notify``)."""
         self._notify('READY=1')
 
     def restore(
@@ -60,7 +60,7 @@ class SystemdFdStore:
         count = int(environ.pop('LISTEN_FDS', '0'))
         if environ.pop('LISTEN_PID', '') != str(os.getpid()):
             return
-        # A descriptor without a name is closed like one with a foreign name.
+        # A descriptor without a name is closed, as a descriptor with an unknown name is.
         names += [''] * (count - len(names))
         for descriptor, name in zip(range(first, first + count), names, strict=False):
             os.set_inheritable(descriptor, False)
@@ -93,7 +93,7 @@ class SystemdFdStore:
             self._remove(name)
 
     def close(self) -> None:
-        """Close the connection; systemd goes on holding what is stored."""
+        """Close the connection; systemd still has the stored sockets."""
         self._systemd.close()
 
     def _remove(self, name: str) -> None:

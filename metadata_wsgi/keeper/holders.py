@@ -22,9 +22,9 @@ import time
 from collections.abc import Callable, Collection
 
 REQUEST_INTERVAL_S = 2.0
-"""Time between two looks for holders whose sockets are not registered; workers send theirs before the first."""
+"""Time between two requests to holders whose sockets are not registered. Workers send theirs before the first."""
 BATCH = 32
-"""Holders that are asked at a time: each starts a program."""
+"""Request the sockets of at most this many holders at a time: each holder starts a program."""
 
 
 class Holders:
@@ -36,7 +36,7 @@ class Holders:
         self._next_request_at = clock() + REQUEST_INTERVAL_S
 
     def ids(self) -> list[str]:
-        """The routers and networks that have a holder, as far as the FIFOs tell."""
+        """The routers and networks that have a holder, according to the FIFOs."""
         directory = self._open()
         if directory is None:
             return []
@@ -46,7 +46,10 @@ class Holders:
             os.close(directory)
 
     def request_sockets(self, registered: Callable[[], Collection[str]]) -> list[str]:
-        """Ask holders whose id is not in ``registered()`` for their sockets, if it is time; returns their ids."""
+        """Request the sockets of holders whose id is not in ``registered()``, once in ``REQUEST_INTERVAL_S``.
+
+        Return the ids of these holders.
+        """
         if self._clock() < self._next_request_at:
             return []
         self._next_request_at = self._clock() + REQUEST_INTERVAL_S

@@ -28,8 +28,8 @@ On ``<state_path>/listeners`` (workers), after a worker's first packet ``{"mode"
 
 Sockets travel as ancillary data (SCM_RIGHTS, unix(7)), at most one in each packet.
 
-The field names above are the wire format. A worker or client of one release may talk to a keeper of another during an
-upgrade: new fields may be added, existing ones keep their name and meaning. The keeper refuses an attach with a field
+The field names above are the wire format. During an upgrade a worker or client may be of another release than the
+keeper: new fields may be added, existing ones keep their name and meaning. The keeper refuses an attach with a field
 that it does not know; workers and clients ignore such fields. The code uses the constants below.
 """
 

@@ -51,7 +51,7 @@ class CachedLookup:
         return found
 
     def cached(self, source: Source) -> Instance | None:
-        """The instance, if the result is cached and fresh and has exactly one. Makes no lookup."""
+        """The instance of a fresh cache entry with exactly one instance, else None. Makes no lookup."""
         entry = self._cache.fresh(_key(source))
         return entry.value[0] if entry is not None and len(entry.value) == 1 else None
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Open the listening sockets: the agent's unix socket, and the namespace proxy's TCP port.
 
-The agent is reachable only over its unix socket, so its permissions are never wider than configured: it is created
-for its owner alone, and opened to others after owner and group are set. ``metadata_proxy_socket_mode`` selects who
-may connect:
+The agent is reachable only over its unix socket, so its permissions are never wider than configured: it is created for
+its owner alone, and for others after owner and group are set. ``metadata_proxy_socket_mode`` selects which users may
+connect:
 
 ``user``    the owner, ``metadata_proxy_user``
 ``group``   owner and group, ``metadata_proxy_group``
@@ -218,7 +218,7 @@ def _bind_and_listen(host: str, port: int, backlog: int) -> socket.socket:
         host or '::', port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
     )[0]
     if not host and not _has_ipv6():
-        family, address = socket.AF_INET, ('0.0.0.0', port)  # noqa: S104 (iptables rules limit who may connect)
+        family, address = socket.AF_INET, ('0.0.0.0', port)  # noqa: S104 (iptables rules limit access)
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

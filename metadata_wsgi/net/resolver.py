@@ -194,7 +194,7 @@ def ip_literal(host: str) -> Address | None:
 
 
 def getaddrinfo(host: str) -> Sequence[Address]:
-    """Ask the system's resolver: /etc/hosts, then name servers. Has no timeout."""
+    """Resolve a name with the system's resolver: /etc/hosts, then name servers. Has no timeout."""
     return _addresses(socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM))
 
 

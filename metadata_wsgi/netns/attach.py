@@ -48,7 +48,7 @@ START_TIMEOUT_S = 15.0
 START_POLL_S = 0.02
 CLOSE_TIMEOUT_S = 5.0
 """A worker closes a socket of the keeper a moment after the keeper did."""
-ANY_IPV4_ADDRESS = '0.0.0.0'  # noqa: S104 (the rules limit who may connect)
+ANY_IPV4_ADDRESS = '0.0.0.0'  # noqa: S104 (the rules limit access)
 SYSTEMD_PID = 1
 
 
@@ -307,7 +307,7 @@ class Attacher:
         return families, lambda: self._iptables.apply(target.namespace, former, families=families)
 
     def _undo(self, target: AttachTarget, port: int, undo: Callable[[], object]) -> None:
-        """Undo what this attach added, unless a listener needs it."""
+        """Remove the rules and addresses that this attach added, unless a listener needs them."""
         try:
             if not proxy_process.is_port_open(target.namespace, port):
                 undo()
@@ -316,7 +316,7 @@ class Attacher:
                         link_local.remove(table)
         except NetnsError as error:
             if namespaces.exists(target.namespace):
-                LOG.warning('%s %s: what was added could not be removed: %s', target.kind, target.uuid, error)
+                LOG.warning('%s %s: the added rules could not be removed: %s', target.kind, target.uuid, error)
 
     def _serve(self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str]) -> bool:
         if mode == PROCESS:

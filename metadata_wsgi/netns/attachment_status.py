@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is attached on this host, and what is wrong with it.
+"""The attached routers and networks of this host, and their problems.
 
-Read from the kernel, the pid files and the keeper, not from a record: what another program removed is noticed.
+Read from the kernel, the pid files and the keeper, not from a record. So changes by other programs are noticed.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ START_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A process behind one of Neutron's pid files. ``is_haproxy``: not our holder, which has the same pid file."""
+    """The process that one of Neutron's pid files names.
+
+    ``is_haproxy``: True for a haproxy, False for our holder, which uses the same pid file.
+    """
 
     id: str
     pid: int

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lock file: one attach or detach at a time on a host.
 
-Without it, ``watch`` could see a router while ``attach`` moves it from one mode to another, take it for broken, and
-move it back. Namespace proxies and the keeper do not use the lock: what is attached is served without it.
+Without it, ``watch`` could see a router while ``attach`` moves it from one mode to another, regard it as broken, and
+move it back. Namespace proxies and the keeper do not use the lock: attached routers are served without it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Wait for the next change of /run/netns, by inotify(7).
 
-The events only end a wait: what changed is found by listing the directory. So a lost event costs a delay until the
-next listing, and nothing else.
+An event only ends the wait; the change is found by listing the directory. So a lost event causes a delay until the next
+listing, and nothing else.
 """
 
 from __future__ import annotations

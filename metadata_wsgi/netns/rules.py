@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packet rules of a router's namespace, as data. Pure: nothing here runs a program.
 
-What they guarantee:
+They guarantee:
 
 - A request from an instance to 169.254.169.254:80 goes to the proxy's port. These are the two rules of Grizzly's L3
-  agent, in its words and its chains, so that an operator recognises them in ``iptables-save``.
+  agent, with the same options and in the same chains, so that an operator recognises them in ``iptables-save``.
 - Only packets that arrive on internal interfaces are redirected, and only redirected packets reach the port. They are
   marked on arrival, before the redirect replaces their destination (LP#1187102). Without the mark, an instance that
-  connects to 10.1.1.1:9697 itself could not be told apart from one behind another interface.
+  connects to 10.1.1.1:9697 itself could not be distinguished from one behind another interface.
 - A packet to the metadata address is never forwarded (LP#1920778): not when the redirect was flushed, not to another
   port, not while these rules are added or removed.
 

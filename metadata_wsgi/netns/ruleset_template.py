@@ -15,13 +15,13 @@ remove them, where no others are          21 ms                2 ms
 nftables takes 3 to 7 ms to read one router, because it decodes every expression.
 
 How: iptables adds the rules in a scratch namespace, which is read by netlink. Tables, chains and rules are treated as
-opaque bytes: what the kernel returns for them is what it takes to create them again. Before the first router is
-changed, a copy in a second scratch namespace must read back as wanted, by iptables itself. So every rule is one that
-iptables made and that ``iptables-save`` prints.
+opaque bytes: the kernel creates them again from the bytes that it returns for them. Before the first router is changed,
+the rules are copied to a second scratch namespace, and ``iptables-save`` must print the wanted rules there. So iptables
+has made every rule, and ``iptables-save`` prints it.
 
-What is not simple is left to iptables (the methods return None): only some of our rules are there, ours are to be
-removed from among others, there are rules of iptables-legacy, a chain has a policy, the kernel refuses, or iptables is
-not the nft kind.
+Cases that are not simple are left to iptables (the methods return None): only some of our rules are there, ours are to
+be removed from among others, there are rules of iptables-legacy, a chain has a policy, the kernel refuses, or iptables
+is not the nft kind.
 
 Facts:
 

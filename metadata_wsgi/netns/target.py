@@ -55,7 +55,7 @@ class KeeperState(Protocol):
     Both methods raise NetnsError when the keeper does not respond.
     """
 
-    def kept(self) -> list[KeeperEntry]:
+    def entries(self) -> list[KeeperEntry]:
         """All entries."""
 
     def workers(self) -> dict[str, int]:

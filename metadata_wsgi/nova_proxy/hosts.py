@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hosts of Nova's metadata API: which one gets a request, and which one is left alone for a while.
+"""The hosts of Nova's metadata API: selects the host that gets a request.
 
-Hosts are tried in the configured order. One that failed is tried after the others for ``limits.NOVA_HOST_BACKOFF_S``
-seconds. One that accepts no connections is not tried at all but for one attempt at a time (circuit breaker).
+Hosts are tried in the configured order. After a failure a host is tried after the others for
+``limits.NOVA_HOST_BACKOFF_S`` seconds. A host that accepts no connections gets one attempt at a time (circuit breaker).
 """
 
 from __future__ import annotations

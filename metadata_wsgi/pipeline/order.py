@@ -28,7 +28,7 @@ PROVIDED_BY = {
 
 
 def chain(app: Any) -> list[Any]:
-    """All filters of a pipeline from the outermost inwards, and last the app at its end."""
+    """The filters of a pipeline in the order of a request, and then the application at the end of the pipeline."""
     found = [app]
     while (inner := _inner(found[-1])) is not None:
         if any(inner is seen for seen in found):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far a request got in the pipeline, for filters that only observe (metrics, health, log).
 
-Filters write environ keys on the way in. Which of them are there after the response shows which filter made the
-response; the observed filters do nothing for it.
+Filters write environ keys before they call the next filter. The keys that exist after the response show which filter
+made the response. The observed filters need no code for this.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 
 Rule 1: a worker first reads what only root may read and opens its sockets, then drops its privileges, then serves.
 Rule 2: if a privilege cannot be given up the worker ends; it never serves with more privileges than intended.
-Rule 3: nothing that was given up can be regained, by the worker neither.
+Rule 3: a privilege that was given up cannot be regained, not even by the worker.
 
 ``identity``              the user and group that workers become
-``identity_from_socket``  the same, derived from who may connect to the agent's socket
+``identity_from_socket``  the same, derived from owner, group and mode of the agent's socket
 ``drop``                  gives up user, capabilities and system calls
 ``seccomp``               the system call filter
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The identity of a namespace proxy's workers if no option names one: it depends on who may connect to the agent.
+"""The identity of a namespace proxy's workers if no option names one: a user that may connect to the agent.
 
 An L3 agent of Grizzly passes no user to a namespace proxy, and may start it before or after the metadata agent. Only
 the socket shows the agent's options (``metadata_proxy_user``, ``metadata_proxy_group``,
@@ -8,12 +8,12 @@ identity that may connect, also after the agent was restarted with other options
 identity does not change.
 
 ==========================  =============================================================================
-who may connect             identity of the workers
+users that may connect      identity of the workers
 ==========================  =============================================================================
 every user                  the default user
 a group                     the default user with that group: the owner may have other privileges
 the owner                   the owner
-only root                   the default user, which cannot connect: clients are answered 503
+only root                   the default user, which cannot connect: clients get 503
 ==========================  =============================================================================
 
 Workers parse client data, so they never run as root, not even without capabilities: uid 0 may write what belongs to
@@ -79,7 +79,7 @@ class IdentityFromSocket:
             os.close(dir_fd)
 
     def _required_identity(self, found: os.stat_result) -> Identity:
-        """An identity that may connect to that socket; logs an error if there is none but root, or it cannot."""
+        """The identity for the workers. Logs an error if it cannot connect to the socket."""
         wanted = _who_may_connect(found, self._default)
         directory = os.path.dirname(self._path)
         if wanted is None:

@@ -49,10 +49,10 @@ class KeeperHost:
         eventually(listeners.exists, 'the keeper listens')
 
     def workers(self):
-        return self.kept.workers()
+        return self.attachments.workers()
 
     @property
-    def kept(self):
+    def attachments(self):
         return AttachmentsClient(str(self.cloud.state_path))
 
     def metadata_wsgi(self, verb, *argv):

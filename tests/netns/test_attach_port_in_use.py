@@ -70,7 +70,7 @@ def test_port_in_use_in_mode_shared_is_reported_and_changes_nothing(topology, ot
             assert code == 1
             assert f'port 9697 in {topology.router} is held by pid {other.pid} (python' in err
             assert (saved_rules(topology.router, 'iptables'), saved_rules(topology.router, 'ip6tables')) == before
-            assert host.kept.kept() == []
+            assert host.attachments.entries() == []
         finally:
             host.close()
 

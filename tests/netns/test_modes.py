@@ -121,7 +121,7 @@ def test_each_instance_gets_its_own_metadata_and_detach_leaves_no_trace(host, to
     ]
     assert host.metadata_wsgi('detach', *routers)[1].count('was not attached') == 2
     # Deleted for good: no socket of anybody keeps the namespace.
-    assert host.kept.kept() == []
+    assert host.attachments.entries() == []
 
 
 @pytest.mark.parametrize('mode', KEPT)
@@ -144,7 +144,7 @@ def test_isolated_network_over_both_families(host, isolated, mode):
     # The guest may have to wait for duplicate address detection of its own address.
     link_local = f'http://[fe80::a9fe:a9fe%25eth0]{TARGET}'
     eventually(lambda: 'No instance' in curl(guest, link_local), 'the guest is served over IPv6')
-    assert [kept.hosts for kept in host.kept.kept()] == [(METADATA, 'fe80::a9fe:a9fe%tap0')]
+    assert [entry.hosts for entry in host.attachments.entries()] == [(METADATA, 'fe80::a9fe:a9fe%tap0')]
     assert host.metadata_wsgi('attached')[0] == 0
     assert host.metadata_wsgi('detach', *words)[:2] == (0, 'network network-c is detached\n')
 
@@ -165,7 +165,7 @@ def test_mode_change_refuses_no_connection(host, topologies, routers, load):
         assert asking.failures == [], (mode, host.text())
         code, out, _ = host.metadata_wsgi('attached')
         assert (code, out.count(f'  {mode}  ')) == (0, 2), out
-    assert host.kept.kept() == []
+    assert host.attachments.entries() == []
     assert len(list(host.cloud.state_path.glob('external/pids/*.pid'))) == 2
 
 
@@ -187,7 +187,7 @@ def test_program_without_listen_fd_is_started_after_the_keeper_closed_its_socket
     standin = Path(__file__).with_name('fake_namespace_proxy.py')
     code, _, err = host.metadata_wsgi('attach', '--no-wait', '--mode', 'process', '--program', standin, *routers)
     assert (code, err.count('connections are refused meanwhile')) == (0, 2)
-    assert host.kept.kept() == []
+    assert host.attachments.entries() == []
     assert namespaces.run_in(topologies[1].guest, body) == b'proxy of router-b'
 
 
@@ -219,7 +219,7 @@ def test_killed_keeper_loses_no_request(host, topologies, routers, load, mode):
     code, _, err = host.metadata_wsgi('attached')
     assert (code, 'start metadata-wsgi keeper' in err) == (1, True)
     host.start_keeper()
-    eventually(lambda: len(host.kept.kept()) == 2, 'the worker has handed back what it serves')
+    eventually(lambda: len(host.attachments.entries()) == 2, 'the worker has handed back what it serves')
     assert host.attach(mode, *routers).count('already') == 2
     asking.more()
     assert asking.failures == [], host.text()
@@ -270,7 +270,7 @@ def test_replaced_proxy_refuses_no_connection(host, topologies, routers, load):
 def test_recreated_namespace_is_served_again_and_deleted_one_released(host, topologies, routers):
     host.attach('shared', *routers)
     topologies[0].remove()
-    eventually(lambda: len(host.kept.kept()) == 1, 'the keeper let go of what was deleted')
+    eventually(lambda: len(host.attachments.entries()) == 1, 'the keeper let go of what was deleted')
     topologies[0].make()
     host.attach('shared', *routers)
     assert namespaces.run_in(topologies[0].guest, get_instance_id) == 'instance-a'

@@ -97,12 +97,12 @@ def costs(host):
 
 @pytest.mark.parametrize('mode', ['shared', 'one_hop'])
 def test_many_routers_share_one_set_of_processes(host, routers, mode, tmp_path):
-    kept = AttachmentsClient(str(host.cloud.state_path))
+    keeper = AttachmentsClient(str(host.cloud.state_path))
     first, later = routers[:MANY], routers[MANY:]
     before = costs(host)
     begun_at = time.monotonic()
     for id_ in first:
-        kept.attach(AttachTarget.of('router', id_), mode, PORT, [''])
+        keeper.attach(AttachTarget.of('router', id_), mode, PORT, [''])
     took_s = time.monotonic() - begun_at
     assert [namespaces.run_in(f'qrouter-{id_}', lambda: get_instance_id('127.0.0.1', PORT)) for id_ in first] == [
         f'vm-{id_}' for id_ in first
@@ -118,8 +118,8 @@ def test_many_routers_share_one_set_of_processes(host, routers, mode, tmp_path):
     try:
         load.more()
         for one, another in zip(gone, later, strict=True):
-            assert kept.detach(AttachTarget.of('router', one)) is True
-            assert kept.attach(AttachTarget.of('router', another), mode, PORT, ['']) is True
+            assert keeper.detach(AttachTarget.of('router', one)) is True
+            assert keeper.attach(AttachTarget.of('router', another), mode, PORT, ['']) is True
         load.more()
         for id_ in gone[:5]:
             # The worker hears of it a moment after the keeper.
@@ -129,7 +129,7 @@ def test_many_routers_share_one_set_of_processes(host, routers, mode, tmp_path):
     finally:
         load.stop()
     assert load.failures == [], host.text()
-    assert len(kept.kept()) == MANY
+    assert len(keeper.entries()) == MANY
 
 
 def test_many_routers_are_attached_and_detached_by_one_command(host, routers, tmp_path):
@@ -144,7 +144,7 @@ def test_many_routers_are_attached_and_detached_by_one_command(host, routers, tm
     ]
     code, out, _ = host.metadata_wsgi('detach', '--file', str(listed))
     assert (code, out.count('is detached')) == (0, MANY)
-    assert host.kept.kept() == []
+    assert host.attachments.entries() == []
 
 
 def _refuses(namespace):

@@ -93,7 +93,7 @@ def _inner(error: BaseException) -> BaseException | None:
     inner = getattr(error, 'reason', None)  # of urllib3's MaxRetryError
     if not isinstance(inner, BaseException):
         inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    # What is not about the connection is another error that was being handled.
+    # Any other type is an error that was being handled already, not the cause of this one.
     return inner if isinstance(inner, OSError | urllib3.exceptions.HTTPError) else None
 
 

@@ -146,7 +146,7 @@ def test_targets_from_repeated_options_or_a_file(tmp_path):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('router aaaa\naaaa\n', 'line 2: it is "router ID" or "network ID"'),
+        ('router aaaa\naaaa\n', 'line 2: expected "router ID" or "network ID"'),
         ('subnet aaaa\n', 'line 1'),
         ('router aaaa ns more\n', 'line 1'),
         ('router ../etc\n', "line 1: '../etc' is not an id"),

@@ -19,7 +19,7 @@ class FakeKeeper:
         self._workers = workers or {}
         self._refusal = refusal
 
-    def kept(self):
+    def entries(self):
         if self._refusal:
             raise NetnsError(self._refusal)
         return self._kept

@@ -195,7 +195,7 @@ class FakeKeeper:
         self.looks = 0
         self.worker_counts = {}
 
-    def kept(self):
+    def entries(self):
         self.looks += 1
         if self.modes is None:
             raise NetnsError('no keeper answers')
