@@ -2,8 +2,8 @@
 """Open the listening sockets: the agent's unix socket, and the namespace proxy's TCP port.
 
 The agent is reachable only over its unix socket, so its permissions are never wider than configured: it is created for
-its owner alone, and for others after owner and group are set. ``metadata_proxy_socket_mode`` selects which users may
-connect:
+its owner alone, and other users get access after owner and group are set. ``metadata_proxy_socket_mode`` selects which
+users may connect:
 
 ``user``    the owner, ``metadata_proxy_user``
 ``group``   owner and group, ``metadata_proxy_group``
