@@ -30,9 +30,6 @@ START_TIMEOUT_S = 15.0
 POLL_S = 0.1
 LOCK_NAME = 'starting_shared_proxy'
 
-# Not in the namespace of the router that happens to be attached first: a process in it would keep it in the kernel.
-IN_HOST_NAMESPACE = ('nsenter', '--net=/proc/1/ns/net', '--')
-
 
 @dataclass(frozen=True, slots=True)
 class SharedProxy:
@@ -103,7 +100,8 @@ def program(name: str) -> str:
 
 def _start(argv: Sequence[str]) -> None:
     """Run a program that goes into the background, in the host's namespace. Raises NetnsError if it fails."""
-    prefix = IN_HOST_NAMESPACE if _is_elsewhere() else ()
+    host = _host_namespace()
+    prefix = ['nsenter', f'--net={host}', '--'] if host else []
     # Files and not pipes: the program's children would keep a pipe open.
     done = subprocess.run(
         [*prefix, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
@@ -113,9 +111,26 @@ def _start(argv: Sequence[str]) -> None:
     LOG.info('Started %s', ' '.join(argv))
 
 
-def _is_elsewhere() -> bool:
-    """Whether this process is in another network namespace than the first process of the host or container."""
+def _host_namespace() -> str:
+    """The network namespace of the agent that started this process in a router's namespace; '' if it is our own.
+
+    A keeper in the namespace of the router that is attached first would keep that namespace in the kernel. The agent is
+    the nearest ancestor in another namespace: ``ip netns exec`` replaces itself by the program.
+    """
+    own = _namespace_of('self')
+    pid = os.getppid()
+    while pid > 0:
+        if _namespace_of(str(pid)) not in ('', own):
+            return f'/proc/{pid}/ns/net'
+        try:
+            pid = int(Path(f'/proc/{pid}/stat').read_text(encoding='utf-8').rpartition(')')[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            return ''
+    return ''
+
+
+def _namespace_of(pid: str) -> str:
     try:
-        return Path('/proc/self/ns/net').readlink() != Path('/proc/1/ns/net').readlink()
+        return os.readlink(f'/proc/{pid}/ns/net')
     except OSError:
-        return False
+        return ''

@@ -9,13 +9,12 @@ the connections that wait in a socket which is closed to another one of the same
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import os
 import signal
 import socket
 import sys
 import time
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,9 +192,8 @@ def _migrate_requests() -> None:
 
 
 def _loaded(program: str) -> Any:
-    loader = importlib.machinery.SourceFileLoader('metadata_wsgi_haproxy', program)
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
+    # Not by the import system, which would write a cache file beside the program.
+    module = types.ModuleType('metadata_wsgi_haproxy')
+    module.__file__ = program
+    exec(compile(Path(program).read_bytes(), program, 'exec'), module.__dict__)  # noqa: S102 (our own program)
     return module

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``bin/metadata-wsgi-haproxy``: which configurations it takes, and that all others start the real haproxy."""
 
-import importlib.machinery
-import importlib.util
 import os
 import subprocess
 from pathlib import Path
@@ -10,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from metadata_wsgi.netns import haproxy
 
 PROGRAM = Path(__file__).parents[2] / 'bin' / 'metadata-wsgi-haproxy'
 ID = '6d1f8c1e-3b0a-4c55-9f63-0a1b2c3d4e5f'
@@ -73,10 +73,7 @@ DHCP_BINDS = 'bind 169.254.169.254:80\n    bind [fe80::a9fe:a9fe]:80 interface t
 
 
 def loaded():
-    loader = importlib.machinery.SourceFileLoader('metadata_wsgi_haproxy', str(PROGRAM))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
-    loader.exec_module(module)
-    return module
+    return haproxy._loaded(str(PROGRAM))
 
 
 program = loaded()
