@@ -8,6 +8,7 @@ the last script for all further ones. A script is a function of a ``Peer``: it r
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -59,6 +60,9 @@ class RawServer:
         self._threads: list[threading.Thread] = []
         self.listener = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
         self.listener.bind(path or ('127.0.0.1', 0))
+        if path:
+            # Programs that root starts connect as another user.
+            os.chmod(path, 0o666)
         self.listener.listen(64)
         self.port = 0 if path else self.listener.getsockname()[1]
         self._start(self._accept)

@@ -204,7 +204,10 @@ class AttachCommand:
 
     def mode(self, target: AttachTarget) -> str:
         """The mode it is attached in."""
-        return str(self._args.mode or self._modes.get(target.uuid) or self._default_mode())
+        known = self._args.mode or self._modes.get(target.uuid)
+        if not known and not namespaces.exists(target.namespace):
+            return SHARED  # nothing is started for a target that cannot be attached
+        return str(known or self._default_mode())
 
     def _default_mode(self) -> str:
         """SHARED if the shared proxy runs or can be started, else PROCESS, which costs tens of megabytes."""

@@ -214,7 +214,7 @@ def test_attach_waits_for_ipv6_inside_the_lock(tmp_path, monkeypatch):
             free.append(probe.stdout.strip())
 
     monkeypatch.setattr(attach, '_attacher', lambda *_: FakeAttacher())
-    args = parse('attach', '--router-id', UUID, '--state-path', str(tmp_path))
+    args = parse('attach', '--mode=process', '--router-id', UUID, '--state-path', str(tmp_path))
     assert args.run(args) == 0
     assert free == ['held']
 
