@@ -28,7 +28,7 @@ GENERATED = '<!-- Generated from the code by doc/reference_pages.py. Change the 
 
 OPTIONS_INTRODUCTION = """\
 Every option of the configuration files, in the order of the pipeline. `metadata_agent.ini.sample` has the same options
-as a file. An option that is misspelt stops the start.
+as a file. A misspelt name is logged as a warning; a wrong value stops the start.
 """
 FILTERS_INTRODUCTION = """\
 Every filter that a pipeline of the paste file can name. A filter *reads* environ keys that a filter before it must have

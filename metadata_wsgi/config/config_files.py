@@ -279,7 +279,7 @@ def _values_of(path: str) -> list[tuple[str, str, str]]:
 
 
 def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequence[str]) -> None:
-    """Read each of ``opts`` once, so that a wrong value stops the start and not a request."""
+    """Read each of ``opts`` once, so that a wrong value fails at start."""
     _check(conf if group == 'DEFAULT' else conf[group], opts, _where(group, paths))
 
 

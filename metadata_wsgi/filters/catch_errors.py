@@ -5,8 +5,8 @@ The traceback is logged; the client gets a constant 503 with ``Retry-After: 1``.
 retries after 503. No header, body or secret of the request is logged.
 
 The outermost filter is built last, so this one also checks the finished pipeline, once: each filter finds the keys
-that it reads, and no option in the configuration files is misspelt. Otherwise the start is refused, whichever server
-loads the pipeline.
+that it reads. Otherwise the start is refused, whichever server loads the pipeline. A misspelt option in the
+configuration files is logged as a warning.
 At the first request it checks the settings of a gunicorn that serves it: if that accepts malformed requests, every
 request gets 503 and the log names the setting (``pipeline/gunicorn_strictness.py`` has the settings).
 It reads and writes no environ key. It has no options.

@@ -36,7 +36,7 @@ ROUTER, NETWORK = 'router', 'network'
 class SystemdFdStore:
     """Sends notifications to the systemd at ``address``; see :class:`metadata_wsgi.keeper.registry.FdStore`.
 
-    A socket that could not be stored is served nevertheless; a warning in the log says that it can be lost.
+    If systemd refuses a socket it is still served, but may be lost at a restart; a warning in the log says so.
     """
 
     def __init__(self, address: str) -> None:

@@ -47,7 +47,7 @@ SO_PEERGROUPS = 59  # <asm-generic/socket.h>, Linux 4.13
 class Keeper:
     """Serves ``<state_path>/keeper`` and ``<state_path>/listeners`` until ``stop``.
 
-    ``user`` and ``group`` own the workers' socket. ``fdstore`` gets every registered socket, ``opener`` opens them.
+    ``user`` and ``group`` own the workers' socket. ``opener`` opens sockets; ``fdstore`` gets a copy of each.
     """
 
     def __init__(

@@ -3,8 +3,7 @@
 
 How long a result is used, counted from the lookup:
 
-- One instance: at most ``fresh_s``, less up to a quarter at random: instances that booted together are not looked up
-  together again.
+- One instance: 60 % to 80 % of ``fresh_s``, at random: instances that booted together are not looked up together again.
 - None or several: at most ``not_found_s``, so that a client that is too early soon gets its instance.
 - While the lookup is unavailable: one instance up to ``stale_s``; none and several never.
 

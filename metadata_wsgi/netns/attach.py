@@ -90,7 +90,7 @@ class RuleWriter(Protocol):
         """Make ``wanted`` our rules in the namespace; whether anything had to be changed. Raises NetnsError."""
 
     def replace(self, namespace: str, wanted: Sequence[Rule], *, families: Sequence[int]) -> tuple[Rule, ...] | None:
-        """The same, all or nothing; returns our former rules, None if nothing had to be changed."""
+        """As ``apply``, but on an error no rule changes; returns our former rules, None if nothing changed."""
 
     def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
         """Every rule of ours in the namespace."""

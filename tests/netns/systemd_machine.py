@@ -253,7 +253,7 @@ def _fill_skeleton(skeleton, conf, files):
         drop_in.parent.mkdir()
         drop_in.write_text(
             '[Service]\nExecStart=\n'
-            + command.replace('/usr/bin/', '/opt/bin/')
+            + command.replace('/opt/metadata-wsgi/bin/', '/opt/bin/')
             + f'\nStandardOutput=append:/var/log/{unit.stem}.log\nStandardError=inherit\n'
         )
 
