@@ -310,8 +310,8 @@ def test_stop_and_start_of_all_units_needs_only_a_new_attach(host, topology, att
     attach('shared')
     host.systemctl('stop', *ALL)
     host.systemctl('start', *ALL)
-    assert owners(host) == EXPECTED_OWNERS
     eventually(lambda: workers(host) == {'shared', 'one_hop'}, 'workers of both modes are connected')
+    assert owners(host) == EXPECTED_OWNERS
     assert host.metadata_wsgi('attached', check=False).returncode == 1
     attach('shared')
     assert namespaces.run_in(topology.guest, get_instance_id) == 'instance-a'
