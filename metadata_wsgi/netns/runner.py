@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a program and return its output. Other modules run programs through this one, so that tests can replace it."""
+"""Run a program and return its output. Modules of ``netns`` run programs through it, so that tests can replace it."""
 
 from __future__ import annotations
 
