@@ -86,7 +86,7 @@ def test_explain_shows_the_pipeline_and_no_secret(host, seed):
     done = host.metadata_wsgi('explain', '--router-id', seed['a'].router_id, '10.1.1.2', '--send')
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert any(line.startswith('source') and seed['a'].router_id in line for line in lines)
+    assert any(line.startswith('header_source') and seed['a'].router_id in line for line in lines)
     assert any(line.startswith('instance') and seed['a'].instance_id in line for line in lines)
     assert sum('GET /v2.0/ports?' in line for line in lines) == 2
     assert any(line.startswith('response      200') for line in lines)
