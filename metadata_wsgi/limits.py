@@ -101,7 +101,13 @@ GRACEFUL_TIMEOUT_S = 12
 """A stopping worker may finish the requests in flight for this long: longer than REQUEST_TIMEOUT_S."""
 
 WORKER_TIMEOUT_S = 30
-"""The master kills a worker that gave no sign of life for this long."""
+"""The master kills a worker that sent no heartbeat for this long."""
+
+STUCK_REQUEST_S = 15.0
+"""A worker sends no heartbeat while a request is this long past its deadline and no other request has ended since."""
+
+HEARTBEAT_FRESH_S = 5.0
+"""A worker whose last heartbeat is younger than this serves. It sends one each second."""
 
 CONFIG_CHECK_TIMEOUT_S = 60.0
 """Time in which the pipeline must load, at start and at SIGHUP, before the check of the configuration fails."""

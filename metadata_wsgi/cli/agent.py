@@ -27,6 +27,7 @@ from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.keeper.protocol import ONE_HOP
 from metadata_wsgi.lookup import protocol
 from metadata_wsgi.net import listeners
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.pipeline import order, paste_loader
 from metadata_wsgi.pipeline.environ_keys import NAMESPACE
 from metadata_wsgi.privileges import identity
@@ -82,6 +83,7 @@ QUANTUM = Program('quantum-metadata-agent', config_files.to_global_conf)
 
 def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
     """Run the program; return its exit code."""
+    notifier = Notifier.from_environ()
     try:
         paths, arguments = config_files.split_arguments(sys.argv[1:] if argv is None else argv)
         global_conf = program.configuration(paths)
@@ -99,6 +101,7 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
             any_destination=conf.allow_any_destination,
             on_config_checked=lambda: _on_config_checked(global_conf, pause),
             on_first_worker=visibility_check.check_in_background if conf.check_services_at_start else lambda app: None,
+            notifier=notifier,
         )
         agent.check_config_in_child()
     except MetadataError as error:

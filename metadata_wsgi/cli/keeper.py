@@ -13,6 +13,7 @@ from metadata_wsgi.keeper.fdstore import SystemdFdStore
 from metadata_wsgi.keeper.server import Keeper
 from metadata_wsgi.namespace_proxy import daemonize
 from metadata_wsgi.net import listeners
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop, identity
 
 
@@ -43,13 +44,11 @@ def run(args: argparse.Namespace) -> int:
         group = str(workers.gid) if workers else ''
     drop.no_core_files()
     ready = daemonize.daemonize() if args.daemonize else lambda: None
-    # Not for child processes: only the keeper itself may notify systemd.
-    notify_address = os.environ.pop('NOTIFY_SOCKET', '')
-    fdstore = SystemdFdStore(notify_address) if notify_address else None
-    keeper = Keeper(state_path, user=user, group=group, fdstore=fdstore)
+    notifier = Notifier.from_environ()
+    fdstore = SystemdFdStore(notifier) if notifier else None
+    keeper = Keeper(state_path, user=user, group=group, fdstore=fdstore, notifier=notifier)
     if fdstore:
         keeper.restore(fdstore.restore(os.environ))
-        fdstore.ready()
     ready()
     keeper.run()
     return 0

@@ -27,6 +27,7 @@ from metadata_wsgi.keeper.protocol import SHARED
 from metadata_wsgi.namespace_proxy import daemonize
 from metadata_wsgi.namespace_proxy.pidfile import PidFile
 from metadata_wsgi.net import listeners
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns.target import PROCESS
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges.identity import Identity
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ('state_path', 'pid_file', 'metadata_proxy_socket', 'log_dir'):
         if getattr(args, name):
             setattr(args, name, os.path.abspath(getattr(args, name)))
+    notifier = Notifier.from_environ()
     namespace_id = args.router_id or args.network_id or ('shared' if args.shared else None)
     try:
         if not namespace_id:
@@ -75,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             keeper=(os.path.join(args.state_path, 'listeners'), SHARED) if args.shared else None,
             identity=worker_identity,
             any_destination=args.allow_any_destination,
+            # A daemon is not the main process of the unit whose environment it has inherited.
+            notifier=None if args.daemonize else notifier,
         ).run()
     finally:
         if pid_file:

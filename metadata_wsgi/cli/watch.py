@@ -34,6 +34,7 @@ from metadata_wsgi.cli.reconciler import FULL_RECONCILE_INTERVAL_S, Reconciler, 
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError, NetnsError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns import attachment_status, lock, namespaces
 from metadata_wsgi.netns.namespace_events import NamespaceEvents
 from metadata_wsgi.netns.target import NO_WORKER, PROCESS, AttachTarget, KeeperState
@@ -75,10 +76,18 @@ def ha_state(ha_confs_path: str, router_id: str) -> str:
 
 
 class CliAttachAdapter:
-    """Attaches and detaches as ``metadata-wsgi attach`` and ``detach`` do, with all their options."""
+    """Attaches and detaches as ``metadata-wsgi attach`` and ``detach`` do, with all their options.
+
+    ``on_progress`` is called after each target, in the thread that has handled it.
+    """
 
     def __init__(
-        self, common_options: list[str], attach_options: list[str], *, keeper: KeeperState | None = None
+        self,
+        common_options: list[str],
+        attach_options: list[str],
+        *,
+        keeper: KeeperState | None = None,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         parser = argparse.ArgumentParser(prog=attach.PROGRAM, allow_abbrev=False)
         attach.add_verbs(parser.add_subparsers(required=True))
@@ -95,6 +104,7 @@ class CliAttachAdapter:
         self._keeper = keeper or AttachmentsClient(self._state_path)
         self._modes: dict[str, str] = {}
         """By id, of those that had a socket in the keeper when it last responded."""
+        self._on_progress = on_progress
         self._keeper_error = ''
         self._modes_without_worker: set[str] = set()
 
@@ -131,7 +141,7 @@ class CliAttachAdapter:
                 errors[target] = self._keeper_error
         known = [target for target in targets if target not in errors]
         command = attach.AttachCommand(self._attach_args, self._modes, count=len(known))
-        errors |= _errors(known, command.attach)
+        errors |= self._errors(known, command.attach)
         self._warn_no_worker({command.mode(AttachTarget.of(*target)) for target in known})
         return errors
 
@@ -139,13 +149,23 @@ class CliAttachAdapter:
         """``metadata-wsgi detach``."""
         try:
             with lock.exclusive(self._state_path):
-                errors = _errors(targets, attach.detach_command(self._detach_args, count=len(targets)))
+                errors = self._errors(targets, attach.detach_command(self._detach_args, count=len(targets)))
         except (MetadataError, OSError) as error:
             return dict.fromkeys(targets, str(error))
         for target in targets:
             if target not in errors:
                 self._modes.pop(target[1], None)
         return errors
+
+    def _errors(self, targets: Sequence[TargetKey], action: Callable[[AttachTarget], str]) -> dict[TargetKey, str]:
+        def run(target: AttachTarget) -> str:
+            try:
+                return action(target)
+            finally:
+                self._on_progress()
+
+        outcomes = attach.run_for_each([AttachTarget.of(*target) for target in targets], run)
+        return {target: error for target, (_, error) in zip(targets, outcomes, strict=True) if error}
 
     def _has_process(self, uuid: str) -> bool:
         return attach.has_own_process(self._state_path, uuid)
@@ -159,11 +179,6 @@ class CliAttachAdapter:
         for mode in sorted(without_worker - self._modes_without_worker):
             LOG.warning('%s', NO_WORKER[mode])
         self._modes_without_worker = without_worker
-
-
-def _errors(targets: Sequence[TargetKey], action: Callable[[AttachTarget], str]) -> dict[TargetKey, str]:
-    outcomes = attach.run_for_each([AttachTarget.of(*target) for target in targets], action)
-    return {target: error for target, (_, error) in zip(targets, outcomes, strict=True) if error}
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -198,12 +213,13 @@ def run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         raise NetnsError('only root can enter namespaces; run it with sudo')
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s')
+    notifier = Notifier.from_environ()
     common_options = [f'--config-file={file}' for file in args.config_file]
     if args.state_path:
         common_options.append(f'--state-path={args.state_path}')
     reconciler = Reconciler(
         lambda: watched_namespaces(args.only, args.ha_confs_path),
-        CliAttachAdapter(common_options, args.attach_options),
+        CliAttachAdapter(common_options, args.attach_options, on_progress=notifier.progress),
         full_interval_s=args.again,
     )
     running = True
@@ -216,20 +232,28 @@ def run(args: argparse.Namespace) -> int:
     with NamespaceEvents() as events:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
+        # Before the first attachments: those of a thousand routers may take longer than systemd waits for a start.
+        notifier.ready('Attaching what is there')
         reconciler.start(_leftovers(args))
+        notifier.status(reconciler.summary())
         while running:
             events.wait(PENDING_POLL_S if _has_pending_name() else args.interval)
             if running:
-                _reconcile(reconciler)
+                _reconcile(reconciler, notifier)
+    notifier.stopping()
     return 0
 
 
-def _reconcile(reconciler: Reconciler) -> None:
+def _reconcile(reconciler: Reconciler, notifier: Notifier) -> None:
     try:
         reconciler.reconcile()
     except (MetadataError, OSError) as error:
         # E.g. /run/netns cannot be read. The next turn tries again; ending would leave everything unattended.
         LOG.error('Nothing was reconciled this time: %s', error)
+        notifier.status(f'Nothing is attached or detached: {error}')
+    else:
+        notifier.status(reconciler.summary())
+    notifier.progress()
 
 
 def _has_pending_name() -> bool:

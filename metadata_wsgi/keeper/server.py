@@ -24,6 +24,7 @@ from metadata_wsgi.keeper.netns_listener import NetnsSocketOpener
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.registry import FdStore, Registry, SocketOpener, Subscriber
 from metadata_wsgi.net import listeners
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns import namespaces
 from metadata_wsgi.throttle import Throttle
 
@@ -48,6 +49,7 @@ class Keeper:
     """Serves ``<state_path>/keeper`` and ``<state_path>/listeners`` until ``stop``.
 
     ``user`` and ``group`` own the workers' socket. ``opener`` opens sockets; ``fdstore`` gets a copy of each.
+    ``notifier`` gets the state, and each turn of the event loop as progress.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class Keeper:
         group: str = '',
         fdstore: FdStore[socket.socket] | None = None,
         opener: SocketOpener[socket.socket] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         listeners.raise_descriptor_limit()
+        self._notifier = notifier or Notifier()
         self._holders = Holders(state_path)
         self._registry: Registry[socket.socket] = Registry(opener or NetnsSocketOpener(), fdstore)
         # None: connected, and its mode is not known yet.
@@ -92,12 +96,20 @@ class Keeper:
         """Serve until stopped. The workers go on with the sockets they have, and send them to the next keeper."""
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
+        self._notifier.ready(self._status())
         while self._running:
             self.poll_once()
+            self._notifier.status(self._status())
+            self._notifier.progress()
+        self._notifier.stopping()
         if not len(self._registry):
             # No socket file means to clients that nothing is registered; otherwise only the next keeper knows.
             os.unlink(self._path)
         self.close()
+
+    def _status(self) -> str:
+        workers = ', '.join(f'{count} {mode}' for mode, count in sorted(self._registry.subscriber_counts().items()))
+        return f'{len(self._registry)} sockets in namespaces; workers: {workers or "none"}'
 
     def close(self) -> None:
         """Close this process's descriptors; the workers' stay open."""

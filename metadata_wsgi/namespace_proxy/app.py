@@ -25,7 +25,7 @@ from metadata_wsgi.http import error_responses, header_names, message
 from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import retry_until
 from metadata_wsgi.net import addresses
-from metadata_wsgi.pipeline.environ_keys import NAMESPACE, RECEIVED_AT_S, Namespace
+from metadata_wsgi.pipeline.environ_keys import DEADLINE, NAMESPACE, RECEIVED_AT_S, Namespace
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class NamespaceProxyApp:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Relay the agent's response; 503 if there is none, 400, 408 or 413 for a request that cannot be sent."""
         received_at_s = environ.get(RECEIVED_AT_S, self._clock())
-        deadline = Deadline(received_at_s + self._request_timeout_s, self._clock)
+        deadline = environ[DEADLINE] = Deadline(received_at_s + self._request_timeout_s, self._clock)
         try:
             request = self._request(environ, deadline)
             response = retry_until(

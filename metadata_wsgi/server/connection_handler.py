@@ -43,6 +43,7 @@ from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 from metadata_wsgi.server.connection_limits import ConnectionLimits
 from metadata_wsgi.server.parse_errors import drain, send_error
+from metadata_wsgi.server.progress import Progress
 from metadata_wsgi.server.request_parser import Body, ParsedRequest, RequestStream
 from metadata_wsgi.server.response_writer import ClientConnectionError, ResponseWriter
 from metadata_wsgi.throttle import Throttle
@@ -63,7 +64,7 @@ class ConnectionHandler:
     ``settings`` are gunicorn's. With ``any_destination`` connections to other addresses than the metadata address are
     served too. Once ``is_stopping()`` is true, a connection is closed after the request in progress. While
     ``has_waiting_connections()`` is true, because the worker is full, the longest idle keep-alive connection is closed
-    when another one becomes idle.
+    when another one becomes idle. ``progress`` gets the start and the end of each call of the application.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class ConnectionHandler:
         any_destination: bool,
         is_stopping: Callable[[], bool],
         has_waiting_connections: Callable[[], bool] = lambda: False,
+        progress: Progress | None = None,
     ) -> None:
         self._application = application
         self._settings = settings
@@ -82,6 +84,7 @@ class ConnectionHandler:
         self._any_destination = any_destination
         self._is_stopping = is_stopping
         self._has_waiting_connections = has_waiting_connections
+        self._progress = progress or Progress()
         self._concurrency = PerClientConcurrency(limits.MAX_CONCURRENT_PER_CLIENT)
         # Keep-alive connections between two requests, the one that has been idle longest first.
         self._idle: dict[RawSocket, None] = {}
@@ -260,7 +263,11 @@ class ConnectionHandler:
         if self._is_stopping():
             response.force_close()
         try:
-            body = self._application(environ, response.start_response)
+            self._progress.start(environ)
+            try:
+                body = self._application(environ, response.start_response)
+            finally:
+                self._progress.end(environ)
             try:
                 for piece in body:
                     response.write(piece)

@@ -9,6 +9,9 @@ SIGHUP  opens the log files again, reads the paste file, the options of its filt
 SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
 SIGUSR2 (gunicorn's binary upgrade) does nothing: while the agent restarts, the namespace proxies retry.
 
+systemd is notified (``net.sd_notify``) that the service has started when a worker serves, of the number of workers that
+serve, of a reload that failed, and of progress, once a second, only while a worker sends heartbeats (``progress``).
+
 Workers use gevent: a request that waits (for Quantum, for Nova, for a slow client) costs a few kilobytes and no
 thread, so waiting requests do not keep others from being served.
 
@@ -44,6 +47,7 @@ from oslo_config import cfg
 
 from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
 from metadata_wsgi.server.worker import MetadataWorker, WorkerOptions
@@ -116,6 +120,7 @@ class Server(BaseApplication):
     ``on_config_checked`` is called in the child process after ``load`` succeeded, for warnings.
     ``on_first_worker`` is called with the application in one worker after each start and SIGHUP, after the worker has
     dropped its privileges, for work that is needed once. It must return at once.
+    ``notifier`` notifies systemd.
     """
 
     def __init__(
@@ -132,6 +137,7 @@ class Server(BaseApplication):
         any_destination: bool = False,
         on_config_checked: Callable[[], None] = lambda: None,
         on_first_worker: Callable[[Any], None] = lambda app: None,
+        notifier: Notifier | None = None,
     ) -> None:
         _refuse_rotating_log_handlers()
         self._load = load
@@ -144,6 +150,7 @@ class Server(BaseApplication):
         self._on_config_checked = on_config_checked
         self._on_first_worker = on_first_worker
         self._identity = identity
+        self.notifier = notifier or Notifier()
         self._worker_identity = identity()
         super().__init__(prog=name)
 
@@ -234,6 +241,7 @@ class _Arbiter(Arbiter):
     def __init__(self, app: Server) -> None:
         super().__init__(app)
         self._is_stopping = False
+        self._reload_error = ''
 
     def signal(self, sig: int, frame: Any) -> None:
         """The signal handler. gunicorn only queues the signal; a reload in progress must know of it now."""
@@ -248,19 +256,54 @@ class _Arbiter(Arbiter):
             for _ in range(self.num_workers):
                 self.spawn_worker()
         super().manage_workers()
+        self._notify()
+
+    def _notify(self) -> None:
+        """Notify systemd that a worker serves, if one does."""
+        now_s = time.monotonic()
+        heartbeats = [worker.tmp.last_update() for worker in self.WORKERS.values()]
+        serving = sum(has_fresh_heartbeat(last_s, now_s) for last_s in heartbeats)
+        status = f'{serving} of {self.num_workers} workers serve'
+        if self._reload_error:
+            status += f'; not reloaded: {self._reload_error}'
+        if serving:
+            self.app.notifier.ready(status)
+            self.app.notifier.progress()
+        else:
+            self.app.notifier.status(status)
+
+    def _continue_check(self) -> bool:
+        """Called during the check before a reload, which may take a minute; the workers serve meanwhile."""
+        self._notify()
+        return not self._is_stopping
 
     def reload(self) -> None:
         _reopen_log_files()
         try:
-            self.app.check_config_in_child(is_cancelled=lambda: self._is_stopping)
+            self.app.check_config_in_child(is_cancelled=lambda: not self._continue_check())
         except MetadataError as error:
             LOG.error('Not reloaded, the former pipeline and options stay in force: %s', error)
+            self._reload_error = str(error)
             return
+        self._reload_error = ''
         super().reload()
         LOG.info('Reloaded')
 
+    def stop(self, graceful: bool = True) -> None:
+        """Called by gunicorn to end the workers."""
+        self.app.notifier.stopping()
+        super().stop(graceful)
+
     def handle_usr2(self) -> None:
         LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies retry meanwhile')
+
+
+def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:
+    """Whether a worker serves whose last heartbeat was at ``last_s`` of the monotonic clock.
+
+    Before the first heartbeat gunicorn returns the time of day, in which no monotonic clock is.
+    """
+    return 0 <= now_s - last_s < limits.HEARTBEAT_FRESH_S
 
 
 def _tune_gc() -> None:

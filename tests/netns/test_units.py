@@ -14,7 +14,7 @@ from tests.e2e.conftest import eventually
 
 from .keeper_host import TARGET, RequestLoad, get_instance_id
 from .router_topology import METADATA, ip
-from .systemd_machine import CHECKOUT, UNITS, USER, BootError, SystemdMachine, missing_requirements
+from .systemd_machine import UNITS, USER, BootError, SystemdMachine, missing_requirements
 
 pytestmark = pytest.mark.netns
 
@@ -319,17 +319,82 @@ def test_stop_and_start_of_all_units_needs_only_a_new_attach(host, topology, att
 
 
 @pytest.mark.parametrize('unit', ALL)
-def test_documented_exposure_level_matches_systemd_analyze(unit):
-    if missing_requirements():
-        pytest.skip('systemd is not installed')
-    text = (CHECKOUT / 'doc' / 'threat_model.md').read_text()
-    version = subprocess.run(['systemd-analyze', '--version'], capture_output=True, text=True, check=True).stdout
-    if not version.startswith('systemd 252 '):
-        pytest.skip('the documentation quotes version 252; other versions rate differently')
-    report = subprocess.run(
-        ['systemd-analyze', 'security', '--no-pager', '--offline=true', UNITS / f'{unit}.service'],
-        capture_output=True, text=True, check=False, env={**os.environ, 'SYSTEMD_COLORS': '0'},
-    ).stdout  # fmt: skip
-    exposure = re.search(r'exposure level for \S+ ([\d.]+)', report)
-    assert exposure, report
-    assert f'| `{unit}.service` | {exposure[1]} |' in text
+def test_watchdog_restarts_a_service_that_makes_no_progress(host, topology, attach, unit):
+    """A stopped process stands for one that hangs; the socket of the router stays open meanwhile."""
+    attach('shared')
+    shorten_watchdog(host, unit)
+    before = pid(host, unit)
+    host.systemctl('kill', '--kill-whom=main', '--signal', 'STOP', unit)
+    eventually(lambda: pid(host, unit) not in (0, before), lambda: f'it was restarted: {host.text()}')
+    assert host.show_property(unit, 'NRestarts') == '1'
+    eventually(
+        lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a',
+        lambda: f'the guest gets responses: {host.text()}',
+    )
+
+
+@pytest.mark.parametrize('unit', [AGENT, PROXY])
+def test_watchdog_is_not_fed_while_no_worker_makes_progress(host, topology, attach, unit):
+    """The master runs on, and would end such workers only after ``limits.WORKER_TIMEOUT_S``."""
+    attach('shared')
+    shorten_watchdog(host, unit)
+    before = pid(host, unit)
+    children = host.run('cat', f'/proc/{before}/task/{before}/children').stdout.split()
+    assert children
+    host.run('kill', '-STOP', *children, check=True)
+    eventually(lambda: pid(host, unit) not in (0, before), lambda: f'it was restarted: {host.text()}')
+    assert host.show_property(unit, 'NRestarts') == '1'
+    eventually(
+        lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a',
+        lambda: f'the guest gets responses: {host.text()}',
+    )
+
+
+def shorten_watchdog(host, unit):
+    drop_in = f'/etc/systemd/system/{unit}.service.d/watchdog.conf'
+    host.run('sh', '-c', f'printf "[Service]\\nWatchdogSec=2\\n" > {drop_in}', check=True)
+    host.systemctl('daemon-reload')
+    host.systemctl('restart', unit)
+    eventually(lambda: workers(host) == {'shared', 'one_hop'}, lambda: f'workers are connected: {host.text()}')
+
+
+def test_status_line_of_each_unit(host, attach):
+    attach('shared')
+    expected = {
+        KEEPER: r'1 sockets in namespaces; workers: \d+ one_hop, 1 shared',
+        AGENT: r'(\d+) of \1 workers serve',
+        PROXY: '1 of 1 workers serve',
+    }
+    for unit, pattern in expected.items():
+        eventually(
+            lambda unit=unit, pattern=pattern: re.fullmatch(pattern, host.show_property(unit, 'StatusText')),
+            lambda unit=unit: f'{unit}: {host.show_property(unit, "StatusText")!r}: {host.text()}',
+        )
+
+
+def test_status_line_names_the_error_of_a_reload_that_failed(host):
+    conf = '/etc/metadata_wsgi/metadata_agent.ini'
+    host.run('sed', '-i', '1a nova_metadata_port = none', conf, check=True)
+    host.systemctl('reload', AGENT)
+    eventually(
+        lambda: '; not reloaded: ' in host.show_property(AGENT, 'StatusText'),
+        lambda: host.show_property(AGENT, 'StatusText') + host.text(),
+    )
+    assert 'nova_metadata_port' in host.show_property(AGENT, 'StatusText')
+    host.run('sed', '-i', '/nova_metadata_port = none/d', conf, check=True)
+    host.systemctl('reload', AGENT)
+    eventually(
+        lambda: re.fullmatch(r'(\d+) of \1 workers serve', host.show_property(AGENT, 'StatusText')),
+        lambda: host.show_property(AGENT, 'StatusText') + host.text(),
+    )
+
+
+def test_metrics_directory_exists_and_outlives_a_restart(host):
+    for _ in range(2):
+        stat = host.run('stat', '-c', '%U %a', '/run/metadata_wsgi/metrics', check=True).stdout
+        assert stat == 'metadata-wsgi 755\n'
+        host.run('touch', '/run/metadata_wsgi/metrics/counts', check=True)
+        host.systemctl('restart', AGENT)
+    host.run('test', '-e', '/run/metadata_wsgi/metrics/counts', check=True)
+    host.systemctl('stop', AGENT)
+    assert host.run('test', '-e', '/run/metadata_wsgi').returncode == 1
