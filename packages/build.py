@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import email
+import gzip
+import hashlib
 import os
 import platform
 import re
@@ -46,6 +48,10 @@ from metadata_wsgi.cli.{module} import main
 
 sys.exit(main())
 """
+COMPLETIONS = {
+    'bash': 'bash-completion/completions/metadata-wsgi',
+    'zsh': 'zsh/vendor-completions/_metadata-wsgi',
+}
 MANUAL_PREFIX = '/opt/metadata-wsgi'
 """Where the units of ``etc/systemd`` and ``doc/install.md`` have the programs."""
 
@@ -114,14 +120,24 @@ def _sources(directory: Path, version: str | None) -> Path:
 
 
 def install_libraries(target: Path, python: str, machine: str, wheel: Path) -> None:
-    """Install the wheel and the libraries of ``requirements.txt`` for that version of Python into ``target``."""
+    """Install the wheel and the libraries of ``requirements.txt`` for that version of Python into ``target``.
+
+    The libraries are kept in ``build`` for the next call.
+    """
     common = [
         *('uv', 'pip', 'install', '--quiet', '--no-deps', '--only-binary', ':all:', '--link-mode', 'copy'),
-        *('--target', target, '--python', sys.executable),
-        *('--python-version', python, '--python-platform', f'{machine}-manylinux_{GLIBC}'),
+        *('--python', sys.executable, '--python-version', python, '--python-platform', f'{machine}-manylinux_{GLIBC}'),
     ]
-    _run(*common, '--require-hashes', '--requirement', PACKAGES / 'requirements.txt')
-    _run(*common, wheel)
+    requirements = PACKAGES / 'requirements.txt'
+    digest = hashlib.sha256(requirements.read_bytes()).hexdigest()[:16]
+    libraries = CHECKOUT / 'build' / f'libraries-{digest}-{machine}-{python}'
+    if not libraries.exists():
+        unfinished = libraries.with_name(f'{libraries.name}.unfinished')
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _run(*common, '--target', unfinished, '--require-hashes', '--requirement', requirements)
+        unfinished.rename(libraries)
+    shutil.copytree(libraries, target, symlinks=True)
+    _run(*common, '--target', target, wheel)
     # What an installer leaves for the interpreter that it ran with, and files that differ from build to build.
     for name in ('bin', 'etc', 'libexec', 'share', 'include', '.lock'):
         path = target / name
@@ -179,6 +195,15 @@ def install_files(root: Path) -> None:
 
 def install_generated(root: Path, work: Path) -> None:
     """Man pages and completions, which the programs themselves write."""
+    pages = work / 'man'
+    python = (sys.executable, '-W', 'ignore')
+    _run(*python, 'doc/man_pages.py', pages)
+    for page in sorted(pages.iterdir()):
+        target = root / 'usr' / 'share' / 'man' / f'man{page.suffix[1:]}' / f'{page.name}.gz'
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(gzip.compress(page.read_bytes(), mtime=0))
+    for shell, path in COMPLETIONS.items():
+        _write(root / 'usr' / 'share' / path, _run(*python, 'bin/metadata-wsgi', 'completion', shell))
 
 
 def write_copyright(root: Path) -> None:

@@ -158,14 +158,14 @@ class SystemdMachine:
     def _is_up(self):
         return self.run('systemctl', 'is-system-running').stdout.strip() in ('running', 'degraded')
 
-    def run(self, *argv, check=False):
+    def run(self, *argv, check=False, timeout_s=60):
         """Run a program in the machine as root; a CompletedProcess with text."""
         children = Path(f'/proc/{self._process.pid}/task/{self._process.pid}/children').read_text().split()
         if not children:
             return subprocess.CompletedProcess(argv, 1, '', 'systemd is not running yet')
         enter = ['nsenter', '--target', children[0], '--mount', '--pid', '--net', '--uts', '--ipc', '--cgroup', '--']
         done = subprocess.run(
-            [*enter, *(str(word) for word in argv)], capture_output=True, text=True, check=False, timeout=60
+            [*enter, *(str(word) for word in argv)], capture_output=True, text=True, check=False, timeout=timeout_s
         )
         assert not check or done.returncode == 0, (argv, done.stdout, done.stderr, self.text())
         return done

@@ -374,14 +374,14 @@ def test_status_line_of_each_unit(host, attach):
 
 def test_status_line_names_the_error_of_a_reload_that_failed(host):
     conf = '/etc/metadata_wsgi/metadata_agent.ini'
-    host.run('sed', '-i', '1a nova_metadata_port = none', conf, check=True)
+    host.run('sed', '-i', '1a metadata_connections = none', conf, check=True)
     host.systemctl('reload', AGENT)
     eventually(
         lambda: '; not reloaded: ' in host.show_property(AGENT, 'StatusText'),
         lambda: host.show_property(AGENT, 'StatusText') + host.text(),
     )
-    assert 'nova_metadata_port' in host.show_property(AGENT, 'StatusText')
-    host.run('sed', '-i', '/nova_metadata_port = none/d', conf, check=True)
+    assert 'metadata_connections' in host.show_property(AGENT, 'StatusText')
+    host.run('sed', '-i', '/metadata_connections = none/d', conf, check=True)
     host.systemctl('reload', AGENT)
     eventually(
         lambda: re.fullmatch(r'(\d+) of \1 workers serve', host.show_property(AGENT, 'StatusText')),
