@@ -26,6 +26,7 @@ from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError
 from metadata_wsgi.lookup.neutron import queries
 from metadata_wsgi.lookup.neutron.auth import Token
+from metadata_wsgi.lookup.neutron.batching import QueryBatcher
 from metadata_wsgi.lookup.neutron.ports_api import OnQuery
 from metadata_wsgi.lookup.protocol import StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
@@ -38,6 +39,10 @@ SAMPLE_SIZE = 500
 """Ports that a visibility check queries."""
 ROLES_THAT_SEE_ALL = frozenset({'admin', 'service', 'advsvc'})
 """Roles that may list every project's ports by Neutron's default policy."""
+
+
+_AddressKey = tuple[tuple[str, str], tuple[str, ...]]
+"""The filter of an address and the networks on which it is searched."""
 
 
 class TokenProvider(Protocol):
@@ -118,6 +123,14 @@ class NeutronLookup:
         self._visibility: VisibilityCheck | None = None
         self._visibility_valid_until_s = 0.0
         self._other_port_log = Throttle(limits.LOG_INTERVAL_S, clock)
+        self._router_queries = QueryBatcher(
+            self._query_routers, length_of=lambda router_id: queries.ID_LENGTH, max_length=queries.MAX_QUERY_LENGTH
+        )
+        # By the kind of filter: Neutron combines filters of different kinds with "and".
+        self._address_queries = {
+            kind: QueryBatcher(self._query_addresses, length_of=_key_length, max_length=queries.MAX_QUERY_LENGTH)
+            for kind in ('fixed_ips', 'mac_address')
+        }
 
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
         """Return the instances that have the source's address behind its router or on its network.
@@ -207,15 +220,26 @@ class NeutronLookup:
         return router, cached
 
     def _query_router(self, source: Source, deadline: Deadline) -> list[queries.RouterNetwork]:
-        query = queries.router_ports_query(source.router_id or '')
-        return queries.router_networks(self._api.ports(query, deadline, self.on_query))
+        router_id = source.router_id or ''
+        return queries.router_networks(router_id, self._router_queries.ports(router_id, deadline))
 
-    def _query_instances(self, source: Source, networks: list[str], deadline: Deadline) -> tuple[Instance, ...]:
-        ports = [
+    def _query_routers(self, router_ids: Sequence[str], deadline: Deadline) -> Sequence[queries.Port]:
+        return self._api.ports(queries.router_ports_query(router_ids), deadline, self.on_query)
+
+    def _query_addresses(self, keys: Sequence[_AddressKey], deadline: Deadline) -> Sequence[queries.Port]:
+        filters = dict.fromkeys(address_filter for address_filter, _ in keys)
+        networks = list(dict.fromkeys(network for _, networks in keys for network in networks))
+        return [
             port
-            for query in queries.ports_queries(source.address, networks)
+            for query in queries.ports_queries(filters, networks)
             for port in self._api.ports(query, deadline, self.on_query)
         ]
+
+    def _query_instances(self, source: Source, networks: list[str], deadline: Deadline) -> tuple[Instance, ...]:
+        if not networks:
+            return ()
+        address_filter = queries.address_filter(source.address)
+        ports = self._address_queries[address_filter[0]].ports((address_filter, tuple(networks)), deadline)
         found = queries.matching_instances(source.address, frozenset(networks), ports)
         if not found:
             for port in queries.other_ports(source.address, frozenset(networks), ports):
@@ -229,6 +253,10 @@ class NeutronLookup:
     def _log_other_port(self, text: str) -> None:
         if self._other_port_log.allow():
             LOG.info('No instance is at the address of a request: %s', text)
+
+
+def _key_length(key: _AddressKey) -> int:
+    return queries.ADDRESS_LENGTH + queries.ID_LENGTH * len(key[1])
 
 
 def _blindness(token: Token) -> str:
