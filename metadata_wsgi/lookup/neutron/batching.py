@@ -9,8 +9,9 @@ idle agent adds no delay. Each lookup waits at most until its own deadline.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Generic, TypeVar
+from urllib.parse import urlencode
 
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import LookupUnavailable
@@ -41,15 +42,21 @@ class _Waiter(Generic[K]):
 class QueryBatcher(Generic[K]):
     """Calls ``query`` with the keys of lookups that wait at the same time. Shared by all threads of a worker.
 
-    ``length_of`` gives the characters that a key adds to the URL. A batch has at most ``max_length`` characters, but
-    always at least one key.
+    ``filters_of`` gives the filters of a key, as they are in the URL. Filters that several keys have in common are in
+    the URL once. All filters of a batch have at most ``max_length`` characters there, but a batch always has at least
+    one key.
     """
 
     def __init__(
-        self, query: Query[K], *, length_of: Callable[[K], int], max_length: int, max_in_flight: int = MAX_IN_FLIGHT
+        self,
+        query: Query[K],
+        *,
+        filters_of: Callable[[K], Iterable[tuple[str, str]]],
+        max_length: int,
+        max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
         self._query = query
-        self._length_of = length_of
+        self._filters_of = filters_of
         self._max_length = max_length
         self._free = max_in_flight
         self._waiting: list[_Waiter[K]] = []
@@ -117,14 +124,14 @@ class QueryBatcher(Generic[K]):
 
     def _take_batch(self) -> list[_Waiter[K]]:
         """Remove the oldest waiting lookups, as many as fit into one query."""
-        keys: set[K] = set()
+        filters: set[tuple[str, str]] = set()
         length = count = 0
         for waiter in self._waiting:
-            if waiter.key not in keys:
-                length += self._length_of(waiter.key)
-                if keys and length > self._max_length:
-                    break
-                keys.add(waiter.key)
+            added = set(self._filters_of(waiter.key)) - filters
+            length += sum(len(urlencode([one])) + 1 for one in added)
+            if count and length > self._max_length:
+                break
+            filters |= added
             count += 1
         batch, self._waiting = self._waiting[:count], self._waiting[count:]
         return batch

@@ -124,11 +124,11 @@ class NeutronLookup:
         self._visibility_valid_until_s = 0.0
         self._other_port_log = Throttle(limits.LOG_INTERVAL_S, clock)
         self._router_queries = QueryBatcher(
-            self._query_routers, length_of=lambda router_id: queries.ID_LENGTH, max_length=queries.MAX_QUERY_LENGTH
+            self._query_routers, filters_of=queries.router_filters, max_length=queries.MAX_QUERY_LENGTH
         )
         # By the kind of filter: Neutron combines filters of different kinds with "and".
         self._address_queries = {
-            kind: QueryBatcher(self._query_addresses, length_of=_key_length, max_length=queries.MAX_QUERY_LENGTH)
+            kind: QueryBatcher(self._query_addresses, filters_of=_filters_of, max_length=queries.MAX_QUERY_LENGTH)
             for kind in ('fixed_ips', 'mac_address')
         }
 
@@ -255,8 +255,9 @@ class NeutronLookup:
             LOG.info('No instance is at the address of a request: %s', text)
 
 
-def _key_length(key: _AddressKey) -> int:
-    return queries.ADDRESS_LENGTH + queries.ID_LENGTH * len(key[1])
+def _filters_of(key: _AddressKey) -> list[tuple[str, str]]:
+    address_filter, networks = key
+    return [address_filter, *(('network_id', network) for network in networks)]
 
 
 def _blindness(token: Token) -> str:

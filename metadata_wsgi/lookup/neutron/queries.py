@@ -43,11 +43,7 @@ FIELDS = (
 )  # fmt: skip
 MAX_NETWORKS_PER_QUERY = 50
 MAX_QUERY_LENGTH = 2600
-"""Characters of the ids and addresses in one URL: those of 50 networks and one address."""
-ID_LENGTH = 48
-"""Characters of ``&network_id=`` or ``&device_id=`` and a UUID."""
-ADDRESS_LENGTH = 78
-"""Characters of the filter for the longest IPv6 address, encoded."""
+"""Characters of the networks and addresses in one URL: those of 50 networks, and some for addresses."""
 INTERFACE_ID_LENGTH = 11
 """The L3 agent names a router's interface ``qr-`` and this many characters of its port's id."""
 
@@ -55,9 +51,14 @@ RouterNetwork = tuple[str, str]
 """An interface of a router and the id of its network."""
 
 
+def router_filters(router_id: str) -> list[tuple[str, str]]:
+    """The filters of a query that select the ports of a router."""
+    return [('device_id', router_id)]
+
+
 def router_ports_query(router_ids: Iterable[str]) -> Query:
     """The query for the ports of routers on their networks, for every kind of router."""
-    devices = tuple(('device_id', router_id) for router_id in router_ids)
+    devices = tuple(one for router_id in router_ids for one in router_filters(router_id))
     owners = tuple(('device_owner', owner) for owner in ROUTER_INTERFACE_OWNERS)
     return (*devices, *owners, ('fields', 'id'), ('fields', 'device_id'), ('fields', 'network_id'))
 

@@ -1,6 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-from urllib.parse import urlencode
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,13 +85,6 @@ def test_a_query_for_several_addresses_and_networks_has_all_of_them():
     other = queries.address_filter('10.1.1.3')
     (query,) = queries.ports_queries([ADDRESS, other], ['n1', 'n2'])
     assert query[:4] == (('network_id', 'n1'), ('network_id', 'n2'), ADDRESS, other)
-
-
-@given(st.ip_addresses().map(str), st.uuids().map(str))
-def test_the_lengths_by_which_a_batch_is_limited_are_those_of_the_longest_values(address, an_id):
-    assert len(urlencode([queries.address_filter(address)])) < queries.ADDRESS_LENGTH
-    assert len(urlencode([('network_id', an_id)])) < queries.ID_LENGTH
-    assert len(urlencode([('device_id', an_id)])) < queries.ID_LENGTH
 
 
 def test_the_port_with_the_address_is_the_instance():
