@@ -184,6 +184,8 @@ def main() -> None:
     parser.add_argument('--runs', type=int, default=1)
     parser.add_argument('--cache', default=','.join(CACHES), help='comma-separated: none, lookup_cache')
     options = parser.parse_args()
+    # A cloud of its own: hundreds of ports would slow the tests down that use the other one.
+    os.environ.setdefault('METADATA_WSGI_OPENSTACK_PORT', '18600')
     storm.PATHS = storm.PATHS[: options.requests]
     with tempfile.TemporaryDirectory(prefix='neutron-storm-') as name, running() as openstack:
         state = Path(name)

@@ -304,3 +304,36 @@ def test_a_boot_storm_is_a_few_queries_and_no_tenant_gets_the_instance_of_anothe
     }
     # Of each kind four at once, then one for the 96 lookups that waited.
     assert len(neutron.queries) == 4 + 1 + 4 + 1
+
+
+def test_concurrent_lookups_without_a_result_are_one_visibility_check():
+    """In a storm each lookup of an address without a port would list a hundred ports otherwise."""
+    checks = []
+    released = threading.Event()
+
+    class Empty:
+        auth = FakeAuthenticator()
+
+        @staticmethod
+        def ports(query, deadline, on_query, pages=100):
+            if ('limit', '100') not in query:
+                return []
+            checks.append(query)
+            assert released.wait(LONG)
+            return [{'id': 'p', 'project_id': 'of another'}]
+
+    lookup = NeutronLookup(Empty())
+    results = []
+
+    def find(number):
+        source = Source(f'10.1.1.{number}', network_id='network-1')
+        results.append(lookup.find(source, Deadline.after(LONG)))
+
+    threads = [threading.Thread(target=find, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: checks)
+    released.set()
+    for thread in threads:
+        thread.join(LONG)
+    assert (results, len(checks)) == ([()] * 20, 1)
