@@ -20,7 +20,11 @@ from metadata_wsgi.privileges import drop, identity
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
-        'keeper', help='open listening sockets in namespaces and hand them to workers; needs root'
+        'keeper',
+        help='open listening sockets in namespaces and hand them to workers; needs root',
+        description='The privileged process of the modes shared and one_hop. It enters namespaces, opens the listening '
+        'sockets and sends them to the unprivileged workers; it never reads a request. Runs in the foreground until '
+        'SIGTERM; the workers serve on while it is restarted.',
     )
     config_files.add_arguments(parser)
     parser.add_argument('--state-path', help='directory of its two sockets (default: state_path)')
@@ -31,9 +35,6 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Run until SIGTERM. The workers' socket is owned by metadata_proxy_user and metadata_proxy_group, by default by
     the default group of the workers."""
-    handlers = [logging.handlers.SysLogHandler('/dev/log')] if args.daemonize and os.path.exists('/dev/log') else None
-    log_format = '%(asctime)s %(process)d %(levelname)s %(name)s %(message)s'
-    logging.basicConfig(level=logging.INFO, format=log_format, handlers=handlers)
     global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
     owner = config_files.load(global_conf, listeners.OPTS)
     state_path = args.state_path or config_files.load(global_conf, state_paths.OPTS).state_path
@@ -42,6 +43,9 @@ def run(args: argparse.Namespace) -> int:
         conf = config_files.load(global_conf, identity.OPTS)
         workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
         group = str(workers.gid) if workers else ''
+    handlers = [logging.handlers.SysLogHandler('/dev/log')] if args.daemonize and os.path.exists('/dev/log') else None
+    log_format = '%(asctime)s %(process)d %(levelname)s %(name)s %(message)s'
+    logging.basicConfig(level=logging.INFO, format=log_format, handlers=handlers)
     drop.no_core_files()
     ready = daemonize.daemonize() if args.daemonize else lambda: None
     notifier = Notifier.from_environ()

@@ -44,7 +44,7 @@ UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     # A daemon changes its working directory.
     for name in ('state_path', 'pid_file', 'metadata_proxy_socket', 'log_dir'):
         if getattr(args, name):
@@ -198,7 +198,8 @@ def _syslog_is_reachable() -> bool:
         return probe.connect_ex(SYSLOG) == 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line: Grizzly's, and what was added since."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description='Namespace proxy for one router or network.', allow_abbrev=False
     )

@@ -29,10 +29,10 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence, Set
 
-from metadata_wsgi.cli import attach
+from metadata_wsgi.cli import attach, root_check
 from metadata_wsgi.cli.reconciler import FULL_RECONCILE_INTERVAL_S, Reconciler, TargetKey
 from metadata_wsgi.config import config_files, state_paths
-from metadata_wsgi.errors import MetadataError, NetnsError
+from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns import attachment_status, lock, namespaces
@@ -183,7 +183,13 @@ class CliAttachAdapter:
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser('watch', help='attach new namespaces, detach deleted ones; needs root')
+    parser = subparsers.add_parser(
+        'watch',
+        help='attach new namespaces, detach deleted ones; needs root',
+        description='Runs in the foreground until SIGTERM. Attaches each router and network as soon as its namespace '
+        'appears on this host, detaches it when the namespace is deleted, and repairs what another program removes. '
+        'For hosts whose L3 and DHCP agents do not do it themselves.',
+    )
     parser.add_argument('--only', choices=sorted(KINDS.values()), help='only routers, or only networks (default: both)')
     parser.add_argument(
         '--interval',
@@ -210,8 +216,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Watch until SIGTERM or SIGINT."""
-    if os.geteuid() != 0:
-        raise NetnsError('only root can enter namespaces; run it with sudo')
+    root_check.require_root()
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s')
     notifier = Notifier.from_environ()
     common_options = [f'--config-file={file}' for file in args.config_file]
