@@ -9,7 +9,6 @@ oslo.log. SIGHUP reloads the configuration. SIGTERM stops the agent after the re
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import sys
@@ -21,17 +20,20 @@ from oslo_config import cfg
 from oslo_log import log
 
 from metadata_wsgi.cache.process_shared import SharedPause, UsesSharedPause
-from metadata_wsgi.cli import visibility_check
+from metadata_wsgi.cli import log_output, visibility_check
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.filters.optional.metrics import MetricsFilter
 from metadata_wsgi.keeper.protocol import ONE_HOP
 from metadata_wsgi.lookup import protocol
+from metadata_wsgi.metrics import options, page
 from metadata_wsgi.net import listeners
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.pipeline import order, paste_loader
 from metadata_wsgi.pipeline.environ_keys import NAMESPACE
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.server import master
+from metadata_wsgi.server.worker import Stoppable
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -89,6 +91,7 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
         global_conf = program.configuration(paths)
         conf = _configure(global_conf, arguments, program.name)
         workers = _workers(conf)
+        serve_metrics = _metrics_page(global_conf)
         # Made before the fork: the workers use it together.
         pause = SharedPause()
         agent = master.Server(
@@ -100,6 +103,7 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
             identity=lambda: workers,
             any_destination=conf.allow_any_destination,
             on_config_checked=lambda: _on_config_checked(global_conf, pause),
+            on_serve=serve_metrics,
             on_first_worker=visibility_check.check_in_background if conf.check_services_at_start else lambda app: None,
             notifier=notifier,
         )
@@ -142,28 +146,15 @@ def _configure(global_conf: Mapping[str, str], arguments: Sequence[str], name: s
     paths = config_files.files(global_conf)
     config_files.parse(conf, paths, arguments, program=name)
     config_files.check(conf, opts, 'DEFAULT', paths)
-    _set_up_log(conf)
+    log_output.set_up_oslo_log(conf)
     return conf
-
-
-def _set_up_log(conf: cfg.ConfigOpts) -> None:
-    without_journal = conf.use_journal and importlib.util.find_spec('systemd') is None
-    if without_journal:
-        # systemd writes the standard error of a unit to the journal too.
-        conf.set_override('use_journal', False)
-        conf.set_override('use_stderr', True)
-    try:
-        log.setup(conf, 'metadata_wsgi')
-    except (log.LogConfigError, OSError, RuntimeError) as error:
-        raise ConfigError(f'the log cannot be opened: {error}') from error
-    if without_journal:
-        LOG.info('use_journal: the Python module systemd is not installed, so the log goes to standard error')
 
 
 def _application(global_conf: Mapping[str, str], pause: SharedPause, *, one_hop: bool) -> Any:
     with config_files.parsed_once():
         path, _ = paste_file(global_conf)
         apps = [paste_loader.load(path, name, global_conf) for name in ('agent', 'one_hop')[: 1 + one_hop]]
+    _check_metrics(global_conf, apps[0])
     for link in (link for app in apps for link in order.chain(app)):
         lookup: object = protocol.lookup_of(link)
         if isinstance(lookup, UsesSharedPause):
@@ -223,6 +214,26 @@ def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]
     if not group or listeners.gid_of(group) in (os.getegid(), *os.getgroups()):
         return 'group', '', group
     return 'all', '', ''
+
+
+def _metrics_page(global_conf: Mapping[str, str]) -> Callable[[], Stoppable | None]:
+    """Open the port of the metrics, if one is configured. Returns the function by which a worker serves them."""
+    address = options.load_listen_address(global_conf)
+    if address is None:
+        return lambda: None
+    listener = listeners.tcp_listener(*address)
+    directory = options.load_directory(global_conf)
+    return lambda: page.serve(listener, directory)
+
+
+def _check_metrics(global_conf: Mapping[str, str], app: Any) -> None:
+    if options.load_listen_address(global_conf) and not any(
+        isinstance(link, MetricsFilter) for link in order.chain(app)
+    ):
+        raise ConfigError(
+            f'listen in [{options.GROUP}] is set, and the pipeline has no filter metrics, so nothing is counted: put '
+            'it behind catch_errors in the paste file, or remove listen'
+        )
 
 
 def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:

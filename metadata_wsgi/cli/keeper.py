@@ -8,6 +8,7 @@ import logging
 import logging.handlers
 import os
 
+from metadata_wsgi.cli import log_output
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.keeper.fdstore import SystemdFdStore
 from metadata_wsgi.keeper.server import Keeper
@@ -29,12 +30,21 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     config_files.add_arguments(parser)
     parser.add_argument('--state-path', help='directory of its two sockets (default: state_path)')
     parser.add_argument('--daemonize', action='store_true', help='run in the background and log to syslog')
+    log_output.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run until SIGTERM. The workers' socket is owned by metadata_proxy_user and metadata_proxy_group, by default by
     the default group of the workers."""
+    to_syslog = args.daemonize and os.path.exists('/dev/log')
+    log_output.set_up(
+        [logging.handlers.SysLogHandler('/dev/log') if to_syslog else logging.StreamHandler()],
+        text_format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s',
+        level=logging.INFO,
+        use_json=args.use_json,
+        use_journal=args.use_journal,
+    )
     global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
     owner = config_files.load(global_conf, listeners.OPTS)
     state_path = args.state_path or config_files.load(global_conf, state_paths.OPTS).state_path
@@ -43,9 +53,6 @@ def run(args: argparse.Namespace) -> int:
         conf = config_files.load(global_conf, identity.OPTS)
         workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
         group = str(workers.gid) if workers else ''
-    handlers = [logging.handlers.SysLogHandler('/dev/log')] if args.daemonize and os.path.exists('/dev/log') else None
-    log_format = '%(asctime)s %(process)d %(levelname)s %(name)s %(message)s'
-    logging.basicConfig(level=logging.INFO, format=log_format, handlers=handlers)
     drop.no_core_files()
     ready = daemonize.daemonize() if args.daemonize else lambda: None
     notifier = Notifier.from_environ()

@@ -29,7 +29,7 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence, Set
 
-from metadata_wsgi.cli import attach, root_check
+from metadata_wsgi.cli import attach, log_output, root_check
 from metadata_wsgi.cli.reconciler import FULL_RECONCILE_INTERVAL_S, Reconciler, TargetKey
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
@@ -210,6 +210,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=HA_CONFS_PATH,
         help='where Neutron has the state of HA routers; the value of ha_confs_path (default: %(default)s)',
     )
+    log_output.add_arguments(parser)
     parser.add_argument('attach_options', nargs='*', metavar='-- OPTION', help='options of attach, behind --')
     parser.set_defaults(run=run)
 
@@ -217,8 +218,14 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Watch until SIGTERM or SIGINT."""
     root_check.require_root()
-    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s')
     notifier = Notifier.from_environ()
+    log_output.set_up(
+        [logging.StreamHandler()],
+        text_format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s',
+        level=logging.INFO,
+        use_json=args.use_json,
+        use_journal=args.use_journal,
+    )
     common_options = [f'--config-file={file}' for file in args.config_file]
     if args.state_path:
         common_options.append(f'--state-path={args.state_path}')

@@ -17,10 +17,11 @@ InstanceLookupError             503 with Retry-After at once: a retry cannot suc
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.http import error_responses
@@ -51,12 +52,17 @@ class InstanceResolver:
     def resolve(self, environ: WSGIEnvironment) -> WSGIApplication | None:
         """Look SOURCE up until DEADLINE and set INSTANCE. Returns the error response where that is impossible."""
         source: environ_keys.Source = environ[environ_keys.SOURCE]
+        started_s = time.monotonic()
         try:
             found = self._find(source, environ[environ_keys.DEADLINE])
         except InstanceLookupError as error:
+            result = 'unavailable' if isinstance(error, LookupUnavailable) else 'failed'
+            instruments.LOOKUP_SECONDS.observe(time.monotonic() - started_s, result)
             if self._failure_log.allow():
                 LOG.error('Requests get 503: the lookup of %s failed: %s', source, error)
             return error_responses.unavailable()
+        result = ('none', 'one')[len(found)] if len(found) < 2 else 'several'
+        instruments.LOOKUP_SECONDS.observe(time.monotonic() - started_s, result)
         if len(found) != 1:
             if self._not_found_log.allow((source.router_id, source.network_id, bool(found))):
                 _log_not_found(source, found)
@@ -68,6 +74,7 @@ class InstanceResolver:
         return retry_until(
             lambda: self._lookup.find(source, deadline.fraction(ATTEMPT_TIME_SHARE)),
             deadline,
+            service='lookup',
             retry_on=(LookupUnavailable,),
             sleep=self._sleep,
         )

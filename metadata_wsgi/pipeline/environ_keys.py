@@ -14,6 +14,8 @@ key                                written by         read by                   
                                                                                                    deadline counts
                                                                                                    from the first
                                                                                                    filter
+``metadata_wsgi.request_id``       ``request_id``     ``upstream``, ``catch_errors``               no id in log lines
+                                                                                                   and at Nova
 ``metadata_wsgi.namespace``        the worker         ``socket_source``, ``healthcheck``, the      the connection came
                                                       namespace proxy, the agent                   over the unix socket
 ``metadata_wsgi.deadline``         ``deadline``       ``lookup_cache``, ``instance``,              start is refused
@@ -46,6 +48,9 @@ NAMESPACE = 'metadata_wsgi.namespace'
 
 RECEIVED_AT_S = 'metadata_wsgi.received_at'
 """When the header of the request was complete, in seconds of time.monotonic(): its deadline counts from then."""
+
+REQUEST_ID = 'metadata_wsgi.request_id'
+"""The id of the request, ``req-`` and a UUID."""
 
 DEADLINE = 'metadata_wsgi.deadline'
 """A :class:`metadata_wsgi.deadline.Deadline`."""

@@ -35,11 +35,11 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gunicorn.http import errors
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.http.raw_socket import RawSocket
 from metadata_wsgi.net import original_dst
 from metadata_wsgi.net.addresses import with_interface
-from metadata_wsgi.pipeline import environ_keys
+from metadata_wsgi.pipeline import environ_keys, request_id
 from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 from metadata_wsgi.server.connection_limits import ConnectionLimits
 from metadata_wsgi.server.parse_errors import drain, send_error
@@ -124,6 +124,7 @@ class ConnectionHandler:
             return
         groups = self._limits.admit(namespace_id, _with_zone(address)) if client else ()
         if groups is None:
+            instruments.REFUSED.add('connection_limit')
             LOG.debug('%s is at its connection limit; its new connection was closed', client)
             sock.close()
             return
@@ -160,6 +161,7 @@ class ConnectionHandler:
         except OSError as error:
             LOG.debug('The client closed the connection before it was handled: %s', error)
             return False
+        instruments.REFUSED.add('destination')
         if self._wrong_destination_log.allow():
             LOG.warning(
                 'Refused a connection of %s that was not made to the metadata address: are the rules of this router '
@@ -177,6 +179,8 @@ class ConnectionHandler:
     ) -> None:
         served = 0
         while True:
+            # The next log line is about no request, or about one without an id yet.
+            request_id.CURRENT.set('')
             try:
                 request = self._next_request(requests, connection, is_first=not served)
             except errors.ParseException as error:
@@ -194,6 +198,7 @@ class ConnectionHandler:
                 gevent.sleep(0)
 
     def _refuse_malformed(self, connection: RawSocket, client: str, error: Exception) -> None:
+        instruments.REFUSED.add('malformed')
         level = logging.INFO if self._malformed_log.allow() else logging.DEBUG
         # repr and a bound: the text of gunicorn's exceptions may contain bytes of the client.
         LOG.log(level, 'Refused a malformed request of %s: %.300r', client or 'a namespace proxy', error)
@@ -235,6 +240,7 @@ class ConnectionHandler:
         if not client_key:
             return self._respond(request, connection, environ)
         if not self._concurrency.acquire(client_key[0], limits.REQUEST_TIMEOUT_S):
+            instruments.REFUSED.add('concurrency')
             LOG.debug('%s is at its limit of concurrent requests; one was answered 503', environ['REMOTE_ADDR'])
             self._respond_unavailable(request, connection)
             return False

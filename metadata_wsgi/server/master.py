@@ -50,7 +50,7 @@ from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
-from metadata_wsgi.server.worker import MetadataWorker, WorkerOptions
+from metadata_wsgi.server.worker import MetadataWorker, Stoppable, WorkerOptions
 
 LOG = logging.getLogger(__name__)
 
@@ -114,7 +114,8 @@ class Server(BaseApplication):
 
     ``load`` raises MetadataError if the configuration is wrong; it is tried in a child process before workers use it.
     ``settings`` returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``; it is called again at SIGHUP.
-    ``on_worker_start`` is called in each new worker. ``keeper`` and ``any_destination``: see WorkerOptions.
+    ``on_worker_start`` is called in each new worker. ``keeper``, ``any_destination``, ``program`` and
+    ``on_serve``: see WorkerOptions.
     ``identity`` returns the user that workers run as, or None to drop the privileges only. It is called again each
     second, and workers are replaced when it changes.
     ``on_config_checked`` is called in the child process after ``load`` succeeded, for warnings.
@@ -138,6 +139,8 @@ class Server(BaseApplication):
         on_config_checked: Callable[[], None] = lambda: None,
         on_first_worker: Callable[[Any], None] = lambda app: None,
         notifier: Notifier | None = None,
+        program: str = 'agent',
+        on_serve: Callable[[], Stoppable | None] = lambda: None,
     ) -> None:
         _refuse_rotating_log_handlers()
         self._load = load
@@ -145,7 +148,9 @@ class Server(BaseApplication):
         self._settings = settings
         self._name = name
         self._on_worker_start = on_worker_start
-        self.worker_options = WorkerOptions(keeper=keeper, any_destination=any_destination)
+        self.worker_options = WorkerOptions(
+            keeper=keeper, any_destination=any_destination, program=program, on_serve=on_serve
+        )
         self._on_ready = on_ready
         self._on_config_checked = on_config_checked
         self._on_first_worker = on_first_worker

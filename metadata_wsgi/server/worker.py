@@ -16,14 +16,16 @@ import _socket
 import logging
 import socket
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.workers.ggevent import GeventWorker
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.worker_client import Subscription
 from metadata_wsgi.net import listeners
@@ -40,16 +42,26 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 
+class Stoppable(Protocol):
+    """Something that runs beside the requests."""
+
+    def stop(self) -> object:
+        """End it."""
+
+
 @dataclass(frozen=True)
 class WorkerOptions:
     """What the server sets for its workers; ``master.Server.worker_options``.
 
     ``keeper``: path of the keeper's ``listeners`` socket and the mode whose listeners to serve. ``any_destination``:
-    serve connections that were not made to the metadata address too.
+    serve connections that were not made to the metadata address too. ``program``: the label of metrics. ``on_serve``:
+    called when the worker begins to serve; what it returns is stopped at the end.
     """
 
     keeper: tuple[str, str] | None = None
     any_destination: bool = False
+    program: str = 'agent'
+    on_serve: Callable[[], Stoppable | None] = lambda: None
 
 
 class MetadataWorker(GeventWorker):
@@ -62,6 +74,9 @@ class MetadataWorker(GeventWorker):
         self._pool = GreenletPool(self.worker_connections, on_full=self._close_longest_idle)
         self._acceptors: dict[str, Acceptor] = {}
         self._stuck_log = Throttle(limits.LOG_INTERVAL_S)
+        # By key of a listener of the keeper: the kind and id of its router or network.
+        self._namespaces: dict[str, tuple[str, str]] = {}
+        self._attached_changed = True
         super().init_process()
 
     def run(self) -> None:
@@ -80,6 +95,10 @@ class MetadataWorker(GeventWorker):
         for number, listener in enumerate(self.sockets):
             self._accept_on(f'#{number}', listener, None)
         following = self._follow(options.keeper)
+        beside = options.on_serve()
+        instruments.WORKER_STARTS.add(options.program)
+        instruments.WORKERS.set(1, options.program)
+        instruments.MAX_CONNECTIONS.set(self.worker_connections, options.program)
         while self.alive:
             if progress.is_made():
                 self.notify()
@@ -89,9 +108,14 @@ class MetadataWorker(GeventWorker):
                     len(progress),
                     limits.WORKER_TIMEOUT_S,
                 )
+            instruments.CONNECTIONS.set(len(self._pool), options.program)
+            if options.keeper and self._attached_changed:
+                self._report_attached(options.keeper[1])
             gevent.sleep(1.0)
         if following:
             following.stop()
+        if beside:
+            beside.stop()
         for acceptor in self._acceptors.values():
             acceptor.close()
         self._close_idle()
@@ -139,16 +163,27 @@ class MetadataWorker(GeventWorker):
         def add_listener(listener: Listener, sock: socket.socket) -> None:
             if self.alive:
                 self._accept_on(listener.key, sock, environ_keys.Namespace(listener.router_id, listener.network_id))
+                self._namespaces[listener.key] = ('router' if listener.router_id else 'network', listener.id)
+                self._attached_changed = True
 
         def remove_listener(listener: Listener) -> None:
             acceptor = self._acceptors.pop(listener.key, None)
             if acceptor:
                 acceptor.close()
+            self._namespaces.pop(listener.key, None)
+            self._attached_changed = True
 
         path, mode = keeper
         following = Subscription(path, mode, on_add=add_listener, on_remove=remove_listener, sleep=gevent.sleep)
         gevent.spawn(following.run)
         return following
+
+    def _report_attached(self, mode: str) -> None:
+        self._attached_changed = False
+        kinds = Counter(kind for kind, _ in set(self._namespaces.values()))
+        for kind in ('router', 'network'):
+            instruments.ATTACHED.set(kinds[kind], mode, kind)
+        instruments.LISTENERS.set(len(self._namespaces), mode)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Graceful stop (SIGTERM): finish the requests in progress, close idle connections."""

@@ -28,7 +28,7 @@ from typing import Any
 from keystoneauth1 import exceptions
 from keystoneauth1.session import Session
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.cache.process_shared import SharedPause
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
@@ -181,7 +181,9 @@ class Authenticator:
             )
         try:
             self._token = self._fetch(deadline)
+            instruments.TOKEN_RENEWALS.add('ok')
         except InstanceLookupError as error:
+            instruments.TOKEN_RENEWALS.add('unavailable' if isinstance(error, LookupUnavailable) else 'rejected')
             if not isinstance(error, LookupUnavailable):
                 self._cached_error = (str(error), now_s + NEGATIVE_CACHE_S)
             if valid is None:
@@ -199,9 +201,13 @@ class Authenticator:
         return self._token
 
     def _fetch(self, deadline: Deadline) -> Token:
+        started_s = time.monotonic()
+        outcome = 'error'
         try:
             with deadline_scope(deadline):
-                return self._fetch_token()
+                token = self._fetch_token()
+                outcome = 'ok'
+                return token
         except UNAVAILABLE_ERRORS as error:
             raise LookupUnavailable(f'Keystone gives no token now: {describe(error)}') from error
         except exceptions.Unauthorized as error:
@@ -212,6 +218,8 @@ class Authenticator:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             # keystoneauth parses a response without checks: the response was not Keystone's.
             raise LookupUnavailable(f'The response of Keystone is not a token ({error!r:.100})') from error
+        finally:
+            instruments.SERVICE_SECONDS.observe(time.monotonic() - started_s, 'keystone', outcome)
 
     def _fetch_token(self) -> Token:
         # Not Session.get_token(): it compares the token's expiry with the clock of this host, and where that is wrong

@@ -4,6 +4,9 @@
 Temporary (LookupUnavailable; the caller retries): no connection, no response in time, 408, 429, 5xx, a response that
 is not a list of ports. Permanent (InstanceLookupError): 401 with a new token too, 403, 404, a redirect (it is not
 followed: the token would go to its target). No error text contains a token or the body of a response.
+
+A query has the id of the request that it is made for (``X-Openstack-Request-Id``), which Neutron logs. Of several
+requests that wait for the same query, it is that of the first.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from keystoneauth1 import exceptions
 
+from metadata_wsgi import instruments
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.neutron.auth import Authenticator, Token
 from metadata_wsgi.lookup.neutron.queries import FIELDS, Port, Query
 from metadata_wsgi.lookup.neutron.transport import deadline_scope, describe
+from metadata_wsgi.pipeline import request_id
 
 MAX_PAGES = 100
 """Of one query, where the server limits the size of a page."""
@@ -84,17 +89,23 @@ class PortsApi:
 
     def _get(self, token: Token, query: Query, deadline: Deadline) -> Any:
         url = f'{_with_version(token.endpoint)}/ports?{urlencode(query)}'
+        headers = {**HEADERS, **token.headers}
+        if id_ := request_id.CURRENT.get():
+            headers[request_id.RESPONSE_HEADER] = id_
         if not self._slots.acquire(timeout=deadline.remaining_s()):
             raise LookupUnavailable('the deadline passed before Neutron had answered earlier queries')
+        started_s, outcome = time.monotonic(), 'error'
         try:
             with deadline_scope(deadline):
-                return self._session.get(
-                    url, headers={**HEADERS, **token.headers}, authenticated=False, raise_exc=False, redirect=False,
-                    log=False,
-                )  # fmt: skip
+                response = self._session.get(
+                    url, headers=headers, authenticated=False, raise_exc=False, redirect=False, log=False
+                )
+            outcome = 'error' if response.status_code >= 500 else 'ok'
+            return response
         except exceptions.ClientException as error:
             raise LookupUnavailable(f'Neutron at {token.endpoint} gave no response: {describe(error)}') from error
         finally:
+            instruments.SERVICE_SECONDS.observe(time.monotonic() - started_s, 'neutron', outcome)
             self._slots.release()
 
 
