@@ -4,11 +4,15 @@
 ``check-config`` reads the agent's configuration, loads the pipeline, and checks that the lookup directory shows the
 agent every instance, and that Nova checks signatures with the same secret. A role in Neutron that may see nothing gets
 an empty list for every query, which looks like an address without instance.
+
+Exit codes: 0 nothing is wrong; 1 something is; 2 nothing is known to be wrong, but whether the role sees every instance
+cannot be determined, because no other project has a port or network yet.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from metadata_wsgi.cli import agent, neutron_agent, option_registry
@@ -57,7 +61,7 @@ def load(args: argparse.Namespace) -> tuple[str, Any]:
 
 
 def check_config(args: argparse.Namespace) -> int:
-    """Print a line for each check; ConfigError if one of them failed."""
+    """Print a line for each check; returns the exit code. Raises ConfigError if one of them failed."""
     with config_files.parsed_once():
         global_conf = global_conf_of(args)
         files = config_files.files(global_conf)
@@ -76,14 +80,17 @@ def check_config(args: argparse.Namespace) -> int:
     lookup: object = next(filter(None, map(protocol.lookup_of, links)), None)
     if credentials := getattr(lookup, 'credentials', ''):
         print(f'credentials     {credentials}')
-    if isinstance(lookup, protocol.ChecksVisibility) and (problem := _probe(lookup)):
-        problems.append(problem)
+    problem, unproven = _probe(lookup) if isinstance(lookup, protocol.ChecksVisibility) else ('', '')
+    problems += [problem] if problem else []
     nova_problems = nova_probe.check(app)
     if not nova_problems and isinstance(links[-1], UpstreamApp):
         print('Nova            checks signatures and has the same shared secret')
     problems += nova_problems
     if problems:
         raise ConfigError('; '.join(problems))
+    if unproven:
+        print(f'{unproven}. Boot an instance in another project and check again', file=sys.stderr)
+        return 2
     print('ok')
     return 0
 
@@ -99,13 +106,13 @@ def show_pipeline(args: argparse.Namespace) -> int:
     return 0
 
 
-def _probe(lookup: protocol.ChecksVisibility) -> str:
-    """Check the visibility of the lookup directory. Return the problem, or ''."""
+def _probe(lookup: protocol.ChecksVisibility) -> tuple[str, str]:
+    """Check the visibility of the lookup directory. Return the problem and what cannot be determined; '' for none."""
     try:
         result = lookup.probe(Deadline.after(PROBE_TIMEOUT_S))
     except InstanceLookupError as error:
-        return f'directory: {error}'
-    if not getattr(result, 'is_proven', True):
-        return f'directory: {result}'
+        return f'directory: {error}', ''
+    if not getattr(result, 'is_likely', True):
+        return '', f'directory: cannot tell whether the agent sees every instance: {result}'
     print(f'directory       {result}')
-    return ''
+    return '', ''
