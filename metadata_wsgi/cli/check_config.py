@@ -3,7 +3,8 @@
 
 ``check-config`` reads the agent's configuration, loads the pipeline, and checks that the lookup directory shows the
 agent every instance, and that Nova checks signatures with the same secret. A role in Neutron that may see nothing gets
-an empty list for every query, which looks like an address without instance.
+an empty list for every query, which looks like an address without instance. If nothing is wrong, but no other project
+has a port or network yet, the exit code is 2: whether the role sees every instance cannot be determined.
 
 ``show-pipeline`` prints the filters as a list, or draws the way of a request (``-f mermaid``, ``-f svg``).
 """
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from metadata_wsgi.cli import agent, findings, listing, neutron_agent, option_registry, pipeline_drawing
-from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
+from metadata_wsgi.cli.exit_codes import WELL
 from metadata_wsgi.cli.findings import Finding
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
@@ -90,10 +91,10 @@ def check_config(args: argparse.Namespace) -> int:
     if not is_text:
         listing.write(args, findings.to_listing(found), sys.stdout)
     elif problems:
-        raise MetadataError('; '.join(finding.text for finding in problems))
+        print('; '.join(finding.text for finding in problems), file=sys.stderr)
     else:
         print('ok')
-    return NOT_WELL if problems else WELL
+    return findings.exit_code(found)
 
 
 def _without_exception(found: Iterator[Finding]) -> Iterator[Finding]:
@@ -141,8 +142,13 @@ def _probe(lookup: protocol.ChecksVisibility) -> Finding:
         result = lookup.probe(Deadline.after(PROBE_TIMEOUT_S))
     except InstanceLookupError as error:
         return Finding('directory', findings.NOT_WELL, f'directory: {error}')
-    if not getattr(result, 'is_proven', True):
-        return Finding('directory', findings.NOT_WELL, f'directory: {result}')
+    if not getattr(result, 'is_likely', True):
+        return Finding(
+            'directory',
+            findings.UNKNOWN,
+            f'directory: cannot tell whether the agent sees every instance: {result}. Boot an instance in another '
+            'project and check again',
+        )
     return Finding('directory', findings.WELL, str(result))
 
 

@@ -37,10 +37,14 @@ def port(network_id: str, owner: str, device_id: str, project_id: str, *addresse
 
 
 class FakeOpenStack:
-    """Serves ``ports``. ``network_url`` is Quantum's URL in the catalogue, by default that of this server."""
+    """Serves ``ports``, and how many addresses are used in the networks of the projects ``network_owners``.
 
-    def __init__(self, ports: Sequence[dict[str, Any]]) -> None:
+    ``network_url`` is Quantum's URL in the catalogue, by default that of this server.
+    """
+
+    def __init__(self, ports: Sequence[dict[str, Any]], network_owners: Sequence[str] = ()) -> None:
         self.ports = ports
+        self.network_owners = network_owners
         self.roles_by_token: dict[str, str] = {}
         outer = self
 
@@ -113,6 +117,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         role = self.openstack.roles_by_token.get(self.headers.get('X-Auth-Token', ''))
         if role is None:
             return self._respond(401, {'error': 'no token'})
+        if url.path == '/v2.0/network-ip-availabilities':
+            owners = self.openstack.network_owners if role == 'service' else ()
+            return self._respond(200, {'network_ip_availabilities': [{'project_id': owner} for owner in owners]})
         if url.path != '/v2.0/ports':
             return self._respond(404, {})
         return self._respond(200, {'ports': self.openstack.list_ports(role, parse_qs(url.query))})

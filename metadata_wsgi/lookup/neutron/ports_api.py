@@ -31,6 +31,8 @@ MAX_PAGES = 100
 """Of one query, where the server limits the size of a page."""
 RETRYABLE_STATUSES = frozenset({408, 425, 429})
 """Beside every 5xx."""
+AVAILABILITIES, FOUND = 'network-ip-availabilities', 'network_ip_availabilities'
+AVAILABILITIES_QUERY: Query = (('fields', 'project_id'), ('fields', 'tenant_id'))
 HEADERS = {'Accept': 'application/json', 'Accept-Encoding': 'identity'}
 
 OnQuery = Callable[[str, float, int], object]
@@ -53,7 +55,7 @@ class PortsApi:
         found: list[Port] = []
         for _ in range(pages):
             started_s = time.monotonic()
-            body = self._get_page(query, deadline)
+            body = _parse_ports(*self._get_list('ports', query, deadline))
             found += body['ports']
             on_query(f'GET /v2.0/ports?{urlencode(query)}', time.monotonic() - started_s, len(body['ports']))
             next_query = _next_page_query(body)
@@ -66,16 +68,32 @@ class PortsApi:
             )
         return found
 
+    def network_owners(self, deadline: Deadline, on_query: OnQuery) -> list[str]:
+        """The project of each network whose use of addresses Neutron shows.
+
+        By Neutron's default policy only the roles admin and service see any: each of them those of all projects.
+        Raises as ``ports`` does; Neutron may be without this extension (404).
+        """
+        started_s = time.monotonic()
+        response, token = self._get_list(AVAILABILITIES, AVAILABILITIES_QUERY, deadline)
+        try:
+            found = [network.get('project_id') or network.get('tenant_id') for network in response.json()[FOUND]]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise LookupUnavailable(f'The response of Neutron at {token.endpoint} is not a list of networks') from None
+        on_query(f'GET /v2.0/{AVAILABILITIES}', time.monotonic() - started_s, len(found))
+        return found
+
     def close(self) -> None:
         """Close the idle connections."""
         self._session.session.close()
 
-    def _get_page(self, query: Query, deadline: Deadline) -> dict[str, Any]:
+    def _get_list(self, resource: str, query: Query, deadline: Deadline) -> tuple[Any, Token]:
+        """The response with status 200 to ``GET /v2.0/<resource>?<query>``, and the token that was used."""
         token = self.auth.token(deadline)
-        response = self._get(token, query, deadline)
+        response = self._get(token, resource, query, deadline)
         if response.status_code == 401:
             token = self.auth.token(deadline, rejected=token)
-            response = self._get(token, query, deadline)
+            response = self._get(token, resource, query, deadline)
         status = response.status_code
         if status == 401:
             reason = 'Neutron rejects a new token too (401): does it use the same Keystone?'
@@ -85,10 +103,10 @@ class PortsApi:
             raise LookupUnavailable(f'Neutron at {token.endpoint} answered {status}')
         if status != 200:
             raise InstanceLookupError(f'Neutron at {token.endpoint} answered {status}')
-        return _parse_ports(response, token)
+        return response, token
 
-    def _get(self, token: Token, query: Query, deadline: Deadline) -> Any:
-        url = f'{_with_version(token.endpoint)}/ports?{urlencode(query)}'
+    def _get(self, token: Token, resource: str, query: Query, deadline: Deadline) -> Any:
+        url = f'{_with_version(token.endpoint)}/{resource}?{urlencode(query)}'
         headers = {**HEADERS, **token.headers}
         if id_ := request_id.CURRENT.get():
             headers[request_id.RESPONSE_HEADER] = id_

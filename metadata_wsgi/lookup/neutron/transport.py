@@ -2,9 +2,10 @@
 """Every request to Keystone and Neutron ends before the deadline of the lookup that needs it, with a bounded response.
 
 keystoneauth sends requests of its own (discovery, tokens, redirects) with one fixed timeout, which requests applies
-to each single read. So the caller sets the deadline around the call (``deadline_scope``), and this adapter, which
-sends every request, limits each connect and each read to the time that remains. Name resolution and the addresses of
-a name are inside the deadline too (``net.resolver``).
+to each single read. So the caller sets the deadline around the call (``deadline_scope``). This adapter, which sends
+every request, limits each connect and each read to the time that remains, and shuts the connection down at the
+deadline: a TLS handshake or a header that arrives byte by byte is no single long read. Name resolution and the
+addresses of a name are inside the deadline too (``net.resolver``).
 
 :func:`make_session` reads nothing from the environment: no proxy (``http_proxy``, ``ALL_PROXY``), no ``~/.netrc``, no
 ``REQUESTS_CA_BUNDLE``. Keystone and Neutron are on the management network, as Nova is, to which no proxy is used
@@ -13,13 +14,17 @@ either. The CA certificates are those of this machine (:func:`machine_ca_store`)
 
 from __future__ import annotations
 
+import _socket
 import io
 import os
+import socket
 import ssl
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
 import requests
 import urllib3
@@ -28,9 +33,6 @@ from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.net import resolver
-
-if TYPE_CHECKING:
-    import socket
 
 MAX_RESPONSE_BYTES = 16 << 20
 """A thousand ports with the fields of our queries are 0.4 MB."""
@@ -97,8 +99,63 @@ def _inner(error: BaseException) -> BaseException | None:
     return inner if isinstance(inner, OSError | urllib3.exceptions.HTTPError) else None
 
 
+class _Cutoff:
+    """Shuts the connection of one request down at the deadline. A context manager around the request.
+
+    ``waits_for`` is the part of the request that takes so long. ``has_ended``: the connection was shut down.
+    """
+
+    def __init__(self, deadline: Deadline) -> None:
+        self.waits_for = 'the connection'
+        self.has_ended = False
+        self._copy: _socket.socket | None = None
+        self._lock = threading.Lock()
+        # Under gevent a greenlet. Elsewhere a thread, of a program that sends few requests.
+        self._timer = threading.Timer(_remaining_s(deadline), self._end)
+        self._timer.daemon = True
+
+    def watch(self, sock: socket.socket, waits_for: str) -> None:
+        """``sock`` is the connection from now on."""
+        self.waits_for = waits_for
+        # A copy: the TLS library puts another object in the place of the socket.
+        copy = _socket.socket(fileno=os.dup(sock.fileno()))
+        self._replace(copy)
+
+    def __enter__(self) -> _Cutoff:
+        self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        self._replace(None)
+
+    def _replace(self, copy: _socket.socket | None) -> None:
+        with self._lock:
+            former, self._copy = self._copy, copy
+        if former is not None:
+            former.close()
+
+    def _end(self) -> None:
+        with self._lock:
+            self.has_ended = True
+            if self._copy is not None:
+                with suppress(OSError):
+                    self._copy.shutdown(_socket.SHUT_RDWR)
+
+
+_CUTOFF: ContextVar[_Cutoff] = ContextVar('metadata_wsgi.lookup.neutron.cutoff')
+
+
 class _ConnectionMixin:
     """Opens the connection with the resolver of the package, within the deadline of the scope."""
+
+    def request(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Called by urllib3, with a connection that is open or not."""
+        if self.sock is not None:
+            _CUTOFF.get().watch(self.sock, 'the response')
+        super().request(*args, **kwargs)  # type: ignore[misc]
 
     def _new_conn(self: Any) -> socket.socket:
         try:
@@ -110,15 +167,16 @@ class _ConnectionMixin:
         for option in self.socket_options or ():
             sock.setsockopt(*option)
         sock.settimeout(_remaining_s(_DEADLINE.get()))
+        _CUTOFF.get().watch(sock, self._next_wait)
         return sock
 
 
 class _HttpConnection(_ConnectionMixin, urllib3.connection.HTTPConnection):
-    pass
+    _next_wait = 'the response'
 
 
 class _HttpsConnection(_ConnectionMixin, urllib3.connection.HTTPSConnection):
-    pass
+    _next_wait = 'the TLS handshake'
 
 
 class _HttpPool(urllib3.HTTPConnectionPool):
@@ -153,16 +211,31 @@ class DeadlineAdapter(TCPKeepAliveAdapter):
             raise requests.exceptions.SSLError(
                 f'there are no CA certificates at {verify}; name a file of them in auth_ca_cert', request=request
             )
-        response: requests.Response = super().send(
-            request, stream=True, timeout=_remaining_s(deadline), verify=verify, cert=cert, proxies=proxies
-        )
-        try:
-            response.raw = io.BytesIO(_read_body(response.raw, deadline))
-        except urllib3.exceptions.TimeoutError as error:
-            raise requests.exceptions.ReadTimeout(error, request=request) from error
-        except urllib3.exceptions.HTTPError as error:
-            raise requests.exceptions.ConnectionError(error, request=request) from error
-        return response
+        with _Cutoff(deadline) as cutoff:
+            token = _CUTOFF.set(cutoff)
+            try:
+                response: requests.Response = super().send(
+                    request, stream=True, timeout=_remaining_s(deadline), verify=verify, cert=cert, proxies=proxies
+                )
+                response.raw = io.BytesIO(_read_body(response.raw, deadline))
+            except urllib3.exceptions.TimeoutError as error:
+                raise requests.exceptions.ReadTimeout(error, request=request) from error
+            except (urllib3.exceptions.HTTPError, requests.exceptions.RequestException) as error:
+                if cutoff.has_ended:
+                    raise _timeout(cutoff, request) from None
+                if isinstance(error, requests.exceptions.RequestException):
+                    raise
+                raise requests.exceptions.ConnectionError(error, request=request) from error
+            finally:
+                _CUTOFF.reset(token)
+            if cutoff.has_ended:
+                # A body without a length ends where the connection does.
+                raise _timeout(cutoff, request)
+            return response
+
+
+def _timeout(cutoff: _Cutoff, request: requests.PreparedRequest) -> requests.exceptions.ReadTimeout:
+    return requests.exceptions.ReadTimeout(f'{cutoff.waits_for} was not complete in time', request=request)
 
 
 def _remaining_s(deadline: Deadline) -> float:

@@ -213,3 +213,28 @@ def test_no_error_text_contains_the_token(neutron):
         with pytest.raises(LookupUnavailable) as raised:
             list_ports(api)
         assert 'token-1' not in str(raised.value)
+
+
+def test_the_projects_of_the_networks_whose_use_is_visible(neutron):
+    body = {'network_ip_availabilities': [{'project_id': 'p1'}, {'tenant_id': 'p2'}]}
+    server, api, _ = neutron(responds_with(response(body=body)))
+    reported = []
+    assert api.network_owners(Deadline.after(9), lambda *query: reported.append(query)) == ['p1', 'p2']
+    assert b'GET /v2.0/network-ip-availabilities?fields=project_id&fields=tenant_id ' in server.requests[0]
+    assert [(what, count) for what, _, count in reported] == [('GET /v2.0/network-ip-availabilities', 2)]
+
+
+@pytest.mark.parametrize(
+    ('answer', 'kind'),
+    [
+        (response(404, {}), InstanceLookupError),
+        (response(503, {}), LookupUnavailable),
+        (response(200, b'[]'), LookupUnavailable),
+        (response(200, b'{"network_ip_availabilities": [1]}'), LookupUnavailable),
+    ],
+)
+def test_no_list_of_networks_is_an_error(neutron, answer, kind):
+    _, api, _ = neutron(responds_with(answer))
+    with pytest.raises(InstanceLookupError) as raised:
+        api.network_owners(Deadline.after(9), lambda *query: None)
+    assert type(raised.value) is kind
