@@ -26,8 +26,9 @@ from dataclasses import dataclass
 
 from metadata_wsgi import limits
 from metadata_wsgi.cli import agent, neutron_agent, shared_proxy
+from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
+from metadata_wsgi.cli.root_check import require_root
 from metadata_wsgi.config import config_files, state_paths
-from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.filters import header_source
 from metadata_wsgi.net.sd_notify import Notifier
 
@@ -80,7 +81,7 @@ class Supervisor:
                 failed = self._reap()
         finally:
             self._stop()
-        return 1 if failed else 0
+        return NOT_WELL if failed else WELL
 
     def _start_due(self) -> None:
         now_s = self._clock()
@@ -170,7 +171,12 @@ def programs_of(arguments: Sequence[str], *, is_neutron: bool) -> list[Program]:
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
     parser = subparsers.add_parser(
-        'supervise', help='run keeper, shared namespace proxy and agent in a container; needs root'
+        'supervise',
+        help='run keeper, shared namespace proxy and agent in a container; needs root',
+        description='Runs in the foreground until SIGTERM, in containers without systemd. Starts keeper, '
+        'shared namespace proxy and agent, and starts each again that ends. Where the configuration has '
+        'metadata_one_hop = true there is no shared proxy. SIGHUP reloads the agent. If a program fails at its first '
+        'start, all are stopped and the exit code is 1.',
     )
     parser.add_argument('--neutron', action='store_true', help='the agent is neutron-metadata-agent-wsgi')
     parser.add_argument('agent_arguments', nargs='*', metavar='-- ARGUMENT', help='arguments of the agent, behind --')
@@ -179,10 +185,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Run until SIGTERM."""
-    if os.geteuid() != 0:
-        raise NetnsError(
-            'only root can start the keeper; run it as root, the workers become unprivileged by themselves'
-        )
+    require_root()
     logging.basicConfig(level=logging.INFO, format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s')
     Notifier.from_environ()
     return Supervisor(programs_of(args.agent_arguments, is_neutron=args.neutron)).run()

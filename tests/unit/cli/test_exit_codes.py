@@ -17,7 +17,7 @@ PROGRAM = [sys.executable, '-m', 'metadata_wsgi.cli.main']
 VERBS = [verb for verbs in main.VERBS.values() for verb in verbs]
 NEEDS_ROOT = {
     'attach': ['--router-id', 'some-router'], 'detach': ['--all'], 'attached': [], 'adopt': ['--all'],
-    'give-back': ['--all'], 'watch': [],
+    'give-back': ['--all'], 'supervise': [], 'watch': [],
 }  # fmt: skip
 READS_CONFIGURATION = {
     'attach': ['--router-id', 'some-router'], 'detach': ['--all'], 'attached': [], 'keeper': [], 'explain':
