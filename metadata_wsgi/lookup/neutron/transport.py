@@ -139,8 +139,9 @@ class _Cutoff:
 
     def _end(self) -> None:
         with self._lock:
-            self.has_ended = True
+            # Before there is a connection, name resolution and connect end at the deadline with an error of their own.
             if self._copy is not None:
+                self.has_ended = True
                 with suppress(OSError):
                     self._copy.shutdown(_socket.SHUT_RDWR)
 
