@@ -38,13 +38,13 @@ class Row:
 def run(setup: str, host: Host, load: Load, fault: Fault, for_s: float) -> Row:
     """Inject ``fault`` for ``for_s`` seconds and wait until every client is served again."""
     load.take()
-    began_s = injected_s = time.monotonic()
+    began_s = time.monotonic()
     fault.inject(host)
-    injections = 1
+    injected_s, injections = time.monotonic(), 1
     while (now_s := time.monotonic()) < began_s + for_s:
         if fault.every_s and now_s >= injected_s + fault.every_s:
-            injected_s = now_s
             fault.inject(host)
+            injected_s = time.monotonic()
             injections += 1
         time.sleep(POLL_S)
     if fault.repair:

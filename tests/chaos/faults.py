@@ -137,7 +137,7 @@ def _processes() -> Iterator[Fault]:
         ((ONE_HOP,), IN_FLIGHT, FROZEN),
     ):
         yield Fault('SIGKILL agent master', _kill(AGENT), setups=setups, every_s=15, allows=agent_killed)
-        yield Fault('SIGKILL agent worker', _kill_worker(AGENT), setups=setups, every_s=2, allows=agent_killed)
+        yield Fault('SIGKILL agent worker', _kill_worker(AGENT), setups=setups, every_s=6, allows=agent_killed)
         yield Fault(
             'SIGSTOP agent worker', _signal_worker(AGENT, signal.SIGSTOP), _signal_worker(AGENT, signal.SIGCONT),
             setups=setups, allows=agent_frozen,
@@ -147,7 +147,7 @@ def _processes() -> Iterator[Fault]:
     yield Fault('restart agent', _restart(AGENT), every_s=15)
     shared, kept = (SHARED,), (SHARED, ONE_HOP)
     yield Fault('SIGKILL proxy master', _kill(PROXY), setups=shared, every_s=15, allows=IN_FLIGHT)
-    yield Fault('SIGKILL proxy worker', _kill_worker(PROXY), setups=shared, every_s=3, allows=IN_FLIGHT)
+    yield Fault('SIGKILL proxy worker', _kill_worker(PROXY), setups=shared, every_s=6, allows=IN_FLIGHT)
     yield Fault(
         'SIGSTOP proxy worker', _signal_worker(PROXY, signal.SIGSTOP), _signal_worker(PROXY, signal.SIGCONT),
         setups=shared, allows=FROZEN,

@@ -155,11 +155,14 @@ async def _pass_on(writer: asyncio.StreamWriter, data: bytes) -> None:
 
 async def _late(writer: asyncio.StreamWriter, data: bytes) -> None:
     await asyncio.sleep(LATENCY_S)
-    writer.write(data)
+    if not writer.is_closing():
+        writer.write(data)
 
 
 async def _sliced(writer: asyncio.StreamWriter, data: bytes) -> None:
     for start in range(0, len(data), SLICE_BYTES):
+        if writer.is_closing():
+            return
         writer.write(data[start : start + SLICE_BYTES])
         await asyncio.sleep(SLICE_PAUSE_S)
 
