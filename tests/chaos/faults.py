@@ -282,14 +282,19 @@ def _network() -> Iterator[Fault]:
 # --- Resources -------------------------------------------------------------------------------------------------------
 
 
-def _fill_disk(host: Host) -> None:
-    with contextlib.suppress(OSError), (host.state_path / 'filler').open('wb', buffering=0) as filler:
-        while filler.write(b'0' * 4096):
-            pass
+FILLER = 'filler'
 
 
-def _empty_disk(host: Host) -> None:
-    (host.state_path / 'filler').unlink(missing_ok=True)
+def _fill_disks(host: Host) -> None:
+    for directory in host.file_systems:
+        with contextlib.suppress(OSError), (directory / FILLER).open('wb', buffering=0) as filler:
+            while filler.write(b'0' * 4096):
+                pass
+
+
+def _empty_disks(host: Host) -> None:
+    for directory in host.file_systems:
+        (directory / FILLER).unlink(missing_ok=True)
 
 
 def _remount(how: str) -> Action:
@@ -327,7 +332,7 @@ def _used_memory(pid: int) -> int:
 
 
 def _resources() -> Iterator[Fault]:
-    yield Fault('state directory full', _fill_disk, _empty_disk)
+    yield Fault('state and log directory full', _fill_disks, _empty_disks)
     yield Fault('state directory read-only', _remount('ro'), _remount('rw'))
     kept = (SHARED, ONE_HOP)
     for name, setups in ((AGENT, MODES), (PROXY, (SHARED,)), (KEEPER, kept)):

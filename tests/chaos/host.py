@@ -49,7 +49,8 @@ class Host:
         self.cached = cached
         self.directory = directory
         self.state_path = directory / 'state'
-        self.log_dir = directory / 'logs'
+        self.agent_log = directory / 'log' / 'agent.log'
+        self.log_dir = directory / 'output'
         self.conf_file = directory / 'metadata_agent.ini'
         self.routers = topology.make_routers(routers, clients_per_router)
         self.clients: list[Client] = [client for router in self.routers for client in router.clients]
@@ -68,8 +69,13 @@ class Host:
         """The program that accepts the connections of instances; '' in mode process, where there are many."""
         return {SHARED: PROXY, ONE_HOP: AGENT, PROCESS: ''}[self.mode]
 
+    @property
+    def file_systems(self) -> tuple[Path, Path]:
+        """The state path and the directory of the agent's log."""
+        return self.state_path, self.agent_log.parent
+
     def start(self) -> None:
-        """Make the namespaces, start everything, and wait until each instance gets its own metadata."""
+        """Make the namespaces, start everything, and wait until each instance gets metadata."""
         for made in (self.state_path, self.log_dir):
             made.mkdir()
         # A file system of its own, which a fault can fill or make read-only.
@@ -83,7 +89,7 @@ class Host:
         self._start_services()
         self.configure()
         self._start_programs()
-        self.wait_until(self.serves_all, 'an instance gets no metadata')
+        self.wait_until(lambda: all(map(self.answers, self.clients)), 'an instance gets no metadata')
 
     def _start_services(self) -> None:
         self._memcached = namespaces.run_in(
@@ -111,7 +117,7 @@ class Host:
             'metadata_one_hop': self.mode == ONE_HOP,
             'metadata_peer_users': 'nobody',
             'check_services_at_start': False,
-            'log_file': self.state_path / 'agent.log',
+            'log_file': self.agent_log,
         }
         if self.cached:
             paste = self.directory / 'api-paste.ini'
@@ -210,7 +216,7 @@ class Host:
 
     def log_text(self, max_chars: int = 3000) -> str:
         """The end of each log."""
-        logs = sorted([*self.log_dir.glob('*.log'), *self.state_path.glob('*.log')])
+        logs = sorted([*self.log_dir.glob('*.log'), *self.agent_log.parent.glob('*.log')])
         return '\n'.join(f'--- {log.name}\n{log.read_text(errors="replace")[-max_chars:]}' for log in logs)
 
     def close(self) -> None:
@@ -224,8 +230,9 @@ class Host:
         for router in self.routers:
             if pid := self.pid_of(router):
                 os.kill(pid, 9)
-        if self.state_path.is_mount():
-            subprocess.run(['umount', '-l', str(self.state_path)], check=True)
+        for made in self.file_systems:
+            if made.is_mount():
+                subprocess.run(['umount', '-l', str(made)], check=True)
         topology.remove(self.routers)
         shutil.rmtree(self.directory, ignore_errors=True)
 
