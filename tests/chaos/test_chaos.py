@@ -19,8 +19,8 @@ pytestmark = [
 FAULTS = {
     SHARED: [
         'SIGKILL agent master', 'SIGKILL proxy master', 'SIGKILL keeper', 'SIGKILL holder', 'reload agent in a loop',
-        'Keystone down', 'Neutron flapping', 'Nova garbage', 'packets to the services dropped', 'state and log directory full',
-        'descriptors of the agent used up', 'rules of one router flushed',
+        'Keystone down', 'Neutron flapping', 'Nova garbage', 'packets to the services dropped',
+        'state and log directory full', 'descriptors of the agent used up', 'rules of one router flushed',
     ],
     ONE_HOP: ['SIGKILL agent worker', 'SIGKILL keeper', 'reload agent in a loop', 'Nova flapping'],
     PROCESS: ['SIGKILL agent master', 'SIGKILL proxy of one router', 'Nova resetting'],
