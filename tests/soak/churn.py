@@ -161,7 +161,7 @@ class Churn:
         return 'router deleted and made anew'
 
     def _rotate_secret(self) -> str:
-        """As in doc/threat_model.md: both secrets in the agent, then the new one in Nova, then only that in the agent."""
+        """As in doc/threat_model.md: both secrets in the agent, the new one in Nova, then only that in the agent."""
         former = self._secret()
         self._secret_number += 1
         self._reload(metadata_proxy_shared_secret=self._secret(), metadata_proxy_shared_secret_old=former)
