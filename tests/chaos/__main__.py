@@ -26,7 +26,7 @@ from tests.chaos import experiment, isolation, report
 from tests.chaos.experiment import Row
 from tests.chaos.faults import FAULTS, SETUPS, Fault, make_host, missing
 
-PAUSE_S = 0.1
+PAUSE_S = 0.2
 RUN_ONE = '--only-setup'
 
 

@@ -76,11 +76,12 @@ class Host:
 
     def start(self) -> None:
         """Make the namespaces, start everything, and wait until each instance gets metadata."""
-        for made in (self.state_path, self.log_dir):
+        self.log_dir.mkdir()
+        # File systems of their own, which a fault can fill or make read-only.
+        for made in self.file_systems:
             made.mkdir()
-        # A file system of its own, which a fault can fill or make read-only.
-        subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={STATE_BYTES},mode=1775', 'tmpfs', str(self.state_path)],
-                       check=True)  # fmt: skip
+            size = f'size={STATE_BYTES},mode=1775'
+            subprocess.run(['mount', '-t', 'tmpfs', '-o', size, 'tmpfs', str(made)], check=True)
         # As the units and the agents of Quantum do.
         (self.state_path / 'external' / 'pids').mkdir(parents=True)
         topology.make_services_link()
