@@ -50,7 +50,9 @@ from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
+from metadata_wsgi.server import worker_replacement
 from metadata_wsgi.server.worker import MetadataWorker, Stoppable, WorkerOptions
+from metadata_wsgi.server.worker_replacement import WorkerState
 
 LOG = logging.getLogger(__name__)
 
@@ -241,12 +243,16 @@ class Server(BaseApplication):
 
 
 class _Arbiter(Arbiter):
-    """gunicorn's master process, which keeps its workers if a reload fails, and replaces them if their user changes."""
+    """gunicorn's master process; keeps its workers until others serve, at a reload and when their user changes."""
 
     def __init__(self, app: Server) -> None:
         super().__init__(app)
         self._is_stopping = False
         self._reload_error = ''
+        # ``age`` of the last worker that is to be replaced.
+        self._former_age = 0
+        self._stopped: set[int] = set()
+        self._is_reloading = False
 
     def signal(self, sig: int, frame: Any) -> None:
         """The signal handler. gunicorn only queues the signal; a reload in progress must know of it now."""
@@ -255,12 +261,20 @@ class _Arbiter(Arbiter):
         super().signal(sig, frame)
 
     def manage_workers(self) -> None:
-        """Called by gunicorn each second: forks missing workers, and stops the oldest of too many."""
+        """Called by gunicorn each second: forks missing workers, and stops those that are replaced or too many."""
         if self.app.update_identity():
             LOG.info('The workers are replaced: they run as another user')
-            for _ in range(self.num_workers):
-                self.spawn_worker()
-        super().manage_workers()
+            self._former_age = self.worker_age
+        states = [WorkerState(pid, worker.age, _is_ready(worker)) for pid, worker in self.WORKERS.items()]
+        planned = worker_replacement.changes(states, wanted=self.num_workers, former_age=self._former_age)
+        for _ in range(planned.start):
+            self.spawn_worker()
+        for pid in set(planned.stop) - self._stopped:
+            self.kill_worker(pid, signal.SIGTERM)
+        self._stopped = set(planned.stop)
+        if self._is_reloading and all(worker.age > self._former_age for worker in self.WORKERS.values()):
+            self._is_reloading = False
+            LOG.info('Reloaded')
         self._notify()
 
     def _notify(self) -> None:
@@ -283,6 +297,7 @@ class _Arbiter(Arbiter):
         return not self._is_stopping
 
     def reload(self) -> None:
+        """Not gunicorn's, which stops the former workers at once and waits for their end."""
         _reopen_log_files()
         try:
             self.app.check_config_in_child(is_cancelled=lambda: not self._continue_check())
@@ -291,8 +306,11 @@ class _Arbiter(Arbiter):
             self._reload_error = str(error)
             return
         self._reload_error = ''
-        super().reload()
-        LOG.info('Reloaded')
+        self.app.reload()
+        self.setup(self.app)
+        self._former_age = self.worker_age
+        self._is_reloading = True
+        self.manage_workers()
 
     def stop(self, graceful: bool = True) -> None:
         """Called by gunicorn to end the workers."""
@@ -309,6 +327,18 @@ def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:
     Before the first heartbeat gunicorn returns the time of day, in which no monotonic clock is.
     """
     return 0 <= now_s - last_s < limits.HEARTBEAT_FRESH_S
+
+
+def _is_ready(worker: Any) -> bool:
+    """Whether a worker serves: it has set its heartbeat once.
+
+    The heartbeat is a time of the monotonic clock in a file's modification time. A new file has that of the wall clock,
+    which is later.
+    """
+    try:
+        return bool(worker.tmp.last_update() <= time.monotonic())
+    except (OSError, ValueError):
+        return False
 
 
 def _tune_gc() -> None:
