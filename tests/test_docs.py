@@ -77,6 +77,11 @@ def test_every_link_to_a_file_resolves(page):
     assert {name.removeprefix('doc/').removeprefix('../') for name in missing} <= generated
 
 
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_no_page_has_the_marks_of_a_merge_conflict(page):
+    assert not re.search('^(<<<<<<<|>>>>>>>|=======$)', page.read_text(), re.MULTILINE)
+
+
 def test_every_page_that_a_file_of_the_code_names_exists():
     files = [
         path
