@@ -285,3 +285,72 @@ def test_no_page_uses_a_deprecated_option_name(page):
     assert 'metadata_look_at_start' in deprecated
     text = page.read_text()
     assert [name for name in deprecated if re.search(rf'\b{name}\b (=|`)|`{name}`', text)] == []
+
+
+# Options of other programs that the pages name: Nova's, Neutron's, a deployment tool's, gunicorn's, haproxy's.
+FOREIGN_OPTIONS = {
+    'api_paste_config', 'enable_metadata_proxy', 'force_metadata', 'header_map', 'log_rotation_type', 'pipeline',
+    'service_metadata_proxy',
+}  # fmt: skip
+
+
+def code_of(page):
+    """The text of each inline code and each line of code of a page, without the output in ``console`` blocks."""
+    text = re.sub(r'```console\n.*?```', '', page.read_text(), flags=re.DOTALL)
+    for block in re.findall(r'^```\w*\n(.*?)^```', text, re.MULTILINE | re.DOTALL):
+        yield from block.splitlines()
+    text = re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
+    yield from re.findall(r'^ {4,}(\S.*)', text, re.MULTILINE)
+    yield from (code.replace('\n', ' ') for code in re.findall(r'(?<!`)`([^`]+)`(?!`)', text))
+
+
+def commands_of(page, program):
+    """The arguments of each command line of ``program``."""
+    for code in code_of(page):
+        found = re.match(rf'(?:\S*/)?{program} +(.*)', code)
+        # In a unit file or in the code of an option, not a command line.
+        if found and '=' not in code.partition(program)[0]:
+            yield re.split(r'\s#', found[1])[0].replace('`', '').split()
+
+
+def options_of(parser):
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_has_a_verb_and_options_that_exist(page):
+    from metadata_wsgi.cli import main, namespace_proxy
+
+    verbs = next(action for action in main.make_parser()._actions if action.dest == 'verb').choices
+    wrong = []
+    for words in commands_of(page, 'metadata-wsgi'):
+        if words[0].startswith('-') or not words[0].islower():
+            continue
+        own, _, passed_on = ' '.join(words[1:]).partition(' -- ')
+        known = options_of(verbs[words[0]]) if words[0] in verbs else set()
+        unknown = [
+            word for word in own.split() if word.startswith('--') and word.partition('=')[0] not in known | {'--'}
+        ]
+        unknown += [
+            word for word in passed_on.split() if word.startswith('--') and word not in options_of(verbs['attach'])
+        ]
+        if words[0] not in verbs or unknown:
+            wrong.append((words, unknown))
+    proxy = options_of(namespace_proxy._parser())
+    for words in commands_of(page, 'quantum-ns-metadata-proxy'):
+        wrong += [(words, word) for word in words if word.startswith('--') and word.partition('=')[0] not in proxy]
+    assert wrong == []
+
+
+@pytest.mark.parametrize('page', [page for page in PAGES if page.name != 'CHANGELOG.md'], ids=lambda page: page.name)
+def test_every_option_that_a_page_sets_exists(page):
+    from oslo_log import log
+
+    from metadata_wsgi.cli import option_registry
+
+    known = {option.dest for _, options in option_registry.list_opts() for option in options} | FOREIGN_OPTIONS
+    conf = cfg.ConfigOpts()
+    log.register_options(conf)
+    known |= set(conf)
+    found = {match[1] for code in code_of(page) if (match := re.match(r'([a-z][a-z0-9_]+) = ', code))}
+    assert sorted(found - known) == []
