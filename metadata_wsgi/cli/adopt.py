@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from metadata_wsgi.cli import root_check
+from metadata_wsgi.cli import root_check, verbs
 from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
 from metadata_wsgi.cli.terminal import Progress
 from metadata_wsgi.errors import MetadataError
@@ -19,16 +19,16 @@ NEUTRON_STATE_PATH = '/var/lib/neutron'
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verbs."""
-    adopt = subparsers.add_parser(
+    adopt = verbs.add_parser(
+        subparsers,
         'adopt',
-        help='serve what running haproxies of Neutron serve, and end them; no client is refused',
         description='Takes over the listening sockets of the haproxies that Neutron agents started on this host. '
         'Needs the keeper and its workers. The agents need metadata-wsgi-haproxy on their PATH as haproxy, '
         'otherwise their next restart starts haproxy again. The way back is give-back.',
     )
-    give_back = subparsers.add_parser(
+    give_back = verbs.add_parser(
+        subparsers,
         'give-back',
-        help='start the haproxies of Neutron again and return their sockets; no client is refused',
         description='Starts haproxy with the configuration that Neutron wrote, beside our listener; then closes ours.',
     )
     for parser, convert in ((adopt, _adopt), (give_back, _give_back)):

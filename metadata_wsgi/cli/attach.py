@@ -24,12 +24,11 @@ from pathlib import Path
 from socket import SOCK_SEQPACKET
 from typing import Any
 
-from metadata_wsgi.cli import listing, root_check, shared_proxy
+from metadata_wsgi.cli import listing, root_check, verbs
 from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
 from metadata_wsgi.cli.terminal import RED, Progress, paint
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError, NetnsError, UsageError
-from metadata_wsgi.filters import header_source
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, lock, namespaces, neutron_lock, proxy_process
@@ -65,9 +64,9 @@ OUTCOMES = {
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the three subcommands; each sets ``run``, which takes the parsed arguments and returns an exit code."""
-    attach = subparsers.add_parser(
+    attach = verbs.add_parser(
+        subparsers,
         'attach',
-        help='attach the metadata path to routers or isolated networks',
         description='Makes this host serve the metadata of the instances behind a router or on an isolated network: '
         'installs the redirect rules (a router) or the address (a network) in its namespace, and has a process listen '
         'there. What is right already stays, so it can be repeated. Needs root.',
@@ -98,9 +97,9 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     attach.set_defaults(run=_attach)
 
-    detach = subparsers.add_parser(
+    detach = verbs.add_parser(
+        subparsers,
         'detach',
-        help='detach them again and remove every trace',
         description='Closes the listening socket, removes rules and addresses, and ends the process of its own, if it '
         'has one. What was not attached is no error. Needs root.',
     )
@@ -111,9 +110,9 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     detach.add_argument('--namespace', help='its namespace (default: qrouter-<id> or qdhcp-<id>)')
     detach.set_defaults(run=_detach)
 
-    attached = subparsers.add_parser(
+    attached = verbs.add_parser(
+        subparsers,
         'attached',
-        help='show what is attached on this host, and what only partly',
         description='Shows every router and network of this host that has a proxy, a socket in the keeper or rules of '
         'ours, as the kernel has them now. A line with ! is a problem and says how to repair it; then the exit code is '
         '1. A line with - is a fact. Needs root.',
@@ -217,6 +216,9 @@ class AttachCommand:
 
     def _default_mode(self) -> str:
         """SHARED if the shared proxy runs or can be started, else PROCESS, which costs tens of megabytes."""
+        from metadata_wsgi.cli import shared_proxy
+        from metadata_wsgi.filters import header_source
+
         if self._new_mode is None:
             self._new_mode = SHARED
             path, socket = _paths(self._args)

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from metadata_wsgi.cli import agent, findings, listing, neutron_agent, option_registry, pipeline_drawing
+from metadata_wsgi.cli import agent, findings, listing, neutron_agent, option_registry, pipeline_drawing, verbs
 from metadata_wsgi.cli.exit_codes import WELL
 from metadata_wsgi.cli.findings import Finding
 from metadata_wsgi.config import config_files
@@ -35,9 +35,9 @@ DRAWINGS = {'mermaid': pipeline_drawing.mermaid, 'svg': pipeline_drawing.svg}
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verbs."""
-    checks = subparsers.add_parser(
+    checks = verbs.add_parser(
+        subparsers,
         'check-config',
-        help='check the configuration and print what is wrong with it',
         description="Reads the agent's configuration, loads its pipeline, and sends one query to Neutron and one "
         'request to Nova: whether the credentials show the ports of every project, and whether both sides have the '
         'same shared secret. Ends with "ok", or says what to change. It changes nothing, and a running agent is not '
@@ -46,9 +46,9 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add_configuration(checks)
     listing.add_arguments(checks, findings.COLUMNS)
     checks.set_defaults(run=check_config)
-    shows = subparsers.add_parser(
+    shows = verbs.add_parser(
+        subparsers,
         'show-pipeline',
-        help='print the filters of the pipeline and what each reads and provides',
         description='Loads the pipeline as the agent does and prints its filters in the order of a request. With '
         '-f mermaid or -f svg it draws the way of a request from two instances with the same address to Nova.',
     )

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from metadata_wsgi.cli import check_config, listing
+from metadata_wsgi.cli import check_config, listing, verbs
 from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
 from metadata_wsgi.cli.terminal import printable
 from metadata_wsgi.config import config_files
@@ -36,9 +36,9 @@ COLUMNS = ('step', 'text', 'ms', 'details')
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verb."""
-    parser = subparsers.add_parser(
+    parser = verbs.add_parser(
+        subparsers,
         'explain',
-        help='send one request through the pipeline and print what each filter finds',
         description='The first command to run when an instance gets no metadata. Sends one request for the address '
         'through the configured pipeline, in this process, and prints what each filter finds, the queries to Neutron '
         'and the request that would go to Nova. Exit code 0: the request reached the end of the pipeline (with --send: '

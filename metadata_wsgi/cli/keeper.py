@@ -8,7 +8,7 @@ import logging
 import logging.handlers
 import os
 
-from metadata_wsgi.cli import log_output
+from metadata_wsgi.cli import log_output, verbs
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.keeper.fdstore import SystemdFdStore
 from metadata_wsgi.keeper.server import Keeper
@@ -20,9 +20,9 @@ from metadata_wsgi.privileges import drop, identity
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
+    parser = verbs.add_parser(
+        subparsers,
         'keeper',
-        help='open listening sockets in namespaces and hand them to workers; needs root',
         description='The privileged process of the modes shared and one_hop. It enters namespaces, opens the listening '
         'sockets and sends them to the unprivileged workers; it never reads a request. Runs in the foreground until '
         'SIGTERM; the workers serve on while it is restarted.',

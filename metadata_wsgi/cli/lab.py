@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from metadata_wsgi.cli import verbs
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.lab import build, guests, plan, unprivileged
 from metadata_wsgi.pipeline import paste_loader
@@ -18,9 +19,9 @@ PROGRAMS = {'ip': 'iproute2', 'iptables': 'iptables', 'curl': 'curl'}
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser(
+    parser = verbs.add_parser(
+        subparsers,
         'lab',
-        help='build a cloud on this machine, show the metadata of each instance',
         description='Needs no OpenStack. Builds two tenants whose networks use the same addresses, and an isolated '
         'network, each with an instance in a namespace of its own. Starts the agent with a YAML file in place of '
         'Neutron and Nova, attaches the path, and prints what each instance receives. Removes all of it at the end, '

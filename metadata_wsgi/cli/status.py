@@ -17,14 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from oslo_config import cfg
-from oslo_log import log
 
-from metadata_wsgi.cli import attach, findings, listing
+from metadata_wsgi.cli import attach, findings, listing, verbs
 from metadata_wsgi.cli.findings import NOT_WELL, UNKNOWN, WELL, Finding
 from metadata_wsgi.cli.terminal import printable
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
-from metadata_wsgi.filters.optional import healthcheck
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, proxy_process
@@ -35,13 +33,17 @@ MAX_FAULTS_SHOWN = 5
 LOG_TAIL_BYTES = 1 << 18
 RESPONSE_TIMEOUT_S = 5.0
 PART_WIDTH = 12
+HEALTHCHECK_PATH = '/healthcheck'
+"""``filters.optional.healthcheck.PATH``, whose module imports WebOb."""
+LOG_OPTS = [cfg.StrOpt('log_file', deprecated_name='logfile'), cfg.StrOpt('log_dir', deprecated_name='logdir')]
+"""The two of oslo.log's options that say where the log is: importing oslo.log takes as long as the rest of the verb."""
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser(
+    parser = verbs.add_parser(
+        subparsers,
         'status',
-        help='show whether the agent runs and works, and what is attached',
         description='Shows whether agent and keeper run and respond, which routers and networks have problems, and the '
         'last warnings and errors of the log. Exit code 0: all is well. 1: something is not. 2: a part could not be '
         'read, for example without root, and the others are well.',
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Print each part as soon as it is known; returns the exit code of all."""
     conf = cfg.ConfigOpts()
     conf.register_opts(state_paths.OPTS)
-    log.register_options(conf)
+    conf.register_opts(LOG_OPTS)
     config_files.parse(conf, config_files.files({'config_file': ','.join(args.config_file)}))
     if args.state_path:
         conf.set_override('state_path', os.path.abspath(args.state_path))
@@ -104,7 +106,7 @@ def agent(path: str) -> Iterator[Finding]:
 
 def _health(path: str) -> Finding:
     try:
-        status, text = _get(path, healthcheck.PATH)
+        status, text = _get(path, HEALTHCHECK_PATH)
     except (OSError, http.client.HTTPException) as error:
         return Finding('health', NOT_WELL, f'no response: {str(error) or type(error).__name__}')
     if status not in (200, 503):

@@ -29,7 +29,7 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence, Set
 
-from metadata_wsgi.cli import attach, log_output, root_check
+from metadata_wsgi.cli import attach, log_output, root_check, verbs
 from metadata_wsgi.cli.reconciler import FULL_RECONCILE_INTERVAL_S, Reconciler, TargetKey
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
@@ -183,9 +183,9 @@ class CliAttachAdapter:
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser(
+    parser = verbs.add_parser(
+        subparsers,
         'watch',
-        help='attach new namespaces, detach deleted ones; needs root',
         description='Runs in the foreground until SIGTERM. Attaches each router and network as soon as its namespace '
         'appears on this host, detaches it when the namespace is deleted, and repairs what another program removes. '
         'For hosts whose L3 and DHCP agents do not do it themselves.',
