@@ -39,8 +39,8 @@ def port(network_id: str, owner: str, device_id: str, project_id: str, *addresse
 class OpenStackApi:
     """The responses, without a server.
 
-    ``ports`` are Quantum's. ``network_owners`` are the projects whose networks have addresses in use. ``network_url`` is
-    Quantum's URL in the catalogue.
+    ``ports`` are Quantum's. ``network_owners`` are the projects whose networks have addresses in use.
+    ``network_url`` is Quantum's URL in the catalogue.
     """
 
     def __init__(
