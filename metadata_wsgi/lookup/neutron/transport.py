@@ -106,8 +106,9 @@ class _Cutoff:
     """
 
     def __init__(self, deadline: Deadline) -> None:
-        self.waits_for = 'the connection'
+        self.waits_for = ''
         self.has_ended = False
+        self._is_over = False
         self._copy: _socket.socket | None = None
         self._lock = threading.Lock()
         # Under gevent a greenlet. Elsewhere a thread, of a program that sends few requests.
@@ -118,8 +119,9 @@ class _Cutoff:
         """``sock`` is the connection from now on."""
         self.waits_for = waits_for
         # A copy: the TLS library puts another object in the place of the socket.
-        copy = _socket.socket(fileno=os.dup(sock.fileno()))
-        self._replace(copy)
+        self._replace(_socket.socket(fileno=os.dup(sock.fileno())))
+        if self._is_over:
+            self._end()
 
     def __enter__(self) -> _Cutoff:
         self._timer.start()
@@ -139,8 +141,9 @@ class _Cutoff:
 
     def _end(self) -> None:
         with self._lock:
-            self.has_ended = True
+            self._is_over = True
             if self._copy is not None:
+                self.has_ended = True
                 with suppress(OSError):
                     self._copy.shutdown(_socket.SHUT_RDWR)
 
