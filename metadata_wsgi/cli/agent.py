@@ -28,11 +28,14 @@ from metadata_wsgi.keeper.protocol import ONE_HOP
 from metadata_wsgi.lookup import protocol
 from metadata_wsgi.metrics import options, page
 from metadata_wsgi.net import listeners
+from metadata_wsgi.net import options as net_options
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.pipeline import order, paste_loader
 from metadata_wsgi.pipeline.environ_keys import NAMESPACE
 from metadata_wsgi.privileges import identity
+from metadata_wsgi.privileges import options as privileges_options
 from metadata_wsgi.server import master
+from metadata_wsgi.server import options as server_options
 from metadata_wsgi.server.worker import Stoppable
 
 if TYPE_CHECKING:
@@ -140,7 +143,7 @@ def _has_pipeline(path: str) -> bool:
 
 def _configure(global_conf: Mapping[str, str], arguments: Sequence[str], name: str) -> cfg.ConfigOpts:
     conf = cfg.ConfigOpts()
-    opts = [*OPTS, *state_paths.OPTS, *listeners.OPTS, *identity.OPTS, *master.OPTS]
+    opts = [*OPTS, *state_paths.OPTS, *net_options.OPTS, *privileges_options.OPTS, *server_options.OPTS]
     conf.register_opts(opts)
     log.register_options(conf)
     paths = config_files.files(global_conf)
@@ -253,7 +256,7 @@ def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
 
 
 def _settings(global_conf: Mapping[str, str]) -> dict[str, Any]:
-    conf = config_files.load(global_conf, master.OPTS)
+    conf = config_files.load(global_conf, server_options.OPTS)
     return {
         # 0 is Neutron's "no separate processes".
         'workers': master.worker_count(conf.metadata_workers),

@@ -28,27 +28,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from oslo_config import cfg
-
 from metadata_wsgi import limits, safe_files
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.net import port_holder
 from metadata_wsgi.net.port_holder import PortHolder
 
 LOG = logging.getLogger(__name__)
-
-OPTS = [
-    cfg.StrOpt(
-        'metadata_proxy_socket_mode',
-        default='deduce',
-        choices=['deduce', 'user', 'group', 'all'],
-        help='Who may connect to the socket: the owner, its group too, everybody; deduced from the two options below.',
-    ),
-    cfg.StrOpt(
-        'metadata_proxy_user', default='', help='Owner of the socket, a name or uid: the user of the namespace proxies.'
-    ),
-    cfg.StrOpt('metadata_proxy_group', default='', help='Group of the socket, a name or gid.'),
-]
 
 IPV6_FREEBIND = 78  # <linux/in6.h>, Linux 4.15; the socket module has no name for it
 MODE_BITS = {'user': 0o600, 'group': 0o660, 'all': 0o666}

@@ -43,7 +43,6 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
-from oslo_config import cfg
 
 from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError, MetadataError
@@ -55,23 +54,6 @@ from metadata_wsgi.server.worker import MetadataWorker, Stoppable, WorkerOptions
 from metadata_wsgi.server.worker_replacement import WorkerState
 
 LOG = logging.getLogger(__name__)
-
-OPTS = [
-    cfg.IntOpt(
-        'metadata_workers',
-        min=0,
-        max=256,
-        help='Worker processes; each serves thousands of waiting requests. By default, and with 0 (as in files for '
-        "Neutron's agent), half the processors.",
-    ),
-    cfg.IntOpt(
-        'metadata_backlog',
-        default=4096,
-        min=1,
-        help='Connections that may wait to be accepted (net.core.somaxconn caps it).',
-    ),
-    cfg.IntOpt('metadata_connections', default=4096, min=16, help='Connections that one worker serves at a time.'),
-]
 
 STRICT: dict[str, Any] = {
     # One header must not become the value of another: names with underscores are dropped, and no peer may set the
@@ -95,11 +77,13 @@ STRICT: dict[str, Any] = {
 
 PRELOAD_MODULES = (
     *('gevent.resolver.thread', 'gevent.resolver._addresses', 'gevent.threadpool', 'gevent._threading', 'gevent.util'),
-    *('encodings.idna', 'netrc', 'stringprep'),
+    *('gevent.ssl', 'gevent.subprocess', 'gevent.threading', 'gevent.selectors', 'gevent.signal', 'gevent.local'),
+    *('concurrent.futures.thread', 'encodings.idna', 'netrc', 'stringprep'),
 )
-"""Modules that libraries import during a first request. A worker imports them before it drops its privileges: its user
-may have no access to Python's directory, and after an upgrade of a package the files there are of another version.
-Some are private: one that the installed version does not have is skipped."""
+"""Modules that gevent's patching, or libraries during a first request, import. The master imports them, so that the
+workers share their memory. A worker could not do it later: its user may have no access to Python's directory, and after
+an upgrade of a package the files there are of another version. Some are private: one that the installed version does
+not have is skipped."""
 
 
 class Log(Logger):
@@ -177,7 +161,7 @@ class Server(BaseApplication):
             'pre_fork': self._mark_first_worker,
             'post_fork': lambda arbiter, worker: self._on_worker_start(),
             'post_worker_init': self._on_worker_loaded,
-            'when_ready': lambda arbiter: self._on_ready(),
+            'when_ready': self._on_listening,
             **self._settings(),
         }
         for key, value in settings.items():
@@ -186,6 +170,16 @@ class Server(BaseApplication):
     def load(self) -> Any:
         """Called by gunicorn in each worker."""
         return self._load()
+
+    def _on_listening(self, arbiter: Any) -> None:
+        # Before the first worker: it shares the memory of what it does not change.
+        for name in PRELOAD_MODULES:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                LOG.debug('Not loaded before the workers are forked: %s', error)
+        _freeze_gc()
+        self._on_ready()
 
     def _mark_first_worker(self, arbiter: Any, worker: Any) -> None:
         # gunicorn numbers the workers of a master in ``age``.
@@ -347,18 +341,19 @@ def _tune_gc() -> None:
     Called in a worker that has loaded. These objects live as long as the worker, and a request hardly makes a reference
     cycle.
     """
+    _freeze_gc()
+    gc.set_threshold(limits.GC_THRESHOLD)
+
+
+def _freeze_gc() -> None:
+    """Exclude all objects from garbage collection. It would write to each of them, and so copy the memory that a worker
+    shares with the master."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(limits.GC_THRESHOLD)
 
 
 def _drop_privileges(worker: Any, identity: Identity | None) -> None:
     """Called in a worker that has loaded the pipeline and does not accept yet."""
-    for name in PRELOAD_MODULES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            LOG.debug('Not loaded before the privileges are dropped: %s', error)
     if identity is not None:
         # The worker's heartbeat is the modification time of this file, which only its owner may set.
         os.fchown(worker.tmp.fileno(), identity.uid, identity.gid)

@@ -116,8 +116,9 @@ class _Cutoff:
     """
 
     def __init__(self, deadline: Deadline) -> None:
-        self.waits_for = 'the connection'
+        self.waits_for = ''
         self.has_ended = False
+        self._is_over = False
         self._copy: _socket.socket | None = None
         self._lock = threading.Lock()
         # Under gevent a greenlet. Elsewhere a thread, of a program that sends few requests.
@@ -128,8 +129,9 @@ class _Cutoff:
         """``sock`` is the connection from now on."""
         self.waits_for = waits_for
         # A copy: the TLS library puts another object in the place of the socket.
-        copy = _socket.socket(fileno=os.dup(sock.fileno()))
-        self._replace(copy)
+        self._replace(_socket.socket(fileno=os.dup(sock.fileno())))
+        if self._is_over:
+            self._end()
 
     def __enter__(self) -> _Cutoff:
         self._timer.start()
@@ -149,6 +151,7 @@ class _Cutoff:
 
     def _end(self) -> None:
         with self._lock:
+            self._is_over = True
             # Before there is a connection, name resolution and connect end at the deadline with an error of their own.
             if self._copy is not None:
                 self.has_ended = True
