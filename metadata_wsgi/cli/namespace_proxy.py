@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from metadata_wsgi import limits
+from metadata_wsgi.cli import report_process
 from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
 from metadata_wsgi.keeper.protocol import SHARED
 from metadata_wsgi.namespace_proxy import daemonize
@@ -75,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             keeper=(os.path.join(args.state_path, 'listeners'), SHARED) if args.shared else None,
             identity=worker_identity,
             any_destination=args.allow_any_destination,
+            write_report=lambda: report_process.start(args.state_path, f'{PROGRAM}-{namespace_id}'),
         ).run()
     finally:
         if pid_file:

@@ -21,6 +21,7 @@ VERBS = {
     'show-pipeline': ('check_config', 'print the filters of the pipeline and what each reads and provides'),
     'explain': ('explain', 'send one request through the pipeline and print what each filter finds'),
     'status': ('status', 'show whether the agent runs and works, and what is attached'),
+    'report': ('report', 'write everything that a bug report needs into one file, without secrets'),
     'watch': ('watch', 'attach new namespaces, detach deleted ones; needs root'),
     'completion': ('completion', 'print the script that completes this command in bash or zsh'),
 }

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.http import error_responses
-from metadata_wsgi.pipeline import gunicorn_strictness, order
+from metadata_wsgi.pipeline import environ_keys, gunicorn_strictness, order
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -53,11 +53,15 @@ class CatchErrorsFilter:
             if self._lenient_settings:
                 LOG.critical('Every request gets 503: %s', gunicorn_strictness.message(self._lenient_settings))
         if self._lenient_settings:
+            reason = f'gunicorn accepts malformed requests: {", ".join(self._lenient_settings)}'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
             return error_responses.unavailable()(environ, start_response)
         try:
             return self.app(environ, start_response)
         except Exception as error:
             self._log(error)
+            reason = f'unexpected {type(error).__name__} in the pipeline: see the log'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
             return error_responses.unavailable()(environ, _with_exc_info(start_response))
 
     def _log(self, error: Exception) -> None:

@@ -25,7 +25,7 @@ from metadata_wsgi.http import error_responses, header_names, message
 from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import retry_until
 from metadata_wsgi.net import addresses
-from metadata_wsgi.pipeline.environ_keys import NAMESPACE, RECEIVED_AT_S, Namespace
+from metadata_wsgi.pipeline.environ_keys import FAILURE, NAMESPACE, RECEIVED_AT_S, Failure, Namespace
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -85,12 +85,15 @@ class NamespaceProxyApp:
         except RequestTimeout:
             if self._slow_client_log.allow():
                 LOG.info('A request gets 408: its client did not send the body in time')
+            environ[FAILURE] = Failure(408, 'the body did not arrive in time', self._namespace)
             return error_responses.request_timeout()(environ, start_response)
         except BadRequest as error:
             return error_responses.bad_request(str(error))(environ, start_response)
         except NoResponse as error:
             if self._no_response_log.allow():
                 LOG.error('Requests get 503: no response from the metadata agent: %s', error)
+            reason = f'no response from the metadata agent: {error}'
+            environ[FAILURE] = Failure(503, reason, self._namespace)
             return error_responses.unavailable()(environ, start_response)
         return response(environ, start_response)
 

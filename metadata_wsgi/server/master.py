@@ -7,7 +7,8 @@ SIGHUP  opens the log files again, reads the paste file, the options of its filt
         ``metadata_one_hop``, ``allow_any_destination``, the options of the listeners, of the user and group, and of
         logging.
 SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
-SIGUSR2 (gunicorn's binary upgrade) does nothing: while the agent restarts, the namespace proxies retry.
+SIGUSR2 writes a report for a bug report (``metadata-wsgi report``) into the state directory. gunicorn's own meaning,
+        the upgrade of a running master, does not exist here: while the agent restarts, the namespace proxies retry.
 
 Workers use gevent: a request that waits (for Quantum, for Nova, for a slow client) costs a few kilobytes and no
 thread, so waiting requests do not keep others from being served.
@@ -44,6 +45,8 @@ from oslo_config import cfg
 
 from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.failures.shared_memory import FailureMemory
+from metadata_wsgi.failures.worker_memories import WorkerMemories
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
 from metadata_wsgi.server.worker import MetadataWorker, WorkerOptions
@@ -116,6 +119,7 @@ class Server(BaseApplication):
     ``on_config_checked`` is called in the child process after ``load`` succeeded, for warnings.
     ``on_first_worker`` is called with the application in one worker after each start and SIGHUP, after the worker has
     dropped its privileges, for work that is needed once. It must return at once.
+    ``write_report`` is called in the master at SIGUSR2, and must return at once.
     """
 
     def __init__(
@@ -132,6 +136,7 @@ class Server(BaseApplication):
         any_destination: bool = False,
         on_config_checked: Callable[[], None] = lambda: None,
         on_first_worker: Callable[[Any], None] = lambda app: None,
+        write_report: Callable[[], object] | None = None,
     ) -> None:
         _refuse_rotating_log_handlers()
         self._load = load
@@ -143,6 +148,10 @@ class Server(BaseApplication):
         self._on_ready = on_ready
         self._on_config_checked = on_config_checked
         self._on_first_worker = on_first_worker
+        self.write_report = write_report
+        self._failure_memories = WorkerMemories()
+        self.failure_memory: FailureMemory | None = None
+        """In a worker: where it publishes its failures."""
         self._identity = identity
         self._worker_identity = identity()
         super().__init__(prog=name)
@@ -160,8 +169,9 @@ class Server(BaseApplication):
             'control_socket_disable': True,
             'preload_app': False,
             **STRICT,
-            'pre_fork': self._mark_first_worker,
-            'post_fork': lambda arbiter, worker: self._on_worker_start(),
+            'pre_fork': self._before_fork,
+            'post_fork': self._after_fork,
+            'child_exit': lambda arbiter, worker: self._failure_memories.end(worker.age),
             'post_worker_init': self._on_worker_loaded,
             'when_ready': lambda arbiter: self._on_ready(),
             **self._settings(),
@@ -173,10 +183,15 @@ class Server(BaseApplication):
         """Called by gunicorn in each worker."""
         return self._load()
 
-    def _mark_first_worker(self, arbiter: Any, worker: Any) -> None:
+    def _before_fork(self, arbiter: Any, worker: Any) -> None:
         # gunicorn numbers the workers of a master in ``age``.
         if self._first_worker_age is None:
             self._first_worker_age = worker.age
+        self._failure_memories.add(worker.age)
+
+    def _after_fork(self, arbiter: Any, worker: Any) -> None:
+        self.failure_memory = self._failure_memories.take(worker.age)
+        self._on_worker_start()
 
     def _on_worker_loaded(self, worker: Any) -> None:
         _tune_gc()
@@ -260,7 +275,14 @@ class _Arbiter(Arbiter):
         LOG.info('Reloaded')
 
     def handle_usr2(self) -> None:
-        LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies retry meanwhile')
+        """gunicorn starts a second master here. Ours writes a report."""
+        if self.app.write_report is None:
+            LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies retry meanwhile')
+            return
+        try:
+            self.app.write_report()
+        except OSError as error:
+            LOG.error('The report cannot be written: %s', error)
 
 
 def _tune_gc() -> None:

@@ -29,6 +29,7 @@ from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server.acceptor import Acceptor, GreenletPool
 from metadata_wsgi.server.connection_handler import ConnectionHandler
 from metadata_wsgi.server.connection_limits import ConnectionLimits
+from metadata_wsgi.server.failure_recorder import FailureRecorder
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -60,6 +61,7 @@ class MetadataWorker(GeventWorker):
     def run(self) -> None:
         """Called by gunicorn: serve until a signal, then finish the requests in progress."""
         options: WorkerOptions = self.app.worker_options
+        failures = FailureRecorder(self.app.failure_memory)
         self._handler = ConnectionHandler(
             self.wsgi,
             FrozenSettings(self.cfg),
@@ -67,12 +69,14 @@ class MetadataWorker(GeventWorker):
             any_destination=options.any_destination,
             is_stopping=lambda: not self.alive,
             has_waiting_connections=lambda: self._pool.has_waiting_connections,
+            on_failure=failures.record,
         )
         for number, listener in enumerate(self.sockets):
             self._accept_on(f'#{number}', listener, None)
         following = self._follow(options.keeper)
         while self.alive:
             self.notify()
+            failures.publish()
             gevent.sleep(1.0)
         if following:
             following.stop()
@@ -83,6 +87,7 @@ class MetadataWorker(GeventWorker):
         while len(self._pool) and time.monotonic() < deadline_s:
             self.notify()
             gevent.sleep(0.05)
+        failures.publish()
 
     def _accept_on(self, key: str, listener: Any, namespace: environ_keys.Namespace | None) -> None:
         handler, environ = self._handler, self._environ(listener.getsockname(), namespace)
