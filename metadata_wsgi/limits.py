@@ -112,6 +112,17 @@ HEARTBEAT_FRESH_S = 5.0
 CONFIG_CHECK_TIMEOUT_S = 60.0
 """Time in which the pipeline must load, at start and at SIGHUP, before the check of the configuration fails."""
 
+FAILURES_PER_ADDRESS = 3
+FAILURES_PER_NAMESPACE = 8
+FAILURE_NAMESPACES = 128
+"""Rows of the table of recent failures of a worker: of one client, of one router or network, and how many of those."""
+
+FORMER_WORKERS = 4
+"""The tables of this many workers that ended are kept: after a reload or a crash their failures can still be read."""
+
+FAILURE_MEMORY_BYTES = 1 << 20
+"""Memory for the published table of a worker. Only what is used takes memory: about 400 bytes for each row."""
+
 GC_THRESHOLD = 20_000
 """Objects allocated and not freed before Python looks for reference cycles; a request makes hardly any."""
 

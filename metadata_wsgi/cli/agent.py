@@ -20,7 +20,7 @@ from oslo_config import cfg
 from oslo_log import log
 
 from metadata_wsgi.cache.process_shared import SharedPause, UsesSharedPause
-from metadata_wsgi.cli import log_output, visibility_check
+from metadata_wsgi.cli import log_output, report_process, visibility_check
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.filters.optional.metrics import MetricsFilter
@@ -107,6 +107,7 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
             any_destination=conf.allow_any_destination,
             on_config_checked=lambda: _on_config_checked(global_conf, pause),
             on_serve=serve_metrics,
+            write_report=lambda: report_process.start(conf.state_path, program.name, _report_options(program, paths)),
             on_first_worker=visibility_check.check_in_background if conf.check_services_at_start else lambda app: None,
             notifier=notifier,
         )
@@ -115,6 +116,10 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
         return master.fail(program.name, error)
     agent.run()
     return 0
+
+
+def _report_options(program: Program, paths: Sequence[str]) -> list[str]:
+    return [*(['--neutron'] if program is not QUANTUM else []), *(f'--config-file={path}' for path in paths)]
 
 
 def paste_file(global_conf: Mapping[str, str]) -> tuple[str, str]:

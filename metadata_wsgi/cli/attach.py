@@ -249,8 +249,8 @@ def _warn_no_worker(args: argparse.Namespace, modes: set[str]) -> None:
 def _detach(args: argparse.Namespace) -> int:
     root_check.require_root()
     with lock.exclusive(state_path(args)):
-        statuses, keeper_error = _statuses(args) if args.all else ([], '')
-        targets = [status.target for status in statuses] if args.all else _targets(args)
+        found, keeper_error = statuses(args) if args.all else ([], '')
+        targets = [status.target for status in found] if args.all else _targets(args)
         failed = _run_and_print(targets, detach_command(args, count=len(targets)), MAX_CONCURRENT_ATTACHES)
         return NOT_WELL if failed or keeper_error else WELL
 
@@ -319,12 +319,12 @@ def _run_and_print(
 
 def _attached(args: argparse.Namespace) -> int:
     root_check.require_root()
-    statuses, keeper_error = _statuses(args)
+    found, keeper_error = statuses(args)
     if listing.is_text(args):
-        print(table(statuses), end='')
+        print(table(found), end='')
     else:
-        listing.write(args, to_listing(statuses), sys.stdout)
-    return NOT_WELL if keeper_error or any(status.problems for status in statuses) else WELL
+        listing.write(args, to_listing(found), sys.stdout)
+    return NOT_WELL if keeper_error or any(status.problems for status in found) else WELL
 
 
 def to_listing(statuses: Iterable[attachment_status.AttachmentStatus]) -> listing.Listing:
@@ -427,7 +427,7 @@ def _keeper_pid(path: str) -> int | None:
         return None
 
 
-def _statuses(args: argparse.Namespace) -> tuple[list[attachment_status.AttachmentStatus], str]:
+def statuses(args: argparse.Namespace) -> tuple[list[attachment_status.AttachmentStatus], str]:
     """What is attached, and the error message of a keeper that does not respond, which is also printed."""
     path = state_path(args)
     entries, keeper_error = None, ''
@@ -436,8 +436,8 @@ def _statuses(args: argparse.Namespace) -> tuple[list[attachment_status.Attachme
     except MetadataError as error:
         keeper_error = str(error)
         print(f'{PROGRAM}: {keeper_error}', file=sys.stderr)
-    statuses = attachment_status.list_attachments(iptables(args.iptables), state_path=path, keeper_entries=entries)
-    return statuses, keeper_error
+    found = attachment_status.list_attachments(iptables(args.iptables), state_path=path, keeper_entries=entries)
+    return found, keeper_error
 
 
 def state_path(args: argparse.Namespace) -> str:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from metadata_wsgi import limits
-from metadata_wsgi.cli import log_output
+from metadata_wsgi.cli import log_output, report_process
 from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
 from metadata_wsgi.keeper.protocol import SHARED
 from metadata_wsgi.namespace_proxy import daemonize
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A daemon is not the main process of the unit whose environment it has inherited.
             notifier=None if args.daemonize else notifier,
             program='namespace_proxy',
+            write_report=lambda: report_process.start(args.state_path, f'{PROGRAM}-{namespace_id}'),
         ).run()
     finally:
         if pid_file:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from oslo_config import cfg
 
-from metadata_wsgi.cli import attach, findings, listing, verbs
+from metadata_wsgi.cli import attach, findings, listing, recent_failures, verbs
 from metadata_wsgi.cli.findings import NOT_WELL, UNKNOWN, WELL, Finding
 from metadata_wsgi.cli.terminal import printable
 from metadata_wsgi.config import config_files, state_paths
@@ -50,12 +50,19 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     config_files.add_arguments(parser, help=' (default: as the agent)')
     parser.add_argument('--state-path', help='directory of pid files and socket')
-    listing.add_arguments(parser, findings.COLUMNS)
+    parser.add_argument(
+        '--failures',
+        action='store_true',
+        help='show only the recent requests that failed: which client got which error, when, how often and why',
+    )
+    listing.add_arguments(parser, (*findings.COLUMNS, *recent_failures.COLUMNS))
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print each part as soon as it is known; returns the exit code of all."""
+    if args.failures:
+        return recent_failures.show(args)
     conf = cfg.ConfigOpts()
     conf.register_opts(state_paths.OPTS)
     conf.register_opts(LOG_OPTS)
@@ -153,14 +160,19 @@ def attachments(state_path: str, entries: list[KeeperEntry] | None) -> Finding:
 def faults(path: str) -> Finding:
     """The last lines of the log that are warnings or worse. Old ones may be among them: they change no exit code."""
     try:
-        with open(path, 'rb') as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
-            lines = file.read().decode(errors='replace').splitlines()
+        found = last_faults(path, MAX_FAULTS_SHOWN)
     except OSError as error:
         return Finding('faults', UNKNOWN, f'{path}: {error.strerror}')
-    found = [line for line in lines if any(level in line for level in FAULT_LEVELS)][-MAX_FAULTS_SHOWN:]
     text = f'{path}: {"the last ones" if found else "none in its last 256 KiB"}'
     return Finding('faults', WELL, text, tuple(' ' * PART_WIDTH + printable(line) for line in found))
+
+
+def last_faults(path: str, count: int) -> list[str]:
+    """The last ``count`` lines at the end of the log that are warnings or worse. Raises OSError."""
+    with open(path, 'rb') as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+        lines = file.read().decode(errors='replace').splitlines()
+    return [line for line in lines if any(level in line for level in FAULT_LEVELS)][-count:]
 
 
 def _child_pids(pid: int) -> list[int]:

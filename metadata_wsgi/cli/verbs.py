@@ -22,6 +22,7 @@ VERBS = {
     'explain': ('explain', 'send one request through the pipeline and print what each filter finds'),
     'status': ('status', 'show whether the agent runs and works, and what is attached'),
     'supervise': ('supervise', 'run keeper, shared namespace proxy and agent in a container; needs root'),
+    'report': ('report', 'write everything that a bug report needs into one file, without secrets'),
     'watch': ('watch', 'attach new namespaces, detach deleted ones; needs root'),
     'completion': ('completion', 'print the script that completes this command in bash or zsh'),
 }

@@ -68,12 +68,15 @@ class InstanceResolver:
             instruments.LOOKUP_SECONDS.observe(time.monotonic() - started_s, result)
             if self._failure_log.allow():
                 LOG.error('Requests get 503: the lookup of %s failed: %s', source, error)
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, f'the lookup failed: {error}')
             return error_responses.unavailable()
         result = ('none', 'one')[len(found)] if len(found) < 2 else 'several'
         instruments.LOOKUP_SECONDS.observe(time.monotonic() - started_s, result)
         if len(found) != 1:
             if self._not_found_log.allow((source.router_id, source.network_id, bool(found))):
                 _log_not_found(source, found)
+            reason = f'{len(found)} instances match: ports {_ports(found)}' if found else 'no instance has this address'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(404, reason)
             return error_responses.instance_not_found()
         environ[environ_keys.INSTANCE] = found[0]
         return None

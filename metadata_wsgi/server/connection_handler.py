@@ -65,6 +65,7 @@ class ConnectionHandler:
     served too. Once ``is_stopping()`` is true, a connection is closed after the request in progress. While
     ``has_waiting_connections()`` is true, because the worker is full, the longest idle keep-alive connection is closed
     when another one becomes idle. ``progress`` gets the start and the end of each call of the application.
+    ``on_failure`` is called with the environ of each request that has FAILURE in it.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class ConnectionHandler:
         is_stopping: Callable[[], bool],
         has_waiting_connections: Callable[[], bool] = lambda: False,
         progress: Progress | None = None,
+        on_failure: Callable[[WSGIEnvironment], object] = lambda environ: None,
     ) -> None:
         self._application = application
         self._settings = settings
@@ -85,6 +87,7 @@ class ConnectionHandler:
         self._is_stopping = is_stopping
         self._has_waiting_connections = has_waiting_connections
         self._progress = progress or Progress()
+        self._on_failure = on_failure
         self._concurrency = PerClientConcurrency(limits.MAX_CONCURRENT_PER_CLIENT)
         # Keep-alive connections between two requests, the one that has been idle longest first.
         self._idle: dict[RawSocket, None] = {}
@@ -185,6 +188,8 @@ class ConnectionHandler:
                 request = self._next_request(requests, connection, is_first=not served)
             except errors.ParseException as error:
                 self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
+                reason = f'a request that cannot be parsed ({type(error).__name__})'
+                self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(400, reason)})
                 return
             if request is None:
                 return
@@ -242,6 +247,8 @@ class ConnectionHandler:
         if not self._concurrency.acquire(client_key[0], limits.REQUEST_TIMEOUT_S):
             instruments.REFUSED.add('concurrency')
             LOG.debug('%s is at its limit of concurrent requests; one was answered 503', environ['REMOTE_ADDR'])
+            reason = 'its other requests took all of its concurrency slots'
+            self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(503, reason)})
             self._respond_unavailable(request, connection)
             return False
         try:
@@ -280,6 +287,8 @@ class ConnectionHandler:
                     self._limits.mark_active(connection)
                 response.close()
             finally:
+                if environ_keys.FAILURE in environ:
+                    self._on_failure(environ)
                 if hasattr(body, 'close'):
                     body.close()
         except ClientConnectionError:
@@ -293,6 +302,8 @@ class ConnectionHandler:
             # The closed connection shows the client that the response is incomplete.
             level = logging.ERROR if self._application_error_log.allow() else logging.DEBUG
             LOG.log(level, 'The response was cut off', exc_info=True)
+            environ[environ_keys.FAILURE] = environ_keys.Failure(0, 'the response was cut off: see the log')
+            self._on_failure(environ)
             return False
         if request.has_unread_body:
             drain(connection)

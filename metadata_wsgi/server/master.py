@@ -7,7 +7,8 @@ SIGHUP  opens the log files again, reads the paste file, the options of its filt
         ``metadata_one_hop``, ``allow_any_destination``, the options of the listeners, of the user and group, and of
         logging.
 SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
-SIGUSR2 (gunicorn's binary upgrade) does nothing: while the agent restarts, the namespace proxies retry.
+SIGUSR2 writes a report for a bug report (``metadata-wsgi report``) into the state directory. gunicorn's own meaning,
+        the upgrade of a running master, does not exist here: while the agent restarts, the namespace proxies retry.
 
 systemd is notified (``net.sd_notify``) that the service has started when a worker serves, of the number of workers that
 serve, of a reload that failed, and of progress, once a second, only while a worker sends heartbeats (``progress``).
@@ -46,6 +47,8 @@ from gunicorn.glogging import Logger
 
 from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.failures.shared_memory import FailureMemory
+from metadata_wsgi.failures.worker_memories import WorkerMemories
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
@@ -108,6 +111,7 @@ class Server(BaseApplication):
     ``on_first_worker`` is called with the application in one worker after each start and SIGHUP, after the worker has
     dropped its privileges, for work that is needed once. It must return at once.
     ``notifier`` notifies systemd.
+    ``write_report`` is called in the master at SIGUSR2, and must return at once.
     """
 
     def __init__(
@@ -127,6 +131,7 @@ class Server(BaseApplication):
         notifier: Notifier | None = None,
         program: str = 'agent',
         on_serve: Callable[[], Stoppable | None] = lambda: None,
+        write_report: Callable[[], object] | None = None,
     ) -> None:
         _refuse_rotating_log_handlers()
         self._load = load
@@ -140,6 +145,10 @@ class Server(BaseApplication):
         self._on_ready = on_ready
         self._on_config_checked = on_config_checked
         self._on_first_worker = on_first_worker
+        self.write_report = write_report
+        self._failure_memories = WorkerMemories()
+        self.failure_memory: FailureMemory | None = None
+        """In a worker: where it publishes its failures."""
         self._identity = identity
         self.notifier = notifier or Notifier()
         self._worker_identity = identity()
@@ -158,8 +167,9 @@ class Server(BaseApplication):
             'control_socket_disable': True,
             'preload_app': False,
             **STRICT,
-            'pre_fork': self._mark_first_worker,
-            'post_fork': lambda arbiter, worker: self._on_worker_start(),
+            'pre_fork': self._before_fork,
+            'post_fork': self._after_fork,
+            'child_exit': lambda arbiter, worker: self._failure_memories.end(worker.age),
             'post_worker_init': self._on_worker_loaded,
             'when_ready': self._on_listening,
             **self._settings(),
@@ -181,10 +191,15 @@ class Server(BaseApplication):
         _freeze_gc()
         self._on_ready()
 
-    def _mark_first_worker(self, arbiter: Any, worker: Any) -> None:
+    def _before_fork(self, arbiter: Any, worker: Any) -> None:
         # gunicorn numbers the workers of a master in ``age``.
         if self._first_worker_age is None:
             self._first_worker_age = worker.age
+        self._failure_memories.add(worker.age)
+
+    def _after_fork(self, arbiter: Any, worker: Any) -> None:
+        self.failure_memory = self._failure_memories.take(worker.age)
+        self._on_worker_start()
 
     def _on_worker_loaded(self, worker: Any) -> None:
         _tune_gc()
@@ -312,7 +327,14 @@ class _Arbiter(Arbiter):
         super().stop(graceful)
 
     def handle_usr2(self) -> None:
-        LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies retry meanwhile')
+        """gunicorn starts a second master here. Ours writes a report."""
+        if self.app.write_report is None:
+            LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies retry meanwhile')
+            return
+        try:
+            self.app.write_report()
+        except OSError as error:
+            LOG.error('The report cannot be written: %s', error)
 
 
 def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:

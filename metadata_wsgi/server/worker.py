@@ -33,6 +33,7 @@ from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server.acceptor import Acceptor, GreenletPool
 from metadata_wsgi.server.connection_handler import ConnectionHandler
 from metadata_wsgi.server.connection_limits import ConnectionLimits
+from metadata_wsgi.server.failure_recorder import FailureRecorder
 from metadata_wsgi.server.progress import Progress
 from metadata_wsgi.throttle import Throttle
 
@@ -83,6 +84,7 @@ class MetadataWorker(GeventWorker):
         """Called by gunicorn: serve until a signal, then finish the requests in progress."""
         options: WorkerOptions = self.app.worker_options
         progress = Progress()
+        failures = FailureRecorder(self.app.failure_memory)
         self._handler = ConnectionHandler(
             self.wsgi,
             FrozenSettings(self.cfg),
@@ -91,6 +93,7 @@ class MetadataWorker(GeventWorker):
             is_stopping=lambda: not self.alive,
             has_waiting_connections=lambda: self._pool.has_waiting_connections,
             progress=progress,
+            on_failure=failures.record,
         )
         for number, listener in enumerate(self.sockets):
             self._accept_on(f'#{number}', listener, None)
@@ -111,6 +114,7 @@ class MetadataWorker(GeventWorker):
             instruments.CONNECTIONS.set(len(self._pool), options.program)
             if options.keeper and self._attached_changed:
                 self._report_attached(options.keeper[1])
+            failures.publish()
             gevent.sleep(1.0)
         if following:
             following.stop()
@@ -123,6 +127,7 @@ class MetadataWorker(GeventWorker):
         while len(self._pool) and time.monotonic() < deadline_s:
             self.notify()
             gevent.sleep(0.05)
+        failures.publish()
 
     def _accept_on(self, key: str, listener: Any, namespace: environ_keys.Namespace | None) -> None:
         handler, environ = self._handler, self._environ(listener.getsockname(), namespace)
