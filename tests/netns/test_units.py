@@ -14,7 +14,7 @@ from tests.e2e.conftest import eventually
 
 from .keeper_host import TARGET, RequestLoad, get_instance_id
 from .router_topology import METADATA, ip
-from .systemd_machine import UNITS, USER, BootError, SystemdMachine, missing_requirements
+from .systemd_machine import CHECKOUT, NEUTRON, UNITS, USER, BootError, SystemdMachine, missing_requirements
 
 pytestmark = pytest.mark.netns
 
@@ -97,12 +97,12 @@ def load(topology):
         one.stop()
 
 
-def workers(host):
+def workers(host, state_path='/var/lib/quantum'):
     """The modes that have workers."""
     script = (
         'import sys; sys.path[:0] = ["/opt/checkout", "/opt/packages"]\n'
         'from metadata_wsgi.keeper.attachments_client import AttachmentsClient\n'
-        'print(*AttachmentsClient("/var/lib/quantum").workers())'
+        f'print(*AttachmentsClient({state_path!r}).workers())'
     )
     return set(host.run(host.interpreter, '-c', script).stdout.split())
 
@@ -316,6 +316,49 @@ def test_stop_and_start_of_all_units_needs_only_a_new_attach(host, topology, att
     attach('shared')
     assert namespaces.run_in(topology.guest, get_instance_id) == 'instance-a'
     wait_until_attached_is_healthy(host)
+
+
+def test_drop_ins_of_migration_level_1_serve_as_the_user_neutron(machine, topology):
+    """As documented: keeper and shared proxy in Neutron's state path, beside an agent with Neutron's defaults."""
+    state_path = machine.skeleton / 'var' / 'lib' / 'neutron'
+    state_path.mkdir()
+    os.chown(state_path, NEUTRON, NEUTRON)
+    documented = drop_ins_of_migration_level_1()
+    assert set(documented) == {KEEPER, PROXY}
+    agent = '/opt/bin/neutron-metadata-agent-wsgi --config-file /etc/metadata_wsgi/metadata_agent.ini'
+    documented[AGENT] = (
+        f'[Service]\nUser=neutron\nGroup=neutron\nReadWritePaths=/var/lib/neutron\nExecStart=\nExecStart={agent}\n'
+    )
+    for unit, text in documented.items():
+        drop_in = machine.skeleton / 'etc' / 'systemd' / 'system' / f'{unit}.service.d' / 'level-1.conf'
+        drop_in.write_text(text.replace('/opt/metadata-wsgi/bin/', '/opt/bin/'))
+    conf = machine.skeleton / 'etc' / 'metadata_wsgi' / 'metadata_agent.ini'
+    os.chown(conf, 0, NEUTRON)
+    # The test's cloud names the user nobody.
+    conf.write_text(re.sub('(?m)^(metadata_peer_users|metadata_one_hop) = .*\n', '', conf.read_text()))
+    host = machine.start()
+    host.systemctl('start', *ALL)
+    eventually(
+        lambda: workers(host, '/var/lib/neutron') == {'shared'}, lambda: f'the shared proxy is connected: {host.text()}'
+    )
+    words = ('--state-path', '/var/lib/neutron', '--router-id', 'router-a', '--namespace', topology.router)
+    host.metadata_wsgi('attach', '--no-wait', '--mode', 'shared', *words)
+    assert namespaces.run_in(topology.guest, get_instance_id) == 'instance-a', host.text()
+    for unit, uid in ((KEEPER, 0), (PROXY, NEUTRON), (AGENT, NEUTRON)):
+        uids = re.search(r'Uid:\t(.*)', host.run('cat', f'/proc/{pid(host, unit)}/status').stdout)[1]
+        assert uids.split() == [str(uid)] * 4
+    host.systemctl('kill', '--signal', 'KILL', *ALL)
+    eventually(
+        lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a',
+        lambda: f'the guest gets responses: {host.text()}',
+    )
+
+
+def drop_ins_of_migration_level_1():
+    """The text of each drop-in by its unit, from doc/migration/index.md."""
+    text = (CHECKOUT / 'doc' / 'migration' / 'index.md').read_text()
+    found = re.findall(r'`systemctl edit (\S+)` and write:\n\n((?: {7}.*\n)+)', text)
+    return {unit: '\n'.join(line.strip() for line in block.splitlines()) + '\n' for unit, block in found}
 
 
 @pytest.mark.parametrize('unit', ALL)

@@ -28,6 +28,8 @@ check_services_at_start = false
 metadata_proxy_shared_secret = of-this-test
 [static]
 inventory = /etc/metadata_wsgi/inventory.yaml
+[metadata_app]
+password_dir = /run/metadata_wsgi/passwords
 """
 LIST_FILES = (
     "find / -xdev '(' -path /proc -o -path /sys -o -path /run -o -path /dev -o -path /tmp -o -path /root "
