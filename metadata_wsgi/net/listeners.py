@@ -109,6 +109,23 @@ def unix_listener(
         os.close(dir_fd)
 
 
+def is_unix_listener(sock: socket.socket, path: str, *, mode: int, user: str = '', group: str = '') -> bool:
+    """Whether ``sock`` is what ``unix_listener`` would return for the same arguments."""
+    uid, gid = uid_of(user), gid_of(group)
+    try:
+        found = os.lstat(path)
+        return (
+            sock.getsockname() == os.path.abspath(path)
+            and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+            and stat.S_ISSOCK(found.st_mode)
+            and stat.S_IMODE(found.st_mode) == mode
+            and found.st_uid == (os.geteuid() if uid == -1 else uid)
+            and found.st_gid in ((os.getegid(),) if gid == -1 else (gid,))
+        )
+    except OSError:
+        return False
+
+
 @contextmanager
 def _lock(name: str, dir_fd: int) -> Iterator[None]:
     """Hold the lock file ``name``; it is removed afterwards. Raises BlockingIOError if another process has it."""

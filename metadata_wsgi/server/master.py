@@ -120,7 +120,8 @@ class Server(BaseApplication):
     ``on_config_checked`` is called in the child process after ``load`` succeeded, for warnings.
     ``on_first_worker`` is called with the application in one worker after each start and SIGHUP, after the worker has
     dropped its privileges, for work that is needed once. It must return at once.
-    ``notifier`` notifies systemd.
+    ``notifier`` notifies systemd. With ``keeps_sockets`` the files of unix sockets stay at the end, because systemd has
+    copies of the sockets.
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class Server(BaseApplication):
         on_config_checked: Callable[[], None] = lambda: None,
         on_first_worker: Callable[[Any], None] = lambda app: None,
         notifier: Notifier | None = None,
+        keeps_sockets: bool = False,
     ) -> None:
         _refuse_rotating_log_handlers()
         self._load = load
@@ -151,6 +153,7 @@ class Server(BaseApplication):
         self._on_first_worker = on_first_worker
         self._identity = identity
         self.notifier = notifier or Notifier()
+        self.keeps_sockets = keeps_sockets
         self._worker_identity = identity()
         super().__init__(prog=name)
 
@@ -242,6 +245,8 @@ class _Arbiter(Arbiter):
         super().__init__(app)
         self._is_stopping = False
         self._reload_error = ''
+        # Then gunicorn does not remove the files of unix sockets when it ends.
+        self.systemd = app.keeps_sockets
 
     def signal(self, sig: int, frame: Any) -> None:
         """The signal handler. gunicorn only queues the signal; a reload in progress must know of it now."""

@@ -441,3 +441,36 @@ def test_metrics_directory_exists_and_outlives_a_restart(host):
     host.run('test', '-e', '/run/metadata_wsgi/metrics/counts', check=True)
     host.systemctl('stop', AGENT)
     assert host.run('test', '-e', '/run/metadata_wsgi').returncode == 1
+
+
+def test_restart_of_the_agent_refuses_no_connection_to_its_socket(host):
+    """As haproxy connects, which does not wait for the agent: systemd keeps the socket."""
+    client = (
+        'import socket, sys, threading\n'
+        'stop = threading.Event()\n'
+        'errors = []\n'
+        'def connect():\n'
+        '    while not stop.is_set():\n'
+        '        with socket.socket(socket.AF_UNIX) as client:\n'
+        '            try:\n'
+        '                client.connect("/var/lib/quantum/metadata_proxy")\n'
+        '                client.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")\n'
+        '                assert client.recv(100).startswith(b"HTTP/1.1 ")\n'
+        '            except Exception as error:\n'
+        '                errors.append(repr(error))\n'
+        'thread = threading.Thread(target=connect)\n'
+        'thread.start()\n'
+        'import subprocess\n'
+        'subprocess.run(sys.argv[1:], check=True)\n'
+        'stop.set()\n'
+        'thread.join()\n'
+        'print(errors)\n'
+    )
+    for words in (('restart', AGENT), ('restart', AGENT)):
+        assert host.run(host.interpreter, '-c', client, 'systemctl', *words).stdout == '[]\n', host.text()
+    assert host.show_property(AGENT, 'NFileDescriptorStore') == '1'
+    # With another mode of the socket the kept one is not used.
+    host.run('sed', '-i', '1a metadata_proxy_socket_mode = all', '/etc/metadata_wsgi/metadata_agent.ini', check=True)
+    host.systemctl('restart', AGENT)
+    assert host.run('stat', '-c', '%a', '/var/lib/quantum/metadata_proxy').stdout == '666\n'
+    eventually(lambda: host.show_property(AGENT, 'NFileDescriptorStore') == '1', host.text)
