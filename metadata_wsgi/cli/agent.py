@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 STORED_SOCKET = 'metadata_proxy'
-"""Its name in systemd's file descriptor store."""
+"""Its name in systemd's file descriptor store, and for the next process at SIGUSR2."""
 
 OPTS = [
     cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the one of the package.'),
@@ -108,6 +108,7 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
             on_first_worker=visibility_check.check_in_background if conf.check_services_at_start else lambda app: None,
             notifier=notifier,
             keeps_sockets=is_stored,
+            socket_name=STORED_SOCKET,
         )
         agent.check_config_in_child()
     except MetadataError as error:
@@ -251,7 +252,7 @@ def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None, notifier: N
             continue
         if name == STORED_SOCKET and listeners.is_unix_listener(kept, path, mode=mode, user=user, group=group):
             kept.listen(conf.metadata_backlog)
-            return kept, True
+            return kept, bool(notifier)
         kept.close()
         notifier.remove_from_store(name)
     listener = listeners.unix_listener(path, mode=mode, user=user, group=group, backlog=conf.metadata_backlog)

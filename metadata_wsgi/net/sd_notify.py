@@ -27,6 +27,7 @@ from metadata_wsgi.throttle import Throttle
 
 LOG = logging.getLogger(__name__)
 
+VARIABLES = ('NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID')
 FIRST_DESCRIPTOR = 3
 SEND_TIMEOUT_S = 1.0
 WATCHDOG_DIVISOR = 4
@@ -43,6 +44,8 @@ class Notifier:
     def __init__(
         self, address: str = '', *, watchdog_s: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.environ: dict[str, str] = {}
+        """The variables that ``from_environ`` has removed."""
         self._systemd: socket.socket | None = None
         if address:
             self._systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -62,14 +65,16 @@ class Notifier:
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
         """The notifier of this service; its variables are removed from ``environ``."""
-        address = environ.pop('NOTIFY_SOCKET', '')
-        usec, pid = environ.pop('WATCHDOG_USEC', ''), environ.pop('WATCHDOG_PID', '')
+        removed = {name: environ.pop(name) for name in VARIABLES if name in environ}
+        address, usec, pid = (removed.get(name, '') for name in VARIABLES)
         has_watchdog = usec.isascii() and usec.isdigit() and pid in ('', str(os.getpid()))
         try:
-            return cls(address, watchdog_s=int(usec) / 1e6 if has_watchdog else 0.0)
+            notifier = cls(address, watchdog_s=int(usec) / 1e6 if has_watchdog else 0.0)
         except OSError as error:
             LOG.warning('systemd cannot be notified at %s: %s', address, error)
             return cls()
+        notifier.environ = removed
+        return notifier
 
     def __bool__(self) -> bool:
         """Whether a systemd is notified."""

@@ -7,7 +7,7 @@ SIGHUP  opens the log files again, reads the paste file, the options of its filt
         ``metadata_one_hop``, ``allow_any_destination``, the options of the listeners, of the user and group, and of
         logging.
 SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
-SIGUSR2 (gunicorn's binary upgrade) does nothing: while the agent restarts, the namespace proxies retry.
+SIGUSR2 starts the installed version of the program in this process, see ``reexec``.
 
 systemd is notified (``net.sd_notify``) that the service has started when a worker serves, of the number of workers that
 serve, of a reload that failed, and of progress, once a second, only while a worker sends heartbeats (``progress``).
@@ -38,6 +38,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
@@ -50,6 +51,7 @@ from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
+from metadata_wsgi.server import reexec
 from metadata_wsgi.server.worker import MetadataWorker, WorkerOptions
 
 LOG = logging.getLogger(__name__)
@@ -121,7 +123,8 @@ class Server(BaseApplication):
     ``on_first_worker`` is called with the application in one worker after each start and SIGHUP, after the worker has
     dropped its privileges, for work that is needed once. It must return at once.
     ``notifier`` notifies systemd. With ``keeps_sockets`` the files of unix sockets stay at the end, because systemd has
-    copies of the sockets.
+    copies of the sockets. ``socket_name`` is the name of the one listener for ``reexec``; without it SIGUSR2 does
+    nothing.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class Server(BaseApplication):
         on_first_worker: Callable[[Any], None] = lambda app: None,
         notifier: Notifier | None = None,
         keeps_sockets: bool = False,
+        socket_name: str = '',
     ) -> None:
         _refuse_rotating_log_handlers()
         self._load = load
@@ -154,6 +158,9 @@ class Server(BaseApplication):
         self._identity = identity
         self.notifier = notifier or Notifier()
         self.keeps_sockets = keeps_sockets
+        self.socket_name = socket_name
+        self.former_workers = reexec.former_workers()
+        self.version = version('metadata_wsgi')
         self._worker_identity = identity()
         super().__init__(prog=name)
 
@@ -268,7 +275,10 @@ class _Arbiter(Arbiter):
         now_s = time.monotonic()
         heartbeats = [worker.tmp.last_update() for worker in self.WORKERS.values()]
         serving = sum(has_fresh_heartbeat(last_s, now_s) for last_s in heartbeats)
-        status = f'{serving} of {self.num_workers} workers serve'
+        if serving >= self.num_workers and self.app.former_workers:
+            LOG.info('The workers of the former program end')
+            self._end_former_workers()
+        status = f'{serving} of {self.num_workers} workers serve, version {self.app.version}'
         if self._reload_error:
             status += f'; not reloaded: {self._reload_error}'
         if serving:
@@ -297,10 +307,21 @@ class _Arbiter(Arbiter):
     def stop(self, graceful: bool = True) -> None:
         """Called by gunicorn to end the workers."""
         self.app.notifier.stopping()
+        self._end_former_workers()
         super().stop(graceful)
 
+    def _end_former_workers(self) -> None:
+        reexec.end(self.app.former_workers)
+        self.app.former_workers = []
+
     def handle_usr2(self) -> None:
-        LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies retry meanwhile')
+        if not self.app.socket_name:
+            LOG.warning('SIGUSR2 does nothing here: restart the program')
+            return
+        LOG.info('The installed program is started in this process; the workers serve until new ones do')
+        (listener,) = self.LISTENERS
+        self.app.notifier.progress()
+        reexec.execute_again({self.app.socket_name: listener.fileno()}, self.WORKERS, self.app.notifier.environ)
 
 
 def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:

@@ -382,9 +382,7 @@ def test_watchdog_is_not_fed_while_no_worker_makes_progress(host, topology, atta
     attach('shared')
     shorten_watchdog(host, unit)
     before = pid(host, unit)
-    children = host.run('cat', f'/proc/{before}/task/{before}/children').stdout.split()
-    assert children
-    host.run('kill', '-STOP', *children, check=True)
+    host.run('kill', '-STOP', *children(host, unit), check=True)
     eventually(lambda: pid(host, unit) not in (0, before), lambda: f'it was restarted: {host.text()}')
     assert host.show_property(unit, 'NRestarts') == '1'
     eventually(
@@ -405,8 +403,8 @@ def test_status_line_of_each_unit(host, attach):
     attach('shared')
     expected = {
         KEEPER: r'1 sockets in namespaces; workers: \d+ one_hop, 1 shared',
-        AGENT: r'(\d+) of \1 workers serve',
-        PROXY: '1 of 1 workers serve',
+        AGENT: r'(\d+) of \1 workers serve, version \S+',
+        PROXY: r'1 of 1 workers serve, version \S+',
     }
     for unit, pattern in expected.items():
         eventually(
@@ -427,7 +425,7 @@ def test_status_line_names_the_error_of_a_reload_that_failed(host):
     host.run('sed', '-i', '/metadata_connections = none/d', conf, check=True)
     host.systemctl('reload', AGENT)
     eventually(
-        lambda: re.fullmatch(r'(\d+) of \1 workers serve', host.show_property(AGENT, 'StatusText')),
+        lambda: re.fullmatch(r'(\d+) of \1 workers serve, version \S+', host.show_property(AGENT, 'StatusText')),
         lambda: host.show_property(AGENT, 'StatusText') + host.text(),
     )
 
@@ -474,3 +472,29 @@ def test_restart_of_the_agent_refuses_no_connection_to_its_socket(host):
     host.systemctl('restart', AGENT)
     assert host.run('stat', '-c', '%a', '/var/lib/quantum/metadata_proxy').stdout == '666\n'
     eventually(lambda: host.show_property(AGENT, 'NFileDescriptorStore') == '1', host.text)
+
+
+@pytest.mark.parametrize('mode', ['shared', 'one_hop'])
+def test_sigusr2_replaces_the_program_without_a_failed_request(host, attach, load, mode):
+    """As an upgrade does. The process id stays, the workers are new, and the former ones end."""
+    attach(mode)
+    requests = load()
+    for unit in (PROXY, AGENT):
+        master, before = pid(host, unit), children(host, unit)
+        host.systemctl('kill', '--kill-whom=main', '--signal', 'USR2', unit)
+        eventually(
+            lambda unit=unit, before=before: children(host, unit) and not before & children(host, unit),
+            lambda: f'the former workers ended: {host.text()}',
+            within_s=60,
+        )
+        assert (pid(host, unit), host.show_property(unit, 'NRestarts')) == (master, '0')
+        requests.more()
+    assert requests.failures == [], host.text()
+    host.systemctl('restart', AGENT, PROXY)
+    requests.more()
+    assert refused_connections(requests) == []
+
+
+def children(host, unit):
+    master = pid(host, unit)
+    return set(host.run('cat', f'/proc/{master}/task/{master}/children').stdout.split())
