@@ -27,7 +27,7 @@ from tests.e2e.conftest import eventually
 
 CHECKOUT = Path(__file__).parent.parent.parent
 UNITS = CHECKOUT / 'etc' / 'systemd'
-USER, NEUTRON = 61234, 61235
+USER, NEUTRON = 61234, 61236
 TARGETS = ('sysinit', 'basic', 'multi-user', 'network-online', 'shutdown')
 PROGRAMS = {
     'metadata-wsgi': 'main',

@@ -453,7 +453,7 @@ def test_restart_of_the_agent_refuses_no_connection_to_its_socket(host):
         '            try:\n'
         '                client.connect("/var/lib/quantum/metadata_proxy")\n'
         '                client.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")\n'
-        '                assert client.recv(100).startswith(b"HTTP/1.1 ")\n'
+        '                assert client.recv(100).startswith(b"HTTP/1.")\n'
         '            except Exception as error:\n'
         '                errors.append(repr(error))\n'
         'thread = threading.Thread(target=connect)\n'
