@@ -35,18 +35,20 @@ GLIBC = '2_28'
 ARCHITECTURES = {'x86_64': 'amd64', 'aarch64': 'arm64'}
 """Of the machine -> of nfpm."""
 PROGRAMS = {
-    'metadata-wsgi': 'main',
-    'quantum-metadata-agent': 'agent',
-    'neutron-metadata-agent-wsgi': 'neutron_agent',
-    'quantum-ns-metadata-proxy': 'namespace_proxy',
+    'metadata-wsgi': 'metadata_wsgi.cli.main:main',
+    'quantum-metadata-agent': 'metadata_wsgi.cli.agent:main',
+    'neutron-metadata-agent-wsgi': 'metadata_wsgi.cli.neutron_agent:main',
+    'quantum-ns-metadata-proxy': 'metadata_wsgi.cli.namespace_proxy:main',
 }
-"""Program -> module of ``metadata_wsgi.cli`` with its ``main``."""
+"""Program on PATH -> its function."""
+LIBRARY_PROGRAMS = {'gunicorn': 'gunicorn.app.wsgiapp:run'}
+"""Programs that only the virtual environment has; ``metadata-wsgi lab`` starts them."""
 LAUNCHER = """#!/usr/lib/metadata-wsgi/bin/python3
 import sys
 
-from metadata_wsgi.cli.{module} import main
+from {module} import {function}
 
-sys.exit(main())
+sys.exit({function}())
 """
 COMPLETIONS = {
     'bash': 'bash-completion/completions/metadata-wsgi',
@@ -156,8 +158,9 @@ def write_environment(prefix: Path) -> None:
     (prefix / 'bin').mkdir(parents=True)
     (prefix / 'bin' / 'python3').symlink_to('/usr/bin/python3')
     (prefix / 'pyvenv.cfg').write_text('home = /usr/bin\ninclude-system-site-packages = false\n')
-    for program, module in PROGRAMS.items():
-        _write(prefix / 'bin' / program, LAUNCHER.format(module=module), 0o755)
+    for program, target in (PROGRAMS | LIBRARY_PROGRAMS).items():
+        module, function = target.split(':')
+        _write(prefix / 'bin' / program, LAUNCHER.format(module=module, function=function), 0o755)
     _copy(
         CHECKOUT / 'bin' / 'metadata-wsgi-haproxy',
         prefix / 'libexec' / 'metadata_wsgi' / 'metadata-wsgi-haproxy',

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from metadata_wsgi.filters.optional.metrics import MetricsFilter
 from metadata_wsgi.keeper.protocol import ONE_HOP
 from metadata_wsgi.lookup import protocol
 from metadata_wsgi.metrics import options, page
-from metadata_wsgi.net import listeners
+from metadata_wsgi.net import listeners, sd_notify
 from metadata_wsgi.net import options as net_options
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.pipeline import order, paste_loader
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 LOG = logging.getLogger(__name__)
+
+STORED_SOCKET = 'metadata_proxy'
+"""Its name in systemd's file descriptor store, and for the next process at SIGUSR1."""
 
 OPTS = [
     cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the one of the package.'),
@@ -97,9 +101,10 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
         serve_metrics = _metrics_page(global_conf)
         # Made before the fork: the workers use it together.
         pause = SharedPause()
+        listener, is_stored = _listen(conf, workers, notifier)
         agent = master.Server(
             lambda: _application(global_conf, pause, one_hop=conf.metadata_one_hop),
-            [_listen(conf, workers)],
+            [listener],
             settings=lambda: _settings(global_conf),
             name=program.name,
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
@@ -110,6 +115,8 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
             write_report=lambda: report_process.start(conf.state_path, program.name, _report_options(program, paths)),
             on_first_worker=visibility_check.check_in_background if conf.check_services_at_start else lambda app: None,
             notifier=notifier,
+            keeps_sockets=is_stored,
+            socket_name=STORED_SOCKET,
         )
         agent.check_config_in_child()
     except MetadataError as error:
@@ -229,7 +236,7 @@ def _metrics_page(global_conf: Mapping[str, str]) -> Callable[[], Stoppable | No
     address = options.load_listen_address(global_conf)
     if address is None:
         return lambda: None
-    listener = listeners.tcp_listener(*address)
+    listener = listeners.tcp_listener(*address, reuse_port=True)
     directory = options.load_directory(global_conf)
     return lambda: page.serve(listener, directory)
 
@@ -244,20 +251,31 @@ def _check_metrics(global_conf: Mapping[str, str], app: Any) -> None:
         )
 
 
-def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
+def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None, notifier: Notifier) -> tuple[socket.socket, bool]:
+    """The agent's socket, and whether systemd keeps a copy of it while the agent is restarted.
+
+    Connections that are made meanwhile wait in its backlog. A kept socket is used if the options are as before.
+    """
     mode_name, user, group = socket_access(
         conf.metadata_proxy_socket_mode, conf.metadata_proxy_user, conf.metadata_proxy_group
     )
     if workers and not user and not group:
         # Without these options the namespace proxies run as the same user.
         group = str(workers.gid)
-    return listeners.unix_listener(
-        conf.metadata_proxy_socket,
-        mode=listeners.socket_mode(mode_name, user, group),
-        user=user,
-        group=group,
-        backlog=conf.metadata_backlog,
-    )
+    path, mode = conf.metadata_proxy_socket, listeners.socket_mode(mode_name, user, group)
+    for name, descriptor in sd_notify.inherited():
+        try:
+            kept = socket.socket(fileno=descriptor)
+        except OSError:
+            os.close(descriptor)
+            continue
+        if name == STORED_SOCKET and listeners.is_unix_listener(kept, path, mode=mode, user=user, group=group):
+            kept.listen(conf.metadata_backlog)
+            return kept, bool(notifier)
+        kept.close()
+        notifier.remove_from_store(name)
+    listener = listeners.unix_listener(path, mode=mode, user=user, group=group, backlog=conf.metadata_backlog)
+    return listener, notifier.store(STORED_SOCKET, listener.fileno())
 
 
 def _settings(global_conf: Mapping[str, str]) -> dict[str, Any]:

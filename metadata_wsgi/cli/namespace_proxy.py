@@ -27,7 +27,7 @@ from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
 from metadata_wsgi.keeper.protocol import SHARED
 from metadata_wsgi.namespace_proxy import daemonize
 from metadata_wsgi.namespace_proxy.pidfile import PidFile
-from metadata_wsgi.net import listeners
+from metadata_wsgi.net import listeners, sd_notify
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns.target import PROCESS
 from metadata_wsgi.privileges import identity
@@ -39,6 +39,8 @@ LOG = logging.getLogger(__name__)
 
 PROGRAM = 'quantum-ns-metadata-proxy'
 SYSLOG = '/dev/log'
+SHARED_SOCKET = 'shared_proxy'
+"""Name of the socket of the shared proxy in its state path, and for the next process at SIGUSR1."""
 UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
@@ -82,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             notifier=None if args.daemonize else notifier,
             program='namespace_proxy',
             write_report=lambda: report_process.start(args.state_path, f'{PROGRAM}-{namespace_id}'),
+            socket_name=SHARED_SOCKET if args.shared and not args.daemonize else '',
         ).run()
     finally:
         if pid_file:
@@ -135,7 +138,12 @@ def _agent_socket(args: argparse.Namespace) -> str:
 def _open_listeners(args: argparse.Namespace) -> list[socket.socket]:
     if args.shared:
         # Clients connect to the keeper's sockets; this one prevents a second shared proxy from starting.
-        path = os.path.join(args.state_path, 'shared_proxy')
+        path = os.path.join(args.state_path, SHARED_SOCKET)
+        for name, descriptor in sd_notify.inherited():
+            inherited = socket.socket(fileno=descriptor)
+            if name == SHARED_SOCKET and listeners.is_unix_listener(inherited, path, mode=0o600):
+                return [inherited]
+            inherited.close()
         return [listeners.unix_listener(path, mode=0o600, option='state_path', program='shared namespace proxy')]
     if args.listen_fd:
         return [_inherited_socket(number) for number in args.listen_fd]

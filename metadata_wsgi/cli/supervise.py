@@ -52,7 +52,7 @@ class Program:
     @property
     def name(self) -> str:
         """For the log."""
-        return ' '.join([os.path.basename(self.argv[0]), *self.argv[1:2]])
+        return ' '.join([os.path.basename(self.argv[0]), *(word for word in self.argv[1:2] if word[0] != '-')])
 
 
 class Supervisor:

@@ -23,11 +23,11 @@ from collections.abc import Iterator, MutableMapping
 from urllib.parse import quote, unquote
 
 from metadata_wsgi.keeper.protocol import Listener
+from metadata_wsgi.net import sd_notify
 from metadata_wsgi.net.sd_notify import Notifier
 
 LOG = logging.getLogger(__name__)
 
-FIRST_DESCRIPTOR = 3
 MAX_NAME_BYTES = 255
 ROUTER, NETWORK = 'router', 'network'
 
@@ -43,20 +43,14 @@ class SystemdFdStore:
         self._notifier = notifier
 
     def restore(
-        self, environ: MutableMapping[str, str], first: int = FIRST_DESCRIPTOR
+        self, environ: MutableMapping[str, str], first: int = sd_notify.FIRST_DESCRIPTOR
     ) -> Iterator[tuple[Listener, socket.socket]]:
         """The sockets that an earlier keeper stored. The caller registers each, or closes it and calls ``remove``.
 
         The variables of ``environ`` that describe them are removed from it.
         """
-        names = environ.pop('LISTEN_FDNAMES', '').split(':')
-        count = int(environ.pop('LISTEN_FDS', '0'))
-        if environ.pop('LISTEN_PID', '') != str(os.getpid()):
-            return
-        # A descriptor without a name is closed, as a descriptor with an unknown name is.
-        names += [''] * (count - len(names))
-        for descriptor, name in zip(range(first, first + count), names, strict=False):
-            os.set_inheritable(descriptor, False)
+        # A descriptor without a name is closed, as one with an unknown name is.
+        for name, descriptor in sd_notify.inherited(environ, first):
             self._names.add(name)
             try:
                 listener, sock = listener_from_name(name), socket.socket(fileno=descriptor)
@@ -76,7 +70,7 @@ class SystemdFdStore:
         if len(name) > MAX_NAME_BYTES:
             LOG.warning('%s has too long a name to be stored by systemd', listener)
             return
-        if self._notifier.send(f'FDSTORE=1\nFDNAME={name}', sock.fileno()):
+        if self._notifier.store(name, sock.fileno()):
             self._names.add(name)
 
     def remove(self, listener: Listener) -> None:
@@ -87,7 +81,7 @@ class SystemdFdStore:
 
     def _remove(self, name: str) -> None:
         self._names.discard(name)
-        self._notifier.send(f'FDSTOREREMOVE=1\nFDNAME={name}')
+        self._notifier.remove_from_store(name)
 
 
 def name_of(listener: Listener) -> str:

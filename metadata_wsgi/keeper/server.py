@@ -43,6 +43,8 @@ MAX_WORKER_CONNECTIONS = 512
 MAX_QUEUED_REFUSALS = 1 << 14
 """Of one worker: it reads none before it has sent all its listeners."""
 SO_PEERGROUPS = 59  # <asm-generic/socket.h>, Linux 4.13
+MAX_OPTION_BYTES = 1024
+"""Python's getsockopt() refuses a larger buffer: 256 groups. Of a process that has more only the first group counts."""
 
 
 class Keeper:
@@ -334,7 +336,7 @@ def _peer_credentials(connection: socket.socket) -> tuple[int, list[int]]:
     """(uid, all group ids) of the process at the other end when it connected; unix(7)."""
     _, uid, gid = struct.unpack('iII', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
-        supplementary = array.array('I', connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4096))
+        supplementary = array.array('I', connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MAX_OPTION_BYTES))
     except OSError:
         supplementary = array.array('I')
     return uid, [gid, *supplementary]

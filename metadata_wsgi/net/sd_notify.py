@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notifications to systemd, sd_notify(3): the service has started, its state in one line, and that it makes progress.
+"""Notifications to systemd, sd_notify(3): the service has started, its state in one line, that it makes progress, and
+sockets to keep for the next process of the service.
 
 ``READY=1``     the service has started (``Type=notify``)
 ``STATUS=``     a line that ``systemctl status`` shows
+``FDSTORE=1``   a socket that systemd keeps open while the service is restarted; the next process inherits it
 ``WATCHDOG=1``  the service makes progress; without it for ``WatchdogSec=`` systemd kills and restarts the service
 
 Each program sends WATCHDOG=1 only after it has done its work: a timer beside the work would go on while the work hangs.
@@ -18,13 +20,15 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 
 from metadata_wsgi import limits
 from metadata_wsgi.throttle import Throttle
 
 LOG = logging.getLogger(__name__)
 
+VARIABLES = ('NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID')
+FIRST_DESCRIPTOR = 3
 SEND_TIMEOUT_S = 1.0
 WATCHDOG_DIVISOR = 4
 """Notifications in one interval of the watchdog. sd_watchdog_enabled(3) recommends two or more."""
@@ -40,6 +44,8 @@ class Notifier:
     def __init__(
         self, address: str = '', *, watchdog_s: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self.environ: dict[str, str] = {}
+        """The variables that ``from_environ`` has removed."""
         self._systemd: socket.socket | None = None
         if address:
             self._systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -59,14 +65,16 @@ class Notifier:
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
         """The notifier of this service; its variables are removed from ``environ``."""
-        address = environ.pop('NOTIFY_SOCKET', '')
-        usec, pid = environ.pop('WATCHDOG_USEC', ''), environ.pop('WATCHDOG_PID', '')
+        removed = {name: environ.pop(name) for name in VARIABLES if name in environ}
+        address, usec, pid = (removed.get(name, '') for name in VARIABLES)
         has_watchdog = usec.isascii() and usec.isdigit() and pid in ('', str(os.getpid()))
         try:
-            return cls(address, watchdog_s=int(usec) / 1e6 if has_watchdog else 0.0)
+            notifier = cls(address, watchdog_s=int(usec) / 1e6 if has_watchdog else 0.0)
         except OSError as error:
             LOG.warning('systemd cannot be notified at %s: %s', address, error)
             return cls()
+        notifier.environ = removed
+        return notifier
 
     def __bool__(self) -> bool:
         """Whether a systemd is notified."""
@@ -98,6 +106,14 @@ class Notifier:
         """The service is about to end."""
         self.send('STOPPING=1\nSTATUS=Stopping')
 
+    def store(self, name: str, descriptor: int) -> bool:
+        """Have systemd keep this descriptor for the next process of the service; returns whether it was sent."""
+        return self.send(f'FDSTORE=1\nFDNAME={name}', descriptor)
+
+    def remove_from_store(self, name: str) -> None:
+        """Have systemd close the descriptors of this name."""
+        self.send(f'FDSTOREREMOVE=1\nFDNAME={name}')
+
     def send(self, text: str, descriptor: int | None = None) -> bool:
         """Send a notification, with a file descriptor if one is given; returns whether it was sent."""
         if self._systemd is None:
@@ -118,6 +134,23 @@ class Notifier:
         if self._systemd is not None:
             self._systemd.close()
             self._systemd = None
+
+
+def inherited(
+    environ: MutableMapping[str, str] = os.environ, first: int = FIRST_DESCRIPTOR
+) -> Iterator[tuple[str, int]]:
+    """(name, descriptor) of each descriptor that systemd has kept; the caller closes those that it does not use.
+
+    sd_listen_fds(3): they have the numbers 3, 4, ... The variables that describe them are removed from ``environ``.
+    """
+    names = environ.pop('LISTEN_FDNAMES', '').split(':')
+    count = int(environ.pop('LISTEN_FDS', '0'))
+    if environ.pop('LISTEN_PID', '') != str(os.getpid()):
+        return
+    names += [''] * (count - len(names))
+    for descriptor, name in zip(range(first, first + count), names, strict=False):
+        os.set_inheritable(descriptor, False)
+        yield name, descriptor
 
 
 def _line(status: str) -> str:

@@ -7,8 +7,8 @@ SIGHUP  opens the log files again, reads the paste file, the options of its filt
         ``metadata_one_hop``, ``allow_any_destination``, the options of the listeners, of the user and group, and of
         logging.
 SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
-SIGUSR2 writes a report for a bug report (``metadata-wsgi report``) into the state directory. gunicorn's own meaning,
-        the upgrade of a running master, does not exist here: while the agent restarts, the namespace proxies retry.
+SIGUSR1 starts the installed version of the program in this process, see ``reexec``. Log files are opened again then.
+SIGUSR2 writes a report for a bug report (``metadata-wsgi report``) into the state directory.
 
 systemd is notified (``net.sd_notify``) that the service has started when a worker serves, of the number of workers that
 serve, of a reload that failed, and of progress, once a second, only while a worker sends heartbeats (``progress``).
@@ -39,6 +39,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
@@ -52,7 +53,7 @@ from metadata_wsgi.failures.worker_memories import WorkerMemories
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
-from metadata_wsgi.server import worker_replacement
+from metadata_wsgi.server import reexec, worker_replacement
 from metadata_wsgi.server.worker import MetadataWorker, Stoppable, WorkerOptions
 from metadata_wsgi.server.worker_replacement import WorkerState
 
@@ -110,8 +111,9 @@ class Server(BaseApplication):
     ``on_config_checked`` is called in the child process after ``load`` succeeded, for warnings.
     ``on_first_worker`` is called with the application in one worker after each start and SIGHUP, after the worker has
     dropped its privileges, for work that is needed once. It must return at once.
-    ``notifier`` notifies systemd.
-    ``write_report`` is called in the master at SIGUSR2, and must return at once.
+    ``notifier`` notifies systemd. With ``keeps_sockets`` the files of unix sockets stay at the end, because systemd has
+    copies of the sockets. ``socket_name`` is the name of the one listener for ``reexec``; without it SIGUSR1 does
+    nothing. ``write_report`` is called in the master at SIGUSR2, and must return at once.
     """
 
     def __init__(
@@ -132,6 +134,8 @@ class Server(BaseApplication):
         program: str = 'agent',
         on_serve: Callable[[], Stoppable | None] = lambda: None,
         write_report: Callable[[], object] | None = None,
+        keeps_sockets: bool = False,
+        socket_name: str = '',
     ) -> None:
         _refuse_rotating_log_handlers()
         self._load = load
@@ -151,6 +155,10 @@ class Server(BaseApplication):
         """In a worker: where it publishes its failures."""
         self._identity = identity
         self.notifier = notifier or Notifier()
+        self.keeps_sockets = keeps_sockets
+        self.socket_name = socket_name
+        self.former_workers = reexec.former_workers()
+        self.version = version('metadata_wsgi')
         self._worker_identity = identity()
         super().__init__(prog=name)
 
@@ -262,6 +270,8 @@ class _Arbiter(Arbiter):
         self._former_age = 0
         self._stopped: set[int] = set()
         self._is_reloading = False
+        # Then gunicorn does not remove the files of unix sockets when it ends.
+        self.systemd = app.keeps_sockets
 
     def signal(self, sig: int, frame: Any) -> None:
         """The signal handler. gunicorn only queues the signal; a reload in progress must know of it now."""
@@ -291,7 +301,10 @@ class _Arbiter(Arbiter):
         now_s = time.monotonic()
         heartbeats = [worker.tmp.last_update() for worker in self.WORKERS.values()]
         serving = sum(has_fresh_heartbeat(last_s, now_s) for last_s in heartbeats)
-        status = f'{serving} of {self.num_workers} workers serve'
+        if serving >= self.num_workers and self.app.former_workers:
+            LOG.info('The workers of the former program end')
+            self._end_former_workers()
+        status = f'{serving} of {self.num_workers} workers serve, version {self.app.version}'
         if self._reload_error:
             status += f'; not reloaded: {self._reload_error}'
         if serving:
@@ -324,12 +337,28 @@ class _Arbiter(Arbiter):
     def stop(self, graceful: bool = True) -> None:
         """Called by gunicorn to end the workers."""
         self.app.notifier.stopping()
+        self._end_former_workers()
         super().stop(graceful)
+
+    def _end_former_workers(self) -> None:
+        reexec.end(self.app.former_workers)
+        self.app.former_workers = []
+
+    def handle_usr2(self) -> None:
+    def handle_usr1(self) -> None:
+        """gunicorn opens the log files again here. So does this: another program with the same process id."""
+        if not self.app.socket_name:
+            LOG.warning('SIGUSR1 does nothing here: restart the program; SIGHUP opens the log files again')
+            return
+        LOG.info('The installed program is started in this process; the workers serve until new ones do')
+        (listener,) = self.LISTENERS
+        self.app.notifier.progress()
+        reexec.execute_again({self.app.socket_name: listener.fileno()}, self.WORKERS, self.app.notifier.environ)
 
     def handle_usr2(self) -> None:
         """gunicorn starts a second master here. Ours writes a report."""
         if self.app.write_report is None:
-            LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies retry meanwhile')
+            LOG.warning('SIGUSR2 does nothing here')
             return
         try:
             self.app.write_report()

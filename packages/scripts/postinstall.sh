@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# After the installation or an upgrade: user, directories, byte code; on an upgrade the services that run are restarted.
+# After the installation or an upgrade: user, directories, byte code; on an upgrade the services that run are replaced.
 # Nothing is enabled or started. Called by dpkg with "configure [FORMER VERSION]", by rpm with 1 (installation) or 2.
 set -e
 
@@ -27,14 +27,38 @@ fi
 systemctl daemon-reload
 systemd-tmpfiles --create metadata-wsgi.conf || true
 [ -n "$is_upgrade" ] || exit 0
-# One after the other, each has started before the next stops: the keeper holds the sockets of the workers, and the
-# workers those of the keeper. A service that does not run is not started.
-for unit in metadata-wsgi-keeper quantum-ns-metadata-proxy quantum-metadata-agent metadata-wsgi-watch; do
-    if systemctl --quiet is-active "$unit.service"; then
-        if command -v deb-systemd-invoke >/dev/null; then
-            deb-systemd-invoke restart "$unit.service" || echo "$unit did not restart: systemctl status $unit" >&2
-        else
-            systemctl restart "$unit.service" || echo "$unit did not restart: systemctl status $unit" >&2
-        fi
+
+restart() {
+    if command -v deb-systemd-invoke >/dev/null; then
+        deb-systemd-invoke restart "$1.service" || echo "$1 did not restart: systemctl status $1" >&2
+    else
+        systemctl restart "$1.service" || echo "$1 did not restart: systemctl status $1" >&2
     fi
+}
+
+# At SIGUSR1 the new version starts in the running process, and the workers of the former one serve until its own do.
+version=$(/usr/bin/metadata-wsgi --version)
+version=${version##* }
+replace() {
+    systemctl kill --kill-whom=main --signal=USR1 "$1.service" || return 1
+    seconds=0
+    while [ "$seconds" -lt 60 ]; do
+        sleep 1
+        seconds=$((seconds + 1))
+        systemctl --quiet is-active "$1.service" || return 1
+        case "$(systemctl show --value --property StatusText "$1.service")" in
+        [1-9]*"workers serve, version $version"*) return 0 ;;
+        esac
+    done
+    return 1
+}
+
+# One after the other, each has started before the next one: the keeper holds the sockets of the workers, and the workers
+# those of the keeper. A service that does not run is not started.
+for unit in metadata-wsgi-keeper quantum-ns-metadata-proxy quantum-metadata-agent metadata-wsgi-watch; do
+    systemctl --quiet is-active "$unit.service" || continue
+    case "$unit" in
+    quantum-*) replace "$unit" || restart "$unit" ;;
+    *) restart "$unit" ;;
+    esac
 done

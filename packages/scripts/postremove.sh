@@ -6,6 +6,13 @@
 set -e
 
 case "$1" in
+remove | purge | 0)
+    # Byte code; and, of an rpm, the directories.
+    rm -rf /usr/lib/metadata-wsgi
+    rmdir --ignore-fail-on-non-empty /etc/metadata_wsgi 2>/dev/null || true
+    ;;
+esac
+case "$1" in
 purge)
     # The state directory may be that of Quantum's agents, too: only our files, and the directories if they are empty.
     if cd /var/lib/quantum 2>/dev/null; then
@@ -16,7 +23,6 @@ purge)
             2>/dev/null || true
     fi
     rm -rf /run/metadata_wsgi /var/log/metadata_wsgi
-    rmdir --ignore-fail-on-non-empty /etc/metadata_wsgi 2>/dev/null || true
     ;;
 esac
 if [ -d /run/systemd/system ]; then

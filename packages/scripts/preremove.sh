@@ -5,17 +5,22 @@
 # Called by dpkg with "remove" or "upgrade", by rpm with 0 (removal) or 1 (upgrade).
 set -e
 
-if [ "$1" != 1 ]; then
-    # rpm installs the byte code of the new version before it calls this.
+# rpm installs the byte code of the new version before it calls this with 1.
+remove_byte_code() {
     find /usr/lib/metadata-wsgi -depth -type d -name __pycache__ -exec rm -rf {} +
-fi
+}
+
 case "$1" in
 remove | 0) ;;
+upgrade)
+    remove_byte_code
+    exit 0
+    ;;
 *) exit 0 ;;
 esac
 
 units='metadata-wsgi-watch.service quantum-metadata-agent.service quantum-ns-metadata-proxy.service metadata-wsgi-keeper.service'
-attached=$(/usr/bin/metadata-wsgi attached 2>/dev/null | grep -cE '^ *(router|network) ' || true)
+attached=$(/usr/bin/metadata-wsgi attached -f value -c id 2>/dev/null | grep -c . || true)
 if [ "${attached:-0}" -gt 0 ]; then
     echo "metadata-wsgi: $attached routers or networks are attached, and nothing serves them any more. Their rules stay." \
         "To remove the rules, install the package again and run: metadata-wsgi detach --all" >&2
@@ -33,3 +38,4 @@ for directory in /proc/[0-9]*; do
     /usr/lib/metadata-wsgi/bin/python3*) kill -TERM "${directory#/proc/}" 2>/dev/null || true ;;
     esac
 done
+remove_byte_code

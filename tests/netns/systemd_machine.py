@@ -27,11 +27,12 @@ from tests.e2e.conftest import eventually
 
 CHECKOUT = Path(__file__).parent.parent.parent
 UNITS = CHECKOUT / 'etc' / 'systemd'
-USER = 61234
+USER, NEUTRON = 61234, 61236
 TARGETS = ('sysinit', 'basic', 'multi-user', 'network-online', 'shutdown')
 PROGRAMS = {
     'metadata-wsgi': 'main',
     'quantum-metadata-agent': 'agent',
+    'neutron-metadata-agent-wsgi': 'neutron_agent',
     'quantum-ns-metadata-proxy': 'namespace_proxy',
 }
 
@@ -220,9 +221,10 @@ def _fill_skeleton(skeleton, conf, files):
     (etc / 'passwd').write_text(
         'root:x:0:0::/root:/bin/sh\n'
         f'metadata-wsgi:x:{USER}:{USER}::/nonexistent:/bin/false\n'
+        f'neutron:x:{NEUTRON}:{NEUTRON}::/nonexistent:/bin/false\n'
         'nobody:x:65534:65534::/nonexistent:/bin/false\n'
     )
-    (etc / 'group').write_text(f'root:x:0:\nmetadata-wsgi:x:{USER}:\nnogroup:x:65534:\n')
+    (etc / 'group').write_text(f'root:x:0:\nmetadata-wsgi:x:{USER}:\nneutron:x:{NEUTRON}:\nnogroup:x:65534:\n')
     (etc / 'nsswitch.conf').write_text('passwd: files\ngroup: files\nhosts: files\n')
     (etc / 'hosts').write_text('127.0.0.1 localhost\n')
     (etc / 'machine-id').write_text(f'{uuid.uuid4().hex}\n')

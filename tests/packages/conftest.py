@@ -39,9 +39,11 @@ def suite(request):
 def fresh_debian(packages, suite, tmp_path):
     """The directory of a fresh Debian that does not run; the packages are in /root."""
     directory = debian.make_debian(suite, tmp_path / 'debian')
-    put_packages(packages, directory)
-    yield directory
-    shutil.rmtree(directory)
+    try:
+        put_packages(packages, directory)
+        yield directory
+    finally:
+        debian.remove_debian(directory)
 
 
 @pytest.fixture
@@ -50,8 +52,8 @@ def machine(packages, suite, tmp_path):
     network = f'host-{uuid.uuid4()}'
     subprocess.run(['ip', 'netns', 'add', network], check=True)
     made = debian.DebianMachine(suite, tmp_path, network)
-    put_packages(packages, made.root)
     try:
+        put_packages(packages, made.root)
         subprocess.run(['ip', '-n', network, 'link', 'set', 'lo', 'up'], check=True)
         try:
             yield made.start()
@@ -60,7 +62,7 @@ def machine(packages, suite, tmp_path):
     finally:
         made.stop()
         subprocess.run(['ip', 'netns', 'delete', network], check=True)
-        shutil.rmtree(made.root)
+        debian.remove_debian(made.root)
 
 
 def put_packages(packages, directory):

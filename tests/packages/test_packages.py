@@ -20,7 +20,8 @@ pytestmark = [pytest.mark.packages, pytest.mark.netns]
 
 ROUTERS = 3
 PROGRAMS = ('metadata-wsgi', 'neutron-metadata-agent-wsgi', 'quantum-metadata-agent', 'quantum-ns-metadata-proxy')
-UNITS = ('metadata-wsgi-keeper', 'quantum-ns-metadata-proxy', 'quantum-metadata-agent')
+KEEPER = 'metadata-wsgi-keeper'
+UNITS = (KEEPER, 'quantum-ns-metadata-proxy', 'quantum-metadata-agent')
 CONFIGURATION = """
 [DEFAULT]
 directory = static
@@ -28,6 +29,8 @@ check_services_at_start = false
 metadata_proxy_shared_secret = of-this-test
 [static]
 inventory = /etc/metadata_wsgi/inventory.yaml
+[metadata_app]
+password_dir = /run/metadata_wsgi/passwords
 """
 LIST_FILES = (
     "find / -xdev '(' -path /proc -o -path /sys -o -path /run -o -path /dev -o -path /tmp -o -path /root "
@@ -35,6 +38,10 @@ LIST_FILES = (
 )
 OF_THE_SYSTEM = re.compile(r'/etc/(passwd|group|shadow|gshadow|subuid|subgid)-|/etc/\.pwd\.lock|/var/lib/systemd/.*')
 """Files that other programs write meanwhile: former versions of the lists of users, the state of systemd."""
+
+
+def version_of(deb):
+    return deb.name.split('_')[1].removesuffix('-1')
 
 
 def router_id(number):
@@ -95,8 +102,7 @@ def test_package_without_a_running_systemd_starts_nothing_and_its_purge_leaves_n
     former, this = packages
     sh(f'dpkg -i /root/{this.name}')
     assert sh('getent passwd metadata-wsgi').split(':')[5:] == ['/nonexistent', '/usr/sbin/nologin\n']
-    version = this.name.split('_')[1].removesuffix('-1')
-    assert sh('metadata-wsgi --version').strip() == f'metadata-wsgi {version}'
+    assert sh('metadata-wsgi --version').strip() == f'metadata-wsgi {version_of(this)}'
     for program in PROGRAMS:
         assert 'usage: ' in sh(f'{program} --help')
     assert sh('systemctl is-enabled metadata-wsgi-keeper quantum-metadata-agent || true').split() == ['disabled'] * 2
@@ -118,7 +124,7 @@ def test_package_upgrade_under_load_loses_no_request_and_its_purge_leaves_nothin
     start_services(machine, transcript)
     rules = [attach(machine, number) for number in range(1, ROUTERS + 1)]
     transcript.run('metadata-wsgi attached')
-    pids = [machine.show_property(unit, 'MainPID') for unit in UNITS]
+    keeper = machine.show_property(KEEPER, 'MainPID')
     for number in range(1, ROUTERS + 1):
         machine.sh(
             f'systemd-run --quiet --unit load-{number} ip netns exec guest-{number} '
@@ -126,7 +132,9 @@ def test_package_upgrade_under_load_loses_no_request_and_its_purge_leaves_nothin
         )
     wait_for_answers(machine, 30)
     transcript.run(f'dpkg -i /root/{this.name}')
-    assert not set(pids) & {machine.show_property(unit, 'MainPID') for unit in UNITS}
+    status = transcript.run(f'systemctl show --property StatusText {" ".join(UNITS)}')
+    assert status.count(f'workers serve, version {version_of(this)}') == 2, status
+    assert machine.show_property(KEEPER, 'MainPID') != keeper
     wait_for_answers(machine, 30)
     machine.sh('systemctl stop "load-*"')
     results = transcript.run(f'cd /root; for n in $(seq {ROUTERS}); do cat load-$n.json; echo; done')
