@@ -25,6 +25,7 @@ VERBS = {
     'check_config': ('check-config', 'show-pipeline'),
     'explain': ('explain',),
     'status': ('status',),
+    'healthcheck': ('healthcheck',),
     'watch': ('watch',),
 }
 """Module of this package: the verbs that its ``add_verb`` or ``add_verbs`` declares."""

@@ -18,10 +18,9 @@ from pathlib import Path
 from oslo_config import cfg
 from oslo_log import log
 
-from metadata_wsgi.cli import attach
+from metadata_wsgi.cli import attach, healthcheck
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
-from metadata_wsgi.filters.optional import healthcheck
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, proxy_process
@@ -30,7 +29,6 @@ from metadata_wsgi.netns.target import MODES, NO_WORKER, ONE_HOP, SHARED, Keeper
 FAULT_LEVELS = (' WARNING ', ' ERROR ', ' CRITICAL ')
 MAX_FAULTS_SHOWN = 5
 LOG_TAIL_BYTES = 1 << 18
-RESPONSE_TIMEOUT_S = 5.0
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -72,7 +70,7 @@ def agent(path: str) -> bool:
     workers = _child_pids(pid)
     print(f'agent       pid {pid} serves {path}; {len(workers)} workers: {", ".join(map(str, workers))}')
     try:
-        status, text = _get(path, healthcheck.PATH)
+        status, text = healthcheck.get(path, healthcheck.PATH)
     except (OSError, http.client.HTTPException) as error:
         print(f'health      no response: {str(error) or type(error).__name__}')
         return False
@@ -148,14 +146,3 @@ def _child_pids(pid: int) -> list[int]:
         return [int(word) for word in Path(f'/proc/{pid}/task/{pid}/children').read_text(encoding='ascii').split()]
     except OSError:
         return []
-
-
-def _get(path: str, target: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection('agent', timeout=RESPONSE_TIMEOUT_S)
-    with socket.socket(socket.AF_UNIX) as unix_socket:
-        unix_socket.settimeout(RESPONSE_TIMEOUT_S)
-        unix_socket.connect(path)
-        connection.sock = unix_socket
-        connection.request('GET', target)
-        response = connection.getresponse()
-        return response.status, response.read().decode(errors='replace')

@@ -134,7 +134,7 @@ class Server(BaseApplication):
         on_config_checked: Callable[[], None] = lambda: None,
         on_first_worker: Callable[[Any], None] = lambda app: None,
         program: str = 'agent',
-        on_serve: Callable[[], Stoppable | None] = lambda: None,
+        on_serve: Callable[[Any], Stoppable | None] = lambda app: None,
     ) -> None:
         _refuse_rotating_log_handlers()
         self._load = load
