@@ -17,6 +17,7 @@ from metadata_wsgi.filters.optional import (
     healthcheck,
     lookup_cache,
     metrics,
+    otel,
     path_policy,
     rate_limit,
     response_cache,
@@ -41,6 +42,9 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
         ('DEFAULT', [opt for module in DEFAULT for opt in module.OPTS]),
         *((group, neutron.GROUP_OPTS) for group in neutron.GROUPS),
         (static.GROUP, static.OPTS),
-        *((module.GROUP, module.OPTS) for module in (rate_limit, session_token, path_policy, healthcheck, metrics)),
+        *(
+            (module.GROUP, module.OPTS)
+            for module in (rate_limit, session_token, path_policy, healthcheck, metrics, otel)
+        ),
         (metadata_app.GROUP, metadata_app.OPTS),
     ]

@@ -184,3 +184,25 @@ def test_filters_before_response_cache_refuse_cached_responses_too(load, cloud):
         app.get('/latest/x', headers=A, status=401)
         app.get('/latest/user-data', headers={**A, TOKEN: token}, status=404)
     assert len(cloud.nova.seen) == 1
+
+
+def test_otel_makes_a_span_of_each_filter_of_the_shipped_pipeline(load, cloud):
+    memory = pytest.importorskip('opentelemetry.sdk.trace.export.in_memory_span_exporter')
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+    exporter = memory.InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    app = load('otel', after='request_id')
+    assert app.get('/', headers=A).json['uuid'] == 'instance-a'
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == [
+        'upstream', 'signature', 'instance', 'header_source', 'deadline', 'peer_credentials', 'GET',
+    ]  # fmt: skip
+    assert cloud.nova.seen[0]['HTTP_TRACEPARENT'].split('-')[1:3] == [
+        f'{spans[0].context.trace_id:032x}', f'{spans[0].context.span_id:016x}',
+    ]  # fmt: skip
+    assert spans[-1].attributes['metadata_wsgi.instance_id'] == 'instance-a'
