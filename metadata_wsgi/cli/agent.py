@@ -24,6 +24,7 @@ from metadata_wsgi.cache.process_shared import SharedPause, UsesSharedPause
 from metadata_wsgi.cli import log_output, report_process, visibility_check
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.filters.optional.healthcheck import HealthcheckFilter
 from metadata_wsgi.filters.optional.metrics import MetricsFilter
 from metadata_wsgi.keeper.protocol import ONE_HOP
 from metadata_wsgi.lookup import protocol
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
         global_conf = program.configuration(paths)
         conf = _configure(global_conf, arguments, program.name)
         workers = _workers(conf)
-        serve_metrics = _metrics_page(global_conf)
+        serve_host_page = _host_page(global_conf)
         # Made before the fork: the workers use it together.
         pause = SharedPause()
         listener, is_stored = _listen(conf, workers, notifier)
@@ -111,7 +112,7 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
             identity=lambda: workers,
             any_destination=conf.allow_any_destination,
             on_config_checked=lambda: _on_config_checked(global_conf, pause),
-            on_serve=serve_metrics,
+            on_serve=serve_host_page,
             write_report=lambda: report_process.start(conf.state_path, program.name, _report_options(program, paths)),
             on_first_worker=visibility_check.check_in_background if conf.check_services_at_start else lambda app: None,
             notifier=notifier,
@@ -231,14 +232,25 @@ def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]
     return 'all', '', ''
 
 
-def _metrics_page(global_conf: Mapping[str, str]) -> Callable[[], Stoppable | None]:
-    """Open the port of the metrics, if one is configured. Returns the function by which a worker serves them."""
+def _host_page(global_conf: Mapping[str, str]) -> Callable[[Any], Stoppable | None]:
+    """Open the port of [metrics] listen, if it is set. Returns the function by which a worker serves it."""
     address = options.load_listen_address(global_conf)
     if address is None:
-        return lambda: None
+        return lambda app: None
     listener = listeners.tcp_listener(*address, reuse_port=True)
-    directory = options.load_directory(global_conf)
-    return lambda: page.serve(listener, directory)
+    metrics_page = page.app_factory(global_conf)
+
+    def serve(app: Any) -> Stoppable:
+        health = next((link for link in order.chain(app) if isinstance(link, HealthcheckFilter)), None)
+
+        def host_page(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            is_health = health is not None and health.has_path(environ['PATH_INFO'])
+            return (health.respond if is_health and health else metrics_page)(environ, start_response)
+
+        stoppable: Stoppable = page.serve(listener, host_page)
+        return stoppable
+
+    return serve
 
 
 def _check_metrics(global_conf: Mapping[str, str], app: Any) -> None:

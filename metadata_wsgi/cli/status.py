@@ -18,7 +18,7 @@ from pathlib import Path
 
 from oslo_config import cfg
 
-from metadata_wsgi.cli import attach, findings, listing, recent_failures, verbs
+from metadata_wsgi.cli import attach, findings, healthcheck, listing, recent_failures, verbs
 from metadata_wsgi.cli.findings import NOT_WELL, UNKNOWN, WELL, Finding
 from metadata_wsgi.cli.terminal import printable
 from metadata_wsgi.config import config_files, state_paths
@@ -31,10 +31,7 @@ from metadata_wsgi.netns.target import MODES, NO_WORKER, ONE_HOP, SHARED, Keeper
 FAULT_LEVELS = (' WARNING ', ' ERROR ', ' CRITICAL ')
 MAX_FAULTS_SHOWN = 5
 LOG_TAIL_BYTES = 1 << 18
-RESPONSE_TIMEOUT_S = 5.0
 PART_WIDTH = 12
-HEALTHCHECK_PATH = '/healthcheck'
-"""``filters.optional.healthcheck.PATH``, whose module imports WebOb."""
 LOG_OPTS = [cfg.StrOpt('log_file', deprecated_name='logfile'), cfg.StrOpt('log_dir', deprecated_name='logdir')]
 """The two of oslo.log's options that say where the log is: importing oslo.log takes as long as the rest of the verb."""
 
@@ -113,7 +110,7 @@ def agent(path: str) -> Iterator[Finding]:
 
 def _health(path: str) -> Finding:
     try:
-        status, text = _get(path, HEALTHCHECK_PATH)
+        status, text = healthcheck.get(path, healthcheck.PATH)
     except (OSError, http.client.HTTPException) as error:
         return Finding('health', NOT_WELL, f'no response: {str(error) or type(error).__name__}')
     if status not in (200, 503):
@@ -180,14 +177,3 @@ def _child_pids(pid: int) -> list[int]:
         return [int(word) for word in Path(f'/proc/{pid}/task/{pid}/children').read_text(encoding='ascii').split()]
     except OSError:
         return []
-
-
-def _get(path: str, target: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection('agent', timeout=RESPONSE_TIMEOUT_S)
-    with socket.socket(socket.AF_UNIX) as unix_socket:
-        unix_socket.settimeout(RESPONSE_TIMEOUT_S)
-        unix_socket.connect(path)
-        connection.sock = unix_socket
-        connection.request('GET', target)
-        response = connection.getresponse()
-        return response.status, response.read().decode(errors='replace')

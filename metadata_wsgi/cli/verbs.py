@@ -21,6 +21,7 @@ VERBS = {
     'show-pipeline': ('check_config', 'print the filters of the pipeline and what each reads and provides'),
     'explain': ('explain', 'send one request through the pipeline and print what each filter finds'),
     'status': ('status', 'show whether the agent runs and works, and what is attached'),
+    'healthcheck': ('healthcheck', 'check whether agent or keeper is alive and ready; exit code 0 or 1, for a probe'),
     'supervise': ('supervise', 'run keeper, shared namespace proxy and agent in a container; needs root'),
     'report': ('report', 'write everything that a bug report needs into one file, without secrets'),
     'watch': ('watch', 'attach new namespaces, detach deleted ones; needs root'),

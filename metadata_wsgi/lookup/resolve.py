@@ -6,6 +6,8 @@ result                          response
 ==============================  =====================================================================================
 exactly one instance            the request goes on with it
 none                            404
+the metadata address itself     404 without a lookup: no instance has it. openstack-helm's probe of a metadata agent
+                                sends it, and must not depend on Neutron
 several                         404, and a warning that names the ports: the ports of two tenants cannot be told apart,
                                 and neither tenant may get the other's keys
 LookupUnavailable               retried until the deadline, then 503 with Retry-After. Never 404, which clients take
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+METADATA_ADDRESSES = frozenset({'169.254.169.254', 'fe80::a9fe:a9fe'})
 ATTEMPT_TIME_SHARE = 2 / 3
 """Of the time that is left: one attempt without a response must leave time for another."""
 
@@ -60,6 +63,8 @@ class InstanceResolver:
     def resolve(self, environ: WSGIEnvironment) -> WSGIApplication | None:
         """Look SOURCE up until DEADLINE and set INSTANCE. Returns the error response where that is impossible."""
         source: environ_keys.Source = environ[environ_keys.SOURCE]
+        if source.address in METADATA_ADDRESSES:
+            return error_responses.instance_not_found()
         started_s = time.monotonic()
         try:
             found = self._find(source, environ[environ_keys.DEADLINE])

@@ -8,6 +8,7 @@ process of its own (the app ``metrics_page`` of the paste file).
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from metadata_wsgi.http import error_responses
 from metadata_wsgi.metrics import files, options
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIEnvironment
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 LOG = logging.getLogger(__name__)
 
@@ -73,14 +74,16 @@ def render(directory: str) -> bytes:
     return generate_latest(_Collected(metrics))
 
 
-def serve(listener: socket.socket, directory: str) -> Any:
-    """Serve the page on ``listener`` inside a worker, in greenlets. Returns an object with ``stop()``."""
+def serve(listener: socket.socket, app: WSGIApplication) -> Any:
+    """Serve ``app`` on ``listener`` inside a worker, in greenlets. Returns an object with ``stop()``."""
     from gevent.pool import Pool
     from gevent.pywsgi import WSGIServer
+    from gevent.socket import socket as gevent_socket
 
-    server = WSGIServer(
-        listener.dup(), MetricsPage(lambda: render(directory)), log=None, error_log=LOG, spawn=Pool(MAX_CLIENTS)
-    )
+    # The master opened it before gevent's patches, so it blocks: accept() would stop the whole worker when another one
+    # was quicker.
+    nonblocking = gevent_socket(fileno=os.dup(listener.fileno()))
+    server = WSGIServer(nonblocking, app, log=None, error_log=LOG, spawn=Pool(MAX_CLIENTS))
     server.start()
     return server
 

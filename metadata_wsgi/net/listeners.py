@@ -186,7 +186,8 @@ def tcp_listener(
     listens on it, only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``. An IPv6 address may have a zone
     (``fe80::a9fe:a9fe%qr-1``); such an address need not be usable yet (duplicate address detection takes seconds) and
     may disappear and come back. With ``reuse_port`` processes of the same user may listen on the port too, as the
-    workers of a former program do during an upgrade. Raises ConfigError; its text names the process that listens on the port, if visible.
+    workers of a former program do during an upgrade. Raises ConfigError. Its text names the process that listens on the
+    port, if visible.
     """
     started_at = time.monotonic()
     look_after_s = limits.FOREIGN_PORT_HOLDER_TIMEOUT_S

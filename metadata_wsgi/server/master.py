@@ -132,7 +132,7 @@ class Server(BaseApplication):
         on_first_worker: Callable[[Any], None] = lambda app: None,
         notifier: Notifier | None = None,
         program: str = 'agent',
-        on_serve: Callable[[], Stoppable | None] = lambda: None,
+        on_serve: Callable[[Any], Stoppable | None] = lambda app: None,
         write_report: Callable[[], object] | None = None,
         keeps_sockets: bool = False,
         socket_name: str = '',
@@ -344,7 +344,6 @@ class _Arbiter(Arbiter):
         reexec.end(self.app.former_workers)
         self.app.former_workers = []
 
-    def handle_usr2(self) -> None:
     def handle_usr1(self) -> None:
         """gunicorn opens the log files again here. So does this: another program with the same process id."""
         if not self.app.socket_name:

@@ -56,13 +56,13 @@ class WorkerOptions:
 
     ``keeper``: path of the keeper's ``listeners`` socket and the mode whose listeners to serve. ``any_destination``:
     serve connections that were not made to the metadata address too. ``program``: the label of metrics. ``on_serve``:
-    called when the worker begins to serve; what it returns is stopped at the end.
+    called with the application when the worker begins to serve; what it returns is stopped at the end.
     """
 
     keeper: tuple[str, str] | None = None
     any_destination: bool = False
     program: str = 'agent'
-    on_serve: Callable[[], Stoppable | None] = lambda: None
+    on_serve: Callable[[Any], Stoppable | None] = lambda app: None
 
 
 class MetadataWorker(GeventWorker):
@@ -98,7 +98,7 @@ class MetadataWorker(GeventWorker):
         for number, listener in enumerate(self.sockets):
             self._accept_on(f'#{number}', listener, None)
         following = self._follow(options.keeper)
-        beside = options.on_serve()
+        beside = options.on_serve(self.wsgi)
         instruments.WORKER_STARTS.add(options.program)
         instruments.WORKERS.set(1, options.program)
         instruments.MAX_CONNECTIONS.set(self.worker_connections, options.program)

@@ -13,9 +13,13 @@ from .conftest import UnixConnection, eventually, free_port, request
 A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
 
 
+def get(port, path):
+    return request(http.client.HTTPConnection('127.0.0.1', port, timeout=20), 'GET', path)
+
+
 def page(port):
     try:
-        return request(http.client.HTTPConnection('127.0.0.1', port, timeout=20), 'GET', '/metrics')
+        return get(port, '/metrics')
     except OSError:
         return 0, {}, b''
 
@@ -55,7 +59,9 @@ def with_metrics(cloud, tmp_path, port):
     paste = tmp_path / 'api-paste.ini'
     paste.write_text(SHIPPED.read_text().replace(' request_id peer', ' request_id metrics peer'))
     cloud.configure(metadata_paste_config=paste)
-    more = f'[metrics]\ndirectory = {tmp_path / "metrics"}\nlisten = 127.0.0.1:{port}\n'
+    paste.write_text(paste.read_text().replace(' request_id metrics', ' request_id healthcheck metrics'))
+    more = f'[healthcheck]\ndisable_by_file_path = {tmp_path / "drained"}\n'
+    more += f'[metrics]\ndirectory = {tmp_path / "metrics"}\nlisten = 127.0.0.1:{port}\n'
     cloud.conf_file.write_text(cloud.conf_file.read_text() + more)
 
 
@@ -86,6 +92,13 @@ def test_the_agent_serves_its_metrics_and_those_of_the_namespace_proxy(cloud, ag
     assert found['metadata_wsgi_refused_total{reason="malformed"}'] == '1.0'
     assert found['metadata_wsgi_workers{program="agent"}'] == '1.0'
     assert found['metadata_wsgi_workers{program="namespace_proxy"}'] == '1.0'
+    # The same address has the health checks.
+    assert get(port, '/healthcheck')[0] == get(port, '/healthcheck/live')[0] == 200
+    (tmp_path / 'drained').touch()
+    status, _, text = get(port, '/healthcheck')
+    assert (status, text.splitlines()[0]) == (503, b'DISABLED BY FILE')
+    assert (get(port, '/healthcheck/live')[0], guest(proxy_port)[0], get(port, '/')[0]) == (200, 200, 404)
+    assert series(port)['metadata_wsgi_drained'] == '1.0'
     # A reload replaces the worker; its counts stay.
     worker = running.workers()
     running.kill(signal.SIGHUP)

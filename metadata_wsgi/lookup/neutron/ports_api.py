@@ -6,7 +6,7 @@ is not a list of ports. Permanent (InstanceLookupError): 401 with a new token to
 followed: the token would go to its target). No error text contains a token or the body of a response.
 
 A query has the id of the request that it is made for (``X-Openstack-Request-Id``), which Neutron logs. Of several
-requests that wait for the same query, it is that of the first.
+requests that are looked up in one query, it is that of one of them.
 
 While Neutron accepts no connections it gets one attempt at a time (circuit breaker). All other queries fail at once.
 """
