@@ -37,5 +37,7 @@ def run(args: argparse.Namespace) -> int:
         workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
         group = str(workers.gid) if workers else ''
     argv = keeper_process.command_line(os.path.abspath(state_path), user, group, in_background=args.daemonize)
-    # Another program in the same process: systemd goes on to watch it, and what was imported until here is gone.
-    os.execv(sys.executable, argv)  # noqa: S606 (no shell: that is the point)
+    # Another program in the same process: systemd goes on to watch it, and what was imported until here is gone. It
+    # finds the package where this one did, also if a wrapper has changed the path.
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    os.execve(sys.executable, argv, environment)  # noqa: S606 (no shell: that is the point)

@@ -8,6 +8,7 @@ and GROUP of the workers' socket may be empty.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -19,6 +20,8 @@ from metadata_wsgi.keeper.server import Keeper
 from metadata_wsgi.namespace_proxy import daemonize
 from metadata_wsgi.privileges import drop
 
+NAME = 'metadata-wsgi'
+"""In process lists, instead of the name of the interpreter."""
 DAEMONIZE = 'daemonize'
 LOG_FORMAT = '%(asctime)s %(process)d %(levelname)s %(name)s %(message)s'
 SYSLOG = '/dev/log'
@@ -34,6 +37,8 @@ def command_line(state_path: str, owner: str, group: str, *, in_background: bool
 def main(argv: Sequence[str]) -> int:
     """Run the keeper until SIGTERM; returns the exit code."""
     state_path, owner, group, *flags = argv
+    with contextlib.suppress(OSError), open('/proc/self/comm', 'w', encoding='ascii') as name:
+        name.write(NAME)
     _set_up_log(to_syslog=DAEMONIZE in flags and os.path.exists(SYSLOG))
     drop.no_core_files()
     ready = daemonize.daemonize() if DAEMONIZE in flags else lambda: None
