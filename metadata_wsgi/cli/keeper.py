@@ -43,5 +43,7 @@ def run(args: argparse.Namespace) -> int:
         group = str(workers.gid) if workers else ''
     flags = {'daemonize': args.daemonize, 'use-json': args.use_json, 'use-journal': args.use_journal}
     argv = keeper_process.command_line(os.path.abspath(state_path), user, group, flags)
-    # Another program in the same process: systemd goes on to watch it, and what was imported until here is gone.
-    os.execv(sys.executable, argv)  # noqa: S606 (no shell: that is the point)
+    # Another program in the same process: systemd goes on to watch it, and what was imported until here is gone. It
+    # finds the package where this one did, also if a wrapper has changed the path.
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    os.execve(sys.executable, argv, environment)  # noqa: S606 (no shell: that is the point)

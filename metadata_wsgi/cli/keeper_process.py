@@ -8,6 +8,7 @@ and GROUP of the workers' socket may be empty. The flags are ``daemonize``, ``us
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -21,6 +22,8 @@ from metadata_wsgi.namespace_proxy import daemonize
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop
 
+NAME = 'metadata-wsgi'
+"""In process lists, instead of the name of the interpreter."""
 LOG_FORMAT = '%(asctime)s %(process)d %(levelname)s %(name)s %(message)s'
 SYSLOG = '/dev/log'
 
@@ -35,6 +38,8 @@ def command_line(state_path: str, owner: str, group: str, flags: Mapping[str, bo
 def main(argv: Sequence[str]) -> int:
     """Run the keeper until SIGTERM; returns the exit code."""
     state_path, owner, group, *flags = argv
+    with contextlib.suppress(OSError), open('/proc/self/comm', 'w', encoding='ascii') as name:
+        name.write(NAME)
     _set_up_log(flags)
     drop.no_core_files()
     ready = daemonize.daemonize() if 'daemonize' in flags else lambda: None

@@ -60,6 +60,17 @@ def driver(node, tmp_path, neutron_python):
         process.kill()
 
 
+def refuses(node, id_):
+    """Whether nothing listens any more; the workers close the socket soon after the keeper."""
+    try:
+        node.get(id_)
+    except ConnectionRefusedError:
+        return True
+    except ConnectionResetError:
+        pass  # accepted by the kernel before the last copy was closed
+    return False
+
+
 def test_the_l3_agents_driver_spawns_monitors_respawns_and_destroys(node, driver):
     id_ = node.add_router()
     spawned = driver('spawn', 'router', id_, f'qrouter-{id_}', 9697, '0.0.0.0')
@@ -76,8 +87,7 @@ def test_the_l3_agents_driver_spawns_monitors_respawns_and_destroys(node, driver
     assert driver('destroy', 'router', id_, f'qrouter-{id_}') == {'destroyed': True}
     until(lambda: not is_alive(respawned['pid']))
     assert not list((node.state_path / 'ns-metadata-proxy').iterdir())
-    with pytest.raises(ConnectionRefusedError):
-        node.get(id_)
+    until(lambda: refuses(node, id_))
 
 
 def test_the_l3_agents_driver_replaces_a_proxy_whose_configuration_changed(node, driver):
@@ -121,8 +131,7 @@ def test_the_ovn_agents_driver_spawns_respawns_and_destroys(node, driver):
     assert node.get(id_) == id_
     assert driver('destroy', 'ovn', id_, namespace) == {'destroyed': True}
     assert not list((node.state_path / 'ovn-metadata-proxy').iterdir())
-    with pytest.raises(ConnectionRefusedError):
-        node.get(id_)
+    until(lambda: refuses(node, id_))
 
 
 def test_netns_cleanup_of_one_namespace_refuses_no_client_behind_others(node, tmp_path, neutron_python):
