@@ -63,7 +63,7 @@ def test_a_stop_of_the_server_cancels_a_check_whose_load_hangs():
 @pytest.mark.parametrize('kind', [logging.handlers.RotatingFileHandler, logging.handlers.TimedRotatingFileHandler])
 def test_a_log_handler_that_rotates_its_file_is_refused(kind, root_handler, tmp_path):
     root_handler(kind(tmp_path / 'agent.log'))
-    with pytest.raises(ConfigError, match=r'log_rotation_type: .*agent\.log.*logrotate and send SIGHUP'):
+    with pytest.raises(ConfigError, match=r'log_rotation_type: .*agent\.log.*logrotate and then send SIGHUP'):
         make_server()
 
 
