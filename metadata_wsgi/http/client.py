@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP client with a connection pool: namespace proxy to agent (unix socket), agent to Nova (TCP or TLS).
 
-Not a library's client: the request target must arrive byte for byte (``%2f``, ``..`` and non-ASCII included), and the
-libraries rewrite it; and urllib3 took 335 microseconds of CPU for a request, where this module takes 40. The header of
-a response is parsed by picohttpparser (gunicorn_h1c), as in the server. This module adds the framing of RFC 9112,
-its strict part only: a response that can be read in two ways is an error.
+No library is used, for two reasons. The request target must be sent unchanged (also ``%2f``, ``..`` and non-ASCII), and
+the libraries rewrite it. And urllib3 takes 335 microseconds of CPU for a request, this module 40. The header of a
+response is parsed by picohttpparser (gunicorn_h1c), as in the server. This module adds the framing of RFC 9112. An
+ambiguous response is an error.
 
-A response up to ``limits.MAX_BUFFERED_BYTES`` is received whole before the client gets its first byte: if the
-connection breaks the request can be retried. A larger one is streamed, so memory stays bounded; if the connection
-breaks then, the client's connection is closed, and the client sees by the length that the body is incomplete.
+A response up to ``limits.MAX_BUFFERED_BYTES`` is received completely before the client gets its first byte. So the
+request can be retried if the connection breaks. A larger response is streamed, so memory is bounded. If the connection
+then breaks, the client's connection is closed too, and the client detects that the body is incomplete.
 """
 
 from __future__ import annotations
@@ -37,20 +37,23 @@ _CHUNK_SIZE = re.compile(rb'[0-9A-Fa-f]{1,15}\Z')
 
 
 class HttpClient(Protocol):
-    """Sends requests to one service. :class:`PooledHttpClient` is the real one, tests have a fake."""
+    """Sends requests to one service. :class:`PooledHttpClient` is the implementation; tests use a fake."""
 
     name: str
-    """The service in log lines, for example ``http://nova:8775``."""
+    """The name of the service in log lines, for example ``http://nova:8775``."""
 
     def send_request(self, request: Request, deadline: Deadline) -> Response:
-        """Send ``request`` once and return the response. Raises NotSent or MaybeSent if there is none in time."""
+        """Send ``request`` once and return the response.
+
+        Raises NotSent or MaybeSent if there is no response before ``deadline``.
+        """
 
 
 class PooledHttpClient:
     """HttpClient of one host or unix socket, with a pool of keep-alive connections. For all threads of a worker.
 
-    ``connect(timeout_s)`` opens a connection or raises OSError; ``host`` is the Host header; ``max_idle`` is the size
-    of the pool.
+    ``connect(timeout_s)`` opens a connection or raises OSError. ``host`` is the value of the Host header. ``max_idle``
+    is the size of the pool.
     """
 
     def __init__(
@@ -70,10 +73,10 @@ class PooledHttpClient:
         return f'<HTTP client of {self.name}, {len(self._idle)} idle connections>'
 
     def send_request(self, request: Request, deadline: Deadline) -> Response:
-        """As in HttpClient. Raises BadRequest for a header or target that cannot be sent.
+        """See :meth:`HttpClient.send_request`. Raises BadRequest for a header or target that cannot be sent.
 
-        A request that is not retryable gets a new connection: if an idle one is closed by the server at the same
-        moment, it is unknown whether the request was received.
+        A request that is not retryable always gets a new connection. The server may close an idle connection at the
+        moment when a request is sent on it; then it is unknown whether the server received the request.
         """
         header = _header_bytes(request, self._host)
         while request.is_retryable and self._idle:
@@ -138,11 +141,11 @@ class PooledHttpClient:
 
 
 class _StaleConnection(Exception):
-    """An idle connection was closed by the server before it sent a byte of the response."""
+    """The server closed an idle connection and sent no byte of the response."""
 
 
 class _Connection:
-    """A connection, and the received bytes that are not parsed yet."""
+    """A connection and the bytes that were received and not parsed yet."""
 
     def __init__(self, sock: Any) -> None:
         self._sock: Any = from_gevent_socket(sock)
@@ -153,16 +156,19 @@ class _Connection:
         self.deadline: Deadline | None = None
 
     def __del__(self) -> None:
-        # The connection of a streamed response that was dropped for another one, or of a client that is gone.
+        # Needed for a streamed response that nobody reads: a retry replaced it, or the client closed its connection.
         self._sock.close()
 
     @property
     def has_surplus_data(self) -> bool:
-        """Whether there are bytes behind the response. They belong to no request."""
+        """Whether bytes were received after the end of the response. They belong to no request."""
         return bool(self._data)
 
     def is_reusable(self) -> bool:
-        """Whether an idle connection is open and silent: its end, or bytes, would be taken for the next response."""
+        """Whether an idle connection is open and no byte was received on it.
+
+        Such a byte would be taken for the start of the next response.
+        """
         self._sock.settimeout(0)
         try:
             self._sock.recv(1)
@@ -182,7 +188,7 @@ class _Connection:
         self._sock.close()
 
     def read_header(self) -> tuple[int, str, Headers, bool]:
-        """Status, reason, all headers (names in lower case), and whether this is the connection's last response."""
+        """Status, reason, headers (names in lower case), and whether the server closes the connection afterwards."""
         self._fill()
         while True:
             try:
@@ -211,7 +217,7 @@ class _Connection:
         return parsed['status'], parsed['message'].decode('latin-1'), _with_one_length(headers), is_last
 
     def read_body(self, method: str, status: int, headers: Headers) -> Iterator[bytes]:
-        """The body in pieces as they arrive, after a check of its framing (RFC 9112, 6.3)."""
+        """The body, piece by piece as it arrives. Raises ValueError if its length is ambiguous (RFC 9112, 6.3)."""
         if method == 'HEAD' or status in (204, 304):
             return iter(())
         codings = [value.strip().lower() for name, value in headers if name == 'transfer-encoding']
@@ -277,7 +283,7 @@ class _Connection:
         self._data += piece
 
     def _timeout_s(self) -> float:
-        """Timeout of the next recv or send: the time to the deadline; in a streamed body a constant."""
+        """Timeout of the next recv or send: the time to the deadline, or a constant in a streamed body."""
         remaining_s = limits.READ_WRITE_TIMEOUT_S if self.deadline is None else self.deadline.remaining_s()
         if remaining_s <= 0:
             raise TimeoutError('the response was not complete in time')
@@ -285,7 +291,7 @@ class _Connection:
 
 
 class _StreamedBody:
-    """The body of a large response: the part that was received already, then the rest as it arrives."""
+    """The body of a large response: the part that was already received, then the rest as it arrives."""
 
     def __init__(self, buffered: list[bytes], pieces: Iterator[bytes], connection: _Connection) -> None:
         self._buffered = buffered
@@ -298,12 +304,15 @@ class _StreamedBody:
         yield from self._pieces
 
     def close(self) -> None:
-        """Called by the server (PEP 3333), also if the client closed its connection."""
+        """Called by the server (PEP 3333), even if the client has closed its connection."""
         self._connection.close()
 
 
 def _with_one_length(headers: Headers) -> Headers:
-    """``headers`` with at most one Content-Length. Equal ones, or a list of equal ones, become one (RFC 9112, 6.3)."""
+    """``headers`` with at most one Content-Length. Repeated equal values become one header (RFC 9112, 6.3).
+
+    Raises ValueError for different values, or a value that is not a number.
+    """
     values = [value for name, value in headers if name == 'content-length']
     if not values or (len(values) == 1 and values[0].isascii() and values[0].isdigit()):
         return headers
@@ -345,8 +354,9 @@ def tcp_client(
 def _connect_unix(path: str, timeout_s: float) -> socket.socket:
     """A connection to the unix socket at ``path``.
 
-    A unix socket whose backlog is full refuses with EAGAIN, and nothing signals when it has room again: gevent's
-    connect() would spin, because an unconnected unix socket is always writable. So this one waits between attempts.
+    While the backlog of the listening socket is full, connect() fails with EAGAIN, and no event signals the end of this
+    state. gevent's connect() would spin, because an unconnected unix socket is always writable. So this function waits
+    between two attempts.
     """
     until_s = time.monotonic() + timeout_s
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -365,7 +375,7 @@ def _connect_unix(path: str, timeout_s: float) -> socket.socket:
 
 
 def _header_bytes(request: Request, host: str) -> bytes:
-    """Request line and headers, with a Content-Length: Nova answers 500 to a chunked POST."""
+    """Request line and headers as bytes. A Content-Length is set, because Nova responds 500 to a chunked POST."""
     lines = [f'{request.method} {request.target} HTTP/1.1', f'host: {host}']
     has_accept_encoding = False
     for name, value in request.headers:
@@ -378,8 +388,8 @@ def _header_bytes(request: Request, host: str) -> bytes:
         lines.append('accept-encoding: identity')
     if not request.is_retryable:
         lines.append(f'content-length: {len(request.body)}')
-    # An instance id comes from Neutron, and a tenant may write the device_id of a port: with a line break in it the
-    # tenant could add headers behind the signature.
+    # An instance id is the device_id of a port in Neutron, and a tenant may set it. With a line break in it the tenant
+    # could add headers after the signature.
     header = '\r\n'.join(lines)
     if header.count('\r') != len(lines) - 1 or header.count('\n') != len(lines) - 1 or '\0' in header:
         raise BadRequest('The request has a character that no request may have.')
