@@ -198,7 +198,7 @@ def test_without_a_keeper_the_real_haproxy_is_started_and_the_reason_named(real,
     path = written(tmp_path, TOP + LISTEN, binds='bind 127.0.0.1:47123', headers=ROUTER)
     done = started(real, '-f', path)
     assert (done.returncode, done.stdout) == (0, f'real -f {path}\n')
-    assert 'the real haproxy is started: no keeper answers at ' in done.stderr
+    assert 'the real haproxy is started: no keeper listens at ' in done.stderr
     assert not (tmp_path / 'external').exists()
 
 
@@ -211,7 +211,7 @@ def test_without_a_real_haproxy_it_fails(monkeypatch, capsys):
 def test_an_internal_verb_never_starts_haproxy(real, tmp_path):
     done = started(real, '--attach', str(tmp_path), 'router', ID, str(tmp_path / f'{ID}.pid'), '47124', '127.0.0.1')
     assert (done.returncode, done.stdout) == (1, '')
-    assert 'no keeper answers' in done.stderr
+    assert 'no keeper listens' in done.stderr
 
 
 def test_a_pid_file_that_is_a_link_is_replaced_and_its_target_untouched(tmp_path):
