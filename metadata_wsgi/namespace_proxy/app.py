@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The WSGI app of the namespace proxy: add the client's address and namespace, and send the request to the agent.
+"""The WSGI app of the namespace proxy: adds the client's address and namespace, and sends the request to the agent.
 
-*Sets* (never appends to) ``X-Forwarded-For``, from the peer of the connection, and the id of the router or network,
-from the command line or, where one process serves many namespaces, from the listening socket. Deletes every header
-that a client may not set, in every spelling (LP#1865036), and hop-by-hop headers. If the client sent a
-``X-Forwarded-For`` or ``Forwarded`` of its own, the agent gets only the fact, in ``X-Metadata-Guest-Forwarded``.
-Path, query and body are not read.
+The app *sets* two headers, and never appends to them. ``X-Forwarded-For`` is the peer address of the connection. The id
+of the router or network is taken from the command line, or from the listening socket if one process serves many
+namespaces. The app deletes every header that a client may not set, in every spelling (LP#1865036), and hop-by-hop
+headers. If the client sent ``X-Forwarded-For`` or ``Forwarded``, the agent gets ``X-Metadata-Guest-Forwarded: 1``
+instead. Path, query and body are sent unchanged.
 
-A GET or HEAD is retried while the agent is unavailable (restart, upgrade, reload), until the deadline; then the client
-gets 503 with ``Retry-After: 1``. This program has no secret, does not know Nova or OpenStack, and reads no file.
+A GET or HEAD is retried until the deadline while the agent is unavailable (restart, upgrade, reload). Then the client
+gets 503 with ``Retry-After: 1``. The app has no secret and sends no request to Nova or OpenStack.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _FORWARDED_KEYS = tuple(header_names.environ_key(name) for name in header_names.
 
 
 class NamespaceProxyApp:
-    """The app of the namespace with the given id or, without an id, of the namespace of each connection.
+    """The app for the namespace of one router or network; without an id, for the namespace of each connection.
 
-    ``agent`` is the client of the agent's socket. ``prefix`` is the header prefix that the agent trusts, for example
+    ``agent`` sends requests to the agent's socket. ``prefix`` is the header prefix that the agent trusts, for example
     ``X-Quantum``.
     """
 
@@ -69,7 +69,7 @@ class NamespaceProxyApp:
         self._slow_client_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Relay the agent's response; 503 if there is none, 400, 408 or 413 for a request that cannot be sent."""
+        """Respond with the agent's response; 503 if there is none; 400, 408 or 413 if the request cannot be sent."""
         received_at_s = environ.get(RECEIVED_AT_S, self._clock())
         deadline = Deadline(received_at_s + self._request_timeout_s, self._clock)
         try:
@@ -97,8 +97,8 @@ class NamespaceProxyApp:
     def _id_header(self, environ: WSGIEnvironment) -> tuple[str, str]:
         namespace: Namespace | None = self._namespace or environ.get(NAMESPACE)
         if namespace is None:
-            raise BadRequest('This connection came from no namespace.')
-        # If both ids are given the router's is used, as in Grizzly.
+            raise BadRequest('The connection was not made in a namespace.')
+        # If both ids are given, the router's id is used, as in Grizzly.
         if namespace.router_id:
             return header_names.router_id(self._prefix), namespace.router_id
         return header_names.network_id(self._prefix), namespace.network_id or ''
