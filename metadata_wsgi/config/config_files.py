@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads options from the operator's oslo.config files and checks all of them at once.
 
-The paste file has the order of the filters, these files have the values. Each part of the package declares its
-options beside their use and calls :func:`load` with them. One file may hold the options of all parts.
+The paste file has the order of the filters; the configuration files have the values of the options. Each module
+declares its options and calls :func:`load` with them. One file may contain the options of all modules.
 
-The files are those that ``config_file`` names in the paste file's ``[DEFAULT]`` or on the command line (several are
-separated by commas, the last one wins), else the first of ``DEFAULT_FILES`` that exists. A directory among them stands
-for its files ``*.conf``, sorted by name; they are listed again at each load. On the command line ``--config-file`` and
-``--config-dir`` may be repeated in any order (:func:`split_arguments`). Inside a block of :func:`parsed_once` each file
-is parsed once, however many filters call :func:`load`.
+``config_file`` names the files, in the paste file's ``[DEFAULT]`` or on the command line. Several files are separated
+by commas; the last one has precedence. If ``config_file`` is not set, the first file of ``DEFAULT_FILES`` that exists
+is read. A directory stands for its files ``*.conf``, sorted by name; they are listed again at each load. On the command
+line ``--config-file`` and ``--config-dir`` may be repeated in any order (:func:`split_arguments`). Inside a block of
+:func:`parsed_once` each file is parsed once, although many filters call :func:`load`.
 
-oslo.config alone accepts three mistakes, so this module checks for them: a value outside its bounds (oslo.config
-raises only when the value is read), a required option that is not set (it reads as None), and a misspelt name (it is
-ignored). An unknown name is no error: Quantum and Neutron have options of other programs in the same files. One that
-resembles an option of ours is a warning, and so never stops the start.
+oslo.config does not report three mistakes at start, so this module checks for them: a value outside its bounds (an
+error only when the value is read), a required option that is not set (read as None), and a misspelt name (ignored). An
+unknown name is no error, because the same files have options of Quantum and Neutron. If an unknown name resembles an
+option of this package, a warning is logged.
 
-A comment behind a value is an error: oslo.config takes it for a part of the value, which for a secret nobody notices.
+A comment after a value, on the same line, is an error: oslo.config reads the comment as a part of the value.
 
-A secret may be kept outside these files. Where an option ``NAME_file`` is declared beside a secret option ``NAME``,
-the secret is read from that file, or from systemd's credential ``NAME`` (LoadCredential=), without the newline at its
-end. No error text contains the value of a secret.
+A secret may be in a file of its own. If a secret option ``NAME`` has an option ``NAME_file`` beside it, the secret is
+read from that file, or from systemd's credential ``NAME`` (LoadCredential=), without the newline at the end. No error
+text contains the value of a secret.
 """
 
 from __future__ import annotations
@@ -53,24 +53,24 @@ DEFAULT_FILES = (
 
 CREDENTIAL_SECTIONS = frozenset({'DEFAULT', 'quantum', 'neutron', 'keystone_authtoken'})
 CREDENTIAL_SECRETS = frozenset({'password', 'application_credential_secret', 'client_secret'})
-"""Options of keystoneauth's plugins, which no list of this package has."""
+"""Secret options of keystoneauth's plugins. This package does not declare them."""
 
 
 @dataclass(slots=True)
 class _ParsedFiles:
-    """The files of one load, parsed. ``from_file`` has the secrets that were read from files of their own."""
+    """The parsed files of one load. ``from_file`` has (group, name) of each secret that is in a file of its own."""
 
     conf: cfg.ConfigOpts
     from_file: set[tuple[str, str]] = field(default_factory=set)
 
 
-# None outside a block of parsed_once. The key is the list of files.
+# None outside a block of parsed_once. The keys are lists of files.
 _PARSED: ContextVar[dict[tuple[str, ...], _ParsedFiles] | None] = ContextVar('metadata_wsgi.config', default=None)
 
 
 @contextmanager
 def parsed_once() -> Iterator[None]:
-    """Inside the block each list of files is parsed once. Blocks may be nested; the outermost one counts."""
+    """Inside the block each list of files is parsed once. An inner block inside another one has no effect."""
     if _PARSED.get() is not None:
         yield
         return
@@ -87,7 +87,7 @@ def is_parsed_once() -> bool:
 
 
 def files(global_conf: Mapping[str, str]) -> list[str]:
-    """The configuration files that ``global_conf`` (paste's ``[DEFAULT]``) names, or the default one."""
+    """The configuration files that ``global_conf`` (paste's ``[DEFAULT]``) names, else the default file."""
     named = global_conf.get('config_file', '')
     if not named:
         return [path for path in DEFAULT_FILES if os.path.exists(path)][:1]
@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, help: str = '') -> None:
             metavar='PATH',
             action='append',
             default=[],
-            help=f'configuration {kind}, may be repeated; a later one has precedence{help}',
+            help=f'configuration {kind}; may be repeated, the last one has precedence{help}',
         )
 
 
@@ -120,14 +120,14 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def to_global_conf(paths: Sequence[str]) -> dict[str, str]:
-    """The ``global_conf`` that names ``paths``; {} for none: then the default file is read."""
+    """The ``global_conf`` that names ``paths``. For no paths it is {}: then the default file is read."""
     return {'config_file': ','.join(paths)} if paths else {}
 
 
 def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = 'DEFAULT') -> cfg.ConfigOpts:
-    """Return a ConfigOpts that has ``opts`` in ``[group]``, every value checked. Other options may be in it too.
+    """Return a ConfigOpts with ``opts`` in ``[group]``; their values are checked. It may have other options too.
 
-    Raises ConfigError that names the option, its value, the files and what would be right.
+    Raises ConfigError. Its text names the option, its value, the files and a value that would be right.
     """
     paths = files(global_conf)
     parsed = _parsed_files(paths)
@@ -137,7 +137,7 @@ def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = '
     try:
         parsed.conf.register_opts(opts, group=oslo_group)
     except cfg.DuplicateOptError:
-        # Another part declares the same name differently, with another help text for example.
+        # Another module declares the same name differently, for example with another help text.
         parsed = _parse_files(paths)
         parsed.conf.register_opts(opts, group=oslo_group)
     _fetch_secrets(parsed, opts, group)
@@ -147,9 +147,9 @@ def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = '
 
 
 def load_group(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str) -> cfg.ConfigOpts:
-    """As :func:`load`, for options that a library declares: ``[DEFAULT]`` is a group like any other.
+    """Like :func:`load`, for options that a library declares. ``[DEFAULT]`` is a group like any other here.
 
-    Its values are attributes of ``conf['DEFAULT']``, whatever other parts declare under the same names.
+    So its values are attributes of ``conf['DEFAULT']`` and do not collide with options of the same names.
     """
     paths = files(global_conf)
     conf = _parsed_files(paths).conf
@@ -188,7 +188,7 @@ def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = (), 
             default_config_files=list(paths), default_config_dirs=[],
         )  # fmt: skip
     except (cfg.RequiredOptError, cfg.NoSuchOptError, cfg.TemplateSubstitutionError):
-        pass  # check() raises the ConfigError, with the option's help; the last two are a $ in a value
+        pass  # check() raises a ConfigError with the option's help text; a $ in a value causes the last two
     except cfg.ConfigFileParseError:
         raise ConfigError(f'{", ".join(paths)}: not a configuration file{_parse_error_location(paths)}') from None
     except (cfg.Error, ValueError) as error:
@@ -196,7 +196,7 @@ def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = (), 
 
 
 def _fetch_secrets(parsed: _ParsedFiles, opts: Sequence[cfg.Opt], group: str) -> None:
-    """Set each secret option that the files leave out: from its own file, or from a systemd credential."""
+    """Set each secret option without a value from the secret's own file or from a systemd credential."""
     declared = {opt.name for opt in opts}
     values = parsed.conf if group == 'DEFAULT' else parsed.conf[group]
     for opt in opts:
@@ -225,17 +225,17 @@ def _read_secret(path: str, name: str) -> str:
     except OSError as error:
         raise ConfigError(f'{name}_file = {path}: {error.strerror}') from error
     except UnicodeDecodeError:
-        raise ConfigError(f'{name}_file = {path}: is no text') from None
+        raise ConfigError(f'{name}_file = {path}: is not a text file') from None
     if not text:
         raise ConfigError(f'{name}_file = {path}: is empty')
     return text
 
 
 def world_readable_secrets(paths: Iterable[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
-    """One sentence for each file with a secret that every user can read: of ``paths``, or named by a ``NAME_file``.
+    """One sentence for each file that contains a secret and that every user can read.
 
-    ``known`` are (group, options) pairs; the secrets of keystoneauth's plugins are known too. A file without a secret
-    may be readable.
+    Checked are ``paths`` and the files that an option ``NAME_file`` names. ``known`` are (group, options) pairs; the
+    secrets of keystoneauth's plugins are added to them. A file without a secret may be readable.
     """
     names = {opt.name for _, opts in known for opt in opts if opt.secret}
     sentences = []
@@ -259,14 +259,14 @@ def world_readable_secrets(paths: Iterable[str], known: Iterable[tuple[str, Sequ
                 continue  # load() raises the ConfigError
             if mode & stat.S_IROTH:
                 sentences.append(
-                    f'{secret_file} holds a secret and every user can read it (mode {mode:04o}); '
+                    f'{secret_file} contains a secret and every user can read it (mode {mode:04o}); '
                     f'chmod o-r {secret_file}'
                 )
     return sentences
 
 
 def _values_of(path: str) -> list[tuple[str, str, str]]:
-    """(section, name, value) of each line of the file that has a value."""
+    """(section, name, value) of each line ``name = value`` in the file."""
     section, values = 'DEFAULT', []
     with open(path, encoding='utf-8', errors='replace') as file:
         for line in map(str.strip, file):
@@ -302,13 +302,16 @@ def _check(values: Any, opts: Iterable[cfg.Opt], where: str, from_file: Collecti
             raise ConfigError(f'{opt.name} in {where}: {reason}') from (None if opt.secret else error)
         if opt.required and value in (None, '', []):
             raise ConfigError(f'{opt.name} is missing from {where}. It is: {opt.help}')
-        # A secret may really be written so. It is refused where it can be kept in a file of its own instead.
+        # A secret may really contain white space and #. That is an error only if it can be in a file of its own.
         if opt.name not in from_file and (not opt.secret or f'{opt.name}_file' in names):
             check_comment(opt.name, value, where, is_secret=bool(opt.secret))
 
 
 def check_comment(name: str, value: object, where: str, *, is_secret: bool = False) -> None:
-    """Raise ConfigError if ``value`` has white space followed by #: oslo.config reads a comment there as the value."""
+    """Raise ConfigError if ``value`` has white space followed by #.
+
+    oslo.config reads a comment after a value as a part of the value.
+    """
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and re.search(r'\s#', text):
             advice = f'; if it belongs to the secret, use {name}_file' if is_secret else ''
@@ -319,7 +322,7 @@ def check_comment(name: str, value: object, where: str, *, is_secret: bool = Fal
 
 
 def log_misspelt_names(global_conf: Mapping[str, str]) -> None:
-    """Log a warning for each name in the files that no option has but that resembles one of ours."""
+    """Log a warning for each name in the files that is not an option of this package but resembles one."""
     for sentence in misspelt(files(global_conf), all_options()):
         LOG.warning('%s', sentence)
 
@@ -333,8 +336,8 @@ def all_options() -> list[tuple[str, list[cfg.Opt]]]:
 def misspelt(paths: Sequence[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
     """One sentence for each name in ``paths`` that is not an option in ``known`` but resembles one.
 
-    ``known`` are (group, options) pairs. Names of Quantum, Neutron and Nova that resemble ours are in
-    ``KNOWN_FOREIGN_OPTIONS``; other programs may have more of them, so a sentence is a hint and no error.
+    ``known`` are (group, options) pairs. Similar names of Quantum, Neutron and Nova are in ``KNOWN_FOREIGN_OPTIONS``
+    and are not reported. Other programs may have more such names, so a sentence is a hint and not an error.
     """
     sentences = []
     names: dict[str, set[str]] = {}
@@ -349,12 +352,12 @@ def misspelt(paths: Sequence[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]
                 continue
             close = difflib.get_close_matches(written, sorted(ours), n=1, cutoff=0.85)
             if close:
-                sentences.append(f'{written} in [{group}] of {path} is no option; did you mean {close[0]}?')
+                sentences.append(f'{written} in [{group}] of {path} is not an option; did you mean {close[0]}?')
     return sentences
 
 
 def _parse_error_location(paths: Sequence[str]) -> str:
-    """Which line cannot be parsed and why. The text of oslo.config has the line itself, which may be a secret."""
+    """The line that cannot be parsed, and the reason. oslo.config's own text contains the line, perhaps a secret."""
     for path in paths:
         try:
             cfg.ConfigParser(path, {}).parse()

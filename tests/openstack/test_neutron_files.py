@@ -123,7 +123,7 @@ def test_the_neutron_conf_of_a_real_server_is_enough(start, seed, services, writ
     assert serves(socket, seed['a'])
     checked = check_config('--neutron', *argv)
     assert 'in [keystone_authtoken] of ' in checked.stdout
-    assert 'api-paste.ini is not used: there is no [pipeline:agent] in it' in checked.stdout
+    assert 'api-paste.ini is not used: the file has no [pipeline:agent]' in checked.stdout
 
 
 def test_credentials_of_kilo(start, seed, write, tmp_path):

@@ -92,7 +92,7 @@ def test_an_error_text_never_contains_a_secret(conf_file):
 def test_a_misspelt_name_is_found_and_the_right_one_suggested(conf_file):
     path = conf_file('[DEFAULT]\nanswer_withn = 4\n')
     assert config_files.misspelt([path], [('DEFAULT', OPTS)]) == [
-        f'answer_withn in [DEFAULT] of {path} is no option; did you mean answer_within?'
+        f'answer_withn in [DEFAULT] of {path} is not an option; did you mean answer_within?'
     ]
 
 
@@ -168,7 +168,7 @@ def test_a_world_readable_secret_is_named(conf_file, tmp_path):
     assert config_files.world_readable_secrets([path], known) == []
     secret.chmod(0o644)
     assert config_files.world_readable_secrets([path], known) == [
-        f'{secret} holds a secret and every user can read it (mode 0644); chmod o-r {secret}'
+        f'{secret} contains a secret and every user can read it (mode 0644); chmod o-r {secret}'
     ]
     with_secret = tmp_path / conf_file('[DEFAULT]\nmetadata_proxy_shared_secret = s\n', 'b.ini')
     with_secret.chmod(0o604)
@@ -257,7 +257,7 @@ def test_a_misspelt_name_is_a_warning(conf_file, caplog):
     config_files.log_misspelt_names({'config_file': conf_file('[DEFAULT]\nmetadata_proxy_shared_secrett = s\n')})
     (record,) = caplog.records
     assert record.levelname == 'WARNING'
-    assert record.getMessage().endswith('is no option; did you mean metadata_proxy_shared_secret?')
+    assert record.getMessage().endswith('is not an option; did you mean metadata_proxy_shared_secret?')
 
 
 @pytest.mark.parametrize(
