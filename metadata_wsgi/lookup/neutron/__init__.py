@@ -20,8 +20,9 @@ lists them by precedence. An example::
     cafile = /etc/ssl/cloud.pem
 
 Modules: ``options`` reads the configuration. ``transport`` limits each request to its deadline. ``auth`` gets and
-renews the token. ``ports_api`` lists ports. ``queries`` makes the queries and interprets the responses. ``lookup``
-combines these. Of a client's request, only the client's address is sent to Neutron.
+renews the token. ``ports_api`` lists ports. ``queries`` makes the queries and interprets the responses. ``batching``
+sends the queries of concurrent lookups together. ``lookup`` combines these. Of a client's request, only the client's
+address is sent to Neutron.
 """
 
 from __future__ import annotations
