@@ -45,7 +45,17 @@ FOREIGN_PORT_HOLDER_TIMEOUT_S = 2.0
 PORT_RETRY_INTERVAL_S = 0.2
 """Pause between two attempts to listen on a port in use."""
 
+LISTEN_BACKLOG = 4096
+"""Largest number of connections that wait to be accepted on a listener. net.core.somaxconn is another limit."""
+
 # --- Server: connections -------------------------------------------------------------------------------------------
+
+MAX_CONNECTIONS = 4096
+"""Connections of a worker: of the agent, by default, and of a namespace proxy for one router. Further connections wait
+in the backlog. It is eight times MAX_CONNECTIONS_PER_ADDRESS, so a single client cannot use them up."""
+
+MAX_CONNECTIONS_SHARED = 8192
+"""Connections of the shared namespace proxy. It is twice as high because it serves all routers of a host."""
 
 MAX_CONNECTIONS_PER_ADDRESS = 512
 """Connections of one client address. A boot is 28 requests, some of them concurrent. But hundreds of containers may
@@ -87,6 +97,9 @@ REQUESTS_PER_YIELD = 16
 
 MAX_REQUEST_HEADER_BYTES = 1 << 15
 """Size of a request's header; above it 431."""
+
+MAX_HEADER_LINES = 256
+"""Header lines of a request or response, as in gunicorn_h1c. A message with more lines is malformed."""
 
 RECV_BYTES = 1 << 13
 """Size of one recv() on a client's connection."""
@@ -170,3 +183,6 @@ CIRCUIT_MIN_TIME_S = 1.0
 
 NOVA_HOST_BACKOFF_S = 5.0
 """After a failure a Nova host is tried last for this time."""
+
+NOVA_PROBE_TIMEOUT_S = 5.0
+"""Time for the two requests that check the shared secret of a Nova host, at start and in ``check-config``."""

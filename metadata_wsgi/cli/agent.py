@@ -22,7 +22,7 @@ from oslo_log import log
 
 from metadata_wsgi.cache.process_shared import SharedPause, UsesSharedPause
 from metadata_wsgi.cli import visibility_check
-from metadata_wsgi.config import config_files, state_paths
+from metadata_wsgi.config import config_files, file_warnings, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.keeper.protocol import ONE_HOP
 from metadata_wsgi.lookup import protocol
@@ -187,9 +187,9 @@ class _DispatchBySocket:
 def _on_config_checked(global_conf: Mapping[str, str], pause: SharedPause) -> None:
     # The credentials may be new.
     pause.reset()
-    for sentence in config_files.world_readable_secrets(config_files.files(global_conf), config_files.all_options()):
+    for sentence in file_warnings.world_readable_secrets(config_files.files(global_conf), file_warnings.all_options()):
         LOG.warning('%s', sentence)
-    config_files.log_misspelt_names(global_conf)
+    file_warnings.log_misspelt_names(global_conf)
     _, note = paste_file(global_conf)
     if note:
         LOG.info('%s', note)

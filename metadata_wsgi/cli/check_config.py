@@ -12,7 +12,7 @@ import argparse
 from typing import Any
 
 from metadata_wsgi.cli import agent, neutron_agent, option_registry
-from metadata_wsgi.config import config_files
+from metadata_wsgi.config import config_files, file_warnings
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
 from metadata_wsgi.lookup import protocol
@@ -68,14 +68,14 @@ def check_config(args: argparse.Namespace) -> int:
         print(f'configuration   {", ".join(files) or "no file: defaults only"}')
         for group, group_opts in option_registry.list_opts():
             config_files.load(global_conf, [opt for opt in group_opts if not opt.required], group)
-        for hint in (*config_files.misspelt(files, option_registry.list_opts()), agent.paste_file(global_conf)[1]):
+        for hint in (*file_warnings.misspelt(files, option_registry.list_opts()), agent.paste_file(global_conf)[1]):
             if hint:
                 print(f'note            {hint}')
         path, app = load(args)
     print(f'paste file      {path}')
     links = order.chain(app)
     print(f'pipeline        {" ".join(order.name(link) for link in links)}: every filter has what it requires')
-    problems = config_files.world_readable_secrets(files, option_registry.list_opts())
+    problems = file_warnings.world_readable_secrets(files, option_registry.list_opts())
     # Two filters may have a lookup, lookup_cache and instance; both use the same lookup object.
     lookup: object = next(filter(None, map(protocol.lookup_of, links)), None)
     if credentials := getattr(lookup, 'credentials', ''):

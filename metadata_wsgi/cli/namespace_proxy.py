@@ -68,7 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         master.Server(
             lambda: _application(args),
             sockets,
-            settings=lambda: {'workers': 1, 'worker_connections': 8192 if args.shared else 4096, 'backlog': 4096},
+            settings=lambda: {
+                'workers': 1,
+                'worker_connections': limits.MAX_CONNECTIONS_SHARED if args.shared else limits.MAX_CONNECTIONS,
+                'backlog': limits.LISTEN_BACKLOG,
+            },
             # If setproctitle is installed, gunicorn replaces the command line. This name keeps the id in it.
             name=' '.join([PROGRAM, *argv]),
             on_worker_start=pid_file.close_in_child if pid_file else lambda: None,

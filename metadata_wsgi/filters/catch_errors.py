@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from metadata_wsgi import limits
-from metadata_wsgi.config import config_files
+from metadata_wsgi.config import config_files, file_warnings
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.pipeline import gunicorn_strictness, order
 from metadata_wsgi.throttle import Throttle
@@ -88,7 +88,7 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
         outermost = CatchErrorsFilter(app)
         order.check(outermost)
         if not config_files.is_parsed_once():  # else the program logs misspelt names, once for all workers
-            config_files.log_misspelt_names(global_conf)
+            file_warnings.log_misspelt_names(global_conf)
         return outermost
 
     return wrap

@@ -22,10 +22,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ['IncompleteError', 'ParseError', 'parse_request', 'parse_response']
+from metadata_wsgi import limits
 
-MAX_HEADERS = 256
-"""Header lines of one message, as in gunicorn_h1c. A message with more lines is a ParseError."""
+__all__ = ['IncompleteError', 'ParseError', 'parse_request', 'parse_response']
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _TEXT = rb'[\t\x20-\x7e\x80-\xff]*'
@@ -52,7 +51,7 @@ def _parse_request(data: bytes) -> dict[str, Any]:
         header = _match(_REQUEST_HEADER, data, position)
         headers.append((header[1], header[2].rstrip(b' \t')))
         position = header.end()
-        if len(headers) > MAX_HEADERS:
+        if len(headers) > limits.MAX_HEADER_LINES:
             raise _ParseError('too many headers')
     return {
         'method': line[1],
@@ -72,7 +71,7 @@ def _parse_response(data: bytes) -> dict[str, Any]:
         header = _match(_CONTINUATION if folded else _RESPONSE_HEADER, data, position)
         headers.append((header[1], header[2].rstrip(b' \t')))
         position = header.end()
-        if len(headers) > MAX_HEADERS:
+        if len(headers) > limits.MAX_HEADER_LINES:
             raise _ParseError('too many headers')
     return {
         'status': int(line[2]),

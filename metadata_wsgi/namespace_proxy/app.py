@@ -13,25 +13,22 @@ gets 503 with ``Retry-After: 1``. The app has no secret and sends no request to 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline, sleep
-from metadata_wsgi.errors import BadRequest, NoResponse, NotSent, RequestTimeout
-from metadata_wsgi.http import error_responses, header_names, message
+from metadata_wsgi.errors import BadRequest, NoResponse, NotSent
+from metadata_wsgi.http import header_names, message
 from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import retry_until
+from metadata_wsgi.http.send_errors import SendErrors
 from metadata_wsgi.net import addresses
 from metadata_wsgi.pipeline.environ_keys import NAMESPACE, RECEIVED_AT_S, Namespace
-from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
-
-LOG = logging.getLogger(__name__)
 
 _FORWARDED_KEYS = tuple(header_names.environ_key(name) for name in header_names.FORWARDED_HEADERS)
 
@@ -65,8 +62,9 @@ class NamespaceProxyApp:
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._sleep = sleep
-        self._no_response_log = Throttle(limits.LOG_INTERVAL_S)
-        self._slow_client_log = Throttle(limits.LOG_INTERVAL_S)
+        self._errors = SendErrors(
+            'Requests get 503: no response from the metadata agent: %s', max_body_bytes=max_body_bytes
+        )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Respond with the agent's response; 503 if there is none; 400, 408 or 413 if the request cannot be sent."""
@@ -80,18 +78,8 @@ class NamespaceProxyApp:
                 retry_on=(NoResponse,) if request.is_retryable else (NotSent,),
                 sleep=self._sleep,
             )
-        except message.TooLarge:
-            return error_responses.payload_too_large(self._max_body_bytes)(environ, start_response)
-        except RequestTimeout:
-            if self._slow_client_log.allow():
-                LOG.info('A request gets 408: its client did not send the body in time')
-            return error_responses.request_timeout()(environ, start_response)
-        except BadRequest as error:
-            return error_responses.bad_request(str(error))(environ, start_response)
-        except NoResponse as error:
-            if self._no_response_log.allow():
-                LOG.error('Requests get 503: no response from the metadata agent: %s', error)
-            return error_responses.unavailable()(environ, start_response)
+        except (BadRequest, NoResponse) as error:
+            return self._errors.response(error)(environ, start_response)
         return response(environ, start_response)
 
     def _id_header(self, environ: WSGIEnvironment) -> tuple[str, str]:

@@ -68,7 +68,7 @@ def unix_listener(
     mode: int,
     user: str = '',
     group: str = '',
-    backlog: int = 4096,
+    backlog: int = limits.LISTEN_BACKLOG,
     kind: int = socket.SOCK_STREAM,
     timeout_s: float = 3.0,
     option: str = 'metadata_proxy_socket',
@@ -174,7 +174,7 @@ def tcp_listener(
     host: str,
     port: int,
     *,
-    backlog: int = 4096,
+    backlog: int = limits.LISTEN_BACKLOG,
     timeout_s: float = limits.PORT_IN_USE_TIMEOUT_S,
     sleep: Callable[[float], None] = time.sleep,
     find_holder: Callable[[int], PortHolder | None] = port_holder.find,
@@ -206,7 +206,7 @@ def tcp_listener(
         sleep(limits.PORT_RETRY_INTERVAL_S)
 
 
-def bind_tcp(host: str, port: int, backlog: int = 4096) -> socket.socket:
+def bind_tcp(host: str, port: int, backlog: int = limits.LISTEN_BACKLOG) -> socket.socket:
     """Listen on ``host`` and ``port`` without a retry. Raises ConfigError with the OSError as its cause."""
     try:
         return _bind_and_listen(host, port, backlog)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import NoResponse
 from metadata_wsgi.http.client import HttpClient
@@ -31,11 +32,9 @@ TARGET = '/openstack/latest/meta_data.json'
 """The path of the requests. It is not / because Nova does not check the signature of a request for /."""
 
 WRONG_SIGNATURE = '0' * 64
-TIMEOUT_S = 5.0
-"""Timeout of the two requests to one host together."""
 
 
-def check(app: Any, timeout_s: float = TIMEOUT_S) -> list[str]:
+def check(app: Any, timeout_s: float = limits.NOVA_PROBE_TIMEOUT_S) -> list[str]:
     """The problems of Nova's hosts, a sentence for each. ``app`` is a loaded pipeline.
 
     The list is empty if there are no problems, or if the last part of the pipeline is not Nova. Waits at most
@@ -50,7 +49,7 @@ def check(app: Any, timeout_s: float = TIMEOUT_S) -> list[str]:
     return [problem for problem in found if problem]
 
 
-def check_host(client: HttpClient, identity: SignedIdentity, timeout_s: float = TIMEOUT_S) -> str:
+def check_host(client: HttpClient, identity: SignedIdentity, timeout_s: float = limits.NOVA_PROBE_TIMEOUT_S) -> str:
     """The problem of one host of Nova, as a sentence; '' if there is none. ``identity`` has the right signatures."""
     deadline = Deadline.after(timeout_s)
     nova = f'Nova at {client.name}'

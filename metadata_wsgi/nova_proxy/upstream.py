@@ -33,10 +33,11 @@ from oslo_config import cfg
 from metadata_wsgi import limits
 from metadata_wsgi.config import config_files, tls_options
 from metadata_wsgi.deadline import Deadline, sleep
-from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent, RequestTimeout
-from metadata_wsgi.http import client, error_responses, header_names, message
+from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent
+from metadata_wsgi.http import client, header_names, message
 from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import RetryBudget, retry_until
+from metadata_wsgi.http.send_errors import SendErrors
 from metadata_wsgi.nova_proxy.hosts import RETRYABLE_STATUSES, Hosts
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.throttle import Throttle
@@ -113,8 +114,7 @@ class UpstreamApp:
         self._unknown_instances = 0
         self._unknown_log = Throttle(limits.UNKNOWN_INSTANCES_LOG_INTERVAL_S)
         self._secret_change_log = Throttle(limits.SECRET_CHANGE_LOG_INTERVAL_S)
-        self._no_response_log = Throttle(limits.LOG_INTERVAL_S)
-        self._slow_client_log = Throttle(limits.LOG_INTERVAL_S)
+        self._errors = SendErrors('Requests get 503: no response from Nova: %s', max_body_bytes=max_body_bytes)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Respond with Nova's response; 503 if there is none; 400, 408 or 413 if the request cannot be sent."""
@@ -122,18 +122,8 @@ class UpstreamApp:
         deadline: Deadline = environ[environ_keys.DEADLINE]
         try:
             response = self._send_signed(self._request(environ, identity, deadline), identity, deadline)
-        except message.TooLarge:
-            return error_responses.payload_too_large(self._max_body_bytes)(environ, start_response)
-        except RequestTimeout:
-            if self._slow_client_log.allow():
-                LOG.info('A request gets 408: its client did not send the body in time')
-            return error_responses.request_timeout()(environ, start_response)
-        except BadRequest as error:
-            return error_responses.bad_request(str(error))(environ, start_response)
-        except NoResponse as error:
-            if self._no_response_log.allow():
-                LOG.error('Requests get 503: no response from Nova: %s', error)
-            return error_responses.unavailable()(environ, start_response)
+        except (BadRequest, NoResponse) as error:
+            return self._errors.response(error)(environ, start_response)
         self._check_status(response.status, environ.get('PATH_INFO', ''))
         return response(environ, start_response)
 

@@ -15,9 +15,8 @@ The master keeps root's privileges, if it has them. It reads the configuration a
 request. A worker loads the pipeline as root, then drops all privileges (``privileges``), then accepts connections. So
 files with secrets and keys may be readable for root only.
 
-Log files are opened by root too. A worker writes to the file that the master had open when it forked the worker. So
-send SIGHUP after logrotate has moved a log file. Log handlers that rotate files themselves (oslo.log's
-``log_rotation_type``) are an error at start.
+Log files are opened by root too (``log_files``). Send SIGHUP after logrotate has moved a log file. Log handlers that
+rotate files themselves (oslo.log's ``log_rotation_type``) are an error at start.
 
 All settings of gunicorn that would accept malformed requests are off.
 """
@@ -28,7 +27,6 @@ import functools
 import gc
 import importlib
 import logging
-import logging.handlers
 import os
 import select
 import signal
@@ -44,9 +42,10 @@ from gunicorn.glogging import Logger
 from oslo_config import cfg
 
 from metadata_wsgi import limits
-from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
+from metadata_wsgi.server import log_files
 from metadata_wsgi.server.worker import MetadataWorker, WorkerOptions
 
 LOG = logging.getLogger(__name__)
@@ -61,12 +60,15 @@ OPTS = [
     ),
     cfg.IntOpt(
         'metadata_backlog',
-        default=4096,
+        default=limits.LISTEN_BACKLOG,
         min=1,
         help='Largest number of connections that wait to be accepted. net.core.somaxconn is another limit.',
     ),
     cfg.IntOpt(
-        'metadata_connections', default=4096, min=16, help='Largest number of connections that a worker serves.'
+        'metadata_connections',
+        default=limits.MAX_CONNECTIONS,
+        min=16,
+        help='Largest number of connections that a worker serves.',
     ),
 ]
 
@@ -139,7 +141,7 @@ class Server(BaseApplication):
         on_config_checked: Callable[[], None] = lambda: None,
         on_first_worker: Callable[[Any], None] = lambda app: None,
     ) -> None:
-        _refuse_rotating_log_handlers()
+        log_files.refuse_rotating_handlers()
         self._load = load
         self._bind = [f'fd://{listener.detach()}' for listener in listeners]
         self._settings = settings
@@ -257,7 +259,7 @@ class _Arbiter(Arbiter):
         super().manage_workers()
 
     def reload(self) -> None:
-        _reopen_log_files()
+        log_files.reopen()
         try:
             self.app.check_config_in_child(is_cancelled=lambda: self._is_stopping)
         except MetadataError as error:
@@ -291,49 +293,8 @@ def _drop_privileges(worker: Any, identity: Identity | None) -> None:
     if identity is not None:
         # The worker's heartbeat is the modification time of this file. Only the owner of the file may set it.
         os.fchown(worker.tmp.fileno(), identity.uid, identity.gid)
-        _keep_log_files_open()
+        log_files.keep_open()
     drop.drop(identity)
-
-
-def _keep_log_files_open() -> None:
-    """Replace log handlers that open their file again after a rotation: the worker's user may not open it.
-
-    The workers write to the file that the master has open. At SIGHUP the master opens it again and forks new workers.
-    """
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        if isinstance(handler, logging.handlers.WatchedFileHandler):
-            plain = logging.StreamHandler(handler.stream)
-            plain.setFormatter(handler.formatter)
-            plain.setLevel(handler.level)
-            plain.filters = handler.filters
-            root.removeHandler(handler)
-            root.addHandler(plain)
-
-
-def _reopen_log_files() -> None:
-    """Open log files again that logrotate has moved. Called before new workers inherit them."""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.handlers.WatchedFileHandler):
-            handler.acquire()
-            try:
-                handler.reopenIfNeeded()
-            finally:
-                handler.release()
-
-
-def _refuse_rotating_log_handlers() -> None:
-    """Raise ConfigError if a log handler rotates its file itself.
-
-    A worker can neither rename a file in root's directory nor open it again. So its log lines would be lost after the
-    first rotation. Also, several workers would rotate the same file.
-    """
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.handlers.BaseRotatingHandler):
-            raise ConfigError(
-                f'log_rotation_type: the workers log to {handler.baseFilename} and cannot rotate it: '
-                'remove the option, rotate the file with logrotate and then send SIGHUP'
-            )
 
 
 def _read_until_end(descriptor: int, timeout_s: float, is_cancelled: Callable[[], bool]) -> str | None:

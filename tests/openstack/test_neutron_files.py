@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import BIN, UnixConnection, eventually, programs_in, rejects_unidentified_request, request
-from tests.e2e.test_deployers import COMMANDS, FILES
+from tests.e2e.test_deployers import COMMANDS, write_files
 from tests.openstack.seed import Admin
 from tests.openstack.services import REGION, SHARED_SECRET
 
@@ -91,14 +91,7 @@ def test_the_agent_serves_an_instance_with_the_files_of_a_deployer(start, seed, 
         '@NOVA_HOST@': '127.0.0.1', '@NOVA_PORT@': services.port('nova'),
         'region_name = One': f'region_name = {REGION}',
     }  # fmt: skip
-    for source in FILES.joinpath(deployer).rglob('*.*'):
-        if source.is_file():
-            text = source.read_text()
-            for name, value in values.items():
-                text = text.replace(name, str(value))
-            target = tmp_path / source.relative_to(FILES / deployer)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text)
+    write_files(deployer, tmp_path, values)
     (tmp_path / 'region.conf').write_text(f'[DEFAULT]\nauth_region = {REGION}\n')
     command, socket = COMMANDS[deployer]
     argv = [*command.split(), '--config-file', 'region.conf']

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metadata_wsgi.netns import haproxy
+from tests.neutron_haproxy import DEFAULTS
 
 PROGRAM = Path(__file__).parents[2] / 'bin' / 'metadata-wsgi-haproxy'
 ID = '6d1f8c1e-3b0a-4c55-9f63-0a1b2c3d4e5f'
@@ -25,21 +26,8 @@ global
     nbthread    2
     pidfile     {pids}/{id}.pid.haproxy
     daemon
-
-defaults
-    log global
-    mode http
-    option httplog
-    option dontlognull
-    option http-server-close
-    option forwardfor
-    retries                 3
-    timeout http-request    30s
-    timeout connect         30s
-    timeout client          32s
-    timeout server          32s
-    timeout http-keep-alive 30s
 """
+TOP += f'{DEFAULTS}    log global\n    option httplog\n'
 LISTEN = """
 listen listener
     {binds}
