@@ -19,15 +19,15 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     """Declare the verbs."""
     adopt = subparsers.add_parser(
         'adopt',
-        help='serve what running haproxies of Neutron serve, and end them; no client is refused',
+        help='take over the sockets of the running haproxies of Neutron and end the haproxies; no client is refused',
         description='Takes over the listening sockets of the haproxies that Neutron agents started on this host. '
-        'Needs the keeper and its workers. The agents need metadata-wsgi-haproxy on their PATH as haproxy, '
-        'otherwise their next restart starts haproxy again. The way back is give-back.',
+        'Needs the keeper and its workers. The agents need metadata-wsgi-haproxy on their PATH under the name haproxy, '
+        'otherwise the next restart of an agent starts haproxy again. The command give-back reverses this.',
     )
     give_back = subparsers.add_parser(
         'give-back',
         help='start the haproxies of Neutron again and return their sockets; no client is refused',
-        description='Starts haproxy with the configuration that Neutron wrote, beside our listener; then closes ours.',
+        description="Starts haproxy with Neutron's configuration beside our listener, then closes our listener.",
     )
     for parser, convert in ((adopt, _adopt), (give_back, _give_back)):
         which = parser.add_mutually_exclusive_group(required=True)
@@ -40,9 +40,9 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert each; exit code 1 where any of them failed. The others are converted all the same."""
+    """Convert each proxy; exit code 1 if one of them failed. A failure does not stop the others."""
     if os.geteuid() != 0:
-        raise NetnsError('processes and namespaces of others can only be reached by root; run it with sudo')
+        raise NetnsError('only root can take over the processes and sockets of other users; run it with sudo')
     proxies = [proxy for proxy in haproxy.running(args.state_path) if args.all or proxy.id in args.id]
     missing = sorted(set(args.id) - {proxy.id for proxy in proxies})
     for id_ in missing:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         except MetadataError as error:
             failed.append(proxy.id)
             print(f'{proxy.id}: {error}', file=sys.stderr)
-    print(f'{changed} converted, {len(proxies) - changed - len(failed)} were already, {len(failed)} failed')
+    print(f'{changed} converted, {len(proxies) - changed - len(failed)} already converted, {len(failed)} failed')
     return 1 if failed or missing else 0
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi check-config`` and ``show-pipeline``: would the agent start, and with which pipeline?
+"""``metadata-wsgi check-config`` and ``show-pipeline``: check whether the agent would start, and show its pipeline.
 
-``check-config`` reads the agent's configuration, loads the pipeline, and checks that the lookup directory shows the
-agent every instance, and that Nova checks signatures with the same secret. A role in Neutron that may see nothing gets
-an empty list for every query, which looks like an address without instance.
+``check-config`` reads the agent's configuration and loads the pipeline. It checks that the lookup directory shows every
+instance to the agent, and that Nova checks signatures with the same secret. If the agent's role may see no ports,
+Neutron returns an empty list for every query: the same response as for an address that no instance has.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 from typing import Any
 
 from metadata_wsgi.cli import agent, neutron_agent, option_registry
-from metadata_wsgi.config import config_files
+from metadata_wsgi.config import config_files, file_warnings
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
 from metadata_wsgi.lookup import protocol
@@ -35,12 +35,16 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that select the configuration, the same for every verb that reads it."""
+    """Declare the options that select the configuration. All verbs that read the configuration have these options."""
     config_files.add_arguments(parser, help=' (default: as the agent)')
     parser.add_argument(
-        '--neutron', action='store_true', help=f'read the defaults of {neutron_agent.PROGRAM} before these files'
+        '--neutron',
+        action='store_true',
+        help=f'read the defaults of {neutron_agent.PROGRAM} before the configuration files',
     )
-    parser.add_argument('--paste-file', help='paste file (default: metadata_paste_config, else the one of the package)')
+    parser.add_argument(
+        '--paste-file', help='paste file (default: metadata_paste_config, else the paste file of the package)'
+    )
     parser.add_argument('--pipeline', default='agent', help='section of the paste file (default: %(default)s)')
 
 
@@ -57,22 +61,22 @@ def load(args: argparse.Namespace) -> tuple[str, Any]:
 
 
 def check_config(args: argparse.Namespace) -> int:
-    """Print a line for each check; ConfigError if one of them failed."""
+    """Print a line for each check. Raises ConfigError if a check failed."""
     with config_files.parsed_once():
         global_conf = global_conf_of(args)
         files = config_files.files(global_conf)
         print(f'configuration   {", ".join(files) or "no file: defaults only"}')
         for group, group_opts in option_registry.list_opts():
             config_files.load(global_conf, [opt for opt in group_opts if not opt.required], group)
-        for hint in (*config_files.misspelt(files, option_registry.list_opts()), agent.paste_file(global_conf)[1]):
+        for hint in (*file_warnings.misspelt(files, option_registry.list_opts()), agent.paste_file(global_conf)[1]):
             if hint:
                 print(f'note            {hint}')
         path, app = load(args)
     print(f'paste file      {path}')
     links = order.chain(app)
     print(f'pipeline        {" ".join(order.name(link) for link in links)}: every filter has what it requires')
-    problems = config_files.world_readable_secrets(files, option_registry.list_opts())
-    # If several filters have a lookup, it is the same one: lookup_cache and instance.
+    problems = file_warnings.world_readable_secrets(files, option_registry.list_opts())
+    # Two filters may have a lookup, lookup_cache and instance; both use the same lookup object.
     lookup: object = next(filter(None, map(protocol.lookup_of, links)), None)
     if credentials := getattr(lookup, 'credentials', ''):
         print(f'credentials     {credentials}')
@@ -100,7 +104,7 @@ def show_pipeline(args: argparse.Namespace) -> int:
 
 
 def _probe(lookup: protocol.ChecksVisibility) -> str:
-    """Check the visibility of the lookup directory. Return the problem, or ''."""
+    """Check that the lookup directory shows the ports of all projects. Returns the problem, or ''."""
     try:
         result = lookup.probe(Deadline.after(PROBE_TIMEOUT_S))
     except InstanceLookupError as error:

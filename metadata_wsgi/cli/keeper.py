@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi keeper``: run the privileged part of a host with many routers, in the foreground."""
+"""``metadata-wsgi keeper``: run the keeper, the privileged process that opens listening sockets in namespaces."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from metadata_wsgi.privileges import drop, identity
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
-        'keeper', help='open listening sockets in namespaces and hand them to workers; needs root'
+        'keeper', help='open listening sockets in namespaces and send them to workers; needs root'
     )
     config_files.add_arguments(parser)
-    parser.add_argument('--state-path', help='directory of its two sockets (default: state_path)')
+    parser.add_argument('--state-path', help="directory of the keeper's two sockets (default: state_path)")
     parser.add_argument('--daemonize', action='store_true', help='run in the background and log to syslog')
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run until SIGTERM. The workers' socket is owned by metadata_proxy_user and metadata_proxy_group, by default by
-    the default group of the workers."""
+    """Run until SIGTERM.
+
+    The owner of the socket for workers is ``metadata_proxy_user`` and ``metadata_proxy_group``. If neither is set, its
+    group is the group of the workers.
+    """
     handlers = [logging.handlers.SysLogHandler('/dev/log')] if args.daemonize and os.path.exists('/dev/log') else None
     log_format = '%(asctime)s %(process)d %(levelname)s %(name)s %(message)s'
     logging.basicConfig(level=logging.INFO, format=log_format, handlers=handlers)
@@ -43,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         group = str(workers.gid) if workers else ''
     drop.no_core_files()
     ready = daemonize.daemonize() if args.daemonize else lambda: None
-    # Not for child processes: only the keeper itself may notify systemd.
+    # Removed from the environment, so that no child process notifies systemd.
     notify_address = os.environ.pop('NOTIFY_SOCKET', '')
     fdstore = SystemdFdStore(notify_address) if notify_address else None
     keeper = Keeper(state_path, user=user, group=group, fdstore=fdstore)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi``: the commands that an operator runs by hand.
 
-Only the module of the verb on the command line is imported: all of them together take 0.7 s.
+Only the module of the verb on the command line is imported. To import all modules would take 0.7 s.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERBS = {
     'status': ('status',),
     'watch': ('watch',),
 }
-"""Module of this package: the verbs that its ``add_verb`` or ``add_verbs`` declares."""
+"""For each module of this package, the verbs that its ``add_verb`` or ``add_verbs`` declares."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,14 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of the output has closed the pipe; a later flush must not raise again.
+        # The reader of the output has closed the pipe. With /dev/null a later flush does not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return code
 
 
 def make_parser(modules: Iterable[str] = tuple(VERBS)) -> argparse.ArgumentParser:
-    """Return the parser with the verbs of ``modules``, by default of all."""
+    """Return the parser with the verbs of ``modules``, by default the verbs of all modules."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description='The commands that an operator runs by hand.', allow_abbrev=False
     )
@@ -62,7 +62,7 @@ def make_parser(modules: Iterable[str] = tuple(VERBS)) -> argparse.ArgumentParse
 
 
 def _modules_of(words: Sequence[str]) -> list[str]:
-    """The module of the verb in ``words``; none for ``--version``; all of them for --help and for errors."""
+    """The module of the verb in ``words``; no module for ``--version``; all modules for --help and for errors."""
     if words[:1] == ['--version']:
         return []
     return [name for name, verbs in VERBS.items() if words and words[0] in verbs] or list(VERBS)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi status``: whether agent and keeper run and work, what is attached, and the last faults in the log.
+"""``metadata-wsgi status``: shows whether agent and keeper run, what is attached, and the last faults in the log.
 
-Read from the sockets, the kernel and the log, not from a record. Exits with 1 when something is wrong, so that a
-monitor may call it.
+The data come from the sockets, the kernel and the log. The exit code is 1 if something is wrong, so a monitoring system
+can run the command.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a paragraph for each part; returns 1 when something is wrong."""
+    """Print a paragraph for each part. Returns 1 if something is wrong, else 0."""
     conf = cfg.ConfigOpts()
     conf.register_opts(state_paths.OPTS)
     log.register_options(conf)
@@ -63,7 +63,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def agent(path: str) -> bool:
-    """Print which process serves the socket at ``path``, and its healthcheck's response; whether all is well."""
+    """Print which process serves the socket at ``path``, and the response of its healthcheck.
+
+    Returns whether both are well.
+    """
     try:
         pid = proxy_process.unix_listener_pid(path)
     except OSError as error:
@@ -77,8 +80,8 @@ def agent(path: str) -> bool:
         print(f'health      no response: {str(error) or type(error).__name__}')
         return False
     if status not in (200, 503):
-        # 400: the pipeline requires the namespace proxy's headers, as for every request.
-        print('health      the filter healthcheck is not in its pipeline; it responds')
+        # The pipeline has no filter healthcheck. It responds 400, because the namespace proxy's headers are missing.
+        print('health      the agent responds; the filter healthcheck is not in its pipeline')
         return status == 400
     print('health      ' + '; '.join(text.splitlines()))
     return status == 200
@@ -87,17 +90,17 @@ def agent(path: str) -> bool:
 def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | None, bool]:
     """Print whether the keeper runs and which workers serve its sockets.
 
-    Returns its entries, None if it does not respond, and whether all is well.
+    Returns the keeper's entries (None if it does not respond) and whether all is well.
     """
     path = admin_client.socket_path(state_path)
     if not os.path.exists(path):
-        print('keeper      there is none; only the modes shared and one_hop need it')
+        print('keeper      does not run; only the modes shared and one_hop need it')
         return [], True
     try:
         entries, workers = state.entries(), state.workers()
         pid = proxy_process.unix_listener_pid(path, socket.SOCK_SEQPACKET)
     except (MetadataError, OSError) as error:
-        print(f'keeper      {error}; its workers serve on, but nothing can be attached')
+        print(f'keeper      {error}; its workers continue to serve, but nothing can be attached')
         return None, False
     counts = ', '.join(f'{workers.get(mode, 0)} in mode {mode}' for mode in (SHARED, ONE_HOP))
     print(f'keeper      pid {pid} has the sockets of {len(entries)} routers and networks; workers: {counts}')
@@ -108,7 +111,10 @@ def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | Non
 
 
 def attachments(state_path: str, entries: list[KeeperEntry] | None) -> bool:
-    """Print what is attached; whether all of it is well. ``entries`` None: the keeper does not respond."""
+    """Print the attached targets. Returns whether all of them are well.
+
+    ``entries`` are the keeper's; None if the keeper does not respond.
+    """
     try:
         found = attachment_status.list_attachments(attach.iptables(), state_path=state_path, keeper_entries=entries)
     except MetadataError as error:
@@ -129,7 +135,7 @@ def attachments(state_path: str, entries: list[KeeperEntry] | None) -> bool:
 
 
 def faults(path: str) -> None:
-    """Print the last lines of the log that are warnings or worse."""
+    """Print the last warnings and errors in the log file at ``path``."""
     try:
         with open(path, 'rb') as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gunicorn master, embedded: takes over open listeners, forks workers and handles signals.
 
-SIGHUP  opens the log files again, reads the paste file, the options of its filters, ``metadata_workers`` and
-        ``metadata_connections`` again, and replaces the workers; requests in progress are finished. If something in
-        them is wrong, the error is logged and the old workers stay. Everything else needs a restart: the command line,
-        ``metadata_one_hop``, ``allow_any_destination``, the options of the listeners, of the user and group, and of
-        logging.
+SIGHUP  opens the log files again. Reads the paste file, the options of its filters, ``metadata_workers`` and
+        ``metadata_connections`` again, and replaces the workers. Requests in progress are finished. If the
+        configuration is wrong, the error is logged and the old workers stay. All other options need a restart: the
+        command line, ``metadata_one_hop``, ``allow_any_destination``, and the options of the listeners, of user and
+        group, and of logging.
 SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
 SIGUSR2 (gunicorn's binary upgrade) does nothing: while the agent restarts, the namespace proxies retry.
 
-Workers use gevent: a request that waits (for Quantum, for Nova, for a slow client) costs a few kilobytes and no
-thread, so waiting requests do not keep others from being served.
+Workers use gevent: a waiting request (for Quantum, for Nova, for a slow client) costs a few kilobytes and no thread.
 
-The master keeps root's privileges, if it has them, and handles no request: it reads the configuration and forks
-workers. A worker loads the pipeline as root, then drops all privileges (``privileges``), then accepts connections. So
-files with secrets and keys may be readable by root only. Log files are opened by root too: after logrotate has moved
-one, send SIGHUP. A worker writes to the file that the master had open when it forked. So handlers that rotate files
-themselves (oslo.log's ``log_rotation_type``) are refused at start.
+The master keeps root's privileges, if it has them. It reads the configuration and forks workers, but handles no
+request. A worker loads the pipeline as root, then drops all privileges (``privileges``), then accepts connections. So
+files with secrets and keys may be readable for root only.
 
-gunicorn's settings that accept malformed requests are all off.
+Log files are opened by root too (``log_files``). Send SIGHUP after logrotate has moved a log file. Log handlers that
+rotate files themselves (oslo.log's ``log_rotation_type``) are an error at start.
+
+All settings of gunicorn that would accept malformed requests are off.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import functools
 import gc
 import importlib
 import logging
-import logging.handlers
 import os
 import select
 import signal
@@ -43,9 +42,10 @@ from gunicorn.glogging import Logger
 from oslo_config import cfg
 
 from metadata_wsgi import limits
-from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
+from metadata_wsgi.server import log_files
 from metadata_wsgi.server.worker import MetadataWorker, WorkerOptions
 
 LOG = logging.getLogger(__name__)
@@ -55,26 +55,31 @@ OPTS = [
         'metadata_workers',
         min=0,
         max=256,
-        help='Worker processes; each serves thousands of waiting requests. By default, and with 0 (as in files for '
-        "Neutron's agent), half the processors.",
+        help='Number of worker processes. Each serves thousands of waiting requests. Default, also with 0 (as in '
+        "files for Neutron's agent): half the number of processors, at most eight.",
     ),
     cfg.IntOpt(
         'metadata_backlog',
-        default=4096,
+        default=limits.LISTEN_BACKLOG,
         min=1,
-        help='Connections that may wait to be accepted (net.core.somaxconn caps it).',
+        help='Largest number of connections that wait to be accepted. net.core.somaxconn is another limit.',
     ),
-    cfg.IntOpt('metadata_connections', default=4096, min=16, help='Connections that one worker serves at a time.'),
+    cfg.IntOpt(
+        'metadata_connections',
+        default=limits.MAX_CONNECTIONS,
+        min=16,
+        help='Largest number of connections that a worker serves.',
+    ),
 ]
 
 STRICT: dict[str, Any] = {
-    # One header must not become the value of another: names with underscores are dropped, and no peer may set the
-    # path or the scheme.
+    # Headers with underscores are dropped, because they could be read as other headers. No peer may set the path or
+    # the scheme.
     'header_map': 'drop',
     'forwarder_headers': '',
     'forwarded_allow_ips': '127.0.0.1',
     'secure_scheme_headers': {},
-    # Nothing that RFC 9112 calls malformed is repaired: two servers may repair it differently.
+    # Requests that are malformed by RFC 9112 are not repaired, because two servers may repair them differently.
     'permit_obsolete_folding': False,
     'strip_header_spaces': False,
     'casefold_http_method': False,
@@ -85,15 +90,18 @@ STRICT: dict[str, Any] = {
     'limit_request_fields': 100,
     'limit_request_field_size': 16380,
 }
-"""gunicorn's settings that decide how it reads a request."""
+"""The settings of gunicorn for reading requests."""
 
 PRELOAD_MODULES = (
     *('gevent.resolver.thread', 'gevent.resolver._addresses', 'gevent.threadpool', 'gevent._threading', 'gevent.util'),
     *('encodings.idna', 'netrc', 'stringprep'),
 )
-"""Modules that libraries import during a first request. A worker imports them before it drops its privileges: its user
-may have no access to Python's directory, and after an upgrade of a package the files there are of another version.
-Some are private: one that the installed version does not have is skipped."""
+"""Modules that libraries import during the first request.
+
+A worker imports them before it drops its privileges, for two reasons. Its user may have no access to Python's
+directory. And after an upgrade of a package the files would have another version. Some modules are private: if the
+installed version does not have a module, it is skipped.
+"""
 
 
 class Log(Logger):
@@ -108,14 +116,14 @@ class Log(Logger):
 class Server(BaseApplication):
     """Serves the application that ``load`` returns on ``listeners``. Each worker calls ``load`` itself.
 
-    ``load`` raises MetadataError if the configuration is wrong; it is tried in a child process before workers use it.
-    ``settings`` returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``; it is called again at SIGHUP.
+    ``load`` raises MetadataError if the configuration is wrong. It is first called in a child process, as a check.
+    ``settings`` returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``. It is called again at SIGHUP.
     ``on_worker_start`` is called in each new worker. ``keeper`` and ``any_destination``: see WorkerOptions.
-    ``identity`` returns the user that workers run as, or None to drop the privileges only. It is called again each
-    second, and workers are replaced when it changes.
-    ``on_config_checked`` is called in the child process after ``load`` succeeded, for warnings.
-    ``on_first_worker`` is called with the application in one worker after each start and SIGHUP, after the worker has
-    dropped its privileges, for work that is needed once. It must return at once.
+    ``identity`` returns the user of the workers, or None if they only drop privileges. It is called each second. If the
+    user changes, the workers are replaced.
+    ``on_config_checked`` is called in the child process after ``load``. It may log warnings.
+    ``on_first_worker`` is called in one worker after each start and SIGHUP, with the application as argument, after the
+    worker has dropped its privileges. It must return at once.
     """
 
     def __init__(
@@ -133,7 +141,7 @@ class Server(BaseApplication):
         on_config_checked: Callable[[], None] = lambda: None,
         on_first_worker: Callable[[Any], None] = lambda app: None,
     ) -> None:
-        _refuse_rotating_log_handlers()
+        log_files.refuse_rotating_handlers()
         self._load = load
         self._bind = [f'fd://{listener.detach()}' for listener in listeners]
         self._settings = settings
@@ -174,7 +182,7 @@ class Server(BaseApplication):
         return self._load()
 
     def _mark_first_worker(self, arbiter: Any, worker: Any) -> None:
-        # gunicorn numbers the workers of a master in ``age``.
+        # ``age`` is the number that gunicorn gives to each worker.
         if self._first_worker_age is None:
             self._first_worker_age = worker.age
 
@@ -185,15 +193,16 @@ class Server(BaseApplication):
             self._on_first_worker(worker.wsgi)
 
     def update_identity(self) -> bool:
-        """Determine again what new workers run as; returns whether it has changed."""
+        """Determine the user of new workers again. Returns whether it has changed."""
         before, self._worker_identity = self._worker_identity, self._identity()
         return before != self._worker_identity
 
     def check_config_in_child(self, is_cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Raise MetadataError if a worker could not load the application, or not in time, or when ``is_cancelled``.
+        """Load the application in a child process. Raises MetadataError if this fails or takes too long.
 
-        In a child process, because a worker must import libraries after gevent's patching, and so the master, from
-        which workers are forked, must not import them.
+        Also raises it when ``is_cancelled()`` returns True. A child process is needed because the master must not
+        import the libraries of the application: workers are forked from the master, and must import these libraries
+        after gevent's patching.
         """
         read_end, write_end = os.pipe()
         pid = os.fork()
@@ -213,7 +222,7 @@ class Server(BaseApplication):
         os.close(write_end)
         message = _read_until_end(read_end, limits.CONFIG_CHECK_TIMEOUT_S, is_cancelled)
         if message is None:
-            # A process in an uninterruptible system call (NFS) does not end: no wait. The master reaps it later.
+            # No wait: a process in an uninterruptible system call (NFS) does not end. The master reaps it later.
             os.kill(pid, signal.SIGKILL)
             if is_cancelled():
                 raise MetadataError('the server is stopping')
@@ -236,13 +245,13 @@ class _Arbiter(Arbiter):
         self._is_stopping = False
 
     def signal(self, sig: int, frame: Any) -> None:
-        """The signal handler. gunicorn only queues the signal; a reload in progress must know of it now."""
+        """The signal handler. gunicorn only queues a signal, but a reload in progress must be cancelled at once."""
         if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._is_stopping = True
         super().signal(sig, frame)
 
     def manage_workers(self) -> None:
-        """Called by gunicorn each second: forks missing workers, and stops the oldest of too many."""
+        """Called by gunicorn each second. Forks missing workers. If there are too many, stops the oldest."""
         if self.app.update_identity():
             LOG.info('The workers are replaced: they run as another user')
             for _ in range(self.num_workers):
@@ -250,7 +259,7 @@ class _Arbiter(Arbiter):
         super().manage_workers()
 
     def reload(self) -> None:
-        _reopen_log_files()
+        log_files.reopen()
         try:
             self.app.check_config_in_child(is_cancelled=lambda: self._is_stopping)
         except MetadataError as error:
@@ -264,10 +273,10 @@ class _Arbiter(Arbiter):
 
 
 def _tune_gc() -> None:
-    """Exclude the loaded modules from Python's garbage collection, and make the collection rare.
+    """Exclude the loaded modules from Python's garbage collection, and collect less often.
 
-    Called in a worker that has loaded. These objects live as long as the worker, and a request hardly makes a reference
-    cycle.
+    Called in a worker after it has loaded the application. The loaded objects live as long as the worker. A request
+    creates hardly any reference cycles.
     """
     gc.collect()
     gc.freeze()
@@ -275,62 +284,21 @@ def _tune_gc() -> None:
 
 
 def _drop_privileges(worker: Any, identity: Identity | None) -> None:
-    """Called in a worker that has loaded the pipeline and does not accept yet."""
+    """Drop the privileges of a worker. Called after it has loaded the pipeline and before it accepts connections."""
     for name in PRELOAD_MODULES:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            LOG.debug('Not loaded before the privileges are dropped: %s', error)
+            LOG.debug('Not imported before the privileges are dropped: %s', error)
     if identity is not None:
-        # The worker's heartbeat is the modification time of this file, which only its owner may set.
+        # The worker's heartbeat is the modification time of this file. Only the owner of the file may set it.
         os.fchown(worker.tmp.fileno(), identity.uid, identity.gid)
-        _keep_log_files_open()
+        log_files.keep_open()
     drop.drop(identity)
 
 
-def _keep_log_files_open() -> None:
-    """Replace handlers that open their file again after a rotation: the worker's user may not open it.
-
-    The workers log to the file that the master has open; at SIGHUP it opens it again and forks new ones.
-    """
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        if isinstance(handler, logging.handlers.WatchedFileHandler):
-            plain = logging.StreamHandler(handler.stream)
-            plain.setFormatter(handler.formatter)
-            plain.setLevel(handler.level)
-            plain.filters = handler.filters
-            root.removeHandler(handler)
-            root.addHandler(plain)
-
-
-def _reopen_log_files() -> None:
-    """Open log files again that logrotate has moved, before workers inherit them. (Else at the master's next line.)"""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.handlers.WatchedFileHandler):
-            handler.acquire()
-            try:
-                handler.reopenIfNeeded()
-            finally:
-                handler.release()
-
-
-def _refuse_rotating_log_handlers() -> None:
-    """Raise ConfigError if a log handler rotates its file itself.
-
-    A worker cannot rename a file in root's directory nor open it again, so its lines would be lost from the first
-    rotation on; and several workers would rotate the same file.
-    """
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.handlers.BaseRotatingHandler):
-            raise ConfigError(
-                f'log_rotation_type: several processes, which may not create files there, log to '
-                f'{handler.baseFilename}: remove the option, rotate the file with logrotate and send SIGHUP afterwards'
-            )
-
-
 def _read_until_end(descriptor: int, timeout_s: float, is_cancelled: Callable[[], bool]) -> str | None:
-    """Read ``descriptor`` to its end and close it; None if that takes longer than ``timeout_s`` or ``is_cancelled``."""
+    """Read ``descriptor`` to its end and close it. None if this takes longer than ``timeout_s`` or is cancelled."""
     deadline_s = time.monotonic() + timeout_s
     data = b''
     with os.fdopen(descriptor, 'rb', buffering=0) as pipe:
@@ -345,7 +313,7 @@ def _read_until_end(descriptor: int, timeout_s: float, is_cancelled: Callable[[]
 
 
 def worker_count(configured: int | None) -> int:
-    """Number of workers for the option ``metadata_workers``. Neutron's default 0 means: no process of its own."""
+    """Number of workers for the value ``configured`` of ``metadata_workers``. None and 0 mean the default."""
     if configured == 0:
         _log_zero_workers()
     return configured or default_workers()
@@ -357,11 +325,11 @@ def _log_zero_workers() -> None:
 
 
 def default_workers() -> int:
-    """Half the processors, at least one, at most eight: the other processors are for the host's instances."""
+    """Half the number of processors, at least one, at most eight. The other processors are for the host's instances."""
     return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
 
 
 def fail(program: str, error: Exception) -> int:
-    """Print on standard error why ``program`` does not start; returns its exit code."""
+    """Print ``error`` to standard error, the reason why ``program`` does not start. Returns the exit code."""
     print(f'{program}: {error}', file=sys.stderr)  # noqa: T201
     return 1

@@ -4,9 +4,9 @@
 Differences to gunicorn's gevent worker:
 
 - Connections are accepted by ``acceptor`` and handled by ``connection_handler``.
-- In addition to gunicorn's listeners it serves those of the keeper, each with the namespace that it is in.
+- In addition to gunicorn's listeners it serves the keeper's listeners, each in the namespace of a router or network.
 - A stopping worker closes idle keep-alive connections at once, so that a restart does not wait for namespace proxies.
-  Requests in progress are finished.
+  It finishes the requests in progress.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What the server sets for its workers; ``master.Server.worker_options``.
+    """The options of a worker, from ``master.Server.worker_options``.
 
-    ``keeper``: path of the keeper's ``listeners`` socket and the mode whose listeners to serve. ``any_destination``:
-    serve connections that were not made to the metadata address too.
+    ``keeper``: path of the keeper's socket for workers, and the mode of the listeners to serve; None without a keeper.
+    ``any_destination``: also serve connections that were not made to the metadata address.
     """
 
     keeper: tuple[str, str] | None = None
@@ -58,7 +58,7 @@ class MetadataWorker(GeventWorker):
         super().init_process()
 
     def run(self) -> None:
-        """Called by gunicorn: serve until a signal, then finish the requests in progress."""
+        """Called by gunicorn. Serves until a signal, then finishes the requests in progress."""
         options: WorkerOptions = self.app.worker_options
         self._handler = ConnectionHandler(
             self.wsgi,
@@ -96,7 +96,7 @@ class MetadataWorker(GeventWorker):
         self._acceptors[key].start()
 
     def _environ(self, server: Any, namespace: environ_keys.Namespace | None) -> WSGIEnvironment:
-        """The environ keys that all requests of the listener with the address ``server`` have in common."""
+        """The environ keys that are the same for all requests of the listener with the address ``server``."""
         host, port = (str(server[0]), str(server[1])) if isinstance(server, tuple) else ('localhost', '')
         environ: WSGIEnvironment = {
             'SCRIPT_NAME': '',
@@ -135,7 +135,7 @@ class MetadataWorker(GeventWorker):
         return following
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Graceful stop (SIGTERM): finish the requests in progress, close idle connections."""
+        """Called by gunicorn at SIGTERM. Closes idle connections; ``run`` then finishes the requests in progress."""
         super().handle_exit(sig, frame)
         gevent.spawn(self._close_idle)
 
@@ -149,9 +149,10 @@ class MetadataWorker(GeventWorker):
 
 
 class FrozenSettings:
-    """gunicorn's settings as plain attributes. The parser reads several for each request, and a worker's never change.
+    """gunicorn's settings as plain attributes. They never change in a worker.
 
-    gunicorn's own ``Config`` looks each one up in a dictionary in ``__getattr__``.
+    The parser reads several settings for each request. gunicorn's own ``Config`` is slower: it looks each setting up in
+    a dictionary, in ``__getattr__``.
     """
 
     def __init__(self, cfg: Any) -> None:

@@ -85,7 +85,7 @@ def test_no_secret_in_output_of_metadata_wsgi(cloud):
 def test_world_readable_configuration_logs_a_warning(agent, cloud):
     cloud.conf_file.chmod(0o644)
     program = agent()
-    assert f'{cloud.conf_file} holds a secret and every user can read it' in program.text()
+    assert f'{cloud.conf_file} contains a secret and every user can read it' in program.text()
     # The check must not run in the master: it would import modules before gevent patches them in the workers.
     assert 'MonkeyPatchWarning' not in program.text()
 

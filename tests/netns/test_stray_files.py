@@ -56,7 +56,7 @@ def test_attached_and_detach_all_serve_the_others_and_name_the_stale_one(topolog
     assert f'router  {topology.uuid}  {topology.router}  process' in done.stdout
     problems = [line for line in done.stdout.splitlines() if 'remove it' in line]
     assert len(problems) == 1
-    assert f'qrouter-{stale} is a file and no namespace; remove it: ip netns delete qrouter-{stale}' in problems[0]
+    assert f'qrouter-{stale} is a file and not a namespace; remove it: ip netns delete qrouter-{stale}' in problems[0]
     assert 'cni-' not in done.stdout
     assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
     done = run('detach', tmp_path, '--all')

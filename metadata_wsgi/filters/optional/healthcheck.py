@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A health check URL for a monitor on the host; no instance can reach it. Off by default.
+"""A health check URL for a monitoring system on the host. No instance can reach it. Off by default.
 
 ::
 
@@ -7,13 +7,13 @@
     directory: reachable, 3 s ago
     nova: not reachable, 1 s ago
 
-The status is 200, or 503 if the lookup or Nova failed at the last request that used it, at most a minute ago. The
-check sends no request of its own: it reports the results of clients' requests in the worker process that responds. So
-it costs nothing, and a host without requests is healthy.
+The status is 503 if the last use of the lookup or of Nova failed within the last minute, else 200. The check sends no
+request of its own. It reports the results of clients' requests in the worker process that responds. So it costs
+nothing, and a host without requests is healthy.
 
-A request for the same path from an instance goes to Nova: only a request on the agent's own socket without any header
-that names a client is one of the host, and a namespace proxy always sends such headers. Stands before
-``header_source``. No options.
+A request for the same path from an instance is sent to Nova. The filter recognises a request of the host because it
+arrives on the agent's own socket and has no header that names a client; a namespace proxy always sends such headers.
+The filter must be before ``header_source``. It has no options.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ PATH = '/healthcheck'
 STALE_AFTER_S = 60.0
 NOVA_FAILURE_STATUSES = frozenset({'500', '502', '503', '504'})
 OWN_STATUSES = frozenset({'400', '408', '413'})
-"""``upstream`` responds with these without a request to Nova: to one that is malformed, too slow or too large."""
+"""``upstream`` itself responds with these, without Nova, if a request is malformed, too slow or too large."""
 LOOKUP_STATUSES = frozenset({'404', '503'})
-"""Statuses of a lookup without an instance. Others, at that stage, are of filters before the lookup."""
+"""Statuses of a lookup that finds no instance. Another status, at that stage, is from a filter before the lookup."""
 
 
 class HealthcheckFilter:
-    """Responds to PATH on the host, and observes all other requests."""
+    """Responds to requests of the host for PATH, and records the results of all other requests."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -57,7 +57,7 @@ class HealthcheckFilter:
         self._last_seen: dict[str, tuple[float, bool]] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Respond to the host, or call the app and observe its response."""
+        """Respond to a request of the host; otherwise call the next filter and record its status."""
         if environ['PATH_INFO'] == PATH and is_local_request(environ):
             return self._response()(environ, start_response)
         recorder = StatusRecorder(start_response)

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Count and time requests for Prometheus, by status code and by the stage they reached. Off by default.
+"""Counts and times requests for Prometheus, by status code and by the last stage that they reached. Off by default.
 
 One histogram, ``metadata_wsgi_request_seconds`` (its ``_count`` is the number of requests), with two labels:
 
-``status``   of the response, or ``fault`` where a filter raised an exception and the response was 503
-``reached``  ``unidentified``: no source (400). ``source``: the instance is not known (404 none, 503 the
-             lookup is unavailable, 429). ``instance``: a filter behind responded itself (429 rate_limit,
+``status``   status code of the response, or ``fault`` if a filter raised an exception and the response was 503
+``reached``  ``unidentified``: the source is not known (400). ``source``: the instance is not known (404: none, 503:
+             the lookup is unavailable, 429). ``instance``: a filter after ``instance`` responded (429 rate_limit,
              401 session_token, 404 path_policy, 200 response_cache). ``upstream``: Nova's response, or 503 without one.
 
-The filter stands behind ``catch_errors`` and only counts. No instance can read the metrics: an app of its own,
-``metrics_page``, serves them in a process of its own on the host, for example::
+The filter must be after ``catch_errors``. No instance can read the metrics: another app, ``metrics_page``, serves them
+in a separate process on the host, for example::
 
     gunicorn --paste /etc/metadata_wsgi/api-paste.ini#metrics --bind 127.0.0.1:9698
 
-Each worker writes a file of 64 KiB in ``directory``, the page adds them up. The file of a worker that has ended stays,
-or its counts would be missing; so the directory should be one that is emptied at boot, as /run is. The file of a
-process that counted nothing is removed at the next start of a worker.
+Each worker writes a file of 64 KiB in ``directory``, and the page adds the files up. The file of an ended worker
+remains, because its counts are part of the sums. So use a directory that is emptied at boot, such as one in /run. The
+file of a process that counted no request is removed at the next start of a worker.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ OPTS = [
     cfg.StrOpt(
         'directory',
         default='/run/metadata_wsgi/metrics',
-        help='Directory with the counters of the workers; the agent writes there, metrics_page reads there.',
+        help="Directory of the workers' counters. The agent writes to it, metrics_page reads from it.",
     ),
 ]
 
@@ -62,7 +62,7 @@ Observe = Callable[[str, str, float], object]
 
 
 class MetricsFilter:
-    """Calls ``observe`` for each request, also for one that ends with an exception."""
+    """Calls ``observe`` after each request, even if the request ended with an exception."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -88,13 +88,13 @@ class MetricsFilter:
         try:
             self._observe(stage, status, seconds)
         except OSError as error:
-            # The response does not depend on whether it was counted.
+            # The request continues even if it cannot be counted.
             if self._error_log.allow():
                 LOG.error('Requests are not counted: %s', error)
 
 
 class MetricsPage:
-    """The app that answers PATH with ``page()``, in Prometheus's text format."""
+    """The app that responds to PATH with ``page()``, in Prometheus's text format."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -103,7 +103,7 @@ class MetricsPage:
         self._page = page
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """The page, or 404."""
+        """Respond with the page, or with 404 for another path."""
         if environ['PATH_INFO'] != PATH:
             return error_responses.not_found()(environ, start_response)
         return webob.Response(self._page(), content_type='text/plain', charset='utf-8')(environ, start_response)
@@ -111,8 +111,8 @@ class MetricsPage:
 
 @functools.cache
 def _histogram_in(directory: str) -> Observe:
-    """Observes in the one histogram of this process: two with one name would overwrite each other's file."""
-    # The library reads this variable when it is imported: with it the counts of all processes are added up.
+    """The function that counts in this process's only histogram. Two histograms would overwrite each other's file."""
+    # prometheus_client reads this variable when it is imported. With it the counts of all processes are added up.
     os.environ['PROMETHEUS_MULTIPROC_DIR'] = directory
     import prometheus_client
 
@@ -128,7 +128,7 @@ def _histogram_in(directory: str) -> Observe:
         _remove_unused(directory)
         # Create the file of this process now, before the worker drops its user.
         histogram.labels(UPSTREAM, '200')
-        # Open and locked until the process ends: other processes see that it is in use.
+        # Open and locked until the process ends, so that other processes see that the file is in use.
         fcntl.flock(os.open(os.path.join(directory, f'histogram_{os.getpid()}.db'), os.O_RDONLY), fcntl.LOCK_SH)
     finally:
         os.close(directory_fd)
@@ -136,7 +136,10 @@ def _histogram_in(directory: str) -> Observe:
 
 
 def _remove_unused(directory: str) -> None:
-    """Remove the files of processes that have ended without a request: check-config, and the check before a reload."""
+    """Remove the files of ended processes that counted no request.
+
+    Such processes are check-config and the check of the configuration before a reload.
+    """
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
         if not (name.startswith('histogram_') and name.endswith('.db')):

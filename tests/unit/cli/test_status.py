@@ -43,7 +43,7 @@ def state_path(tmp_path):
 
 def test_status_without_a_keeper_is_well(tmp_path, capsys):
     assert status.keeper(str(tmp_path), FakeKeeper()) == ([], True)
-    assert capsys.readouterr().out == 'keeper      there is none; only the modes shared and one_hop need it\n'
+    assert capsys.readouterr().out == 'keeper      does not run; only the modes shared and one_hop need it\n'
 
 
 def test_status_of_a_keeper_with_workers(state_path, capsys):
@@ -69,12 +69,12 @@ def test_status_names_a_mode_without_worker_once(state_path, capsys):
 
 def test_status_of_an_unavailable_keeper(state_path, capsys):
     unavailable = FakeKeeper(
-        refusal='no keeper answers at /there (Connection refused): start metadata-wsgi keeper, as root'
+        refusal='no keeper listens at /there (Connection refused): start metadata-wsgi keeper, as root'
     )
     assert status.keeper(state_path, unavailable) == (None, False)
     out = capsys.readouterr().out
-    assert out.startswith('keeper      no keeper answers at /there (Connection refused): start metadata-wsgi keeper')
-    assert 'its workers serve on' in out
+    assert out.startswith('keeper      no keeper listens at /there (Connection refused): start metadata-wsgi keeper')
+    assert 'its workers continue to serve' in out
 
 
 def test_status_of_a_keeper_that_ends_during_the_request(state_path, capsys):
