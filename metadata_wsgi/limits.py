@@ -67,7 +67,7 @@ REQUEST_TIMEOUT_S after their header. If Nova takes 0.1 s, this is 160 requests 
 of a global IPv6 /64 count as one client."""
 
 MAX_IDLE_GREENLETS = 64
-"""Idle greenlets that are kept for the next connections. A new greenlet would need a new stack."""
+"""Largest number of idle greenlets that wait for the next connections. A new greenlet would need a new stack."""
 
 ACCEPT_BATCH = 16
 """Connections accepted in a row. Then other connections, and other workers, get their turn."""
@@ -104,8 +104,12 @@ MAX_HEADER_LINES = 256
 RECV_BYTES = 1 << 13
 """Size of one recv() on a client's connection."""
 
+SEND_BYTES = 1 << 18
+"""Size of one send() of the rest of a long response. Each send() copies its data, so the size is limited."""
+
 DRAIN_S = 1.0
 DRAIN_RECVS = 256
+DRAIN_RECV_BYTES = 1 << 16
 """After an early response the server discards data from the client for this time and this number of recv() calls.
 Otherwise the kernel could send a reset before the client has received the response."""
 
@@ -180,6 +184,9 @@ CIRCUIT_PROBE_INTERVAL_S = 0.5
 
 CIRCUIT_MIN_TIME_S = 1.0
 """A failure to connect counts only if the attempt had at least this time."""
+
+NOVA_ATTEMPT_FRACTION = 2 / 3
+"""An attempt of a request that may be retried gets this part of the remaining time. The rest is for a retry."""
 
 NOVA_HOST_BACKOFF_S = 5.0
 """After a failure a Nova host is tried last for this time."""

@@ -112,9 +112,9 @@ def _hand_over(args: argparse.Namespace) -> bool:
     proxy = shared_proxy.SharedProxy(args.state_path, options)
     try:
         proxy.hand_over(kind, args.router_id or args.network_id, args.pid_file, args.metadata_port, args.metadata_host)
+    except shared_proxy.AlreadyRunning:
+        raise
     except NetnsError as error:
-        if 'already running' in str(error):
-            raise
         LOG.warning('Served by a process of its own, which costs tens of MB: %s', error)
         return False
     return True

@@ -32,6 +32,10 @@ POLL_S = 0.1
 LOCK_NAME = 'starting_shared_proxy'
 
 
+class AlreadyRunning(NetnsError):
+    """A proxy of the same router or network is already running."""
+
+
 @dataclass(frozen=True, slots=True)
 class SharedProxy:
     """The shared namespace proxy of ``state_path``. If it is started, ``options`` are added to its command line."""
@@ -63,11 +67,11 @@ class SharedProxy:
         """Let the shared proxy serve the network namespace of this process.
 
         Opens the listening sockets, passes them to the keeper, and starts a holder, whose pid is in ``pid_file``.
-        Raises NetnsError if a proxy with this id is already running, or if the keeper does not take the sockets.
+        Raises AlreadyRunning if a proxy with this id runs, and NetnsError if the keeper does not take the sockets.
         """
         running = proxy_process.running_pid(pid_file, id_)
         if running is not None:
-            raise NetnsError(f'already running with pid {running} (pid file {pid_file})')
+            raise AlreadyRunning(f'already running with pid {running} (pid file {pid_file})')
         self.ensure_running()
         spec = [self.state_path, kind, id_, pid_file, str(port), *(host or '*' for host in hosts or [''])]
         done = subprocess.run(

@@ -14,8 +14,6 @@ FORWARDED_FOR: Final = 'x-forwarded-for'
 INSTANCE_ID: Final = 'x-instance-id'
 TENANT_ID: Final = 'x-tenant-id'
 SIGNATURE: Final = 'x-instance-id-signature'
-IDENTITY_HEADERS: Final = frozenset({FORWARDED_FOR, INSTANCE_ID, TENANT_ID, SIGNATURE})
-"""Headers by which Nova identifies the instance. Only ``nova_proxy.upstream`` sets them."""
 
 REMAINING_MS: Final = 'x-metadata-remaining-ms'
 """Milliseconds for which the namespace proxy still waits for the agent's response."""

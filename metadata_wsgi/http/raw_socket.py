@@ -17,6 +17,8 @@ from typing import Any
 from gevent import socket as gevent_socket
 from gevent.socket import wait_read, wait_write
 
+from metadata_wsgi import limits
+
 
 def from_gevent_socket(sock: socket.socket) -> Any:
     """Convert a gevent socket to a RawSocket. A blocking or TLS socket is returned unchanged."""
@@ -75,7 +77,7 @@ class RawSocket:
         """Send all of ``data``. The timeout applies to each ``send``."""
         sent = self.send(data)
         while sent < len(data):
-            sent += self.send(data[sent : sent + (1 << 18)])
+            sent += self.send(data[sent : sent + limits.SEND_BYTES])
 
     def shutdown(self, how: int) -> None:
         """Shut down one direction (0, 1) or both (2); a greenlet that waits for the socket wakes up."""

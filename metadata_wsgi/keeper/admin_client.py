@@ -46,14 +46,14 @@ class KeeperClient:
         for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``, and the error names that program.
         """
         message = {protocol.VERB: protocol.ATTACH, 'listener': listener.to_json()}
-        waited_s, look_after_s = 0.0, limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
+        waited_s, next_search_s = 0.0, limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
         while True:
             try:
                 return bool(self._request(message, 'changed', handed_over.fileno() if handed_over else None)['changed'])
             except _PortInUse:
-                if waited_s >= min(PORT_IN_USE_TIMEOUT_S, look_after_s):
+                if waited_s >= min(PORT_IN_USE_TIMEOUT_S, next_search_s):
                     # Not at each attempt, because the search reads the descriptors of every process.
-                    look_after_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
+                    next_search_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
                     holder = self._find_holder(listener)
                     if holder and (not holder.is_own or waited_s >= PORT_IN_USE_TIMEOUT_S):
                         raise NetnsError(holder.message(listener.port, listener.namespace)) from None

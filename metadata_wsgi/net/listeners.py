@@ -187,7 +187,7 @@ def tcp_listener(
     ConfigError. Its text names the process that listens on the port, if that process is visible.
     """
     started_at = time.monotonic()
-    look_after_s = limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
+    next_search_s = limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
     while True:
         try:
             return bind_tcp(host, port, backlog)
@@ -195,9 +195,9 @@ def tcp_listener(
             cause = error.__cause__
             number = cause.errno if isinstance(cause, OSError) else None
             waited_s = time.monotonic() - started_at
-            if number == errno.EADDRINUSE and waited_s >= min(timeout_s, look_after_s):
+            if number == errno.EADDRINUSE and waited_s >= min(timeout_s, next_search_s):
                 # Not at each attempt, because the search reads the descriptors of every process.
-                look_after_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
+                next_search_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
                 holder = find_holder(port)
                 if holder and (not holder.is_own or waited_s >= timeout_s):
                     raise ConfigError(holder.message(port, port_holder.namespace_name())) from cause

@@ -30,7 +30,7 @@ class Hosts:
     def __init__(self, clients: Sequence[HttpClient], clock: Callable[[], float]) -> None:
         self._hosts = [_Host(client, clock) for client in clients]
 
-    def accept_attempt(self) -> bool:
+    def allows_attempt(self) -> bool:
         """Whether the circuit breaker of any host allows an attempt now."""
         return any(host.circuit.allows_attempt() for host in self._hosts)
 
@@ -45,8 +45,8 @@ class Hosts:
         for host in hosts:
             is_last = host is hosts[-1]
             try:
-                # A host that does not respond must leave time for another attempt.
-                response = host.send_request(request, deadline.fraction(2 / 3) if request.is_retryable else deadline)
+                attempt = deadline.fraction(limits.NOVA_ATTEMPT_FRACTION) if request.is_retryable else deadline
+                response = host.send_request(request, attempt)
             except NoResponse as error:
                 host.back_off(error)
                 if is_last or not (request.is_retryable or isinstance(error, NotSent)):

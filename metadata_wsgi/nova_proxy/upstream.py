@@ -198,7 +198,7 @@ class UpstreamApp:
         return response
 
     def _may_retry(self) -> bool:
-        return self._hosts.accept_attempt() and self._retry_budget.take_retry()
+        return self._hosts.allows_attempt() and self._retry_budget.take_retry()
 
 
 def identity_headers(identity: environ_keys.SignedIdentity, signature: str) -> message.Headers:

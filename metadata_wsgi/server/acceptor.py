@@ -66,8 +66,8 @@ class GreenletPool:
 
     def spawn(self, handler: Handler, sock: _socket.socket, address: Any) -> None:
         """Run ``handler`` until its first wait. Called in the event loop."""
-        worker = self._idle.pop() if self._idle else greenlet(self._run, get_hub())
-        worker.switch(handler, sock, address)
+        runner = self._idle.pop() if self._idle else greenlet(self._run, get_hub())
+        runner.switch(handler, sock, address)
 
     def _run(self, *job: Any) -> None:
         while True:

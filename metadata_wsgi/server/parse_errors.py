@@ -50,7 +50,7 @@ def drain(connection: Any) -> None:
         connection.shutdown(1)
         for _ in range(limits.DRAIN_RECVS):
             connection.settimeout(max(0.001, deadline_s - time.monotonic()))
-            if not connection.recv(65536):
+            if not connection.recv(limits.DRAIN_RECV_BYTES):
                 break
     except OSError as closed:
         LOG.debug('Not drained to the end: %s', closed)

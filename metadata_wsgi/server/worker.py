@@ -70,12 +70,12 @@ class MetadataWorker(GeventWorker):
         )
         for number, listener in enumerate(self.sockets):
             self._accept_on(f'#{number}', listener, None)
-        following = self._follow(options.keeper)
+        subscription = self._subscribe(options.keeper)
         while self.alive:
             self.notify()
             gevent.sleep(1.0)
-        if following:
-            following.stop()
+        if subscription:
+            subscription.stop()
         for acceptor in self._acceptors.values():
             acceptor.close()
         self._close_idle()
@@ -116,7 +116,7 @@ class MetadataWorker(GeventWorker):
             environ[environ_keys.NAMESPACE] = namespace
         return environ
 
-    def _follow(self, keeper: tuple[str, str] | None) -> Subscription | None:
+    def _subscribe(self, keeper: tuple[str, str] | None) -> Subscription | None:
         if keeper is None:
             return None
 
@@ -130,9 +130,9 @@ class MetadataWorker(GeventWorker):
                 acceptor.close()
 
         path, mode = keeper
-        following = Subscription(path, mode, on_add=add_listener, on_remove=remove_listener, sleep=gevent.sleep)
-        gevent.spawn(following.run)
-        return following
+        subscription = Subscription(path, mode, on_add=add_listener, on_remove=remove_listener, sleep=gevent.sleep)
+        gevent.spawn(subscription.run)
+        return subscription
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Called by gunicorn at SIGTERM. Closes idle connections; ``run`` then finishes the requests in progress."""

@@ -47,30 +47,30 @@ class ManyConnections:
         subprocess.run(['ip', '-n', wire.guest, '-batch', '-'], input=''.join(lines).encode(), check=True)
         if not prefix.startswith('fe80'):
             ip('-n', router.namespace, 'address', 'add', f'{prefix}1/64', 'dev', 'qr-1', 'nodad')
-        self._held = []
+        self._sockets = []
 
-    def asks(self, count, target=b'/'):
+    def send_requests(self, count, target=b'/'):
         """Send ``count`` requests, each from the next address."""
-        namespaces.run_in(self._guest, lambda: [self._ask(target) for _ in range(count)])
+        namespaces.run_in(self._guest, lambda: [self._send_request(target) for _ in range(count)])
 
-    def _ask(self, target):
+    def _send_request(self, target):
         sock = socket.socket(socket.AF_INET6)
         scope = socket.if_nametoindex('eth0')
-        address = self._addresses[len(self._held) % ADDRESSES]
+        address = self._addresses[len(self._sockets) % ADDRESSES]
         sock.bind((address, 0, 0, scope if address.startswith('fe80') else 0))
         sock.settimeout(8)
         sock.connect((interface_state.ADDRESS, 80, 0, scope))
-        self._held.append(sock)
+        self._sockets.append(sock)
         sock.sendall(b'GET %s HTTP/1.1\r\nHost: x\r\n\r\n' % target)
         sock.setblocking(False)
 
-    def answers(self):
+    def responses(self):
         """The number of its requests with at least the beginning of a response."""
-        return sum(piece.startswith(b'HTTP/1.1 200') for piece in map(self._peek, self._held))
+        return sum(piece.startswith(b'HTTP/1.1 200') for piece in map(self._peek, self._sockets))
 
     def closed(self):
         """The number of its connections that were closed."""
-        return sum(map(self._is_closed, self._held))
+        return sum(map(self._is_closed, self._sockets))
 
     def _is_closed(self, sock):
         try:
@@ -89,7 +89,7 @@ class ManyConnections:
             return b''
 
     def close(self):
-        for sock in self._held:
+        for sock in self._sockets:
             sock.close()
 
 
@@ -130,9 +130,9 @@ def test_idle_connections_of_many_addresses_are_limited_per_global_64(
     start_host(PROGRAM).attacher.attach(router)
     guest = many_connections(prefix)
     for count in (SHARE - 1, 1, MANY - SHARE):
-        guest.asks(count)
+        guest.send_requests(count)
         assert neighbour()
-    until(lambda: guest.answers() == MANY, 'all were served')
+    until(lambda: guest.responses() == MANY, 'all were served')
     until(lambda: MANY - guest.closed() == kept, guest.closed)
 
 
@@ -157,10 +157,10 @@ def test_connections_of_many_addresses_in_use_do_not_refuse_a_neighbour(
     guest = many_connections(prefix)
     try:
         for count in (SHARE, MANY - SHARE):
-            guest.asks(count, b'/slow')
+            guest.send_requests(count, b'/slow')
             assert neighbour()
         until(lambda: guest.closed() == MANY - kept, guest.closed)
-        assert guest.answers() == 0
+        assert guest.responses() == 0
     finally:
         release.set()
-    until(lambda: guest.answers() == kept, 'the requests in progress are finished')
+    until(lambda: guest.responses() == kept, 'the requests in progress are finished')

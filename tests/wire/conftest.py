@@ -48,7 +48,10 @@ SENDER_HEADERS = {
     header_names.TENANT_ID: 'project-a',
     header_names.SIGNATURE: SIGNATURE,
 }
-ALLOWED = header_names.UPSTREAM_ALLOWED | header_names.IDENTITY_HEADERS | {'host', 'content-length'}
+IDENTITY_HEADERS = {
+    header_names.FORWARDED_FOR, header_names.INSTANCE_ID, header_names.TENANT_ID, header_names.SIGNATURE,
+}  # fmt: skip
+ALLOWED = header_names.UPSTREAM_ALLOWED | IDENTITY_HEADERS | {'host', 'content-length'}
 
 
 def assert_identifies_sender(received):

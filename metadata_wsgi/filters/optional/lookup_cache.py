@@ -109,9 +109,9 @@ class LookupCacheFilter:
             return self.app(environ, start_response)
         held = _HeldResponse(start_response)
         body = self.app(environ, held.start_response)
-        if not held.close():
+        if not held.stop_delaying():
             return body
-        if not self._has_moved(source, environ[environ_keys.DEADLINE]):
+        if not self._revalidate(source, environ[environ_keys.DEADLINE]):
             held.release()
             return body
         if hasattr(body, 'close'):
@@ -130,7 +130,7 @@ class LookupCacheFilter:
         environ[environ_keys.INSTANCE] = instance
         return None
 
-    def _has_moved(self, source: environ_keys.Source, deadline: Deadline) -> bool:
+    def _revalidate(self, source: environ_keys.Source, deadline: Deadline) -> bool:
         try:
             return self._cached_lookup.revalidate(source, deadline.fraction(REVALIDATE_TIME_SHARE))
         except InstanceLookupError:
@@ -160,7 +160,7 @@ class _HeldResponse:
             return self._data.append
         return self._start_response(status, headers)
 
-    def close(self) -> bool:
+    def stop_delaying(self) -> bool:
         """Delay no later response. Returns whether a 404 was delayed."""
         self._is_holding = False
         return self._held is not None
