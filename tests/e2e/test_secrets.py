@@ -118,7 +118,7 @@ def test_secret_rotation_under_load_loses_no_request(agent, cloud):
             eventually(lambda: load.completed > done + 20, 'requests are answered')
 
         reload(metadata_proxy_shared_secret=NEW, metadata_proxy_shared_secret_old=SECRET)
-        eventually(lambda: 'accepted the old one' in program.text(), 'Nova accepts the old secret')
+        eventually(lambda: 'accepts the old shared secret' in program.text(), 'Nova accepts the old secret')
         cloud.nova.secret = NEW.encode()
         eventually(lambda done=load.completed: load.completed > done + 20, 'requests are answered')
         reload(metadata_proxy_shared_secret=NEW)

@@ -96,7 +96,7 @@ def test_watch_serves_the_others_and_logs_the_stale_one_once(topology, stale, tm
             eventually(lambda: f'{later.replace("qrouter-", "router ")}: attached' in log.read_text(), log.read_text)
         finally:
             ip('netns', 'delete', later)
-        assert log.read_text().count(f'qrouter-{stale} is a file and no namespace') == 1
+        assert log.read_text().count(f'qrouter-{stale} is a file and not a namespace') == 1
         assert 'cni-' not in log.read_text()
     finally:
         watch.terminate()
