@@ -4,10 +4,10 @@
 Differences to gunicorn's gevent worker:
 
 - Connections are accepted by ``acceptor`` and handled by ``connection_handler``.
-- In addition to gunicorn's listeners it serves those of the keeper, each with the namespace that it is in.
+- In addition to gunicorn's listeners it serves the keeper's listeners, each in the namespace of a router or network.
 - The heartbeat is sent only while requests end (``progress``).
 - A stopping worker closes idle keep-alive connections at once, so that a restart does not wait for namespace proxies.
-  Requests in progress are finished.
+  It finishes the requests in progress.
 """
 
 from __future__ import annotations
@@ -52,11 +52,12 @@ class Stoppable(Protocol):
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What the server sets for its workers; ``master.Server.worker_options``.
+    """The options of a worker, from ``master.Server.worker_options``.
 
-    ``keeper``: path of the keeper's ``listeners`` socket and the mode whose listeners to serve. ``any_destination``:
-    serve connections that were not made to the metadata address too. ``program``: the label of metrics. ``on_serve``:
-    called with the application when the worker begins to serve; what it returns is stopped at the end.
+    ``keeper``: path of the keeper's socket for workers, and the mode of the listeners to serve; None without a
+    keeper. ``any_destination``: also serve connections that were not made to the metadata address. ``program``: the
+    label of metrics. ``on_serve``: called with the application when the worker begins to serve; what it returns is
+    stopped at the end.
     """
 
     keeper: tuple[str, str] | None = None
@@ -81,7 +82,7 @@ class MetadataWorker(GeventWorker):
         super().init_process()
 
     def run(self) -> None:
-        """Called by gunicorn: serve until a signal, then finish the requests in progress."""
+        """Called by gunicorn. Serves until a signal, then finishes the requests in progress."""
         options: WorkerOptions = self.app.worker_options
         progress = Progress()
         failures = FailureRecorder(self.app.failure_memory)
@@ -97,7 +98,7 @@ class MetadataWorker(GeventWorker):
         )
         for number, listener in enumerate(self.sockets):
             self._accept_on(f'#{number}', listener, None)
-        following = self._follow(options.keeper)
+        subscription = self._subscribe(options.keeper)
         beside = options.on_serve(self.wsgi)
         instruments.WORKER_STARTS.add(options.program)
         instruments.WORKERS.set(1, options.program)
@@ -116,8 +117,8 @@ class MetadataWorker(GeventWorker):
                 self._report_attached(options.keeper[1])
             failures.publish()
             gevent.sleep(1.0)
-        if following:
-            following.stop()
+        if subscription:
+            subscription.stop()
         if beside:
             beside.stop()
         for acceptor in self._acceptors.values():
@@ -141,7 +142,7 @@ class MetadataWorker(GeventWorker):
         self._acceptors[key].start()
 
     def _environ(self, server: Any, namespace: environ_keys.Namespace | None) -> WSGIEnvironment:
-        """The environ keys that all requests of the listener with the address ``server`` have in common."""
+        """The environ keys that are the same for all requests of the listener with the address ``server``."""
         host, port = (str(server[0]), str(server[1])) if isinstance(server, tuple) else ('localhost', '')
         environ: WSGIEnvironment = {
             'SCRIPT_NAME': '',
@@ -161,7 +162,7 @@ class MetadataWorker(GeventWorker):
             environ[environ_keys.NAMESPACE] = namespace
         return environ
 
-    def _follow(self, keeper: tuple[str, str] | None) -> Subscription | None:
+    def _subscribe(self, keeper: tuple[str, str] | None) -> Subscription | None:
         if keeper is None:
             return None
 
@@ -179,9 +180,9 @@ class MetadataWorker(GeventWorker):
             self._attached_changed = True
 
         path, mode = keeper
-        following = Subscription(path, mode, on_add=add_listener, on_remove=remove_listener, sleep=gevent.sleep)
-        gevent.spawn(following.run)
-        return following
+        subscription = Subscription(path, mode, on_add=add_listener, on_remove=remove_listener, sleep=gevent.sleep)
+        gevent.spawn(subscription.run)
+        return subscription
 
     def _report_attached(self, mode: str) -> None:
         self._attached_changed = False
@@ -191,7 +192,7 @@ class MetadataWorker(GeventWorker):
         instruments.LISTENERS.set(len(self._namespaces), mode)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Graceful stop (SIGTERM): finish the requests in progress, close idle connections."""
+        """Called by gunicorn at SIGTERM. Closes idle connections; ``run`` then finishes the requests in progress."""
         super().handle_exit(sig, frame)
         gevent.spawn(self._close_idle)
 
@@ -205,9 +206,10 @@ class MetadataWorker(GeventWorker):
 
 
 class FrozenSettings:
-    """gunicorn's settings as plain attributes. The parser reads several for each request, and a worker's never change.
+    """gunicorn's settings as plain attributes. They never change in a worker.
 
-    gunicorn's own ``Config`` looks each one up in a dictionary in ``__getattr__``.
+    The parser reads several settings for each request. gunicorn's own ``Config`` is slower: it looks each setting up in
+    a dictionary, in ``__getattr__``.
     """
 
     def __init__(self, cfg: Any) -> None:

@@ -200,7 +200,7 @@ def test_single_flight_a_waiter_waits_until_its_own_deadline(cached_load):
 def test_single_flight_waiters_of_a_killed_request_may_retry(cached_load):
     flight, _ = cached_load.cache.join('k')
     flight.land()
-    with pytest.raises(LookupUnavailable, match='was ended'):
+    with pytest.raises(LookupUnavailable, match='was aborted'):
         cached_load('k', FakeSource(), Deadline.after(9.0))
 
 

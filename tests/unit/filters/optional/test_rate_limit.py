@@ -83,7 +83,7 @@ def test_log_of_a_limited_client_is_throttled_and_names_it(caplog):
     for _ in range(5):
         get()
     assert [record.getMessage() for record in caplog.records] == [
-        '10.1.1.2 behind router r1 is over the rate limit and gets 429'
+        '10.1.1.2 behind router r1 is above the rate limit and gets 429'
     ]
 
 
