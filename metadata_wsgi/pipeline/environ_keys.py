@@ -45,7 +45,7 @@ NAMESPACE = 'metadata_wsgi.namespace'
 """A :class:`Namespace`."""
 
 RECEIVED_AT_S = 'metadata_wsgi.received_at'
-"""When the header of the request was complete, in seconds of time.monotonic(): its deadline counts from then."""
+"""When the header of the request had arrived, in seconds of time.monotonic(): its deadline counts from then."""
 
 DEADLINE = 'metadata_wsgi.deadline'
 """A :class:`metadata_wsgi.deadline.Deadline`."""

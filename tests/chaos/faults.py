@@ -322,13 +322,13 @@ def _limit(limit: int, name: str, spare: Callable[[int], int]) -> tuple[Action, 
 
 
 def _used_descriptors(pid: int) -> int:
-    """The lowest limit that leaves two descriptors."""
-    return max(int(name) for name in os.listdir(f'/proc/{pid}/fd')) + 3
+    """The limit that leaves only the numbers that are free between those in use."""
+    return max(int(name) for name in os.listdir(f'/proc/{pid}/fd')) + 1
 
 
 def _used_memory(pid: int) -> int:
-    """The address space in use and 4 MiB."""
-    return int(Path(f'/proc/{pid}/statm').read_text().split()[0]) * resource.getpagesize() + (4 << 20)
+    """The address space in use and 256 KiB."""
+    return int(Path(f'/proc/{pid}/statm').read_text().split()[0]) * resource.getpagesize() + (256 << 10)
 
 
 def _resources() -> Iterator[Fault]:
