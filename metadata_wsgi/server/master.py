@@ -47,7 +47,7 @@ from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
 from metadata_wsgi.server import worker_replacement
-from metadata_wsgi.server.worker import MetadataWorker, WorkerOptions
+from metadata_wsgi.server.worker import STOP_SIGNALS, MetadataWorker, WorkerOptions
 from metadata_wsgi.server.worker_replacement import WorkerState
 
 LOG = logging.getLogger(__name__)
@@ -238,7 +238,6 @@ class _Arbiter(Arbiter):
         self._is_stopping = False
         # ``age`` of the last worker that is to be replaced.
         self._former_age = 0
-        self._stopped: set[int] = set()
         self._is_reloading = False
 
     def signal(self, sig: int, frame: Any) -> None:
@@ -256,12 +255,23 @@ class _Arbiter(Arbiter):
         planned = worker_replacement.changes(states, wanted=self.num_workers, former_age=self._former_age)
         for _ in range(planned.start):
             self.spawn_worker()
-        for pid in set(planned.stop) - self._stopped:
+        for pid in planned.stop:
             self.kill_worker(pid, signal.SIGTERM)
-        self._stopped = set(planned.stop)
         if self._is_reloading and all(worker.age > self._former_age for worker in self.WORKERS.values()):
             self._is_reloading = False
             LOG.info('Reloaded')
+
+    def spawn_worker(self) -> None:
+        """Called by gunicorn. Signals that stop a worker wait until it has its own handlers (``MetadataWorker``).
+
+        Until then it has the master's, which only queue them: the worker would serve on until it is killed, and cut its
+        requests then.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def reload(self) -> None:
         """Not gunicorn's, which stops the former workers at once and waits for their end."""

@@ -12,6 +12,7 @@ Differences to gunicorn's gevent worker:
 from __future__ import annotations
 
 import _socket
+import signal
 import socket
 import time
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ from metadata_wsgi.server.connection_limits import ConnectionLimits
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
+
+
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+"""The master blocks them around the fork of a worker."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,11 @@ class MetadataWorker(GeventWorker):
         self._pool = GreenletPool(self.worker_connections, on_full=self._close_longest_idle)
         self._acceptors: dict[str, Acceptor] = {}
         super().init_process()
+
+    def init_signals(self) -> None:
+        """Called by gunicorn: from now on the signals are this worker's."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def run(self) -> None:
         """Called by gunicorn: serve until a signal, then finish the requests in progress."""
