@@ -26,7 +26,7 @@ MODES = (SHARED, ONE_HOP, PROCESS)
 AGENT, PROXY, KEEPER, WATCH = 'agent', 'proxy', 'keeper', 'watch'
 
 SECRET = 'a secret of tests'
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 150.0
 STATE_BYTES = 4 << 20
 """Size of the file system with the state path and the logs."""
 CACHED = ('header_source instance', 'header_source lookup_cache instance')
