@@ -304,7 +304,12 @@ def _empty_disks(host: Host) -> None:
 
 
 def _remount(how: str) -> Action:
-    return lambda host: subprocess.run(['mount', '-o', f'remount,{how}', str(host.state_path)], check=True)
+    def remount(host: Host) -> None:
+        command = ['mount', '-o', f'remount,{how}', str(host.state_path)]
+        # The kernel refuses while a file there is open for writing, as a lock or a pid file is for a moment.
+        host.wait_until(lambda: not subprocess.run(command, check=False, capture_output=True).returncode, 'busy')
+
+    return remount
 
 
 def _limit(limit: int, name: str, spare: Callable[[int], int]) -> tuple[Action, Action]:
@@ -339,8 +344,9 @@ def _used_memory(pid: int) -> int:
 
 def _resources() -> Iterator[Fault]:
     yield Fault('state and log directory full', _fill_disks, _empty_disks)
-    yield Fault('state directory read-only', _remount('ro'), _remount('rw'))
     kept = (SHARED, ONE_HOP)
+    # In mode process each namespace proxy has its pid file open.
+    yield Fault('state directory read-only', _remount('ro'), _remount('rw'), setups=kept)
     for name, setups in ((AGENT, MODES), (PROXY, (SHARED,)), (KEEPER, kept)):
         yield Fault(f'descriptors of the {name} used up', *_limit(resource.RLIMIT_NOFILE, name, _used_descriptors),
                     setups=setups)  # fmt: skip
