@@ -12,6 +12,10 @@ from __future__ import annotations
 REQUEST_TIMEOUT_S = 9.0
 """Default deadline of a request. cloud-init abandons a request after 10 s."""
 
+MIN_TIME_AFTER_QUEUE_S = 1.0
+"""The deadline includes the time that a connection waited to be accepted. But a request that waited long has this much
+time: its client may wait longer than cloud-init, and one attempt takes milliseconds."""
+
 AGENT_HEADROOM_S = 0.3
 """The agent gets this much less time than the namespace proxy has, so that the agent's response arrives in time."""
 

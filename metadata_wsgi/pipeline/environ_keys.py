@@ -50,7 +50,7 @@ NAMESPACE = 'metadata_wsgi.namespace'
 """A :class:`Namespace`."""
 
 RECEIVED_AT_S = 'metadata_wsgi.received_at'
-"""Time at which the header of the request was complete, in seconds of time.monotonic(). The deadline counts from it."""
+"""Time at which the header of the request had arrived, in seconds of time.monotonic(). The deadline counts from it."""
 
 REQUEST_ID = 'metadata_wsgi.request_id'
 """The id of the request, ``req-`` and a UUID."""

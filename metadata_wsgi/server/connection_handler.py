@@ -12,6 +12,7 @@
 - The pipeline processes at most MAX_CONCURRENT_PER_CLIENT requests of a client at a time (``concurrency_limit``). If a
   request gets no slot within REQUEST_TIMEOUT_S, the response is 503 with Retry-After. The deadline of a request counts
   from its complete header (``environ_keys.RECEIVED_AT_S``), so it includes the wait for a slot and for the body.
+- The time that a connection waited to be accepted is part of the time of its first request (``net.queue_wait``).
 - Other connections get their turn after REQUESTS_PER_YIELD pipelined requests on a connection, and inside a long body
   after each recv().
 - A malformed request gets a constant error response (400, 414, 431, 501), and the connection is closed. The connection
@@ -39,6 +40,7 @@ from metadata_wsgi import instruments, limits
 from metadata_wsgi.http.raw_socket import RawSocket
 from metadata_wsgi.net import original_dst
 from metadata_wsgi.net.addresses import with_interface
+from metadata_wsgi.net.queue_wait import queue_wait_s
 from metadata_wsgi.pipeline import environ_keys, request_id
 from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 from metadata_wsgi.server.connection_limits import ConnectionLimits
@@ -193,7 +195,8 @@ class ConnectionHandler:
                 return
             if request is None:
                 return
-            request_environ = {**environ, **request.fields, environ_keys.RECEIVED_AT_S: time.monotonic()}
+            received_at_s = time.monotonic() - (0.0 if served else _waited_s(connection))
+            request_environ = {**environ, **request.fields, environ_keys.RECEIVED_AT_S: received_at_s}
             if not self._with_concurrency_slot(request, connection, client_key, request_environ):
                 return
             if self._is_stopping():
@@ -323,6 +326,11 @@ class ConnectionHandler:
             on_first_read=send_continue,
             on_progress=lambda: self._limits.mark_active(connection),
         )
+
+
+def _waited_s(connection: RawSocket) -> float:
+    """Seconds that the first request of a connection waited to be read, as far as its deadline includes them."""
+    return min(queue_wait_s(connection), limits.REQUEST_TIMEOUT_S - limits.MIN_TIME_AFTER_QUEUE_S)
 
 
 def _with_zone(address: tuple[Any, ...]) -> str:

@@ -53,7 +53,7 @@ from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
 from metadata_wsgi.server import log_files, reexec, worker_replacement
-from metadata_wsgi.server.worker import MetadataWorker, Stoppable, WorkerOptions
+from metadata_wsgi.server.worker import STOP_SIGNALS, MetadataWorker, Stoppable, WorkerOptions
 from metadata_wsgi.server.worker_replacement import WorkerState
 
 LOG = logging.getLogger(__name__)
@@ -268,7 +268,6 @@ class _Arbiter(Arbiter):
         self._reload_error = ''
         # ``age`` of the last worker that is to be replaced.
         self._former_age = 0
-        self._stopped: set[int] = set()
         self._is_reloading = False
         # Then gunicorn does not remove the files of unix sockets when it ends.
         self.systemd = app.keeps_sockets
@@ -288,9 +287,8 @@ class _Arbiter(Arbiter):
         planned = worker_replacement.changes(states, wanted=self.num_workers, former_age=self._former_age)
         for _ in range(planned.start):
             self.spawn_worker()
-        for pid in set(planned.stop) - self._stopped:
+        for pid in planned.stop:
             self.kill_worker(pid, signal.SIGTERM)
-        self._stopped = set(planned.stop)
         if self._is_reloading and all(worker.age > self._former_age for worker in self.WORKERS.values()):
             self._is_reloading = False
             LOG.info('Reloaded')
@@ -317,6 +315,18 @@ class _Arbiter(Arbiter):
         """Called during the check before a reload, which may take a minute; the workers serve meanwhile."""
         self._notify()
         return not self._is_stopping
+
+    def spawn_worker(self) -> None:
+        """Called by gunicorn. Signals that stop a worker wait until it has its own handlers (``MetadataWorker``).
+
+        Until then it has the master's, which only queue them: the worker would serve on until it is killed, and cut its
+        requests then.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def reload(self) -> None:
         """Not gunicorn's, which stops the former workers at once and waits for their end."""

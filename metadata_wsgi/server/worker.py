@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import _socket
 import logging
+import signal
 import socket
 import time
 from collections import Counter
@@ -50,6 +51,10 @@ class Stoppable(Protocol):
         """End it."""
 
 
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+"""The master blocks them around the fork of a worker."""
+
+
 @dataclass(frozen=True)
 class WorkerOptions:
     """The options of a worker, from ``master.Server.worker_options``.
@@ -80,6 +85,11 @@ class MetadataWorker(GeventWorker):
         self._namespaces: dict[str, tuple[str, str]] = {}
         self._attached_changed = True
         super().init_process()
+
+    def init_signals(self) -> None:
+        """Called by gunicorn: from now on the signals are this worker's."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def run(self) -> None:
         """Called by gunicorn. Serves until a signal, then finishes the requests in progress."""
