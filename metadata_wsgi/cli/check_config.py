@@ -107,7 +107,7 @@ def _without_exception(found: Iterator[Finding]) -> Iterator[Finding]:
     try:
         yield from found
     except MetadataError as error:
-        yield Finding('configuration', findings.NOT_WELL, str(error))
+        yield Finding('start', findings.NOT_WELL, str(error))
 
 
 def checks(args: argparse.Namespace) -> Iterator[Finding]:

@@ -49,7 +49,7 @@ from metadata_wsgi.netns.target import PREFIXES
 from metadata_wsgi.pipeline import order
 
 _PROGRAM = re.compile(
-    r'^(\S*python\S*( -\S+)* |gunicorn: (master|worker) \[)?\S*'
+    r'^(\S*python\S*( -\S+( \w+)?)* |gunicorn: (master|worker) \[)?\S*'
     r'(quantum-metadata-agent|neutron-metadata-agent-wsgi|quantum-ns-metadata-proxy|metadata-wsgi)(\s|\]|$)'
 )
 """A command line of ours, also where gunicorn has changed it (setproctitle)."""
