@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from metadata_wsgi import instruments
 from metadata_wsgi.cache.local import Flight, LocalCache, Ttl
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import LookupUnavailable
@@ -31,10 +32,14 @@ def jittered(seconds: float) -> float:
 
 
 class SingleFlight:
-    """Stores loaded values in ``cache``; ``ttl_of`` gives the TTL of a value. Shared by all threads of a worker."""
+    """Stores loaded values in ``cache``; ``ttl_of`` gives the TTL of a value. Shared by all threads of a worker.
 
-    def __init__(self, cache: LocalCache, *, ttl_of: Callable[[Any], Ttl]) -> None:
+    ``name`` is the label of the metric of cache requests.
+    """
+
+    def __init__(self, cache: LocalCache, *, ttl_of: Callable[[Any], Ttl], name: str) -> None:
         self.cache = cache
+        self._name = name
         self._ttl_of = ttl_of
         self._retry_at_s = float('-inf')
 
@@ -42,9 +47,11 @@ class SingleFlight:
         """The cached value of ``key``, else the one that ``load`` returns. Raises what ``load`` raises."""
         entry = self.cache.fresh(key)
         if entry is not None:
+            instruments.CACHE_REQUESTS.add(self._name, 'hit')
             return entry.value
         stale = self.cache.stale_ok(key)
         if stale is not None and self.source_is_down():
+            instruments.CACHE_REQUESTS.add(self._name, 'stale')
             return stale.value
         return self._once(key, lambda flight: self._load_or_serve_stale(flight, key, load, deadline), deadline)
 
@@ -63,6 +70,7 @@ class SingleFlight:
     def _once(self, key: Hashable, find: Callable[[Flight], Any], deadline: Deadline) -> Any:
         flight, leads = self.cache.join(key)
         if not leads:
+            instruments.CACHE_REQUESTS.add(self._name, 'miss')
             if not flight.wait(deadline.remaining_s()):
                 raise LookupUnavailable('the deadline passed while another request was looking up the same')
             if flight.result is None:
@@ -89,6 +97,7 @@ class SingleFlight:
     def _load_or_serve_stale(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
         entry = self.cache.fetch(key, flight=flight)
         if entry is not None:
+            instruments.CACHE_REQUESTS.add(self._name, 'hit')
             return entry.value
         stale = self.cache.stale_ok(key)
         try:
@@ -97,7 +106,9 @@ class SingleFlight:
             if stale is None:
                 raise
             self._retry_at_s = self.cache.clock() + jittered(RETRY_AFTER_FAILURE_S)
+            instruments.CACHE_REQUESTS.add(self._name, 'stale')
             return stale.value
+        instruments.CACHE_REQUESTS.add(self._name, 'miss')
         self.cache.set(key, value, self._ttl_of(value), flight=flight)
         return value
 

@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 
-from metadata_wsgi.cli import keeper_process
+from metadata_wsgi.cli import keeper_process, log_output, verbs
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.net import options as net_options
 from metadata_wsgi.privileges import identity
@@ -16,12 +16,17 @@ from metadata_wsgi.privileges import options as privileges_options
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        'keeper', help='open listening sockets in namespaces and hand them to workers; needs root'
+    parser = verbs.add_parser(
+        subparsers,
+        'keeper',
+        description='The privileged process of the modes shared and one_hop. It enters namespaces, opens the listening '
+        'sockets and sends them to the unprivileged workers; it never reads a request. Runs in the foreground until '
+        'SIGTERM; the workers serve on while it is restarted.',
     )
     config_files.add_arguments(parser)
     parser.add_argument('--state-path', help='directory of its two sockets (default: state_path)')
     parser.add_argument('--daemonize', action='store_true', help='run in the background and log to syslog')
+    log_output.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -36,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
         conf = config_files.load(global_conf, privileges_options.OPTS)
         workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
         group = str(workers.gid) if workers else ''
-    argv = keeper_process.command_line(os.path.abspath(state_path), user, group, in_background=args.daemonize)
+    flags = {'daemonize': args.daemonize, 'use-json': args.use_json, 'use-journal': args.use_journal}
+    argv = keeper_process.command_line(os.path.abspath(state_path), user, group, flags)
     # Another program in the same process: systemd goes on to watch it, and what was imported until here is gone. It
     # finds the package where this one did, also if a wrapper has changed the path.
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}

@@ -13,7 +13,16 @@ from metadata_wsgi.cache import shared
 from metadata_wsgi.cli import agent
 from metadata_wsgi.config import state_paths, tls_options
 from metadata_wsgi.filters import deadline, header_source, instance, peer_credentials, signature
-from metadata_wsgi.filters.optional import lookup_cache, metrics, path_policy, rate_limit, response_cache, session_token
+from metadata_wsgi.filters.optional import (
+    healthcheck,
+    lookup_cache,
+    metrics,
+    otel,
+    path_policy,
+    rate_limit,
+    response_cache,
+    session_token,
+)
 from metadata_wsgi.lookup import neutron, static
 from metadata_wsgi.metadata_service import app as metadata_app
 from metadata_wsgi.net import options as net_options
@@ -33,6 +42,9 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
         ('DEFAULT', [opt for module in DEFAULT for opt in module.OPTS]),
         *((group, neutron.GROUP_OPTS) for group in neutron.GROUPS),
         (static.GROUP, static.OPTS),
-        *((module.GROUP, module.OPTS) for module in (rate_limit, session_token, path_policy, metrics)),
+        *(
+            (module.GROUP, module.OPTS)
+            for module in (rate_limit, session_token, path_policy, healthcheck, metrics, otel)
+        ),
         (metadata_app.GROUP, metadata_app.OPTS),
     ]

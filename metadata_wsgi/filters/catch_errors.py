@@ -9,7 +9,7 @@ that it reads. Otherwise the start is refused, whichever server loads the pipeli
 configuration files is logged as a warning.
 At the first request it checks the settings of a gunicorn that serves it: if that accepts malformed requests, every
 request gets 503 and the log names the setting (``pipeline/gunicorn_strictness.py`` has the settings).
-It reads and writes no environ key. It has no options.
+It reads REQUEST_ID, if a filter behind it has set one, and writes no environ key. It has no options.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.http import error_responses
-from metadata_wsgi.pipeline import gunicorn_strictness, order
+from metadata_wsgi.pipeline import environ_keys, gunicorn_strictness, order, request_id
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -53,12 +53,19 @@ class CatchErrorsFilter:
             if self._lenient_settings:
                 LOG.critical('Every request gets 503: %s', gunicorn_strictness.message(self._lenient_settings))
         if self._lenient_settings:
+            reason = f'gunicorn accepts malformed requests: {", ".join(self._lenient_settings)}'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
             return error_responses.unavailable()(environ, start_response)
         try:
             return self.app(environ, start_response)
         except Exception as error:
             self._log(error)
-            return error_responses.unavailable()(environ, _with_exc_info(start_response))
+            reason = f'unexpected {type(error).__name__} in the pipeline: see the log'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
+            start_response = _with_exc_info(start_response)
+            if environ_keys.REQUEST_ID in environ:
+                start_response = request_id.added_to(start_response, environ[environ_keys.REQUEST_ID])
+            return error_responses.unavailable()(environ, start_response)
 
     def _log(self, error: Exception) -> None:
         """Log the traceback, at most once in an interval for each place: a client can repeat its request for ever."""

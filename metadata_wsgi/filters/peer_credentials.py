@@ -31,6 +31,7 @@ from metadata_wsgi.config import config_files
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.net import listeners
 from metadata_wsgi.net import options as net_options
+from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges import options as privileges_options
 from metadata_wsgi.throttle import Throttle
@@ -89,6 +90,8 @@ class PeerCredentialsFilter:
                 '(useradd --system metadata-wsgi) for the namespace proxies',
                 description,
             )
+        uid = 'unknown' if peer is None else peer[1]
+        environ[environ_keys.FAILURE] = environ_keys.Failure(403, f'the peer, uid {uid}, is no namespace proxy')
         return error_responses.forbidden('Only namespace proxies may connect here.')(environ, start_response)
 
 

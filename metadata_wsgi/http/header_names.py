@@ -25,6 +25,13 @@ CLIENT_FORWARDED: Final = 'x-metadata-guest-forwarded'
 
 CLIENT_INTERFACE: Final = 'x-metadata-interface'
 """From the namespace proxy: the interface on which a request from an IPv6 link-local address arrived."""
+
+REQUEST_ID: Final = 'x-openstack-request-id'
+"""Id of a request: from the client if it sends a valid one, to Nova and back."""
+
+TRACEPARENT: Final = 'traceparent'
+"""Trace and span of the caller (W3C Trace Context). A client's valid one is sent to Nova."""
+
 HOP_LIMIT: Final = 'x-metadata-hop-limit'
 """In a response: the IP hop limit (TTL) of its packets to the client. The server applies and removes it."""
 
@@ -68,6 +75,7 @@ RESERVED: Final = frozenset(
         'x-original-url',
         'x-rewrite-url',
         'x-http-method-override',
+        REQUEST_ID,
     }
 )
 

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.deadline import Deadline, sleep
 
 T = TypeVar('T')
@@ -32,6 +32,7 @@ def retry_until(
     attempt: Callable[[], T],
     deadline: Deadline,
     *,
+    service: str,
     retry_on: tuple[type[Exception], ...] = (),
     retry_if_result: Callable[[T], bool] = lambda result: False,
     may_retry: Callable[[], bool] = lambda: True,
@@ -41,7 +42,7 @@ def retry_until(
 
     Before each retry there is a delay; ``may_retry`` is called after it, and where it returns False there is another
     delay. When there is no time for another attempt before ``deadline``, the last result is returned or the last
-    exception raised. The first attempt is made in any case.
+    exception raised. The first attempt is made in any case. ``service`` is the label of the metric of retries.
     """
     delays: _Delays | None = None
     while True:
@@ -52,10 +53,12 @@ def retry_until(
             delays = delays or _Delays(deadline, may_retry, sleep)
             if not delays.wait():
                 return result
+            instruments.RETRIES.add(service)
         except retry_on:
             delays = delays or _Delays(deadline, may_retry, sleep)
             if not delays.wait():
                 raise
+            instruments.RETRIES.add(service)
 
 
 class _Delays:

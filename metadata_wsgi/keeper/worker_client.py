@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from metadata_wsgi import instruments
 from metadata_wsgi.keeper import protocol
 from metadata_wsgi.keeper.protocol import Listener
 
@@ -49,6 +50,7 @@ class Subscription:
         """Receive changes. While the keeper is unavailable the present listeners stay, and it reconnects."""
         logged = False
         while self._running:
+            instruments.KEEPER_UP.set(0, self._mode)
             try:
                 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
                     connection.connect(self._path)
@@ -68,6 +70,7 @@ class Subscription:
         for listener, sock in self._listeners.values():
             protocol.send(connection, {protocol.HAVE: listener.to_json()}, sock.fileno())
         protocol.send(connection, {protocol.HAVE: None})
+        instruments.KEEPER_UP.set(1, self._mode)
         confirmed: set[str] = set()
         synced = False
         while self._running:

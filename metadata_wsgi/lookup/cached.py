@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from metadata_wsgi import instruments
 from metadata_wsgi.cache.local import LocalCache, Ttl
 from metadata_wsgi.cache.single_flight import SingleFlight, jittered
 from metadata_wsgi.deadline import Deadline
@@ -42,7 +43,7 @@ class CachedLookup:
                 return Ttl(jittered(not_found_s), 0.0)
             return Ttl(jittered(fresh_s * (1 - NETWORKS_TIME_SHARE)), stale_s)
 
-        self._results = SingleFlight(cache, ttl_of=ttl_of)
+        self._results = SingleFlight(cache, ttl_of=ttl_of, name='lookup')
 
     def find(self, source: Source, deadline: Deadline) -> Sequence[Instance]:
         """The instances that match ``source``, cached or looked up. Raises as the lookup does."""
@@ -52,7 +53,11 @@ class CachedLookup:
     def cached(self, source: Source) -> Instance | None:
         """The instance of a fresh cache entry with exactly one instance, else None. Makes no lookup."""
         entry = self._cache.fresh(_key(source))
-        return entry.value[0] if entry is not None and len(entry.value) == 1 else None
+        if entry is None or len(entry.value) != 1:
+            return None  # ``find`` counts it
+        instruments.CACHE_REQUESTS.add('lookup', 'hit')
+        instance: Instance = entry.value[0]
+        return instance
 
     def revalidate(self, source: Source, deadline: Deadline) -> bool:
         """Look ``source`` up again; True if the result differs from the cached one, which it then replaces.
@@ -78,7 +83,7 @@ class CachedLookup:
 
 def networks_cache(cache: LocalCache, *, fresh_s: float) -> StepCache:
     """The step cache for the networks of routers that goes with a CachedLookup of the same ``fresh_s``."""
-    return SingleFlight(cache, ttl_of=lambda networks: Ttl(fresh_s * NETWORKS_TIME_SHARE, 0.0))
+    return SingleFlight(cache, ttl_of=lambda networks: Ttl(fresh_s * NETWORKS_TIME_SHARE, 0.0), name='networks')
 
 
 def pack(found: Sequence[Instance]) -> Any:

@@ -94,6 +94,23 @@ def unix_listener(
         os.close(dir_fd)
 
 
+def is_unix_listener(sock: socket.socket, path: str, *, mode: int, user: str = '', group: str = '') -> bool:
+    """Whether ``sock`` is what ``unix_listener`` would return for the same arguments."""
+    uid, gid = uid_of(user), gid_of(group)
+    try:
+        found = os.lstat(path)
+        return (
+            sock.getsockname() == os.path.abspath(path)
+            and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+            and stat.S_ISSOCK(found.st_mode)
+            and stat.S_IMODE(found.st_mode) == mode
+            and found.st_uid == (os.geteuid() if uid == -1 else uid)
+            and found.st_gid in ((os.getegid(),) if gid == -1 else (gid,))
+        )
+    except OSError:
+        return False
+
+
 @contextmanager
 def _lock(name: str, dir_fd: int) -> Iterator[None]:
     """Hold the lock file ``name``; it is removed afterwards. Raises BlockingIOError if another process has it."""
@@ -159,6 +176,7 @@ def tcp_listener(
     *,
     backlog: int = 4096,
     timeout_s: float = limits.PORT_IN_USE_TIMEOUT_S,
+    reuse_port: bool = False,
     sleep: Callable[[float], None] = time.sleep,
     find_holder: Callable[[int], PortHolder | None] = port_holder.find,
 ) -> socket.socket:
@@ -167,13 +185,15 @@ def tcp_listener(
     While the port is in use it is retried for ``timeout_s``: a former proxy may be about to end. If another program
     listens on it, only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``. An IPv6 address may have a zone
     (``fe80::a9fe:a9fe%qr-1``); such an address need not be usable yet (duplicate address detection takes seconds) and
-    may disappear and come back. Raises ConfigError; its text names the process that listens on the port, if visible.
+    may disappear and come back. With ``reuse_port`` processes of the same user may listen on the port too, as the
+    workers of a former program do during an upgrade. Raises ConfigError. Its text names the process that listens on the
+    port, if visible.
     """
     started_at = time.monotonic()
     look_after_s = limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
     while True:
         try:
-            return bind_tcp(host, port, backlog)
+            return bind_tcp(host, port, backlog, reuse_port=reuse_port)
         except ConfigError as error:
             cause = error.__cause__
             number = cause.errno if isinstance(cause, OSError) else None
@@ -189,16 +209,16 @@ def tcp_listener(
         sleep(limits.PORT_RETRY_INTERVAL_S)
 
 
-def bind_tcp(host: str, port: int, backlog: int = 4096) -> socket.socket:
+def bind_tcp(host: str, port: int, backlog: int = 4096, *, reuse_port: bool = False) -> socket.socket:
     """The same without a retry. Raises ConfigError with the OSError as its cause."""
     try:
-        return _bind_and_listen(host, port, backlog)
+        return _bind_and_listen(host, port, backlog, reuse_port)
     except OSError as error:
         where = f'[{host}]:{port}' if ':' in host else f'{host or "any address"} port {port}'
         raise ConfigError(f'metadata_port: cannot listen on {where}: {error.strerror or error}') from error
 
 
-def _bind_and_listen(host: str, port: int, backlog: int) -> socket.socket:
+def _bind_and_listen(host: str, port: int, backlog: int, reuse_port: bool) -> socket.socket:
     family, *_, address = socket.getaddrinfo(
         host or '::', port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
     )[0]
@@ -207,6 +227,7 @@ def _bind_and_listen(host: str, port: int, backlog: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(reuse_port))
         # As Grizzly: a client that disappeared without FIN is noticed after 10 minutes.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 600)

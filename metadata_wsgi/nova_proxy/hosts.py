@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import MaybeSent, NoResponse, NotSent
 from metadata_wsgi.http.circuit_breaker import CircuitBreaker
@@ -82,12 +82,16 @@ class _Host:
         try:
             response = self._client.send_request(request, deadline)
         except NotSent as error:
+            instruments.SERVICE_SECONDS.observe(self._clock() - started_s, 'nova', 'error')
             had_time = deadline.at_s - started_s >= limits.CIRCUIT_MIN_TIME_S
             self.circuit.record_failure(error, had_time=had_time)
             raise
         except MaybeSent:
+            instruments.SERVICE_SECONDS.observe(self._clock() - started_s, 'nova', 'error')
             self.circuit.record_connected()
             raise
+        outcome = 'error' if response.status in RETRYABLE_STATUSES else 'ok'
+        instruments.SERVICE_SECONDS.observe(self._clock() - started_s, 'nova', outcome)
         if self.has_failed:
             self.circuit.record_connected()
         return response
@@ -100,9 +104,13 @@ class _Host:
         """The host failed: try it after the others for a while."""
         if not self.is_backed_off() and self._failure_log.allow():
             LOG.warning('Nova at %s fails: %s', self._client.name, reason)
+        instruments.NOVA_HOST_FAILURES.add(self._client.name)
+        instruments.NOVA_HOST_SET_ASIDE.set(1, self._client.name)
         self._backed_off_until_s = self._clock() + limits.NOVA_HOST_BACKOFF_S
         self.has_failed = True
 
     def end_backoff(self) -> None:
         """The host works."""
+        if self.has_failed:
+            instruments.NOVA_HOST_SET_ASIDE.set(0, self._client.name)
         self.has_failed = False

@@ -16,7 +16,10 @@ sent with the other, a POST too, because a refused request has no effect. The ac
 
 ``nova_metadata_host`` may name several hosts, separated by commas, each with its own port if needed
 (``nova1,nova2:8776,[2001:db8::1]:8775``). They are tried in order; a host that failed is tried after the others for
-``limits.NOVA_HOST_BACKOFF_S`` seconds. Reads DEADLINE and SIGNED_IDENTITY.
+``limits.NOVA_HOST_BACKOFF_S`` seconds.
+
+Nova also gets the id of the request (``X-Openstack-Request-Id``), and a ``traceparent`` of the client if it is valid.
+Reads DEADLINE and SIGNED_IDENTITY, and REQUEST_ID if it is there.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from metadata_wsgi import limits
 from metadata_wsgi.config import config_files, tls_options
 from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent, RequestTimeout
-from metadata_wsgi.http import client, error_responses, header_names, message
+from metadata_wsgi.http import client, error_responses, header_names, message, trace_context
 from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import RetryBudget, retry_until
 from metadata_wsgi.nova_proxy.hosts import RETRYABLE_STATUSES, Hosts
@@ -126,14 +129,19 @@ class UpstreamApp:
         except RequestTimeout:
             if self._slow_client_log.allow():
                 LOG.info('A request gets 408: its client did not send the body in time')
+            environ[environ_keys.FAILURE] = environ_keys.Failure(408, 'the body did not arrive in time')
             return error_responses.request_timeout()(environ, start_response)
         except BadRequest as error:
             return error_responses.bad_request(str(error))(environ, start_response)
         except NoResponse as error:
             if self._no_response_log.allow():
                 LOG.error('Requests get 503: no response from Nova: %s', error)
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, f'no response from Nova: {error}')
             return error_responses.unavailable()(environ, start_response)
-        self._check_status(response.status, environ.get('PATH_INFO', ''))
+        path = environ.get('PATH_INFO', '')
+        self._check_status(response.status, path)
+        if reason := _failure_reason(response.status, path):
+            environ[environ_keys.FAILURE] = environ_keys.Failure(response.status, reason)
         return response(environ, start_response)
 
     def _check_status(self, status: int, path: str) -> None:
@@ -160,6 +168,10 @@ class UpstreamApp:
     ) -> message.Request:
         """The client's request, signed with the signature that Nova accepted last."""
         headers = [(name, value) for name, value in message.headers(environ) if name in header_names.UPSTREAM_ALLOWED]
+        if environ_keys.REQUEST_ID in environ:
+            headers.append((header_names.REQUEST_ID, environ[environ_keys.REQUEST_ID]))
+        if 'HTTP_TRACEPARENT' in environ and trace_context.is_valid(environ['HTTP_TRACEPARENT']):
+            headers.append((header_names.TRACEPARENT, environ['HTTP_TRACEPARENT']))
         headers += identity_headers(identity, identity.signatures[self._first_signature(identity)])
         content = message.body(environ, self._max_body_bytes, deadline)
         return message.Request(environ['REQUEST_METHOD'], message.target(environ), headers, content)
@@ -197,6 +209,7 @@ class UpstreamApp:
         response = retry_until(
             lambda: self._hosts.send_request(request, deadline),
             deadline,
+            service='nova',
             retry_on=(NoResponse,) if request.is_retryable else (NotSent,),
             retry_if_result=lambda response: response.status in RETRYABLE_STATUSES and request.is_retryable,
             may_retry=self._may_retry,
@@ -208,6 +221,17 @@ class UpstreamApp:
 
     def _may_retry(self) -> bool:
         return self._hosts.accept_attempt() and self._retry_budget.take_retry()
+
+
+def _failure_reason(status: int, path: str) -> str:
+    """What a status of Nova says about this instance; '' for a usual one: clients probe for paths, and get 404."""
+    if status in RETRYABLE_STATUSES:
+        return f'Nova responded {status} until the deadline'
+    if status == 403:
+        return 'Nova refuses the signature: compare the shared secrets'
+    if status == 404 and path.rstrip('/') in PATHS_OF_EVERY_INSTANCE:
+        return 'Nova does not know the instance, or its port belongs to another project, or Nova ignores signatures'
+    return ''
 
 
 def identity_headers(identity: environ_keys.SignedIdentity, signature: str) -> message.Headers:

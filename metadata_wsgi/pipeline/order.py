@@ -19,6 +19,7 @@ INNER_ATTRIBUTES = ('app', 'application', 'middleware_wraps')
 
 # The filter of the shipped paste file that writes each key, for the error message.
 PROVIDED_BY = {
+    environ_keys.REQUEST_ID: 'request_id',
     environ_keys.DEADLINE: 'deadline',
     environ_keys.SOURCE: 'header_source',
     environ_keys.CLIENT_IS_PROXY: 'header_source',

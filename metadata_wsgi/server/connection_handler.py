@@ -35,14 +35,15 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gunicorn.http import errors
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.http.raw_socket import RawSocket
 from metadata_wsgi.net import original_dst
 from metadata_wsgi.net.addresses import with_interface
-from metadata_wsgi.pipeline import environ_keys
+from metadata_wsgi.pipeline import environ_keys, request_id
 from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 from metadata_wsgi.server.connection_limits import ConnectionLimits
 from metadata_wsgi.server.parse_errors import drain, send_error
+from metadata_wsgi.server.progress import Progress
 from metadata_wsgi.server.request_parser import Body, ParsedRequest, RequestStream
 from metadata_wsgi.server.response_writer import ClientConnectionError, ResponseWriter
 from metadata_wsgi.throttle import Throttle
@@ -63,7 +64,8 @@ class ConnectionHandler:
     ``settings`` are gunicorn's. With ``any_destination`` connections to other addresses than the metadata address are
     served too. Once ``is_stopping()`` is true, a connection is closed after the request in progress. While
     ``has_waiting_connections()`` is true, because the worker is full, the longest idle keep-alive connection is closed
-    when another one becomes idle.
+    when another one becomes idle. ``progress`` gets the start and the end of each call of the application.
+    ``on_failure`` is called with the environ of each request that has FAILURE in it.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class ConnectionHandler:
         any_destination: bool,
         is_stopping: Callable[[], bool],
         has_waiting_connections: Callable[[], bool] = lambda: False,
+        progress: Progress | None = None,
+        on_failure: Callable[[WSGIEnvironment], object] = lambda environ: None,
     ) -> None:
         self._application = application
         self._settings = settings
@@ -82,6 +86,8 @@ class ConnectionHandler:
         self._any_destination = any_destination
         self._is_stopping = is_stopping
         self._has_waiting_connections = has_waiting_connections
+        self._progress = progress or Progress()
+        self._on_failure = on_failure
         self._concurrency = PerClientConcurrency(limits.MAX_CONCURRENT_PER_CLIENT)
         # Keep-alive connections between two requests, the one that has been idle longest first.
         self._idle: dict[RawSocket, None] = {}
@@ -121,6 +127,7 @@ class ConnectionHandler:
             return
         groups = self._limits.admit(namespace_id, _with_zone(address)) if client else ()
         if groups is None:
+            instruments.REFUSED.add('connection_limit')
             LOG.debug('%s is at its connection limit; its new connection was closed', client)
             sock.close()
             return
@@ -157,6 +164,7 @@ class ConnectionHandler:
         except OSError as error:
             LOG.debug('The client closed the connection before it was handled: %s', error)
             return False
+        instruments.REFUSED.add('destination')
         if self._wrong_destination_log.allow():
             LOG.warning(
                 'Refused a connection of %s that was not made to the metadata address: are the rules of this router '
@@ -174,10 +182,14 @@ class ConnectionHandler:
     ) -> None:
         served = 0
         while True:
+            # The next log line is about no request, or about one without an id yet.
+            request_id.CURRENT.set('')
             try:
                 request = self._next_request(requests, connection, is_first=not served)
             except errors.ParseException as error:
                 self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
+                reason = f'a request that cannot be parsed ({type(error).__name__})'
+                self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(400, reason)})
                 return
             if request is None:
                 return
@@ -191,6 +203,7 @@ class ConnectionHandler:
                 gevent.sleep(0)
 
     def _refuse_malformed(self, connection: RawSocket, client: str, error: Exception) -> None:
+        instruments.REFUSED.add('malformed')
         level = logging.INFO if self._malformed_log.allow() else logging.DEBUG
         # repr and a bound: the text of gunicorn's exceptions may contain bytes of the client.
         LOG.log(level, 'Refused a malformed request of %s: %.300r', client or 'a namespace proxy', error)
@@ -232,7 +245,10 @@ class ConnectionHandler:
         if not client_key:
             return self._respond(request, connection, environ)
         if not self._concurrency.acquire(client_key[0], limits.REQUEST_TIMEOUT_S):
+            instruments.REFUSED.add('concurrency')
             LOG.debug('%s is at its limit of concurrent requests; one was answered 503', environ['REMOTE_ADDR'])
+            reason = 'its other requests took all of its concurrency slots'
+            self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(503, reason)})
             self._respond_unavailable(request, connection)
             return False
         try:
@@ -260,13 +276,19 @@ class ConnectionHandler:
         if self._is_stopping():
             response.force_close()
         try:
-            body = self._application(environ, response.start_response)
+            self._progress.start(environ)
+            try:
+                body = self._application(environ, response.start_response)
+            finally:
+                self._progress.end(environ)
             try:
                 for piece in body:
                     response.write(piece)
                     self._limits.mark_active(connection)
                 response.close()
             finally:
+                if environ_keys.FAILURE in environ:
+                    self._on_failure(environ)
                 if hasattr(body, 'close'):
                     body.close()
         except ClientConnectionError:
@@ -280,6 +302,8 @@ class ConnectionHandler:
             # The closed connection shows the client that the response is incomplete.
             level = logging.ERROR if self._application_error_log.allow() else logging.DEBUG
             LOG.log(level, 'The response was cut off', exc_info=True)
+            environ[environ_keys.FAILURE] = environ_keys.Failure(0, 'the response was cut off: see the log')
+            self._on_failure(environ)
             return False
         if request.has_unread_body:
             drain(connection)

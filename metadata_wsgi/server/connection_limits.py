@@ -24,6 +24,8 @@ from collections import Counter
 from collections.abc import Hashable
 from typing import Protocol
 
+from metadata_wsgi import instruments
+
 
 class Closable(Protocol):
     """A connection; ``shutdown`` wakes the greenlet that waits for it."""
@@ -84,6 +86,7 @@ class ConnectionLimits:
         for connection, groups in self._idle.items():
             if group in groups:
                 del self._idle[connection]
+                instruments.REFUSED.add('idle_closed')
                 with contextlib.suppress(OSError):  # the client closed it already
                     connection.shutdown(2)
                 return True

@@ -43,7 +43,8 @@ def test_status_of_an_agent_with_healthcheck_before_and_after_nova_is_unavailabl
     paste = tmp_path / 'api-paste.ini'
     paste.write_text(
         SHIPPED.read_text().replace(
-            ' catch_errors peer_credentials deadline', ' catch_errors healthcheck peer_credentials deadline'
+            ' catch_errors request_id peer_credentials deadline',
+            ' catch_errors request_id healthcheck peer_credentials deadline',
         )
     )
     log = tmp_path / 'agent.log'

@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
+from metadata_wsgi import instruments
 from metadata_wsgi.cache import shared
 from metadata_wsgi.cache.local import Entry, LocalCache, Ttl
 from metadata_wsgi.cache.single_flight import jittered
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.http import header_names
 from metadata_wsgi.pipeline import environ_keys
 
 if TYPE_CHECKING:
@@ -88,8 +90,11 @@ class CachedResponse:
     body: bytes
 
     def send(self, start_response: StartResponse, age_s: float) -> Iterable[bytes]:
-        """Send it, ``age_s`` seconds after it was received, with its Age (RFC 9111, 5.1)."""
-        headers = [header for header in self.headers if header[0].lower() != 'age']
+        """Send it, ``age_s`` seconds after it was received, with its Age (RFC 9111, 5.1).
+
+        Without the request id of Nova, if it has one: it is that of another request.
+        """
+        headers = [header for header in self.headers if header[0].lower() not in ('age', header_names.REQUEST_ID)]
         start_response(self.status, [*headers, ('Age', str(int(age_s) + self._received_age_s()))])
         return [self.body]
 
@@ -134,7 +139,10 @@ class ResponseCacheFilter:
             deadline: Deadline = environ[environ_keys.DEADLINE]
             flight.wait(deadline.fraction(WAIT_TIME_SHARE).remaining_s())
             entry = self._cache.fresh(key)
-            return self._send(entry, start_response) if entry is not None else self.app(environ, start_response)
+            if entry is not None:
+                return self._send(entry, start_response)
+            instruments.CACHE_REQUESTS.add('response', 'miss')
+            return self.app(environ, start_response)
         try:
             entry = self._cache.fetch(key, flight=flight)
             if entry is not None:
@@ -144,12 +152,14 @@ class ResponseCacheFilter:
             self._cache.leave(key, flight)
 
     def _send(self, entry: Entry, start_response: StartResponse) -> Iterable[bytes]:
+        instruments.CACHE_REQUESTS.add('response', 'hit')
         response: CachedResponse = entry.value
         return response.send(start_response, self._cache.clock() - entry.loaded_at_s)
 
     def _call_and_store(
         self, key: tuple[str, ...], environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
+        instruments.CACHE_REQUESTS.add('response', 'miss')
         captured: tuple[str, list[tuple[str, str]]] | None = None
 
         def capture(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:

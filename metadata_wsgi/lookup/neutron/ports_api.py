@@ -4,6 +4,11 @@
 Temporary (LookupUnavailable; the caller retries): no connection, no response in time, 408, 429, 5xx, a response that
 is not a list of ports. Permanent (InstanceLookupError): 401 with a new token too, 403, 404, a redirect (it is not
 followed: the token would go to its target). No error text contains a token or the body of a response.
+
+A query has the id of the request that it is made for (``X-Openstack-Request-Id``), which Neutron logs. Of several
+requests that are looked up in one query, it is that of one of them.
+
+While Neutron accepts no connections it gets one attempt at a time (circuit breaker). All other queries fail at once.
 """
 
 from __future__ import annotations
@@ -16,11 +21,14 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from keystoneauth1 import exceptions
 
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.http.circuit_breaker import CircuitBreaker
 from metadata_wsgi.lookup.neutron.auth import Authenticator, Token
 from metadata_wsgi.lookup.neutron.queries import FIELDS, Port, Query
-from metadata_wsgi.lookup.neutron.transport import deadline_scope, describe
+from metadata_wsgi.lookup.neutron.transport import deadline_scope, describe, is_without_connection
+from metadata_wsgi.pipeline import request_id
 
 MAX_PAGES = 100
 """Of one query, where the server limits the size of a page."""
@@ -37,8 +45,11 @@ OnQuery = Callable[[str, float, int], object]
 class PortsApi:
     """Lists ports, at most ``connections`` queries at a time. Shared by all threads of a worker."""
 
-    def __init__(self, session: Any, auth: Authenticator, *, connections: int) -> None:
+    def __init__(
+        self, session: Any, auth: Authenticator, *, connections: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._session = session
+        self._circuit = CircuitBreaker(clock)
         self._slots = threading.BoundedSemaphore(connections)
         self.auth = auth
 
@@ -101,19 +112,35 @@ class PortsApi:
         return response, token
 
     def _get(self, token: Token, resource: str, query: Query, deadline: Deadline) -> Any:
+        if not self._circuit.allows_attempt():
+            raise LookupUnavailable(self._circuit.last_error)
         url = f'{_with_version(token.endpoint)}/{resource}?{urlencode(query)}'
+        headers = {**HEADERS, **token.headers}
+        if id_ := request_id.CURRENT.get():
+            headers[request_id.RESPONSE_HEADER] = id_
         if not self._slots.acquire(timeout=deadline.remaining_s()):
             raise LookupUnavailable('the deadline passed before Neutron had answered earlier queries')
+        started_s, outcome = time.monotonic(), 'error'
+        had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
+        self._circuit.start_attempt()
         try:
             with deadline_scope(deadline):
-                return self._session.get(
-                    url, headers={**HEADERS, **token.headers}, authenticated=False, raise_exc=False, redirect=False,
-                    log=False,
-                )  # fmt: skip
+                response = self._session.get(
+                    url, headers=headers, authenticated=False, raise_exc=False, redirect=False, log=False
+                )
+            outcome = 'error' if response.status_code >= 500 else 'ok'
         except exceptions.ClientException as error:
-            raise LookupUnavailable(f'Neutron at {token.endpoint} gave no response: {describe(error)}') from error
+            unavailable = LookupUnavailable(f'Neutron at {token.endpoint} gave no response: {describe(error)}')
+            if is_without_connection(error):
+                self._circuit.record_failure(unavailable, had_time=had_time)
+            else:
+                self._circuit.record_connected()
+            raise unavailable from error
         finally:
+            instruments.SERVICE_SECONDS.observe(time.monotonic() - started_s, 'neutron', outcome)
             self._slots.release()
+        self._circuit.record_connected()
+        return response
 
 
 def _with_version(endpoint: str) -> str:

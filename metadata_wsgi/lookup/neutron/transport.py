@@ -31,6 +31,7 @@ import urllib3
 from keystoneauth1.session import TCPKeepAliveAdapter
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.net import resolver
 
@@ -75,13 +76,7 @@ def describe(error: BaseException) -> str:
 
     It contains host names and addresses, no URLs, credentials or tokens.
     """
-    cause: BaseException = error
-    seen = {id(error)}
-    while inner := _inner(cause):
-        if id(inner) in seen:
-            break
-        seen.add(id(inner))
-        cause = inner
+    *_, cause = _chain(error)
     text = ' '.join(str(cause).split())[:300] or type(cause).__name__
     if 'CERTIFICATE_VERIFY_FAILED' in text or isinstance(cause, ssl.SSLCertVerificationError):
         text += (
@@ -89,6 +84,21 @@ def describe(error: BaseException) -> str:
             'by default those of this machine are used'
         )
     return text
+
+
+def is_without_connection(error: BaseException) -> bool:
+    """Whether ``error`` of requests or keystoneauth means that no connection could be made."""
+    return any(isinstance(cause, NewConnectionError | ConnectTimeoutError) for cause in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and its causes, the innermost last."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = _inner(cause)
 
 
 def _inner(error: BaseException) -> BaseException | None:
@@ -142,6 +152,7 @@ class _Cutoff:
     def _end(self) -> None:
         with self._lock:
             self._is_over = True
+            # Before there is a connection, name resolution and connect end at the deadline with an error of their own.
             if self._copy is not None:
                 self.has_ended = True
                 with suppress(OSError):
@@ -152,7 +163,7 @@ _CUTOFF: ContextVar[_Cutoff] = ContextVar('metadata_wsgi.lookup.neutron.cutoff')
 
 
 class _ConnectionMixin:
-    """Opens the connection with the resolver of the package, within the deadline of the scope."""
+    """Opens the connection with the resolver of the package, within the deadline of the scope, in CONNECT_TIMEOUT_S."""
 
     def request(self: Any, *args: Any, **kwargs: Any) -> None:
         """Called by urllib3, with a connection that is open or not."""
@@ -162,7 +173,8 @@ class _ConnectionMixin:
 
     def _new_conn(self: Any) -> socket.socket:
         try:
-            sock: socket.socket = resolver.SHARED.connect(self._dns_host, self.port, _remaining_s(_DEADLINE.get()))
+            timeout_s = min(limits.CONNECT_TIMEOUT_S, _remaining_s(_DEADLINE.get()))
+            sock: socket.socket = resolver.SHARED.connect(self._dns_host, self.port, timeout_s)
         except OSError as error:
             reason = OSError(f'no connection to {self.host} port {self.port}: {error.strerror or error}')
             kind = ConnectTimeoutError if isinstance(error, TimeoutError) else NewConnectionError

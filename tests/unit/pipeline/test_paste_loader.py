@@ -47,7 +47,7 @@ def error_of(cloud, tmp_path):
     return load
 
 
-AGENT = 'catch_errors peer_credentials deadline header_source instance signature upstream'
+AGENT = 'catch_errors request_id peer_credentials deadline header_source instance signature upstream'
 
 
 def test_signature_before_instance(error_of):
