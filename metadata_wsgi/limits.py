@@ -103,6 +103,9 @@ GRACEFUL_TIMEOUT_S = 12
 WORKER_TIMEOUT_S = 30
 """The master kills a worker that gave no sign of life for this long."""
 
+WORKER_NOTIFY_S = 1.0
+"""A worker tells the master in this interval that it is alive, and finds out whether there still is one."""
+
 CONFIG_CHECK_TIMEOUT_S = 60.0
 """Time in which the pipeline must load, at start and at SIGHUP, before the check of the configuration fails."""
 

@@ -71,6 +71,7 @@ class Keeper:
         self._refused_log = Throttle(limits.LOG_INTERVAL_S)
         self._closed_log = Throttle(limits.LOG_INTERVAL_S)
         self._namespaces_changed_at = self._reconciled_at = self._reconcile_until = 0.0
+        self._is_reconcile_due = False
         self._path = admin_client.socket_path(state_path)
         self._selector = selectors.DefaultSelector()
         self._listen(self._path, 0o600, '', '', self._on_admin_connect)
@@ -90,10 +91,17 @@ class Keeper:
 
     def run(self) -> None:
         """Serve until stopped. The workers go on with the sockets they have, and send them to the next keeper."""
+        wake_up, woken = socket.socketpair()
+        wake_up.setblocking(False)
+        # A signal handler runs during select(), which then goes on to wait.
+        self._selector.register(woken, selectors.EVENT_READ, lambda sock: sock.recv(64))
+        signal.set_wakeup_fd(wake_up.fileno())
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
         while self._running:
             self.poll_once()
+        signal.set_wakeup_fd(-1)
+        wake_up.close()
         if not len(self._registry):
             # No socket file means to clients that nothing is registered; otherwise only the next keeper knows.
             os.unlink(self._path)
@@ -122,13 +130,19 @@ class Keeper:
             LOG.info('The sockets of %s are requested from its holder', id_)
 
     def _reconcile_if_due(self) -> None:
-        """Reconcile when names were added or removed; twice, because a name exists before its namespace does."""
+        """Reconcile when names were added or removed, and again until two polls later at least.
+
+        A name exists before its namespace does.
+        """
         now, changed_at = time.monotonic(), namespaces.changed_at()
         if changed_at != self._namespaces_changed_at:
             self._namespaces_changed_at, self._reconcile_until = changed_at, now + 2 * POLL_S
-        if now >= self._reconcile_until or now - self._reconciled_at < POLL_S / 2:
+            self._is_reconcile_due = True
+        if not self._is_reconcile_due or now - self._reconciled_at < POLL_S / 2:
             return
         self._reconciled_at = now
+        # Also where this process did not run for a while.
+        self._is_reconcile_due = now < self._reconcile_until
         for listener, reopened in self._registry.reconcile():
             LOG.info(
                 'The namespace of %s %s', listener, 'was made again, its socket reopened' if reopened else 'is gone'

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gevent
+from gevent.event import Event
 from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -52,10 +53,15 @@ class MetadataWorker(GeventWorker):
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
         listeners.raise_descriptor_limit()
+        self.prepare()
+        super().init_process()
+
+    def prepare(self) -> None:
+        """Make the state of an empty worker."""
         self._handler: ConnectionHandler | None = None
+        self._stopping = Event()
         self._pool = GreenletPool(self.worker_connections, on_full=self._close_longest_idle)
         self._acceptors: dict[str, Acceptor] = {}
-        super().init_process()
 
     def run(self) -> None:
         """Called by gunicorn: serve until a signal, then finish the requests in progress."""
@@ -73,7 +79,7 @@ class MetadataWorker(GeventWorker):
         following = self._follow(options.keeper)
         while self.alive:
             self.notify()
-            gevent.sleep(1.0)
+            self._stopping.wait(limits.WORKER_NOTIFY_S)
         if following:
             following.stop()
         for acceptor in self._acceptors.values():
@@ -137,7 +143,8 @@ class MetadataWorker(GeventWorker):
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Graceful stop (SIGTERM): finish the requests in progress, close idle connections."""
         super().handle_exit(sig, frame)
-        gevent.spawn(self._close_idle)
+        # Not here: this is a signal handler.
+        gevent.spawn(self._stopping.set)
 
     def _close_longest_idle(self) -> None:
         if self._handler is not None:

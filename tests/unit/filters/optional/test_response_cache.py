@@ -65,6 +65,16 @@ def requests_to(nova, *requests):
     return nova.requests
 
 
+def test_age_counts_from_the_request_to_nova():
+    """RFC 9111, 4.2.3: Nova may have made the response at once, and sent it slowly."""
+    pipeline = Pipeline(nova := Nova())
+    nova.before = lambda: pipeline.clock.sleep(2.0)
+    assert 'Age' not in pipeline.get().headers
+    assert pipeline.get().headers['Age'] == '2'
+    pipeline.clock.sleep(3.0)
+    assert pipeline.get().headers.get('Age') is None
+
+
 def test_a_cached_response_is_the_same_byte_for_byte():
     pipeline = Pipeline(Nova(headers=[('X-Nova', 'yes'), ('Date', 'Thu, 01 Jan 1970 00:00:00 GMT')], body=b'\x00\xff'))
     first, second = pipeline.get(), pipeline.get()
