@@ -398,7 +398,8 @@ class AttachMachine(state_machine.StateMachine):
         self.mode = SHARED
         self.reconciler = Reconciler(self.list_namespaces, self, clock=self.host.clock)
         self.unattended = set()
-        """Namespaces that were made again since the last attach: the keeper's socket comes back before the rules do."""
+        """Namespaces whose rules are missing since the last attach: flushed, or the namespace was made again: the
+        keeper's socket comes back before the rules do."""
 
     def teardown(self):
         self._exit.close()
@@ -537,12 +538,12 @@ class AttachMachine(state_machine.StateMachine):
         self.host.clock.sleep(61.0)
         self.reconciler.reconcile()
         self.host.deliver()
-        self.unattended.clear()
         healthy = self.host.registry is not None and not self.host.program_fails
         for target in TARGETS:
             if healthy and self.exists(target) and not self.foreign(target):
                 assert self.protection(target) is not None, target
                 assert self.protection(target) in self.own_ports(target), target
+                self.unattended.discard(target.namespace)
             elif healthy and not self.exists(target) and (target.kind, target.uuid) in self.reconciler._attached:
                 raise AssertionError(f'{target} was not detached')
 

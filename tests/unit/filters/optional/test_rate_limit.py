@@ -169,3 +169,18 @@ def test_the_deprecated_option_counters_is_read(tmp_path):
     path.write_text('[rate_limit]\ncounters = nowhere://x\n')
     with pytest.raises(ConfigError, match=r'storage_url = nowhere://... in \[rate_limit\]'):
         filter_factory({'config_file': str(path)})
+
+
+def test_a_client_without_instance_is_an_address_on_its_network_and_interface():
+    counters = FakeCounters(9)
+    get = make_client(counters)
+    for source in (
+        environ_keys.Source('10.1.1.2', network_id='n1'),
+        environ_keys.Source('10.1.1.2', network_id='n2'),
+        environ_keys.Source('fe80::1', router_id='r1', interface='qr-1'),
+        environ_keys.Source('fe80::1', router_id='r1', interface='qr-2'),
+    ):
+        get(source)
+    assert counters.hits == [
+        'network/n1/10.1.1.2', 'network/n2/10.1.1.2', 'router/r1/fe80::1%qr-1', 'router/r1/fe80::1%qr-2',
+    ]  # fmt: skip
