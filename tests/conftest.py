@@ -2,9 +2,9 @@
 """For all tests: workers of pytest-xdist are isolated (``pytest -n 2``); only the main thread has a gevent hub.
 
 Coverage traces the main thread only. With ``concurrency = gevent`` it calls ``greenlet.getcurrent`` in each thread that
-it traces, and greenlet then makes a state for the thread. At the end of the thread greenlet destroys it without the GIL,
-under a lock of its own (``TThreadStateDestroy.cpp``); once in some runs the whole run hung there. What threads of tests
-execute is traced in the programs, whose few threads live as long as the program.
+it traces, and greenlet then makes a state for the thread. At the end of the thread greenlet destroys it without the
+GIL, under a lock of its own (``TThreadStateDestroy.cpp``); once in some runs the whole run hung there. What threads of
+tests execute is traced in the programs, whose few threads live as long as the program.
 """
 
 from __future__ import annotations
