@@ -23,14 +23,25 @@ NAMES = {
 INTRODUCTION = """\
 # Benchmark
 
-This path compared with what operators run today: haproxy in the namespace of each router, configured by Neutron's own
-driver, and the metadata agent of Neutron 29 behind it, its RPC calls answered in process. Both were measured in turns
-on one machine by `tox -e bench` (`benchmarks/run.py`). The lower limit is two haproxies with constant headers.
+This page compares the [modes](modes.md) of this path with two others:
 
-Figures are medians; the smallest and the largest of the runs are in parentheses. CPU is user and system time of the
-processes of the path for each successful response. The ratios hold on other machines, the times do not. Mode `process`
-is not in these tables: it was measured separately, at 37.8 MB of memory for each router with 20 routers and all
-processes counted. Its requests pass the same two programs as in mode `shared`.
+- "Neutron 29 and haproxy" is what most operators run today: one haproxy in the namespace of each router, configured by
+  Neutron's own driver, and Neutron's metadata agent behind it. The agent's RPC calls are answered in its own process.
+- "Two bare haproxies" is the lower limit: two haproxies, one behind the other. They add constant headers and look
+  nothing up.
+
+`tox -e bench` (`benchmarks/run.py`) measures all of them in turns on one machine, and writes this page.
+
+How to read the tables:
+
+- Figures are medians. The smallest and the largest figure of the runs are in parentheses.
+- CPU is the user and system time of all processes of the path, divided by the number of successful responses.
+- "99 % within ms": 99 % of the responses came within this time.
+- "Cached" means that the filter `response_cache` is on.
+- The ratios hold on other machines. The times do not.
+
+Mode `process` is not in the tables. Its memory was measured separately: 37.8 MB for each router, with 20 routers and
+all processes counted. Its requests pass the same two programs as in mode `shared`.
 """
 Results = list[dict[str, Any]]
 
@@ -231,13 +242,15 @@ def _notes(results: Results) -> list[str]:
         text += [', '.join(f'{key} {value}' for key, value in one.items() if key != 'kind') + '.', '']
     text += [
         "- A haproxy in Nova's place responds to signed requests with 600 bytes from memory.",
-        '- Mode `shared` is the shared namespace proxy and the agent; mode `one_hop` is the agent alone.',
-        '- Lookups read the `static` YAML file. Every request reaches Nova, except where responses are cached.',
-        "- wrk's times start when the request is sent, the storm's before the connection is opened. Failed is every",
-        '  status except 200 and every broken connection. The times include failed requests.',
-        '- Memory is the proportional set size of all processes of the path after attaching minus that before.',
-        '- Attaching: what an L3 agent does at its start for this number of routers, until all accept connections.',
-        '  Here that is a message to the keeper for each, instead of a haproxy. The redirect rules exist before.',
+        '- In mode `shared` the shared namespace proxy and the agent run. In mode `one_hop` only the agent runs.',
+        '- Lookups read a YAML file. Every request reaches Nova, except in the rows with cached responses.',
+        '- The times of wrk start when the request is sent. The times of the boot storm start before the connection is',
+        '  opened.',
+        '- "Failed" counts every status except 200, and every broken connection. The times include failed requests.',
+        '- Memory is the proportional set size of all processes of the path after attaching, minus that before.',
+        '- "Attached" is the time that an L3 agent needs at its start, until all of its routers accept connections.',
+        '  Neutron starts a haproxy for each router. Here the keeper gets one message for each router. The redirect',
+        '  rules exist before.',
         "- `metadata_workers` has its default, half the processors, in Neutron's agent and in ours.",
     ]
     loud = [one for one in results if one.get('foreign_cores', 0) > 0.25]

@@ -195,8 +195,8 @@ def quantum(data):
         body = ports_api._parse_ports(Response(data), TOKEN)
         following = ports_api._next_page_query(body)
         assert all(isinstance(name, str) and isinstance(value, str) for name, value in following)
-        networks = queries.networks_behind(queries.router_networks(body['ports']), None)
-        for query in queries.ports_queries('10.1.1.2', networks):
+        networks = queries.networks_behind(queries.router_networks('router-1', body['ports']), None)
+        for query in queries.ports_queries([queries.address_filter('10.1.1.2')], networks):
             str(query)
         for where in ('10.1.1.2', 'fe80::f816:3eff:fe00:1', '2001:db8::1'):
             for instance in queries.matching_instances(where, networks, body['ports']):

@@ -20,7 +20,8 @@ the order::
     cafile = /etc/ssl/cloud.pem
 
 Modules: ``options`` reads the configuration, ``transport`` limits each request to its deadline, ``auth`` holds the
-token, ``ports_api`` lists ports, ``queries`` has the queries and interprets the responses, ``lookup`` combines them.
+token, ``ports_api`` lists ports, ``queries`` has the queries and interprets the responses, ``batching`` sends the
+queries of concurrent lookups together, ``lookup`` combines them.
 Of a client's request only the source address is sent to Neutron.
 """
 

@@ -7,7 +7,7 @@ Facts, tried with Neutron 29:
 - A repeated filter means "or". ``fixed_ips=ip_address=<address>`` compares text, so IPv6 must be lower case and
   compressed. With an unknown key instead of ``ip_address`` every port is returned. So each port of a response is
   checked again here.
-- 80 networks in one URL are accepted, 100 are refused with 414.
+- 80 networks in one URL (about 4,000 characters) are accepted, 100 are refused with 414.
 - The ports of routers and DHCP servers have addresses of a network too. Only a port whose owner is Nova or Ironic
   belongs to an instance.
 """
@@ -42,6 +42,8 @@ FIELDS = (
     'created_at',
 )  # fmt: skip
 MAX_NETWORKS_PER_QUERY = 50
+MAX_QUERY_LENGTH = 2600
+"""Characters of the networks and addresses in one URL: those of 50 networks, and some for addresses."""
 INTERFACE_ID_LENGTH = 11
 """The L3 agent names a router's interface ``qr-`` and this many characters of its port's id."""
 
@@ -49,18 +51,24 @@ RouterNetwork = tuple[str, str]
 """An interface of a router and the id of its network."""
 
 
-def router_ports_query(router_id: str) -> Query:
-    """The query for a router's ports on its networks, for every kind of router."""
+def router_filters(router_id: str) -> list[tuple[str, str]]:
+    """The filters of a query that select the ports of a router."""
+    return [('device_id', router_id)]
+
+
+def router_ports_query(router_ids: Iterable[str]) -> Query:
+    """The query for the ports of routers on their networks, for every kind of router."""
+    devices = tuple(one for router_id in router_ids for one in router_filters(router_id))
     owners = tuple(('device_owner', owner) for owner in ROUTER_INTERFACE_OWNERS)
-    return (('device_id', router_id), *owners, ('fields', 'id'), ('fields', 'network_id'))
+    return (*devices, *owners, ('fields', 'id'), ('fields', 'device_id'), ('fields', 'network_id'))
 
 
-def router_networks(ports: Iterable[Port]) -> list[RouterNetwork]:
-    """The interfaces and networks of a router, from its ``ports``."""
+def router_networks(router_id: str, ports: Iterable[Port]) -> list[RouterNetwork]:
+    """The interfaces and networks of a router, from ``ports``, which may contain ports of other routers."""
     return [
         (f'qr-{(port.get("id") or "")[:INTERFACE_ID_LENGTH]}', port['network_id'])
         for port in ports
-        if port.get('network_id')
+        if port.get('network_id') and port.get('device_id') == router_id
     ]
 
 
@@ -77,17 +85,24 @@ def any_port_query(network_id: str) -> Query:
     return (('network_id', network_id), ('limit', '1'), ('fields', 'id'))
 
 
-def ports_queries(address: str, networks: Sequence[str]) -> Iterator[Query]:
-    """The queries for the ports that have ``address`` on one of ``networks``; none without networks.
+def address_filter(address: str) -> tuple[str, str]:
+    """The filter of a query that selects ``address``.
 
     A link-local address that contains a MAC is queried by the MAC: Neutron does not know the address.
     """
     mac = mac_in(address)
-    address_filter = ('mac_address', mac) if mac else ('fixed_ips', f'ip_address={normalize_ip(address)}')
+    return ('mac_address', mac) if mac else ('fixed_ips', f'ip_address={normalize_ip(address)}')
+
+
+def ports_queries(filters: Iterable[tuple[str, str]], networks: Sequence[str]) -> Iterator[Query]:
+    """The queries for the ports that match one of ``filters`` on one of ``networks``; none without networks.
+
+    The filters must be all for addresses or all for MACs: Neutron selects the ports that match both kinds.
+    """
     fields = tuple(('fields', field) for field in FIELDS)
     for first in range(0, len(networks), MAX_NETWORKS_PER_QUERY):
         batch = tuple(('network_id', network) for network in networks[first : first + MAX_NETWORKS_PER_QUERY])
-        yield (*batch, address_filter, *fields)
+        yield (*batch, *filters, *fields)
 
 
 def matching_instances(address: str, networks: Collection[str], ports: Iterable[Port]) -> tuple[Instance, ...]:

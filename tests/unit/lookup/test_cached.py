@@ -193,7 +193,7 @@ class Ports:
             return [{'id': 'x', 'project_id': 'another'}]
         if 'network_id' not in names:
             self.network_queries += 1
-            return [{'network_id': network} for network in self.networks]
+            return [{'device_id': names['device_id'], 'network_id': network} for network in self.networks]
         self.port_queries += 1
         address = names['fixed_ips'].removeprefix('ip_address=')
         wanted = {value for name, value in query if name == 'network_id'}

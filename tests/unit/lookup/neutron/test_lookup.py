@@ -14,7 +14,7 @@ from .fakes import FakeApi, FakeAuthenticator, port, token
 
 BEHIND_ROUTER = Source('10.1.1.2', router_id='router-1')
 ON_NETWORK = Source('10.1.1.2', network_id='network-1')
-INTERFACE = {'network_id': 'network-1'}
+INTERFACE = {'device_id': 'router-1', 'network_id': 'network-1'}
 FOREIGN = {'id': 'p', 'project_id': 'another'}
 OWN = {'id': 'p', 'project_id': 'service-project'}
 ONE = Instance('instance-1', 'project-1', 'port-1')
@@ -47,8 +47,8 @@ def test_behind_a_router_two_queries_find_the_instance():
 
 
 TWO_INTERFACES = [
-    {'id': 'aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa', 'network_id': 'network-1'},
-    {'id': 'bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb', 'network_id': 'network-2'},
+    {**INTERFACE, 'id': 'aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa'},
+    {**INTERFACE, 'id': 'bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb', 'network_id': 'network-2'},
 ]
 
 
@@ -105,7 +105,7 @@ def test_a_role_that_sees_only_its_own_project_is_an_error():
         Fixture([OWN], roles=('member',)).probe()
 
 
-SHOWS_ONE = [{'id': 'p', 'project_id': 'service-project', 'network_id': 'network-1'}]
+SHOWS_ONE = [{**INTERFACE, 'id': 'p', 'project_id': 'service-project'}]
 
 
 @pytest.mark.parametrize('role', ['service', 'admin', 'advsvc'])

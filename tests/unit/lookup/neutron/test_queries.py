@@ -9,7 +9,12 @@ from metadata_wsgi.pipeline.environ_keys import Instance
 from .fakes import port
 
 NETWORKS = frozenset({'network-1', 'network-2'})
+ADDRESS = queries.address_filter('10.1.1.2')
 ONE = Instance('instance-1', 'project-1', 'port-1')
+
+
+def router_port(network_id, device_id='router-1', port_id=None):
+    return {'id': port_id, 'device_id': device_id, 'network_id': network_id}
 
 
 def found(*ports, address='10.1.1.2'):
@@ -18,8 +23,8 @@ def found(*ports, address='10.1.1.2'):
 
 def test_the_query_for_router_ports_has_the_owners_of_every_kind_of_router():
     """bug 1353271: the interfaces of DVR and HA routers have other owners."""
-    query = queries.router_ports_query('router-1')
-    assert ('device_id', 'router-1') in query
+    query = queries.router_ports_query(['router-1', 'router-2'])
+    assert [value for name, value in query if name == 'device_id'] == ['router-1', 'router-2']
     assert [value for name, value in query if name == 'device_owner'] == [
         'network:router_interface',
         'network:router_interface_distributed',
@@ -28,8 +33,13 @@ def test_the_query_for_router_ports_has_the_owners_of_every_kind_of_router():
 
 
 def test_the_two_ports_of_a_dual_stack_router_are_one_network():
-    ports = [{'network_id': 'n2'}, {'network_id': 'n1'}, {'network_id': 'n2'}]
-    assert queries.networks_behind(queries.router_networks(ports), None) == ['n2', 'n1']
+    ports = [router_port('n2'), router_port('n1'), router_port('n2')]
+    assert queries.networks_behind(queries.router_networks('router-1', ports), None) == ['n2', 'n1']
+
+
+def test_the_ports_of_another_router_of_the_same_batch_are_ignored():
+    ports = [router_port('n1'), router_port('n2', device_id='router-2'), {'id': 'p', 'network_id': 'n3'}]
+    assert [network for _, network in queries.router_networks('router-1', ports)] == ['n1']
 
 
 @pytest.mark.parametrize(
@@ -38,24 +48,24 @@ def test_the_two_ports_of_a_dual_stack_router_are_one_network():
 )
 def test_the_network_of_an_interface_of_a_router(interface, networks):
     ports = [
-        {'id': 'aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa', 'network_id': 'n1'},
-        {'id': 'bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb', 'network_id': 'n2'},
+        router_port('n1', port_id='aaaaaaaa-aaaa-4aaa-8aaa-aaaaaaaaaaaa'),
+        router_port('n2', port_id='bbbbbbbb-bbbb-4bbb-8bbb-bbbbbbbbbbbb'),
     ]
-    assert queries.networks_behind(queries.router_networks(ports), interface) == networks
+    assert queries.networks_behind(queries.router_networks('router-1', ports), interface) == networks
 
 
 def test_without_networks_there_is_no_query():
     """An address alone matches the ports of every tenant."""
-    assert list(queries.ports_queries('10.1.1.2', [])) == []
+    assert list(queries.ports_queries([ADDRESS], [])) == []
 
 
 @given(st.lists(st.uuids().map(str), unique=True, min_size=1, max_size=300))
 def test_the_queries_have_batches_of_networks_that_cover_all_of_them(networks):
-    batches = list(queries.ports_queries('10.1.1.2', networks))
+    batches = list(queries.ports_queries([ADDRESS], networks))
     queried = [[value for name, value in query if name == 'network_id'] for query in batches]
     assert [network for batch in queried for network in batch] == networks
     assert all(0 < len(batch) <= queries.MAX_NETWORKS_PER_QUERY for batch in queried)
-    assert all(('fixed_ips', 'ip_address=10.1.1.2') in query for query in batches)
+    assert all(ADDRESS in query for query in batches)
 
 
 @pytest.mark.parametrize(
@@ -68,8 +78,13 @@ def test_the_queries_have_batches_of_networks_that_cover_all_of_them(networks):
     ],
 )
 def test_the_filter_of_the_query_for_an_address(address, expected):
-    (query,) = queries.ports_queries(address, ['n1'])
-    assert [pair for pair in query if pair[0] in ('fixed_ips', 'mac_address')] == [expected]
+    assert queries.address_filter(address) == expected
+
+
+def test_a_query_for_several_addresses_and_networks_has_all_of_them():
+    other = queries.address_filter('10.1.1.3')
+    (query,) = queries.ports_queries([ADDRESS, other], ['n1', 'n2'])
+    assert query[:4] == (('network_id', 'n1'), ('network_id', 'n2'), ADDRESS, other)
 
 
 def test_the_port_with_the_address_is_the_instance():
