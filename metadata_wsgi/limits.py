@@ -131,6 +131,9 @@ STUCK_REQUEST_S = 15.0
 HEARTBEAT_FRESH_S = 5.0
 """A worker whose last heartbeat is younger than this serves. It sends one each second."""
 
+WORKER_NOTIFY_S = 1.0
+"""A worker tells the master in this interval that it is alive, and finds out whether there still is one."""
+
 CONFIG_CHECK_TIMEOUT_S = 60.0
 """Time for the pipeline to load, at start and at SIGHUP. After it the check of the configuration fails."""
 

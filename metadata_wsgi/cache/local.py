@@ -20,7 +20,7 @@ MAX_ENTRIES_PER_OWNER = 64
 
 @dataclass(frozen=True, slots=True)
 class Ttl:
-    """How long an entry is fresh and how long it may be served stale, both in seconds after its load.
+    """How long an entry is fresh and how long it may be served stale, both in seconds after the beginning of its load.
 
     If ``stale_s`` is not greater than ``fresh_s``, the entry is never served stale.
     """
@@ -68,8 +68,8 @@ class Backend(Protocol):
     def get(self, key: Hashable) -> tuple[Any, float, Ttl] | None:
         """(value, age in seconds, TTL with which the value was stored), or None."""
 
-    def set(self, key: Hashable, value: Any, ttl: Ttl) -> None:
-        """Store a value that was loaded just now."""
+    def set(self, key: Hashable, value: Any, ttl: Ttl, age_s: float) -> None:
+        """Store a value whose load began ``age_s`` seconds ago."""
 
     def delete(self, key: Hashable) -> None:
         """Remove the entry."""
@@ -132,11 +132,14 @@ class LocalCache:
                 self._store(key, value, ttl, age_s, flight)
         return self.fresh(key)
 
-    def set(self, key: Hashable, value: Any, ttl: Ttl, *, flight: Flight | None = None) -> None:
-        """Store ``value``, which was loaded just now. Does nothing if ``delete`` was called since ``flight`` began."""
-        if not self._store(key, value, ttl, 0.0, flight) or self._backend is None:
+    def set(self, key: Hashable, value: Any, ttl: Ttl, *, age_s: float = 0.0, flight: Flight | None = None) -> None:
+        """Store ``value``, whose load began ``age_s`` seconds ago: it may have been true only then (RFC 9111, 4.2.3).
+
+        Does nothing if ``delete`` was called since ``flight`` began.
+        """
+        if not self._store(key, value, ttl, age_s, flight) or self._backend is None:
             return
-        self._backend.set(key, value, ttl)
+        self._backend.set(key, value, ttl, age_s)
         # If the key was deleted during this write, the backend may have done the delete first.
         if self._was_deleted(key, flight):
             self._backend.delete(key)

@@ -91,9 +91,10 @@ class SharedCache:
         except (KeyError, TypeError, ValueError):
             return None
 
-    def set(self, key: Hashable, value: Any, ttl: Ttl) -> None:
-        """Store a value that was loaded just now; without effect while the server is down."""
-        stored = {'value': self._pack(value), 'made': self._now(), 'fresh': ttl.fresh_s, 'usable': ttl.stale_s}
+    def set(self, key: Hashable, value: Any, ttl: Ttl, age_s: float) -> None:
+        """Store a value whose load began ``age_s`` seconds ago; without effect while the server is down."""
+        made_s = self._now() - age_s
+        stored = {'value': self._pack(value), 'made': made_s, 'fresh': ttl.fresh_s, 'usable': ttl.stale_s}
         self._guarded_call(lambda: self._region.set(self._hashed(key), stored))
 
     def delete(self, key: Hashable) -> None:

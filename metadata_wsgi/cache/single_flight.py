@@ -90,9 +90,7 @@ class SingleFlight:
         entry = self.cache.fresh(key)
         if entry is not None and entry.value is not doubted:
             return entry.value
-        value = load(deadline)
-        self.cache.set(key, value, self._ttl_of(value), flight=flight)
-        return value
+        return self._load_and_store(flight, key, load, deadline)
 
     def _load_or_serve_stale(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
         entry = self.cache.fetch(key, flight=flight)
@@ -101,7 +99,9 @@ class SingleFlight:
             return entry.value
         stale = self.cache.stale_ok(key)
         try:
-            value = load(deadline if stale is None else _at_most(deadline, REFRESH_TIMEOUT_S))
+            value = self._load_and_store(
+                flight, key, load, deadline if stale is None else _at_most(deadline, REFRESH_TIMEOUT_S)
+            )
         except LookupUnavailable:
             if stale is None:
                 raise
@@ -109,7 +109,12 @@ class SingleFlight:
             instruments.CACHE_REQUESTS.add(self._name, 'stale')
             return stale.value
         instruments.CACHE_REQUESTS.add(self._name, 'miss')
-        self.cache.set(key, value, self._ttl_of(value), flight=flight)
+        return value
+
+    def _load_and_store(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
+        began_s = self.cache.clock()
+        value = load(deadline)
+        self.cache.set(key, value, self._ttl_of(value), age_s=self.cache.clock() - began_s, flight=flight)
         return value
 
 

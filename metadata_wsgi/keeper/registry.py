@@ -124,11 +124,12 @@ class Registry(Generic[S]):
             raise ValueError('the socket in the packet does not listen there')
         current = self._registered.get(listener.key)
         if current and self._opener.is_valid(*current):
-            if handed_over is not None:
+            only_mode_differs = current[0] == replace(listener, mode=current[0].mode)
+            if only_mode_differs and handed_over is not None:
                 handed_over.close()
             if current[0] == listener:
                 return False
-            if current[0] == replace(listener, mode=current[0].mode):
+            if only_mode_differs:
                 self._notify(current[0], {protocol.REMOVE: listener.key}, None)
                 # First removed, then added: systemd stores a socket under one name only.
                 self._remove_from_store(current[0])

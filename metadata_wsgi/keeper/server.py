@@ -77,6 +77,7 @@ class Keeper:
         self._refused_log = Throttle(limits.LOG_INTERVAL_S)
         self._closed_log = Throttle(limits.LOG_INTERVAL_S)
         self._namespaces_changed_at = self._reconciled_at = self._reconcile_until = 0.0
+        self._is_reconcile_due = False
         self._path = admin_client.socket_path(state_path)
         self._selector = selectors.DefaultSelector()
         self._listen(self._path, 0o600, '', '', self._on_admin_connect)
@@ -99,6 +100,11 @@ class Keeper:
 
     def run(self) -> None:
         """Serve until ``stop``. After that the workers keep their sockets, and send them to the next keeper."""
+        wake_up, woken = socket.socketpair()
+        wake_up.setblocking(False)
+        # A signal handler runs during select(), which then goes on to wait.
+        self._selector.register(woken, selectors.EVENT_READ, lambda sock: sock.recv(64))
+        signal.set_wakeup_fd(wake_up.fileno())
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
         self._notifier.ready(self._status())
@@ -107,6 +113,8 @@ class Keeper:
             self._notifier.status(self._status())
             self._notifier.progress()
         self._notifier.stopping()
+        signal.set_wakeup_fd(-1)
+        wake_up.close()
         if not len(self._registry):
             # Clients conclude from a missing socket file that nothing is registered.
             os.unlink(self._path)
@@ -139,13 +147,19 @@ class Keeper:
             LOG.info('Requested the sockets of %s from its holder', id_)
 
     def _reconcile_if_due(self) -> None:
-        """Reconcile for some time after a change of the names in /run/netns: a namespace is created after its name."""
+        """Reconcile when names were added or removed, and again until two polls later at least.
+
+        A name exists before its namespace does.
+        """
         now, changed_at = time.monotonic(), namespaces.changed_at()
         if changed_at != self._namespaces_changed_at:
             self._namespaces_changed_at, self._reconcile_until = changed_at, now + 2 * POLL_S
-        if now >= self._reconcile_until or now - self._reconciled_at < POLL_S / 2:
+            self._is_reconcile_due = True
+        if not self._is_reconcile_due or now - self._reconciled_at < POLL_S / 2:
             return
         self._reconciled_at = now
+        # Also where this process did not run for a while.
+        self._is_reconcile_due = now < self._reconcile_until
         for listener, reopened in self._registry.reconcile():
             LOG.info(
                 'The namespace of %s was %s', listener, 'created again, its socket reopened' if reopened else 'deleted'

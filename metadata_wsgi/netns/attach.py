@@ -178,6 +178,7 @@ class Attacher:
             families = self._families
         else:
             self._check_port(target, port)
+            self._close_former_port(target, mode, port)
             wanted = rules_for(port=port, interfaces=interfaces, mark=mark, families=self._families)
             families, undo = self._add_rules(target, wanted)
         try:
@@ -268,7 +269,7 @@ class Attacher:
         """Raise NetnsError if another program listens on the port. Called before anything is changed."""
         if not proxy_process.is_port_open(target.namespace, port):
             return
-        if self._iptables.ours(target.namespace, families=self._families):
+        if redirect_port(self._iptables.ours(target.namespace, families=self._families)) == port:
             # The target is already attached. No search for the process: it is slow, and ``watch`` attaches often.
             return
         holder = self._port_holder(target, port)
@@ -277,6 +278,29 @@ class Attacher:
             return
         if holder.pid != proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid):
             raise NetnsError(holder.message(port, target.namespace))
+
+    def _close_former_port(self, target: AttachTarget, mode: str, port: int) -> None:
+        """Close the keeper's socket on another port than ``port``, whose rules are about to go.
+
+        Raises NetnsError if the keeper does not respond: a worker may serve on, and send the socket to the next keeper.
+        """
+        former = redirect_port(self._iptables.ours(target.namespace, families=self._families))
+        if mode != PROCESS or self._keeper is None or former in (None, port):
+            # In the other modes the keeper itself replaces it.
+            return
+        pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
+        if pid is not None and proxy_process.listens(pid, former):
+            return
+        if proxy_process.is_port_open(target.namespace, former):
+            self._keeper.detach(target)
+
+    def _may_be_ours(self, target: AttachTarget, port: int) -> bool:
+        """Whether any process listens on the port, unless it is known to be another program's."""
+        if not proxy_process.is_port_open(target.namespace, port):
+            return False
+        holder = self._port_holder(target, port)
+        # systemd has copies of the keeper's sockets (``keeper.fdstore``).
+        return holder is None or holder.is_own or holder.pid == SYSTEMD_PID
 
     def _port_holder(self, target: AttachTarget, port: int) -> port_holder.PortHolder | None:
         return namespaces.run_in(target.namespace, lambda: port_holder.find(port))
@@ -311,9 +335,9 @@ class Attacher:
         return families, lambda: self._iptables.apply(target.namespace, former, families=families)
 
     def _undo(self, target: AttachTarget, port: int, undo: Callable[[], object]) -> None:
-        """Remove the rules and addresses that this attach added, unless a listener needs them."""
+        """Remove the rules and addresses that this attach added, unless a listener of ours needs them."""
         try:
-            if not proxy_process.is_port_open(target.namespace, port):
+            if not self._may_be_ours(target, port):
                 undo()
                 if target.kind == ROUTER and not self._iptables.ours(target.namespace, families=self._families):
                     with interface_state.open_table(target.namespace) as table:

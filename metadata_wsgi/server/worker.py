@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
+from gevent.event import Event
 from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -77,14 +78,19 @@ class MetadataWorker(GeventWorker):
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
         listeners.raise_descriptor_limit()
+        self.prepare()
+        super().init_process()
+
+    def prepare(self) -> None:
+        """Make the state of an empty worker."""
         self._handler: ConnectionHandler | None = None
+        self._stopping = Event()
         self._pool = GreenletPool(self.worker_connections, on_full=self._close_longest_idle)
         self._acceptors: dict[str, Acceptor] = {}
         self._stuck_log = Throttle(limits.LOG_INTERVAL_S)
         # By key of a listener of the keeper: the kind and id of its router or network.
         self._namespaces: dict[str, tuple[str, str]] = {}
         self._attached_changed = True
-        super().init_process()
 
     def init_signals(self) -> None:
         """Called by gunicorn: from now on the signals are this worker's."""
@@ -126,7 +132,7 @@ class MetadataWorker(GeventWorker):
             if options.keeper and self._attached_changed:
                 self._report_attached(options.keeper[1])
             failures.publish()
-            gevent.sleep(1.0)
+            self._stopping.wait(limits.WORKER_NOTIFY_S)
         if subscription:
             subscription.stop()
         if beside:
@@ -204,7 +210,8 @@ class MetadataWorker(GeventWorker):
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Called by gunicorn at SIGTERM. Closes idle connections; ``run`` then finishes the requests in progress."""
         super().handle_exit(sig, frame)
-        gevent.spawn(self._close_idle)
+        # Not here: this is a signal handler.
+        gevent.spawn(self._stopping.set)
 
     def _close_longest_idle(self) -> None:
         if self._handler is not None:

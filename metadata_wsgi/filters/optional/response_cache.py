@@ -171,6 +171,7 @@ class ResponseCacheFilter:
             captured = status, list(headers)
             return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
 
+        began_s = self._cache.clock()
         body = self.app(environ, capture)
         if captured is None:
             return body
@@ -184,7 +185,9 @@ class ResponseCacheFilter:
             if hasattr(body, 'close'):
                 body.close()
         if len(content) == length:
-            self._cache.set(key, CachedResponse(status, headers, content), Ttl(jittered(self._ttl_s), 0.0))
+            response = CachedResponse(status, headers, content)
+            age_s = self._cache.clock() - began_s
+            self._cache.set(key, response, Ttl(jittered(self._ttl_s), 0.0), age_s=age_s)
         return [content]
 
     def _cacheable_length(self, status: str, headers: list[tuple[str, str]]) -> int | None:

@@ -165,8 +165,9 @@ def test_a_reload_does_not_stop_the_greenlets_of_a_worker(path):
             give_up_at = time.monotonic() + 20
             while len(readings) > 1 and not served:
                 assert time.monotonic() < give_up_at, 'the other greenlet did not run'
-            text = b'networks: [{id: n%d}]\\nports: []\\ninstances: []\\n' % len(readings)
-            return (len(readings), 0, 0), parse(text, path)
+            number = min(len(readings), 2)
+            text = b'networks: [{id: n%d}]\\nports: []\\ninstances: []\\n' % number
+            return (number, 0, 0), parse(text, path)
         inventory = ReloadingInventory(sys.argv[1], interval_s=0.1, read=read)
         time.sleep(0.2)
         def serve_another():

@@ -159,6 +159,33 @@ def test_port_of_another_program_is_reported_before_any_rule_is_added(namespace)
     assert namespace.events == []
 
 
+def test_another_port_that_another_program_holds_is_reported_before_any_rule_changes(namespace):
+    """Otherwise requests would be redirected to that program, and the present port would be open without rules."""
+    namespace.rules, namespace.open_port, namespace.holder = list(rules_for()), 9700, HAPROXY
+    with pytest.raises(NetnsError, match=r'port 9700 in qrouter-.* is held by pid 4712 \(haproxy\)'):
+        namespace.attacher.attach(ROUTER, mode='shared', port=9700)
+    assert namespace.rules == list(rules_for())
+
+
+def test_failed_attach_restores_the_rules_where_another_program_took_the_port_meanwhile(namespace):
+    def attach(*args):
+        namespace.open_port, namespace.holder = 9700, HAPROXY
+        raise NetnsError('the port is in use')
+
+    namespace.rules, namespace.attach = list(rules_for()), attach
+    with pytest.raises(NetnsError, match='in use'):
+        namespace.attacher.attach(ROUTER, mode='shared', port=9700)
+    assert namespace.rules == list(rules_for())
+
+
+def test_process_on_another_port_is_refused_while_a_worker_may_serve_the_present_one(namespace):
+    """Without the keeper the worker's socket cannot be closed; without its rules the port would be open."""
+    namespace.rules, namespace.open_port, namespace.keeper_error = list(rules_for()), 9697, 'no keeper answers'
+    with pytest.raises(NetnsError, match='no keeper answers'):
+        namespace.attacher.attach(ROUTER, mode='process', port=9700)
+    assert namespace.rules == list(rules_for())
+
+
 def test_without_ipv6_rules_the_proxy_listens_on_ipv4_only(namespace, caplog):
     namespace.ipv6_error = 'ip6tables-restore: No such file or directory'
     assert namespace.attacher.attach(ROUTER, mode='shared') is True
