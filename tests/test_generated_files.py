@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from metadata_wsgi.cli import completion, main
+from metadata_wsgi.cli import completion, verbs
 
 ROOT = Path(__file__).parent.parent
-VERBS = [verb for verbs in main.VERBS.values() for verb in verbs]
+VERBS = list(verbs.VERBS)
 
 
 @pytest.fixture(scope='module')

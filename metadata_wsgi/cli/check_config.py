@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi check-config`` and ``show-pipeline``: would the agent start, and with which pipeline?
+"""``metadata-wsgi check-config`` and ``show-pipeline``: check whether the agent would start, and show its pipeline.
 
-``check-config`` reads the agent's configuration, loads the pipeline, and checks that the lookup directory shows the
-agent every instance, and that Nova checks signatures with the same secret. A role in Neutron that may see nothing gets
-an empty list for every query, which looks like an address without instance.
+``check-config`` reads the agent's configuration and loads the pipeline. It checks that the lookup directory shows
+every instance to the agent, and that Nova checks signatures with the same secret. If the agent's role may see no
+ports, Neutron returns an empty list for every query: the same response as for an address that no instance has. If
+nothing is wrong, but no other project has a port or network yet, the exit code is 2: whether the role sees every
+instance cannot be determined.
 
 ``show-pipeline`` prints the filters as a list, or draws the way of a request (``-f mermaid``, ``-f svg``).
 """
@@ -15,10 +17,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from metadata_wsgi.cli import agent, findings, listing, neutron_agent, option_registry, pipeline_drawing
-from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
+from metadata_wsgi.cli import agent, findings, listing, neutron_agent, option_registry, pipeline_drawing, verbs
+from metadata_wsgi.cli.exit_codes import WELL
 from metadata_wsgi.cli.findings import Finding
-from metadata_wsgi.config import config_files
+from metadata_wsgi.config import config_files, file_warnings
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError, MetadataError
 from metadata_wsgi.lookup import protocol
@@ -34,9 +36,9 @@ DRAWINGS = {'mermaid': pipeline_drawing.mermaid, 'svg': pipeline_drawing.svg}
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verbs."""
-    checks = subparsers.add_parser(
+    checks = verbs.add_parser(
+        subparsers,
         'check-config',
-        help='check the configuration and print what is wrong with it',
         description="Reads the agent's configuration, loads its pipeline, and sends one query to Neutron and one "
         'request to Nova: whether the credentials show the ports of every project, and whether both sides have the '
         'same shared secret. Ends with "ok", or says what to change. It changes nothing, and a running agent is not '
@@ -45,9 +47,9 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add_configuration(checks)
     listing.add_arguments(checks, findings.COLUMNS)
     checks.set_defaults(run=check_config)
-    shows = subparsers.add_parser(
+    shows = verbs.add_parser(
+        subparsers,
         'show-pipeline',
-        help='print the filters of the pipeline and what each reads and provides',
         description='Loads the pipeline as the agent does and prints its filters in the order of a request. With '
         '-f mermaid or -f svg it draws the way of a request from two instances with the same address to Nova.',
     )
@@ -57,12 +59,16 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that select the configuration, the same for every verb that reads it."""
+    """Declare the options that select the configuration. All verbs that read the configuration have these options."""
     config_files.add_arguments(parser, help=' (default: as the agent)')
     parser.add_argument(
-        '--neutron', action='store_true', help=f'read the defaults of {neutron_agent.PROGRAM} before these files'
+        '--neutron',
+        action='store_true',
+        help=f'read the defaults of {neutron_agent.PROGRAM} before the configuration files',
     )
-    parser.add_argument('--paste-file', help='paste file (default: metadata_paste_config, else the one of the package)')
+    parser.add_argument(
+        '--paste-file', help='paste file (default: metadata_paste_config, else the paste file of the package)'
+    )
     parser.add_argument('--pipeline', default='agent', help='section of the paste file (default: %(default)s)')
 
 
@@ -90,10 +96,10 @@ def check_config(args: argparse.Namespace) -> int:
     if not is_text:
         listing.write(args, findings.to_listing(found), sys.stdout)
     elif problems:
-        raise MetadataError('; '.join(finding.text for finding in problems))
+        print('; '.join(finding.text for finding in problems), file=sys.stderr)
     else:
         print('ok')
-    return NOT_WELL if problems else WELL
+    return findings.exit_code(found)
 
 
 def _without_exception(found: Iterator[Finding]) -> Iterator[Finding]:
@@ -101,7 +107,7 @@ def _without_exception(found: Iterator[Finding]) -> Iterator[Finding]:
     try:
         yield from found
     except MetadataError as error:
-        yield Finding('configuration', findings.NOT_WELL, str(error))
+        yield Finding('start', findings.NOT_WELL, str(error))
 
 
 def checks(args: argparse.Namespace) -> Iterator[Finding]:
@@ -112,7 +118,7 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
         yield Finding('configuration', findings.WELL, ', '.join(files) or 'no file: defaults only')
         for group, group_opts in option_registry.list_opts():
             config_files.load(global_conf, [opt for opt in group_opts if not opt.required], group)
-        for hint in (*config_files.misspelt(files, option_registry.list_opts()), agent.paste_file(global_conf)[1]):
+        for hint in (*file_warnings.misspelt(files, option_registry.list_opts()), agent.paste_file(global_conf)[1]):
             if hint:
                 yield Finding('note', findings.WELL, hint)
         path, app = load(args)
@@ -120,9 +126,9 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
     links = order.chain(app)
     names = ' '.join(order.name(link) for link in links)
     yield Finding('pipeline', findings.WELL, f'{names}: every filter has what it requires')
-    for sentence in config_files.world_readable_secrets(files, option_registry.list_opts()):
+    for sentence in file_warnings.world_readable_secrets(files, option_registry.list_opts()):
         yield Finding('secrets', findings.NOT_WELL, sentence)
-    # If several filters have a lookup, it is the same one: lookup_cache and instance.
+    # Two filters may have a lookup, lookup_cache and instance; both use the same lookup object.
     lookup: object = next(filter(None, map(protocol.lookup_of, links)), None)
     if credentials := getattr(lookup, 'credentials', ''):
         yield Finding('credentials', findings.WELL, credentials)
@@ -141,8 +147,13 @@ def _probe(lookup: protocol.ChecksVisibility) -> Finding:
         result = lookup.probe(Deadline.after(PROBE_TIMEOUT_S))
     except InstanceLookupError as error:
         return Finding('directory', findings.NOT_WELL, f'directory: {error}')
-    if not getattr(result, 'is_proven', True):
-        return Finding('directory', findings.NOT_WELL, f'directory: {result}')
+    if not getattr(result, 'is_likely', True):
+        return Finding(
+            'directory',
+            findings.UNKNOWN,
+            f'directory: cannot tell whether the agent sees every instance: {result}. Boot an instance in another '
+            'project and check again',
+        )
     return Finding('directory', findings.WELL, str(result))
 
 

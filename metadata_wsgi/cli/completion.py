@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from metadata_wsgi.cli import main
+from metadata_wsgi.cli import main, verbs
 from metadata_wsgi.cli.exit_codes import WELL
 
 FILES = ('config_file', 'paste_file', 'file', 'program', 'output')
@@ -38,9 +38,9 @@ _metadata_wsgi_network_id() { compadd -- /run/netns/qdhcp-*(N:t:s/qdhcp-//) }
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verb."""
-    parser = subparsers.add_parser(
+    parser = verbs.add_parser(
+        subparsers,
         'completion',
-        help='print the script that completes this command in bash or zsh',
         description='Prints the completion script of a shell. bash: metadata-wsgi completion bash > '
         '/usr/share/bash-completion/completions/metadata-wsgi. zsh: metadata-wsgi completion zsh > '
         '/usr/share/zsh/vendor-completions/_metadata-wsgi. The packages install both.',

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from metadata_wsgi.cli.terminal import printable
+from metadata_wsgi.errors import UsageError
 
 TABLE = 'table'
 FORMATS = (TABLE, 'json', 'yaml', 'value', 'csv')
@@ -72,7 +73,14 @@ def is_text(args: argparse.Namespace) -> bool:
 
 
 def write(args: argparse.Namespace, listing: Listing, stream: TextIO) -> None:
-    """Write the listing in the format and with the columns of the command line."""
+    """Write the listing in the format and with the columns of the command line.
+
+    Raises UsageError for a column of another listing of the same verb.
+    """
+    if unknown := set(args.column) - {*listing.columns}:
+        raise UsageError(
+            f'there is no column {", ".join(sorted(unknown))} here: choose of {", ".join(listing.columns)}'
+        )
     listing = listing.only(args.column)
     {'json': _json, 'yaml': _yaml, 'csv': _csv, 'value': _value, TABLE: _table}[args.format](listing, stream)
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi``: the commands that an operator runs by hand.
 
-Only the module of the verb on the command line is imported: all of them together take 0.7 s.
+Only the module of the verb on the command line is imported. To import all modules would take 0.7 s. A module imports
+at its top what each of its verbs needs, and inside a function what is slow to import and needed seldom.
 ``exit_codes`` has the exit codes.
 """
 
@@ -13,26 +14,11 @@ import os
 import sys
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
 
-from metadata_wsgi.cli import exit_codes
+from metadata_wsgi.cli import exit_codes, verbs
 from metadata_wsgi.errors import ConfigError, MetadataError, UsageError
 
 PROGRAM = 'metadata-wsgi'
-
-VERBS = {
-    'lab': ('lab',),
-    'attach': ('attach', 'detach', 'attached'),
-    'keeper': ('keeper',),
-    'adopt': ('adopt', 'give-back'),
-    'check_config': ('check-config', 'show-pipeline'),
-    'explain': ('explain',),
-    'status': ('status',),
-    'supervise': ('supervise',),
-    'watch': ('watch',),
-    'completion': ('completion',),
-}
-"""Module of this package: the verbs that its ``add_verb`` or ``add_verbs`` declares."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(words)
     if unknown:
         # The usage of the verb, where argparse would print that of the program.
-        _verbs(parser)[args.verb].error(f'unrecognized arguments: {" ".join(unknown)}')
+        _parsers(parser)[args.verb].error(f'unrecognized arguments: {" ".join(unknown)}')
     try:
         code: int = args.run(args)
         # What a pipe does not take is noticed here, not after the exit code is decided.
@@ -54,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
     except BrokenPipeError:
-        # The reader of the output has closed the pipe; a later flush must not raise again.
+        # The reader of the output has closed the pipe. With /dev/null a later flush does not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.CANNOT_TELL
     except OSError as error:
@@ -71,8 +57,9 @@ def _fail(verb: str, text: str, code: int) -> int:
     return code
 
 
-def make_parser(modules: Iterable[str] = tuple(VERBS)) -> argparse.ArgumentParser:
-    """Return the parser with the verbs of ``modules``, by default of all."""
+def make_parser(modules: Iterable[str] | None = None) -> argparse.ArgumentParser:
+    """Return the parser, with the arguments of the verbs of ``modules``, by default the verbs of all modules."""
+    names = {module for module, _ in verbs.VERBS.values()} if modules is None else {*modules}
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description='The commands that an operator runs by hand.',
@@ -80,24 +67,41 @@ def make_parser(modules: Iterable[str] = tuple(VERBS)) -> argparse.ArgumentParse
         'that cannot be used. "%(prog)s VERB --help" describes a verb.',
         allow_abbrev=False,
     )
-    parser.add_argument('--version', action='version', version=f'{PROGRAM} {version("metadata_wsgi")}')
-    verbs = parser.add_subparsers(title='verbs', dest='verb', metavar='verb', required=True)
-    for name in modules:
+    parser.add_argument('--version', action=_Version)
+    subparsers = parser.add_subparsers(title='verbs', dest='verb', metavar='verb', required=True)
+    for verb, (name, _) in verbs.VERBS.items():
+        if verb in subparsers.choices:
+            continue
+        if name not in names:
+            verbs.add_parser(subparsers, verb)
+            continue
         module = importlib.import_module(f'metadata_wsgi.cli.{name}')
-        (module.add_verbs if hasattr(module, 'add_verbs') else module.add_verb)(verbs)
+        (module.add_verbs if hasattr(module, 'add_verbs') else module.add_verb)(subparsers)
     return parser
 
 
-def _verbs(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
-    (verbs,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return verbs.choices
+class _Version(argparse.Action):
+    """Prints the version: the library that knows it is imported only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help='show the version and exit')
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> None:
+        from importlib import metadata
+
+        print(f'{PROGRAM} {metadata.version("metadata_wsgi")}')
+        parser.exit()
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """By verb."""
+    (found,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return found.choices
 
 
 def _modules_of(words: Sequence[str]) -> list[str]:
-    """The module of the verb in ``words``; none for ``--version``; all of them for --help and for errors."""
-    if words[:1] == ['--version']:
-        return []
-    return [name for name, verbs in VERBS.items() if words and words[0] in verbs] or list(VERBS)
+    """The module of the verb in ``words``; none for --version, --help and errors."""
+    return [verbs.VERBS[words[0]][0]] if words and words[0] in verbs.VERBS else []
 
 
 if __name__ == '__main__':

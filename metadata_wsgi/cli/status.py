@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi status``: whether agent and keeper run and work, what is attached, and the last faults in the log.
+"""``metadata-wsgi status``: shows whether agent and keeper run, what is attached, and the last faults in the log.
 
 Read from the sockets, the kernel and the log, not from a record. The exit code is for a monitor (``exit_codes``).
 """
@@ -17,14 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from oslo_config import cfg
-from oslo_log import log
 
-from metadata_wsgi.cli import attach, findings, listing
+from metadata_wsgi.cli import attach, findings, healthcheck, listing, recent_failures, verbs
 from metadata_wsgi.cli.findings import NOT_WELL, UNKNOWN, WELL, Finding
 from metadata_wsgi.cli.terminal import printable
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
-from metadata_wsgi.filters.optional import healthcheck
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, proxy_process
@@ -33,30 +31,38 @@ from metadata_wsgi.netns.target import MODES, NO_WORKER, ONE_HOP, SHARED, Keeper
 FAULT_LEVELS = (' WARNING ', ' ERROR ', ' CRITICAL ')
 MAX_FAULTS_SHOWN = 5
 LOG_TAIL_BYTES = 1 << 18
-RESPONSE_TIMEOUT_S = 5.0
 PART_WIDTH = 12
+LOG_OPTS = [cfg.StrOpt('log_file', deprecated_name='logfile'), cfg.StrOpt('log_dir', deprecated_name='logdir')]
+"""The two of oslo.log's options that say where the log is: importing oslo.log takes as long as the rest of the verb."""
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser(
+    parser = verbs.add_parser(
+        subparsers,
         'status',
-        help='show whether the agent runs and works, and what is attached',
         description='Shows whether agent and keeper run and respond, which routers and networks have problems, and the '
         'last warnings and errors of the log. Exit code 0: all is well. 1: something is not. 2: a part could not be '
         'read, for example without root, and the others are well.',
     )
     config_files.add_arguments(parser, help=' (default: as the agent)')
     parser.add_argument('--state-path', help='directory of pid files and socket')
-    listing.add_arguments(parser, findings.COLUMNS)
+    parser.add_argument(
+        '--failures',
+        action='store_true',
+        help='show only the recent requests that failed: which client got which error, when, how often and why',
+    )
+    listing.add_arguments(parser, (*findings.COLUMNS, *recent_failures.COLUMNS))
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print each part as soon as it is known; returns the exit code of all."""
+    if args.failures:
+        return recent_failures.show(args)
     conf = cfg.ConfigOpts()
     conf.register_opts(state_paths.OPTS)
-    log.register_options(conf)
+    conf.register_opts(LOG_OPTS)
     config_files.parse(conf, config_files.files({'config_file': ','.join(args.config_file)}))
     if args.state_path:
         conf.set_override('state_path', os.path.abspath(args.state_path))
@@ -104,13 +110,13 @@ def agent(path: str) -> Iterator[Finding]:
 
 def _health(path: str) -> Finding:
     try:
-        status, text = _get(path, healthcheck.PATH)
+        status, text = healthcheck.get(path, healthcheck.PATH)
     except (OSError, http.client.HTTPException) as error:
         return Finding('health', NOT_WELL, f'no response: {str(error) or type(error).__name__}')
     if status not in (200, 503):
-        # 400: the pipeline requires the namespace proxy's headers, as for every request.
+        # The pipeline has no filter healthcheck. It responds 400, because the namespace proxy's headers are missing.
         state = WELL if status == 400 else NOT_WELL
-        return Finding('health', state, 'the filter healthcheck is not in its pipeline; it responds')
+        return Finding('health', state, 'the agent responds; the filter healthcheck is not in its pipeline')
     return Finding('health', WELL if status == 200 else NOT_WELL, printable('; '.join(text.splitlines())))
 
 
@@ -123,7 +129,7 @@ def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | Non
         entries, workers = state.entries(), state.workers()
         pid = proxy_process.unix_listener_pid(path, socket.SOCK_SEQPACKET)
     except (MetadataError, OSError) as error:
-        return None, Finding('keeper', NOT_WELL, f'{error}; its workers serve on, but nothing can be attached')
+        return None, Finding('keeper', NOT_WELL, f'{error}; its workers continue to serve, but nothing can be attached')
     counts = ', '.join(f'{workers.get(mode, 0)} in mode {mode}' for mode in (SHARED, ONE_HOP))
     text = f'pid {pid} has the sockets of {len(entries)} routers and networks; workers: {counts}'
     without_worker = sorted({entry.mode for entry in entries if not workers.get(entry.mode)})
@@ -149,16 +155,21 @@ def attachments(state_path: str, entries: list[KeeperEntry] | None) -> Finding:
 
 
 def faults(path: str) -> Finding:
-    """The last lines of the log that are warnings or worse. Old ones may be among them: they change no exit code."""
+    """The last warnings and errors in the log file at ``path``. They may be old, so they change no exit code."""
     try:
-        with open(path, 'rb') as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
-            lines = file.read().decode(errors='replace').splitlines()
+        found = last_faults(path, MAX_FAULTS_SHOWN)
     except OSError as error:
         return Finding('faults', UNKNOWN, f'{path}: {error.strerror}')
-    found = [line for line in lines if any(level in line for level in FAULT_LEVELS)][-MAX_FAULTS_SHOWN:]
     text = f'{path}: {"the last ones" if found else "none in its last 256 KiB"}'
     return Finding('faults', WELL, text, tuple(' ' * PART_WIDTH + printable(line) for line in found))
+
+
+def last_faults(path: str, count: int) -> list[str]:
+    """The last ``count`` lines at the end of the log that are warnings or worse. Raises OSError."""
+    with open(path, 'rb') as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+        lines = file.read().decode(errors='replace').splitlines()
+    return [line for line in lines if any(level in line for level in FAULT_LEVELS)][-count:]
 
 
 def _child_pids(pid: int) -> list[int]:
@@ -166,14 +177,3 @@ def _child_pids(pid: int) -> list[int]:
         return [int(word) for word in Path(f'/proc/{pid}/task/{pid}/children').read_text(encoding='ascii').split()]
     except OSError:
         return []
-
-
-def _get(path: str, target: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection('agent', timeout=RESPONSE_TIMEOUT_S)
-    with socket.socket(socket.AF_UNIX) as unix_socket:
-        unix_socket.settimeout(RESPONSE_TIMEOUT_S)
-        unix_socket.connect(path)
-        connection.sock = unix_socket
-        connection.request('GET', target)
-        response = connection.getresponse()
-        return response.status, response.read().decode(errors='replace')

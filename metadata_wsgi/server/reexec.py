@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGUSR2: the master executes the installed program again, in the same process; its workers serve until new ones do.
+"""SIGUSR1: the master executes the installed program again, in the same process; its workers serve until new ones do.
 
 So an upgrade has no gap, where a restart has one of seconds, longer on a busy host. haproxy's master does the same. The
 process id stays, so systemd and the workers notice nothing.

@@ -36,11 +36,11 @@ restart() {
     fi
 }
 
-# At SIGUSR2 the new version starts in the running process, and the workers of the former one serve until its own do.
+# At SIGUSR1 the new version starts in the running process, and the workers of the former one serve until its own do.
 version=$(/usr/bin/metadata-wsgi --version)
 version=${version##* }
 replace() {
-    systemctl kill --kill-whom=main --signal=USR2 "$1.service" || return 1
+    systemctl kill --kill-whom=main --signal=USR1 "$1.service" || return 1
     seconds=0
     while [ "$seconds" -lt 60 ]; do
         sleep 1

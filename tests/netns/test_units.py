@@ -481,7 +481,7 @@ def test_sigusr2_replaces_the_program_without_a_failed_request(host, attach, loa
     requests = load()
     for unit in (PROXY, AGENT):
         master, before = pid(host, unit), children(host, unit)
-        host.systemctl('kill', '--kill-whom=main', '--signal', 'USR2', unit)
+        host.systemctl('kill', '--kill-whom=main', '--signal', 'USR1', unit)
         eventually(
             lambda unit=unit, before=before: children(host, unit) and not before & children(host, unit),
             lambda: f'the former workers ended: {host.text()}',

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from metadata_wsgi.cli import exit_codes, main
+from metadata_wsgi.cli import exit_codes, main, verbs
 from metadata_wsgi.errors import ConfigError, NetnsError, UsageError
 from tests.cloud import Cloud
 
 PROGRAM = [sys.executable, '-m', 'metadata_wsgi.cli.main']
-VERBS = [verb for verbs in main.VERBS.values() for verb in verbs]
+VERBS = list(verbs.VERBS)
 NEEDS_ROOT = {
     'attach': ['--router-id', 'some-router'], 'detach': ['--all'], 'attached': [], 'adopt': ['--all'],
     'give-back': ['--all'], 'supervise': [], 'watch': [],
