@@ -8,7 +8,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # PROGRAM:PACKAGE; a program with a slash is a file.
 LAB_PROGRAMS := ip:iproute2 iptables:iptables curl:curl
 TEST_PROGRAMS := $(LAB_PROGRAMS) nft:nftables sysctl:procps haproxy:haproxy memcached:memcached \
-	redis-server:redis-server strace:strace netstat:net-tools cloud-init:cloud-init openssl:openssl \
+	redis-server:redis-server strace:strace netstat:net-tools cloud-init:cloud-init openssl:openssl faketime:faketime \
+	keepalived:keepalived dnsmasq:dnsmasq-base \
 	/lib/systemd/systemd:systemd /usr/include/asm-generic/unistd.h:linux-libc-dev
 
 .PHONY: lab test clean

@@ -12,7 +12,8 @@
     ├── NoResponse               the agent or Nova gave no complete response
     │   ├── NotSent              and cannot have received the request: even a POST may be retried
     │   └── MaybeSent            and may have acted on the request: only GET and HEAD may be retried
-    └── NetnsError               a namespace, rule, socket or process could not be made or removed
+    ├── NetnsError               a namespace, rule, socket or process could not be made or removed
+    └── UsageError               a command cannot be run like this
 
 Exceptions of a library are translated where the library is called.
 """
@@ -61,3 +62,7 @@ class MaybeSent(NoResponse):
 
 class NetnsError(MetadataError):
     """The kernel, or a program that configures it, reported an error. The text includes its message."""
+
+
+class UsageError(MetadataError):
+    """The arguments contradict each other, or the command needs root. Nothing was done."""

@@ -101,10 +101,27 @@ GRACEFUL_TIMEOUT_S = 12
 """A stopping worker may finish the requests in flight for this long: longer than REQUEST_TIMEOUT_S."""
 
 WORKER_TIMEOUT_S = 30
-"""The master kills a worker that gave no sign of life for this long."""
+"""The master kills a worker that sent no heartbeat for this long."""
+
+STUCK_REQUEST_S = 15.0
+"""A worker sends no heartbeat while a request is this long past its deadline and no other request has ended since."""
+
+HEARTBEAT_FRESH_S = 5.0
+"""A worker whose last heartbeat is younger than this serves. It sends one each second."""
 
 CONFIG_CHECK_TIMEOUT_S = 60.0
 """Time in which the pipeline must load, at start and at SIGHUP, before the check of the configuration fails."""
+
+FAILURES_PER_ADDRESS = 3
+FAILURES_PER_NAMESPACE = 8
+FAILURE_NAMESPACES = 128
+"""Rows of the table of recent failures of a worker: of one client, of one router or network, and how many of those."""
+
+FORMER_WORKERS = 4
+"""The tables of this many workers that ended are kept: after a reload or a crash their failures can still be read."""
+
+FAILURE_MEMORY_BYTES = 1 << 20
+"""Memory for the published table of a worker. Only what is used takes memory: about 400 bytes for each row."""
 
 GC_THRESHOLD = 20_000
 """Objects allocated and not freed before Python looks for reference cycles; a request makes hardly any."""

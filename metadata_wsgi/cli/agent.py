@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from oslo_config import cfg
 from oslo_log import log
 
 from metadata_wsgi.cache.process_shared import SharedPause, UsesSharedPause
-from metadata_wsgi.cli import log_output, visibility_check
+from metadata_wsgi.cli import log_output, report_process, visibility_check
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.filters.optional.healthcheck import HealthcheckFilter
@@ -28,17 +29,24 @@ from metadata_wsgi.filters.optional.metrics import MetricsFilter
 from metadata_wsgi.keeper.protocol import ONE_HOP
 from metadata_wsgi.lookup import protocol
 from metadata_wsgi.metrics import options, page
-from metadata_wsgi.net import listeners
+from metadata_wsgi.net import listeners, sd_notify
+from metadata_wsgi.net import options as net_options
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.pipeline import order, paste_loader
 from metadata_wsgi.pipeline.environ_keys import NAMESPACE
 from metadata_wsgi.privileges import identity
+from metadata_wsgi.privileges import options as privileges_options
 from metadata_wsgi.server import master
+from metadata_wsgi.server import options as server_options
 from metadata_wsgi.server.worker import Stoppable
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 LOG = logging.getLogger(__name__)
+
+STORED_SOCKET = 'metadata_proxy'
+"""Its name in systemd's file descriptor store, and for the next process at SIGUSR1."""
 
 OPTS = [
     cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the one of the package.'),
@@ -85,6 +93,7 @@ QUANTUM = Program('quantum-metadata-agent', config_files.to_global_conf)
 
 def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
     """Run the program; return its exit code."""
+    notifier = Notifier.from_environ()
     try:
         paths, arguments = config_files.split_arguments(sys.argv[1:] if argv is None else argv)
         global_conf = program.configuration(paths)
@@ -93,9 +102,10 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
         serve_host_page = _host_page(global_conf)
         # Made before the fork: the workers use it together.
         pause = SharedPause()
+        listener, is_stored = _listen(conf, workers, notifier)
         agent = master.Server(
             lambda: _application(global_conf, pause, one_hop=conf.metadata_one_hop),
-            [_listen(conf, workers)],
+            [listener],
             settings=lambda: _settings(global_conf),
             name=program.name,
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
@@ -103,13 +113,21 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
             any_destination=conf.allow_any_destination,
             on_config_checked=lambda: _on_config_checked(global_conf, pause),
             on_serve=serve_host_page,
+            write_report=lambda: report_process.start(conf.state_path, program.name, _report_options(program, paths)),
             on_first_worker=visibility_check.check_in_background if conf.check_services_at_start else lambda app: None,
+            notifier=notifier,
+            keeps_sockets=is_stored,
+            socket_name=STORED_SOCKET,
         )
         agent.check_config_in_child()
     except MetadataError as error:
         return master.fail(program.name, error)
     agent.run()
     return 0
+
+
+def _report_options(program: Program, paths: Sequence[str]) -> list[str]:
+    return [*(['--neutron'] if program is not QUANTUM else []), *(f'--config-file={path}' for path in paths)]
 
 
 def paste_file(global_conf: Mapping[str, str]) -> tuple[str, str]:
@@ -138,7 +156,7 @@ def _has_pipeline(path: str) -> bool:
 
 def _configure(global_conf: Mapping[str, str], arguments: Sequence[str], name: str) -> cfg.ConfigOpts:
     conf = cfg.ConfigOpts()
-    opts = [*OPTS, *state_paths.OPTS, *listeners.OPTS, *identity.OPTS, *master.OPTS]
+    opts = [*OPTS, *state_paths.OPTS, *net_options.OPTS, *privileges_options.OPTS, *server_options.OPTS]
     conf.register_opts(opts)
     log.register_options(conf)
     paths = config_files.files(global_conf)
@@ -219,7 +237,7 @@ def _host_page(global_conf: Mapping[str, str]) -> Callable[[Any], Stoppable | No
     address = options.load_listen_address(global_conf)
     if address is None:
         return lambda app: None
-    listener = listeners.tcp_listener(*address)
+    listener = listeners.tcp_listener(*address, reuse_port=True)
     metrics_page = page.app_factory(global_conf)
 
     def serve(app: Any) -> Stoppable:
@@ -245,24 +263,35 @@ def _check_metrics(global_conf: Mapping[str, str], app: Any) -> None:
         )
 
 
-def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
+def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None, notifier: Notifier) -> tuple[socket.socket, bool]:
+    """The agent's socket, and whether systemd keeps a copy of it while the agent is restarted.
+
+    Connections that are made meanwhile wait in its backlog. A kept socket is used if the options are as before.
+    """
     mode_name, user, group = socket_access(
         conf.metadata_proxy_socket_mode, conf.metadata_proxy_user, conf.metadata_proxy_group
     )
     if workers and not user and not group:
         # Without these options the namespace proxies run as the same user.
         group = str(workers.gid)
-    return listeners.unix_listener(
-        conf.metadata_proxy_socket,
-        mode=listeners.socket_mode(mode_name, user, group),
-        user=user,
-        group=group,
-        backlog=conf.metadata_backlog,
-    )
+    path, mode = conf.metadata_proxy_socket, listeners.socket_mode(mode_name, user, group)
+    for name, descriptor in sd_notify.inherited():
+        try:
+            kept = socket.socket(fileno=descriptor)
+        except OSError:
+            os.close(descriptor)
+            continue
+        if name == STORED_SOCKET and listeners.is_unix_listener(kept, path, mode=mode, user=user, group=group):
+            kept.listen(conf.metadata_backlog)
+            return kept, bool(notifier)
+        kept.close()
+        notifier.remove_from_store(name)
+    listener = listeners.unix_listener(path, mode=mode, user=user, group=group, backlog=conf.metadata_backlog)
+    return listener, notifier.store(STORED_SOCKET, listener.fileno())
 
 
 def _settings(global_conf: Mapping[str, str]) -> dict[str, Any]:
-    conf = config_files.load(global_conf, master.OPTS)
+    conf = config_files.load(global_conf, server_options.OPTS)
     return {
         # 0 is Neutron's "no separate processes".
         'workers': master.worker_count(conf.metadata_workers),

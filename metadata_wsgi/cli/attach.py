@@ -20,15 +20,15 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import wraps
 from pathlib import Path
 from socket import SOCK_SEQPACKET
 from typing import Any
 
-from metadata_wsgi.cli import shared_proxy
+from metadata_wsgi.cli import listing, root_check, verbs
+from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
+from metadata_wsgi.cli.terminal import RED, Progress, paint
 from metadata_wsgi.config import config_files, state_paths
-from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
-from metadata_wsgi.filters import header_source
+from metadata_wsgi.errors import MetadataError, NetnsError, UsageError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, lock, namespaces, neutron_lock, proxy_process
@@ -51,6 +51,9 @@ COMMON_OPTIONS = ('config_file', 'state_path', 'metadata_proxy_socket', 'iptable
 BULK_THRESHOLD = 4
 """From this number of targets on, rules are copied (``netns.ruleset_template``)."""
 
+COLUMNS = ('kind', 'id', 'namespace', 'mode', 'pid', 'port', 'rules', 'problems', 'notes')
+"""Of ``attached``."""
+
 OUTCOMES = {
     PROCESS: ('its proxy runs already', 'a proxy was started'),
     SHARED: ('the shared proxy serves it already', 'the shared proxy serves it'),
@@ -61,7 +64,13 @@ OUTCOMES = {
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the three subcommands; each sets ``run``, which takes the parsed arguments and returns an exit code."""
-    attach = subparsers.add_parser('attach', help='attach the metadata path to routers or isolated networks')
+    attach = verbs.add_parser(
+        subparsers,
+        'attach',
+        description='Makes this host serve the metadata of the instances behind a router or on an isolated network: '
+        'installs the redirect rules (a router) or the address (a network) in its namespace, and has a process listen '
+        'there. What is right already stays, so it can be repeated. Needs root.',
+    )
     _add_target_options(attach.add_mutually_exclusive_group(required=True))
     _add_common_options(attach)
     attach.add_argument(
@@ -88,7 +97,12 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     attach.set_defaults(run=_attach)
 
-    detach = subparsers.add_parser('detach', help='detach them again and remove every trace')
+    detach = verbs.add_parser(
+        subparsers,
+        'detach',
+        description='Closes the listening socket, removes rules and addresses, and ends the process of its own, if it '
+        'has one. What was not attached is no error. Needs root.',
+    )
     which = detach.add_mutually_exclusive_group(required=True)
     _add_target_options(which)
     which.add_argument('--all', action='store_true', help='everything that "attached" shows')
@@ -96,9 +110,16 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     detach.add_argument('--namespace', help='its namespace (default: qrouter-<id> or qdhcp-<id>)')
     detach.set_defaults(run=_detach)
 
-    listing = subparsers.add_parser('attached', help='show what is attached on this host, and what only partly')
-    _add_common_options(listing)
-    listing.set_defaults(run=_attached)
+    attached = verbs.add_parser(
+        subparsers,
+        'attached',
+        description='Shows every router and network of this host that has a proxy, a socket in the keeper or rules of '
+        'ours, as the kernel has them now. A line with ! is a problem and says how to repair it; then the exit code is '
+        '1. A line with - is a fact. Needs root.',
+    )
+    _add_common_options(attached)
+    listing.add_arguments(attached, COLUMNS)
+    attached.set_defaults(run=_attached)
 
 
 def default_program() -> str:
@@ -136,24 +157,8 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _with_error_message(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Print a MetadataError of ``run`` as one line and return 1."""
-
-    @wraps(run)
-    def wrapped(args: argparse.Namespace) -> int:
-        try:
-            if os.geteuid() != 0:
-                raise NetnsError('only root can enter namespaces and change rules; run it with sudo')
-            return run(args)
-        except MetadataError as error:
-            print(f'{PROGRAM}: {error}', file=sys.stderr)
-            return 1
-
-    return wrapped
-
-
-@_with_error_message
 def _attach(args: argparse.Namespace) -> int:
+    root_check.require_root()
     targets = _targets(args)
     with lock.exclusive(state_path(args)):
         entries = [] if args.mode else AttachmentsClient(state_path(args)).entries()
@@ -166,7 +171,7 @@ def _attach(args: argparse.Namespace) -> int:
             # The kernel checks all addresses at the same time.
             failed += _run_and_print(attached, command.settle, MAX_CONCURRENT_WAITS)
     _warn_no_worker(args, {command.mode(target) for target in attached})
-    return 1 if failed else 0
+    return NOT_WELL if failed else WELL
 
 
 def has_own_process(path: str, uuid: str) -> bool:
@@ -211,6 +216,9 @@ class AttachCommand:
 
     def _default_mode(self) -> str:
         """SHARED if the shared proxy runs or can be started, else PROCESS, which costs tens of megabytes."""
+        from metadata_wsgi.cli import shared_proxy
+        from metadata_wsgi.filters import header_source
+
         if self._new_mode is None:
             self._new_mode = SHARED
             path, socket = _paths(self._args)
@@ -238,13 +246,13 @@ def _warn_no_worker(args: argparse.Namespace, modes: set[str]) -> None:
         print(f'{PROGRAM}: {NO_WORKER[mode]}', file=sys.stderr)
 
 
-@_with_error_message
 def _detach(args: argparse.Namespace) -> int:
+    root_check.require_root()
     with lock.exclusive(state_path(args)):
-        statuses, keeper_error = _statuses(args) if args.all else ([], '')
-        targets = [status.target for status in statuses] if args.all else _targets(args)
+        found, keeper_error = statuses(args) if args.all else ([], '')
+        targets = [status.target for status in found] if args.all else _targets(args)
         failed = _run_and_print(targets, detach_command(args, count=len(targets)), MAX_CONCURRENT_ATTACHES)
-        return 1 if failed or keeper_error else 0
+        return NOT_WELL if failed or keeper_error else WELL
 
 
 def detach_command(args: argparse.Namespace, *, count: int) -> Callable[[AttachTarget], str]:
@@ -258,11 +266,22 @@ def detach_command(args: argparse.Namespace, *, count: int) -> Callable[[AttachT
 
 
 def run_for_each(
-    targets: Sequence[AttachTarget], action: Callable[[AttachTarget], str], concurrency: int = MAX_CONCURRENT_ATTACHES
+    targets: Sequence[AttachTarget],
+    action: Callable[[AttachTarget], str],
+    concurrency: int = MAX_CONCURRENT_ATTACHES,
+    on_done: Callable[[], object] = lambda: None,
 ) -> list[tuple[str, str]]:
-    """Run ``action`` for each target, ``concurrency`` at a time: (its result, '') or ('', its error message)."""
+    """Run ``action`` for each target, ``concurrency`` at a time: (its result, '') or ('', its error message).
+
+    ``on_done`` is called after each, in the thread that ran it.
+    """
 
     def run(target: AttachTarget) -> tuple[str, str]:
+        result = run_one(target)
+        on_done()
+        return result
+
+    def run_one(target: AttachTarget) -> tuple[str, str]:
         try:
             return action(target), ''
         except (MetadataError, OSError) as error:
@@ -283,7 +302,9 @@ def _run_and_print(
 ) -> list[AttachTarget]:
     """The same; prints each result, and last the targets that failed. Returns those."""
     errors = {}
-    for target, (message, error) in zip(targets, run_for_each(targets, action, concurrency), strict=True):
+    with Progress('Routers and networks:', len(targets)) as progress:
+        results = run_for_each(targets, action, concurrency, progress.step)
+    for target, (message, error) in zip(targets, results, strict=True):
         if error:
             errors[target] = error
         elif message:
@@ -296,25 +317,36 @@ def _run_and_print(
     return [*errors]
 
 
-@_with_error_message
 def _attached(args: argparse.Namespace) -> int:
-    statuses, keeper_error = _statuses(args)
-    print(table(statuses), end='')
-    return 1 if keeper_error or any(status.problems for status in statuses) else 0
+    root_check.require_root()
+    found, keeper_error = statuses(args)
+    if listing.is_text(args):
+        print(table(found), end='')
+    else:
+        listing.write(args, to_listing(found), sys.stdout)
+    return NOT_WELL if keeper_error or any(status.problems for status in found) else WELL
+
+
+def to_listing(statuses: Iterable[attachment_status.AttachmentStatus]) -> listing.Listing:
+    """The statuses as rows."""
+    rows: list[tuple[listing.Cell, ...]] = [
+        (one.kind, one.uuid, one.namespace, one.mode, one.pid, one.port, one.rules, one.problems, one.notes)
+        for one in statuses
+    ]
+    return listing.Listing(COLUMNS, rows)
 
 
 def table(statuses: list[attachment_status.AttachmentStatus]) -> str:
     """The statuses as a text table; below each row its problems (!) and notes (-)."""
-    rows = [('KIND', 'ID', 'NAMESPACE', 'MODE', 'PID', 'PORT', 'RULES')]
-    rows += [
+    rows = [
         (one.kind, one.uuid, one.namespace or '-', one.mode, str(one.pid or '-'), str(one.port), one.rules)
         for one in statuses
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    text = lines[0] + '\n'
-    for line, status in zip(lines[1:], statuses, strict=True):
-        text += line + '\n' + ''.join(f'    ! {problem}\n' for problem in status.problems)
+    header, *lines = listing.table(COLUMNS[:7], rows)
+    text = header + '\n'
+    for line, status in zip(lines, statuses, strict=True):
+        text += line + '\n'
+        text += ''.join(paint(f'    ! {problem}', RED, sys.stdout) + '\n' for problem in status.problems)
         text += ''.join(f'    - {note}\n' for note in status.notes)
     return text
 
@@ -322,11 +354,11 @@ def table(statuses: list[attachment_status.AttachmentStatus]) -> str:
 def _targets(args: argparse.Namespace) -> list[AttachTarget]:
     if args.file:
         if args.namespace:
-            raise ConfigError('--namespace is for one router or network; in the list it stands behind the id')
+            raise UsageError('--namespace is for one router or network; in the list it stands behind the id')
         return list(dict.fromkeys(_targets_in_file(args.file)))
     kind, ids = (ROUTER, args.router_id) if args.router_id else (NETWORK, args.network_id)
     if args.namespace and len(ids) > 1:
-        raise ConfigError('--namespace is for one router or network')
+        raise UsageError('--namespace is for one router or network')
     return [AttachTarget.of(kind, uuid, args.namespace) for uuid in dict.fromkeys(ids)]
 
 
@@ -334,19 +366,19 @@ def _targets_in_file(name: str) -> Iterable[AttachTarget]:
     try:
         text = sys.stdin.read() if name == '-' else Path(name).read_text(encoding='utf-8')
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f'{name}: cannot be read: {error}') from error
+        raise UsageError(f'{name}: cannot be read: {error}') from error
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition('#')[0].split()
         if not words:
             continue
         if words[0] not in (ROUTER, NETWORK) or not 2 <= len(words) <= 3:
-            raise ConfigError(
+            raise UsageError(
                 f'{name} line {number}: expected "router ID" or "network ID", optionally followed by a namespace'
             )
         try:
             yield AttachTarget.of(words[0], _uuid(words[1]), words[2] if len(words) == 3 else None)
         except argparse.ArgumentTypeError as error:
-            raise ConfigError(f'{name} line {number}: {error}') from error
+            raise UsageError(f'{name} line {number}: {error}') from error
 
 
 def _paths(args: argparse.Namespace) -> tuple[str, str]:
@@ -395,18 +427,17 @@ def _keeper_pid(path: str) -> int | None:
         return None
 
 
-def _statuses(args: argparse.Namespace) -> tuple[list[attachment_status.AttachmentStatus], str]:
+def statuses(args: argparse.Namespace) -> tuple[list[attachment_status.AttachmentStatus], str]:
     """What is attached, and the error message of a keeper that does not respond, which is also printed."""
+    path = state_path(args)
     entries, keeper_error = None, ''
     try:
-        entries = AttachmentsClient(state_path(args)).entries()
+        entries = AttachmentsClient(path).entries()
     except MetadataError as error:
         keeper_error = str(error)
         print(f'{PROGRAM}: {keeper_error}', file=sys.stderr)
-    statuses = attachment_status.list_attachments(
-        iptables(args.iptables), state_path=state_path(args), keeper_entries=entries
-    )
-    return statuses, keeper_error
+    found = attachment_status.list_attachments(iptables(args.iptables), state_path=path, keeper_entries=entries)
+    return found, keeper_error
 
 
 def state_path(args: argparse.Namespace) -> str:

@@ -12,6 +12,7 @@ import http.client
 import os
 import socket
 
+from metadata_wsgi.cli import verbs
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper import admin_client
@@ -23,8 +24,11 @@ PATH = '/healthcheck'
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser(
-        'healthcheck', help='check whether agent or keeper is alive and ready; exit code 0 or 1, for a probe'
+    parser = verbs.add_parser(
+        subparsers,
+        'healthcheck',
+        description='Checks whether the agent or the keeper is alive and ready, and prints the reasons if not. '
+        'The exit code is 0 if it is, else 1. Sends no request to Neutron or Nova.',
     )
     parser.add_argument('program', nargs='?', choices=['agent', 'keeper'], default='agent', help='default: agent')
     parser.add_argument(

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from metadata_wsgi.cli import verbs
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.lab import build, guests, plan, unprivileged
 from metadata_wsgi.pipeline import paste_loader
@@ -18,7 +19,14 @@ PROGRAMS = {'ip': 'iproute2', 'iptables': 'iptables', 'curl': 'curl'}
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser('lab', help='build a cloud on this machine, show the metadata of each instance')
+    parser = verbs.add_parser(
+        subparsers,
+        'lab',
+        description='Needs no OpenStack. Builds two tenants whose networks use the same addresses, and an isolated '
+        'network, each with an instance in a namespace of its own. Starts the agent with a YAML file in place of '
+        'Neutron and Nova, attaches the path, and prints what each instance receives. Removes all of it at the end, '
+        'unless --keep is given. Without root it runs in a user namespace, where the kernel allows that.',
+    )
     parser.add_argument(
         'action', nargs='?', choices=['up', 'down'], default='up', help='build it (default), or remove it'
     )

@@ -22,12 +22,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from metadata_wsgi import limits
-from metadata_wsgi.cli import log_output
+from metadata_wsgi.cli import log_output, report_process
 from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
 from metadata_wsgi.keeper.protocol import SHARED
 from metadata_wsgi.namespace_proxy import daemonize
 from metadata_wsgi.namespace_proxy.pidfile import PidFile
-from metadata_wsgi.net import listeners
+from metadata_wsgi.net import listeners, sd_notify
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns.target import PROCESS
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges.identity import Identity
@@ -38,17 +39,20 @@ LOG = logging.getLogger(__name__)
 
 PROGRAM = 'quantum-ns-metadata-proxy'
 SYSLOG = '/dev/log'
+SHARED_SOCKET = 'shared_proxy'
+"""Name of the socket of the shared proxy in its state path, and for the next process at SIGUSR1."""
 UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     # A daemon changes its working directory.
     for name in ('state_path', 'pid_file', 'metadata_proxy_socket', 'log_dir', 'metrics_directory'):
         if getattr(args, name):
             setattr(args, name, os.path.abspath(getattr(args, name)))
+    notifier = Notifier.from_environ()
     namespace_id = args.router_id or args.network_id or ('shared' if args.shared else None)
     try:
         if not namespace_id:
@@ -76,7 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             keeper=(os.path.join(args.state_path, 'listeners'), SHARED) if args.shared else None,
             identity=worker_identity,
             any_destination=args.allow_any_destination,
+            # A daemon is not the main process of the unit whose environment it has inherited.
+            notifier=None if args.daemonize else notifier,
             program='namespace_proxy',
+            write_report=lambda: report_process.start(args.state_path, f'{PROGRAM}-{namespace_id}'),
+            socket_name=SHARED_SOCKET if args.shared and not args.daemonize else '',
         ).run()
     finally:
         if pid_file:
@@ -130,7 +138,12 @@ def _agent_socket(args: argparse.Namespace) -> str:
 def _open_listeners(args: argparse.Namespace) -> list[socket.socket]:
     if args.shared:
         # Clients connect to the keeper's sockets; this one prevents a second shared proxy from starting.
-        path = os.path.join(args.state_path, 'shared_proxy')
+        path = os.path.join(args.state_path, SHARED_SOCKET)
+        for name, descriptor in sd_notify.inherited():
+            inherited = socket.socket(fileno=descriptor)
+            if name == SHARED_SOCKET and listeners.is_unix_listener(inherited, path, mode=0o600):
+                return [inherited]
+            inherited.close()
         return [listeners.unix_listener(path, mode=0o600, option='state_path', program='shared namespace proxy')]
     if args.listen_fd:
         return [_inherited_socket(number) for number in args.listen_fd]
@@ -205,7 +218,8 @@ def _syslog_is_reachable() -> bool:
         return probe.connect_ex(SYSLOG) == 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line: Grizzly's, and what was added since."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description='Namespace proxy for one router or network.', allow_abbrev=False
     )

@@ -25,14 +25,14 @@ from metadata_wsgi.filters.optional import (
 )
 from metadata_wsgi.lookup import neutron, static
 from metadata_wsgi.metadata_service import app as metadata_app
-from metadata_wsgi.net import listeners
+from metadata_wsgi.net import options as net_options
 from metadata_wsgi.nova_proxy import upstream
-from metadata_wsgi.privileges import identity
-from metadata_wsgi.server import master
+from metadata_wsgi.privileges import options as privileges_options
+from metadata_wsgi.server import options as server_options
 
 DEFAULT = (
-    agent, state_paths, listeners, identity, master, peer_credentials, deadline, header_source, lookup_cache, instance,
-    neutron, response_cache, shared, tls_options, signature, upstream,
+    agent, state_paths, net_options, privileges_options, server_options, peer_credentials, deadline, header_source,
+    lookup_cache, instance, neutron, response_cache, shared, tls_options, signature, upstream,
 )  # fmt: skip
 
 

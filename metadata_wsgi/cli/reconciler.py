@@ -85,6 +85,13 @@ class Reconciler:
             in_keeper = self._actions.in_keeper()
             self._in_keeper = self._in_keeper if in_keeper is None else in_keeper
 
+    def summary(self) -> str:
+        """The state in one line."""
+        attached = sum(identity is not None for identity in self._attached.values())
+        waiting = len(self._attached) - attached
+        text = f'{attached} routers and networks are attached'
+        return f'{text}, {waiting} cannot be attached yet' if waiting else text
+
     def _mark_lost(self, existing: Mapping[TargetKey, object]) -> None:
         """Mark what was attached and is broken now, to be attached again at once."""
         in_keeper = self._actions.in_keeper()

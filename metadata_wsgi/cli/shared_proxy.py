@@ -13,12 +13,12 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from metadata_wsgi.cli import installed
 from metadata_wsgi.errors import MetadataError, NetnsError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.protocol import SHARED
@@ -46,9 +46,9 @@ class SharedProxy:
             if self._has_workers():
                 return
             if not self._has_keeper():
-                _start([program('metadata-wsgi'), 'keeper', '--daemonize', '--state-path', self.state_path])
+                _start([installed.program('metadata-wsgi'), 'keeper', '--daemonize', '--state-path', self.state_path])
             if not self._has_workers():
-                shared = [program('quantum-ns-metadata-proxy'), '--shared', f'--state_path={self.state_path}']
+                shared = [installed.program('quantum-ns-metadata-proxy'), '--shared', f'--state_path={self.state_path}']
                 _start([*shared, *self.options])
             give_up_at = time.monotonic() + START_TIMEOUT_S
             while not self._has_workers():
@@ -87,15 +87,6 @@ class SharedProxy:
                 return True
         except MetadataError:
             return False
-
-
-def program(name: str) -> str:
-    """The program that was installed beside this one, else the one on PATH."""
-    for directory in (os.path.dirname(os.path.abspath(sys.argv[0])), os.path.join(sys.prefix, 'bin')):
-        path = os.path.join(directory, name)
-        if os.access(path, os.X_OK):
-            return path
-    return name
 
 
 def _start(argv: Sequence[str]) -> None:

@@ -53,7 +53,7 @@ def _probe_until_result(probe: Callable[[Deadline], Any], sleep: Callable[[float
     while True:
         try:
             result = probe(Deadline.after(PROBE_TIMEOUT_S))
-            LOG.log(logging.INFO if getattr(result, 'is_proven', True) else logging.WARNING, '%s', result)
+            LOG.log(logging.INFO if getattr(result, 'is_likely', True) else logging.WARNING, '%s', result)
         except LookupUnavailable as error:
             if is_first_attempt:
                 LOG.warning('Cannot check yet whether the lookup directory shows every instance: %s', error)

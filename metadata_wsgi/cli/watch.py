@@ -29,11 +29,12 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence, Set
 
-from metadata_wsgi.cli import attach, log_output
+from metadata_wsgi.cli import attach, log_output, root_check, verbs
 from metadata_wsgi.cli.reconciler import FULL_RECONCILE_INTERVAL_S, Reconciler, TargetKey
 from metadata_wsgi.config import config_files, state_paths
-from metadata_wsgi.errors import MetadataError, NetnsError
+from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns import attachment_status, lock, namespaces
 from metadata_wsgi.netns.namespace_events import NamespaceEvents
 from metadata_wsgi.netns.target import NO_WORKER, PROCESS, AttachTarget, KeeperState
@@ -75,10 +76,18 @@ def ha_state(ha_confs_path: str, router_id: str) -> str:
 
 
 class CliAttachAdapter:
-    """Attaches and detaches as ``metadata-wsgi attach`` and ``detach`` do, with all their options."""
+    """Attaches and detaches as ``metadata-wsgi attach`` and ``detach`` do, with all their options.
+
+    ``on_progress`` is called after each target, in the thread that has handled it.
+    """
 
     def __init__(
-        self, common_options: list[str], attach_options: list[str], *, keeper: KeeperState | None = None
+        self,
+        common_options: list[str],
+        attach_options: list[str],
+        *,
+        keeper: KeeperState | None = None,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         parser = argparse.ArgumentParser(prog=attach.PROGRAM, allow_abbrev=False)
         attach.add_verbs(parser.add_subparsers(required=True))
@@ -95,6 +104,7 @@ class CliAttachAdapter:
         self._keeper = keeper or AttachmentsClient(self._state_path)
         self._modes: dict[str, str] = {}
         """By id, of those that had a socket in the keeper when it last responded."""
+        self._on_progress = on_progress
         self._keeper_error = ''
         self._modes_without_worker: set[str] = set()
 
@@ -131,7 +141,7 @@ class CliAttachAdapter:
                 errors[target] = self._keeper_error
         known = [target for target in targets if target not in errors]
         command = attach.AttachCommand(self._attach_args, self._modes, count=len(known))
-        errors |= _errors(known, command.attach)
+        errors |= self._errors(known, command.attach)
         self._warn_no_worker({command.mode(AttachTarget.of(*target)) for target in known})
         return errors
 
@@ -139,13 +149,23 @@ class CliAttachAdapter:
         """``metadata-wsgi detach``."""
         try:
             with lock.exclusive(self._state_path):
-                errors = _errors(targets, attach.detach_command(self._detach_args, count=len(targets)))
+                errors = self._errors(targets, attach.detach_command(self._detach_args, count=len(targets)))
         except (MetadataError, OSError) as error:
             return dict.fromkeys(targets, str(error))
         for target in targets:
             if target not in errors:
                 self._modes.pop(target[1], None)
         return errors
+
+    def _errors(self, targets: Sequence[TargetKey], action: Callable[[AttachTarget], str]) -> dict[TargetKey, str]:
+        def run(target: AttachTarget) -> str:
+            try:
+                return action(target)
+            finally:
+                self._on_progress()
+
+        outcomes = attach.run_for_each([AttachTarget.of(*target) for target in targets], run)
+        return {target: error for target, (_, error) in zip(targets, outcomes, strict=True) if error}
 
     def _has_process(self, uuid: str) -> bool:
         return attach.has_own_process(self._state_path, uuid)
@@ -161,14 +181,15 @@ class CliAttachAdapter:
         self._modes_without_worker = without_worker
 
 
-def _errors(targets: Sequence[TargetKey], action: Callable[[AttachTarget], str]) -> dict[TargetKey, str]:
-    outcomes = attach.run_for_each([AttachTarget.of(*target) for target in targets], action)
-    return {target: error for target, (_, error) in zip(targets, outcomes, strict=True) if error}
-
-
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser('watch', help='attach new namespaces, detach deleted ones; needs root')
+    parser = verbs.add_parser(
+        subparsers,
+        'watch',
+        description='Runs in the foreground until SIGTERM. Attaches each router and network as soon as its namespace '
+        'appears on this host, detaches it when the namespace is deleted, and repairs what another program removes. '
+        'For hosts whose L3 and DHCP agents do not do it themselves.',
+    )
     parser.add_argument('--only', choices=sorted(KINDS.values()), help='only routers, or only networks (default: both)')
     parser.add_argument(
         '--interval',
@@ -196,8 +217,8 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Watch until SIGTERM or SIGINT."""
-    if os.geteuid() != 0:
-        raise NetnsError('only root can enter namespaces; run it with sudo')
+    root_check.require_root()
+    notifier = Notifier.from_environ()
     log_output.set_up(
         [logging.StreamHandler()],
         text_format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s',
@@ -210,7 +231,7 @@ def run(args: argparse.Namespace) -> int:
         common_options.append(f'--state-path={args.state_path}')
     reconciler = Reconciler(
         lambda: watched_namespaces(args.only, args.ha_confs_path),
-        CliAttachAdapter(common_options, args.attach_options),
+        CliAttachAdapter(common_options, args.attach_options, on_progress=notifier.progress),
         full_interval_s=args.again,
     )
     running = True
@@ -223,20 +244,28 @@ def run(args: argparse.Namespace) -> int:
     with NamespaceEvents() as events:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
+        # Before the first attachments: those of a thousand routers may take longer than systemd waits for a start.
+        notifier.ready('Attaching what is there')
         reconciler.start(_leftovers(args))
+        notifier.status(reconciler.summary())
         while running:
             events.wait(PENDING_POLL_S if _has_pending_name() else args.interval)
             if running:
-                _reconcile(reconciler)
+                _reconcile(reconciler, notifier)
+    notifier.stopping()
     return 0
 
 
-def _reconcile(reconciler: Reconciler) -> None:
+def _reconcile(reconciler: Reconciler, notifier: Notifier) -> None:
     try:
         reconciler.reconcile()
     except (MetadataError, OSError) as error:
         # E.g. /run/netns cannot be read. The next turn tries again; ending would leave everything unattended.
         LOG.error('Nothing was reconciled this time: %s', error)
+        notifier.status(f'Nothing is attached or detached: {error}')
+    else:
+        notifier.status(reconciler.summary())
+    notifier.progress()
 
 
 def _has_pending_name() -> bool:

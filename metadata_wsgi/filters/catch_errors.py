@@ -53,11 +53,15 @@ class CatchErrorsFilter:
             if self._lenient_settings:
                 LOG.critical('Every request gets 503: %s', gunicorn_strictness.message(self._lenient_settings))
         if self._lenient_settings:
+            reason = f'gunicorn accepts malformed requests: {", ".join(self._lenient_settings)}'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
             return error_responses.unavailable()(environ, start_response)
         try:
             return self.app(environ, start_response)
         except Exception as error:
             self._log(error)
+            reason = f'unexpected {type(error).__name__} in the pipeline: see the log'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
             start_response = _with_exc_info(start_response)
             if environ_keys.REQUEST_ID in environ:
                 start_response = request_id.added_to(start_response, environ[environ_keys.REQUEST_ID])

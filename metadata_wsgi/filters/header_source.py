@@ -76,6 +76,7 @@ class HeaderSourceFilter:
         try:
             source = self._source(environ)
         except BadRequest as error:
+            environ[environ_keys.FAILURE] = environ_keys.Failure(400, f'not from a namespace proxy: {error}')
             return error_responses.bad_request(str(error))(environ, start_response)
         environ[environ_keys.CLIENT_IS_PROXY] = _FORWARDED_KEY in environ
         for key in [key for key in environ if header_names.is_reserved_key(key)]:

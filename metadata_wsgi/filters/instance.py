@@ -10,6 +10,7 @@ Reads SOURCE and DEADLINE, establishes INSTANCE.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -32,11 +33,16 @@ class InstanceFilter:
     PROVIDES = frozenset({environ_keys.INSTANCE})
 
     def __init__(
-        self, app: WSGIApplication, *, lookup: protocol.InstanceLookup, sleep: Callable[[float], None] = sleep
+        self,
+        app: WSGIApplication,
+        *,
+        lookup: protocol.InstanceLookup,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = sleep,
     ) -> None:
         self.app = app
         self.lookup = lookup
-        self._resolver = InstanceResolver(lookup, sleep=sleep)
+        self._resolver = InstanceResolver(lookup, clock=clock, sleep=sleep)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Set the instance and call the app; or respond 404 or 503."""

@@ -30,7 +30,10 @@ from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.net import listeners
+from metadata_wsgi.net import options as net_options
+from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.privileges import identity
+from metadata_wsgi.privileges import options as privileges_options
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -87,6 +90,8 @@ class PeerCredentialsFilter:
                 '(useradd --system metadata-wsgi) for the namespace proxies',
                 description,
             )
+        uid = 'unknown' if peer is None else peer[1]
+        environ[environ_keys.FAILURE] = environ_keys.Failure(403, f'the peer, uid {uid}, is no namespace proxy')
         return error_responses.forbidden('Only namespace proxies may connect here.')(environ, start_response)
 
 
@@ -103,7 +108,7 @@ def _peer(connection: Any) -> tuple[int, int, int] | None:
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], PeerCredentialsFilter]:
     """For ``use = egg:metadata_wsgi#peer_credentials``."""
-    conf = config_files.load(global_conf, [*OPTS, *listeners.OPTS, *identity.OPTS])
+    conf = config_files.load(global_conf, [*OPTS, *net_options.OPTS, *privileges_options.OPTS])
     if conf.metadata_proxy_socket_mode == 'all' and not conf.metadata_peer_users and not conf.metadata_peer_groups:
         return lambda app: PeerCredentialsFilter(app, uids=None)
     uids, gids = accepted_ids(conf, identity.resolve(conf.metadata_user, conf.metadata_group))

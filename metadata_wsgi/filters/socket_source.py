@@ -46,7 +46,9 @@ class SocketSourceFilter:
         address = normalize_ip(environ['REMOTE_ADDR'])
         interface = interface_of(environ['REMOTE_ADDR']) if is_link_local(address) else None
         if is_link_local(address) and interface is None:
-            return error_responses.bad_request('The interface of this connection is unknown.')(environ, start_response)
+            reason = 'The interface of this connection is unknown.'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(400, reason)
+            return error_responses.bad_request(reason)(environ, start_response)
         environ[environ_keys.CLIENT_IS_PROXY] = any(key in environ for key in _FORWARDING_KEYS)
         for key in [key for key in environ if header_names.is_reserved_key(key)]:
             del environ[key]

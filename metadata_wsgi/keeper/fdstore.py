@@ -16,7 +16,6 @@ the registry checks that the socket matches the name.
 
 from __future__ import annotations
 
-import array
 import logging
 import os
 import socket
@@ -24,46 +23,34 @@ from collections.abc import Iterator, MutableMapping
 from urllib.parse import quote, unquote
 
 from metadata_wsgi.keeper.protocol import Listener
+from metadata_wsgi.net import sd_notify
+from metadata_wsgi.net.sd_notify import Notifier
 
 LOG = logging.getLogger(__name__)
 
-FIRST_DESCRIPTOR = 3
 MAX_NAME_BYTES = 255
-SEND_TIMEOUT_S = 1.0
 ROUTER, NETWORK = 'router', 'network'
 
 
 class SystemdFdStore:
-    """Sends notifications to the systemd at ``address``; see :class:`metadata_wsgi.keeper.registry.FdStore`.
+    """Sends sockets to systemd through ``notifier``; see :class:`metadata_wsgi.keeper.registry.FdStore`.
 
     If systemd refuses a socket it is still served, but may be lost at a restart; a warning in the log says so.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, notifier: Notifier) -> None:
         self._names: set[str] = set()
-        self._systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._systemd.settimeout(SEND_TIMEOUT_S)
-        self._systemd.connect('\0' + address[1:] if address.startswith('@') else address)
-
-    def ready(self) -> None:
-        """Notify systemd that the service has started (``Type=notify``)."""
-        self._notify('READY=1')
+        self._notifier = notifier
 
     def restore(
-        self, environ: MutableMapping[str, str], first: int = FIRST_DESCRIPTOR
+        self, environ: MutableMapping[str, str], first: int = sd_notify.FIRST_DESCRIPTOR
     ) -> Iterator[tuple[Listener, socket.socket]]:
         """The sockets that an earlier keeper stored. The caller registers each, or closes it and calls ``remove``.
 
         The variables of ``environ`` that describe them are removed from it.
         """
-        names = environ.pop('LISTEN_FDNAMES', '').split(':')
-        count = int(environ.pop('LISTEN_FDS', '0'))
-        if environ.pop('LISTEN_PID', '') != str(os.getpid()):
-            return
-        # A descriptor without a name is closed, as a descriptor with an unknown name is.
-        names += [''] * (count - len(names))
-        for descriptor, name in zip(range(first, first + count), names, strict=False):
-            os.set_inheritable(descriptor, False)
+        # A descriptor without a name is closed, as one with an unknown name is.
+        for name, descriptor in sd_notify.inherited(environ, first):
             self._names.add(name)
             try:
                 listener, sock = listener_from_name(name), socket.socket(fileno=descriptor)
@@ -83,7 +70,7 @@ class SystemdFdStore:
         if len(name) > MAX_NAME_BYTES:
             LOG.warning('%s has too long a name to be stored by systemd', listener)
             return
-        if self._notify(f'FDSTORE=1\nFDNAME={name}', sock.fileno()):
+        if self._notifier.store(name, sock.fileno()):
             self._names.add(name)
 
     def remove(self, listener: Listener) -> None:
@@ -92,24 +79,9 @@ class SystemdFdStore:
         if name in self._names:
             self._remove(name)
 
-    def close(self) -> None:
-        """Close the connection; systemd still has the stored sockets."""
-        self._systemd.close()
-
     def _remove(self, name: str) -> None:
         self._names.discard(name)
-        self._notify(f'FDSTOREREMOVE=1\nFDNAME={name}')
-
-    def _notify(self, text: str, descriptor: int | None = None) -> bool:
-        ancillary = (
-            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [descriptor]))] if descriptor is not None else []
-        )
-        try:
-            self._systemd.sendmsg([text.encode('ascii')], ancillary)
-        except OSError as error:
-            LOG.warning('%r could not be sent to systemd, its stored sockets may be out of date: %s', text, error)
-            return False
-        return True
+        self._notifier.remove_from_store(name)
 
 
 def name_of(listener: Listener) -> str:

@@ -24,6 +24,7 @@ from metadata_wsgi.keeper.netns_listener import NetnsSocketOpener
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.registry import FdStore, Registry, SocketOpener, Subscriber
 from metadata_wsgi.net import listeners
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns import namespaces
 from metadata_wsgi.throttle import Throttle
 
@@ -42,12 +43,15 @@ MAX_WORKER_CONNECTIONS = 512
 MAX_QUEUED_REFUSALS = 1 << 14
 """Of one worker: it reads none before it has sent all its listeners."""
 SO_PEERGROUPS = 59  # <asm-generic/socket.h>, Linux 4.13
+MAX_OPTION_BYTES = 1024
+"""Python's getsockopt() refuses a larger buffer: 256 groups. Of a process that has more only the first group counts."""
 
 
 class Keeper:
     """Serves ``<state_path>/keeper`` and ``<state_path>/listeners`` until ``stop``.
 
     ``user`` and ``group`` own the workers' socket. ``opener`` opens sockets; ``fdstore`` gets a copy of each.
+    ``notifier`` gets the state, and each turn of the event loop as progress.
     """
 
     def __init__(
@@ -58,8 +62,10 @@ class Keeper:
         group: str = '',
         fdstore: FdStore[socket.socket] | None = None,
         opener: SocketOpener[socket.socket] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         listeners.raise_descriptor_limit()
+        self._notifier = notifier or Notifier()
         self._holders = Holders(state_path)
         self._registry: Registry[socket.socket] = Registry(opener or NetnsSocketOpener(), fdstore)
         # None: connected, and its mode is not known yet.
@@ -92,12 +98,20 @@ class Keeper:
         """Serve until stopped. The workers go on with the sockets they have, and send them to the next keeper."""
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
+        self._notifier.ready(self._status())
         while self._running:
             self.poll_once()
+            self._notifier.status(self._status())
+            self._notifier.progress()
+        self._notifier.stopping()
         if not len(self._registry):
             # No socket file means to clients that nothing is registered; otherwise only the next keeper knows.
             os.unlink(self._path)
         self.close()
+
+    def _status(self) -> str:
+        workers = ', '.join(f'{count} {mode}' for mode, count in sorted(self._registry.subscriber_counts().items()))
+        return f'{len(self._registry)} sockets in namespaces; workers: {workers or "none"}'
 
     def close(self) -> None:
         """Close this process's descriptors; the workers' stay open."""
@@ -322,7 +336,7 @@ def _peer_credentials(connection: socket.socket) -> tuple[int, list[int]]:
     """(uid, all group ids) of the process at the other end when it connected; unix(7)."""
     _, uid, gid = struct.unpack('iII', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
-        supplementary = array.array('I', connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4096))
+        supplementary = array.array('I', connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MAX_OPTION_BYTES))
     except OSError:
         supplementary = array.array('I')
     return uid, [gid, *supplementary]

@@ -11,7 +11,8 @@ the metadata address itself     404 without a lookup: no instance has it. openst
 several                         404, and a warning that names the ports: the ports of two tenants cannot be told apart,
                                 and neither tenant may get the other's keys
 LookupUnavailable               retried until the deadline, then 503 with Retry-After. Never 404, which clients take
-                                for "no metadata here": they boot without keys
+                                for "no metadata here": they boot without keys. The retries of all requests of a
+                                worker have one budget (``http/retry.py``)
 InstanceLookupError             503 with Retry-After at once: a retry cannot succeed
 ==============================  =====================================================================================
 """
@@ -27,7 +28,7 @@ from metadata_wsgi import instruments, limits
 from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.http import error_responses
-from metadata_wsgi.http.retry import retry_until
+from metadata_wsgi.http.retry import RetryBudget, retry_until
 from metadata_wsgi.lookup.protocol import InstanceLookup
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.throttle import KeyedThrottle, Throttle
@@ -45,9 +46,16 @@ ATTEMPT_TIME_SHARE = 2 / 3
 class InstanceResolver:
     """Sets INSTANCE of a request by ``lookup``. Shared by all threads of a worker."""
 
-    def __init__(self, lookup: InstanceLookup, *, sleep: Callable[[float], None] = sleep) -> None:
+    def __init__(
+        self,
+        lookup: InstanceLookup,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = sleep,
+    ) -> None:
         self._lookup = lookup
         self._sleep = sleep
+        self._retry_budget = RetryBudget(clock)
         self._failure_log = Throttle(limits.LOG_INTERVAL_S)
         # An instance can cause these lines at will: they must not hide those about other routers.
         self._not_found_log = KeyedThrottle(limits.LOG_INTERVAL_S)
@@ -65,24 +73,31 @@ class InstanceResolver:
             instruments.LOOKUP_SECONDS.observe(time.monotonic() - started_s, result)
             if self._failure_log.allow():
                 LOG.error('Requests get 503: the lookup of %s failed: %s', source, error)
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, f'the lookup failed: {error}')
             return error_responses.unavailable()
         result = ('none', 'one')[len(found)] if len(found) < 2 else 'several'
         instruments.LOOKUP_SECONDS.observe(time.monotonic() - started_s, result)
         if len(found) != 1:
             if self._not_found_log.allow((source.router_id, source.network_id, bool(found))):
                 _log_not_found(source, found)
+            reason = f'{len(found)} instances match: ports {_ports(found)}' if found else 'no instance has this address'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(404, reason)
             return error_responses.instance_not_found()
         environ[environ_keys.INSTANCE] = found[0]
         return None
 
     def _find(self, source: environ_keys.Source, deadline: Deadline) -> Sequence[environ_keys.Instance]:
-        return retry_until(
+        self._retry_budget.add_request()
+        found = retry_until(
             lambda: self._lookup.find(source, deadline.fraction(ATTEMPT_TIME_SHARE)),
             deadline,
             service='lookup',
             retry_on=(LookupUnavailable,),
+            may_retry=self._retry_budget.take_retry,
             sleep=self._sleep,
         )
+        self._retry_budget.add_success()
+        return found
 
 
 def _log_not_found(source: environ_keys.Source, found: Sequence[environ_keys.Instance]) -> None:

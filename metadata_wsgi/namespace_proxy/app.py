@@ -27,7 +27,7 @@ from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import retry_until
 from metadata_wsgi.net import addresses
 from metadata_wsgi.pipeline import request_id
-from metadata_wsgi.pipeline.environ_keys import NAMESPACE, RECEIVED_AT_S, Namespace
+from metadata_wsgi.pipeline.environ_keys import DEADLINE, FAILURE, NAMESPACE, RECEIVED_AT_S, Failure, Namespace
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class NamespaceProxyApp:
         id_ = request_id.begin(environ)
         start_response = request_id.added_to(start_response, id_)
         received_at_s = environ.get(RECEIVED_AT_S, self._clock())
-        deadline = Deadline(received_at_s + self._request_timeout_s, self._clock)
+        deadline = environ[DEADLINE] = Deadline(received_at_s + self._request_timeout_s, self._clock)
         answer: WSGIApplication
         try:
             request = self._request(environ, id_, deadline)
@@ -92,12 +92,14 @@ class NamespaceProxyApp:
         except RequestTimeout:
             if self._slow_client_log.allow():
                 LOG.info('A request gets 408: its client did not send the body in time')
+            environ[FAILURE] = Failure(408, 'the body did not arrive in time', self._namespace)
             status, answer = 408, error_responses.request_timeout()
         except BadRequest as error:
             status, answer = 400, error_responses.bad_request(str(error))
         except NoResponse as error:
             if self._no_response_log.allow():
                 LOG.error('Requests get 503: no response from the metadata agent: %s', error)
+            environ[FAILURE] = Failure(503, f'no response from the metadata agent: {error}', self._namespace)
             status, answer = 503, error_responses.unavailable()
         instruments.PROXIED_REQUESTS.add(status)
         return answer(environ, start_response)

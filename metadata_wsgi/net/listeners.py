@@ -28,27 +28,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from oslo_config import cfg
-
 from metadata_wsgi import limits, safe_files
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.net import port_holder
 from metadata_wsgi.net.port_holder import PortHolder
 
 LOG = logging.getLogger(__name__)
-
-OPTS = [
-    cfg.StrOpt(
-        'metadata_proxy_socket_mode',
-        default='deduce',
-        choices=['deduce', 'user', 'group', 'all'],
-        help='Who may connect to the socket: the owner, its group too, everybody; deduced from the two options below.',
-    ),
-    cfg.StrOpt(
-        'metadata_proxy_user', default='', help='Owner of the socket, a name or uid: the user of the namespace proxies.'
-    ),
-    cfg.StrOpt('metadata_proxy_group', default='', help='Group of the socket, a name or gid.'),
-]
 
 IPV6_FREEBIND = 78  # <linux/in6.h>, Linux 4.15; the socket module has no name for it
 MODE_BITS = {'user': 0o600, 'group': 0o660, 'all': 0o666}
@@ -107,6 +92,23 @@ def unix_listener(
             sleep(0.2)
     finally:
         os.close(dir_fd)
+
+
+def is_unix_listener(sock: socket.socket, path: str, *, mode: int, user: str = '', group: str = '') -> bool:
+    """Whether ``sock`` is what ``unix_listener`` would return for the same arguments."""
+    uid, gid = uid_of(user), gid_of(group)
+    try:
+        found = os.lstat(path)
+        return (
+            sock.getsockname() == os.path.abspath(path)
+            and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+            and stat.S_ISSOCK(found.st_mode)
+            and stat.S_IMODE(found.st_mode) == mode
+            and found.st_uid == (os.geteuid() if uid == -1 else uid)
+            and found.st_gid in ((os.getegid(),) if gid == -1 else (gid,))
+        )
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -174,6 +176,7 @@ def tcp_listener(
     *,
     backlog: int = 4096,
     timeout_s: float = limits.PORT_IN_USE_TIMEOUT_S,
+    reuse_port: bool = False,
     sleep: Callable[[float], None] = time.sleep,
     find_holder: Callable[[int], PortHolder | None] = port_holder.find,
 ) -> socket.socket:
@@ -182,13 +185,15 @@ def tcp_listener(
     While the port is in use it is retried for ``timeout_s``: a former proxy may be about to end. If another program
     listens on it, only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``. An IPv6 address may have a zone
     (``fe80::a9fe:a9fe%qr-1``); such an address need not be usable yet (duplicate address detection takes seconds) and
-    may disappear and come back. Raises ConfigError; its text names the process that listens on the port, if visible.
+    may disappear and come back. With ``reuse_port`` processes of the same user may listen on the port too, as the
+    workers of a former program do during an upgrade. Raises ConfigError. Its text names the process that listens on the
+    port, if visible.
     """
     started_at = time.monotonic()
     look_after_s = limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
     while True:
         try:
-            return bind_tcp(host, port, backlog)
+            return bind_tcp(host, port, backlog, reuse_port=reuse_port)
         except ConfigError as error:
             cause = error.__cause__
             number = cause.errno if isinstance(cause, OSError) else None
@@ -204,16 +209,16 @@ def tcp_listener(
         sleep(limits.PORT_RETRY_INTERVAL_S)
 
 
-def bind_tcp(host: str, port: int, backlog: int = 4096) -> socket.socket:
+def bind_tcp(host: str, port: int, backlog: int = 4096, *, reuse_port: bool = False) -> socket.socket:
     """The same without a retry. Raises ConfigError with the OSError as its cause."""
     try:
-        return _bind_and_listen(host, port, backlog)
+        return _bind_and_listen(host, port, backlog, reuse_port)
     except OSError as error:
         where = f'[{host}]:{port}' if ':' in host else f'{host or "any address"} port {port}'
         raise ConfigError(f'metadata_port: cannot listen on {where}: {error.strerror or error}') from error
 
 
-def _bind_and_listen(host: str, port: int, backlog: int) -> socket.socket:
+def _bind_and_listen(host: str, port: int, backlog: int, reuse_port: bool) -> socket.socket:
     family, *_, address = socket.getaddrinfo(
         host or '::', port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
     )[0]
@@ -222,6 +227,7 @@ def _bind_and_listen(host: str, port: int, backlog: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(reuse_port))
         # As Grizzly: a client that disappeared without FIN is noticed after 10 minutes.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 600)

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 LISTEN = '0A'
 NETNS_DIRECTORY = '/run/netns'
 
-OWN_PROGRAMS = ('quantum-ns-metadata-proxy', 'quantum-metadata-agent', 'metadata-wsgi', 'neutron-metadata-agent-wsgi')
+OWN_PROGRAMS = (
+    'quantum-ns-metadata-proxy', 'quantum-metadata-agent', 'metadata-wsgi', 'metadata_wsgi.cli',
+    'neutron-metadata-agent-wsgi',
+)  # fmt: skip
 """In the command line of a process of this package, also after gunicorn has set the title."""
 
 

@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pyroute2 import NetlinkError, NetNS
-
 from metadata_wsgi.errors import NetnsError
 
 ADDRESS = '169.254.169.254'
@@ -31,6 +29,8 @@ def add(namespace: str, interface: str | None = None) -> bool:
 
     Raises NetnsError when the interface is missing or cannot be deduced.
     """
+    from pyroute2 import NetlinkError
+
     with _netlink(namespace) as link:
         if _metadata_addresses(link):
             return False
@@ -66,6 +66,9 @@ def interface_with_address(namespace: str) -> str | None:
 @contextmanager
 def _netlink(namespace: str) -> Iterator[Any]:
     """Netlink inside the namespace. An error of the kernel becomes a NetnsError."""
+    # Here, because importing pyroute2 takes longer than the rest of most commands.
+    from pyroute2 import NetlinkError, NetNS
+
     try:
         with NetNS(namespace, flags=0) as link:
             yield link

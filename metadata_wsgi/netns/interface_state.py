@@ -23,8 +23,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pyroute2 import NetlinkError, NetNS
-
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces
 from metadata_wsgi.netns.dhcp_address import ADDRESS_PROTO
@@ -89,20 +87,24 @@ def names(namespace: str) -> list[str]:
 @contextmanager
 def open_table(namespace: str) -> Iterator[InterfaceTable]:
     """The interfaces of ``namespace``. Raises NetnsError if it cannot be entered."""
+    # Here, because importing pyroute2 takes longer than the rest of most commands.
+    from pyroute2 import NetlinkError, NetNS
+
     try:
         link = NetNS(namespace, flags=0)
     except OSError as error:
         raise NetnsError(f'namespace {namespace}: cannot be entered: {error}') from error
     with link:
         try:
-            yield _KernelInterfaceTable(namespace, link)
+            yield _KernelInterfaceTable(namespace, link, NetlinkError)
         except (NetlinkError, OSError) as error:
             raise NetnsError(f'namespace {namespace}: {ADDRESS} cannot be managed: {error}') from error
 
 
 class _KernelInterfaceTable:
-    def __init__(self, namespace: str, link: Any) -> None:
+    def __init__(self, namespace: str, link: Any, netlink_error: type[Exception]) -> None:
         self._namespace = namespace
+        self._netlink_error = netlink_error
         self._link = link
 
     def interfaces(self) -> list[Interface]:
@@ -130,8 +132,8 @@ class _KernelInterfaceTable:
                 preferred_lft=0,
                 valid_lft=FOREVER,
             )
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
+        except self._netlink_error as error:
+            if getattr(error, 'code', None) != errno.EEXIST:
                 raise self._error('added to', interface, error) from error
 
     def remove(self, interface: Interface) -> None:
@@ -139,8 +141,8 @@ class _KernelInterfaceTable:
             self._link.addr(
                 'del', family=socket.AF_INET6, index=interface.index, address=ADDRESS, prefixlen=PREFIX_LENGTH
             )
-        except NetlinkError as error:
-            if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        except self._netlink_error as error:
+            if getattr(error, 'code', None) not in (errno.EADDRNOTAVAIL, errno.ENODEV):
                 raise self._error('removed from', interface, error) from error
 
     def neighbour_mac(self, interface: Interface, *, timeout_s: float = NEIGHBOUR_TIMEOUT_S) -> str:
@@ -175,8 +177,8 @@ class _KernelInterfaceTable:
     def _delete_neighbour(self, interface: Interface) -> None:
         try:
             self._link.neigh('del', family=socket.AF_INET6, dst=ADDRESS, ifindex=interface.index)
-        except NetlinkError as error:
-            if error.code not in (errno.ENOENT, errno.ENODEV):
+        except self._netlink_error as error:
+            if getattr(error, 'code', None) not in (errno.ENOENT, errno.ENODEV):
                 raise self._error('looked up on', interface, error) from error
 
     def _error(self, operation: str, interface: Interface, error: Exception) -> NetnsError:

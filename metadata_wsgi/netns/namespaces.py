@@ -20,13 +20,15 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pyroute2 import netns
-
 from metadata_wsgi.errors import NetnsError
 
 T = TypeVar('T')
 
+# os.setns and os.unshare are new in Python 3.12; pyroute2 has them, and takes 0.2 s to import.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
 DIRECTORY = '/run/netns'
+CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 SIOCGSKNS = 0x894C  # <linux/sockios.h>: a descriptor of a socket's namespace; needs root
 
 
@@ -168,8 +170,10 @@ class _NamespaceCall:
         if threading.get_native_id() == self._caller:
             raise NetnsError(f'namespace {self.name}: cannot be entered from a process without real threads')
         if self._is_scratch:
-            if ctypes.CDLL(None, use_errno=True).unshare(netns.CLONE_NEWNET):
-                raise NetnsError(f'a namespace cannot be created: {os.strerror(ctypes.get_errno())}')
+            try:
+                _call_libc('unshare', CLONE_NEWNET)
+            except OSError as error:
+                raise NetnsError(f'a namespace cannot be created: {error.strerror}') from error
             return
         try:
             fd = os.open(path(self.name), os.O_RDONLY | os.O_CLOEXEC)
@@ -178,9 +182,18 @@ class _NamespaceCall:
         except OSError as error:
             raise NetnsError(f'namespace {self.name}: {error.strerror}') from error
         try:
-            netns.setns(fd)
+            _call_libc('setns', fd, CLONE_NEWNET)
         except OSError as error:
             reason = os.strerror(error.errno or 0) if exists(self.name) else missing_reason(self.name)
             raise NetnsError(f'namespace {self.name}: cannot be entered: {reason}') from error
         finally:
             os.close(fd)
+
+
+def _call_libc(name: str, *arguments: int) -> None:
+    """setns(2) and unshare(2); the os module has them from Python 3.12 on. Raises OSError.
+
+    pyroute2 has them too, but its import costs the keeper megabytes.
+    """
+    if getattr(_LIBC, name)(*arguments):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

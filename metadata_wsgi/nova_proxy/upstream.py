@@ -129,14 +129,19 @@ class UpstreamApp:
         except RequestTimeout:
             if self._slow_client_log.allow():
                 LOG.info('A request gets 408: its client did not send the body in time')
+            environ[environ_keys.FAILURE] = environ_keys.Failure(408, 'the body did not arrive in time')
             return error_responses.request_timeout()(environ, start_response)
         except BadRequest as error:
             return error_responses.bad_request(str(error))(environ, start_response)
         except NoResponse as error:
             if self._no_response_log.allow():
                 LOG.error('Requests get 503: no response from Nova: %s', error)
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, f'no response from Nova: {error}')
             return error_responses.unavailable()(environ, start_response)
-        self._check_status(response.status, environ.get('PATH_INFO', ''))
+        path = environ.get('PATH_INFO', '')
+        self._check_status(response.status, path)
+        if reason := _failure_reason(response.status, path):
+            environ[environ_keys.FAILURE] = environ_keys.Failure(response.status, reason)
         return response(environ, start_response)
 
     def _check_status(self, status: int, path: str) -> None:
@@ -216,6 +221,17 @@ class UpstreamApp:
 
     def _may_retry(self) -> bool:
         return self._hosts.accept_attempt() and self._retry_budget.take_retry()
+
+
+def _failure_reason(status: int, path: str) -> str:
+    """What a status of Nova says about this instance; '' for a usual one: clients probe for paths, and get 404."""
+    if status in RETRYABLE_STATUSES:
+        return f'Nova responded {status} until the deadline'
+    if status == 403:
+        return 'Nova refuses the signature: compare the shared secrets'
+    if status == 404 and path.rstrip('/') in PATHS_OF_EVERY_INSTANCE:
+        return 'Nova does not know the instance, or its port belongs to another project, or Nova ignores signatures'
+    return ''
 
 
 def identity_headers(identity: environ_keys.SignedIdentity, signature: str) -> message.Headers:

@@ -34,6 +34,9 @@ key                                written by         read by                   
                                                                                                    (``upstream``); the
                                                                                                    headers are read
                                                                                                    (``metadata``)
+``metadata_wsgi.failure``          the filter or app  the server: ``status --failures``             no failure, or one
+                                   that refuses the                                                of a filter that
+                                   request                                                         does not write it
 ================================== ================== ============================================ ==================
 
 ``metrics`` and ``healthcheck`` read, after the response, which of these keys are there (``outcome.stage_reached``).
@@ -66,6 +69,9 @@ INSTANCE = 'metadata_wsgi.instance'
 
 SIGNED_IDENTITY = 'metadata_wsgi.signed_identity'
 """A :class:`SignedIdentity`."""
+
+FAILURE = 'metadata_wsgi.failure'
+"""A :class:`Failure`. Only the filter or app that makes the response writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,19 @@ class Instance:
 
     def __str__(self) -> str:
         return f'{self.instance_id} of project {self.project_id}, port {self.port_id}'
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a request got the error ``status``, 0 for a response that was cut off: one sentence for the operator, without
+    secrets.
+
+    ``namespace`` is for an app that serves one namespace; elsewhere it is known from the connection or the source.
+    """
+
+    status: int
+    reason: str
+    namespace: Namespace | None = None
 
 
 @dataclass(frozen=True, slots=True)

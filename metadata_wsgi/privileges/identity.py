@@ -18,21 +18,7 @@ import pwd
 import stat
 from dataclasses import dataclass, replace
 
-from oslo_config import cfg
-
 from metadata_wsgi.errors import ConfigError
-
-OPTS = [
-    cfg.StrOpt(
-        'metadata_user',
-        default='',
-        help='User that the workers of the agent run as, a name or uid, if root starts it. '
-        'By default metadata-wsgi, or nobody if there is no such user.',
-    ),
-    cfg.StrOpt(
-        'metadata_group', default='', help="Group of the agent's workers, a name or gid. By default that user's own."
-    ),
-]
 
 DEFAULT_USERS = ('metadata-wsgi', 'nobody')
 

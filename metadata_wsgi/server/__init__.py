@@ -4,8 +4,9 @@
 Interfaces of libraries that are used here and are not documented ones. They may change in any version, so setup.cfg
 allows no version from the next major one on:
 
-- gunicorn: ``Arbiter.manage_workers``, ``.reload``, ``.num_workers``, ``.spawn_worker``, ``.signal``,
-  ``.handle_usr2``;
+- gunicorn: ``Arbiter.manage_workers``, ``.reload``, ``.num_workers``, ``.spawn_worker``, ``.kill_worker``, ``.setup``,
+  ``.worker_age``, ``.WORKERS``, ``.LISTENERS``, ``.signal``, ``.handle_usr1``, ``.handle_usr2``, ``.stop``,
+  ``.systemd``;
   ``Worker.tmp``, ``.age``, ``.sockets``, ``.alive``, ``.handle_exit``; ``Message.parse``, ``.set_body_reader``,
   ``.max_buffer_headers``, ``._expected_100_continue``; ``Body.reader`` (``.parser``, ``.length``), ``.failed``;
   ``SocketUnreader.chunk``, ``.take_buffered``; ``http.parser.RequestParser``; ``http.wsgi.FileWrapper``,

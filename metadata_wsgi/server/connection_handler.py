@@ -43,6 +43,7 @@ from metadata_wsgi.pipeline import environ_keys, request_id
 from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 from metadata_wsgi.server.connection_limits import ConnectionLimits
 from metadata_wsgi.server.parse_errors import drain, send_error
+from metadata_wsgi.server.progress import Progress
 from metadata_wsgi.server.request_parser import Body, ParsedRequest, RequestStream
 from metadata_wsgi.server.response_writer import ClientConnectionError, ResponseWriter
 from metadata_wsgi.throttle import Throttle
@@ -63,7 +64,8 @@ class ConnectionHandler:
     ``settings`` are gunicorn's. With ``any_destination`` connections to other addresses than the metadata address are
     served too. Once ``is_stopping()`` is true, a connection is closed after the request in progress. While
     ``has_waiting_connections()`` is true, because the worker is full, the longest idle keep-alive connection is closed
-    when another one becomes idle.
+    when another one becomes idle. ``progress`` gets the start and the end of each call of the application.
+    ``on_failure`` is called with the environ of each request that has FAILURE in it.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class ConnectionHandler:
         any_destination: bool,
         is_stopping: Callable[[], bool],
         has_waiting_connections: Callable[[], bool] = lambda: False,
+        progress: Progress | None = None,
+        on_failure: Callable[[WSGIEnvironment], object] = lambda environ: None,
     ) -> None:
         self._application = application
         self._settings = settings
@@ -82,6 +86,8 @@ class ConnectionHandler:
         self._any_destination = any_destination
         self._is_stopping = is_stopping
         self._has_waiting_connections = has_waiting_connections
+        self._progress = progress or Progress()
+        self._on_failure = on_failure
         self._concurrency = PerClientConcurrency(limits.MAX_CONCURRENT_PER_CLIENT)
         # Keep-alive connections between two requests, the one that has been idle longest first.
         self._idle: dict[RawSocket, None] = {}
@@ -182,6 +188,8 @@ class ConnectionHandler:
                 request = self._next_request(requests, connection, is_first=not served)
             except errors.ParseException as error:
                 self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
+                reason = f'a request that cannot be parsed ({type(error).__name__})'
+                self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(400, reason)})
                 return
             if request is None:
                 return
@@ -239,6 +247,8 @@ class ConnectionHandler:
         if not self._concurrency.acquire(client_key[0], limits.REQUEST_TIMEOUT_S):
             instruments.REFUSED.add('concurrency')
             LOG.debug('%s is at its limit of concurrent requests; one was answered 503', environ['REMOTE_ADDR'])
+            reason = 'its other requests took all of its concurrency slots'
+            self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(503, reason)})
             self._respond_unavailable(request, connection)
             return False
         try:
@@ -266,13 +276,19 @@ class ConnectionHandler:
         if self._is_stopping():
             response.force_close()
         try:
-            body = self._application(environ, response.start_response)
+            self._progress.start(environ)
+            try:
+                body = self._application(environ, response.start_response)
+            finally:
+                self._progress.end(environ)
             try:
                 for piece in body:
                     response.write(piece)
                     self._limits.mark_active(connection)
                 response.close()
             finally:
+                if environ_keys.FAILURE in environ:
+                    self._on_failure(environ)
                 if hasattr(body, 'close'):
                     body.close()
         except ClientConnectionError:
@@ -286,6 +302,8 @@ class ConnectionHandler:
             # The closed connection shows the client that the response is incomplete.
             level = logging.ERROR if self._application_error_log.allow() else logging.DEBUG
             LOG.log(level, 'The response was cut off', exc_info=True)
+            environ[environ_keys.FAILURE] = environ_keys.Failure(0, 'the response was cut off: see the log')
+            self._on_failure(environ)
             return False
         if request.has_unread_body:
             drain(connection)

@@ -7,7 +7,11 @@ SIGHUP  opens the log files again, reads the paste file, the options of its filt
         ``metadata_one_hop``, ``allow_any_destination``, the options of the listeners, of the user and group, and of
         logging.
 SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
-SIGUSR2 (gunicorn's binary upgrade) does nothing: while the agent restarts, the namespace proxies retry.
+SIGUSR1 starts the installed version of the program in this process, see ``reexec``. Log files are opened again then.
+SIGUSR2 writes a report for a bug report (``metadata-wsgi report``) into the state directory.
+
+systemd is notified (``net.sd_notify``) that the service has started when a worker serves, of the number of workers that
+serve, of a reload that failed, and of progress, once a second, only while a worker sends heartbeats (``progress``).
 
 Workers use gevent: a request that waits (for Quantum, for Nova, for a slow client) costs a few kilobytes and no
 thread, so waiting requests do not keep others from being served.
@@ -35,37 +39,25 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
-from oslo_config import cfg
 
 from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.failures.shared_memory import FailureMemory
+from metadata_wsgi.failures.worker_memories import WorkerMemories
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
+from metadata_wsgi.server import reexec, worker_replacement
 from metadata_wsgi.server.worker import MetadataWorker, Stoppable, WorkerOptions
+from metadata_wsgi.server.worker_replacement import WorkerState
 
 LOG = logging.getLogger(__name__)
-
-OPTS = [
-    cfg.IntOpt(
-        'metadata_workers',
-        min=0,
-        max=256,
-        help='Worker processes; each serves thousands of waiting requests. By default, and with 0 (as in files for '
-        "Neutron's agent), half the processors.",
-    ),
-    cfg.IntOpt(
-        'metadata_backlog',
-        default=4096,
-        min=1,
-        help='Connections that may wait to be accepted (net.core.somaxconn caps it).',
-    ),
-    cfg.IntOpt('metadata_connections', default=4096, min=16, help='Connections that one worker serves at a time.'),
-]
 
 STRICT: dict[str, Any] = {
     # One header must not become the value of another: names with underscores are dropped, and no peer may set the
@@ -89,11 +81,13 @@ STRICT: dict[str, Any] = {
 
 PRELOAD_MODULES = (
     *('gevent.resolver.thread', 'gevent.resolver._addresses', 'gevent.threadpool', 'gevent._threading', 'gevent.util'),
-    *('encodings.idna', 'netrc', 'stringprep'),
+    *('gevent.ssl', 'gevent.subprocess', 'gevent.threading', 'gevent.selectors', 'gevent.signal', 'gevent.local'),
+    *('concurrent.futures.thread', 'encodings.idna', 'netrc', 'stringprep'),
 )
-"""Modules that libraries import during a first request. A worker imports them before it drops its privileges: its user
-may have no access to Python's directory, and after an upgrade of a package the files there are of another version.
-Some are private: one that the installed version does not have is skipped."""
+"""Modules that gevent's patching, or libraries during a first request, import. The master imports them, so that the
+workers share their memory. A worker could not do it later: its user may have no access to Python's directory, and after
+an upgrade of a package the files there are of another version. Some are private: one that the installed version does
+not have is skipped."""
 
 
 class Log(Logger):
@@ -117,6 +111,9 @@ class Server(BaseApplication):
     ``on_config_checked`` is called in the child process after ``load`` succeeded, for warnings.
     ``on_first_worker`` is called with the application in one worker after each start and SIGHUP, after the worker has
     dropped its privileges, for work that is needed once. It must return at once.
+    ``notifier`` notifies systemd. With ``keeps_sockets`` the files of unix sockets stay at the end, because systemd has
+    copies of the sockets. ``socket_name`` is the name of the one listener for ``reexec``; without it SIGUSR1 does
+    nothing. ``write_report`` is called in the master at SIGUSR2, and must return at once.
     """
 
     def __init__(
@@ -133,8 +130,12 @@ class Server(BaseApplication):
         any_destination: bool = False,
         on_config_checked: Callable[[], None] = lambda: None,
         on_first_worker: Callable[[Any], None] = lambda app: None,
+        notifier: Notifier | None = None,
         program: str = 'agent',
         on_serve: Callable[[Any], Stoppable | None] = lambda app: None,
+        write_report: Callable[[], object] | None = None,
+        keeps_sockets: bool = False,
+        socket_name: str = '',
     ) -> None:
         _refuse_rotating_log_handlers()
         self._load = load
@@ -148,7 +149,16 @@ class Server(BaseApplication):
         self._on_ready = on_ready
         self._on_config_checked = on_config_checked
         self._on_first_worker = on_first_worker
+        self.write_report = write_report
+        self._failure_memories = WorkerMemories()
+        self.failure_memory: FailureMemory | None = None
+        """In a worker: where it publishes its failures."""
         self._identity = identity
+        self.notifier = notifier or Notifier()
+        self.keeps_sockets = keeps_sockets
+        self.socket_name = socket_name
+        self.former_workers = reexec.former_workers()
+        self.version = version('metadata_wsgi')
         self._worker_identity = identity()
         super().__init__(prog=name)
 
@@ -165,10 +175,11 @@ class Server(BaseApplication):
             'control_socket_disable': True,
             'preload_app': False,
             **STRICT,
-            'pre_fork': self._mark_first_worker,
-            'post_fork': lambda arbiter, worker: self._on_worker_start(),
+            'pre_fork': self._before_fork,
+            'post_fork': self._after_fork,
+            'child_exit': lambda arbiter, worker: self._failure_memories.end(worker.age),
             'post_worker_init': self._on_worker_loaded,
-            'when_ready': lambda arbiter: self._on_ready(),
+            'when_ready': self._on_listening,
             **self._settings(),
         }
         for key, value in settings.items():
@@ -178,10 +189,25 @@ class Server(BaseApplication):
         """Called by gunicorn in each worker."""
         return self._load()
 
-    def _mark_first_worker(self, arbiter: Any, worker: Any) -> None:
+    def _on_listening(self, arbiter: Any) -> None:
+        # Before the first worker: it shares the memory of what it does not change.
+        for name in PRELOAD_MODULES:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                LOG.debug('Not loaded before the workers are forked: %s', error)
+        _freeze_gc()
+        self._on_ready()
+
+    def _before_fork(self, arbiter: Any, worker: Any) -> None:
         # gunicorn numbers the workers of a master in ``age``.
         if self._first_worker_age is None:
             self._first_worker_age = worker.age
+        self._failure_memories.add(worker.age)
+
+    def _after_fork(self, arbiter: Any, worker: Any) -> None:
+        self.failure_memory = self._failure_memories.take(worker.age)
+        self._on_worker_start()
 
     def _on_worker_loaded(self, worker: Any) -> None:
         _tune_gc()
@@ -234,11 +260,18 @@ class Server(BaseApplication):
 
 
 class _Arbiter(Arbiter):
-    """gunicorn's master process, which keeps its workers if a reload fails, and replaces them if their user changes."""
+    """gunicorn's master process; keeps its workers until others serve, at a reload and when their user changes."""
 
     def __init__(self, app: Server) -> None:
         super().__init__(app)
         self._is_stopping = False
+        self._reload_error = ''
+        # ``age`` of the last worker that is to be replaced.
+        self._former_age = 0
+        self._stopped: set[int] = set()
+        self._is_reloading = False
+        # Then gunicorn does not remove the files of unix sockets when it ends.
+        self.systemd = app.keeps_sockets
 
     def signal(self, sig: int, frame: Any) -> None:
         """The signal handler. gunicorn only queues the signal; a reload in progress must know of it now."""
@@ -247,25 +280,109 @@ class _Arbiter(Arbiter):
         super().signal(sig, frame)
 
     def manage_workers(self) -> None:
-        """Called by gunicorn each second: forks missing workers, and stops the oldest of too many."""
+        """Called by gunicorn each second: forks missing workers, and stops those that are replaced or too many."""
         if self.app.update_identity():
             LOG.info('The workers are replaced: they run as another user')
-            for _ in range(self.num_workers):
-                self.spawn_worker()
-        super().manage_workers()
+            self._former_age = self.worker_age
+        states = [WorkerState(pid, worker.age, _is_ready(worker)) for pid, worker in self.WORKERS.items()]
+        planned = worker_replacement.changes(states, wanted=self.num_workers, former_age=self._former_age)
+        for _ in range(planned.start):
+            self.spawn_worker()
+        for pid in set(planned.stop) - self._stopped:
+            self.kill_worker(pid, signal.SIGTERM)
+        self._stopped = set(planned.stop)
+        if self._is_reloading and all(worker.age > self._former_age for worker in self.WORKERS.values()):
+            self._is_reloading = False
+            LOG.info('Reloaded')
+        self._notify()
+
+    def _notify(self) -> None:
+        """Notify systemd that a worker serves, if one does."""
+        now_s = time.monotonic()
+        heartbeats = [worker.tmp.last_update() for worker in self.WORKERS.values()]
+        serving = sum(has_fresh_heartbeat(last_s, now_s) for last_s in heartbeats)
+        if serving >= self.num_workers and self.app.former_workers:
+            LOG.info('The workers of the former program end')
+            self._end_former_workers()
+        status = f'{serving} of {self.num_workers} workers serve, version {self.app.version}'
+        if self._reload_error:
+            status += f'; not reloaded: {self._reload_error}'
+        if serving:
+            self.app.notifier.ready(status)
+            self.app.notifier.progress()
+        else:
+            self.app.notifier.status(status)
+
+    def _continue_check(self) -> bool:
+        """Called during the check before a reload, which may take a minute; the workers serve meanwhile."""
+        self._notify()
+        return not self._is_stopping
 
     def reload(self) -> None:
+        """Not gunicorn's, which stops the former workers at once and waits for their end."""
         _reopen_log_files()
         try:
-            self.app.check_config_in_child(is_cancelled=lambda: self._is_stopping)
+            self.app.check_config_in_child(is_cancelled=lambda: not self._continue_check())
         except MetadataError as error:
             LOG.error('Not reloaded, the former pipeline and options stay in force: %s', error)
+            self._reload_error = str(error)
             return
-        super().reload()
-        LOG.info('Reloaded')
+        self._reload_error = ''
+        self.app.reload()
+        self.setup(self.app)
+        self._former_age = self.worker_age
+        self._is_reloading = True
+        self.manage_workers()
+
+    def stop(self, graceful: bool = True) -> None:
+        """Called by gunicorn to end the workers."""
+        self.app.notifier.stopping()
+        self._end_former_workers()
+        super().stop(graceful)
+
+    def _end_former_workers(self) -> None:
+        reexec.end(self.app.former_workers)
+        self.app.former_workers = []
+
+    def handle_usr1(self) -> None:
+        """gunicorn opens the log files again here. So does this: another program with the same process id."""
+        if not self.app.socket_name:
+            LOG.warning('SIGUSR1 does nothing here: restart the program; SIGHUP opens the log files again')
+            return
+        LOG.info('The installed program is started in this process; the workers serve until new ones do')
+        (listener,) = self.LISTENERS
+        self.app.notifier.progress()
+        reexec.execute_again({self.app.socket_name: listener.fileno()}, self.WORKERS, self.app.notifier.environ)
 
     def handle_usr2(self) -> None:
-        LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies retry meanwhile')
+        """gunicorn starts a second master here. Ours writes a report."""
+        if self.app.write_report is None:
+            LOG.warning('SIGUSR2 does nothing here')
+            return
+        try:
+            self.app.write_report()
+        except OSError as error:
+            LOG.error('The report cannot be written: %s', error)
+
+
+def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:
+    """Whether a worker serves whose last heartbeat was at ``last_s`` of the monotonic clock.
+
+    Before the first heartbeat gunicorn returns the time of day, in which no monotonic clock is.
+    """
+    return 0 <= now_s - last_s < limits.HEARTBEAT_FRESH_S
+
+
+def _is_ready(worker: Any) -> bool:
+    """Whether a worker serves: it has set its heartbeat once.
+
+    The heartbeat is a time of the monotonic clock in a file's modification time. A new file has that of the wall clock,
+    which is later.
+    """
+    try:
+        return bool(worker.tmp.last_update() <= time.monotonic())
+    except (OSError, ValueError):
+        return False
 
 
 def _tune_gc() -> None:
@@ -274,18 +391,19 @@ def _tune_gc() -> None:
     Called in a worker that has loaded. These objects live as long as the worker, and a request hardly makes a reference
     cycle.
     """
+    _freeze_gc()
+    gc.set_threshold(limits.GC_THRESHOLD)
+
+
+def _freeze_gc() -> None:
+    """Exclude all objects from garbage collection. It would write to each of them, and so copy the memory that a worker
+    shares with the master."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(limits.GC_THRESHOLD)
 
 
 def _drop_privileges(worker: Any, identity: Identity | None) -> None:
     """Called in a worker that has loaded the pipeline and does not accept yet."""
-    for name in PRELOAD_MODULES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            LOG.debug('Not loaded before the privileges are dropped: %s', error)
     if identity is not None:
         # The worker's heartbeat is the modification time of this file, which only its owner may set.
         os.fchown(worker.tmp.fileno(), identity.uid, identity.gid)

@@ -5,6 +5,7 @@ Differences to gunicorn's gevent worker:
 
 - Connections are accepted by ``acceptor`` and handled by ``connection_handler``.
 - In addition to gunicorn's listeners it serves those of the keeper, each with the namespace that it is in.
+- The heartbeat is sent only while requests end (``progress``).
 - A stopping worker closes idle keep-alive connections at once, so that a restart does not wait for namespace proxies.
   Requests in progress are finished.
 """
@@ -12,6 +13,7 @@ Differences to gunicorn's gevent worker:
 from __future__ import annotations
 
 import _socket
+import logging
 import socket
 import time
 from collections import Counter
@@ -31,9 +33,14 @@ from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server.acceptor import Acceptor, GreenletPool
 from metadata_wsgi.server.connection_handler import ConnectionHandler
 from metadata_wsgi.server.connection_limits import ConnectionLimits
+from metadata_wsgi.server.failure_recorder import FailureRecorder
+from metadata_wsgi.server.progress import Progress
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
+
+LOG = logging.getLogger(__name__)
 
 
 class Stoppable(Protocol):
@@ -67,6 +74,7 @@ class MetadataWorker(GeventWorker):
         self._handler: ConnectionHandler | None = None
         self._pool = GreenletPool(self.worker_connections, on_full=self._close_longest_idle)
         self._acceptors: dict[str, Acceptor] = {}
+        self._stuck_log = Throttle(limits.LOG_INTERVAL_S)
         # By key of a listener of the keeper: the kind and id of its router or network.
         self._namespaces: dict[str, tuple[str, str]] = {}
         self._attached_changed = True
@@ -75,6 +83,8 @@ class MetadataWorker(GeventWorker):
     def run(self) -> None:
         """Called by gunicorn: serve until a signal, then finish the requests in progress."""
         options: WorkerOptions = self.app.worker_options
+        progress = Progress()
+        failures = FailureRecorder(self.app.failure_memory)
         self._handler = ConnectionHandler(
             self.wsgi,
             FrozenSettings(self.cfg),
@@ -82,6 +92,8 @@ class MetadataWorker(GeventWorker):
             any_destination=options.any_destination,
             is_stopping=lambda: not self.alive,
             has_waiting_connections=lambda: self._pool.has_waiting_connections,
+            progress=progress,
+            on_failure=failures.record,
         )
         for number, listener in enumerate(self.sockets):
             self._accept_on(f'#{number}', listener, None)
@@ -91,10 +103,18 @@ class MetadataWorker(GeventWorker):
         instruments.WORKERS.set(1, options.program)
         instruments.MAX_CONNECTIONS.set(self.worker_connections, options.program)
         while self.alive:
-            self.notify()
+            if progress.is_made():
+                self.notify()
+            elif self._stuck_log.allow():
+                LOG.error(
+                    'No heartbeat: %d requests are past their deadline, and none ends. The worker is ended after %d s',
+                    len(progress),
+                    limits.WORKER_TIMEOUT_S,
+                )
             instruments.CONNECTIONS.set(len(self._pool), options.program)
             if options.keeper and self._attached_changed:
                 self._report_attached(options.keeper[1])
+            failures.publish()
             gevent.sleep(1.0)
         if following:
             following.stop()
@@ -107,6 +127,7 @@ class MetadataWorker(GeventWorker):
         while len(self._pool) and time.monotonic() < deadline_s:
             self.notify()
             gevent.sleep(0.05)
+        failures.publish()
 
     def _accept_on(self, key: str, listener: Any, namespace: environ_keys.Namespace | None) -> None:
         handler, environ = self._handler, self._environ(listener.getsockname(), namespace)

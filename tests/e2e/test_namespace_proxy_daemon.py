@@ -71,7 +71,7 @@ def test_daemonize_logs_to_syslog_unless_a_file_is_given(tmp_path, monkeypatch, 
 
 def handler_names(*argv):
     """The classes of the log handlers for this command line."""
-    handlers = namespace_proxy._log_handlers(namespace_proxy._parser().parse_args(argv), 'r')
+    handlers = namespace_proxy._log_handlers(namespace_proxy.make_parser().parse_args(argv), 'r')
     for handler in handlers:
         handler.close()
     return [type(handler).__name__ for handler in handlers]

@@ -56,8 +56,7 @@ def directory():
         yield Path(made)
 
 
-@pytest.fixture
-def for_other_users(directory):
+def opened_for_other_users(directory):
     """A command prefix for programs that another user runs: it makes checkout and interpreter reachable for all users.
 
     A checkout in root's home (mode 0700) is not. There the program gets a mount namespace in which that directory is a
@@ -72,6 +71,12 @@ def for_other_users(directory):
         new.mkdir()
         prefix += ['unshare', '--mount', 'sh', '-c', OPEN_DIRECTORY, 'sh', new, outermost, *inside, '--']
     return prefix
+
+
+@pytest.fixture
+def for_other_users(directory):
+    """See :func:`opened_for_other_users`."""
+    return opened_for_other_users(directory)
 
 
 @pytest.fixture

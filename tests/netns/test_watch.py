@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import eventually
+from tests.fake_systemd import FakeSystemd
 
 pytestmark = pytest.mark.netns
 
@@ -227,3 +228,27 @@ def test_router_of_unknown_mode_waits_for_the_keeper(host):
     assert host.pid(router) is None
     host.start_keeper()
     eventually(lambda: f'router {router}: attached' in host.log(), host.log)
+
+
+def test_watch_notifies_systemd_of_its_start_its_state_and_its_progress(host, tmp_path, monkeypatch):
+    systemd = FakeSystemd(str(tmp_path / 'notify'))
+    monkeypatch.setenv('NOTIFY_SOCKET', str(tmp_path / 'notify'))
+    monkeypatch.setenv('WATCHDOG_USEC', '1000000')
+    received = []
+
+    def has_received(*lines):
+        received.extend(systemd.received())
+        return lines in received
+
+    try:
+        host.run('ip', 'netns', 'add', 'qrouter-watched')
+        host.watching()
+        eventually(
+            lambda: has_received('STATUS=1 routers and networks are attached'), lambda: f'{received}{host.log()}'
+        )
+        assert received[0] == ('READY=1', 'STATUS=Attaching what is there')
+        assert ('WATCHDOG=1',) in received
+        assert host.stop() == 0
+        assert has_received('STOPPING=1', 'STATUS=Stopping')
+    finally:
+        systemd.close()

@@ -142,6 +142,16 @@ def test_without_a_region_the_regions_of_the_catalogue_are_named(start, seed, wr
     assert uuid_of(socket, seed['a'], 'X-Quantum') == 503
 
 
+@pytest.mark.parametrize(('user', 'sees_others'), [('metadata', True), ('service', True), ('reader', False)])
+def test_neutron_shows_the_use_of_other_projects_networks_to_roles_that_see_every_port(services, user, sees_others):
+    """What check-config relies on in a cloud without ports."""
+    client = Admin(services, user, f'password of {user}', 'service')
+    found = client.neutron('GET', 'network-ip-availabilities?fields=project_id')['network_ip_availabilities']
+    own = Admin(services).keystone('GET', 'projects?name=service')['projects'][0]['id']
+    assert any(network['project_id'] != own for network in found) == sees_others
+    client.close()
+
+
 @pytest.fixture
 def blind_policy(services):
     """Neutron does not know the role service, as before 2023.2."""
@@ -159,7 +169,8 @@ def blind_policy(services):
 def test_a_role_service_that_the_policy_does_not_know_is_503_never_404(start, seed, write, tmp_path):
     argv = write(kilo=KILO.replace('[DEFAULT]\n', f'[DEFAULT]\nauth_region = {REGION}\n'))
     checked = check_config(*argv)
-    assert checked.returncode == 1
+    assert checked.returncode == 2, checked.stderr
+    assert 'cannot tell whether the agent sees every instance' in checked.stderr
     assert 'shows no ports of other projects to the roles' in checked.stderr
     socket = start('quantum-metadata-agent', argv, tmp_path / 'metadata_proxy')
     assert uuid_of(socket, seed['a'], 'X-Quantum') == 503

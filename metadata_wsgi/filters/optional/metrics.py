@@ -29,6 +29,7 @@ from metadata_wsgi.config import config_files
 from metadata_wsgi.metrics import options, sink
 from metadata_wsgi.pipeline.outcome import StatusRecorder, stage_reached
 from metadata_wsgi.privileges import identity
+from metadata_wsgi.privileges import options as privileges_options
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -62,7 +63,7 @@ class MetricsFilter:
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], MetricsFilter]:
     """For ``use = egg:metadata_wsgi#metrics``."""
     directory = options.load_directory(global_conf)
-    conf = config_files.load(global_conf, identity.OPTS)
+    conf = config_files.load(global_conf, privileges_options.OPTS)
     workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
     # A worker that root has started loads the pipeline as root, and counts as the user in ``workers``.
     options.make_directory(directory, (workers.uid, workers.gid) if workers and os.geteuid() == 0 else None)

@@ -117,7 +117,10 @@ class PathPolicyFilter:
         age_s = float('inf') if created_at_s is None else self._clock() - created_at_s
         for rule in self._rules:
             if rule.matches('POST' if is_write else 'GET', path, age_s):
-                return (self.app if rule.allow else error_responses.not_found())(environ, start_response)
+                if rule.allow:
+                    return self.app(environ, start_response)
+                environ[environ_keys.FAILURE] = environ_keys.Failure(404, 'hidden by path_policy')
+                return error_responses.not_found()(environ, start_response)
         return self.app(environ, start_response)
 
 

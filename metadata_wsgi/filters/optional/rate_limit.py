@@ -107,6 +107,7 @@ class RateLimitFilter:
             return self.app(environ, start_response)
         if self._limited_log.allow():
             LOG.warning('%s is over the rate limit and gets 429', environ[environ_keys.SOURCE])
+        environ[environ_keys.FAILURE] = environ_keys.Failure(429, 'over the rate limit')
         return error_responses.too_many_requests(max(1, math.ceil(wait_s)))(environ, start_response)
 
     def _wait_s(self, client: str) -> float:

@@ -107,6 +107,8 @@ class SessionTokenFilter:
         if token is None and not self._required:
             return self.app(environ, start_response)
         if token is None or not any(verify_token(key, instance.port_id, token, self._clock()) for key in self._keys):
+            reason = 'no session token' if token is None else 'the session token is expired, or of another instance'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(401, reason)
             return error_responses.unauthorized()(environ, start_response)
         return self.app(environ, start_response)
 
@@ -114,6 +116,7 @@ class SessionTokenFilter:
         if environ['REQUEST_METHOD'] != 'PUT':
             return error_responses.not_allowed('PUT')
         if environ[environ_keys.CLIENT_IS_PROXY]:
+            environ[environ_keys.FAILURE] = environ_keys.Failure(403, 'a proxy asks for a session token')
             return error_responses.forbidden('A session token is not issued to a proxy.')
         ttl_s = _parse_ttl(ttl)
         if ttl_s is None:

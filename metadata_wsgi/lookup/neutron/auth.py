@@ -7,6 +7,7 @@ keystoneauth sends the requests. This module adds what a thousand instances that
   Keystone is unavailable, or rejects the renewal, the old one stays in use until it expires.
 - A token that Neutron rejects (401) is renewed once, not once by each thread that received a 401.
 - A thread waits for another thread's renewal until its own deadline, no longer.
+- A Keystone that fails gets one request at a time, with pauses (circuit breaker). All others fail at once.
 - An error that a retry does not repair is cached for ``NEGATIVE_CACHE_S``. After rejected credentials the time doubles
   with each rejection, up to ``MAX_PAUSE_S``, for all workers of the agent together (``rejection_pause``):
   Keystone may lock an account after some failed attempts.
@@ -32,6 +33,7 @@ from metadata_wsgi import instruments, limits
 from metadata_wsgi.cache.process_shared import SharedPause
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.http.circuit_breaker import CircuitBreaker
 from metadata_wsgi.lookup.neutron.transport import deadline_scope, describe
 from metadata_wsgi.throttle import Throttle
 
@@ -127,6 +129,8 @@ class Authenticator:
         self._token: Token | None = None
         self._renew_at_s = 0.0
         self._cached_error = ('', 0.0)
+        # Nothing that an instance sends reaches Keystone, so every failure counts, and not only those to connect.
+        self._circuit = CircuitBreaker(clock)
         self.rejection_pause = SharedPause(clock)
         self._renewal_log = Throttle(limits.LOG_INTERVAL_S, clock)
         self._skew_is_logged = False
@@ -179,12 +183,20 @@ class Authenticator:
             raise InstanceLookupError(
                 'Neutron rejects the configured credentials (401), and there is no token to renew'
             )
+        if valid is None and not self._circuit.allows_attempt():
+            raise LookupUnavailable(self._circuit.last_error)
+        had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
+        self._circuit.start_attempt()
         try:
             self._token = self._fetch(deadline)
             instruments.TOKEN_RENEWALS.add('ok')
         except InstanceLookupError as error:
-            instruments.TOKEN_RENEWALS.add('unavailable' if isinstance(error, LookupUnavailable) else 'rejected')
-            if not isinstance(error, LookupUnavailable):
+            if isinstance(error, LookupUnavailable):
+                instruments.TOKEN_RENEWALS.add('unavailable')
+                self._circuit.record_failure(error, had_time=had_time)
+            else:
+                instruments.TOKEN_RENEWALS.add('rejected')
+                self._circuit.record_connected()
                 self._cached_error = (str(error), now_s + NEGATIVE_CACHE_S)
             if valid is None:
                 raise
@@ -196,6 +208,7 @@ class Authenticator:
                     error,
                 )
             return valid
+        self._circuit.record_connected()
         self.rejection_pause.reset()
         self._renew_at_s = self._token.renew_at_s
         return self._token

@@ -70,28 +70,47 @@ class PortsClient(Protocol):
     ) -> Sequence[queries.Port]:
         """The ports that ``query`` selects."""
 
+    def network_owners(self, deadline: Deadline, on_query: OnQuery) -> Sequence[str]:
+        """The projects of the networks whose use of addresses is visible."""
+
     def close(self) -> None:
         """Close the idle connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class VisibilityCheck:
-    """Result of a visibility check: a sample of ``ports`` ports, ``foreign`` of them of other projects."""
+    """Result of a visibility check: a sample of ``ports`` ports, ``foreign`` of them of other projects.
+
+    ``networks``: where no port is foreign, the networks of other projects whose use of addresses is visible.
+    """
 
     endpoint: str
     roles: frozenset[str]
     ports: int
     foreign: int
+    networks: int = 0
 
     @property
     def is_proven(self) -> bool:
         """Whether ports of other projects are visible. If not, the cloud may have none."""
         return self.foreign > 0
 
+    @property
+    def is_likely(self) -> bool:
+        """Whether Neutron knows the role as one that sees all projects, even if there are no ports to prove it.
+
+        Not enough to call an empty result complete: a policy may treat ports differently.
+        """
+        return self.is_proven or self.networks > 0
+
     def __str__(self) -> str:
         roles = ', '.join(sorted(self.roles)) or 'none (no Keystone)'
         if self.is_proven:
             return f'Neutron at {self.endpoint} shows ports of other projects; roles: {roles}'
+        if self.is_likely:
+            return (
+                f'Neutron at {self.endpoint} shows networks of other projects, which have no ports yet; roles: {roles}'
+            )
         return (
             f'Neutron at {self.endpoint} shows no ports of other projects to the roles {roles}: either there are none '
             'yet, or its policy hides them. The role service needs Neutron 2023.2 or later; admin works with all'
@@ -158,15 +177,25 @@ class NeutronLookup:
         ports = self._api.ports(query, deadline, self.on_query, pages=1)
         token = self._api.auth.token(deadline)
         foreign = sum((port.get('project_id') or port.get('tenant_id')) != token.project_id for port in ports)
-        result = VisibilityCheck(token.endpoint, token.roles, len(ports), foreign)
         reason = '' if foreign or len(ports) >= SAMPLE_SIZE else _blindness(token)
         if reason:
             # A token keeps the roles that it was issued with. So a new one is fetched soon.
             self._api.auth.invalidate(token, reason)
             raise InstanceLookupError(reason)
+        networks = 0 if foreign else self._count_foreign_networks(token, deadline)
+        result = VisibilityCheck(token.endpoint, token.roles, len(ports), foreign, networks)
         self._visibility = result
         self._visibility_valid_until_s = self._clock() + VISIBILITY_CHECK_INTERVAL_S
         return result
+
+    def _count_foreign_networks(self, token: Token, deadline: Deadline) -> int:
+        try:
+            owners = self._api.network_owners(deadline, self.on_query)
+        except LookupUnavailable:
+            raise
+        except InstanceLookupError:
+            return 0  # a Neutron without this extension
+        return sum(owner != token.project_id for owner in owners)
 
     def _check_empty_result(self, source: Source, networks: list[str], deadline: Deadline) -> None:
         """Raise InstanceLookupError unless it is known that the source would be visible."""

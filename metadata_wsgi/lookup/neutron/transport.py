@@ -2,9 +2,10 @@
 """Every request to Keystone and Neutron ends before the deadline of the lookup that needs it, with a bounded response.
 
 keystoneauth sends requests of its own (discovery, tokens, redirects) with one fixed timeout, which requests applies
-to each single read. So the caller sets the deadline around the call (``deadline_scope``), and this adapter, which
-sends every request, limits each connect and each read to the time that remains. Name resolution and the addresses of
-a name are inside the deadline too (``net.resolver``).
+to each single read. So the caller sets the deadline around the call (``deadline_scope``). This adapter, which sends
+every request, limits each connect and each read to the time that remains, and shuts the connection down at the
+deadline: a TLS handshake or a header that arrives byte by byte is no single long read. Name resolution and the
+addresses of a name are inside the deadline too (``net.resolver``).
 
 :func:`make_session` reads nothing from the environment: no proxy (``http_proxy``, ``ALL_PROXY``), no ``~/.netrc``, no
 ``REQUESTS_CA_BUNDLE``. Keystone and Neutron are on the management network, as Nova is, to which no proxy is used
@@ -13,24 +14,26 @@ either. The CA certificates are those of this machine (:func:`machine_ca_store`)
 
 from __future__ import annotations
 
+import _socket
 import io
 import os
+import socket
 import ssl
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
 import requests
 import urllib3
 from keystoneauth1.session import TCPKeepAliveAdapter
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.net import resolver
-
-if TYPE_CHECKING:
-    import socket
 
 MAX_RESPONSE_BYTES = 16 << 20
 """A thousand ports with the fields of our queries are 0.4 MB."""
@@ -73,13 +76,7 @@ def describe(error: BaseException) -> str:
 
     It contains host names and addresses, no URLs, credentials or tokens.
     """
-    cause: BaseException = error
-    seen = {id(error)}
-    while inner := _inner(cause):
-        if id(inner) in seen:
-            break
-        seen.add(id(inner))
-        cause = inner
+    *_, cause = _chain(error)
     text = ' '.join(str(cause).split())[:300] or type(cause).__name__
     if 'CERTIFICATE_VERIFY_FAILED' in text or isinstance(cause, ssl.SSLCertVerificationError):
         text += (
@@ -87,6 +84,21 @@ def describe(error: BaseException) -> str:
             'by default those of this machine are used'
         )
     return text
+
+
+def is_without_connection(error: BaseException) -> bool:
+    """Whether ``error`` of requests or keystoneauth means that no connection could be made."""
+    return any(isinstance(cause, NewConnectionError | ConnectTimeoutError) for cause in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and its causes, the innermost last."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = _inner(cause)
 
 
 def _inner(error: BaseException) -> BaseException | None:
@@ -97,12 +109,72 @@ def _inner(error: BaseException) -> BaseException | None:
     return inner if isinstance(inner, OSError | urllib3.exceptions.HTTPError) else None
 
 
+class _Cutoff:
+    """Shuts the connection of one request down at the deadline. A context manager around the request.
+
+    ``waits_for`` is the part of the request that takes so long. ``has_ended``: the connection was shut down.
+    """
+
+    def __init__(self, deadline: Deadline) -> None:
+        self.waits_for = ''
+        self.has_ended = False
+        self._is_over = False
+        self._copy: _socket.socket | None = None
+        self._lock = threading.Lock()
+        # Under gevent a greenlet. Elsewhere a thread, of a program that sends few requests.
+        self._timer = threading.Timer(_remaining_s(deadline), self._end)
+        self._timer.daemon = True
+
+    def watch(self, sock: socket.socket, waits_for: str) -> None:
+        """``sock`` is the connection from now on."""
+        self.waits_for = waits_for
+        # A copy: the TLS library puts another object in the place of the socket.
+        self._replace(_socket.socket(fileno=os.dup(sock.fileno())))
+        if self._is_over:
+            self._end()
+
+    def __enter__(self) -> _Cutoff:
+        self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        self._replace(None)
+
+    def _replace(self, copy: _socket.socket | None) -> None:
+        with self._lock:
+            former, self._copy = self._copy, copy
+        if former is not None:
+            former.close()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._is_over = True
+            # Before there is a connection, name resolution and connect end at the deadline with an error of their own.
+            if self._copy is not None:
+                self.has_ended = True
+                with suppress(OSError):
+                    self._copy.shutdown(_socket.SHUT_RDWR)
+
+
+_CUTOFF: ContextVar[_Cutoff] = ContextVar('metadata_wsgi.lookup.neutron.cutoff')
+
+
 class _ConnectionMixin:
-    """Opens the connection with the resolver of the package, within the deadline of the scope."""
+    """Opens the connection with the resolver of the package, within the deadline of the scope, in CONNECT_TIMEOUT_S."""
+
+    def request(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Called by urllib3, with a connection that is open or not."""
+        if self.sock is not None:
+            _CUTOFF.get().watch(self.sock, 'the response')
+        super().request(*args, **kwargs)  # type: ignore[misc]
 
     def _new_conn(self: Any) -> socket.socket:
         try:
-            sock: socket.socket = resolver.SHARED.connect(self._dns_host, self.port, _remaining_s(_DEADLINE.get()))
+            timeout_s = min(limits.CONNECT_TIMEOUT_S, _remaining_s(_DEADLINE.get()))
+            sock: socket.socket = resolver.SHARED.connect(self._dns_host, self.port, timeout_s)
         except OSError as error:
             reason = OSError(f'no connection to {self.host} port {self.port}: {error.strerror or error}')
             kind = ConnectTimeoutError if isinstance(error, TimeoutError) else NewConnectionError
@@ -110,15 +182,16 @@ class _ConnectionMixin:
         for option in self.socket_options or ():
             sock.setsockopt(*option)
         sock.settimeout(_remaining_s(_DEADLINE.get()))
+        _CUTOFF.get().watch(sock, self._next_wait)
         return sock
 
 
 class _HttpConnection(_ConnectionMixin, urllib3.connection.HTTPConnection):
-    pass
+    _next_wait = 'the response'
 
 
 class _HttpsConnection(_ConnectionMixin, urllib3.connection.HTTPSConnection):
-    pass
+    _next_wait = 'the TLS handshake'
 
 
 class _HttpPool(urllib3.HTTPConnectionPool):
@@ -153,16 +226,31 @@ class DeadlineAdapter(TCPKeepAliveAdapter):
             raise requests.exceptions.SSLError(
                 f'there are no CA certificates at {verify}; name a file of them in auth_ca_cert', request=request
             )
-        response: requests.Response = super().send(
-            request, stream=True, timeout=_remaining_s(deadline), verify=verify, cert=cert, proxies=proxies
-        )
-        try:
-            response.raw = io.BytesIO(_read_body(response.raw, deadline))
-        except urllib3.exceptions.TimeoutError as error:
-            raise requests.exceptions.ReadTimeout(error, request=request) from error
-        except urllib3.exceptions.HTTPError as error:
-            raise requests.exceptions.ConnectionError(error, request=request) from error
-        return response
+        with _Cutoff(deadline) as cutoff:
+            token = _CUTOFF.set(cutoff)
+            try:
+                response: requests.Response = super().send(
+                    request, stream=True, timeout=_remaining_s(deadline), verify=verify, cert=cert, proxies=proxies
+                )
+                response.raw = io.BytesIO(_read_body(response.raw, deadline))
+            except urllib3.exceptions.TimeoutError as error:
+                raise requests.exceptions.ReadTimeout(error, request=request) from error
+            except (urllib3.exceptions.HTTPError, requests.exceptions.RequestException) as error:
+                if cutoff.has_ended:
+                    raise _timeout(cutoff, request) from None
+                if isinstance(error, requests.exceptions.RequestException):
+                    raise
+                raise requests.exceptions.ConnectionError(error, request=request) from error
+            finally:
+                _CUTOFF.reset(token)
+            if cutoff.has_ended:
+                # A body without a length ends where the connection does.
+                raise _timeout(cutoff, request)
+            return response
+
+
+def _timeout(cutoff: _Cutoff, request: requests.PreparedRequest) -> requests.exceptions.ReadTimeout:
+    return requests.exceptions.ReadTimeout(f'{cutoff.waits_for} was not complete in time', request=request)
 
 
 def _remaining_s(deadline: Deadline) -> float:

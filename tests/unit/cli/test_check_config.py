@@ -35,8 +35,8 @@ FILES = {'neutron.conf': NEUTRON_CONF, 'metadata_agent.ini': METADATA_AGENT}
 def check(tmp_path, capsys):
     """A function: ports of the cloud, user, secret -> (exit code, standard output, standard error)."""
 
-    def run(*ports, user='service', secret=SECRET, nova_statuses=()):
-        with FakeOpenStack(ports) as openstack, Cloud(tmp_path) as cloud:
+    def run(*ports, user='service', secret=SECRET, nova_statuses=(), network_owners=()):
+        with FakeOpenStack(ports, network_owners) as openstack, Cloud(tmp_path) as cloud:
             cloud.nova.statuses += nova_statuses
             values = {
                 'port': openstack.listen_port, 'user': user, 'password': PASSWORD, 'secret': secret,
@@ -76,11 +76,25 @@ def test_it_names_a_misspelt_option_and_the_paste_file_of_another_program_as_not
     assert 'api_paste_config = /etc/neutron/api-paste.ini is not used' in notes[1]
 
 
-def test_it_fails_if_no_port_of_another_project_is_visible(check):
+def test_exit_code_2_if_no_port_of_another_project_is_visible(check):
     """The cloud is empty, or the policy hides its ports: that cannot be told apart without a request."""
-    code, _, err = check()
-    assert code == 1
+    code, out, err = check()
+    assert code == 2
+    assert 'ok' not in out.splitlines()
+    assert err.startswith('directory: cannot tell whether the agent sees every instance: ')
     assert 'shows no ports of other projects to the roles service: either there are none yet, or its policy' in err
+
+
+def test_networks_of_other_projects_are_enough_in_a_cloud_without_ports(check):
+    code, out, err = check(network_owners=['project-a'])
+    assert (code, err) == (0, '')
+    assert 'shows networks of other projects, which have no ports yet; roles: service' in out
+
+
+def test_exit_code_1_if_something_is_wrong_in_an_empty_cloud(check):
+    code, _, err = check(secret='another')
+    assert code == 1
+    assert 'in nova.conf differ' in err
 
 
 def test_it_fails_if_the_role_sees_nothing(check):

@@ -10,8 +10,9 @@ import webtest
 from metadata_wsgi.config import config_files
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.filters.peer_credentials import OPTS, PeerCredentialsFilter, accepted_ids, filter_factory
-from metadata_wsgi.net import listeners
+from metadata_wsgi.net import options as net_options
 from metadata_wsgi.privileges import identity
+from metadata_wsgi.privileges import options as privileges_options
 
 
 def app(environ, start_response):
@@ -104,7 +105,7 @@ def without_own_user(tmp_path):
     def load(**options):
         path = tmp_path / 'agent.ini'
         path.write_text('[DEFAULT]\n' + ''.join(f'{name} = {value}\n' for name, value in options.items()))
-        conf = config_files.load({'config_file': str(path)}, [*OPTS, *listeners.OPTS, *identity.OPTS])
+        conf = config_files.load({'config_file': str(path)}, [*OPTS, *net_options.OPTS, *privileges_options.OPTS])
         uids, gids = accepted_ids(conf, identity.Identity(NOBODY, NOBODY, 'nobody'))
         return PeerCredentialsFilter(app, uids=uids, gids=gids)
 

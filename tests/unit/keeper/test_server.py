@@ -8,6 +8,8 @@ import pathlib
 import resource
 import socket
 import stat
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -192,6 +194,25 @@ def test_may_subscribe(uid, groups, may):
 def test_group_without_write_permission_may_not_subscribe():
     owner = os.stat_result((stat.S_IFSOCK | 0o600, 0, 0, 1, 42, 99, 0, 0, 0, 0))
     assert may_subscribe(43, [99], owner) is False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='changes its groups: run it as root')
+def test_supplementary_groups_of_a_worker_are_seen(running):
+    """As with SupplementaryGroups= of a unit."""
+    path = os.path.join(running.state_path, 'listeners')
+    os.chmod(running.state_path, 0o755)
+    os.chown(path, 0, 4242)
+    running.keeper._workers_socket = os.lstat(path)
+    code = (
+        'import os, socket, sys\n'
+        'os.setgroups([4241, 4242]); os.setgid(61235); os.setuid(61235)\n'
+        'connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n'
+        'connection.connect(sys.argv[1])\n'
+        """connection.send(b'{"mode": "shared"}'); connection.send(b'{"holds": null}')\n"""
+        'print(connection.recv(100))\n'
+    )
+    done = subprocess.run([sys.executable, '-S', '-c', code, path], capture_output=True, text=True, check=False)
+    assert done.stdout == 'b\'{"complete": true}\'\n', done.stderr
 
 
 def open_descriptors():

@@ -307,3 +307,24 @@ def test_tcp_listeners_warn_about_a_further_address_that_fails(caplog):
 def test_tcp_listeners_raise_if_the_first_address_fails():
     with pytest.raises(ConfigError, match='no-interface'):
         listeners.tcp_listeners([MISSING_INTERFACE, '127.0.0.1'], 0)
+
+
+def test_a_kept_unix_socket_is_used_only_if_the_options_are_as_before(tmp_path):
+    path = str(tmp_path / 'socket')
+    with listeners.unix_listener(path, mode=0o660) as kept:
+        assert listeners.is_unix_listener(kept, path, mode=0o660)
+        assert not listeners.is_unix_listener(kept, path, mode=0o600)
+        assert not listeners.is_unix_listener(kept, path, mode=0o660, user='61234')
+        assert not listeners.is_unix_listener(kept, path, mode=0o660, group='61234')
+        assert not listeners.is_unix_listener(kept, str(tmp_path / 'other'), mode=0o660)
+        os.unlink(path)
+        # Nobody could connect to it any more.
+        assert not listeners.is_unix_listener(kept, path, mode=0o660)
+
+
+def test_a_unix_socket_that_does_not_listen_is_not_used(tmp_path):
+    path = str(tmp_path / 'socket')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
+        bound.bind(path)
+        os.chmod(path, 0o660)
+        assert not listeners.is_unix_listener(bound, path, mode=0o660)

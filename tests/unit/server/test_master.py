@@ -14,7 +14,7 @@ from oslo_config import cfg
 
 from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError, MetadataError
-from metadata_wsgi.server import master
+from metadata_wsgi.server import master, options
 
 
 def make_server(load=lambda: None, **kwargs):
@@ -88,7 +88,7 @@ def test_zero_workers_are_the_default_and_logged_once(caplog):
     caplog.set_level('INFO')
     master._log_zero_workers.cache_clear()
     conf = cfg.ConfigOpts()
-    conf.register_opts(master.OPTS)
+    conf.register_opts(options.OPTS)
     conf(['--config-file', '/dev/null'], project='test')
     conf.set_override('metadata_workers', 0)
     assert [master.worker_count(number) for number in (conf.metadata_workers, 0, None, 3)] == [

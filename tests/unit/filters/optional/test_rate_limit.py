@@ -169,3 +169,14 @@ def test_the_deprecated_option_counters_is_read(tmp_path):
     path.write_text('[rate_limit]\ncounters = nowhere://x\n')
     with pytest.raises(ConfigError, match=r'storage_url = nowhere://... in \[rate_limit\]'):
         filter_factory({'config_file': str(path)})
+
+
+@pytest.mark.parametrize('jump_s', [-86400.0, 86400.0])
+def test_a_clock_that_is_set_limits_no_client_for_longer(monkeypatch, jump_s):
+    """The library counts by the clock of the host, which may be set while the agent runs."""
+    now_s = [1e9]
+    monkeypatch.setattr(time, 'time', lambda: now_s[0])
+    counters = StoredCounters('memory://', requests_per_minute=3)
+    assert [bool(counters.hit('a')) for _ in range(4)] == [False, False, False, True]
+    now_s[0] += jump_s
+    assert not counters.hit('a')
