@@ -5,8 +5,10 @@
 
 Needs root. Makes one namespace for each router. In each namespace, one after the other, it starts the proxy as
 Neutron's agents do (``ip netns exec NAMESPACE env PROCESS_TAG=... haproxy -f FILE``, with the configuration that they
-write), and waits for the end of the program's output. Memory is the sum of the proportional set sizes of all
-processes: keeper, shared proxy and holders; or the haproxies. Prints a table and a line of JSON for each measurement.
+write), and waits for the end of the program's output. CPU is the user and system time of the programs that are started,
+and of keeper and shared proxy meanwhile; on a machine with other work it holds better than the seconds. Memory is the
+sum of the proportional set sizes of all processes: keeper, shared proxy and holders; or the haproxies. Prints a table
+and a line of JSON for each measurement.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -89,16 +92,19 @@ class Node:
         self._ip('netns del', self.ids)
         shutil.rmtree(self.state, ignore_errors=True)
 
-    def start_proxies(self, program: str) -> float:
-        """Start the proxy of each router as an agent does; returns the seconds that it takes."""
-        began = time.monotonic()
+    def start_proxies(self, program: str, others: list[int]) -> tuple[float, float]:
+        """Start the proxy of each router as an agent does; returns the seconds that it takes, and the CPU seconds.
+
+        ``others`` are the pids of processes that do a part of the work.
+        """
+        began, used = time.monotonic(), cpu_s(others)
         for id_ in self.ids:
             subprocess.run(
                 ['ip', 'netns', 'exec', f'qrouter-{id_}', 'env', f'PROCESS_TAG=haproxy-{id_}', program, '-f',
                  f'{self.state}/ns-metadata-proxy/{id_}.conf'],
                 check=True, capture_output=True,
             )  # fmt: skip
-        return time.monotonic() - began
+        return time.monotonic() - began, cpu_s(others) - used
 
     def pids(self) -> list[int]:
         """The processes of the pid files: holders or haproxies."""
@@ -154,18 +160,27 @@ def measure(count: int) -> Iterator[dict[str, float | int | str]]:
     """Both programs for ``count`` routers, in the same namespaces."""
     with Node(count) as node:
         with node.shared_proxy() as pids:
-            seconds = node.start_proxies(str(SEAM))
+            times = node.start_proxies(str(SEAM), machine.family(pids))
             shared = machine.memory_kib(machine.family(pids))
-            yield result('seam', count, seconds, shared, machine.memory_kib(node.pids()))
+            yield result('seam', count, times, shared, machine.memory_kib(node.pids()))
             node.end_proxies()
-        seconds = node.start_proxies(shutil.which('haproxy') or 'haproxy')
-        yield result('haproxy', count, seconds, 0, machine.memory_kib(node.pids()))
+        times = node.start_proxies(shutil.which('haproxy') or 'haproxy', [])
+        yield result('haproxy', count, times, 0, machine.memory_kib(node.pids()))
 
 
-def result(program: str, count: int, seconds: float, shared_kib: int, own_kib: int) -> dict[str, float | int | str]:
+def cpu_s(others: list[int]) -> float:
+    """CPU seconds of the children that have ended, and of ``others``."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime + machine.cpu_s(others)
+
+
+def result(
+    program: str, count: int, times: tuple[float, float], shared_kib: int, own_kib: int
+) -> dict[str, float | int | str]:
     """One measurement. ``shared_kib``: keeper and shared proxy; ``own_kib``: the processes of the routers."""
     return {
-        'kind': 'seam', 'program': program, 'routers': count, 'seconds': round(seconds, 2),
+        'kind': 'seam', 'program': program, 'routers': count, 'seconds': round(times[0], 2),
+        'cpu_s': round(times[1], 2),
         'shared_kib': shared_kib, 'own_kib': own_kib,
     }  # fmt: skip
 
@@ -173,14 +188,15 @@ def result(program: str, count: int, seconds: float, shared_kib: int, own_kib: i
 def table(results: list[dict[str, float | int | str]]) -> str:
     """The measurements in Markdown."""
     lines = [
-        '| program | routers | all started, s | ms each | keeper, proxy, MiB | per router, MiB | all, KiB per router |',
+        '| program | routers | all started, s | CPU ms each | keeper, proxy, MiB | others, MiB | KiB per router |',
         '|---|---|---|---|---|---|---|',
     ]
     for one in results:
-        count, seconds = int(one['routers']), float(one['seconds'])
+        count = int(one['routers'])
         shared, own = int(one['shared_kib']), int(one['own_kib'])
         lines.append(
-            f'| {NAMES[str(one["program"])]} | {count:,} | {seconds:.2f} | {seconds / count * 1000:.0f} | '
+            f'| {NAMES[str(one["program"])]} | {count:,} | {one["seconds"]} | '
+            f'{float(one["cpu_s"]) / count * 1000:.0f} | '
             f'{shared / 1024:.1f} | {own / 1024:.1f} | {(shared + own) / count:,.0f} |'
         )
     return '\n'.join(lines)

@@ -279,7 +279,7 @@ def test_the_l3_agent_starts_respawns_adopts_and_deletes_the_proxies_of_its_rout
             if stop.wait(0.02):
                 return
 
-    clients = threading.Thread(target=client)
+    clients = threading.Thread(target=client, daemon=True)
     clients.start()
     before = {id_: node.pid(id_) for id_ in ids}
     agent.stop()
