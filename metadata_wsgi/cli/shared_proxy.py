@@ -3,7 +3,7 @@
 
 A namespace proxy as a process of its own costs tens of megabytes. So ``quantum-ns-metadata-proxy``, as an L3 agent
 starts it, and ``metadata-wsgi attach`` use the shared proxy by default: a router costs a listening socket, and where
-an agent needs a process with the router's id, a holder of a quarter of a megabyte (``bin/metadata-wsgi-haproxy``).
+an agent needs a process with the router's id, a holder of 0.13 MB (``bin/metadata-wsgi-haproxy``).
 
 Where systemd runs the units of keeper and shared proxy, they are there already and nothing is started.
 """
