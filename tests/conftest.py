@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For all tests: workers of pytest-xdist are isolated (``pytest -n 2``); only the main thread has a gevent hub."""
+"""For all tests: workers of pytest-xdist are isolated (``pytest -n 2``); only the main thread has a gevent hub.
+
+Coverage traces the main thread only. With ``concurrency = gevent`` it calls ``greenlet.getcurrent`` in each thread that
+it traces, and greenlet then makes a state for the thread. At the end of the thread greenlet destroys it without the
+GIL, under a lock of its own (``TThreadStateDestroy.cpp``); once in some runs the whole run hung there. What threads of
+tests execute is traced in the programs, whose few threads live as long as the program.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +37,8 @@ class MainThreadHub(Hub):
 
 def pytest_configure(config):
     set_default_hub_class(MainThreadHub)
+    # Coverage has set its trace function for new threads before.
+    threading.settrace(None)
     if hasattr(config, 'workerinput') and os.geteuid() == 0:
         isolate()
 

@@ -80,8 +80,8 @@ class FakeBackend:
         self.reads.append(key)
         return self.entries.get(key)
 
-    def set(self, key: Hashable, value: Any, ttl: Ttl) -> None:
-        self.entries[key] = (value, 0.0, ttl)
+    def set(self, key: Hashable, value: Any, ttl: Ttl, age_s: float) -> None:
+        self.entries[key] = (value, age_s, ttl)
 
     def delete(self, key: Hashable) -> None:
         self.entries.pop(key, None)

@@ -95,7 +95,7 @@ def test_every_page_that_a_file_of_the_code_names_exists():
 
 # LOG calls whose format has no words: where their texts are made, (file, function or constant).
 COMPOSED = {
-    'cli/agent.py': [('config/config_files.py', 'world_readable_secrets')],
+    'cli/agent.py': [('config/file_warnings.py', 'world_readable_secrets')],
     'cli/reconciler.py': [('cli/reconciler.py', '_mark_lost'), ('cli/reconciler.py', '_difference')],
     'cli/visibility_check.py': [
         ('nova_proxy/probe.py', 'check_host'),
@@ -103,9 +103,12 @@ COMPOSED = {
         ('lookup/neutron/lookup.py', 'VisibilityCheck'),
     ],
     'cli/watch.py': [('netns/target.py', 'NO_WORKER')],
-    'config/config_files.py': [('config/config_files.py', 'misspelt')],
+    # The formats are the arguments of MESSAGE_CLASSES.
+    'http/send_errors.py': [],
+    'config/file_warnings.py': [('config/file_warnings.py', 'misspelt')],
     'netns/attach.py': [('netns/link_local.py', 'settle'), ('netns/link_local.py', '_duplicate_message')],
 }
+MESSAGE_CLASSES = {'SendErrors'}
 LEVELS = {'warning', 'error', 'critical', 'exception', 'log'}
 
 
@@ -138,12 +141,19 @@ def strings(tree):
 
 def log_formats(tree):
     """The formats of the LOG calls whose level is, or may be, WARNING or higher."""
+    constants = {
+        one.targets[0].id: one.value
+        for one in tree.body
+        if isinstance(one, ast.Assign) and hasattr(one.targets[0], 'id')
+    }
     for node in ast.walk(tree):
         call = node.func if isinstance(node, ast.Call) else None
+        if isinstance(call, ast.Name) and call.id in MESSAGE_CLASSES:
+            yield skeleton(node.args[0])
         if isinstance(call, ast.Attribute) and ast.unparse(call.value) == 'LOG' and call.attr in LEVELS:
             level, text = (node.args[0], node.args[1]) if call.attr == 'log' else (None, node.args[0])
             if level is None or ast.unparse(level) not in ('logging.INFO', 'logging.DEBUG'):
-                yield skeleton(text)
+                yield skeleton(constants.get(text.id) if isinstance(text, ast.Name) else text) or '...'
 
 
 def named_node(tree, name):
@@ -187,7 +197,8 @@ def test_every_warning_and_error_message_has_an_entry():
     assert all(has_words(entry) for entry in entries)
     found = set(messages())
     assert len(found) > 60
-    assert [text for text in sorted(found) if not any(matches(entry, text) for entry in entries)] == []
+    missing = [text for text in sorted(found) if not any(matches(entry, text) for entry in entries)]
+    assert missing == [], 'each needs a row in doc/messages.md: what it means, and what an operator does'
 
 
 @pytest.mark.parametrize(
@@ -199,7 +210,25 @@ def test_every_message_of_a_page_is_in_the_code(page, heading):
     texts = set().union(*map(strings, modules().values()))
     texts |= strings(ast.parse((ROOT / 'bin' / 'metadata-wsgi-haproxy').read_text()))
     # An entry may have the value of a constant that the code has by name.
-    assert [entry for entry in entries if not any(matches(entry, text) or matches(text, entry) for text in texts)] == []
+    long_texts = [text for text in texts if len(re.findall('[A-Za-z]{2,}', text)) >= 4]
+    missing = [
+        entry
+        for entry in entries
+        if not any(matches(entry, text) for text in texts) and not any(matches(text, entry) for text in long_texts)
+    ]
+    assert missing == [], f'doc/{page} quotes texts that no program has'
+
+
+def test_every_output_that_a_troubleshooting_step_explains_is_in_the_code():
+    """The quoted texts of three words or more in the first cells of its tables, without those of other programs."""
+    of_curl = {"Couldn't connect to server", 'No route to host', 'Connection timed out', 'Operation timed out'}
+    steps = (DOC / 'troubleshooting.md').read_text().partition('## Problems that')[0]
+    cells = re.findall(r'^\| ([^|]+) \|', steps, re.MULTILINE)
+    quoted = {text.strip('. ') for cell in cells for text in re.findall('`([^`]+)`', cell) if text.count(' ') > 1}
+    assert len(quoted) > 5
+    texts = set().union(*map(strings, modules().values()))
+    ours = {text for text in quoted - of_curl if not text[:3].isdigit()}
+    assert [text for text in ours if not any(text in one for one in texts)] == []
 
 
 def test_the_table_of_fault_responses_has_the_cases_of_its_test():

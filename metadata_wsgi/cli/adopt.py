@@ -23,13 +23,13 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
         subparsers,
         'adopt',
         description='Takes over the listening sockets of the haproxies that Neutron agents started on this host. '
-        'Needs the keeper and its workers. The agents need metadata-wsgi-haproxy on their PATH as haproxy, '
-        'otherwise their next restart starts haproxy again. The way back is give-back.',
+        'Needs the keeper and its workers. The agents need metadata-wsgi-haproxy on their PATH under the name haproxy, '
+        'otherwise the next restart of an agent starts haproxy again. The command give-back reverses this.',
     )
     give_back = verbs.add_parser(
         subparsers,
         'give-back',
-        description='Starts haproxy with the configuration that Neutron wrote, beside our listener; then closes ours.',
+        description="Starts haproxy with Neutron's configuration beside our listener, then closes our listener.",
     )
     for parser, convert in ((adopt, _adopt), (give_back, _give_back)):
         which = parser.add_mutually_exclusive_group(required=True)
@@ -42,7 +42,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert each; exit code 1 where any of them failed. The others are converted all the same."""
+    """Convert each proxy; exit code 1 if one of them failed. A failure does not stop the others."""
     root_check.require_root()
     proxies = [proxy for proxy in haproxy.running(args.state_path) if args.all or proxy.id in args.id]
     missing = sorted(set(args.id) - {proxy.id for proxy in proxies})
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
                 failed.append(proxy.id)
                 print(f'{proxy.id}: {error}', file=sys.stderr)
             progress.step()
-    print(f'{changed} converted, {len(proxies) - changed - len(failed)} were already, {len(failed)} failed')
+    print(f'{changed} converted, {len(proxies) - changed - len(failed)} already converted, {len(failed)} failed')
     return NOT_WELL if failed or missing else WELL
 
 

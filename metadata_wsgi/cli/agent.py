@@ -22,7 +22,7 @@ from oslo_log import log
 
 from metadata_wsgi.cache.process_shared import SharedPause, UsesSharedPause
 from metadata_wsgi.cli import log_output, report_process, visibility_check
-from metadata_wsgi.config import config_files, state_paths
+from metadata_wsgi.config import config_files, file_warnings, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.filters.optional.healthcheck import HealthcheckFilter
 from metadata_wsgi.filters.optional.metrics import MetricsFilter
@@ -49,37 +49,37 @@ STORED_SOCKET = 'metadata_proxy'
 """Its name in systemd's file descriptor store, and for the next process at SIGUSR1."""
 
 OPTS = [
-    cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the one of the package.'),
+    cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the paste file of the package.'),
     cfg.StrOpt(
         'api_paste_config',
-        help='Old name of metadata_paste_config. Neutron and Nova have an option of this name in the same files, so it '
-        'is used only if the file has a section [pipeline:agent].',
+        help='Old name of metadata_paste_config. Neutron and Nova have an option of the same name in the same files. '
+        'So this option is used only if the paste file has a section [pipeline:agent].',
     ),
     cfg.BoolOpt(
         'metadata_one_hop',
         default=False,
-        help='Serve the routers that are attached with --mode one_hop too, with the pipeline one_hop.',
+        help='Also serve the routers that are attached with --mode one_hop, with the pipeline one_hop.',
     ),
     cfg.BoolOpt(
         'allow_any_destination',
         default=False,
         deprecated_name='metadata_any_destination',
         help='In mode one_hop, serve connections to any destination, not only to 169.254.169.254:80 and '
-        '[fe80::a9fe:a9fe]:80. For hosts whose own rules redirect the instances and keep other clients out.',
+        '[fe80::a9fe:a9fe]:80. For hosts with their own rules, which redirect the instances and reject other clients.',
     ),
     cfg.BoolOpt(
         'check_services_at_start',
         default=True,
         deprecated_name='metadata_look_at_start',
         help='When the agent starts, check in the background that the lookup directory shows the ports of other '
-        'projects, and that Nova checks signatures with the same secret. Log an error if not.',
+        'projects, and that Nova checks signatures with the same secret. Log an error if one of these is not so.',
     ),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A name of the agent with its defaults.
+    """One of the agent's program names, with the defaults that apply to it.
 
     ``configuration`` returns the ``global_conf`` for the configuration paths of the command line.
     """
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
         conf = _configure(global_conf, arguments, program.name)
         workers = _workers(conf)
         serve_host_page = _host_page(global_conf)
-        # Made before the fork: the workers use it together.
+        # Created before the fork, so that all workers share it.
         pause = SharedPause()
         listener, is_stored = _listen(conf, workers, notifier)
         agent = master.Server(
@@ -131,7 +131,10 @@ def _report_options(program: Program, paths: Sequence[str]) -> list[str]:
 
 
 def paste_file(global_conf: Mapping[str, str]) -> tuple[str, str]:
-    """Return the path of the paste file, and a note if ``api_paste_config`` names a file of another program, or ''."""
+    """Return the path of the paste file and a note.
+
+    The note says that ``api_paste_config`` names a file of another program; otherwise it is ''.
+    """
     conf = config_files.load(global_conf, OPTS)
     if conf.metadata_paste_config:
         return conf.metadata_paste_config, ''
@@ -140,8 +143,8 @@ def paste_file(global_conf: Mapping[str, str]) -> tuple[str, str]:
         if _has_pipeline(conf.api_paste_config):
             return conf.api_paste_config, ''
         note = (
-            f'api_paste_config = {conf.api_paste_config} is not used: there is no [pipeline:agent] in it, so it is the '
-            "paste file of another program. metadata_paste_config names the agent's"
+            f'api_paste_config = {conf.api_paste_config} is not used: the file has no [pipeline:agent], so it is the '
+            "paste file of another program. metadata_paste_config names the agent's paste file"
         )
     return paste_loader.default_paste_file(), note
 
@@ -186,7 +189,7 @@ class _DispatchBySocket:
         self._one_hop = one_hop
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """A socket in a namespace receives requests of instances."""
+        """WSGI application. Only requests from a socket in a namespace have the key NAMESPACE."""
         body: Iterable[bytes] = (self._one_hop if NAMESPACE in environ else self.app)(environ, start_response)
         return body
 
@@ -194,9 +197,9 @@ class _DispatchBySocket:
 def _on_config_checked(global_conf: Mapping[str, str], pause: SharedPause) -> None:
     # The credentials may be new.
     pause.reset()
-    for sentence in config_files.world_readable_secrets(config_files.files(global_conf), config_files.all_options()):
+    for sentence in file_warnings.world_readable_secrets(config_files.files(global_conf), file_warnings.all_options()):
         LOG.warning('%s', sentence)
-    config_files.log_misspelt_names(global_conf)
+    file_warnings.log_misspelt_names(global_conf)
     _, note = paste_file(global_conf)
     if note:
         LOG.info('%s', note)
@@ -208,8 +211,8 @@ def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
         return None
     if workers.name == 'nobody' and not conf.metadata_user:
         LOG.warning(
-            'The workers run as the user nobody, which other services may use too: create a user for them, '
-            'useradd --system %s, or name one in metadata_user',
+            'The workers run as the user nobody, which other services may use too: create a user for the workers, '
+            'useradd --system %s, or set metadata_user to the name of a user',
             identity.DEFAULT_USERS[0],
         )
     if conf.metadata_one_hop and conf.metadata_proxy_group:
@@ -219,11 +222,12 @@ def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
 
 
 def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]:
-    """The mode, owner and group of the socket, '' for those of this process, where the options say these.
+    """The mode, owner and group of the agent's socket. '' as owner or group: the one of this process.
 
-    Only root can give the socket to another user. Without root, and with the mode ``deduce``, it is opened as Neutron's
-    agent does: to the group of this process if the namespace proxies have it, else to all. The filter
-    ``peer_credentials`` still accepts connections of that user only.
+    The arguments are the values of the three options ``metadata_proxy_socket_mode``, ``_user`` and ``_group``. Only
+    root can give the socket to another user. An agent that does not run as root, and has the mode ``deduce``, allows
+    connections as Neutron's agent does: for its own group if the namespace proxies have this group, else for all users.
+    The filter ``peer_credentials`` still accepts connections of ``metadata_proxy_user`` only.
     """
     if os.geteuid() == 0 or mode_name != 'deduce' or not user or listeners.uid_of(user) == os.geteuid():
         return mode_name, user, group
@@ -272,7 +276,7 @@ def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None, notifier: N
         conf.metadata_proxy_socket_mode, conf.metadata_proxy_user, conf.metadata_proxy_group
     )
     if workers and not user and not group:
-        # Without these options the namespace proxies run as the same user.
+        # Without these options the namespace proxies run as the same user as the workers.
         group = str(workers.gid)
     path, mode = conf.metadata_proxy_socket, listeners.socket_mode(mode_name, user, group)
     for name, descriptor in sd_notify.inherited():

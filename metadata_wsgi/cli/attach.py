@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi attach``, ``detach`` and ``attached``: the path by hand, for one router or network or for many.
+"""``metadata-wsgi attach``, ``detach`` and ``attached``: attach routers and networks by hand, detach and list them.
 
-An L3 agent of Quantum attaches its routers itself. These commands are for clouds without one, for repairs, and to show
-what is attached. They need root. ``attached`` exits with 1 when something is only partly attached, so that a monitoring
-system can run it. In a list, a target that fails does not stop the others.
+Quantum's L3 agent attaches its routers itself. These commands are for clouds without an L3 agent, for repairs, and to
+show what is attached. They need root. ``attached`` exits with 1 if a target is only partly attached, so a monitoring
+system can run it. With several targets, a failure of one target does not stop the others.
 
 The mode of a router selects the process that accepts its connections (``doc/modes.md``). Without ``--mode`` an attached
-router keeps its mode, and a new one gets ``shared``: keeper and shared proxy are started if they do not run. If the
+router keeps its mode, and a new router gets ``shared``: keeper and shared proxy are started if they do not run. If the
 shared proxy cannot be started, the router gets ``process``.
 """
 
@@ -47,9 +47,9 @@ MAX_CONCURRENT_ATTACHES = 8
 MAX_CONCURRENT_WAITS = 64
 """For targets that only wait for duplicate address detection."""
 COMMON_OPTIONS = ('config_file', 'state_path', 'metadata_proxy_socket', 'iptables', 'neutron_lock_path')
-"""Of ``attach``, ``detach`` and ``attached``."""
+"""Options of all three commands: ``attach``, ``detach`` and ``attached``."""
 BULK_THRESHOLD = 4
-"""From this number of targets on, rules are copied (``netns.ruleset_template``)."""
+"""If there are at least this many targets, rules are copied (``netns.ruleset_template``)."""
 
 COLUMNS = ('kind', 'id', 'namespace', 'mode', 'pid', 'port', 'rules', 'problems', 'notes')
 """Of ``attached``."""
@@ -59,7 +59,7 @@ OUTCOMES = {
     SHARED: ('the shared proxy serves it already', 'the shared proxy serves it'),
     ONE_HOP: ('the agent serves it already', 'the agent serves it'),
 }
-"""What ``attach`` prints, by mode: unchanged, changed."""
+"""The texts that ``attach`` prints, by mode: (nothing was changed, something was changed)."""
 
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,24 +76,29 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     attach.add_argument(
         '--mode',
         choices=MODES,
-        help='what serves the instances: "shared", one proxy for all namespaces of the host; "one_hop", the agent '
-        'itself; "process", a namespace proxy of its own, which costs tens of MB. The first two need the keeper '
-        '(default: as it is attached already, else shared; keeper and shared proxy are started if none run)',
+        help='the process that serves the instances: "shared", one proxy for all namespaces of the host; "one_hop", '
+        'the agent itself; "process", a namespace proxy for this target alone, which costs tens of MB. shared and '
+        'one_hop need the keeper (default: the present mode of the target, else shared; keeper and shared proxy are '
+        'started if they do not run)',
     )
-    attach.add_argument('--namespace', help='its namespace (default: qrouter-<id> or qdhcp-<id>)')
+    attach.add_argument('--namespace', help='namespace of the target (default: qrouter-<id> or qdhcp-<id>)')
     attach.add_argument('--metadata-port', type=_port, default=9697, help="a router's port (default: %(default)s)")
     attach.add_argument(
         '--internal-interfaces',
         type=_interface,
         default='qr-+',
-        help="a router's interfaces towards instances; + at the end matches any rest (default: %(default)s)",
+        help="a router's interfaces towards instances; + at the end matches any characters (default: %(default)s)",
     )
     attach.add_argument('--mark', default='0x1/0xffff', help='mark of redirected packets (default: %(default)s)')
-    attach.add_argument('--interface', type=_interface, help="a network's interface that gets the addresses")
+    attach.add_argument(
+        '--interface', type=_interface, help="a network's interface, to which the metadata addresses are added"
+    )
     attach.add_argument('--program', default=default_program(), help='the namespace proxy (default: %(default)s)')
     attach.add_argument('--log-dir', default='', help="directory of the proxy's log file (default: no log file)")
     attach.add_argument(
-        '--no-wait', action='store_true', help='do not wait for IPv6 duplicate address detection (2 s), nor report it'
+        '--no-wait',
+        action='store_true',
+        help='do not wait for IPv6 duplicate address detection (2 s) and do not report its result',
     )
     attach.set_defaults(run=_attach)
 
@@ -105,9 +110,9 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     which = detach.add_mutually_exclusive_group(required=True)
     _add_target_options(which)
-    which.add_argument('--all', action='store_true', help='everything that "attached" shows')
+    which.add_argument('--all', action='store_true', help='all targets that "attached" shows')
     _add_common_options(detach)
-    detach.add_argument('--namespace', help='its namespace (default: qrouter-<id> or qdhcp-<id>)')
+    detach.add_argument('--namespace', help='namespace of the target (default: qrouter-<id> or qdhcp-<id>)')
     detach.set_defaults(run=_detach)
 
     attached = verbs.add_parser(
@@ -123,7 +128,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def default_program() -> str:
-    """The proxy that is installed beside this program, else the one on PATH."""
+    """The namespace proxy in the directory of this program, else the one on PATH."""
     beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), 'quantum-ns-metadata-proxy')
     if os.access(beside, os.X_OK):
         return beside
@@ -133,12 +138,13 @@ def default_program() -> str:
 def _add_target_options(group: argparse._MutuallyExclusiveGroup) -> None:
     group.add_argument('--router-id', type=_uuid, metavar='ID', action='append', help='a router; may be repeated')
     group.add_argument(
-        '--network-id', type=_uuid, metavar='ID', action='append', help='a network without router; may be repeated'
+        '--network-id', type=_uuid, metavar='ID', action='append', help='a network without a router; may be repeated'
     )
     group.add_argument(
         '--file',
         metavar='LIST',
-        help='many: lines "router ID" or "network ID", then its namespace if another; - is stdin',
+        help='file with many targets: lines "router ID" or "network ID", then the namespace if it is not the default; '
+        '- is stdin',
     )
 
 
@@ -152,8 +158,8 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--neutron-lock-path',
         metavar='DIR',
-        help="directory of Neutron's external locks: [oslo_concurrency] lock_path of neutron.conf. Its lock on a "
-        "namespace's rules is held while they are changed (default: lock_path of --config-file, else no lock)",
+        help="directory of Neutron's external locks: [oslo_concurrency] lock_path of neutron.conf. Neutron's lock on a "
+        "namespace's rules is held while the rules are changed (default: lock_path of --config-file, else no lock)",
     )
 
 
@@ -168,20 +174,26 @@ def _attach(args: argparse.Namespace) -> int:
         failed = _run_and_print(targets, command.attach, MAX_CONCURRENT_ATTACHES)
         attached = [target for target in targets if target not in failed]
         if not args.no_wait:
-            # The kernel checks all addresses at the same time.
+            # The kernel does duplicate address detection for all addresses at the same time.
             failed += _run_and_print(attached, command.settle, MAX_CONCURRENT_WAITS)
     _warn_no_worker(args, {command.mode(target) for target in attached})
     return NOT_WELL if failed else WELL
 
 
 def has_own_process(path: str, uuid: str) -> bool:
-    """Whether a namespace proxy of its own serves the target: not a holder of sockets that the keeper has."""
+    """Whether the target has a namespace proxy of its own (mode process).
+
+    The process in the pid file may also be a holder, which only holds sockets that the keeper serves.
+    """
     pid = proxy_process.running_pid(state_paths.pid_file(path, uuid), uuid)
     return pid is not None and not proxy_process.is_holder(pid)
 
 
 class AttachCommand:
-    """Attaches about ``count`` targets with the arguments of ``attach``; ``modes`` are the present ones, by id."""
+    """Attaches about ``count`` targets with the arguments of ``attach``.
+
+    ``modes`` has the present mode of each attached target, by id.
+    """
 
     def __init__(self, args: argparse.Namespace, modes: Mapping[str, str], *, count: int) -> None:
         self._args = args
@@ -191,7 +203,7 @@ class AttachCommand:
         self._attacher = _attacher(args, _bulk_rules(count, **rules), args.program, args.log_dir)
 
     def attach(self, target: AttachTarget) -> str:
-        """Attach it without waiting for IPv6; returns a message to print. Raises MetadataError."""
+        """Attach the target without waiting for IPv6. Returns a message to print. Raises MetadataError."""
         changed = self._attacher.attach(
             target,
             **self._options(target),
@@ -203,15 +215,15 @@ class AttachCommand:
         return f'{target.kind} {target.uuid} is attached in {target.namespace}: {outcome}'
 
     def settle(self, target: AttachTarget) -> str:
-        """Wait until its IPv6 address can be used."""
+        """Wait until the target's IPv6 address can be used. Returns '', because there is nothing to print."""
         self._attacher.settle(target, **self._options(target))
         return ''
 
     def mode(self, target: AttachTarget) -> str:
-        """The mode it is attached in."""
+        """The mode in which ``target`` is attached."""
         known = self._args.mode or self._modes.get(target.uuid)
         if not known and not namespaces.exists(target.namespace):
-            return SHARED  # nothing is started for a target that cannot be attached
+            return SHARED  # the target cannot be attached, so no process is started for it
         return str(known or self._default_mode())
 
     def _default_mode(self) -> str:
@@ -231,7 +243,7 @@ class AttachCommand:
                 shared_proxy.SharedProxy(path, options).ensure_running()
             except NetnsError as error:
                 self._new_mode = PROCESS
-                LOG.warning('Attached in mode process, which costs tens of MB for each: %s', error)
+                LOG.warning('New targets get mode process, which costs tens of MB for each target: %s', error)
         return self._new_mode
 
     def _options(self, target: AttachTarget) -> dict[str, Any]:
@@ -256,7 +268,7 @@ def _detach(args: argparse.Namespace) -> int:
 
 
 def detach_command(args: argparse.Namespace, *, count: int) -> Callable[[AttachTarget], str]:
-    """A function that detaches one of about ``count`` targets, with the arguments of ``detach``."""
+    """A function that detaches a target, with the arguments of ``detach``. It will be called about ``count`` times."""
     attacher = _attacher(args, _bulk_rules(count))
 
     def detach(target: AttachTarget) -> str:
@@ -271,9 +283,10 @@ def run_for_each(
     concurrency: int = MAX_CONCURRENT_ATTACHES,
     on_done: Callable[[], object] = lambda: None,
 ) -> list[tuple[str, str]]:
-    """Run ``action`` for each target, ``concurrency`` at a time: (its result, '') or ('', its error message).
+    """Run ``action`` for each target, ``concurrency`` at a time.
 
-    ``on_done`` is called after each, in the thread that ran it.
+    Returns for each target (result of ``action``, '') or ('', error message). ``on_done`` is called after each, in the
+    thread that ran it.
     """
 
     def run(target: AttachTarget) -> tuple[str, str]:
@@ -287,7 +300,7 @@ def run_for_each(
         except (MetadataError, OSError) as error:
             return '', str(error)
         except Exception as error:
-            # A fault of ours at one target must not keep the others from being attached.
+            # A fault of this program at one target must not prevent the attachment of the others.
             LOG.exception('%s %s: unexpected error', target.kind, target.uuid)
             return '', f'{type(error).__name__}: {error}'
 
@@ -300,7 +313,7 @@ def run_for_each(
 def _run_and_print(
     targets: Sequence[AttachTarget], action: Callable[[AttachTarget], str], concurrency: int
 ) -> list[AttachTarget]:
-    """The same; prints each result, and last the targets that failed. Returns those."""
+    """Call ``run_for_each``, print each result and then each error. Returns the targets that failed."""
     errors = {}
     with Progress('Routers and networks:', len(targets)) as progress:
         results = run_for_each(targets, action, concurrency, progress.step)
@@ -354,7 +367,7 @@ def table(statuses: list[attachment_status.AttachmentStatus]) -> str:
 def _targets(args: argparse.Namespace) -> list[AttachTarget]:
     if args.file:
         if args.namespace:
-            raise UsageError('--namespace is for one router or network; in the list it stands behind the id')
+            raise UsageError('--namespace is for one router or network; in a list, write the namespace after the id')
         return list(dict.fromkeys(_targets_in_file(args.file)))
     kind, ids = (ROUTER, args.router_id) if args.router_id else (NETWORK, args.network_id)
     if args.namespace and len(ids) > 1:
@@ -382,7 +395,10 @@ def _targets_in_file(name: str) -> Iterable[AttachTarget]:
 
 
 def _paths(args: argparse.Namespace) -> tuple[str, str]:
-    """(state_path, metadata_proxy_socket): a flag overrides the file; the socket's default is below the state path."""
+    """(state_path, metadata_proxy_socket). An argument overrides the configuration file.
+
+    The default of the socket is a path below the state path.
+    """
     conf = config_files.load({'config_file': ','.join(args.config_file)}, state_paths.OPTS)
     if args.state_path:
         conf.set_override('state_path', os.path.abspath(args.state_path))
@@ -392,7 +408,7 @@ def _paths(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def _bulk_rules(count: int, **options: Any) -> Sequence[Rule]:
-    """The rules to copy; none for a few targets, where it does not pay."""
+    """The rules to copy; none if there are fewer than BULK_THRESHOLD targets, because copying then saves no time."""
     return rules_for(families=kernel_families(), **options) if count >= BULK_THRESHOLD else ()
 
 
@@ -412,7 +428,7 @@ def _attacher(args: argparse.Namespace, bulk_rules: Sequence[Rule], program: str
 def _neutron_lock(args: argparse.Namespace) -> NeutronIptablesLock:
     path = args.neutron_lock_path
     if path is None:
-        # With state_path, because lock_path may be $state_path/lock.
+        # state_path is loaded too, because lock_path may be $state_path/lock.
         conf = config_files.load({'config_file': ','.join(args.config_file)}, state_paths.OPTS)
         conf.register_opts(neutron_lock.OPTS, neutron_lock.GROUP)
         path = conf.oslo_concurrency.lock_path
@@ -421,14 +437,17 @@ def _neutron_lock(args: argparse.Namespace) -> NeutronIptablesLock:
 
 def _keeper_pid(path: str) -> int | None:
     try:
-        # 0: the keeper is in another pid namespace.
+        # The pid is 0 if the keeper is in another pid namespace.
         return proxy_process.unix_listener_pid(admin_client.socket_path(path), SOCK_SEQPACKET) or None
     except OSError:
         return None
 
 
 def statuses(args: argparse.Namespace) -> tuple[list[attachment_status.AttachmentStatus], str]:
-    """What is attached, and the error message of a keeper that does not respond, which is also printed."""
+    """The status of each attached target, and an error message if the keeper does not respond, else ''.
+
+    The error message is also printed.
+    """
     path = state_path(args)
     entries, keeper_error = None, ''
     try:
@@ -446,12 +465,12 @@ def state_path(args: argparse.Namespace) -> str:
 
 
 def iptables(binary: str | None = None) -> Iptables:
-    """To read the rules of all namespaces of this host."""
+    """An Iptables that reads the rules of all namespaces of this host."""
     return Iptables(SubprocessRunner(), binary=binary, bulk_rules=_bulk_rules(len(namespaces.names())))
 
 
 def _uuid(text: str) -> str:
-    # It becomes the name of a file and of a namespace, and is searched in command lines: not any text is safe.
+    # The id becomes part of file names, namespace names and command lines, so only safe characters are allowed.
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]{3,63}', text):
         raise argparse.ArgumentTypeError(f'{text!r} is not an id: an id is 4 to 64 letters, digits and dashes')
     return text
@@ -464,7 +483,7 @@ def _port(text: str) -> int:
 
 
 def _interface(text: str) -> str:
-    # IFNAMSIZ is 16 with the terminating 0. It is one word of iptables-restore's input: no blanks, no quotes.
+    # IFNAMSIZ is 16 with the terminating 0. The name is a word in the input of iptables-restore: no blanks, no quotes.
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.@-]{0,13}[A-Za-z0-9_.+-]?', text):
         raise argparse.ArgumentTypeError(f'{text!r} is not an interface name')
     return text

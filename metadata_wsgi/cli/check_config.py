@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi check-config`` and ``show-pipeline``: would the agent start, and with which pipeline?
+"""``metadata-wsgi check-config`` and ``show-pipeline``: check whether the agent would start, and show its pipeline.
 
-``check-config`` reads the agent's configuration, loads the pipeline, and checks that the lookup directory shows the
-agent every instance, and that Nova checks signatures with the same secret. A role in Neutron that may see nothing gets
-an empty list for every query, which looks like an address without instance. If nothing is wrong, but no other project
-has a port or network yet, the exit code is 2: whether the role sees every instance cannot be determined.
+``check-config`` reads the agent's configuration and loads the pipeline. It checks that the lookup directory shows
+every instance to the agent, and that Nova checks signatures with the same secret. If the agent's role may see no
+ports, Neutron returns an empty list for every query: the same response as for an address that no instance has. If
+nothing is wrong, but no other project has a port or network yet, the exit code is 2: whether the role sees every
+instance cannot be determined.
 
 ``show-pipeline`` prints the filters as a list, or draws the way of a request (``-f mermaid``, ``-f svg``).
 """
@@ -19,7 +20,7 @@ from typing import Any
 from metadata_wsgi.cli import agent, findings, listing, neutron_agent, option_registry, pipeline_drawing, verbs
 from metadata_wsgi.cli.exit_codes import WELL
 from metadata_wsgi.cli.findings import Finding
-from metadata_wsgi.config import config_files
+from metadata_wsgi.config import config_files, file_warnings
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError, MetadataError
 from metadata_wsgi.lookup import protocol
@@ -58,12 +59,16 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that select the configuration, the same for every verb that reads it."""
+    """Declare the options that select the configuration. All verbs that read the configuration have these options."""
     config_files.add_arguments(parser, help=' (default: as the agent)')
     parser.add_argument(
-        '--neutron', action='store_true', help=f'read the defaults of {neutron_agent.PROGRAM} before these files'
+        '--neutron',
+        action='store_true',
+        help=f'read the defaults of {neutron_agent.PROGRAM} before the configuration files',
     )
-    parser.add_argument('--paste-file', help='paste file (default: metadata_paste_config, else the one of the package)')
+    parser.add_argument(
+        '--paste-file', help='paste file (default: metadata_paste_config, else the paste file of the package)'
+    )
     parser.add_argument('--pipeline', default='agent', help='section of the paste file (default: %(default)s)')
 
 
@@ -102,7 +107,7 @@ def _without_exception(found: Iterator[Finding]) -> Iterator[Finding]:
     try:
         yield from found
     except MetadataError as error:
-        yield Finding('configuration', findings.NOT_WELL, str(error))
+        yield Finding('start', findings.NOT_WELL, str(error))
 
 
 def checks(args: argparse.Namespace) -> Iterator[Finding]:
@@ -113,7 +118,7 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
         yield Finding('configuration', findings.WELL, ', '.join(files) or 'no file: defaults only')
         for group, group_opts in option_registry.list_opts():
             config_files.load(global_conf, [opt for opt in group_opts if not opt.required], group)
-        for hint in (*config_files.misspelt(files, option_registry.list_opts()), agent.paste_file(global_conf)[1]):
+        for hint in (*file_warnings.misspelt(files, option_registry.list_opts()), agent.paste_file(global_conf)[1]):
             if hint:
                 yield Finding('note', findings.WELL, hint)
         path, app = load(args)
@@ -121,9 +126,9 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
     links = order.chain(app)
     names = ' '.join(order.name(link) for link in links)
     yield Finding('pipeline', findings.WELL, f'{names}: every filter has what it requires')
-    for sentence in config_files.world_readable_secrets(files, option_registry.list_opts()):
+    for sentence in file_warnings.world_readable_secrets(files, option_registry.list_opts()):
         yield Finding('secrets', findings.NOT_WELL, sentence)
-    # If several filters have a lookup, it is the same one: lookup_cache and instance.
+    # Two filters may have a lookup, lookup_cache and instance; both use the same lookup object.
     lookup: object = next(filter(None, map(protocol.lookup_of, links)), None)
     if credentials := getattr(lookup, 'credentials', ''):
         yield Finding('credentials', findings.WELL, credentials)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi explain``: the first command to run when an instance gets no metadata.
 
-Sends one request through the configured pipeline, without an instance. For a router or network and an address it
-prints, filter by filter, what each filter writes and how long it took, the queries of the lookup, and the request
-that would go to Nova, its signature masked. With ``--send`` the request is sent and Nova's response printed. In the
+Passes one request through the configured pipeline as if the instance had sent it. The arguments are a router or network
+and an address. For each filter it prints the data that the filter sets and the time that it took. It also prints the
+queries of the lookup and the request to Nova, with the signature masked. With ``--send`` the request is sent to Nova
+and Nova's response is printed. In the
 formats for programs there is a row for each step, and the body of a response is left out.
 """
 
@@ -58,7 +59,10 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the trace; 0 if the request reached the end of the pipeline (with --send: if Nova answered 200), else 1."""
+    """Print the trace. Returns 0 if the request reached the end of the pipeline, else 1.
+
+    With ``--send``: 0 if Nova responded with 200.
+    """
     _, app = check_config.load(args)
     links = order.chain(app)
     trace = _Trace(sys.stdout.write if listing.is_text(args) else lambda text: None)
@@ -90,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Trace:
-    """What is printed, and the time of each step."""
+    """Prints the steps and measures the time of each step."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self.write = write
@@ -121,15 +125,15 @@ class _Trace:
         self.write(f'{"":14}{text}\n')
 
     def query(self, query: str, seconds: float, count: int) -> None:
-        """A query of the lookup: its text, how long it took, how many entries were found."""
+        """Print a query of the lookup: its text, its time, and how many entries were found."""
         self.detail(f'{count} from {query} in {seconds * 1000:.1f} ms', is_of_last_step=False)
 
     def note(self, text: str) -> None:
-        """A sentence of a lookup about what it found and did not use."""
+        """Print a message of the lookup about a port that it found and did not use."""
         self.detail(text, is_of_last_step=False)
 
     def response(self, status: str, headers: list[tuple[str, str]]) -> None:
-        """Status and headers of the response."""
+        """Print status and headers of the response."""
         if status == _Probe.NOT_SENT:
             return
         self.step('response', printable(status))
@@ -138,7 +142,7 @@ class _Trace:
 
 
 class _Probe:
-    """Stands between two filters and prints what the outer one has written."""
+    """Stands between two filters and prints the data that the outer filter has set."""
 
     NOT_SENT = '200 Not sent'
 
@@ -176,7 +180,7 @@ def _headers_for_nova(environ: WSGIEnvironment) -> message.Headers:
 
 def _readable(key: str, value: object) -> str:
     if key == environ_keys.CLIENT_IS_PROXY:
-        # Always false here: this request comes from no client.
+        # Not printed: the key describes a client's connection, and this request has none.
         return ''
     return f'{value.remaining_s():.1f} s remaining' if isinstance(value, Deadline) else str(value)
 
@@ -188,10 +192,10 @@ def _insert(outer: Any, inner: Any, probe: _Probe) -> None:
 
 
 def _environ(args: argparse.Namespace) -> WSGIEnvironment:
-    """The request as the namespace proxy of that router or network would send it."""
+    """The request that the namespace proxy of this router or network would send."""
     prefix = config_files.load(check_config.global_conf_of(args), header_source.OPTS).metadata_header_prefix.lower()
     id_header = header_names.router_id(prefix) if args.router_id else header_names.network_id(prefix)
-    # fe80::1%qr-1a2b3c4d-5e: with the interface, as our namespace proxy sends it.
+    # An address fe80::1%qr-1a2b3c4d-5e has an interface. The namespace proxy sends the interface in a header.
     address, _, interface = args.address.partition('%')
     return {
         'REQUEST_METHOD': 'GET',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi keeper``: run the privileged part of a host with many routers, in the foreground."""
+"""``metadata-wsgi keeper``: run the keeper, the privileged process that opens listening sockets in namespaces."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         'SIGTERM; the workers serve on while it is restarted.',
     )
     config_files.add_arguments(parser)
-    parser.add_argument('--state-path', help='directory of its two sockets (default: state_path)')
+    parser.add_argument('--state-path', help="directory of the keeper's two sockets (default: state_path)")
     parser.add_argument('--daemonize', action='store_true', help='run in the background and log to syslog')
     log_output.add_arguments(parser)
     parser.set_defaults(run=run)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi``: the commands that an operator runs by hand.
 
-Only the module of the verb on the command line is imported: all of them together take 0.7 s. A module imports at its
-top what each of its verbs needs, and inside a function what is slow to import and needed seldom.
+Only the module of the verb on the command line is imported. To import all modules would take 0.7 s. A module imports
+at its top what each of its verbs needs, and inside a function what is slow to import and needed seldom.
 ``exit_codes`` has the exit codes.
 """
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
     except BrokenPipeError:
-        # The reader of the output has closed the pipe; a later flush must not raise again.
+        # The reader of the output has closed the pipe. With /dev/null a later flush does not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.CANNOT_TELL
     except OSError as error:
@@ -58,7 +58,7 @@ def _fail(verb: str, text: str, code: int) -> int:
 
 
 def make_parser(modules: Iterable[str] | None = None) -> argparse.ArgumentParser:
-    """Return the parser, with the arguments of the verbs of ``modules``, by default of all."""
+    """Return the parser, with the arguments of the verbs of ``modules``, by default the verbs of all modules."""
     names = {module for module, _ in verbs.VERBS.values()} if modules is None else {*modules}
     parser = argparse.ArgumentParser(
         prog=PROGRAM,

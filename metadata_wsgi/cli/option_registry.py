@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every option of the package, for the sample file, the reference and the search for misspelt names.
+"""Lists every option of the package: for the sample file, the reference and the search for misspelt names.
 
-Options are declared beside their use; this module lists those places. No other package imports it: it is published
-as the entry point ``metadata_wsgi`` of ``oslo.config.opts``.
+Options are declared in the modules that use them; this module lists these modules. No other package imports this
+module. Other packages load the list through the entry point ``metadata_wsgi`` of ``oslo.config.opts``.
 """
 
 from __future__ import annotations

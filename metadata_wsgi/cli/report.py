@@ -40,7 +40,7 @@ from metadata_wsgi.cli import (
     verbs,
 )
 from metadata_wsgi.cli.exit_codes import WELL
-from metadata_wsgi.config import config_files, secret_masking, state_paths
+from metadata_wsgi.config import config_files, file_warnings, secret_masking, state_paths
 from metadata_wsgi.errors import MetadataError, NetnsError, UsageError
 from metadata_wsgi.failures import shared_memory, table
 from metadata_wsgi.netns import namespaces
@@ -49,7 +49,7 @@ from metadata_wsgi.netns.target import PREFIXES
 from metadata_wsgi.pipeline import order
 
 _PROGRAM = re.compile(
-    r'^(\S*python\S*( -\S+)* |gunicorn: (master|worker) \[)?\S*'
+    r'^(\S*python\S*( -\S+( \w+)?)* |gunicorn: (master|worker) \[)?\S*'
     r'(quantum-metadata-agent|neutron-metadata-agent-wsgi|quantum-ns-metadata-proxy|metadata-wsgi)(\s|\]|$)'
 )
 """A command line of ours, also where gunicorn has changed it (setproctitle)."""
@@ -186,8 +186,8 @@ def _configuration(args: argparse.Namespace) -> Iterator[str]:
             yield from (f'    {line}' for line in secret_masking.masked_lines(path, _known()))
         except cfg.ParseError as error:
             yield f'    not a configuration file: {error.msg} at line {error.lineno}'
-    yield from config_files.world_readable_secrets(paths, option_registry.list_opts())
-    yield from config_files.misspelt(paths, option_registry.list_opts())
+    yield from file_warnings.world_readable_secrets(paths, option_registry.list_opts())
+    yield from file_warnings.misspelt(paths, option_registry.list_opts())
 
 
 def _paste_file(args: argparse.Namespace) -> Iterator[str]:

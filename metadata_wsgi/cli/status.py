@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi status``: whether agent and keeper run and work, what is attached, and the last faults in the log.
+"""``metadata-wsgi status``: shows whether agent and keeper run, what is attached, and the last faults in the log.
 
 Read from the sockets, the kernel and the log, not from a record. The exit code is for a monitor (``exit_codes``).
 """
@@ -114,9 +114,9 @@ def _health(path: str) -> Finding:
     except (OSError, http.client.HTTPException) as error:
         return Finding('health', NOT_WELL, f'no response: {str(error) or type(error).__name__}')
     if status not in (200, 503):
-        # 400: the pipeline requires the namespace proxy's headers, as for every request.
+        # The pipeline has no filter healthcheck. It responds 400, because the namespace proxy's headers are missing.
         state = WELL if status == 400 else NOT_WELL
-        return Finding('health', state, 'the filter healthcheck is not in its pipeline; it responds')
+        return Finding('health', state, 'the agent responds; the filter healthcheck is not in its pipeline')
     return Finding('health', WELL if status == 200 else NOT_WELL, printable('; '.join(text.splitlines())))
 
 
@@ -129,7 +129,7 @@ def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | Non
         entries, workers = state.entries(), state.workers()
         pid = proxy_process.unix_listener_pid(path, socket.SOCK_SEQPACKET)
     except (MetadataError, OSError) as error:
-        return None, Finding('keeper', NOT_WELL, f'{error}; its workers serve on, but nothing can be attached')
+        return None, Finding('keeper', NOT_WELL, f'{error}; its workers continue to serve, but nothing can be attached')
     counts = ', '.join(f'{workers.get(mode, 0)} in mode {mode}' for mode in (SHARED, ONE_HOP))
     text = f'pid {pid} has the sockets of {len(entries)} routers and networks; workers: {counts}'
     without_worker = sorted({entry.mode for entry in entries if not workers.get(entry.mode)})
@@ -155,7 +155,7 @@ def attachments(state_path: str, entries: list[KeeperEntry] | None) -> Finding:
 
 
 def faults(path: str) -> Finding:
-    """The last lines of the log that are warnings or worse. Old ones may be among them: they change no exit code."""
+    """The last warnings and errors in the log file at ``path``. They may be old, so they change no exit code."""
     try:
         found = last_faults(path, MAX_FAULTS_SHOWN)
     except OSError as error:

@@ -19,7 +19,7 @@ from urllib.parse import quote, quote_plus, unquote
 
 from oslo_config import cfg
 
-from metadata_wsgi.config.config_files import CREDENTIAL_SECRETS
+from metadata_wsgi.config.file_warnings import CREDENTIAL_SECRETS
 
 MASK = '***'
 NOT_OURS = '(not shown: an option of another program)'

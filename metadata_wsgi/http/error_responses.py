@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Responses of this package itself: constant texts that reveal nothing of the cloud.
+"""Error responses of the filters and apps: constant texts that reveal nothing about the cloud.
 
-The status decides what a client does next. cloud-init retries after 503 with Retry-After and gives up after 404 or
-500. So 404 is sent only if it is certain that there is no such instance, and 503 for every fault that may pass.
+The status determines what a client does next. cloud-init retries after 503 with Retry-After and gives up after 404 or
+500. So 404 is sent only if there is certainly no such instance. Every temporary fault gets 503.
 
 The statuses of requests that cannot be parsed are in ``server/parse_errors.py``. WebOb's responses would do, but its
 import costs each process 2.6 MB.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def bad_request(reason: str) -> WSGIApplication:
-    """400: the request is wrong. ``reason`` is a text of ours, never one of the client's."""
+    """400: the request is wrong. ``reason`` is a constant text and contains nothing from the client."""
     return _text_response(HTTPStatus.BAD_REQUEST, reason)
 
 
@@ -29,12 +29,12 @@ def instance_not_found() -> WSGIApplication:
 
 
 def unauthorized() -> WSGIApplication:
-    """401: the session token is missing, expired, or that of another instance."""
+    """401: the session token is missing or expired, or belongs to another instance."""
     return _text_response(HTTPStatus.UNAUTHORIZED, 'A session token of this instance is needed.')
 
 
 def forbidden(reason: str) -> WSGIApplication:
-    """403: this client may not do it. ``reason`` is a text of ours."""
+    """403: this client may not send this request. ``reason`` is a constant text."""
     return _text_response(HTTPStatus.FORBIDDEN, reason)
 
 
@@ -44,7 +44,7 @@ def not_found() -> WSGIApplication:
 
 
 def not_allowed(allowed: str) -> WSGIApplication:
-    """405: only the method ``allowed``."""
+    """405: only the method ``allowed`` is allowed."""
     return _text_response(HTTPStatus.METHOD_NOT_ALLOWED, f'Only {allowed} is allowed here.', ('Allow', allowed))
 
 
@@ -66,7 +66,7 @@ def payload_too_large(limit: int) -> WSGIApplication:
 
 
 def unavailable() -> WSGIApplication:
-    """503 with ``Retry-After: 1``; cloud-init takes 0 for a failure."""
+    """503 with ``Retry-After: 1``. The value is not 0, because cloud-init gives up after 0."""
     return _text_response(
         HTTPStatus.SERVICE_UNAVAILABLE, 'The metadata service is not available now.', ('Retry-After', '1')
     )

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""systemd's file descriptor store: it holds the listening sockets while keeper and workers are both stopped.
+"""systemd's file descriptor store: systemd holds the listening sockets while keeper and workers are both stopped.
 
-Without it the workers hold a keeper's sockets while it is restarted, and the keeper theirs; if both are stopped at
-once the sockets are closed. A unit with ``FileDescriptorStoreMax=`` may pass its sockets to systemd, and gets them
-back at its next start.
+While the keeper restarts, the workers hold the sockets. While the workers restart, the keeper holds them. Without the
+store the sockets are closed if both stop at the same time. A unit with ``FileDescriptorStoreMax=`` may send its sockets
+to systemd and gets them back at its next start.
 
-Facts, sd_notify(3) and sd_listen_fds(3) of systemd 252: a descriptor is sent in a datagram and comes back as number
-3, 4, ... with the names in ``LISTEN_FDNAMES``. A name is at most 255 printable ASCII characters, none of them a
-colon. A socket that is stored already is not stored a second time, under another name either. The store is emptied
-when the unit is stopped, not when it is restarted or ends by itself.
+Facts from sd_notify(3) and sd_listen_fds(3) of systemd 252: a descriptor is sent in a datagram. At the next start it is
+number 3, 4, ..., and ``LISTEN_FDNAMES`` has the names. A name is at most 255 printable ASCII characters without a
+colon. A socket is stored only once, even if it is sent again under another name. The store is emptied when the unit is
+stopped, but not when it is restarted or ends by itself.
 
-The name contains the listener's fields, so no file has to agree with the store. It is trusted as little as a worker:
-the registry checks that the socket matches the name.
+The name of a socket contains the listener's fields, so no other file is needed. The name is not trusted: the registry
+checks that the socket matches it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROUTER, NETWORK = 'router', 'network'
 class SystemdFdStore:
     """Sends sockets to systemd through ``notifier``; see :class:`metadata_wsgi.keeper.registry.FdStore`.
 
-    If systemd refuses a socket it is still served, but may be lost at a restart; a warning in the log says so.
+    If a socket cannot be stored, it is served but may be lost at a restart. A warning is logged.
     """
 
     def __init__(self, notifier: Notifier) -> None:
@@ -45,11 +45,11 @@ class SystemdFdStore:
     def restore(
         self, environ: MutableMapping[str, str], first: int = sd_notify.FIRST_DESCRIPTOR
     ) -> Iterator[tuple[Listener, socket.socket]]:
-        """The sockets that an earlier keeper stored. The caller registers each, or closes it and calls ``remove``.
+        """The sockets that an earlier keeper stored. The caller must register each, or close it and call ``remove``.
 
-        The variables of ``environ`` that describe them are removed from it.
+        Removes the variables about these sockets from ``environ``.
         """
-        # A descriptor without a name is closed, as one with an unknown name is.
+        # A descriptor without a name is closed, like one with an invalid name.
         for name, descriptor in sd_notify.inherited(environ, first):
             self._names.add(name)
             try:
@@ -63,12 +63,12 @@ class SystemdFdStore:
             yield listener, sock
 
     def add(self, listener: Listener, sock: socket.socket) -> None:
-        """Store ``sock`` unless ``listener`` is stored."""
+        """Store ``sock``, unless ``listener`` is already stored."""
         name = name_of(listener)
         if name in self._names:
             return
         if len(name) > MAX_NAME_BYTES:
-            LOG.warning('%s has too long a name to be stored by systemd', listener)
+            LOG.warning('%s cannot be stored by systemd: its name is too long', listener)
             return
         if self._notifier.store(name, sock.fileno()):
             self._names.add(name)
@@ -85,14 +85,14 @@ class SystemdFdStore:
 
 
 def name_of(listener: Listener) -> str:
-    """The listener's fields as a name for the store, separated by slashes: no field contains one."""
+    """The name of a listener in the store: its fields, separated by slashes. Special characters are quoted."""
     kind = ROUTER if listener.router_id else NETWORK
     fields = (listener.mode, kind, listener.id, str(listener.port), listener.namespace, listener.host)
     return '/'.join(quote(field, safe='') for field in fields)
 
 
 def listener_from_name(name: str) -> Listener:
-    """The listener of this name. Raises ValueError if ``name_of`` cannot have made the name."""
+    """The listener with this name: reverses ``name_of``. Raises ValueError for an invalid name."""
     fields = [unquote(field, errors='strict') for field in name.split('/')]
     if len(fields) != 6 or fields[1] not in (ROUTER, NETWORK):
         raise ValueError("not a name of the keeper's")

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn the result of a lookup into the instance of a request, or into an error response.
+"""Converts the result of a lookup: into the instance of a request, or into an error response.
 
 ==============================  =====================================================================================
 result                          response
 ==============================  =====================================================================================
-exactly one instance            the request goes on with it
+exactly one instance            none: INSTANCE is set and the request continues
 none                            404
 the metadata address itself     404 without a lookup: no instance has it. openstack-helm's probe of a metadata agent
                                 sends it, and must not depend on Neutron
-several                         404, and a warning that names the ports: the ports of two tenants cannot be told apart,
-                                and neither tenant may get the other's keys
-LookupUnavailable               retried until the deadline, then 503 with Retry-After. Never 404, which clients take
-                                for "no metadata here": they boot without keys. The retries of all requests of a
+several                         404, and a warning with the ports: it is unknown which instance sent the request, and no
+                                tenant may get the keys of another
+LookupUnavailable               retried until the deadline, then 503 with Retry-After. Never 404: after 404 an instance
+                                boots without keys. The retries of all requests of a
                                 worker have one budget (``http/retry.py``)
 InstanceLookupError             503 with Retry-After at once: a retry cannot succeed
 ==============================  =====================================================================================
@@ -40,11 +40,11 @@ LOG = logging.getLogger(__name__)
 
 METADATA_ADDRESSES = frozenset({'169.254.169.254', 'fe80::a9fe:a9fe'})
 ATTEMPT_TIME_SHARE = 2 / 3
-"""Of the time that is left: one attempt without a response must leave time for another."""
+"""An attempt gets this part of the remaining time. The rest is for a retry if the attempt gets no response."""
 
 
 class InstanceResolver:
-    """Sets INSTANCE of a request by ``lookup``. Shared by all threads of a worker."""
+    """Sets INSTANCE of a request to the result of ``lookup``. Shared by all threads of a worker."""
 
     def __init__(
         self,
@@ -57,11 +57,11 @@ class InstanceResolver:
         self._sleep = sleep
         self._retry_budget = RetryBudget(clock)
         self._failure_log = Throttle(limits.LOG_INTERVAL_S)
-        # An instance can cause these lines at will: they must not hide those about other routers.
+        # One throttle for each router or network: an instance can cause such lines and must not hide those of others.
         self._not_found_log = KeyedThrottle(limits.LOG_INTERVAL_S)
 
     def resolve(self, environ: WSGIEnvironment) -> WSGIApplication | None:
-        """Look SOURCE up until DEADLINE and set INSTANCE. Returns the error response where that is impossible."""
+        """Look SOURCE up and set INSTANCE, with retries until DEADLINE. Returns an error response if it fails."""
         source: environ_keys.Source = environ[environ_keys.SOURCE]
         if source.address in METADATA_ADDRESSES:
             return error_responses.instance_not_found()
@@ -104,7 +104,7 @@ def _log_not_found(source: environ_keys.Source, found: Sequence[environ_keys.Ins
     if found:
         LOG.warning('404 for %s, because %d instances match: ports %s', source, len(found), _ports(found))
     else:
-        LOG.info('404 for %s, because no instance is there', source)
+        LOG.info('404 for %s, because no instance has this address', source)
 
 
 def _ports(found: Sequence[environ_keys.Instance]) -> str:

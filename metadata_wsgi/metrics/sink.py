@@ -54,6 +54,8 @@ def _opener(instrument: Instrument, directory: str) -> Callable[..., object]:
 def _open(directory: str) -> None:
     disconnect()
     try:
+        # The agent has made it; a namespace proxy may be the first.
+        os.makedirs(directory, mode=0o755, exist_ok=True)
         with files.locked(directory, exclusive=True):
             files.begin(directory)
             reporters = [_reporter(instrument) for instrument in instruments.ALL]

@@ -1,47 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The WSGI app of the namespace proxy: add the client's address and namespace, and send the request to the agent.
+"""The WSGI app of the namespace proxy: adds the client's address and namespace, and sends the request to the agent.
 
-*Sets* (never appends to) ``X-Forwarded-For``, from the peer of the connection, and the id of the router or network,
-from the command line or, where one process serves many namespaces, from the listening socket. Deletes every header
-that a client may not set, in every spelling (LP#1865036), and hop-by-hop headers. If the client sent a
-``X-Forwarded-For`` or ``Forwarded`` of its own, the agent gets only the fact, in ``X-Metadata-Guest-Forwarded``.
-Path, query and body are not read. The id of the request (``pipeline/request_id.py``) is taken from the client or made,
-sent to the agent, and added to a response that has none.
+The app *sets* two headers, and never appends to them. ``X-Forwarded-For`` is the peer address of the connection. The
+id of the router or network is taken from the command line, or from the listening socket if one process serves many
+namespaces. The app deletes every header that a client may not set, in every spelling (LP#1865036), and hop-by-hop
+headers. If the client sent ``X-Forwarded-For`` or ``Forwarded``, the agent gets ``X-Metadata-Guest-Forwarded: 1``
+instead. Path, query and body are sent unchanged. The id of the request (``pipeline/request_id.py``) is taken from the
+client or made, sent to the agent, and added to a response that has none.
 
-A GET or HEAD is retried while the agent is unavailable (restart, upgrade, reload), until the deadline; then the client
-gets 503 with ``Retry-After: 1``. This program has no secret, does not know Nova or OpenStack, and reads no file.
+A GET or HEAD is retried until the deadline while the agent is unavailable (restart, upgrade, reload). Then the client
+gets 503 with ``Retry-After: 1``. The app has no secret and sends no request to Nova or OpenStack.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from metadata_wsgi import instruments, limits
 from metadata_wsgi.deadline import Deadline, sleep
-from metadata_wsgi.errors import BadRequest, NoResponse, NotSent, RequestTimeout
-from metadata_wsgi.http import error_responses, header_names, message
+from metadata_wsgi.errors import BadRequest, NoResponse, NotSent
+from metadata_wsgi.http import header_names, message
 from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import retry_until
+from metadata_wsgi.http.send_errors import SendErrors
 from metadata_wsgi.net import addresses
 from metadata_wsgi.pipeline import request_id
 from metadata_wsgi.pipeline.environ_keys import DEADLINE, FAILURE, NAMESPACE, RECEIVED_AT_S, Failure, Namespace
-from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
-
-LOG = logging.getLogger(__name__)
 
 _FORWARDED_KEYS = tuple(header_names.environ_key(name) for name in header_names.FORWARDED_HEADERS)
 
 
 class NamespaceProxyApp:
-    """The app of the namespace with the given id or, without an id, of the namespace of each connection.
+    """The app for the namespace of one router or network; without an id, for the namespace of each connection.
 
-    ``agent`` is the client of the agent's socket. ``prefix`` is the header prefix that the agent trusts, for example
+    ``agent`` sends requests to the agent's socket. ``prefix`` is the header prefix that the agent trusts, for example
     ``X-Quantum``.
     """
 
@@ -67,11 +64,10 @@ class NamespaceProxyApp:
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._sleep = sleep
-        self._no_response_log = Throttle(limits.LOG_INTERVAL_S)
-        self._slow_client_log = Throttle(limits.LOG_INTERVAL_S)
+        self._errors = SendErrors('the metadata agent', max_body_bytes=max_body_bytes)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Relay the agent's response; 503 if there is none, 400, 408 or 413 for a request that cannot be sent."""
+        """Respond with the agent's response; 503 if there is none; 400, 408 or 413 if the request cannot be sent."""
         id_ = request_id.begin(environ)
         start_response = request_id.added_to(start_response, id_)
         received_at_s = environ.get(RECEIVED_AT_S, self._clock())
@@ -87,28 +83,18 @@ class NamespaceProxyApp:
                 sleep=self._sleep,
             )
             status = response.status
-        except message.TooLarge:
-            status, answer = 413, error_responses.payload_too_large(self._max_body_bytes)
-        except RequestTimeout:
-            if self._slow_client_log.allow():
-                LOG.info('A request gets 408: its client did not send the body in time')
-            environ[FAILURE] = Failure(408, 'the body did not arrive in time', self._namespace)
-            status, answer = 408, error_responses.request_timeout()
-        except BadRequest as error:
-            status, answer = 400, error_responses.bad_request(str(error))
-        except NoResponse as error:
-            if self._no_response_log.allow():
-                LOG.error('Requests get 503: no response from the metadata agent: %s', error)
-            environ[FAILURE] = Failure(503, f'no response from the metadata agent: {error}', self._namespace)
-            status, answer = 503, error_responses.unavailable()
+        except (BadRequest, NoResponse) as error:
+            status, reason, answer = self._errors.response(error)
+            if reason:
+                environ[FAILURE] = Failure(status, reason, self._namespace)
         instruments.PROXIED_REQUESTS.add(status)
         return answer(environ, start_response)
 
     def _id_header(self, environ: WSGIEnvironment) -> tuple[str, str]:
         namespace: Namespace | None = self._namespace or environ.get(NAMESPACE)
         if namespace is None:
-            raise BadRequest('This connection came from no namespace.')
-        # If both ids are given the router's is used, as in Grizzly.
+            raise BadRequest('The connection was not made in a namespace.')
+        # If both ids are given, the router's id is used, as in Grizzly.
         if namespace.router_id:
             return header_names.router_id(self._prefix), namespace.router_id
         return header_names.network_id(self._prefix), namespace.network_id or ''

@@ -4,16 +4,17 @@
 Differences to gunicorn's gevent worker:
 
 - Connections are accepted by ``acceptor`` and handled by ``connection_handler``.
-- In addition to gunicorn's listeners it serves those of the keeper, each with the namespace that it is in.
+- In addition to gunicorn's listeners it serves the keeper's listeners, each in the namespace of a router or network.
 - The heartbeat is sent only while requests end (``progress``).
 - A stopping worker closes idle keep-alive connections at once, so that a restart does not wait for namespace proxies.
-  Requests in progress are finished.
+  It finishes the requests in progress.
 """
 
 from __future__ import annotations
 
 import _socket
 import logging
+import signal
 import socket
 import time
 from collections import Counter
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
+from gevent.event import Event
 from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -50,13 +52,18 @@ class Stoppable(Protocol):
         """End it."""
 
 
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+"""The master blocks them around the fork of a worker."""
+
+
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What the server sets for its workers; ``master.Server.worker_options``.
+    """The options of a worker, from ``master.Server.worker_options``.
 
-    ``keeper``: path of the keeper's ``listeners`` socket and the mode whose listeners to serve. ``any_destination``:
-    serve connections that were not made to the metadata address too. ``program``: the label of metrics. ``on_serve``:
-    called with the application when the worker begins to serve; what it returns is stopped at the end.
+    ``keeper``: path of the keeper's socket for workers, and the mode of the listeners to serve; None without a
+    keeper. ``any_destination``: also serve connections that were not made to the metadata address. ``program``: the
+    label of metrics. ``on_serve``: called with the application when the worker begins to serve; what it returns is
+    stopped at the end.
     """
 
     keeper: tuple[str, str] | None = None
@@ -71,17 +78,27 @@ class MetadataWorker(GeventWorker):
     def init_process(self) -> None:
         """Called by gunicorn in the new process."""
         listeners.raise_descriptor_limit()
+        self.prepare()
+        super().init_process()
+
+    def prepare(self) -> None:
+        """Make the state of an empty worker."""
         self._handler: ConnectionHandler | None = None
+        self._stopping = Event()
         self._pool = GreenletPool(self.worker_connections, on_full=self._close_longest_idle)
         self._acceptors: dict[str, Acceptor] = {}
         self._stuck_log = Throttle(limits.LOG_INTERVAL_S)
         # By key of a listener of the keeper: the kind and id of its router or network.
         self._namespaces: dict[str, tuple[str, str]] = {}
         self._attached_changed = True
-        super().init_process()
+
+    def init_signals(self) -> None:
+        """Called by gunicorn: from now on the signals are this worker's."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def run(self) -> None:
-        """Called by gunicorn: serve until a signal, then finish the requests in progress."""
+        """Called by gunicorn. Serves until a signal, then finishes the requests in progress."""
         options: WorkerOptions = self.app.worker_options
         progress = Progress()
         failures = FailureRecorder(self.app.failure_memory)
@@ -97,7 +114,7 @@ class MetadataWorker(GeventWorker):
         )
         for number, listener in enumerate(self.sockets):
             self._accept_on(f'#{number}', listener, None)
-        following = self._follow(options.keeper)
+        subscription = self._subscribe(options.keeper)
         beside = options.on_serve(self.wsgi)
         instruments.WORKER_STARTS.add(options.program)
         instruments.WORKERS.set(1, options.program)
@@ -115,9 +132,9 @@ class MetadataWorker(GeventWorker):
             if options.keeper and self._attached_changed:
                 self._report_attached(options.keeper[1])
             failures.publish()
-            gevent.sleep(1.0)
-        if following:
-            following.stop()
+            self._stopping.wait(limits.WORKER_NOTIFY_S)
+        if subscription:
+            subscription.stop()
         if beside:
             beside.stop()
         for acceptor in self._acceptors.values():
@@ -141,7 +158,7 @@ class MetadataWorker(GeventWorker):
         self._acceptors[key].start()
 
     def _environ(self, server: Any, namespace: environ_keys.Namespace | None) -> WSGIEnvironment:
-        """The environ keys that all requests of the listener with the address ``server`` have in common."""
+        """The environ keys that are the same for all requests of the listener with the address ``server``."""
         host, port = (str(server[0]), str(server[1])) if isinstance(server, tuple) else ('localhost', '')
         environ: WSGIEnvironment = {
             'SCRIPT_NAME': '',
@@ -161,7 +178,7 @@ class MetadataWorker(GeventWorker):
             environ[environ_keys.NAMESPACE] = namespace
         return environ
 
-    def _follow(self, keeper: tuple[str, str] | None) -> Subscription | None:
+    def _subscribe(self, keeper: tuple[str, str] | None) -> Subscription | None:
         if keeper is None:
             return None
 
@@ -179,9 +196,9 @@ class MetadataWorker(GeventWorker):
             self._attached_changed = True
 
         path, mode = keeper
-        following = Subscription(path, mode, on_add=add_listener, on_remove=remove_listener, sleep=gevent.sleep)
-        gevent.spawn(following.run)
-        return following
+        subscription = Subscription(path, mode, on_add=add_listener, on_remove=remove_listener, sleep=gevent.sleep)
+        gevent.spawn(subscription.run)
+        return subscription
 
     def _report_attached(self, mode: str) -> None:
         self._attached_changed = False
@@ -191,9 +208,10 @@ class MetadataWorker(GeventWorker):
         instruments.LISTENERS.set(len(self._namespaces), mode)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Graceful stop (SIGTERM): finish the requests in progress, close idle connections."""
+        """Called by gunicorn at SIGTERM. Closes idle connections; ``run`` then finishes the requests in progress."""
         super().handle_exit(sig, frame)
-        gevent.spawn(self._close_idle)
+        # Not here: this is a signal handler.
+        gevent.spawn(self._stopping.set)
 
     def _close_longest_idle(self) -> None:
         if self._handler is not None:
@@ -205,9 +223,10 @@ class MetadataWorker(GeventWorker):
 
 
 class FrozenSettings:
-    """gunicorn's settings as plain attributes. The parser reads several for each request, and a worker's never change.
+    """gunicorn's settings as plain attributes. They never change in a worker.
 
-    gunicorn's own ``Config`` looks each one up in a dictionary in ``__getattr__``.
+    The parser reads several settings for each request. gunicorn's own ``Config`` is slower: it looks each setting up in
+    a dictionary, in ``__getattr__``.
     """
 
     def __init__(self, cfg: Any) -> None:

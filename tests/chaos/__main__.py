@@ -15,6 +15,7 @@ import argparse
 import fnmatch
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     if args.only_setup:
         isolation.enter('tests.chaos', list(argv))
         return _run_setup(args.only_setup, faults, args.seconds, Path(args.rows))
+    # subprocess.run then ends what it has started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     with tempfile.TemporaryDirectory() as directory:
         rows = Path(directory, 'rows')
         rows.touch()

@@ -65,7 +65,7 @@ def run(setup: str, host: Host, load: Load, fault: Fault, for_s: float) -> Row:
         setup, fault.name, for_s, len(exchanges), dict(outcomes),
         max((exchange.ended_s - exchange.started_s for exchange in exchanges), default=0.0),
         recovery_s,
-        fault.allows.why if outcomes and fault.allows.outcomes else '', broken,
+        fault.allows.why if outcomes else '', broken,
     )  # fmt: skip
 
 
@@ -82,12 +82,11 @@ def judge(host: Host, fault: Fault, exchanges: Sequence[Exchange], *, outlasts: 
             continue
         if exchange.outcome == RETRY_AFTER and outlasts:
             continue
-        if (
-            exchange.outcome.startswith(allows.outcomes or ('\0',))
-            and (not allows.first_router_only or exchange.client in first_router)
-            and (not allows.after_deadline or outlasts)
-        ):
+        concerns = not allows.first_router_only or exchange.client in first_router
+        if concerns and exchange.outcome.startswith(allows.outcomes):
             allowed[exchange.client] += 1
+            continue
+        if concerns and outlasts and exchange.outcome.startswith(allows.after_deadline):
             continue
         broken[exchange.outcome] += 1
     if allows.once and (most := max(allowed.values(), default=0)) > injections:

@@ -32,29 +32,31 @@ SETUPS = (*MODES, CACHED, FAKETIME)
 class Allows:
     """What instances may notice beside ``503 with Retry-After`` of a fault that outlasts the deadline.
 
-    ``outcomes``: prefixes of outcomes; only of instances behind the first router if ``first_router_only``; at most one
-    for each instance and injection if ``once``; only where the fault outlasts the deadline if ``after_deadline``.
+    ``outcomes`` and ``after_deadline`` are prefixes of outcomes; the second only where the fault outlasts the deadline.
+    Only instances behind the first router may notice them if ``first_router_only``; ``outcomes`` at most once for each
+    instance and injection if ``once``.
     """
 
     outcomes: tuple[str, ...] = ()
+    after_deadline: tuple[str, ...] = ()
     first_router_only: bool = False
     once: bool = False
-    after_deadline: bool = False
     why: str = ''
 
 
 NOTHING = Allows()
-IN_FLIGHT = Allows((CUT,), once=True, why='The process that had accepted the connection is gone')
-IN_FLIGHT_OF_ROUTER = Allows((CUT, REFUSED), first_router_only=True, why='Mode process: its only process is gone')
-FROZEN = Allows((TIMED_OUT,), after_deadline=True, why='The process that accepted the connection cannot respond')
-FROZEN_OF_ROUTER = Allows(
-    (TIMED_OUT,), first_router_only=True, after_deadline=True,
-    why='The process that accepted the connection cannot respond',
+FRONT_IS_GONE = Allows(
+    (CUT,), (TIMED_OUT,), once=True,
+    why='The process that had accepted the connection is gone; no process accepts until it is started again',
 )  # fmt: skip
+FRONT_RESTARTS = Allows((), (TIMED_OUT,), why='No process accepts until it is started again')
+FRONT_OF_ROUTER_IS_GONE = Allows((CUT, REFUSED, TIMED_OUT), first_router_only=True, why='Its only process is gone')
+FROZEN = Allows((), (TIMED_OUT,), why='The process that accepted the connection cannot respond')
+FROZEN_OF_ROUTER = Allows((), (TIMED_OUT,), first_router_only=True, why=FROZEN.why)
 ROUTER_IS_AWAY = Allows(
     (CUT, REFUSED, TIMED_OUT, NO_ROUTE), first_router_only=True, why='The instance has no path to the router'
 )
-NOVAS_STATUS = Allows(('status 500',), after_deadline=True, why="Nova's own response is relayed at the deadline")
+NOVAS_STATUS = Allows((), ('status 500', 'status 503'), why="Nova's own response is relayed at the deadline")
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _kill_together(*names: str) -> Action:
 def _processes() -> Iterator[Fault]:
     for setups, agent_killed, agent_frozen in (
         ((SHARED, PROCESS), NOTHING, NOTHING),
-        ((ONE_HOP,), IN_FLIGHT, FROZEN),
+        ((ONE_HOP,), FRONT_IS_GONE, FROZEN),
     ):
         yield Fault('SIGKILL agent master', _kill(AGENT), setups=setups, every_s=15, allows=agent_killed)
         yield Fault('SIGKILL agent worker', _kill_worker(AGENT), setups=setups, every_s=6, allows=agent_killed)
@@ -144,27 +146,31 @@ def _processes() -> Iterator[Fault]:
         )  # fmt: skip
     yield Fault('SIGSTOP agent master', _signal(AGENT, signal.SIGSTOP), _signal(AGENT, signal.SIGCONT))
     yield Fault('reload agent in a loop', _signal(AGENT, signal.SIGHUP), every_s=1)
-    yield Fault('restart agent', _restart(AGENT), every_s=15)
+    yield Fault('restart agent', _restart(AGENT), setups=(SHARED, PROCESS), every_s=15)
+    yield Fault('restart agent', _restart(AGENT), setups=(ONE_HOP,), every_s=15, allows=FRONT_RESTARTS)
     shared, kept = (SHARED,), (SHARED, ONE_HOP)
-    yield Fault('SIGKILL proxy master', _kill(PROXY), setups=shared, every_s=15, allows=IN_FLIGHT)
-    yield Fault('SIGKILL proxy worker', _kill_worker(PROXY), setups=shared, every_s=6, allows=IN_FLIGHT)
+    yield Fault('SIGKILL proxy master', _kill(PROXY), setups=shared, every_s=15, allows=FRONT_IS_GONE)
+    yield Fault('SIGKILL proxy worker', _kill_worker(PROXY), setups=shared, every_s=6, allows=FRONT_IS_GONE)
     yield Fault(
         'SIGSTOP proxy worker', _signal_worker(PROXY, signal.SIGSTOP), _signal_worker(PROXY, signal.SIGCONT),
         setups=shared, allows=FROZEN,
     )  # fmt: skip
     yield Fault('SIGSTOP proxy master', _signal(PROXY, signal.SIGSTOP), _signal(PROXY, signal.SIGCONT), setups=shared)
     yield Fault('reload proxy in a loop', _signal(PROXY, signal.SIGHUP), setups=shared, every_s=1)
-    yield Fault('restart proxy', _restart(PROXY), setups=shared, every_s=15)
+    yield Fault('restart proxy', _restart(PROXY), setups=shared, every_s=15, allows=FRONT_RESTARTS)
     yield Fault('SIGKILL keeper', _kill(KEEPER), setups=kept, every_s=5)
     yield Fault('SIGSTOP keeper', _signal(KEEPER, signal.SIGSTOP), _signal(KEEPER, signal.SIGCONT), setups=kept)
     yield Fault('restart keeper', _restart(KEEPER), setups=kept, every_s=5)
-    yield Fault('SIGKILL keeper and proxy', _kill_together(KEEPER, PROXY), setups=shared, every_s=15, allows=IN_FLIGHT)
+    yield Fault(
+        'SIGKILL keeper and proxy', _kill_together(KEEPER, PROXY), setups=shared, every_s=15, allows=FRONT_IS_GONE
+    )
     yield Fault('SIGKILL keeper and agent', _kill_together(KEEPER, AGENT), setups=(ONE_HOP,), every_s=15,
-                allows=IN_FLIGHT)  # fmt: skip
-    yield Fault('restart everything', _restart(KEEPER, PROXY, AGENT, WATCH), setups=shared, every_s=15)
+                allows=FRONT_IS_GONE)  # fmt: skip
+    yield Fault('restart everything', _restart(KEEPER, PROXY, AGENT, WATCH), setups=shared, every_s=15,
+                allows=FRONT_RESTARTS)  # fmt: skip
     yield Fault('SIGKILL holder', _signal_router_process(signal.SIGKILL), setups=shared)
     yield Fault('SIGKILL proxy of one router', _signal_router_process(signal.SIGKILL), setups=(PROCESS,), every_s=10,
-                allows=IN_FLIGHT_OF_ROUTER)  # fmt: skip
+                allows=FRONT_OF_ROUTER_IS_GONE)  # fmt: skip
     yield Fault('SIGSTOP proxy master of one router', _signal_router_process(signal.SIGSTOP),
                 _signal_router_process(signal.SIGCONT), setups=(PROCESS,), allows=FROZEN_OF_ROUTER)  # fmt: skip
     yield Fault('SIGKILL watch', _kill(WATCH), every_s=3)
@@ -208,7 +214,7 @@ def _services() -> Iterator[Fault]:
         yield Fault(f'{service} responds 200 with HTML', _force(service, 200, '<html>'), _force(service, 0))
     yield Fault('Nova responds 500', _force(NOVA, 500), _force(NOVA, 0), allows=NOVAS_STATUS)
     yield Fault('Nova responds 503', _force(NOVA, 503), _force(NOVA, 0),
-                allows=Allows(('status 503',), after_deadline=True, why=NOVAS_STATUS.why))  # fmt: skip
+                allows=NOVAS_STATUS)  # fmt: skip
 
 
 # --- Network ---------------------------------------------------------------------------------------------------------
@@ -298,7 +304,12 @@ def _empty_disks(host: Host) -> None:
 
 
 def _remount(how: str) -> Action:
-    return lambda host: subprocess.run(['mount', '-o', f'remount,{how}', str(host.state_path)], check=True)
+    def remount(host: Host) -> None:
+        command = ['mount', '-o', f'remount,{how}', str(host.state_path)]
+        # The kernel refuses while a file there is open for writing, as a lock or a pid file is for a moment.
+        host.wait_until(lambda: not subprocess.run(command, check=False, capture_output=True).returncode, 'busy')
+
+    return remount
 
 
 def _limit(limit: int, name: str, spare: Callable[[int], int]) -> tuple[Action, Action]:
@@ -322,19 +333,20 @@ def _limit(limit: int, name: str, spare: Callable[[int], int]) -> tuple[Action, 
 
 
 def _used_descriptors(pid: int) -> int:
-    """The lowest limit that leaves two descriptors."""
-    return max(int(name) for name in os.listdir(f'/proc/{pid}/fd')) + 3
+    """The limit that leaves only the numbers that are free between those in use."""
+    return max(int(name) for name in os.listdir(f'/proc/{pid}/fd')) + 1
 
 
 def _used_memory(pid: int) -> int:
-    """The address space in use and 4 MiB."""
-    return int(Path(f'/proc/{pid}/statm').read_text().split()[0]) * resource.getpagesize() + (4 << 20)
+    """The address space in use and 256 KiB."""
+    return int(Path(f'/proc/{pid}/statm').read_text().split()[0]) * resource.getpagesize() + (256 << 10)
 
 
 def _resources() -> Iterator[Fault]:
     yield Fault('state and log directory full', _fill_disks, _empty_disks)
-    yield Fault('state directory read-only', _remount('ro'), _remount('rw'))
     kept = (SHARED, ONE_HOP)
+    # In mode process each namespace proxy has its pid file open.
+    yield Fault('state directory read-only', _remount('ro'), _remount('rw'), setups=kept)
     for name, setups in ((AGENT, MODES), (PROXY, (SHARED,)), (KEEPER, kept)):
         yield Fault(f'descriptors of the {name} used up', *_limit(resource.RLIMIT_NOFILE, name, _used_descriptors),
                     setups=setups)  # fmt: skip

@@ -26,7 +26,7 @@ MODES = (SHARED, ONE_HOP, PROCESS)
 AGENT, PROXY, KEEPER, WATCH = 'agent', 'proxy', 'keeper', 'watch'
 
 SECRET = 'a secret of tests'
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 150.0
 STATE_BYTES = 4 << 20
 """Size of the file system with the state path and the logs."""
 CACHED = ('header_source instance', 'header_source lookup_cache instance')
@@ -145,7 +145,7 @@ class Host:
             self.wait_until(lambda: self.mode in self.workers_in_keeper(), 'no worker is connected to the keeper')
         if self.mode == SHARED:
             self.start_as_l3_agent(self.routers[0])
-        self._add(WATCH, wsgi, 'watch', conf, '--again=1', '--', f'--mode={self.mode}')
+        self._add(WATCH, wsgi, 'watch', conf, '--again=3', '--', f'--mode={self.mode}')
 
     def _clock_environ(self) -> Mapping[str, str]:
         if not self._fake_clock:

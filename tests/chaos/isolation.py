@@ -8,7 +8,6 @@ started.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -18,11 +17,12 @@ SETUP = ('mount --make-rprivate / && mkdir -p /run/netns && mount -t tmpfs tmpfs
 
 
 def enter(module: str, argv: Sequence[str]) -> None:
-    """Run ``python -m MODULE ARGV`` again inside the namespaces and exit with its status; returns if it is inside."""
+    """Replace this process by ``python -m MODULE ARGV`` inside the namespaces; returns if it is inside."""
     if os.environ.pop(MARK, ''):
         return
     if os.geteuid() != 0:
         sys.exit('It makes network namespaces: run it as root')
     command = ['unshare', '--mount', '--net', '--pid', '--fork', '--mount-proc', '--kill-child', 'sh', '-c', SETUP,
                'sh', sys.executable, '-m', module, *argv]  # fmt: skip
-    sys.exit(subprocess.run(command, env={**os.environ, MARK: '1'}, check=False).returncode)
+    # In the place of this process: its end is theirs.
+    os.execvpe(command[0], command, {**os.environ, MARK: '1'})

@@ -290,16 +290,20 @@ class ServicesClient:
         def call(*arguments: object) -> Any:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
-            self._process.stdin.write(json.dumps([name, *arguments]) + '\n')
-            self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline())
+            try:
+                self._process.stdin.write(json.dumps([name, *arguments]) + '\n')
+                self._process.stdin.flush()
+                return json.loads(self._process.stdout.readline())
+            except (BrokenPipeError, ValueError) as error:
+                raise AssertionError(f'the services ended with {self._process.wait(5)} before {name}') from error
 
         return call
 
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait(10)
 
 

@@ -4,12 +4,13 @@
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.cloud import SHIPPED
-from tests.e2e.conftest import UnixConnection, eventually, free_port, request
+from tests.e2e.conftest import UnixConnection, eventually, free_port, programs_in, request
 
 
 def send(path, data):
@@ -86,6 +87,22 @@ def test_the_former_worker_serves_until_the_new_one_has_loaded_at_a_reload(progr
     last = int(waiting.read_text())
     eventually(lambda: program.workers() == [last], lambda: f'{program.workers()}, not {last}: {program.text()}')
     assert responds(cloud.socket)
+
+
+def test_sigterm_reaches_a_worker_that_was_just_forked(tmp_path):
+    """Until a worker has set its signal handlers it has those of the master, which only queue the signal."""
+    hold, waiting = tmp_path / 'hold', tmp_path / 'waiting'
+    hold.touch()
+    environ = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+    with programs_in(tmp_path) as start:
+        program = start('held', sys.executable, '-m', 'tests.e2e.held_fork', tmp_path, env=environ)
+        eventually(waiting.exists, program.text)
+        program.kill(signal.SIGTERM)
+        eventually(lambda: 'Handling signal: term' in program.text(), program.text)
+        hold.unlink()
+        assert program.wait() == 0
+        # A worker that is killed does not log this.
+        assert 'Worker exiting' in program.text()
 
 
 def test_an_agent_with_a_rotating_log_file_does_not_start(programs, cloud, tmp_path):

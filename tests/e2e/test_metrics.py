@@ -112,3 +112,20 @@ def test_a_metrics_address_without_the_filter_stops_the_start(cloud, programs):
     program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
     assert program.wait() == 1
     assert 'the pipeline has no filter metrics, so nothing is counted: put it behind catch_errors' in program.text()
+
+
+def test_the_metrics_say_whether_the_keeper_is_there(cloud, agent, programs, tmp_path):
+    port = free_port()
+    with_metrics(cloud, tmp_path, port)
+    agent()
+    (tmp_path / 'metrics').chmod(0o777)  # in tests the two programs may run as different users
+    keeper = programs('metadata-wsgi', 'keeper', '--state-path', cloud.state_path)
+    programs(
+        'quantum-ns-metadata-proxy', '--nodaemonize', '--shared', f'--state_path={cloud.state_path}',
+        f'--metrics_directory={tmp_path / "metrics"}',
+    )  # fmt: skip
+    keeper_up = 'metadata_wsgi_keeper_up{mode="shared"}'
+    eventually(lambda: series(port).get(keeper_up) == '1.0', lambda: f'the keeper is there: {keeper.text()}')
+    eventually(lambda: series(port).get('metadata_wsgi_attached{kind="router",mode="shared"}') == '0.0', 'reported')
+    keeper.kill(signal.SIGKILL)
+    eventually(lambda: series(port)[keeper_up] == '0.0', 'the keeper is away')

@@ -53,7 +53,7 @@ def test_daemonize_without_syslog_warns_before_its_standard_error_ends(daemon):
         pytest.skip('there is a /dev/log')
     done, port = daemon('--use_syslog', '--state_path=state', '--request_timeout=0.1')
     assert done.returncode == 0
-    assert 'syslog cannot be reached at /dev/log: logging to standard error, and nowhere once it' in done.stderr
+    assert 'syslog cannot be reached at /dev/log: logging to standard error, and not at all once it' in done.stderr
     assert status(port) == 503
 
 

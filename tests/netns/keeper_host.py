@@ -31,13 +31,7 @@ class KeeperHost:
     def start(self):
         """Start all programs and wait until the workers of both modes are connected to the keeper."""
         self.start_keeper()
-        self.proxy = self._start(
-            'quantum-ns-metadata-proxy',
-            '--shared',
-            '--nodaemonize',
-            '--verbose',
-            f'--state_path={self.cloud.state_path}',
-        )
+        self.start_proxy()
         self.agent = self._start('quantum-metadata-agent', '--config-file', self.cloud.conf_file)
         eventually(lambda: self.workers() == {'shared': 1, 'one_hop': 1}, 'workers of both modes are connected')
         return self
@@ -47,6 +41,12 @@ class KeeperHost:
         listeners.unlink(missing_ok=True)
         self.keeper = self._start('metadata-wsgi', 'keeper', '--config-file', self.cloud.conf_file)
         eventually(listeners.exists, 'the keeper listens')
+
+    def start_proxy(self):
+        self.proxy = self._start(
+            'quantum-ns-metadata-proxy', '--shared', '--nodaemonize', '--verbose',
+            f'--state_path={self.cloud.state_path}',
+        )  # fmt: skip
 
     def workers(self):
         return self.attachments.workers()

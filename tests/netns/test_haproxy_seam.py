@@ -134,9 +134,9 @@ def test_a_node_under_load_is_converted_in_both_directions_and_no_request_fails(
     old = [node.pid(id_) for id_ in node.ids]
     with Clients(node) as clients:
         convert = [BIN / 'metadata-wsgi', 'adopt', '--all', '--state-path', node.state_path]
-        assert run(*convert).startswith(f'{ROUTERS} converted, 0 were already, 0 failed')
+        assert run(*convert).startswith(f'{ROUTERS} converted, 0 already converted, 0 failed')
         until(lambda: not any(map(is_alive, old)))
-        assert run(*convert).startswith(f'0 converted, {ROUTERS} were already, 0 failed')
+        assert run(*convert).startswith(f'0 converted, {ROUTERS} already converted, 0 failed')
     assert clients.failures == []
     assert not any(proxy.is_haproxy for proxy in haproxy.running(str(node.state_path)))
     with Clients(node) as clients:

@@ -368,8 +368,8 @@ def test_watchdog_restarts_a_service_that_makes_no_progress(host, topology, atta
     shorten_watchdog(host, unit)
     before = pid(host, unit)
     host.systemctl('kill', '--kill-whom=main', '--signal', 'STOP', unit)
-    eventually(lambda: pid(host, unit) not in (0, before), lambda: f'it was restarted: {host.text()}')
-    assert host.show_property(unit, 'NRestarts') == '1'
+    eventually(lambda: pid(host, unit) not in (0, before), lambda: f'it was restarted: {host.text()}', within_s=60)
+    assert 'Watchdog timeout' in host.run('cat', '/dev/kmsg').stdout
     eventually(
         lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a',
         lambda: f'the guest gets responses: {host.text()}',
@@ -383,8 +383,8 @@ def test_watchdog_is_not_fed_while_no_worker_makes_progress(host, topology, atta
     shorten_watchdog(host, unit)
     before = pid(host, unit)
     host.run('kill', '-STOP', *children(host, unit), check=True)
-    eventually(lambda: pid(host, unit) not in (0, before), lambda: f'it was restarted: {host.text()}')
-    assert host.show_property(unit, 'NRestarts') == '1'
+    eventually(lambda: pid(host, unit) not in (0, before), lambda: f'it was restarted: {host.text()}', within_s=60)
+    assert 'Watchdog timeout' in host.run('cat', '/dev/kmsg').stdout
     eventually(
         lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a',
         lambda: f'the guest gets responses: {host.text()}',
@@ -393,7 +393,7 @@ def test_watchdog_is_not_fed_while_no_worker_makes_progress(host, topology, atta
 
 def shorten_watchdog(host, unit):
     drop_in = f'/etc/systemd/system/{unit}.service.d/watchdog.conf'
-    host.run('sh', '-c', f'printf "[Service]\\nWatchdogSec=2\\n" > {drop_in}', check=True)
+    host.run('sh', '-c', f'printf "[Service]\\nWatchdogSec=8\\n" > {drop_in}', check=True)
     host.systemctl('daemon-reload')
     host.systemctl('restart', unit)
     eventually(lambda: workers(host) == {'shared', 'one_hop'}, lambda: f'workers are connected: {host.text()}')

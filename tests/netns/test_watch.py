@@ -181,7 +181,7 @@ def test_watch_repairs_mode_shared_and_logs_it(host):
     keeper.kill()
     keeper.wait()
     host.start_keeper()
-    eventually(lambda: f'router {router}: the keeper has no socket of it any more' in host.log(), host.log)
+    eventually(lambda: f'router {router}: the keeper no longer has a socket for it' in host.log(), host.log)
     eventually(lambda: is_well(host, 'shared'), host.log)
 
     host.run('ip', 'netns', 'delete', f'qrouter-{router}')
@@ -203,7 +203,7 @@ def test_watch_keeps_the_last_known_mode(host):
     output = host.run(PROGRAM, 'status', f'--state-path={host.state_path}', check=False)
     assert (output.returncode, 'start metadata-wsgi keeper' in output.stdout) == (1, True)
     assert '1 in mode unknown' in output.stdout
-    eventually(lambda: f'router {router}: no keeper answers' in host.log(), host.log)
+    eventually(lambda: f'router {router}: no keeper listens' in host.log(), host.log)
     assert host.pid(router) is None
     host.start_keeper()
     eventually(lambda: is_well(host, 'one_hop'), host.log)
@@ -224,7 +224,7 @@ def test_router_of_unknown_mode_waits_for_the_keeper(host):
     keeper.kill()
     keeper.wait()
     host.watching(mode='')
-    eventually(lambda: f'router {router}: no keeper answers' in host.log(), host.log)
+    eventually(lambda: f'router {router}: no keeper listens' in host.log(), host.log)
     assert host.pid(router) is None
     host.start_keeper()
     eventually(lambda: f'router {router}: attached' in host.log(), host.log)

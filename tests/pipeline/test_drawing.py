@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi show-pipeline`` draws the pipelines of the shipped paste file; the README shows one drawing."""
 
+import json
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -58,6 +59,15 @@ def test_mermaid_has_the_same_filters_in_the_same_order(draw):
     assert names == FILTERS
     assert 'step4 --> service4["Neutron"]' in drawing
     assert 'step6 --> service6["Nova :8775"]' in drawing
+
+
+def test_format_json_lists_what_each_filter_reads_and_provides(draw):
+    rows = json.loads(draw('json'))
+    assert [row['filter'] for row in rows] == FILTERS
+    assert rows[4] == {
+        'filter': 'instance', 'reads': ['metadata_wsgi.deadline', 'metadata_wsgi.source'],
+        'provides': ['metadata_wsgi.instance'],
+    }  # fmt: skip
 
 
 class Unusual:

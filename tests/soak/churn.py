@@ -24,6 +24,9 @@ ROUTER_AWAY_S = (2.0, 10.0)
 FAULT_S = (1.0, 20.0)
 RECOVERY_S = 15.0
 """After a repair a request that met the fault may end this much later: the client's timeout, and the restart."""
+Actions = Sequence[tuple[Callable[[], str], int]]
+"""Each with its weight. An action returns what it did, for the counts."""
+
 STOPS_LOOKUPS = (KEYSTONE, NEUTRON, 'packets to the services', '10 % of the packets')
 KILLING = ('SIGKILL', 'restart')
 EXCLUDED = ('clock', 'SIGSTOP keeper', 'memory', 'namespace of one router', 'interface', 'rules')
@@ -107,12 +110,20 @@ class Cloud:
 
 
 class Churn:
-    """Takes one random action after the other until ``stop``. The sequence depends only on ``seed`` and the time."""
+    """Random actions until ``stop``: instances and addresses change all the time, one disturbance follows the other.
+
+    Each of the two sequences depends only on ``seed`` and the time.
+    """
 
     def __init__(self, host: Host, cloud: Cloud, recorder: Recorder, seed: int, *, with_faults: bool = True) -> None:
         self._host, self._cloud, self._recorder = host, cloud, recorder
-        self._rng = random.Random(seed)
-        self._with_faults = with_faults
+        self._rng, self._move_rng = random.Random(seed), random.Random(seed + 1)
+        self._moves: Actions = ((self._replace_instance, 1), (self._swap_addresses, 1))
+        self._disturbances: Actions = (
+            (self._reattach_router, 3),
+            (self._rotate_secret, 1),
+            (self._inject_fault, 12 if with_faults else 0),
+        )
         self._stopping = threading.Event()
         self._secret_number = 0
         self.counts: dict[str, int] = {}
@@ -120,17 +131,19 @@ class Churn:
         """Programs may be killed and restarted. Without it their memory and descriptors can be watched."""
 
     def run(self) -> None:
-        """Until ``stop``."""
-        actions: Sequence[tuple[Callable[[], str], int]] = (
-            (self._replace_instance, 30),
-            (self._swap_addresses, 30),
-            (self._reattach_router, 5),
-            (self._rotate_secret, 3),
-            (self._inject_fault, 12 if self._with_faults else 0),
-        )
+        """Until ``stop``. Raises what an action raised."""
+        moves = threading.Thread(target=self._repeat, args=(self._move_rng, (0.2, 2.0), self._moves))
+        moves.start()
+        try:
+            self._repeat(self._rng, (1.0, 5.0), self._disturbances)
+        finally:
+            self._stopping.set()
+            moves.join()
+
+    def _repeat(self, rng: random.Random, pause_s: tuple[float, float], actions: Actions) -> None:
         choices, weights = zip(*actions, strict=True)
-        while not self._stopping.wait(self._rng.uniform(0.2, 2.0)):
-            (action,) = self._rng.choices(choices, weights)
+        while not self._stopping.wait(rng.uniform(*pause_s)):
+            (action,) = rng.choices(choices, weights)
             name = action()
             self.counts[name] = self.counts.get(name, 0) + 1
 
@@ -139,11 +152,11 @@ class Churn:
         self._stopping.set()
 
     def _replace_instance(self) -> str:
-        self._cloud.replace_instance(self._rng.choice(self._host.clients))
+        self._cloud.replace_instance(self._move_rng.choice(self._host.clients))
         return 'instance replaced'
 
     def _swap_addresses(self) -> str:
-        self._cloud.swap_addresses(*self._rng.sample(self._host.clients, 2))
+        self._cloud.swap_addresses(*self._move_rng.sample(self._host.clients, 2))
         return 'addresses swapped'
 
     def _reattach_router(self) -> str:
@@ -182,7 +195,7 @@ class Churn:
         fault = self._rng.choice([fault for fault in FAULTS if self._is_possible(fault)])
         for_s = self._rng.uniform(*FAULT_S)
         routers = (self._host.routers[0].id,) if fault.allows.first_router_only else ()
-        outcomes = (RETRY_AFTER, *fault.allows.outcomes)
+        outcomes = (RETRY_AFTER, *fault.allows.outcomes, *fault.allows.after_deadline)
         with self._window(fault.name, outcomes, routers, stops_lookups=fault.name.startswith(STOPS_LOOKUPS)):
             with self._cloud.lock:
                 fault.inject(self._host)

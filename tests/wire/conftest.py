@@ -48,9 +48,12 @@ SENDER_HEADERS = {
     header_names.TENANT_ID: 'project-a',
     header_names.SIGNATURE: SIGNATURE,
 }
+IDENTITY_HEADERS = {
+    header_names.FORWARDED_FOR, header_names.INSTANCE_ID, header_names.TENANT_ID, header_names.SIGNATURE,
+}  # fmt: skip
 ALLOWED = (
     header_names.UPSTREAM_ALLOWED
-    | header_names.IDENTITY_HEADERS
+    | IDENTITY_HEADERS
     | {'host', 'content-length', header_names.REQUEST_ID, header_names.TRACEPARENT}
 )
 REQUEST_ID = re.compile(r'req-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')

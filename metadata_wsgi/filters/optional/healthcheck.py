@@ -69,9 +69,9 @@ LIVE = '/live'
 STALE_AFTER_S = 60.0
 NOVA_FAILURE_STATUSES = frozenset({'500', '502', '503', '504'})
 OWN_STATUSES = frozenset({'400', '408', '413'})
-"""``upstream`` responds with these without a request to Nova: to one that is malformed, too slow or too large."""
+"""``upstream`` itself responds with these, without Nova, if a request is malformed, too slow or too large."""
 LOOKUP_STATUSES = frozenset({'404', '503'})
-"""Statuses of a lookup without an instance. Others, at that stage, are of filters before the lookup."""
+"""Statuses of a lookup that finds no instance. Another status, at that stage, is from a filter before the lookup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class HealthcheckFilter:
         self._last_seen: dict[str, tuple[float, bool]] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Respond to the host, or call the app and observe its response."""
+        """Respond to a request of the host; otherwise call the next filter and record its status."""
         if environ['PATH_INFO'] in self._paths and is_local_request(environ):
             return self.respond(environ, start_response)
         recorder = StatusRecorder(start_response)

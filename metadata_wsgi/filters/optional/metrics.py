@@ -3,9 +3,9 @@
 
 Two labels say what became of a request, in ``metadata_wsgi_request_seconds``:
 
-``status``   of the response, or ``fault`` where a filter raised an exception and the response was 503
-``reached``  ``unidentified``: no source (400). ``source``: the instance is not known (404 none, 503 the
-             lookup is unavailable, 429). ``instance``: a filter behind responded itself (429 rate_limit,
+``status``   status code of the response, or ``fault`` if a filter raised an exception and the response was 503
+``reached``  ``unidentified``: the source is not known (400). ``source``: the instance is not known (404: none, 503:
+             the lookup is unavailable, 429). ``instance``: a filter after ``instance`` responded (429 rate_limit,
              401 session_token, 404 path_policy, 200 response_cache). ``upstream``: Nova's response, or 503 without one.
 
 The filter stands behind ``catch_errors`` and ``request_id`` and only counts. No instance can read the metrics: the

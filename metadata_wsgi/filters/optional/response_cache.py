@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cache Nova's responses to an instance, for seconds. Stands after instance.
+"""Caches Nova's responses to an instance for some seconds. It must be after instance.
 
-Instances read the same few paths again and again: this filter sends the same bytes again without a request to Nova.
+Instances request the same few paths again and again. This filter sends the cached response without a request to Nova.
 It caches responses to GET with status 200 and at most ``answer_cache_largest_body`` bytes, for
-``answer_cache_seconds``. Never cached: paths with ``password`` in them; requests with a query, a path that is not in
-its canonical form, a body, a range, a condition or a session token; responses with ``Set-Cookie``, ``Cache-Control``
-or ``Vary``. Identical concurrent requests are one request to Nova.
+``answer_cache_seconds``. These are never cached:
 
-The key is the instance, its project, the client's address, the path and the ``Accept*`` headers; no instance gets the
-response of another. Nova's ``random_seed`` in meta_data.json is then the same for an instance that reads it twice
-within these seconds. Filters that may refuse a request (``session_token``, ``path_policy``, ``rate_limit``) must stand
-before this one.
+- paths that contain ``password``, and paths that are not in canonical form;
+- requests with a query, a body, a range, a condition or a session token;
+- responses with ``Set-Cookie``, ``Cache-Control`` or ``Vary``.
 
-``answer_cache_shared`` stores the responses in ``cache_url`` too: user-data and keys are among them, and a program that
-can read that server can read them. Reads SOURCE, INSTANCE and DEADLINE, establishes nothing.
+Identical concurrent requests cause one request to Nova.
+
+The key is the instance, its project, the client's address, the path and the ``Accept*`` headers. So no instance gets
+the response of another. If an instance reads meta_data.json twice within these seconds, it gets the same
+``random_seed``. Filters that may reject a request (``session_token``, ``path_policy``, ``rate_limit``) must be before
+this filter.
+
+With ``answer_cache_shared`` the responses are also stored in ``cache_url``. They contain user-data and keys. Every
+program with access to that server can read them. The filter reads SOURCE, INSTANCE and DEADLINE and writes no key.
 """
 
 from __future__ import annotations
@@ -43,42 +47,42 @@ OPTS = [
         default=5.0,
         min=0.1,
         max=600.0,
-        help='For the filter response_cache: for how many seconds a response of Nova is sent again.',
+        help='For the filter response_cache: number of seconds for which a response of Nova is cached.',
     ),
     cfg.IntOpt(
         'answer_cache_largest_body',
         default=65536,
         min=0,
         max=1 << 20,
-        help='For the filter response_cache: the largest body in bytes that is cached.',
+        help='For the filter response_cache: larger bodies, in bytes, are not cached.',
     ),
     cfg.IntOpt(
         'answer_cache_mebibytes',
         default=64,
         min=1,
-        help='For the filter response_cache: the cache size of a worker; the oldest responses are evicted first.',
+        help='For the filter response_cache: size of the cache in each worker. The oldest responses are evicted first.',
     ),
     cfg.BoolOpt(
         'answer_cache_shared',
         default=False,
-        help='For the filter response_cache: store the responses, user-data among them, in cache_url too.',
+        help='For the filter response_cache: also store the responses in cache_url. They contain user-data.',
     ),
 ]
 
-# With any of these headers a response is for one request only.
+# A response to a request with one of these headers is for that request only.
 _UNCACHEABLE_REQUEST_KEYS = (
     'HTTP_RANGE', 'HTTP_IF_MATCH', 'HTTP_IF_NONE_MATCH', 'HTTP_IF_MODIFIED_SINCE', 'HTTP_IF_UNMODIFIED_SINCE',
     'HTTP_X_AWS_EC2_METADATA_TOKEN', 'HTTP_AUTHORIZATION', 'HTTP_COOKIE', 'HTTP_TRANSFER_ENCODING',
 )  # fmt: skip
 _UNCACHEABLE_RESPONSE_HEADERS = frozenset({'set-cookie', 'cache-control', 'vary', 'content-range', 'www-authenticate'})
-# Other spellings of a path would be other keys: a client could fill the cache with them.
+# Each spelling of a path would be a key of its own, and a client could fill the cache with spellings.
 _NON_CANONICAL = ('//', '/.', '%', '?', '#', '\\')
 MAX_PATH_LENGTH = 256
 WAIT_TIME_SHARE = 1 / 2
-"""Of the time that is left: a request that waits for an identical one must have time for its own."""
+"""A request waits for an identical one for this part of its remaining time. The rest is for its own call of Nova."""
 MAX_NUMBER_DIGITS = 9
 ENTRY_BYTES = 2048
-"""Approximate size of an entry beside its body."""
+"""Approximate size of an entry without its body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +103,13 @@ class CachedResponse:
         return [self.body]
 
     def _received_age_s(self) -> int:
-        """The Age that it was received with: another cache may stand before Nova."""
+        """The Age header that it had when it was received, 0 if none: there may be a cache in front of Nova."""
         age = next((value for name, value in self.headers if name.lower() == 'age'), '')
         return int(age) if len(age) <= MAX_NUMBER_DIGITS and age.isascii() and age.isdigit() else 0
 
 
 class ResponseCacheFilter:
-    """Responds from ``cache``; new responses of at most ``max_body_bytes`` are cached for ``ttl_s`` seconds."""
+    """Responds from ``cache``. Caches responses of at most ``max_body_bytes`` for ``ttl_s`` seconds."""
 
     REQUIRES = frozenset({environ_keys.SOURCE, environ_keys.INSTANCE, environ_keys.DEADLINE})
     PROVIDES: frozenset[str] = frozenset()
@@ -117,7 +121,7 @@ class ResponseCacheFilter:
         self._max_body_bytes = max_body_bytes
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Respond from the cache, or call the app and cache its response."""
+        """Respond from the cache, or call the next filter and cache its response."""
         if environ['REQUEST_METHOD'] != 'GET':
             return self.app(environ, start_response)
         for name in _UNCACHEABLE_REQUEST_KEYS:
@@ -167,6 +171,7 @@ class ResponseCacheFilter:
             captured = status, list(headers)
             return start_response(status, headers) if exc_info is None else start_response(status, headers, exc_info)
 
+        began_s = self._cache.clock()
         body = self.app(environ, capture)
         if captured is None:
             return body
@@ -180,11 +185,13 @@ class ResponseCacheFilter:
             if hasattr(body, 'close'):
                 body.close()
         if len(content) == length:
-            self._cache.set(key, CachedResponse(status, headers, content), Ttl(jittered(self._ttl_s), 0.0))
+            response = CachedResponse(status, headers, content)
+            age_s = self._cache.clock() - began_s
+            self._cache.set(key, response, Ttl(jittered(self._ttl_s), 0.0), age_s=age_s)
         return [content]
 
     def _cacheable_length(self, status: str, headers: list[tuple[str, str]]) -> int | None:
-        """The body length of a response that may be cached; None for others."""
+        """The length of the body if the response may be cached, else None."""
         if not status.startswith('200'):
             return None
         values = {name.lower(): value for name, value in headers}
@@ -226,7 +233,7 @@ def pack(response: CachedResponse) -> Any:
 
 
 def unpack(packed: Any) -> CachedResponse:
-    """The response that ``pack`` packed. TypeError or ValueError for anything else."""
+    """Reverse ``pack``. Raises TypeError or ValueError if ``packed`` is not a result of ``pack``."""
     status, headers, body = packed
     pairs = [(name, value) for name, value in headers]
     if not all(isinstance(text, str) and text.isprintable() for text in (status, *(t for pair in pairs for t in pair))):
@@ -235,7 +242,7 @@ def unpack(packed: Any) -> CachedResponse:
 
 
 def make_cache(conf: Any) -> LocalCache:
-    """The cache that the options describe."""
+    """The cache with the configured size and backend."""
     backend = None
     if conf.answer_cache_shared:
         region = shared.connect(conf.cache_url, max_ttl_s=conf.answer_cache_seconds)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``GET <endpoint>/v2.0/ports?...``: the port list of Neutron, with temporary and permanent errors told apart.
+"""``GET <endpoint>/v2.0/ports?...``: the port list of Neutron.
 
-Temporary (LookupUnavailable; the caller retries): no connection, no response in time, 408, 429, 5xx, a response that
-is not a list of ports. Permanent (InstanceLookupError): 401 with a new token too, 403, 404, a redirect (it is not
-followed: the token would go to its target). No error text contains a token or the body of a response.
+Temporary errors are LookupUnavailable, and the caller retries: no connection, no response in time, 408, 425, 429, 5xx,
+and a response that is not a list of ports. Permanent errors are InstanceLookupError: 401 even with a new token, 403,
+404, and a redirect. Redirects are not followed, because their target would get the token. No error text contains a
+token or the body of a response.
 
 A query has the id of the request that it is made for (``X-Openstack-Request-Id``), which Neutron logs. Of several
 requests that are looked up in one query, it is that of one of them.
@@ -31,9 +32,9 @@ from metadata_wsgi.lookup.neutron.transport import deadline_scope, describe, is_
 from metadata_wsgi.pipeline import request_id
 
 MAX_PAGES = 100
-"""Of one query, where the server limits the size of a page."""
+"""Largest number of pages of one query, if the server limits the size of a page."""
 RETRYABLE_STATUSES = frozenset({408, 425, 429})
-"""Beside every 5xx."""
+"""Statuses, in addition to every 5xx, after which a retry may succeed."""
 AVAILABILITIES, FOUND = 'network-ip-availabilities', 'network_ip_availabilities'
 AVAILABILITIES_QUERY: Query = (('fields', 'project_id'), ('fields', 'tenant_id'))
 HEADERS = {'Accept': 'application/json', 'Accept-Encoding': 'identity'}
@@ -54,9 +55,9 @@ class PortsApi:
         self.auth = auth
 
     def ports(self, query: Query, deadline: Deadline, on_query: OnQuery, pages: int = MAX_PAGES) -> list[Port]:
-        """Return all ports that ``query`` selects, or those of the first ``pages`` pages if that is not MAX_PAGES.
+        """Return the ports that ``query`` selects, from at most ``pages`` pages.
 
-        Raises LookupUnavailable or InstanceLookupError, before ``deadline``.
+        Raises LookupUnavailable or InstanceLookupError, before ``deadline``. More than MAX_PAGES pages are an error.
         """
         found: list[Port] = []
         for _ in range(pages):
@@ -119,7 +120,7 @@ class PortsApi:
         if id_ := request_id.CURRENT.get():
             headers[request_id.RESPONSE_HEADER] = id_
         if not self._slots.acquire(timeout=deadline.remaining_s()):
-            raise LookupUnavailable('the deadline passed before Neutron had answered earlier queries')
+            raise LookupUnavailable('the deadline passed while earlier queries waited for Neutron')
         started_s, outcome = time.monotonic(), 'error'
         had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
         self._circuit.start_attempt()
@@ -144,7 +145,7 @@ class PortsApi:
 
 
 def _with_version(endpoint: str) -> str:
-    """The URLs of a catalogue have no version; an operator's ``endpoint_override`` may have one."""
+    """``endpoint`` with the API version. A URL of the catalogue has no version; ``endpoint_override`` may have one."""
     base = endpoint.rstrip('/')
     return base if base.endswith('/v2.0') else base + '/v2.0'
 
@@ -162,7 +163,7 @@ def _parse_ports(response: Any, token: Token) -> dict[str, Any]:
 
 
 def _is_port(port: Any) -> bool:
-    """Whether the fields have the right types. A query may have selected only some of the fields."""
+    """Whether the fields of ``port`` have the right types. A query may select only some of the fields."""
     texts = all(isinstance(port[field] or '', str) for field in FIELDS if field in port and field != 'fixed_ips')
     addresses = all(isinstance(fixed['ip_address'], str) for fixed in port.get('fixed_ips') or ())
     return texts and addresses and bool(port.get('network_id') or port.get('id'))
@@ -173,7 +174,7 @@ def _is_link(link: Any) -> bool:
 
 
 def _next_page_query(body: dict[str, Any]) -> Query:
-    """The query of the next page, () on the last one. Only the query of the link is used: the host stays the same."""
+    """The query for the next page; () after the last page. The host in the link is ignored."""
     for link in body.get('ports_links', ()):
         if link.get('rel') == 'next':
             return tuple(parse_qsl(urlsplit(link.get('href', '')).query))

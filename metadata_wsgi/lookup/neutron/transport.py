@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every request to Keystone and Neutron ends before the deadline of the lookup that needs it, with a bounded response.
+"""Limits every request to Keystone and Neutron: to the deadline of the lookup, and to a maximum response size.
 
-keystoneauth sends requests of its own (discovery, tokens, redirects) with one fixed timeout, which requests applies
-to each single read. So the caller sets the deadline around the call (``deadline_scope``). This adapter, which sends
-every request, limits each connect and each read to the time that remains, and shuts the connection down at the
-deadline: a TLS handshake or a header that arrives byte by byte is no single long read. Name resolution and the
-addresses of a name are inside the deadline too (``net.resolver``).
+keystoneauth itself also sends requests (discovery, tokens) with a fixed timeout, and the library requests applies the
+timeout to each single read. So the caller sets the deadline around the call (``deadline_scope``). The adapter of this
+module sends every request, and limits each connect and each read to the remaining time. At the deadline it shuts the
+connection down: a TLS handshake or a header may arrive byte by byte, each in time. Name resolution is inside the
+deadline too (``net.resolver``).
 
 :func:`make_session` reads nothing from the environment: no proxy (``http_proxy``, ``ALL_PROXY``), no ``~/.netrc``, no
-``REQUESTS_CA_BUNDLE``. Keystone and Neutron are on the management network, as Nova is, to which no proxy is used
-either. The CA certificates are those of this machine (:func:`machine_ca_store`), not those of the package certifi.
+``REQUESTS_CA_BUNDLE``. Keystone, Neutron and Nova are on the management network, where no proxy is needed. The CA
+certificates are those of this machine (:func:`machine_ca_store`), not those of the package certifi.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.net import resolver
 
 MAX_RESPONSE_BYTES = 16 << 20
-"""A thousand ports with the fields of our queries are 0.4 MB."""
+"""Largest response. A thousand ports with the fields of our queries are 0.4 MB."""
 CHUNK_BYTES = 1 << 16
 
-# One value for each thread and greenlet. No argument of keystoneauth's reaches a token request.
+# One value for each thread and greenlet. keystoneauth has no argument that it passes on to a token request.
 _DEADLINE: ContextVar[Deadline] = ContextVar('metadata_wsgi.lookup.neutron.transport')
 
 
 @contextmanager
 def deadline_scope(deadline: Deadline) -> Iterator[None]:
-    """Requests that this thread (or greenlet) sends inside the block end before ``deadline``."""
+    """Inside the block, every request of this thread (or greenlet) ends before ``deadline``."""
     previous = _DEADLINE.set(deadline)
     try:
         yield
@@ -63,24 +63,25 @@ def make_session(connections: int) -> requests.Session:
 
 
 def machine_ca_store() -> str:
-    """Path of the CA certificates of this machine, a file or a directory: those that OpenSSL uses, as for Nova.
+    """Path of this machine's CA certificates, a file or a directory: OpenSSL's default, as for Nova.
 
-    ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace them. Where there are none, the path of the missing file.
+    The variables ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace it. If the machine has no CA certificates, the path
+    does not exist.
     """
     paths = ssl.get_default_verify_paths()
     return paths.cafile or paths.capath or paths.openssl_cafile
 
 
 def describe(error: BaseException) -> str:
-    """Return the reason of ``error`` of requests or keystoneauth on one line: the text of its innermost cause.
+    """Return the reason of an error of requests or keystoneauth on one line: the text of its innermost cause.
 
-    It contains host names and addresses, no URLs, credentials or tokens.
+    The text contains host names and addresses, but no URLs, credentials or tokens.
     """
     *_, cause = _chain(error)
     text = ' '.join(str(cause).split())[:300] or type(cause).__name__
     if 'CERTIFICATE_VERIFY_FAILED' in text or isinstance(cause, ssl.SSLCertVerificationError):
         text += (
-            '; auth_ca_cert (or cafile beside the credentials) names the CA certificates, '
+            '; set auth_ca_cert (or cafile in the section of the credentials) to the CA certificates; '
             'by default those of this machine are used'
         )
     return text
@@ -105,7 +106,7 @@ def _inner(error: BaseException) -> BaseException | None:
     inner = getattr(error, 'reason', None)  # of urllib3's MaxRetryError
     if not isinstance(inner, BaseException):
         inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    # Any other type is an error that was being handled already, not the cause of this one.
+    # An error of another type is not the cause: it was already being handled when this error was raised.
     return inner if isinstance(inner, OSError | urllib3.exceptions.HTTPError) else None
 
 
@@ -163,7 +164,7 @@ _CUTOFF: ContextVar[_Cutoff] = ContextVar('metadata_wsgi.lookup.neutron.cutoff')
 
 
 class _ConnectionMixin:
-    """Opens the connection with the resolver of the package, within the deadline of the scope, in CONNECT_TIMEOUT_S."""
+    """Opens the connection with this package's resolver, within the deadline of the scope, in CONNECT_TIMEOUT_S."""
 
     def request(self: Any, *args: Any, **kwargs: Any) -> None:
         """Called by urllib3, with a connection that is open or not."""
@@ -203,10 +204,10 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
 
 
 class DeadlineAdapter(TCPKeepAliveAdapter):
-    """Sends requests within the deadline of the scope; reads the whole response before it returns."""
+    """Sends requests within the deadline of the scope. Reads the whole response before it returns."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Called by requests: make the pools use the connections of this module."""
+        """Called by requests. Makes the pools use the connection classes of this module."""
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {'http': _HttpPool, 'https': _HttpsPool}
 
@@ -219,12 +220,16 @@ class DeadlineAdapter(TCPKeepAliveAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Raises the exceptions of requests; Timeout after the deadline. ``stream`` and ``timeout`` are ignored."""
+        """Send ``request``. Raises the exceptions of requests: Timeout after the deadline.
+
+        ``stream`` and ``timeout`` are ignored.
+        """
         deadline = _DEADLINE.get()
         if isinstance(verify, str) and not os.path.exists(verify) and (request.url or '').startswith('https:'):
-            # requests would raise OSError, which keystoneauth does not translate.
+            # requests would raise OSError, which keystoneauth does not handle.
             raise requests.exceptions.SSLError(
-                f'there are no CA certificates at {verify}; name a file of them in auth_ca_cert', request=request
+                f'there are no CA certificates at {verify}; set auth_ca_cert to a file of CA certificates',
+                request=request,
             )
         with _Cutoff(deadline) as cutoff:
             token = _CUTOFF.set(cutoff)
@@ -261,7 +266,7 @@ def _remaining_s(deadline: Deadline) -> float:
 
 
 def _read_body(raw: urllib3.response.BaseHTTPResponse, deadline: Deadline) -> bytes:
-    """Read the whole body. A connection with unread bytes is closed, not reused."""
+    """Read the whole body. If this fails, the connection is closed and not reused."""
     chunks: list[bytes] = []
     length = 0
     try:

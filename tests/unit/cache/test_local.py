@@ -137,9 +137,9 @@ class CallbackBackend(FakeBackend):
         self.during()
         return found
 
-    def set(self, key, value, ttl):
+    def set(self, key, value, ttl, age_s):
         self.during()
-        super().set(key, value, ttl)
+        super().set(key, value, ttl, age_s)
 
 
 def test_delete_between_check_and_store_of_a_load_is_not_undone(clock):

@@ -50,7 +50,7 @@ def server():
 
 
 def test_an_entry_is_read_by_another_client_with_its_age(server):
-    server.client().set(('10.1.1.2', 'r'), ('a', 'b'), TTL)
+    server.client().set(('10.1.1.2', 'r'), ('a', 'b'), TTL, 0.0)
     server.wall.sleep(4)
     value, age_s, ttl = server.client().get(('10.1.1.2', 'r'))
     assert (value, ttl) == (('a', 'b'), TTL)
@@ -58,7 +58,7 @@ def test_an_entry_is_read_by_another_client_with_its_age(server):
 
 
 def test_kinds_are_separate_and_keys_are_hashed(server):
-    server.client('lookup').set(('10.1.1.2', 'r'), 'a', TTL)
+    server.client('lookup').set(('10.1.1.2', 'r'), 'a', TTL, 0.0)
     assert server.client('answer').get(('10.1.1.2', 'r')) is None
     (key,) = server.region.entries
     assert key.startswith('metadata_wsgi:lookup:')
@@ -67,13 +67,13 @@ def test_kinds_are_separate_and_keys_are_hashed(server):
 
 
 def test_keys_with_the_same_text_are_different_keys(server):
-    server.client().set(('a', 'b c'), 'v', TTL)
+    server.client().set(('a', 'b c'), 'v', TTL, 0.0)
     assert server.client().get(('a b', 'c')) is None
 
 
 def test_a_deleted_entry_is_gone(server):
     one = server.client()
-    one.set('k', 'v', TTL)
+    one.set('k', 'v', TTL, 0.0)
     one.delete('k')
     assert server.client().get('k') is None
 
@@ -90,7 +90,7 @@ def test_a_deleted_entry_is_gone(server):
 )  # fmt: skip
 def test_an_invalid_entry_or_one_from_the_future_is_ignored(server, stored):
     one = server.client()
-    one.set('k', 'v', TTL)
+    one.set('k', 'v', TTL, 0.0)
     (key,) = server.region.entries
     server.region.entries[key] = json.dumps(stored)
     assert one.get('k') is None
@@ -101,7 +101,7 @@ def test_an_unavailable_server_is_a_miss_and_one_log_line(server, caplog):
     server.region.fault = OSError('refused')
     for _ in range(5):
         assert one.get('k') is None
-        one.set('k', 'v', TTL)
+        one.set('k', 'v', TTL, 0.0)
         one.delete('k')
     assert server.region.calls == 1
     assert [record.getMessage() for record in caplog.records] == [
@@ -119,8 +119,8 @@ def test_retry_by_one_request_then_by_all(server):
     assert server.region.calls == 2
     server.clock.sleep(shared.RETRY_AFTER_FAILURE_S)
     server.region.fault = None
-    one.set('k', 'v', TTL)
-    one.set('l', 'v', TTL)
+    one.set('k', 'v', TTL, 0.0)
+    one.set('l', 'v', TTL, 0.0)
     assert one.get('k')[0] == ('v',)
     assert server.region.calls == 5
 

@@ -48,6 +48,23 @@ def test_a_fresh_value_is_not_loaded_again(cached_load, clock, deadline):
     assert len(source.timeouts_s) == 2
 
 
+def test_the_ttl_counts_from_the_beginning_of_the_load(clock):
+    """The value may have been true only then."""
+
+    def slow_load(deadline):
+        clock.sleep(4.0)
+        return 'v'
+
+    backend = FakeBackend()
+    cache = LocalCache(limit=100, clock=clock, backend=backend)
+    SingleFlight(cache, ttl_of=lambda value: Ttl(10.0, 60.0))('k', slow_load, Deadline.after(9.0, clock))
+    assert backend.entries['k'] == ('v', 4.0, Ttl(10.0, 60.0))
+    clock.sleep(5.9)
+    assert cache.fresh('k').value == 'v'
+    clock.sleep(0.1)
+    assert cache.fresh('k') is None
+
+
 def test_an_error_is_raised_and_not_cached(cached_load, deadline):
     source = FakeSource(InstanceLookupError('no rights'))
     for _ in range(2):
@@ -200,7 +217,7 @@ def test_single_flight_a_waiter_waits_until_its_own_deadline(cached_load):
 def test_single_flight_waiters_of_a_killed_request_may_retry(cached_load):
     flight, _ = cached_load.cache.join('k')
     flight.land()
-    with pytest.raises(LookupUnavailable, match='was ended'):
+    with pytest.raises(LookupUnavailable, match='was aborted'):
         cached_load('k', FakeSource(), Deadline.after(9.0))
 
 

@@ -98,6 +98,15 @@ def test_table_shows_problems_below_the_row():
     )
 
 
+def test_attachments_as_rows_for_programs():
+    half = AttachmentStatus(None, 'bbbbbb', 'network', None, 80, 'no', ('one', 'two'), ('note',))
+    listing = attach.to_listing([half])
+    assert dict(zip(listing.columns, listing.rows[0], strict=True)) == {
+        'kind': 'network', 'id': 'bbbbbb', 'namespace': None, 'mode': 'process', 'pid': None, 'port': 80, 'rules': 'no',
+        'problems': ('one', 'two'), 'notes': ('note',),
+    }  # fmt: skip
+
+
 def test_table_shows_notes_with_a_dash():
     noted = AttachmentStatus('qdhcp-aaaa', 'aaaa', 'network', 12, 80, 'yes', (), ('another has it',))
     assert attach.table([noted]).splitlines()[2:] == ['    - another has it']

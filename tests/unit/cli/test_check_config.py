@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``metadata-wsgi check-config`` prints about credentials, visibility, Nova and foreign options."""
 
+import json
+
 import pytest
 
 from metadata_wsgi.cli import main
@@ -35,7 +37,7 @@ FILES = {'neutron.conf': NEUTRON_CONF, 'metadata_agent.ini': METADATA_AGENT}
 def check(tmp_path, capsys):
     """A function: ports of the cloud, user, secret -> (exit code, standard output, standard error)."""
 
-    def run(*ports, user='service', secret=SECRET, nova_statuses=(), network_owners=()):
+    def run(*ports, user='service', secret=SECRET, nova_statuses=(), network_owners=(), words=()):
         with FakeOpenStack(ports, network_owners) as openstack, Cloud(tmp_path) as cloud:
             cloud.nova.statuses += nova_statuses
             values = {
@@ -43,7 +45,7 @@ def check(tmp_path, capsys):
                 'nova_port': cloud.server.server_port,
             }  # fmt: skip
             files = {name: text.format_map(values) for name, text in FILES.items()}
-            argv = ['check-config', '--neutron']
+            argv = ['check-config', '--neutron', *words]
             for name, text in files.items():
                 (tmp_path / name).write_text(text)
                 (tmp_path / name).chmod(0o600)
@@ -52,6 +54,14 @@ def check(tmp_path, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+def states(out):
+    """part -> state of the output in JSON; a part with several findings has the worst."""
+    found = {}
+    for one in json.loads(out):
+        found[one['part']] = one['state'] if found.get(one['part'], 'well') == 'well' else found[one['part']]
+    return found
 
 
 GUEST = port('network-a', 'compute:nova', 'instance-a', 'project-a', '10.1.1.2')
@@ -115,3 +125,28 @@ def test_it_checks_that_nova_checks_signatures(check):
     code, _, err = check(GUEST, nova_statuses=[404])
     assert code == 1
     assert 'Set [neutron] service_metadata_proxy = true in nova.conf' in err
+
+
+def test_format_json_has_a_state_for_each_check(check):
+    code, out, err = check(GUEST, words=['-f', 'json'])
+    assert (code, err) == (0, '')
+    assert states(out) == dict.fromkeys(
+        ['configuration', 'note', 'paste file', 'pipeline', 'credentials', 'directory', 'Nova'], 'well'
+    )
+
+
+def test_format_json_has_every_problem_and_exit_code_1(check):
+    code, out, err = check(GUEST, user='reader', secret='another', words=['-f', 'json'])
+    assert (code, err) == (1, '')
+    found = states(out)
+    assert (found['directory'], found['Nova'], found['pipeline']) == ('not well', 'not well', 'well')
+
+
+def test_format_value_of_a_configuration_that_does_not_load_has_the_reason(tmp_path, capsys):
+    assert main.main(['check-config', '-f', 'value', '--config-file', str(tmp_path / 'none.ini')]) == 1
+    out, err = capsys.readouterr()
+    assert out == (
+        f'configuration well {tmp_path}/none.ini \n'
+        f'start not well config_file: {tmp_path}/none.ini is no file or directory; name one that exists \n'
+    )
+    assert err == ''

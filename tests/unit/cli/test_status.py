@@ -68,7 +68,7 @@ def test_status_names_a_mode_without_worker_once(state_path):
 
 
 def test_status_of_an_unavailable_keeper(state_path):
-    unavailable = FakeKeeper(refusal='no keeper answers at /there (Connection refused): start metadata-wsgi keeper')
+    unavailable = FakeKeeper(refusal='no keeper listens at /there (Connection refused): start metadata-wsgi keeper')
     entries, found = status.keeper(state_path, unavailable)
     assert (entries, found.state) == (None, NOT_WELL)
     assert found.text == (

@@ -66,3 +66,11 @@ def test_the_log_of_one_exception_is_throttled_and_hides_no_other(caplog):
     assert [str(record.exc_info[1]) for record in caplog.records] == [
         'first place', 'second place', 'list index out of range',
     ]  # fmt: skip
+
+
+def test_the_status_of_an_exception_is_sent_with_exc_info():
+    """PEP 3333: only with it a server replaces the status that an app has set before it failed."""
+    seen = []
+    CatchErrorsFilter(broken)({'REQUEST_METHOD': 'GET'}, lambda *arguments: seen.append(arguments))
+    ((status, _, exc_info),) = seen
+    assert (status, exc_info[0]) == ('503 Service Unavailable', RuntimeError)

@@ -37,3 +37,13 @@ def test_the_factory_reads_the_request_timeout(tmp_path, option):
     seen = {}
     filter_factory({'config_file': str(path)})(lambda e, s: seen.update(e))({}, None)
     assert seen[environ_keys.DEADLINE].remaining_s() == pytest.approx(3.5, abs=0.5)
+
+
+def test_the_response_of_the_app_is_passed_on():
+    def app(environ, start_response):
+        start_response('204 No Content', [])
+        return ['body']
+
+    statuses = []
+    body = DeadlineFilter(app, request_timeout_s=9.0)({}, lambda status, headers: statuses.append(status))
+    assert (statuses, body) == (['204 No Content'], ['body'])

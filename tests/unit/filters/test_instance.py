@@ -134,4 +134,4 @@ def test_an_unknown_directory_is_refused(tmp_path):
     path.write_text('[DEFAULT]\ndirectory = nuetron\n')
     with pytest.raises(ConfigError) as raised:
         filter_factory({'config_file': str(path)})
-    assert str(raised.value) == 'directory = nuetron: there is none; choose one of neutron, quantum, static'
+    assert str(raised.value) == 'directory = nuetron: there is no such lookup; choose one of neutron, quantum, static'

@@ -23,6 +23,11 @@ def call(environ):
             'FE80::1%qr-1',
             environ_keys.Source('fe80::1', router_id='r1', interface='qr-1'),
         ),
+        (
+            environ_keys.Namespace(router_id='r1'),
+            '2001:db8::1%qr-1',
+            environ_keys.Source('2001:db8::1', router_id='r1'),
+        ),
     ],
 )
 def test_the_source_is_the_namespace_and_the_peer_address(namespace, peer, source):

@@ -58,3 +58,11 @@ def test_failures_of_attempts_without_time_do_not_open_the_circuit(clock):
     for _ in range(20):
         circuit.record_failure(NotSent('no time'), had_time=False)
     assert circuit.allows_attempt()
+
+
+def test_after_a_connection_the_circuit_opens_after_the_same_number_of_failures(open_circuit):
+    open_circuit.record_connected()
+    for _ in range(limits.CIRCUIT_OPEN_FAILURES):
+        assert open_circuit.allows_attempt()
+        open_circuit.record_failure(NotSent('refused'))
+    assert not open_circuit.allows_attempt()

@@ -186,3 +186,27 @@ def test_a_body_that_does_not_arrive_in_time_is_a_request_timeout(monkeypatch, e
 def test_a_content_length_that_is_no_number_is_a_bad_request(length):
     with pytest.raises(BadRequest):
         message.body({'CONTENT_LENGTH': length, 'wsgi.input': io.BytesIO()}, 10)
+
+
+class RecordingBody:
+    """Records the sizes that are read of it."""
+
+    def __init__(self, content):
+        self.content, self.sizes = content, []
+
+    def read(self, size=None):
+        self.sizes.append(size)
+        return self.content[:size]
+
+
+@pytest.mark.parametrize(('environ', 'size'), [({'CONTENT_LENGTH': '3'}, 3), ({'wsgi.input_terminated': True}, 6)])
+def test_no_more_of_a_body_is_read_than_its_length_or_one_byte_above_the_limit(environ, size):
+    stream = RecordingBody(b'abc')
+    assert message.body({'wsgi.input': stream, **environ}, 5) == b'abc'
+    assert stream.sizes == [size]
+
+
+def test_the_target_of_another_server_is_script_name_and_path():
+    assert message.target({'SCRIPT_NAME': '/a', 'PATH_INFO': '/b c'}) == '/a/b%20c'
+    assert message.target({'PATH_INFO': '/b'}) == '/b'
+    assert message.target({'SCRIPT_NAME': '/a'}) == '/a'

@@ -75,7 +75,7 @@ def test_an_invalid_file_is_logged_once_with_its_line_and_the_old_inventory_stay
     replace(path, 'networks:\n- id: one\n- id: one\nports: []\ninstances: []\n')
     assert [list(inventory.current().networks) for _ in range(3)] == [['one']] * 3
     message = f'{path}:3: a network with the id one is already there'
-    assert errors(caplog) == [f'The inventory is not replaced, the one read before stays in use: {message}']
+    assert errors(caplog) == [f'The new inventory file is invalid, the old inventory stays in use: {message}']
 
 
 def test_another_invalid_file_is_logged_again_and_a_valid_one_is_used(path, caplog):
@@ -165,8 +165,9 @@ def test_a_reload_does_not_stop_the_greenlets_of_a_worker(path):
             give_up_at = time.monotonic() + 20
             while len(readings) > 1 and not served:
                 assert time.monotonic() < give_up_at, 'the other greenlet did not run'
-            text = b'networks: [{id: n%d}]\\nports: []\\ninstances: []\\n' % len(readings)
-            return (len(readings), 0, 0), parse(text, path)
+            number = min(len(readings), 2)
+            text = b'networks: [{id: n%d}]\\nports: []\\ninstances: []\\n' % number
+            return (number, 0, 0), parse(text, path)
         inventory = ReloadingInventory(sys.argv[1], interval_s=0.1, read=read)
         time.sleep(0.2)
         def serve_another():

@@ -100,7 +100,7 @@ def test_fdstore_invalid_name_raises_value_error(name):
 def test_fdstore_too_long_name_is_not_stored(store, systemd, listening, caplog):
     store.add(Listener('shared', 'n' * 250, 80, network_id='c'), listening)
     assert systemd.received() == []
-    assert 'too long a name' in caplog.text
+    assert 'its name is too long' in caplog.text
 
 
 def test_fdstore_restores_stored_sockets_and_does_not_store_them_again(store, systemd):

@@ -146,6 +146,22 @@ def test_register_with_a_handed_over_socket_opens_none(registry, namespaces):
     assert again.closed
 
 
+def test_a_handed_over_socket_of_another_port_replaces_the_registered_one(registry, namespaces):
+    registry.register(A)
+    handed_over = FakeSocket(99, generation=1)
+    assert registry.register(replace(A, port=9000), handed_over) is True
+    assert (namespaces.opened[0].closed, handed_over.closed) == (True, False)
+    assert registry.socket_of(A.key) == (replace(A, port=9000), handed_over)
+
+
+@pytest.mark.parametrize('mode', ['shared', 'one_hop'])
+def test_a_handed_over_socket_is_closed_where_the_registered_one_stays(registry, namespaces, mode):
+    registry.register(A)
+    handed_over = FakeSocket(99, generation=1)
+    registry.register(replace(A, mode=mode), handed_over)
+    assert (namespaces.opened[0].closed, handed_over.closed) == (False, True)
+
+
 def test_register_refuses_a_handed_over_socket_of_another_namespace(registry):
     with pytest.raises(ValueError, match='does not listen there'):
         registry.register(A, FakeSocket(99, generation=7))

@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+import types
 
 import pytest
 
@@ -19,6 +20,7 @@ from metadata_wsgi.keeper import admin_client, protocol, server
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.server import Keeper, may_subscribe
 from tests.e2e.conftest import eventually
+from tests.fakes import FakeClock
 
 SETRESUID = {'x86_64': 117, 'aarch64': 147}.get(os.uname().machine)
 
@@ -95,7 +97,7 @@ def test_unknown_verb_and_malformed_packet_do_not_affect_other_clients(running):
         connection.settimeout(10)
         connection.connect(admin_client.socket_path(running.state_path))
         protocol.send(connection, {'verb': 'unknown'})
-        assert 'one of the verbs' in protocol.receive(connection)[0]['error']
+        assert 'the verb must be' in protocol.receive(connection)[0]['error']
         connection.send(b'nonsense')
         assert connection.recv(1) == b''
     with admin_client.connect(running.state_path) as keeper:
@@ -153,7 +155,7 @@ def test_stored_socket_of_a_deleted_namespace_is_closed(running, caplog):
     stored = socket.create_server(('127.0.0.1', 0))
     running.keeper.restore([(listener, stored)])
     assert stored.fileno() == -1
-    assert 'is not restored' in caplog.text
+    assert 'is closed: its namespace was deleted' in caplog.text
 
 
 def test_client_names_an_unavailable_keeper(tmp_path):
@@ -330,3 +332,47 @@ def test_requests_of_another_user_are_refused_whatever_the_mode_of_the_socket(ru
 def test_second_keeper_is_refused(running):
     with pytest.raises(ConfigError, match=r'^state_path = .*/keeper: another keeper is running and listens there; '):
         Keeper(running.state_path)
+
+
+def test_keeper_ends_at_sigterm_without_waiting_for_its_next_poll(tmp_path):
+    """A signal handler that only sets a flag runs within select(), which then goes on to wait."""
+    code = (
+        'import sys; from metadata_wsgi.keeper import server; server.POLL_S = 3600.0\n'
+        'keeper = server.Keeper(sys.argv[1]); keeper._poll_s = 3600.0; keeper.run()'
+    )
+    with subprocess.Popen([sys.executable, '-c', code, str(tmp_path)]) as process:
+        eventually(lambda: is_connected(tmp_path), 'the keeper accepts requests')
+        stat_file = pathlib.Path(f'/proc/{process.pid}/stat')
+        eventually(lambda: stat_file.read_text().rpartition(')')[2].split()[0] == 'S', 'it waits')
+        process.terminate()
+        try:
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
+def is_connected(state_path):
+    try:
+        with admin_client.connect(str(state_path)) as keeper:
+            return keeper.list() == ([], {})
+    except NetnsError:
+        return False
+
+
+def test_namespace_made_again_is_reconciled_after_a_pause_of_the_keeper(tmp_path, monkeypatch):
+    """The second change comes just after a reconcile, and then the process does not run for a long time."""
+    clock, changed_at, calls = FakeClock(), 1.0, []
+    monkeypatch.setattr(server.namespaces, 'changed_at', lambda: changed_at)
+    monkeypatch.setattr(server, 'time', types.SimpleNamespace(monotonic=clock))
+    keeper = Keeper(str(tmp_path))
+    keeper._registry.reconcile = lambda: calls.append(changed_at) or []
+    try:
+        keeper._reconcile_if_due()
+        changed_at = 2.0
+        clock.sleep(0.1)
+        keeper._reconcile_if_due()
+        clock.sleep(60.0)
+        keeper._reconcile_if_due()
+    finally:
+        keeper.close()
+    assert calls == [1.0, 2.0]

@@ -128,6 +128,7 @@ def test_odd_files_do_not_stop_a_worker(worker, tmp_path):
 
 def test_a_directory_that_cannot_be_written_is_one_log_line_and_nothing_is_counted(worker, tmp_path):
     (tmp_path / 'metrics').rmdir()
+    (tmp_path / 'metrics').touch()
     process = worker('import logging; logging.basicConfig()', COUNT, COUNT)
     _, log = process.communicate(timeout=60)
     assert log.count('Nothing is counted for metrics') == 1

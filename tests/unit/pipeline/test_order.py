@@ -78,14 +78,14 @@ def test_other_orders_that_can_work_are_accepted(names):
             'header_source instance signature',
             (
                 'instance reads metadata_wsgi.deadline, which no filter before it writes: '
-                'put one that does (deadline) before it'
+                'put the filter deadline before it'
             ),
         ),
         (
             'deadline header_source instance',
             (
                 'upstream reads metadata_wsgi.signed_identity, which no filter before it writes: '
-                'put one that does (signature) before it'
+                'put the filter signature before it'
             ),
         ),
     ],
@@ -100,7 +100,7 @@ def test_a_key_of_another_project_is_named():
     class Reader(Opaque):
         REQUIRES = frozenset({'cloud.flavor'})
 
-    with pytest.raises(ConfigError, match=r'Reader reads cloud\.flavor, .*put one that does \(your own\) before it'):
+    with pytest.raises(ConfigError, match=r'Reader reads cloud\.flavor, .*put the filter that writes it before it'):
         order.check(Reader(pipeline('deadline header_source instance signature'), 'app'))
 
 

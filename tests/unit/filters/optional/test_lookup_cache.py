@@ -255,3 +255,36 @@ def test_late_404s_and_early_bodies_pass():
         cached_lookup = CachedLookup(lookup, LocalCache(limit=9), fresh_s=10.0, not_found_s=1.0, stale_s=0.0)
         sent += LookupCacheFilter(app, lookup=lookup, cached_lookup=cached_lookup)(dict(environ), start_response)
     assert sent == ['404 Late', b'late', '404 Early', b'early']
+
+
+@pytest.mark.parametrize(
+    ('header', 'requests'),
+    [
+        ({'CONTENT_LENGTH': '0'}, [('GET', 'old'), ('GET', 'new')]),
+        ({'HTTP_TRANSFER_ENCODING': 'chunked'}, [('GET', 'old')]),
+    ],
+)
+def test_only_a_request_without_body_is_sent_again(header, requests):
+    """Its body can be read only once."""
+    pipeline = Pipeline(Nova('old', 'new'), [OLD], [NEW])
+    pipeline.get()
+    pipeline.nova.knows, pipeline.nova.requests = {'new'}, []
+    pipeline.clock.sleep(2)
+    pipeline.get(status='*', **header)
+    assert pipeline.nova.requests == requests
+
+
+def test_exc_info_of_the_app_reaches_the_server():
+    seen = []
+
+    def nova(environ, start_response):
+        start_response('404 Not Found', [])
+        start_response('503 Unavailable', [('X-Nova', 'yes')], ('a type', 'a value', 'a traceback'))
+        return []
+
+    pipeline = Pipeline(nova, [OLD])
+    facts = {
+        environ_keys.SOURCE: SOURCE, environ_keys.DEADLINE: Deadline.after(9.0, pipeline.clock), 'REQUEST_METHOD': 'GET'
+    }  # fmt: skip
+    pipeline.filter(facts, lambda *arguments: seen.append(arguments))
+    assert seen == [('503 Unavailable', [('X-Nova', 'yes')], ('a type', 'a value', 'a traceback'))]

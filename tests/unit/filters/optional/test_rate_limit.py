@@ -83,7 +83,7 @@ def test_log_of_a_limited_client_is_throttled_and_names_it(caplog):
     for _ in range(5):
         get()
     assert [record.getMessage() for record in caplog.records] == [
-        '10.1.1.2 behind router r1 is over the rate limit and gets 429'
+        '10.1.1.2 behind router r1 is above the rate limit and gets 429'
     ]
 
 
@@ -180,3 +180,18 @@ def test_a_clock_that_is_set_limits_no_client_for_longer(monkeypatch, jump_s):
     assert [bool(counters.hit('a')) for _ in range(4)] == [False, False, False, True]
     now_s[0] += jump_s
     assert not counters.hit('a')
+
+
+def test_a_client_without_instance_is_an_address_on_its_network_and_interface():
+    counters = FakeCounters(9)
+    get = make_client(counters)
+    for source in (
+        environ_keys.Source('10.1.1.2', network_id='n1'),
+        environ_keys.Source('10.1.1.2', network_id='n2'),
+        environ_keys.Source('fe80::1', router_id='r1', interface='qr-1'),
+        environ_keys.Source('fe80::1', router_id='r1', interface='qr-2'),
+    ):
+        get(source)
+    assert counters.hits == [
+        'network/n1/10.1.1.2', 'network/n2/10.1.1.2', 'router/r1/fe80::1%qr-1', 'router/r1/fe80::1%qr-2',
+    ]  # fmt: skip

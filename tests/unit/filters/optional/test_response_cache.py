@@ -65,6 +65,16 @@ def requests_to(nova, *requests):
     return nova.requests
 
 
+def test_age_counts_from_the_request_to_nova():
+    """RFC 9111, 4.2.3: Nova may have made the response at once, and sent it slowly."""
+    pipeline = Pipeline(nova := Nova())
+    nova.before = lambda: pipeline.clock.sleep(2.0)
+    assert 'Age' not in pipeline.get().headers
+    assert pipeline.get().headers['Age'] == '2'
+    pipeline.clock.sleep(3.0)
+    assert pipeline.get().headers.get('Age') is None
+
+
 def test_a_cached_response_is_the_same_byte_for_byte():
     pipeline = Pipeline(Nova(headers=[('X-Nova', 'yes'), ('Date', 'Thu, 01 Jan 1970 00:00:00 GMT')], body=b'\x00\xff'))
     first, second = pipeline.get(), pipeline.get()
@@ -332,3 +342,53 @@ def test_the_factory_reads_the_options(tmp_path):
     assert made._cache._backend is not None
     path.write_text('[DEFAULT]\ncache_url = memcached://127.0.0.1:1\n')
     assert filter_factory({'config_file': str(path)})(Nova())._cache._backend is None
+
+
+class PiecesBody(list):
+    """A body in pieces that records its close."""
+
+    closed = 0
+
+    def close(self):
+        self.closed += 1
+
+
+def test_a_body_in_pieces_is_cached_whole_and_closed_once():
+    body = PiecesBody([b'one ', b'two'])
+
+    def nova(environ, start_response):
+        start_response('200 OK', [('Content-Type', 'text/plain'), ('Content-Length', '7')])
+        return body
+
+    pipeline = Pipeline(nova, lint=False)
+    assert [pipeline.get().body for _ in range(2)] == [b'one two'] * 2
+    assert body.closed == 1
+
+
+def test_exc_info_of_the_app_reaches_the_server():
+    seen = []
+
+    def nova(environ, start_response):
+        start_response('500 Error', [('Content-Length', '0')], ('a type', 'a value', 'a traceback'))
+        return []
+
+    facts = {
+        environ_keys.SOURCE: SOURCE, environ_keys.INSTANCE: ONE, 'REQUEST_METHOD': 'GET', 'RAW_URI': '/x',
+        environ_keys.DEADLINE: Deadline.after(9.0, FakeClock()),
+    }  # fmt: skip
+    Pipeline(nova).filter(facts, lambda *arguments: seen.append(arguments))
+    assert seen == [('500 Error', [('Content-Length', '0')], ('a type', 'a value', 'a traceback'))]
+
+
+def test_the_cache_of_the_options_is_limited_for_each_instance_and_by_size(tmp_path):
+    path = tmp_path / 'agent.ini'
+    path.write_text('[DEFAULT]\nanswer_cache_mebibytes = 1\nanswer_cache_largest_body = 1048576\n')
+    cache = filter_factory({'config_file': str(path)})(None)._cache
+    cache.set(('quiet', 'p1'), CachedResponse('200 OK', [], b''), Ttl(5.0, 0.0))
+    for number in range(100):
+        cache.set(('loud', number), CachedResponse('200 OK', [], b''), Ttl(5.0, 0.0))
+    assert cache.fresh(('quiet', 'p1')) is not None
+    assert len(cache) == 65
+    large = CachedResponse('200 OK', [], b'x' * ((1 << 20) - ENTRY_BYTES))
+    cache.set(('large', 'p1'), large, Ttl(5.0, 0.0))
+    assert (len(cache), cache.fresh(('large', 'p1')).value) == (1, large)

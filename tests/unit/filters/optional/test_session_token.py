@@ -177,3 +177,14 @@ def test_a_missing_or_short_key_is_refused_without_showing_it(tmp_path, text):
     with pytest.raises(ConfigError, match='keys') as raised:
         filter_factory({'config_file': str(path)})
     assert 'kkk' not in str(raised.value)
+
+
+def test_the_factory_passes_keys_and_hop_limit(tmp_path):
+    path = tmp_path / 'agent.ini'
+    path.write_text(f'[session_token]\nkeys = {KEY.decode()}\nhop_limit = 3\nrequired = true\n')
+    app = webtest.TestApp(filter_factory({'config_file': str(path)})(None))
+    app.extra_environ = {environ_keys.INSTANCE: HERE, environ_keys.CLIENT_IS_PROXY: False}
+    response = app.put('/latest/api/token', headers={TTL: '60'})
+    assert (response.status, response.headers['Content-Length']) == ('200 OK', str(len(response.body)))
+    assert response.headers['X-Metadata-Hop-Limit'] == '3'
+    assert app.get('/latest/meta-data/', status='*').status_int == 401

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""State machines of hypothesis: random steps against a model. The shortest sequence of steps that fails is printed.
+
+The steps are different ones in each run. The seed is printed; METADATA_WSGI_SEED repeats a run. METADATA_WSGI_NIGHTLY
+makes more runs.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import ClassVar
+
+from hypothesis import HealthCheck, seed, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, run_state_machine_as_test
+
+SEED = int(os.environ.get('METADATA_WSGI_SEED') or random.randrange(1 << 32))
+
+
+class StateMachine(RuleBasedStateMachine):
+    """Counts the steps of all runs."""
+
+    steps: ClassVar[int] = 0
+
+    @invariant()
+    def _count(self) -> None:
+        type(self).steps += 1
+
+
+def run(machine: type[StateMachine], *, runs: int, steps: int, nightly_runs: int | None = None) -> None:
+    """``runs`` runs of ``steps`` steps each; in the nightly run 50 times as many, or ``nightly_runs``."""
+    if os.environ.get('METADATA_WSGI_NIGHTLY'):
+        runs = nightly_runs or 50 * runs
+    machine.steps = 0
+    print(f'METADATA_WSGI_SEED={SEED}')
+    run_state_machine_as_test(
+        seed(SEED)(machine),
+        settings=settings(
+            max_examples=runs, stateful_step_count=steps, deadline=None, database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )  # fmt: skip
+    print(f'{machine.__name__}: {machine.steps} steps in {runs} runs')

@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeper, its client and workers' subscriptions in any order of events, with real sockets.
+
+A namespace is an address on loopback here, and one that is made again is another address, so every port that should be
+closed or open is seen in the kernel. No root is needed.
+"""
+
+import contextlib
+import os
+import random
+import socket
+import tempfile
+import threading
+import time
+import types
+from collections import Counter
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, precondition, rule
+
+from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.keeper import admin_client, protocol, server, worker_client
+from metadata_wsgi.keeper.protocol import Listener
+from metadata_wsgi.keeper.server import Keeper
+from metadata_wsgi.keeper.worker_client import Subscription
+from metadata_wsgi.net import listeners
+from metadata_wsgi.netns import namespaces as real_namespaces
+from tests import state_machine
+from tests.e2e.conftest import eventually
+
+ROUTERS = ['a', 'b']
+PORTS = [9697, 9700]
+POLL_S = 0.02
+MAX_WORKERS = 3
+
+routers = st.sampled_from(ROUTERS)
+modes = st.sampled_from(protocol.MODES)
+ports = st.sampled_from(PORTS)
+
+
+class LoopbackNamespaces:
+    """The SocketOpener of the registry. The ``generation`` of a namespace is a part of its address."""
+
+    def __init__(self):
+        self._net = random.SystemRandom().randrange(1, 255)
+        self.generation = {}
+        self.changes = 0
+
+    def make(self, name):
+        self.generation[name] = (self.changes + 1) % 250
+        self.changes += 1
+
+    def delete(self, name):
+        del self.generation[name]
+        self.changes += 1
+
+    def address(self, name):
+        return f'127.{self._net}.{self.generation[name]}.{1 + ROUTERS.index(name)}'
+
+    def open(self, listener):
+        if listener.namespace not in self.generation:
+            raise NetnsError(f'there is no namespace {listener.namespace}')
+        opened = listeners.bind_tcp(self.address(listener.namespace), listener.port)
+        opened.setblocking(False)
+        return opened
+
+    def is_valid(self, listener, sock):
+        return (
+            listener.namespace in self.generation
+            and sock.getsockname() == (self.address(listener.namespace), listener.port)
+            and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        )
+
+    def is_same_socket(self, sock, other):
+        return os.fstat(sock.fileno()).st_ino == os.fstat(other.fileno()).st_ino
+
+    def namespace_exists(self, listener):
+        return listener.namespace in self.generation
+
+    def open_ports(self):
+        """(namespace, port) of every port in a present namespace that accepts connections."""
+        found = set()
+        for name in self.generation:
+            for port in PORTS:
+                with socket.socket() as probe:
+                    if probe.connect_ex((self.address(name), port)) == 0:
+                        found.add((name, port))
+        return found
+
+
+class StoredSockets:
+    """As systemd's: copies of the sockets, each under one name only."""
+
+    def __init__(self):
+        self.stored = {}
+
+    def add(self, listener, sock):
+        inodes = [os.fstat(copy.fileno()).st_ino for copy in self.stored.values()]
+        if listener not in self.stored and os.fstat(sock.fileno()).st_ino not in inodes:
+            self.stored[listener] = sock.dup()
+
+    def remove(self, listener):
+        stored = self.stored.pop(listener, None)
+        if stored is not None:
+            stored.close()
+
+
+class RunningKeeper:
+    """A keeper whose event loop runs in a thread. ``kill`` closes all its descriptors and tells nobody."""
+
+    def __init__(self, state_path, opener, store):
+        self.keeper = Keeper(state_path, opener=opener, fdstore=store)
+        if store is not None:
+            self.keeper.restore([(listener, sock.dup()) for listener, sock in store.stored.items()])
+        self._running = True
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        while self._running:
+            self.keeper.poll_once()
+
+    def kill(self):
+        self._running = False
+        self._thread.join(20)
+        self.keeper.close()
+
+
+class Killed(Exception):
+    """Ends a worker's thread."""
+
+
+class RunningWorker:
+    """A worker's subscription in a thread. ``served`` are the listeners on which it would accept, by key."""
+
+    connections = {}  # noqa: RUF012 (by thread; to end a recv() in it)
+
+    def __init__(self, state_path, mode):
+        self.mode = mode
+        self.served = {}
+        self.may_connect = threading.Event()
+        self.may_connect.set()
+        self._killed = threading.Event()
+        self._sockets = {}
+        self._subscription = Subscription(
+            os.path.join(state_path, 'listeners'), mode, on_add=self._add, on_remove=self._remove, sleep=self._pause
+        )
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        with contextlib.suppress(Killed):
+            self._subscription.run()
+
+    def _add(self, listener, sock):
+        assert listener.key not in self.served, 'added twice'
+        self._sockets[listener.key] = sock
+        self.served[listener.key] = listener
+
+    def _remove(self, listener):
+        del self.served[listener.key], self._sockets[listener.key]
+
+    def _pause(self, _seconds):
+        if self._killed.wait(0.005):
+            raise Killed
+        self.may_connect.wait()
+
+    def kill(self):
+        """As SIGKILL: the kernel closes all its descriptors."""
+        self._killed.set()
+        self.may_connect.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(OSError, KeyError):
+                self.connections[self._thread.ident].shutdown(socket.SHUT_RDWR)
+            self._thread.join(0.01)
+        self.connections.pop(self._thread.ident, None)
+        for sock in self._sockets.values():
+            sock.close()
+
+
+class RecordedSocket(socket.socket):
+    def connect(self, address):
+        RunningWorker.connections[threading.get_ident()] = self
+        super().connect(address)
+
+
+class KeeperMachine(state_machine.StateMachine):
+    """``registered`` is the model: each router's listener, and the generation of the namespace in which it is."""
+
+    def __init__(self):
+        super().__init__()
+        self._exit = contextlib.ExitStack()
+        self.state_path = self._exit.enter_context(tempfile.TemporaryDirectory())
+        self.namespaces = LoopbackNamespaces()
+        self.patch(server, 'POLL_S', POLL_S)
+        self.patch(real_namespaces, 'changed_at', lambda: float(self.namespaces.changes))
+        self.patch(worker_client, 'socket', types.SimpleNamespace(**{**vars(socket), 'socket': RecordedSocket}))
+        self.descriptors = len(os.listdir('/proc/self/fd'))
+        self.keeper = self.store = None
+        self.workers = []
+        self.registered = {}
+        self.foreign = {}
+
+    def patch(self, module, name, value):
+        self._exit.callback(setattr, module, name, getattr(module, name))
+        setattr(module, name, value)
+
+    def teardown(self):
+        with self._exit:
+            for worker in self.workers:
+                worker.kill()
+            if self.keeper is not None:
+                self.keeper.kill()
+            for listener in list(self.store.stored) if self.store else ():
+                self.store.remove(listener)
+            for sock in self.foreign.values():
+                sock.close()
+            assert len(os.listdir('/proc/self/fd')) == self.descriptors
+
+    @initialize(with_store=st.booleans())
+    def start(self, with_store):
+        self.store = StoredSockets() if with_store else None
+        for name in ROUTERS:
+            self.namespaces.make(name)
+        self.start_keeper()
+
+    # -- model
+
+    def is_present(self, name):
+        return self.registered[name][1] == self.namespaces.generation.get(name)
+
+    def is_held(self, name):
+        """Whether a worker or the store has the socket, so that a new keeper gets it."""
+        listener = self.registered[name][0]
+        return (self.store is not None and listener in self.store.stored) or any(
+            worker.served.get(listener.key) == listener for worker in self.workers
+        )
+
+    def lose(self, names):
+        for name in names:
+            del self.registered[name]
+
+    def start_keeper(self):
+        self.lose([name for name in self.registered if not (self.is_present(name) and self.is_held(name))])
+        self.keeper = RunningKeeper(self.state_path, self.namespaces, self.store)
+
+    @contextlib.contextmanager
+    def client(self, retry_s=0.001):
+        with admin_client.connect(self.state_path) as keeper:
+            keeper._sleep, keeper._find_holder = lambda _: time.sleep(retry_s), lambda _: None
+            yield keeper
+
+    def settle(self):
+        """Wait until keeper, workers and kernel are as the model says."""
+        eventually(lambda: self.observed() == self.expected(), lambda: f'{self.observed()} != {self.expected()}')
+
+    def observed(self):
+        keeper = None
+        if self.keeper is not None:
+            with self.client() as client:
+                found, subscribed = client.list()
+            keeper = {one.key: one for one in found}, subscribed
+        return keeper, [dict(worker.served) for worker in self.workers], self.namespaces.open_ports()
+
+    def expected(self):
+        listeners_ = {listener.key: listener for listener, _ in self.registered.values()}
+        open_ports = {key for key in self.foreign if key[2] == self.namespaces.generation.get(key[0])}
+        if self.keeper is None:
+            # The workers go on.
+            kept = [name for name in self.registered if self.is_present(name) and self.is_held(name)]
+            keeper, served = None, [dict(worker.served) for worker in self.workers]
+        else:
+            kept = list(self.registered)
+            keeper = listeners_, dict(Counter(worker.mode for worker in self.workers))
+            served = [
+                {key: one for key, one in listeners_.items() if one.mode == worker.mode} for worker in self.workers
+            ]
+        return (
+            keeper,
+            served,
+            {key[:2] for key in open_ports} | {(name, self.registered[name][0].port) for name in kept},
+        )
+
+    def register(self, client, name, port, mode, handed_over=None):
+        """Register, and compare the outcome with the model."""
+        listener = Listener(mode, name, port, router_id=name)
+        generation = self.namespaces.generation.get(name)
+        in_use = (name, port, generation) in self.foreign and handed_over is None
+        if generation is None or in_use:
+            with pytest.raises(NetnsError):
+                client.register(listener, handed_over)
+            return
+        client.register(listener, handed_over)
+        self.registered[name] = listener, generation
+
+    # -- root's requests
+
+    @precondition(lambda self: self.keeper is not None)
+    @rule(name=routers, port=ports, mode=modes)
+    def attach(self, name, port, mode):
+        with self.client() as client:
+            self.register(client, name, port, mode)
+        self.settle()
+
+    @precondition(lambda self: self.keeper is not None)
+    @rule(name=routers)
+    def detach(self, name):
+        with self.client() as client:
+            assert client.unregister_all(name) == (name in self.registered)
+        self.registered.pop(name, None)
+        self.settle()
+
+    @precondition(lambda self: self.keeper is None)
+    @rule(name=routers)
+    def requests_without_keeper_are_refused(self, name):
+        with pytest.raises(NetnsError), self.client() as client:
+            client.unregister_all(name)
+
+    @precondition(lambda self: self.keeper is not None and self.foreign)
+    @rule(mode=modes, data=st.data())
+    def adopt(self, mode, data):
+        """The socket of another program is registered, and the program ends."""
+        name, port, generation = data.draw(st.sampled_from(sorted(self.foreign)))
+        sock = self.foreign.pop((name, port, generation))
+        with self.client() as client:
+            if generation == self.namespaces.generation.get(name):
+                self.register(client, name, port, mode, sock)
+            else:
+                with pytest.raises(NetnsError):
+                    client.register(Listener(mode, name, port, router_id=name), sock)
+        sock.close()
+        self.settle()
+
+    # -- processes
+
+    @precondition(lambda self: self.keeper is not None)
+    @rule()
+    def keeper_is_killed(self):
+        self.keeper.kill()
+        self.keeper = None
+        self.settle()
+
+    @precondition(lambda self: self.keeper is None)
+    @rule()
+    def keeper_starts(self):
+        self.start_keeper()
+        self.settle()
+
+    @precondition(lambda self: self.keeper is None)
+    @rule(name=routers)
+    def keeper_starts_and_detaches_at_once(self, name):
+        """Before the workers have sent their sockets back."""
+        with self.held_workers():
+            self.start_keeper()
+            with self.client() as client:
+                client.unregister_all(name)
+        self.registered.pop(name, None)
+        self.settle()
+
+    @precondition(lambda self: self.keeper is None)
+    @rule(name=routers, port=ports, mode=modes)
+    def keeper_starts_and_attaches_at_once(self, name, port, mode):
+        """While the port is in use by a worker that has not sent its socket back."""
+        self.start_keeper()
+        with self.client(retry_s=0.05) as client:
+            self.register(client, name, port, mode)
+        self.settle()
+
+    @contextlib.contextmanager
+    def held_workers(self):
+        """The workers do not connect before the end of the block."""
+        for worker in self.workers:
+            worker.may_connect.clear()
+        try:
+            yield
+        finally:
+            for worker in self.workers:
+                worker.may_connect.set()
+
+    @precondition(lambda self: len(self.workers) < MAX_WORKERS)
+    @rule(mode=modes)
+    def worker_starts(self, mode):
+        self.workers.append(RunningWorker(self.state_path, mode))
+        self.settle()
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def worker_is_killed(self, data):
+        self.workers.pop(data.draw(st.integers(0, len(self.workers) - 1))).kill()
+        self.settle()
+
+    @precondition(lambda self: self.keeper is not None)
+    @rule()
+    def all_are_killed(self):
+        self.keeper.kill()
+        self.keeper = None
+        while self.workers:
+            self.workers.pop().kill()
+        self.settle()
+
+    # -- the host
+
+    @rule(name=routers)
+    def namespace_is_deleted_or_made(self, name):
+        if name in self.namespaces.generation:
+            self.namespaces.delete(name)
+            if self.keeper is not None:
+                self.registered.pop(name, None)
+        else:
+            self.namespaces.make(name)
+        self.settle()
+
+    @rule(name=routers)
+    def namespace_is_made_again(self, name):
+        # At once: otherwise the keeper may see that there is none, and forget it.
+        self.namespaces.make(name)
+        if self.keeper is not None and name in self.registered:
+            self.registered[name] = self.registered[name][0], self.namespaces.generation[name]
+        self.settle()
+
+    @rule(name=routers, port=ports)
+    def another_program_listens(self, name, port):
+        generation = self.namespaces.generation.get(name)
+        if generation is None or (name, port) in self.namespaces.open_ports():
+            return
+        self.foreign[name, port, generation] = socket.create_server((self.namespaces.address(name), port))
+
+    @precondition(lambda self: self.foreign)
+    @rule(data=st.data())
+    def another_program_ends(self, data):
+        self.foreign.pop(data.draw(st.sampled_from(sorted(self.foreign)))).close()
+        self.settle()
+
+
+def test_keeper_and_workers_agree_after_any_events():
+    state_machine.run(KeeperMachine, runs=15, steps=30)

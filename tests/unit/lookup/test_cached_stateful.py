@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two workers with a shared cache before a lookup whose results change, in any order of events.
+
+Whatever happens, a worker returns a result that was right within the documented time (``lookup.cached``), and never
+one of another source. A lookup takes time: meanwhile addresses move, other requests arrive and results are invalidated.
+"""
+
+from hypothesis import strategies as st
+from hypothesis.stateful import rule
+
+from metadata_wsgi.cache.local import LocalCache
+from metadata_wsgi.cache.single_flight import REFRESH_TIMEOUT_S
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.lookup.cached import CachedLookup
+from metadata_wsgi.pipeline.environ_keys import Instance, Source
+from tests import state_machine
+from tests.fakes import FakeClock
+from tests.unit.cache.test_local_stateful import ClockedBackend
+
+FRESH_S, NOT_FOUND_S, STALE_S = 10.0, 1.0, 60.0
+TIMEOUT_S = 9.0
+SOURCES = [
+    Source('10.1.1.2', router_id='r1'),
+    Source('10.1.1.2', network_id='r1'),
+    Source('fe80::1', router_id='r1', interface='qr-1'),
+]
+UP, UNAVAILABLE, FORBIDDEN = 'up', 'unavailable', 'forbidden'
+# Mostly the same one: faults need several requests of one source.
+sources = st.sampled_from([*[SOURCES[0]] * 4, *SOURCES])
+counts = st.sampled_from([1, 1, 0, 2])
+workers = st.sampled_from([0, 1])
+
+
+class Truth:
+    """Which instances a source had when. Numbers of instances are never reused."""
+
+    def __init__(self, clock):
+        self._clock = clock
+        self._number = 0
+        self._history = {source: [(clock(), self._new(1))] for source in SOURCES}
+
+    def _new(self, count):
+        found = []
+        for _ in range(count):
+            self._number += 1
+            found.append(Instance(f'i{self._number}', 'p', f'port{self._number}'))
+        return tuple(found)
+
+    def move(self, source, count):
+        self._history[source].append((self._clock(), self._new(count)))
+
+    def now(self, source):
+        return self._history[source][-1][1]
+
+    def since(self, source, at_s):
+        """Every result that was right at some time from ``at_s`` to now."""
+        history = self._history[source]
+        ends = [*(start for start, _ in history[1:]), float('inf')]
+        return [found for (_, found), end in zip(history, ends, strict=True) if end >= at_s]
+
+
+class CachedLookupMachine(state_machine.StateMachine):
+    def __init__(self):
+        super().__init__()
+        self.clock = FakeClock()
+        self.truth = Truth(self.clock)
+        self.state = UP
+        self.failed_at_s = [float('-inf')] * 2
+        self.invalidated_at_s = {}
+        self.loads_since_s = {}
+        self.during = []
+        self.backend = ClockedBackend(self.clock)
+        self.workers = [
+            CachedLookup(
+                self, LocalCache(limit=99, backend=self.backend, clock=self.clock), fresh_s=FRESH_S,
+                not_found_s=NOT_FOUND_S, stale_s=STALE_S,
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+
+    # -- InstanceLookup
+
+    def find(self, source, deadline):
+        """Right when it begins; then time passes, and other things happen, until it returns."""
+        found, state = self.truth.now(source), self.state
+        began_s = self.clock()
+        self.loads_since_s.setdefault(source, []).append(began_s)
+        events, self.during = self.during, []
+        for event in events:
+            event()
+        self.loads_since_s[source].remove(began_s)
+        if self.clock() > deadline.at_s or state == UNAVAILABLE:
+            raise LookupUnavailable('no response')
+        if state == FORBIDDEN:
+            raise InstanceLookupError('forbidden')
+        return found
+
+    # -- events that may happen at any time, also during a lookup
+
+    def move(self, source, count):
+        self.truth.move(source, count)
+
+    def move_asked(self, count):
+        self.truth.move(self.asking[1], count)
+
+    def pass_time(self, seconds):
+        self.clock.sleep(seconds)
+
+    def set_state(self, state):
+        self.state = state
+
+    def set_backend(self, available):
+        self.backend.available = available
+
+    def invalidate_in(self, worker, source):
+        self.workers[worker].invalidate(source)
+        if not self.backend.available:
+            return  # its entry stays, and may be used up to its end
+        # A load of the other worker that began earlier may still store what it found.
+        self.invalidated_at_s[worker, source] = min([self.clock(), *self.loads_since_s.get(source, ())])
+
+    events = st.lists(
+        st.one_of(
+            st.tuples(st.just('move_asked'), counts),
+            st.tuples(st.just('pass_time'), st.sampled_from([1.1, 3.0])),
+            st.tuples(st.just('set_state'), st.sampled_from([UP, UNAVAILABLE, FORBIDDEN])),
+            st.tuples(st.just('invalidate_in'), workers, sources),
+            st.tuples(st.just('ask_other'), workers, sources),
+        ),
+        max_size=4,
+    )
+
+    def ask_other(self, worker, source):
+        """Another request while the first one waits. One for the same key in the same worker would wait as well."""
+        if (worker, source) != self.asking:
+            self.check(worker, source)
+
+    asking = None
+
+    # -- rules
+
+    @rule(source=sources, count=counts)
+    def address_moves(self, source, count):
+        self.move(source, count)
+
+    @rule(seconds=st.sampled_from([0.1, 0.9, 4.0, 7.5, 61.0]))
+    def time_passes(self, seconds):
+        self.pass_time(seconds)
+
+    @rule(state=st.sampled_from([UP, UP, UNAVAILABLE, FORBIDDEN]))
+    def source_changes(self, state):
+        self.set_state(state)
+
+    @rule(available=st.booleans())
+    def backend_changes(self, available):
+        self.set_backend(available)
+
+    @rule(worker=workers, source=sources)
+    def invalidate(self, worker, source):
+        self.invalidate_in(worker, source)
+
+    @rule(worker=workers, source=sources, events=events)
+    def request(self, worker, source, events):
+        self.during = [lambda event=event: getattr(self, event[0])(*event[1:]) for event in events]
+        self.asking = worker, source
+        self.check(worker, source)
+        self.asking, self.during = None, []
+
+    @rule(worker=workers, source=sources)
+    def revalidate(self, worker, source):
+        """After a 404 of Nova."""
+        try:
+            changed = self.workers[worker].revalidate(source, Deadline.after(TIMEOUT_S, self.clock))
+        except (InstanceLookupError, LookupUnavailable):
+            assert self.state != UP
+            return
+        if changed:
+            assert tuple(self.workers[worker].find(source, Deadline.after(TIMEOUT_S, self.clock))) == self.truth.now(
+                source
+            )
+
+    def check(self, worker, source):
+        """A request's result was right within the documented time, counted back from when it is used."""
+        asked_s, was_down = self.clock(), self.state == UNAVAILABLE
+        # One that comes later may be too late for this request.
+        invalidated_at_s = self.invalidated_at_s.get((worker, source), float('-inf'))
+        lookup = self.workers[worker]
+        try:
+            found = tuple(lookup.find(source, Deadline.after(TIMEOUT_S, self.clock)))
+        except (InstanceLookupError, LookupUnavailable):
+            return
+        used_s = self.clock()
+        took_s = used_s - asked_s
+        if len(found) != 1:
+            bound_s = NOT_FOUND_S
+        elif was_down or lookup._results.source_is_down() or took_s >= REFRESH_TIMEOUT_S:
+            bound_s = STALE_S
+        else:
+            bound_s = FRESH_S
+        since_s = used_s - max(bound_s, took_s)
+        since_s = max(since_s, invalidated_at_s)
+        assert found in self.truth.since(source, since_s), f'{found} was not right since {since_s}, {bound_s} s'
+
+
+def test_cached_lookup_returns_only_what_was_right_within_its_ttl():
+    state_machine.run(CachedLookupMachine, runs=60, steps=30)
