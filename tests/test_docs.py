@@ -365,7 +365,7 @@ def test_every_command_of_a_page_has_a_verb_and_options_that_exist(page):
         ]
         if words[0] not in verbs or unknown:
             wrong.append((words, unknown))
-    proxy = options_of(namespace_proxy._parser())
+    proxy = options_of(namespace_proxy.make_parser())
     for words in commands_of(page, 'quantum-ns-metadata-proxy'):
         wrong += [(words, word) for word in words if word.startswith('--') and word.partition('=')[0] not in proxy]
     assert wrong == []
