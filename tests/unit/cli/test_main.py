@@ -22,7 +22,8 @@ BY_OSLO_CONFIG = CONFIGURATION | {'email', 'yaml', 'asyncio'}
 NEEDED = {
     '--help': set(), '--version': {'email'}, 'no-such-verb': set(),
     'lab --help': {'yaml', 'pyroute2'} | BY_OSLO_CONFIG | {'paste'}, 'completion --help': set(), 'adopt --help': set(),
-    'attached': BY_OSLO_CONFIG, 'attach --router-id no-such-router': BY_OSLO_CONFIG, 'detach --router-id no-such-router': BY_OSLO_CONFIG,
+    'attached': BY_OSLO_CONFIG, 'attach --router-id no-such-router': BY_OSLO_CONFIG,
+    'detach --router-id no-such-router': BY_OSLO_CONFIG,
     'status': BY_OSLO_CONFIG, 'keeper --help': BY_OSLO_CONFIG, 'watch --help': BY_OSLO_CONFIG | {'inotify_simple'},
 }  # fmt: skip
 """Command line: what it may import of SLOW."""
