@@ -14,8 +14,8 @@ import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 
-from metadata_wsgi.cli import log_output
-from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.cli import exit_codes, log_output
+from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.keeper.fdstore import SystemdFdStore
 from metadata_wsgi.keeper.server import Keeper
 from metadata_wsgi.namespace_proxy import daemonize
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         keeper = Keeper(state_path, user=owner, group=group, fdstore=fdstore, notifier=notifier)
     except MetadataError as error:
         print(f'metadata-wsgi keeper: {error}', file=sys.stderr)
-        return 1
+        return exit_codes.CANNOT_TELL if isinstance(error, ConfigError) else exit_codes.NOT_WELL
     if fdstore:
         keeper.restore(fdstore.restore(os.environ))
     ready()

@@ -3,8 +3,7 @@
 
 A namespace proxy process for one router costs tens of megabytes. So ``metadata-wsgi attach`` uses the shared proxy by
 default, and so does ``quantum-ns-metadata-proxy`` when an L3 agent starts it. A router then costs one listening socket.
-The L3 agent also needs a process with the router's id: a holder (``bin/metadata-wsgi-haproxy``) of a quarter of a
-megabyte.
+The L3 agent also needs a process with the router's id: a holder (``bin/metadata-wsgi-haproxy``) of 0.13 MB.
 
 If systemd runs keeper and shared proxy as units, nothing is started here.
 """

@@ -350,7 +350,8 @@ class Attacher:
         if mode == PROCESS:
             if self._move_from_keeper_to_process(target, port, hosts):
                 return True
-            self._close_in_keeper(target)
+            if self._close_in_keeper(target):
+                self._wait_for_workers(target, port)
             return self._start_process(target, port, hosts)
         if self._keeper is None:
             raise NetnsError(f'mode {mode} needs the keeper')
@@ -391,13 +392,20 @@ class Attacher:
         self._close_in_keeper(target)
         return started
 
-    def _close_in_keeper(self, target: AttachTarget) -> None:
+    def _wait_for_workers(self, target: AttachTarget, port: int) -> None:
+        """Wait until they have closed the keeper's socket: an attach that fails now must not see it open."""
+        deadline_s = self._clock() + self._close_timeout_s
+        while proxy_process.is_port_open(target.namespace, port) and self._clock() < deadline_s:
+            self._sleep(START_POLL_S)
+
+    def _close_in_keeper(self, target: AttachTarget) -> bool:
+        """Whether the keeper had a socket of it."""
         try:
-            if self._keeper:
-                self._keeper.detach(target)
+            return self._keeper is not None and self._keeper.detach(target)
         except NetnsError as error:
             # The keeper may still have a socket. Then the port is in use, and the new process reports this.
             LOG.warning('%s %s: %s', target.kind, target.uuid, error)
+            return False
 
     def _stop_process(self, target: AttachTarget) -> bool:
         return proxy_process.stop(self._proxy.pid_file(target.uuid), target.uuid, timeout_s=self._stop_timeout_s)

@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping, MutableMapping
-from pathlib import Path
 
 from metadata_wsgi.net.sd_notify import FIRST_DESCRIPTOR
 
@@ -48,13 +47,13 @@ def former_workers(environ: MutableMapping[str, str] = os.environ) -> list[int]:
 def end(pids: Iterable[int]) -> None:
     """Send SIGTERM to those that are still children of this process: another process may have the number by now."""
     for pid in pids:
-        if _parent(pid) == os.getpid():
+        if _is_child(pid):
             os.kill(pid, signal.SIGTERM)
 
 
-def _parent(pid: int) -> int | None:
+def _is_child(pid: int) -> bool:
+    """Whether it is a child of this process that runs. Not read from /proc, where workers may be hidden from us."""
     try:
-        # Behind the name of the program, which may contain anything: state, parent. proc(5).
-        return int(Path(f'/proc/{pid}/stat').read_text(errors='replace').rpartition(')')[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    except ChildProcessError:
+        return False

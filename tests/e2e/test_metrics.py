@@ -129,3 +129,15 @@ def test_the_metrics_say_whether_the_keeper_is_there(cloud, agent, programs, tmp
     eventually(lambda: series(port).get('metadata_wsgi_attached{kind="router",mode="shared"}') == '0.0', 'reported')
     keeper.kill(signal.SIGKILL)
     eventually(lambda: series(port)[keeper_up] == '0.0', 'the keeper is away')
+
+
+def test_the_metrics_address_is_served_while_the_program_is_replaced(cloud, agent, tmp_path):
+    """SIGUSR1: the former workers have the port open until the new ones serve."""
+    port = free_port()
+    with_metrics(cloud, tmp_path, port)
+    running = agent()
+    former = running.workers()
+    running.kill(signal.SIGUSR1)
+    eventually(lambda: running.workers() and not set(former) & set(running.workers()), running.text, within_s=60)
+    eventually(lambda: page(port)[0] == 200, running.text)
+    assert running.process.poll() is None

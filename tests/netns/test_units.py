@@ -475,7 +475,7 @@ def test_restart_of_the_agent_refuses_no_connection_to_its_socket(host):
 
 
 @pytest.mark.parametrize('mode', ['shared', 'one_hop'])
-def test_sigusr2_replaces_the_program_without_a_failed_request(host, attach, load, mode):
+def test_sigusr1_replaces_the_program_without_a_failed_request(host, attach, load, mode):
     """As an upgrade does. The process id stays, the workers are new, and the former ones end."""
     attach(mode)
     requests = load()

@@ -135,6 +135,11 @@ def test_package_upgrade_under_load_loses_no_request_and_its_purge_leaves_nothin
     status = transcript.run(f'systemctl show --property StatusText {" ".join(UNITS)}')
     assert status.count(f'workers serve, version {version_of(this)}') == 2, status
     assert machine.show_property(KEEPER, 'MainPID') != keeper
+    eventually(
+        lambda: machine.show_property(KEEPER, 'StatusText').endswith('workers: 1 shared'),
+        lambda: f'the former workers ended: {machine.text()}',
+        within_s=60,
+    )
     wait_for_answers(machine, 30)
     machine.sh('systemctl stop "load-*"')
     results = transcript.run(f'cd /root; for n in $(seq {ROUTERS}); do cat load-$n.json; echo; done')

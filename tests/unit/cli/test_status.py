@@ -72,8 +72,8 @@ def test_status_of_an_unavailable_keeper(state_path):
     entries, found = status.keeper(state_path, unavailable)
     assert (entries, found.state) == (None, NOT_WELL)
     assert found.text == (
-        'no keeper answers at /there (Connection refused): start metadata-wsgi keeper; '
-        'its workers serve on, but nothing can be attached'
+        'no keeper listens at /there (Connection refused): start metadata-wsgi keeper; '
+        'its workers continue to serve, but nothing can be attached'
     )
 
 

@@ -135,6 +135,6 @@ def test_nogroup_passes_where_an_option_names_it(without_own_user, option):
 def test_root_passes_whichever_user_the_agent_is(monkeypatch):
     """A namespace proxy that root runs, where the agent runs as another user."""
     monkeypatch.setattr(os, 'geteuid', lambda: 4711)
-    conf = config_files.load({}, [*OPTS, *listeners.OPTS, *identity.OPTS])
+    conf = config_files.load({}, [*OPTS, *net_options.OPTS, *privileges_options.OPTS])
     workers = identity.Identity(4711, 4711, 'metadata-wsgi')
     assert {0, 4711} <= accepted_ids(conf, workers)[0]

@@ -103,6 +103,7 @@ class SimulatedHost:
         self.registry = None
         self.numbers = itertools.count(100)
         self.countdown, self.interrupt = -1, None
+        self.in_keeper = False
         self.ipv6_rules_fail = self.program_fails = False
         self.attacher = Attacher(
             self.run, proxy=ProxyCommand(state_path=state_path), iptables=self, keeper=AttachmentsClient(state_path),
@@ -136,7 +137,7 @@ class SimulatedHost:
 
     def call(self, name=None):
         """At each call into the kernel; returns the namespace ``name``."""
-        if self.interrupt is not None:
+        if self.interrupt is not None and not self.in_keeper:
             self.countdown -= 1
             if self.countdown < 0:
                 interrupt, self.interrupt = self.interrupt, None
@@ -295,10 +296,14 @@ class SimulatedHost:
 
     def register(self, listener, handed_over=None):
         registry = self.responding()
+        # A keeper that ends does so before or after.
+        self.in_keeper = True
         try:
             return registry.register(listener, handed_over and handed_over.dup(KEEPER))
         except ValueError as error:
             raise NetnsError(str(error)) from error
+        finally:
+            self.in_keeper = False
 
     def unregister(self, listener):
         return self.responding().unregister(listener.key)

@@ -186,6 +186,13 @@ def test_process_on_another_port_is_refused_while_a_worker_may_serve_the_present
     assert namespace.rules == list(rules_for())
 
 
+def test_failed_start_of_a_process_leaves_no_rules_though_a_worker_closes_the_port_a_moment_later(namespace):
+    namespace.open_port, namespace.closes_after = 9697, 3
+    with pytest.raises(NetnsError, match='the program does not start'):
+        namespace.attacher.attach(ROUTER, mode='process')
+    assert namespace.rules == []
+
+
 def test_without_ipv6_rules_the_proxy_listens_on_ipv4_only(namespace, caplog):
     namespace.ipv6_error = 'ip6tables-restore: No such file or directory'
     assert namespace.attacher.attach(ROUTER, mode='shared') is True
