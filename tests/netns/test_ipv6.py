@@ -28,6 +28,7 @@ from metadata_wsgi.netns.attachment_status import list_attachments
 from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
+from tests.e2e.conftest import eventually
 from tests.rawserver import RawServer, always_responds_with
 
 from .router_topology import METADATA, get, ip
@@ -407,13 +408,6 @@ def neighbour(wire):
     return lambda: [curl(wire.rival, url) for url in (URL6, URL4)] == ['this', 'this']
 
 
-def until(true, what):
-    give_up_at = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < give_up_at, what
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize(('prefix', 'kept'), [('2001:db8::', SHARE), ('fe80::', MANY)])
 def test_idle_connections_of_many_addresses_are_limited_per_global_64(
     wire, router, start_host, many_connections, neighbour, prefix, kept
@@ -424,8 +418,8 @@ def test_idle_connections_of_many_addresses_are_limited_per_global_64(
     for count in (SHARE - 1, 1, MANY - SHARE):
         guest.asks(count)
         assert neighbour()
-    until(lambda: guest.answers() == MANY, 'all were served')
-    until(lambda: MANY - guest.closed() == kept, guest.closed)
+    eventually(lambda: guest.answers() == MANY, 'all were served')
+    eventually(lambda: MANY - guest.closed() == kept, guest.closed)
 
 
 @pytest.mark.parametrize(('prefix', 'kept'), [('2001:db8::', SHARE), ('fe80::', MANY)])
@@ -451,8 +445,8 @@ def test_connections_of_many_addresses_in_use_do_not_refuse_a_neighbour(
         for count in (SHARE, MANY - SHARE):
             guest.asks(count, b'/slow')
             assert neighbour()
-        until(lambda: guest.closed() == MANY - kept, guest.closed)
+        eventually(lambda: guest.closed() == MANY - kept, guest.closed)
         assert guest.answers() == 0
     finally:
         release.set()
-    until(lambda: guest.answers() == kept, 'the requests in progress are finished')
+    eventually(lambda: guest.answers() == kept, 'the requests in progress are finished')
