@@ -8,7 +8,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # PROGRAM:PACKAGE; a program with a slash is a file.
 LAB_PROGRAMS := ip:iproute2 iptables:iptables curl:curl
 TEST_PROGRAMS := $(LAB_PROGRAMS) nft:nftables sysctl:procps haproxy:haproxy memcached:memcached \
-	redis-server:redis-server strace:strace netstat:net-tools cloud-init:cloud-init openssl:openssl \
+	redis-server:redis-server strace:strace netstat:net-tools cloud-init:cloud-init openssl:openssl faketime:faketime \
+	keepalived:keepalived dnsmasq:dnsmasq-base \
 	/lib/systemd/systemd:systemd /usr/include/asm-generic/unistd.h:linux-libc-dev
 
 .PHONY: lab test clean
@@ -18,9 +19,16 @@ lab: .venv/installed
 	@$(call need,$(LAB_PROGRAMS))
 	@.venv/bin/metadata-wsgi lab $(LAB_OPTIONS)
 
-test: .venv/installed
+test: .venv/installed .venv/prometheus/usr/bin/promtool
 	@$(call need,$(TEST_PROGRAMS))
-	.venv/bin/tox $(TOX_OPTIONS)
+	PATH=$(CURDIR)/.venv/prometheus/usr/bin:$$PATH .venv/bin/tox $(TOX_OPTIONS)
+
+# Unpacked, not installed (19 MB): the package would start a Prometheus on every address of this machine.
+.venv/prometheus/usr/bin/promtool: | .venv/installed
+	@mkdir -p .venv/prometheus
+	@cd .venv/prometheus && { apt-get download -qq prometheus 2>/dev/null || \
+	{ $(SUDO) apt-get update -qq && apt-get download -qq prometheus 2>/dev/null; } } && \
+	dpkg-deb -x prometheus_*.deb . && rm prometheus_*.deb
 
 .venv/installed: setup.cfg
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed" if sys.version_info < (3, 11) else 0)'

@@ -22,30 +22,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.cloud import NETWORK, OTHER_ROUTER, ROUTER, SECRET
+from tests.neutron_haproxy import DEFAULTS
 from tests.rawserver import RawServer, always_responds_with
 from tests.wire.cases import REFUSED, REFUSED_STATUSES, cases
 from tests.wire.conftest import NOVA_RESPONSE, SENDER_HEADERS, ReceivedRequest, Servers
 
-HAPROXY = """
+HAPROXY = f"""
 global
     maxconn 1024
     nbthread 2
-defaults
-    mode http
-    option dontlognull
-    option http-server-close
-    option forwardfor
-    retries 3
-    timeout http-request 30s
-    timeout connect 30s
-    timeout client 32s
-    timeout server 32s
-    timeout http-keep-alive 30s
+{DEFAULTS}
 listen listener
-    bind 127.0.0.1:{port}
-    server metadata {socket}
+    bind 127.0.0.1:{{port}}
+    server metadata {{socket}}
     http-request del-header X-Neutron-Network-ID
-    http-request set-header X-Neutron-Router-ID {router}
+    http-request set-header X-Neutron-Router-ID {{router}}
 """
 
 AGENT = """

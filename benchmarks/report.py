@@ -42,6 +42,10 @@ How to read the tables:
 
 Mode `process` is not in the tables. Its memory was measured separately: 37.8 MB for each router, with 20 routers and
 all processes counted. Its requests pass the same two programs as in mode `shared`.
+
+"KiB per router" counts only what routers add. Keeper and shared proxy take 36.7 MiB together, for one router or for a
+thousand. [Performance](performance.md#memory-of-a-host) says what that consists of, and has 20 and 1,000 routers
+through `metadata-wsgi-haproxy`, all processes counted.
 """
 Results = list[dict[str, Any]]
 

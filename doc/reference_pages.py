@@ -20,6 +20,7 @@ from typing import Any
 
 from oslo_config import cfg
 
+from metadata_wsgi import instruments
 from metadata_wsgi.cli import agent, main, namespace_proxy, neutron_agent, option_registry
 from metadata_wsgi.lookup import neutron
 from metadata_wsgi.pipeline import environ_keys
@@ -34,6 +35,12 @@ FILTERS_INTRODUCTION = """\
 Every filter that a pipeline of the paste file can name. A filter *reads* environ keys that a filter before it must have
 set, and *provides* keys for the filters after it. A pipeline whose order cannot work is refused at start.
 `metadata-wsgi show-pipeline` prints the same for your own pipeline.
+"""
+
+METRICS_INTRODUCTION = f"""\
+Every metric that the programs publish; [Metrics and alerts](../metrics.md) says how. A histogram has the series
+`..._bucket`, `..._sum` and `..._count`; its buckets end at
+{', '.join(f'{bound:g}' for bound in instruments.SECONDS)} s.
 """
 
 OptionGroups = Iterable[tuple[str, Sequence[cfg.Opt]]]
@@ -51,6 +58,7 @@ def write(directory: Path) -> None:
         'options.md': options_page(option_registry.list_opts()),
         'filters.md': filters_page(entry_points(group='paste.filter_factory')),
         'programs.md': programs_page(),
+        'metrics.md': metrics_page(),
     }
     directory.mkdir(exist_ok=True)
     for name, text in pages.items():
@@ -184,6 +192,21 @@ def programs_page() -> str:
     for name, run in PROGRAMS.items():
         text.append(f'## `{name}`\n')
         text.append(_help(run, ['--help']))
+    return '\n'.join(text)
+
+
+def metrics_page() -> str:
+    """Every metric: its type, its labels with their values, and what it counts."""
+    text = [GENERATED, '# Every metric\n', METRICS_INTRODUCTION]
+    for instrument in instruments.ALL:
+        how = {'sum': 'summed over', 'max': 'the largest of', 'min': 'the smallest of'}.get(instrument.across, '')
+        kind = instrument.kind + (f', {how} the workers' if how else '')
+        text += [f'## `{instrument.name}`\n', f'*{kind.capitalize()}.* {markdown(instrument.help)}\n']
+        labels = [
+            f'- `{label}`: ' + (', '.join(map(_code, values)) or 'as it comes')
+            for label, values in instrument.labels.items()
+        ]
+        text += ['Labels:\n', *labels, ''] if labels else []
     return '\n'.join(text)
 
 

@@ -8,7 +8,7 @@ environ key INSTANCE (``REQUIRES``), so it must stand after ``instance``; elsewh
 In the paste file (an entry point is not needed, the module must be importable)::
 
     [pipeline:agent]
-    pipeline = catch_errors peer_credentials deadline header_source instance hide_user_data signature upstream
+    pipeline = catch_errors request_id ... instance hide_user_data signature upstream
 
     [filter:hide_user_data]
     paste.filter_factory = hide_user_data:filter_factory

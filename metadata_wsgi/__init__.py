@@ -16,6 +16,7 @@ The other packages::
 
     cli               the programs and commands
     config            reads configuration files
+    failures          recent failures of each worker, for status and report
     inventory         a small cloud without OpenStack, in a YAML file
     keeper            root process that opens the listening sockets in namespaces and sends them to workers
     lab               a cloud on one machine

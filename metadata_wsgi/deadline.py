@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The time by which a request must have its response. One deadline for all steps of a request together.
+    """The time until which a request must have its response. All steps of a request share one deadline.
 
     ``at_s`` is a time of ``clock`` in seconds. The default clock is monotonic, so a change of the date has no effect.
     """
@@ -28,15 +28,15 @@ class Deadline:
         return max(0.0, self.at_s - self.clock())
 
     def fraction(self, part: float) -> Deadline:
-        """An earlier deadline, after ``part`` (0 to 1) of the remaining time: it leaves time for a retry."""
+        """An earlier deadline, after ``part`` (0 to 1) of the remaining time."""
         now_s = self.clock()
         return Deadline(now_s + max(0.0, self.at_s - now_s) * part, self.clock)
 
 
 def sleep(seconds: float) -> None:
-    """``time.sleep``, looked up at each call. For default arguments of code that runs in a worker.
+    """Call ``time.sleep``, looked up at each call. For default arguments of code that runs in a worker.
 
-    gevent replaces ``time.sleep`` in the worker. A default argument ``time.sleep`` would be the original one if its
-    module was imported before, in the master, and would stop the whole worker.
+    gevent replaces ``time.sleep`` in the worker. If a module is imported before that, in the master, a default argument
+    ``time.sleep`` would be the original function, which blocks the whole worker.
     """
     time.sleep(seconds)

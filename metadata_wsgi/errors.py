@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every exception that this package raises.
+"""The exceptions that one package raises and another one handles.
 
 ::
 
     MetadataError
     ├── ConfigError              an option, the paste file or the inventory is wrong; the program does not start
     ├── BadRequest               the request itself is wrong; the client gets 400
-    │   └── RequestTimeout       its body did not arrive in time; the client gets 408
+    │   └── RequestTimeout       the request body did not arrive in time; the client gets 408
     ├── InstanceLookupError      the lookup of an instance failed, and a retry will not help
     │   └── LookupUnavailable    the lookup failed for now; retried until the deadline
     ├── NoResponse               the agent or Nova gave no complete response
-    │   ├── NotSent              and cannot have received the request: even a POST may be retried
-    │   └── MaybeSent            and may have acted on the request: only GET and HEAD may be retried
-    └── NetnsError               a namespace, rule, socket or process could not be made or removed
+    │   ├── NotSent              it cannot have received the request: even a POST may be retried
+    │   └── MaybeSent            it may have acted on the request: only GET and HEAD may be retried
+    ├── NetnsError               a namespace, rule, socket or process could not be made or removed
+    └── UsageError               a command cannot be run like this
 
-Exceptions of a library are translated where the library is called.
+The code that calls a library converts the library's exceptions to these.
 """
 
 from __future__ import annotations
 
 
 class MetadataError(Exception):
-    """Base class of all others."""
+    """Base class of all exceptions in this module."""
 
 
 class ConfigError(MetadataError):
@@ -33,13 +34,13 @@ class BadRequest(MetadataError):
 
 
 class RequestTimeout(BadRequest):
-    """The request body did not arrive in time (408). A fault of the client: no service behind this one is to blame."""
+    """The request body did not arrive in time (408). The fault is in the client, not in the agent or Nova."""
 
 
 class InstanceLookupError(MetadataError):
     """The lookup failed, and a retry will not help.
 
-    For example: Neutron returns no ports at all to the role that the agent has.
+    For example: Neutron shows no ports at all to the agent's role.
     """
 
 
@@ -56,8 +57,12 @@ class NotSent(NoResponse):
 
 
 class MaybeSent(NoResponse):
-    """The request may have been received: after it was written the connection broke or timed out."""
+    """The request may have been received: the connection broke or timed out after the request was written."""
 
 
 class NetnsError(MetadataError):
     """The kernel, or a program that configures it, reported an error. The text includes its message."""
+
+
+class UsageError(MetadataError):
+    """The arguments contradict each other, or the command needs root. Nothing was done."""

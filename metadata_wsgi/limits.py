@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every timeout, count and size of the server and of the HTTP client, in one table.
 
-A number that an operator may set is an option, declared beside its use; its default is here where two
-programs share it. Units are in the names: ``_S`` seconds, ``_BYTES`` bytes.
+A number that an operator may set is an option and is declared beside its use. Its default is here if two programs
+share it. Units are in the names: ``_S`` seconds, ``_BYTES`` bytes.
 """
 
 from __future__ import annotations
@@ -12,105 +12,145 @@ from __future__ import annotations
 REQUEST_TIMEOUT_S = 9.0
 """Default deadline of a request. cloud-init abandons a request after 10 s."""
 
+MIN_TIME_AFTER_QUEUE_S = 1.0
+"""The deadline includes the time that a connection waited to be accepted. But a request that waited long has this much
+time: its client may wait longer than cloud-init, and one attempt takes milliseconds."""
+
 AGENT_HEADROOM_S = 0.3
-"""The namespace proxy gives the agent this much less time than it has, so that the agent's response arrives in time."""
+"""The agent gets this much less time than the namespace proxy has, so that the agent's response arrives in time."""
 
 BODY_DEADLINE_FRACTION = 2 / 3
-"""A request body must arrive within this part of the time to the deadline, so that Nova has time to respond to it."""
+"""A request body must arrive within this part of the time to the deadline. The rest is for Nova's response."""
 
 MAX_REQUEST_BODY_BYTES = 1 << 20
-"""Default limit of a request body; above it 413. The password that Nova accepts has 1,020 bytes."""
+"""Default limit of a request body; above it 413. Nova accepts a password of at most 1,020 bytes."""
 
 LOG_INTERVAL_S = 60.0
-"""The same WARNING or ERROR is logged at most once in this interval, however many requests meet it."""
+"""The same WARNING or ERROR is logged at most once in this interval, even if many requests cause it."""
 
 SECRET_CHANGE_LOG_INTERVAL_S = 600.0
-"""The same, for the message that Nova accepts the other shared secret."""
+"""The message that Nova accepts the other shared secret is logged at most once in this interval."""
 
 UNKNOWN_INSTANCES_WARNING = 20
-"""After this many 404s of Nova in a worker, and no 200, a WARNING says what may be wrong in nova.conf."""
+"""If a worker gets this many 404s from Nova and no 200, a WARNING says which option of nova.conf may be wrong."""
 
 UNKNOWN_INSTANCES_LOG_INTERVAL_S = 3600.0
-"""That WARNING is logged at most once in this interval."""
+"""The WARNING about 404s from Nova is logged at most once in this interval."""
 
 # --- Server: listening ---------------------------------------------------------------------------------------------
 
 PORT_IN_USE_TIMEOUT_S = 20.0
-"""A TCP port in use is retried for this long: a former proxy finishes its requests, GRACEFUL_TIMEOUT_S. Shorter than
-the 30 s after which ``attach`` ends the program that it started."""
+"""A TCP port in use is retried for this time: a former proxy may be finishing its requests (GRACEFUL_TIMEOUT_S). It is
+shorter than the 30 s after which ``attach`` ends the program that it started."""
 
 FOREIGN_PORT_HOLDER_TIMEOUT_S = 2.0
-"""The same if another program than one of ours listens on the port: it may be about to end, but probably is not."""
+"""If a program of another package listens on the port, the port is retried only for this time."""
 
 PORT_RETRY_INTERVAL_S = 0.2
+"""Pause between two attempts to listen on a port in use."""
+
+LISTEN_BACKLOG = 4096
+"""Largest number of connections that wait to be accepted on a listener. net.core.somaxconn is another limit."""
 
 # --- Server: connections -------------------------------------------------------------------------------------------
 
+MAX_CONNECTIONS = 4096
+"""Connections of a worker: of the agent, by default, and of a namespace proxy for one router. Further connections wait
+in the backlog. It is eight times MAX_CONNECTIONS_PER_ADDRESS, so a single client cannot use them up."""
+
+MAX_CONNECTIONS_SHARED = 8192
+"""Connections of the shared namespace proxy. It is twice as high because it serves all routers of a host."""
+
 MAX_CONNECTIONS_PER_ADDRESS = 512
-"""Connections of one client address. A boot is 28 requests, some of them concurrent; but hundreds of containers may
-share one address, and all of them start when their instance does. Neutron's haproxy allows 1,024 for all clients of a
-router together."""
+"""Connections of one client address. A boot is 28 requests, some of them concurrent. But hundreds of containers may
+share one address and start at the same time. Neutron's haproxy allows 1,024 for all clients of a router together."""
 
 MAX_CONCURRENT_PER_CLIENT = 16
-"""Requests of one client address that the pipeline processes at a time; further ones wait for a slot,
-until REQUEST_TIMEOUT_S after their header. With a Nova that takes 0.1 s this is 160 requests a second, or five boots.
-Addresses of one global IPv6 /64 count as one client."""
+"""Requests of one client address that the pipeline processes at a time. Further requests wait for a slot, until
+REQUEST_TIMEOUT_S after their header. If Nova takes 0.1 s, this is 160 requests a second, or five boots. All addresses
+of a global IPv6 /64 count as one client."""
 
 MAX_IDLE_GREENLETS = 64
-"""Greenlets that wait for the next connection. Reusing one saves the allocation of its stack."""
+"""Largest number of idle greenlets that wait for the next connections. A new greenlet would need a new stack."""
 
 ACCEPT_BATCH = 16
-"""Connections accepted in a row before other connections, and other workers, get their turn."""
+"""Connections accepted in a row. Then other connections, and other workers, get their turn."""
 
 ACCEPT_ERROR_BACKOFF_S = 0.1
-"""Pause after accept() failed for want of descriptors or memory; without it the event loop spins."""
+"""Pause after accept() failed for lack of descriptors or memory. Without it the event loop would spin."""
 
 # --- Server: reading a request -------------------------------------------------------------------------------------
 
 HEADER_TIMEOUT_S = 10.0
-"""Time for a complete header: of the first request from the start of the connection, of the next ones from the first
-byte."""
+"""Time for a complete header. It counts from the start of the connection for the first request, and from the first byte
+for later requests."""
 
 BODY_TIMEOUT_S = 6.0
-"""Time for a complete request body, from the application's first read; never beyond REQUEST_TIMEOUT_S after the
-header. It leaves time for Nova."""
+"""Time for a complete request body, from the application's first read. It ends at the latest REQUEST_TIMEOUT_S after
+the header. The rest of REQUEST_TIMEOUT_S is for Nova."""
 
 READ_WRITE_TIMEOUT_S = 10.0
-"""Longest pause of a client inside a body or a response, and of Nova inside a large response."""
+"""Longest time without progress: of a client while it sends a body or receives a response, of Nova while it sends a
+large response."""
 
 KEEPALIVE_TIMEOUT_S = 75.0
 """An idle keep-alive connection is closed after this time."""
 
 REQUESTS_PER_YIELD = 16
-"""A client that pipelines requests gives way to other connections after this many."""
+"""After this many pipelined requests on a connection, other connections get their turn."""
 
 MAX_REQUEST_HEADER_BYTES = 1 << 15
 """Size of a request's header; above it 431."""
 
+MAX_HEADER_LINES = 256
+"""Header lines of a request or response, as in gunicorn_h1c. A message with more lines is malformed."""
+
 RECV_BYTES = 1 << 13
 """Size of one recv() on a client's connection."""
 
+SEND_BYTES = 1 << 18
+"""Size of one send() of the rest of a long response. Each send() copies its data, so the size is limited."""
+
 DRAIN_S = 1.0
 DRAIN_RECVS = 256
-"""After an early response the server reads on for this long and this often, so that the kernel does not send a reset
-that overtakes the response."""
+DRAIN_RECV_BYTES = 1 << 16
+"""After an early response the server discards data from the client for this time and this number of recv() calls.
+Otherwise the kernel could send a reset before the client has received the response."""
 
 # --- Server: workers -----------------------------------------------------------------------------------------------
 
 GRACEFUL_TIMEOUT_S = 12
-"""A stopping worker may finish the requests in flight for this long: longer than REQUEST_TIMEOUT_S."""
+"""Time for a stopping worker to finish the requests in progress. It is longer than REQUEST_TIMEOUT_S."""
 
 WORKER_TIMEOUT_S = 30
-"""The master kills a worker that gave no sign of life for this long."""
+"""The master kills a worker that sent no heartbeat for this long."""
+
+STUCK_REQUEST_S = 15.0
+"""A worker sends no heartbeat while a request is this long past its deadline and no other request has ended since."""
+
+HEARTBEAT_FRESH_S = 5.0
+"""A worker whose last heartbeat is younger than this serves. It sends one each second."""
 
 WORKER_NOTIFY_S = 1.0
 """A worker tells the master in this interval that it is alive, and finds out whether there still is one."""
 
 CONFIG_CHECK_TIMEOUT_S = 60.0
-"""Time in which the pipeline must load, at start and at SIGHUP, before the check of the configuration fails."""
+"""Time for the pipeline to load, at start and at SIGHUP. After it the check of the configuration fails."""
+
+FAILURES_PER_ADDRESS = 3
+FAILURES_PER_NAMESPACE = 8
+FAILURE_NAMESPACES = 128
+"""Rows of the table of recent failures of a worker: of one client, of one router or network, and how many of those."""
+
+FORMER_WORKERS = 4
+"""The tables of this many workers that ended are kept: after a reload or a crash their failures can still be read."""
+
+FAILURE_MEMORY_BYTES = 1 << 20
+"""Memory for the published table of a worker. Only what is used takes memory: about 400 bytes for each row."""
 
 GC_THRESHOLD = 20_000
-"""Objects allocated and not freed before Python looks for reference cycles; a request makes hardly any."""
+"""Python searches for reference cycles after this many allocations without a deallocation. It is high because a request
+makes hardly any cycles."""
 
 # --- HTTP client: namespace proxy to agent, agent to Nova ----------------------------------------------------------
 
@@ -118,22 +158,22 @@ CONNECT_TIMEOUT_S = 3.0
 """Time for one connection attempt: name resolution, all addresses of the name and TLS handshake together."""
 
 UNIX_BACKLOG_RETRY_S = 0.02
-"""Pause between two attempts to connect to a unix socket whose backlog is full."""
+"""Pause between two attempts to connect to a unix socket with a full backlog."""
 
 NAME_REFRESH_S = 30.0
-"""The addresses of a name are looked up again after this time, in the background."""
+"""The addresses of a host name are resolved again after this time, in the background."""
 
 NAME_RETRY_S = 1.0
-"""A lookup of a name that failed is not repeated before this time."""
+"""After a failure a host name is not resolved again before this time."""
 
 MAX_IDLE_CONNECTIONS = 256
-"""Idle connections in the pool of one host."""
+"""Largest number of idle connections in the pool of one host."""
 
 MAX_RESPONSE_HEADER_BYTES = 1 << 16
 """Size of a response's header; a larger one is an error."""
 
 MAX_BUFFERED_BYTES = 1 << 20
-"""A response up to this size is received whole before the client gets its first byte, so that it can be retried."""
+"""A response up to this size is received completely before the client gets its first byte. So it can be retried."""
 
 CHUNK_BYTES = 1 << 16
 """Size of one recv() on the connection to the agent or Nova."""
@@ -142,32 +182,38 @@ CHUNK_BYTES = 1 << 16
 
 RETRY_BASE_DELAY_S = 0.05
 RETRY_MAX_DELAY_S = 1.0
-"""The delay between two attempts doubles from the one to the other, with jitter."""
+"""The delay between two attempts is random. Its upper bound doubles from RETRY_BASE_DELAY_S to RETRY_MAX_DELAY_S."""
 
 RETRY_MIN_TIME_FOR_ATTEMPT_S = 0.05
-"""No attempt is started with less time than this before the deadline."""
+"""No attempt is started if less time than this remains to the deadline."""
 
 RETRY_BUDGET_PER_REQUEST = 1.0
-"""Each request adds this many retries to the budget that all requests to a service share. So a Nova that fails every
-request gets at most twice the clients' own load, RETRY_BUDGET_PER_S and, once, RETRY_BUDGET_MAX."""
+"""Each request adds this many retries to the budget, which all requests to a service share. So if Nova fails every
+request, the retries at most double the load, except for RETRY_BUDGET_PER_S and, once, RETRY_BUDGET_MAX."""
 
 RETRY_BUDGET_PER_SUCCESS = 2.0
-"""Each successful response adds this many: after an outage the load doubles with each response time, not at once."""
+"""Each successful response adds this many retries. So after an outage the load grows step by step."""
 
 RETRY_BUDGET_PER_S = 10.0
-"""Each second adds this many: a single instance is retried as often as the delays allow."""
+"""Each second adds this many retries. So the budget does not delay the retries of a single instance."""
 
 RETRY_BUDGET_MAX = 100.0
 """The budget never has more retries than this."""
 
 CIRCUIT_OPEN_FAILURES = 5
-"""After this many failures to connect in a row the circuit is open: a host gets one attempt at a time."""
+"""After this many failures to connect in a row the circuit is open: only one request at a time tries to connect."""
 
 CIRCUIT_PROBE_INTERVAL_S = 0.5
-"""The pause after each attempt while the circuit is open."""
+"""Pause after each attempt while the circuit is open."""
 
 CIRCUIT_MIN_TIME_S = 1.0
-"""A failure to connect counts only if the attempt had this much time."""
+"""A failure to connect counts only if the attempt had at least this time."""
+
+NOVA_ATTEMPT_FRACTION = 2 / 3
+"""An attempt of a request that may be retried gets this part of the remaining time. The rest is for a retry."""
 
 NOVA_HOST_BACKOFF_S = 5.0
-"""A Nova host that failed is tried after the others for this long."""
+"""After a failure a Nova host is tried last for this time."""
+
+NOVA_PROBE_TIMEOUT_S = 5.0
+"""Time for the two requests that check the shared secret of a Nova host, at start and in ``check-config``."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open files as root in directories where less privileged users may create names.
+"""Opens files as root in directories in which less privileged users may create files.
 
-A worker may be able to write to the state directory. A name there may be a symbolic link to a file of root's, a FIFO
-that blocks open(), a hard link, or a file that another user can change. These functions open only what root or the
-calling user created, and raise PermissionError with the reason otherwise.
+A worker may be able to write to the state directory. It could create a symbolic link to one of root's files, a FIFO
+that blocks open(), a hard link, or a file that another user can change. These functions open only files that root or
+the calling user created. Otherwise they raise PermissionError with the reason.
 
-Facts: open(2) with O_PATH and O_NOFOLLOW opens the name itself, so what is checked is what is used later (a path
-could be replaced in between). ``fs.protected_symlinks`` does not replace this: it covers only directories that every
-user may write and that have the sticky bit.
+Facts: open(2) with O_PATH and O_NOFOLLOW returns a descriptor of the name itself. The descriptor is checked and then
+used, because a path could be replaced between check and use. ``fs.protected_symlinks`` is not enough: it applies only
+to directories with the sticky bit that every user may write.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ MAX_SYMLINKS = 40
 
 
 def open_directory(path: str, *, make: bool = False) -> int:
-    """Open the directory ``path`` for use as ``dir_fd``; with ``make`` create missing directories with mode 0755.
+    """Open the directory ``path``, for use as ``dir_fd``. With ``make``, create missing directories with mode 0755.
 
-    Symbolic links are followed only if root or the calling user made them. In a directory that other users may write,
-    a subdirectory must belong to root, to the calling user or to the owner of that directory.
+    Symbolic links are followed only if root or the calling user created them. If other users may write to a directory,
+    its subdirectory must belong to root, to the calling user or to the owner of the directory.
     """
     pending = deque(os.path.abspath(path).split('/'))
     symlinks = 0
@@ -61,11 +61,11 @@ def open_directory(path: str, *, make: bool = False) -> int:
                 elif parent.st_mode & 0o022 and found.st_uid not in (*_trusted_uids(), parent.st_uid):
                     raise PermissionError(
                         errno.EPERM,
-                        f'the directory {name} was made by uid {found.st_uid} in one that several users may write; '
-                        'chown it to root if that is right',
+                        f'the directory {name} belongs to uid {found.st_uid}, and several users may write to the '
+                        'directory above it; if this is intended, chown it to root',
                     )
                 if made and found.st_uid == os.geteuid():
-                    # Whatever the umask: workers, another user, must be able to pass through.
+                    # Independent of the umask, because workers have another user and must be able to pass through.
                     os.chmod(f'/proc/self/fd/{entry}', 0o755)  # noqa: S103 (search, not write)
                 current, entry = entry, current
             finally:
@@ -77,9 +77,10 @@ def open_directory(path: str, *, make: bool = False) -> int:
 
 
 def open_file(name: str, flags: int, *, dir_fd: int, mode: int = 0o600) -> int:
-    """Open the regular file ``name`` in the directory ``dir_fd``; ``flags`` and ``mode`` are those of open(2).
+    """Open the regular file ``name`` in the directory ``dir_fd``. ``flags`` and ``mode`` are those of open(2).
 
-    It must belong to root or to the calling user, have one link, and not be writable for group or others.
+    The file must belong to root or to the calling user and have only one link. Group and others must not be able to
+    write to it. Otherwise raises PermissionError.
     """
     flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -110,7 +111,7 @@ def open_locked(name: str, *, dir_fd: int, mode: int = 0o600) -> int:
     """Create or open the file ``name`` and lock it (flock). The descriptor holds the lock until it is closed.
 
     Raises BlockingIOError if another process has the lock. If the file was deleted before it was locked, it is opened
-    and locked again: a lock on the deleted file would not stop a process that opens the name later.
+    and locked again: a lock on a deleted file would not exclude a process that opens the name later.
     """
     while True:
         fd = open_file(name, os.O_CREAT | os.O_RDWR, dir_fd=dir_fd, mode=mode)
@@ -125,7 +126,7 @@ def open_locked(name: str, *, dir_fd: int, mode: int = 0o600) -> int:
 
 
 def is_name_of(fd: int, name: str, *, dir_fd: int) -> bool:
-    """Whether ``name`` in the directory ``dir_fd`` is the file that ``fd`` has open."""
+    """Whether ``name`` in the directory ``dir_fd`` is still the file of the descriptor ``fd``."""
     try:
         found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
@@ -134,5 +135,5 @@ def is_name_of(fd: int, name: str, *, dir_fd: int) -> bool:
 
 
 def _trusted_uids() -> tuple[int, ...]:
-    """Root and the calling user. In a user namespace the owner of / is the host's root."""
+    """The uids of root, of the calling user, and of the owner of /: in a user namespace that is the host's root."""
     return (0, os.geteuid(), os.stat('/').st_uid)

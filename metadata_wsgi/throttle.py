@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log throttling: a fault of a thousand requests is one line in the log in each interval.
+"""Log throttling: if a thousand requests have the same fault, one line is logged in each interval.
 
 The usual interval is ``limits.LOG_INTERVAL_S``.
 """
@@ -21,7 +21,7 @@ class Throttle:
         self._allowed_at_s: float | None = None
 
     def allow(self) -> bool:
-        """True at the first call and then once in each interval. The caller logs if it is True."""
+        """Return True at the first call and then once in each interval. The caller must log only if it is True."""
         with self._lock:
             now_s = self._clock()
             if self._allowed_at_s is not None and now_s - self._allowed_at_s < self._interval_s:
@@ -31,9 +31,9 @@ class Throttle:
 
 
 class KeyedThrottle:
-    """A Throttle for each key: log lines about one key do not suppress those about others. For all threads of a worker.
+    """A Throttle for each key: log lines about one key do not suppress lines about others. For all threads of a worker.
 
-    Of more than ``max_keys`` keys the one that was used first is dropped, so the memory is bounded.
+    If there are more than ``max_keys`` keys, the oldest key is dropped, so the memory is bounded.
     """
 
     def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic, *, max_keys: int = 1024) -> None:
@@ -44,7 +44,7 @@ class KeyedThrottle:
         self._throttles: dict[Hashable, Throttle] = {}
 
     def allow(self, key: Hashable) -> bool:
-        """True at the first call for ``key`` and then once in each interval."""
+        """Return True at the first call for ``key`` and then once in each interval."""
         with self._lock:
             throttle = self._throttles.get(key)
             if throttle is None:

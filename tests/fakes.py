@@ -126,7 +126,7 @@ class FakeNova:
     """Authenticates requests as Nova's metadata API does, in its order, and records them.
 
     ``instances`` is instance id to project id; ``statuses`` are returned first, one for each request; ``before`` is
-    called before each response.
+    called before each response, ``headers`` are added to each.
     """
 
     secret: bytes
@@ -134,6 +134,7 @@ class FakeNova:
     statuses: list[int] = field(default_factory=list)
     seen: list[dict[str, Any]] = field(default_factory=list)
     before: Callable[[], object] = lambda: None
+    headers: list[tuple[str, str]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -144,6 +145,7 @@ class FakeNova:
             status = self.statuses.pop(0) if self.statuses else self._status(environ)
         content = json.dumps({'uuid': environ.get('HTTP_X_INSTANCE_ID'), 'path': environ['PATH_INFO']}).encode()
         headers = [('Content-Type', 'application/json'), ('Content-Length', str(len(content))), ('X-Nova', 'yes')]
+        headers += self.headers
         start_response(f'{status} Nova', headers)
         return [] if environ['REQUEST_METHOD'] == 'HEAD' else [content]
 

@@ -72,9 +72,14 @@ def test_every_file_that_a_page_names_exists(page):
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_every_link_to_a_file_resolves(page):
     targets = re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', page.read_text())
-    generated = {'reference/options.md', 'reference/filters.md', 'reference/programs.md'}
+    generated = {'reference/options.md', 'reference/filters.md', 'reference/programs.md', 'reference/metrics.md'}
     missing = [name for name in targets if not (page.parent / name).exists()]
     assert {name.removeprefix('doc/').removeprefix('../') for name in missing} <= generated
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_no_page_has_the_marks_of_a_merge_conflict(page):
+    assert not re.search('^(<<<<<<<|>>>>>>>|=======$)', page.read_text(), re.MULTILINE)
 
 
 def test_every_page_that_a_file_of_the_code_names_exists():
@@ -88,20 +93,138 @@ def test_every_page_that_a_file_of_the_code_names_exists():
     assert {(name, page) for name, page in named if not (ROOT / page).exists()} == set()
 
 
-def code_text():
-    """Every string of the package, implicit concatenation included."""
-    nodes = (node for path in (ROOT / 'metadata_wsgi').rglob('*.py') for node in ast.walk(ast.parse(path.read_text())))
-    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+# LOG calls whose format has no words: where their texts are made, (file, function or constant).
+COMPOSED = {
+    'cli/agent.py': [('config/file_warnings.py', 'world_readable_secrets')],
+    'cli/reconciler.py': [('cli/reconciler.py', '_mark_lost'), ('cli/reconciler.py', '_difference')],
+    'cli/visibility_check.py': [
+        ('nova_proxy/probe.py', 'check_host'),
+        ('nova_proxy/probe.py', '_wrong_signature_problem'),
+        ('lookup/neutron/lookup.py', 'VisibilityCheck'),
+    ],
+    'cli/watch.py': [('netns/target.py', 'NO_WORKER')],
+    'config/file_warnings.py': [('config/file_warnings.py', 'misspelt')],
+    'netns/attach.py': [('netns/link_local.py', 'settle'), ('netns/link_local.py', '_duplicate_message')],
+}
+LEVELS = {'warning', 'error', 'critical', 'exception', 'log'}
 
 
-def test_every_message_on_the_troubleshooting_page_is_in_the_code():
-    """In its last section, the first cell of each row; ``...`` stands for what changes."""
-    section = (DOC / 'troubleshooting.md').read_text().partition('## Messages in the log')[2]
-    quoted = re.findall(r'^\| `(.+?)` \|', section, re.MULTILINE)
-    assert len(quoted) > 10
-    strings = code_text()
-    parts = [part.strip() for message in quoted for part in message.split('...') if len(part.strip()) > 3]
-    assert [part for part in parts if not any(part in text for text in strings)] == []
+def modules():
+    """Path below the package -> syntax tree."""
+    package = ROOT / 'metadata_wsgi'
+    return {str(path.relative_to(package)): ast.parse(path.read_text()) for path in sorted(package.rglob('*.py'))}
+
+
+def skeleton(node):
+    """A string of the code with ``...`` in the place of what varies; None for another node."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return re.sub(r'%[-+ #0-9.]*[a-z]', '...', node.value)
+    if isinstance(node, ast.JoinedStr):
+        return ''.join(part.value if isinstance(part, ast.Constant) else '...' for part in node.values)
+    return None
+
+
+def has_words(text):
+    return len(re.findall(r'[A-Za-z]{2,}', text)) >= 2
+
+
+def strings(tree):
+    """The skeletons of all strings that are not docstrings, formatted ones as one."""
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    parts |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [skeleton(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) or id(node) not in parts]
+    return {text for text in texts if text and has_words(text)}
+
+
+def log_formats(tree):
+    """The formats of the LOG calls whose level is, or may be, WARNING or higher."""
+    constants = {
+        one.targets[0].id: one.value
+        for one in tree.body
+        if isinstance(one, ast.Assign) and hasattr(one.targets[0], 'id')
+    }
+    for node in ast.walk(tree):
+        call = node.func if isinstance(node, ast.Call) else None
+        if isinstance(call, ast.Attribute) and ast.unparse(call.value) == 'LOG' and call.attr in LEVELS:
+            level, text = (node.args[0], node.args[1]) if call.attr == 'log' else (None, node.args[0])
+            if level is None or ast.unparse(level) not in ('logging.INFO', 'logging.DEBUG'):
+                yield skeleton(constants.get(text.id) if isinstance(text, ast.Name) else text) or '...'
+
+
+def named_node(tree, name):
+    """The function, class or constant ``name`` of a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return node
+        if isinstance(node, ast.Assign) and any(isinstance(one, ast.Name) and one.id == name for one in node.targets):
+            return node
+    raise AssertionError(f'{name} is not there')
+
+
+def messages():
+    """Every message of the package at WARNING or higher: ``...`` is what varies."""
+    trees = modules()
+    for name, tree in trees.items():
+        for text in log_formats(tree):
+            if has_words(text):
+                yield text
+            else:
+                assert name in COMPOSED, f'{name}: {text} has no words; COMPOSED names where its texts are made'
+    for file, symbol in {source for sources in COMPOSED.values() for source in sources}:
+        made = named_node(trees[file], symbol)
+        returned = [strings(node) for node in ast.walk(made) if isinstance(node, ast.Return)]
+        yield from set().union(*returned) or strings(made)
+
+
+def first_cells(page, heading=''):
+    """The quoted first cell of each row of the page, or of the section with this heading."""
+    section = (DOC / page).read_text().partition(heading)[2] if heading else (DOC / page).read_text()
+    return re.findall(r'^\| `(.+?)` \|', section, re.MULTILINE)
+
+
+def matches(entry, text):
+    """Whether ``text`` is the message of the entry, whose ``...`` stand for anything.
+
+    The entry may also have a value in the place of a ``...`` of a text with four words or more.
+    """
+    patterns = [(entry, text)] + [(text, entry)] * (len(re.findall('[A-Za-z]{2,}', text)) >= 4)
+    return any(
+        re.fullmatch('.*'.join(re.escape(part) for part in pattern.split('...')), subject, re.DOTALL)
+        for pattern, subject in patterns
+    )
+
+
+def test_every_warning_and_error_message_has_an_entry():
+    entries = first_cells('messages.md')
+    assert all(has_words(entry) for entry in entries)
+    found = set(messages())
+    assert len(found) > 60
+    missing = [text for text in sorted(found) if not any(matches(entry, text) for entry in entries)]
+    assert missing == [], 'each needs a row in doc/messages.md: what it means, and what an operator does'
+
+
+@pytest.mark.parametrize(
+    ('page', 'heading'), [('messages.md', ''), ('troubleshooting.md', '## Problems that `attached` prints')]
+)
+def test_every_message_of_a_page_is_in_the_code(page, heading):
+    entries = first_cells(page, heading)
+    assert len(entries) > 10
+    texts = set().union(*map(strings, modules().values()))
+    texts |= strings(ast.parse((ROOT / 'bin' / 'metadata-wsgi-haproxy').read_text()))
+    missing = [entry for entry in entries if not any(matches(entry, text) for text in texts)]
+    assert missing == [], f'doc/{page} quotes texts that no program has'
+
+
+def test_every_output_that_a_troubleshooting_step_explains_is_in_the_code():
+    """The quoted texts of three words or more in the first cells of its tables, without those of other programs."""
+    of_curl = {"Couldn't connect to server", 'No route to host', 'Connection timed out', 'Operation timed out'}
+    steps = (DOC / 'troubleshooting.md').read_text().partition('## Problems that')[0]
+    cells = re.findall(r'^\| ([^|]+) \|', steps, re.MULTILINE)
+    quoted = {text.strip('. ') for cell in cells for text in re.findall('`([^`]+)`', cell) if text.count(' ') > 1}
+    assert len(quoted) > 5
+    texts = set().union(*map(strings, modules().values()))
+    ours = {text for text in quoted - of_curl if not text[:3].isdigit()}
+    assert [text for text in ours if not any(text in one for one in texts)] == []
 
 
 def test_the_table_of_fault_responses_has_the_cases_of_its_test():
@@ -187,3 +310,72 @@ def test_no_page_uses_a_deprecated_option_name(page):
     assert 'metadata_look_at_start' in deprecated
     text = page.read_text()
     assert [name for name in deprecated if re.search(rf'\b{name}\b (=|`)|`{name}`', text)] == []
+
+
+# Options of other programs that the pages name: Nova's, Neutron's, a deployment tool's, gunicorn's, haproxy's.
+FOREIGN_OPTIONS = {
+    'api_paste_config', 'enable_metadata_proxy', 'force_metadata', 'header_map', 'log_rotation_type', 'pipeline',
+    'service_metadata_proxy',
+}  # fmt: skip
+
+
+def code_of(page):
+    """The text of each inline code and each line of code of a page, without the output in ``console`` blocks."""
+    text = re.sub(r'```console\n.*?```', '', page.read_text(), flags=re.DOTALL)
+    for block in re.findall(r'^```\w*\n(.*?)^```', text, re.MULTILINE | re.DOTALL):
+        yield from block.splitlines()
+    text = re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
+    yield from re.findall(r'^ {4,}(\S.*)', text, re.MULTILINE)
+    yield from (code.replace('\n', ' ') for code in re.findall(r'(?<!`)`([^`]+)`(?!`)', text))
+
+
+def commands_of(page, program):
+    """The arguments of each command line of ``program``."""
+    for code in code_of(page):
+        found = re.match(rf'(?:\S*/)?{program} +(.*)', code)
+        # In a unit file or in the code of an option, not a command line.
+        if found and '=' not in code.partition(program)[0]:
+            yield re.split(r'\s#', found[1])[0].replace('`', '').split()
+
+
+def options_of(parser):
+    return {option for action in parser._actions for option in action.option_strings}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_has_a_verb_and_options_that_exist(page):
+    from metadata_wsgi.cli import main, namespace_proxy
+
+    verbs = next(action for action in main.make_parser()._actions if action.dest == 'verb').choices
+    wrong = []
+    for words in commands_of(page, 'metadata-wsgi'):
+        if words[0].startswith('-') or not words[0].islower():
+            continue
+        own, _, passed_on = ' '.join(words[1:]).partition(' -- ')
+        known = options_of(verbs[words[0]]) if words[0] in verbs else set()
+        unknown = [
+            word for word in own.split() if word.startswith('--') and word.partition('=')[0] not in known | {'--'}
+        ]
+        unknown += [
+            word for word in passed_on.split() if word.startswith('--') and word not in options_of(verbs['attach'])
+        ]
+        if words[0] not in verbs or unknown:
+            wrong.append((words, unknown))
+    proxy = options_of(namespace_proxy.make_parser())
+    for words in commands_of(page, 'quantum-ns-metadata-proxy'):
+        wrong += [(words, word) for word in words if word.startswith('--') and word.partition('=')[0] not in proxy]
+    assert wrong == []
+
+
+@pytest.mark.parametrize('page', [page for page in PAGES if page.name != 'CHANGELOG.md'], ids=lambda page: page.name)
+def test_every_option_that_a_page_sets_exists(page):
+    from oslo_log import log
+
+    from metadata_wsgi.cli import option_registry
+
+    known = {option.dest for _, options in option_registry.list_opts() for option in options} | FOREIGN_OPTIONS
+    conf = cfg.ConfigOpts()
+    log.register_options(conf)
+    known |= set(conf)
+    found = {match[1] for code in code_of(page) if (match := re.match(r'([a-z][a-z0-9_]+) = ', code))}
+    assert sorted(found - known) == []

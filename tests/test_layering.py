@@ -21,7 +21,7 @@ LIBRARIES = {
 }  # fmt: skip
 
 
-BASIC = {'errors', 'limits', 'throttle', 'deadline', 'safe_files'}
+BASIC = {'errors', 'instruments', 'limits', 'throttle', 'deadline', 'safe_files'}
 """May be imported everywhere."""
 
 

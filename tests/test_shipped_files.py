@@ -9,6 +9,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from metadata_wsgi.filters.optional import metrics
 
@@ -77,5 +79,21 @@ def test_a_file_starts_with_its_licence(path):
 def test_the_metrics_directory_is_one_that_the_agents_unit_can_write():
     directory = next(opt.default for opt in metrics.OPTS if opt.name == 'directory')
     unit = (ROOT / 'etc' / 'systemd' / 'quantum-metadata-agent.service').read_text()
-    (runtime_directory,) = re.findall(r'^RuntimeDirectory=(\S+)$', unit, re.MULTILINE)
-    assert Path(directory).is_relative_to(f'/run/{runtime_directory}')
+    (runtime_directories,) = re.findall(r'^RuntimeDirectory=(.*)$', unit, re.MULTILINE)
+    assert directory in {f'/run/{name}' for name in runtime_directories.split()}
+
+
+def test_requirements_of_the_packages_are_those_of_setup_cfg():
+    """If this fails, run the command in the first lines of packages/requirements.txt."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / 'setup.cfg')
+    lines = (ROOT / 'packages' / 'requirements.txt').read_text().splitlines()
+    pinned = {}
+    for line in lines:
+        if line and line[0].isalnum():
+            requirement = Requirement(line.removesuffix(' \\'))
+            pinned[canonicalize_name(requirement.name)] = next(iter(requirement.specifier)).version
+    for line in parser['options']['install_requires'].splitlines():
+        if line and not line.startswith('#'):
+            requirement = Requirement(line)
+            assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), line

@@ -1,14 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the units of etc/systemd run as root before the service."""
+"""The units of etc/systemd: what systemd-analyze finds in them, and what they run as root before the service.
 
+``tests/netns/test_units.py`` runs them.
+"""
+
+import os
 import re
+import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+UNITS = sorted((ROOT / 'etc' / 'systemd').iterdir())
+
+
+def systemd_analyze(*argv):
+    """Its output; skips the test without it. Version 252 is that of Debian 12."""
+    if not shutil.which('systemd-analyze'):
+        pytest.skip('systemd is not installed')
+    return subprocess.run(
+        ['systemd-analyze', *(str(word) for word in argv)], capture_output=True, text=True, check=False,
+        env={**os.environ, 'SYSTEMD_COLORS': '0'},
+    )  # fmt: skip
+
+
+def test_systemd_analyze_verify_finds_no_fault_in_the_units(tmp_path):
+    for unit in UNITS:
+        # The programs are where this environment has them.
+        text = unit.read_text().replace('/opt/metadata-wsgi/bin/', f'{sys.prefix}/bin/')
+        (tmp_path / unit.name).write_text(text)
+    done = systemd_analyze('verify', '--man=no', '--generators=no', *sorted(tmp_path.iterdir()))
+    faults = [line for line in done.stderr.splitlines() if any(unit.name in line for unit in UNITS)]
+    assert (faults, done.returncode) == ([], 0), done.stderr
+
+
+@pytest.mark.parametrize('unit', UNITS, ids=lambda unit: unit.name)
+def test_systemd_analyze_security_rates_a_unit_as_documented(unit):
+    text = (ROOT / 'doc' / 'threat_model.md').read_text()
+    if not systemd_analyze('--version').stdout.startswith('systemd 252 '):
+        pytest.skip('the documentation quotes version 252; other versions rate differently')
+    report = systemd_analyze('security', '--no-pager', '--offline=true', unit).stdout
+    exposure = re.search(r'exposure level for \S+ ([\d.]+)', report)
+    assert exposure, report
+    assert f'| `{unit.name}` | {exposure[1]} |' in text
+
+
+@pytest.mark.parametrize('unit', UNITS, ids=lambda unit: unit.name)
+def test_a_unit_notifies_systemd_and_has_a_watchdog(unit):
+    lines = unit.read_text().splitlines()
+    assert 'Type=notify' in lines
+    assert [line for line in lines if line.startswith('WatchdogSec=')]
 
 
 @pytest.mark.parametrize('found', ['nothing', 'the state directory', 'external', 'a symlink'])

@@ -3,9 +3,9 @@
 
 Rule 1: every entry has its own expiry time. An expired entry is never returned, whether or not it was removed.
 Rule 2: errors are not cached.
-Rule 3: this package knows no request; keys and values belong to the caller.
+Rule 3: this package does not interpret keys and values. Their meaning is defined by the caller.
 
-``local`` is the cache of one worker, a dict: a hit takes a microsecond. ``shared`` is memcached or Redis behind it,
-where ``cache_url`` names one. ``single_flight`` merges concurrent loads of one key, and serves a stale entry while
-the source is unavailable.
+``local`` is the cache of one worker. It is a dict, and a hit takes a microsecond. ``shared`` is the cache of several
+workers: memcached or Redis, if ``cache_url`` names a server. ``single_flight`` merges concurrent loads of one key, and
+serves a stale entry while the source is unavailable.
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cache of one worker: a bounded dict of entries that expire, and the loads that are in flight.
 
-Why a dict and not a library's region: every request looks a key up, and here that is one dict access and one
-comparison. The cache is bounded in total weight (the oldest entry is evicted first) and in entries per owner, so
-that the many requests of one instance evict its own entries and not those of other instances.
+It is a dict and not a library's cache because every request looks a key up. In a dict a lookup is one access and one
+comparison. The total weight is limited: the oldest entry is evicted first. The number of entries per owner is limited
+too, so that many requests of one instance do not evict the entries of other instances.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 MAX_ENTRIES_PER_OWNER = 64
-"""A boot is 28 requests."""
+"""A booting instance sends 28 requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ttl:
-    """How long after the beginning of its load an entry is fresh, and how long it may be served stale. Seconds.
+    """How long an entry is fresh and how long it may be served stale, both in seconds after the beginning of its load.
 
-    ``stale_s`` counts from there too: with ``stale_s`` <= ``fresh_s`` the entry is never served stale.
+    If ``stale_s`` is not greater than ``fresh_s``, the entry is never served stale.
     """
 
     fresh_s: float
@@ -31,7 +31,7 @@ class Ttl:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A cache entry. Times are moments of the cache's clock, in seconds."""
+    """A cache entry. Times are readings of the cache's clock, in seconds."""
 
     value: Any
     loaded_at_s: float
@@ -44,7 +44,8 @@ class Entry:
 class Flight:
     """One load in flight. Other requests for the same key wait for it.
 
-    ``result`` is a tuple with the loaded value, None as long as there is none; ``error`` is what the load raised.
+    ``result`` is a tuple with the loaded value, None until the load succeeds. ``error`` is the exception of a failed
+    load.
     """
 
     def __init__(self) -> None:
@@ -65,7 +66,7 @@ class Backend(Protocol):
     """A shared cache behind the local one: :class:`~metadata_wsgi.cache.shared.SharedCache`. Never raises."""
 
     def get(self, key: Hashable) -> tuple[Any, float, Ttl] | None:
-        """(value, age in seconds, the TTL it was stored with), or None."""
+        """(value, age in seconds, TTL with which the value was stored), or None."""
 
     def set(self, key: Hashable, value: Any, ttl: Ttl, age_s: float) -> None:
         """Store a value whose load began ``age_s`` seconds ago."""
@@ -77,8 +78,8 @@ class Backend(Protocol):
 class LocalCache:
     """Entries with a total weight of at most ``limit``. Shared by all threads of a worker.
 
-    ``weigh`` gives the weight of a value, ``owner_of`` the owner of a key (None: no owner); an owner has at most
-    ``MAX_ENTRIES_PER_OWNER`` entries. ``fetch`` reads ``backend`` too, and every change is written to it.
+    ``weigh`` returns the weight of a value. ``owner_of`` returns the owner of a key, or None. An owner has at most
+    ``MAX_ENTRIES_PER_OWNER`` entries. ``fetch`` also reads ``backend``; ``set`` and ``delete`` also change ``backend``.
     """
 
     def __init__(
@@ -115,9 +116,9 @@ class LocalCache:
         return entry if entry is not None and self.clock() < entry.stale_until_s else None
 
     def fetch(self, key: Hashable, *, flight: Flight | None = None) -> Entry | None:
-        """The fresh entry, local or from the backend. An entry from the backend is stored here with its age.
+        """The fresh entry, local or from the backend. An entry from the backend is also stored locally, with its age.
 
-        It is not stored if ``delete`` was called since ``flight`` began.
+        It is not stored if ``delete`` was called for the key since ``flight`` began.
         """
         entry = self.fresh(key)
         if entry is not None or self._backend is None:
@@ -126,7 +127,7 @@ class LocalCache:
         if found is not None:
             value, age_s, ttl = found
             local = self._entries.get(key)
-            # The local entry may be the newer one: the backend was unavailable when it was stored.
+            # The local entry is newer if the backend was unavailable when the local entry was stored.
             if local is None or local.loaded_at_s < self.clock() - age_s:
                 self._store(key, value, ttl, age_s, flight)
         return self.fresh(key)
@@ -139,12 +140,12 @@ class LocalCache:
         if not self._store(key, value, ttl, age_s, flight) or self._backend is None:
             return
         self._backend.set(key, value, ttl, age_s)
-        # A delete during this write may have reached the backend before it.
+        # If the key was deleted during this write, the backend may have done the delete first.
         if self._was_deleted(key, flight):
             self._backend.delete(key)
 
     def delete(self, key: Hashable) -> None:
-        """Remove the entry. The result of a load that is in flight goes to its waiters and is not stored."""
+        """Remove the entry. If a load is in flight, the waiting requests get its result, but it is not stored."""
         with self._lock:
             self._evict(key)
             self._flights.pop(key, None)
@@ -152,7 +153,7 @@ class LocalCache:
             self._backend.delete(key)
 
     def join(self, key: Hashable) -> tuple[Flight, bool]:
-        """The flight for ``key``, and whether the caller leads it: then it must load and call ``leave``."""
+        """The flight for ``key``, and whether the caller started it. If so, the caller must load and call ``leave``."""
         with self._lock:
             flight = self._flights.get(key)
             if flight is not None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pause that a process and its forks observe together: growing, after each failure.
+"""A pause after a failure, shared by a process and its forks. The pause doubles with each failure.
 
-The workers of an agent use the same credentials. If each of them retried rejected credentials by itself, Keystone
+The workers of an agent use the same credentials. If each worker retried rejected credentials on its own, Keystone
 would soon lock the account.
 """
 
@@ -15,16 +15,15 @@ from typing import Protocol, runtime_checkable
 
 BASE_PAUSE_S = 5.0
 MAX_PAUSE_S = 300.0
-"""Keystone's ``lockout_duration`` is 1800 s by default where ``lockout_failure_attempts`` is set."""
+"""Keystone locks an account for 1800 s (``lockout_duration``) if ``lockout_failure_attempts`` is set."""
 
 _LAYOUT = struct.Struct('=dq')
 
 
 class SharedPause:
-    """Grows from ``BASE_PAUSE_S`` to ``MAX_PAUSE_S``, doubled by each failure. Create it before the fork.
+    """A pause of ``BASE_PAUSE_S`` to ``MAX_PAUSE_S``. Each failure doubles the pause. Create it before the fork.
 
-    The monotonic clock is the same in all processes of a host. Two processes that fail at the same moment may count
-    as one failure.
+    All processes of a host have the same monotonic clock. Two failures at the same moment may count as one.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,13 +43,13 @@ class SharedPause:
         return pause_s
 
     def reset(self) -> None:
-        """No pause: an attempt succeeded, or the credentials are new."""
+        """End the pause: an attempt succeeded, or the credentials are new."""
         _LAYOUT.pack_into(self._memory, 0, 0.0, 0)
 
 
 @runtime_checkable
 class UsesSharedPause(Protocol):
-    """A lookup with credentials, to which the program gives the pause that its workers share."""
+    """A lookup with credentials. The program passes it the pause that all workers share."""
 
     def use_pause(self, pause: SharedPause) -> None:
         """Observe ``pause`` from now on."""

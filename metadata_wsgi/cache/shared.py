@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cache that workers and hosts share: memcached or Redis, chosen by ``cache_url``, through dogpile.cache.
 
-Values are stored as JSON, so write access to the server is not enough to execute code here. Keys are hashed: none is
-too long, and none names an instance. Each entry holds the time it was loaded and its TTL, and these count, whatever
-the server still stores; hosts that share a cache must have clocks that differ by less than a second or two.
+Values are stored as JSON, so a program that can write to the server cannot execute code in the agent. Keys are hashed,
+so no key is too long and no key names an instance. Each entry contains its TTL and the time at which it was loaded. An
+expired entry is not used even if the server still stores it. The clocks of hosts that share a cache must not differ by
+more than a second.
 
-An unavailable server must not slow requests down: a call ends within ``TIMEOUT_S``, and after a failure no request
-calls the server for ``RETRY_AFTER_FAILURE_S``, then one does. Nothing in here raises.
+An unavailable server must not delay requests: a call ends within ``TIMEOUT_S``. After a failure no request calls the
+server for ``RETRY_AFTER_FAILURE_S``, then a single request tries. The methods of SharedCache raise nothing.
 
-A program that can write to the server decides which instance a client is, and one that can read it reads the
-cached responses. Let only the agents reach it.
+A program that can write to the server can make the agent take one instance for another. A program that can read from
+the server can read cached responses. So make the server reachable for the agents only.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ OPTS = [
         'cache_url',
         default='memory://',
         secret=True,
-        help='Where the caches are shared: memcached://host:11211 (several hosts, separated by commas), '
+        help='Server of the shared cache: memcached://host:11211 (several hosts, separated by commas), '
         'memcached:///path/of/socket, redis://host:6379/0, rediss://... By default each worker has its own cache.',
     ),
 ]
@@ -49,7 +50,7 @@ TIMEOUT_S = 0.25
 RETRY_AFTER_FAILURE_S = 5.0
 MAX_CONNECTIONS = 256
 EXPIRY_MARGIN_S = 5.0
-"""The server removes an entry this much later than its TTL ends: the clocks of hosts differ."""
+"""The server removes an entry this long after the end of its TTL, because the clocks of hosts differ."""
 
 
 class SharedCache:
@@ -76,11 +77,11 @@ class SharedCache:
         self._down_log = Throttle(limits.LOG_INTERVAL_S, clock)
 
     def get(self, key: Hashable) -> tuple[Any, float, Ttl] | None:
-        """(value, age in seconds, the TTL it was stored with); None where there is none or the server is down."""
+        """(value, age in seconds, TTL with which the value was stored); None if not stored or if the server is down."""
         stored = self._guarded_call(lambda: self._region.get(self._hashed(key)))
         if not isinstance(stored, dict):
             return None
-        # 'made', 'fresh' and 'usable' are the names in the stored JSON: agents of version 1.0 read it too.
+        # The names 'made', 'fresh' and 'usable' are kept because agents of version 1.0 read this JSON too.
         try:
             age_s = self._now() - float(stored['made'])
             ttl = Ttl(float(stored['fresh']), float(stored['usable']))
@@ -104,12 +105,12 @@ class SharedCache:
         return f'metadata_wsgi:{self._kind}:{hashlib.sha256(json.dumps(key).encode()).hexdigest()}'
 
     def _guarded_call(self, call: Callable[[], Any]) -> Any:
-        """The result of ``call``; None where the server failed now or within the last RETRY_AFTER_FAILURE_S."""
+        """The result of ``call``; None if the server fails now or failed within the last RETRY_AFTER_FAILURE_S."""
         now_s = self._clock()
         if now_s < self._retry_at_s:
             return None
         if self._is_down:
-            self._retry_at_s = now_s + RETRY_AFTER_FAILURE_S  # other requests wait for the result of this call
+            self._retry_at_s = now_s + RETRY_AFTER_FAILURE_S  # other requests do not call the server meanwhile
         try:
             result = call()
         except Exception as error:  # each client library has an exception tree of its own
@@ -124,8 +125,10 @@ class SharedCache:
 
 
 def connect(url: str, *, max_ttl_s: float) -> Any:
-    """The region of dogpile.cache that ``url`` names, whose server removes entries after ``max_ttl_s``; None for
-    ``memory://``. Nothing is sent yet. Raises ConfigError for a wrong URL."""
+    """The dogpile.cache region for ``url``; None for ``memory://``. The server removes entries after ``max_ttl_s``.
+
+    Opens no connection yet. Raises ConfigError for a wrong URL or a missing library.
+    """
     parts = urlsplit(url)
     expires_s = math.ceil(max_ttl_s + EXPIRY_MARGIN_S)
     if parts.scheme == 'memory':
@@ -160,7 +163,7 @@ def _dumps(value: Any) -> bytes:
 
 
 class _BytesSerde:
-    """Leaves values as bytes. pymemcache's own serde would unpickle what the server calls a pickle."""
+    """Leaves values as bytes. pymemcache's own serde would unpickle a value that the server marks as a pickle."""
 
     def serialize(self, key: Any, value: bytes) -> tuple[bytes, int]:
         return value, 0
@@ -170,7 +173,7 @@ class _BytesSerde:
 
 
 class PooledMemcached(PyMemcacheBackend):
-    """dogpile's backend with timeouts, and with a connection pool instead of one connection per greenlet."""
+    """dogpile's memcached backend with timeouts and one connection pool instead of a connection per greenlet."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__(arguments)
@@ -178,7 +181,7 @@ class PooledMemcached(PyMemcacheBackend):
 
     @property
     def client(self) -> Any:
-        """The client of all threads and greenlets."""
+        """The client that all threads and greenlets use."""
         return self._pooled
 
     def _create_client(self) -> Any:

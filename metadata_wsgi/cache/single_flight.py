@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read through a cache: one load for all requests that need the same key, and stale entries while the source is down.
 
-A request that finds a load of its key in flight waits for the result, within its own deadline. When the source is
-unavailable (LookupUnavailable), an entry that may be served stale is returned instead, and for
-``RETRY_AFTER_FAILURE_S`` no request that has such an entry tries the source: otherwise each of them would wait
-for the same timeout. A request without such an entry always tries.
+If a load of the key is in flight, a request waits for the result within its own deadline. If the source is unavailable
+(LookupUnavailable), a stale entry is returned. After such a failure the source is not called again for
+``RETRY_AFTER_FAILURE_S`` for keys that have a stale entry; otherwise each request would wait for the same timeout. For
+a key without a stale entry the source is always called.
 """
 
 from __future__ import annotations
@@ -13,46 +13,53 @@ import random
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from metadata_wsgi import instruments
 from metadata_wsgi.cache.local import Flight, LocalCache, Ttl
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import LookupUnavailable
 
 RETRY_AFTER_FAILURE_S = 5.0
 REFRESH_TIMEOUT_S = 2.0
-"""Timeout of a load where a stale entry can be served instead."""
+"""Timeout of a load if a stale entry can be served instead."""
 
 Load = Callable[[Deadline], Any]
 """Gets the value from the source before the deadline. LookupUnavailable: the source is down."""
 
 
 def jittered(seconds: float) -> float:
-    """A random time between 75 % and 100 % of ``seconds``, so that entries loaded together do not expire together."""
+    """A random time between 75 % and 100 % of ``seconds``. So entries loaded together do not expire together."""
     return seconds * random.uniform(0.75, 1.0)  # noqa: S311 (no secret, only spread)
 
 
 class SingleFlight:
-    """Stores loaded values in ``cache``; ``ttl_of`` gives the TTL of a value. Shared by all threads of a worker."""
+    """Stores loaded values in ``cache``; ``ttl_of`` gives the TTL of a value. Shared by all threads of a worker.
 
-    def __init__(self, cache: LocalCache, *, ttl_of: Callable[[Any], Ttl]) -> None:
+    ``name`` is the label of the metric of cache requests.
+    """
+
+    def __init__(self, cache: LocalCache, *, ttl_of: Callable[[Any], Ttl], name: str) -> None:
         self.cache = cache
+        self._name = name
         self._ttl_of = ttl_of
         self._retry_at_s = float('-inf')
 
     def __call__(self, key: Hashable, load: Load, deadline: Deadline) -> Any:
-        """The cached value of ``key``, else the one that ``load`` returns. Raises what ``load`` raises."""
+        """The cached value of ``key``, else the value that ``load`` returns. Raises the exception of ``load``."""
         entry = self.cache.fresh(key)
         if entry is not None:
+            instruments.CACHE_REQUESTS.add(self._name, 'hit')
             return entry.value
         stale = self.cache.stale_ok(key)
         if stale is not None and self.source_is_down():
+            instruments.CACHE_REQUESTS.add(self._name, 'stale')
             return stale.value
         return self._once(key, lambda flight: self._load_or_serve_stale(flight, key, load, deadline), deadline)
 
     def refresh(self, key: Hashable, doubted: Any, load: Load, deadline: Deadline) -> Any:
         """Load ``key`` again because the cached value ``doubted`` may be wrong.
 
-        Returns the cached value without a load where another request has replaced ``doubted`` meanwhile. Raises what
-        ``load`` raises; the entry then stays as it is.
+        If another request has replaced ``doubted`` meanwhile, returns the cached value without a load. Raises the
+        exception of ``load``; the entry then stays in the cache.
         """
         return self._once(key, lambda flight: self._reload(flight, key, doubted, load, deadline), deadline)
 
@@ -63,10 +70,11 @@ class SingleFlight:
     def _once(self, key: Hashable, find: Callable[[Flight], Any], deadline: Deadline) -> Any:
         flight, leads = self.cache.join(key)
         if not leads:
+            instruments.CACHE_REQUESTS.add(self._name, 'miss')
             if not flight.wait(deadline.remaining_s()):
-                raise LookupUnavailable('the deadline passed while another request was looking up the same')
+                raise LookupUnavailable('the deadline passed while another request did the same lookup')
             if flight.result is None:
-                raise flight.error or LookupUnavailable('another request that was looking up the same was ended')
+                raise flight.error or LookupUnavailable('another request that did the same lookup was aborted')
             return flight.result[0]
         try:
             value = find(flight)
@@ -87,17 +95,21 @@ class SingleFlight:
     def _load_or_serve_stale(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
         entry = self.cache.fetch(key, flight=flight)
         if entry is not None:
+            instruments.CACHE_REQUESTS.add(self._name, 'hit')
             return entry.value
         stale = self.cache.stale_ok(key)
         try:
-            return self._load_and_store(
+            value = self._load_and_store(
                 flight, key, load, deadline if stale is None else _at_most(deadline, REFRESH_TIMEOUT_S)
             )
         except LookupUnavailable:
             if stale is None:
                 raise
             self._retry_at_s = self.cache.clock() + jittered(RETRY_AFTER_FAILURE_S)
+            instruments.CACHE_REQUESTS.add(self._name, 'stale')
             return stale.value
+        instruments.CACHE_REQUESTS.add(self._name, 'miss')
+        return value
 
     def _load_and_store(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
         began_s = self.cache.clock()

@@ -2,6 +2,6 @@
 """The programs: ``quantum-metadata-agent``, ``neutron-metadata-agent-wsgi``, ``quantum-ns-metadata-proxy`` and
 ``metadata-wsgi``.
 
-A command reads its options, calls the other packages, prints, and returns an exit code: 0 done, 1 failed (one
-sentence on standard error says why), 2 wrong command line.
+A verb of ``metadata-wsgi`` reads its options, calls the other packages, prints, and returns an exit code
+(``exit_codes``). What it lists it can print in several formats (``listing``).
 """

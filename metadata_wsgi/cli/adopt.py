@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 
-from metadata_wsgi.errors import MetadataError, NetnsError
+from metadata_wsgi.cli import root_check, verbs
+from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
+from metadata_wsgi.cli.terminal import Progress
+from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.netns import haproxy
 
@@ -17,17 +19,17 @@ NEUTRON_STATE_PATH = '/var/lib/neutron'
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verbs."""
-    adopt = subparsers.add_parser(
+    adopt = verbs.add_parser(
+        subparsers,
         'adopt',
-        help='serve what running haproxies of Neutron serve, and end them; no client is refused',
         description='Takes over the listening sockets of the haproxies that Neutron agents started on this host. '
-        'Needs the keeper and its workers. The agents need metadata-wsgi-haproxy on their PATH as haproxy, '
-        'otherwise their next restart starts haproxy again. The way back is give-back.',
+        'Needs the keeper and its workers. The agents need metadata-wsgi-haproxy on their PATH under the name haproxy, '
+        'otherwise the next restart of an agent starts haproxy again. The command give-back reverses this.',
     )
-    give_back = subparsers.add_parser(
+    give_back = verbs.add_parser(
+        subparsers,
         'give-back',
-        help='start the haproxies of Neutron again and return their sockets; no client is refused',
-        description='Starts haproxy with the configuration that Neutron wrote, beside our listener; then closes ours.',
+        description="Starts haproxy with Neutron's configuration beside our listener, then closes our listener.",
     )
     for parser, convert in ((adopt, _adopt), (give_back, _give_back)):
         which = parser.add_mutually_exclusive_group(required=True)
@@ -40,23 +42,24 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert each; exit code 1 where any of them failed. The others are converted all the same."""
-    if os.geteuid() != 0:
-        raise NetnsError('processes and namespaces of others can only be reached by root; run it with sudo')
+    """Convert each proxy; exit code 1 if one of them failed. A failure does not stop the others."""
+    root_check.require_root()
     proxies = [proxy for proxy in haproxy.running(args.state_path) if args.all or proxy.id in args.id]
     missing = sorted(set(args.id) - {proxy.id for proxy in proxies})
     for id_ in missing:
         print(f'{id_}: no metadata proxy of Neutron runs for it', file=sys.stderr)
     conversion = haproxy.Conversion(args.state_path, haproxy.default_program())
     changed, failed = 0, []
-    for proxy in proxies:
-        try:
-            changed += args.convert(conversion, proxy, args.state_path)
-        except MetadataError as error:
-            failed.append(proxy.id)
-            print(f'{proxy.id}: {error}', file=sys.stderr)
-    print(f'{changed} converted, {len(proxies) - changed - len(failed)} were already, {len(failed)} failed')
-    return 1 if failed or missing else 0
+    with Progress('Proxies:', len(proxies)) as progress:
+        for proxy in proxies:
+            try:
+                changed += args.convert(conversion, proxy, args.state_path)
+            except MetadataError as error:
+                failed.append(proxy.id)
+                print(f'{proxy.id}: {error}', file=sys.stderr)
+            progress.step()
+    print(f'{changed} converted, {len(proxies) - changed - len(failed)} already converted, {len(failed)} failed')
+    return NOT_WELL if failed or missing else WELL
 
 
 def _adopt(conversion: haproxy.Conversion, proxy: haproxy.Proxy, state_path: str) -> bool:

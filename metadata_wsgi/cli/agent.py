@@ -9,9 +9,9 @@ oslo.log. SIGHUP reloads the configuration. SIGTERM stops the agent after the re
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,54 +21,65 @@ from oslo_config import cfg
 from oslo_log import log
 
 from metadata_wsgi.cache.process_shared import SharedPause, UsesSharedPause
-from metadata_wsgi.cli import visibility_check
-from metadata_wsgi.config import config_files, state_paths
+from metadata_wsgi.cli import log_output, report_process, visibility_check
+from metadata_wsgi.config import config_files, file_warnings, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.filters.optional.healthcheck import HealthcheckFilter
+from metadata_wsgi.filters.optional.metrics import MetricsFilter
 from metadata_wsgi.keeper.protocol import ONE_HOP
 from metadata_wsgi.lookup import protocol
-from metadata_wsgi.net import listeners
+from metadata_wsgi.metrics import options, page
+from metadata_wsgi.net import listeners, sd_notify
+from metadata_wsgi.net import options as net_options
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.pipeline import order, paste_loader
 from metadata_wsgi.pipeline.environ_keys import NAMESPACE
 from metadata_wsgi.privileges import identity
+from metadata_wsgi.privileges import options as privileges_options
 from metadata_wsgi.server import master
+from metadata_wsgi.server import options as server_options
+from metadata_wsgi.server.worker import Stoppable
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 LOG = logging.getLogger(__name__)
 
+STORED_SOCKET = 'metadata_proxy'
+"""Its name in systemd's file descriptor store, and for the next process at SIGUSR1."""
+
 OPTS = [
-    cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the one of the package.'),
+    cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the paste file of the package.'),
     cfg.StrOpt(
         'api_paste_config',
-        help='Old name of metadata_paste_config. Neutron and Nova have an option of this name in the same files, so it '
-        'is used only if the file has a section [pipeline:agent].',
+        help='Old name of metadata_paste_config. Neutron and Nova have an option of the same name in the same files. '
+        'So this option is used only if the paste file has a section [pipeline:agent].',
     ),
     cfg.BoolOpt(
         'metadata_one_hop',
         default=False,
-        help='Serve the routers that are attached with --mode one_hop too, with the pipeline one_hop.',
+        help='Also serve the routers that are attached with --mode one_hop, with the pipeline one_hop.',
     ),
     cfg.BoolOpt(
         'allow_any_destination',
         default=False,
         deprecated_name='metadata_any_destination',
         help='In mode one_hop, serve connections to any destination, not only to 169.254.169.254:80 and '
-        '[fe80::a9fe:a9fe]:80. For hosts whose own rules redirect the instances and keep other clients out.',
+        '[fe80::a9fe:a9fe]:80. For hosts with their own rules, which redirect the instances and reject other clients.',
     ),
     cfg.BoolOpt(
         'check_services_at_start',
         default=True,
         deprecated_name='metadata_look_at_start',
         help='When the agent starts, check in the background that the lookup directory shows the ports of other '
-        'projects, and that Nova checks signatures with the same secret. Log an error if not.',
+        'projects, and that Nova checks signatures with the same secret. Log an error if one of these is not so.',
     ),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A name of the agent with its defaults.
+    """One of the agent's program names, with the defaults that apply to it.
 
     ``configuration`` returns the ``global_conf`` for the configuration paths of the command line.
     """
@@ -82,23 +93,31 @@ QUANTUM = Program('quantum-metadata-agent', config_files.to_global_conf)
 
 def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
     """Run the program; return its exit code."""
+    notifier = Notifier.from_environ()
     try:
         paths, arguments = config_files.split_arguments(sys.argv[1:] if argv is None else argv)
         global_conf = program.configuration(paths)
         conf = _configure(global_conf, arguments, program.name)
         workers = _workers(conf)
-        # Made before the fork: the workers use it together.
+        serve_host_page = _host_page(global_conf)
+        # Created before the fork, so that all workers share it.
         pause = SharedPause()
+        listener, is_stored = _listen(conf, workers, notifier)
         agent = master.Server(
             lambda: _application(global_conf, pause, one_hop=conf.metadata_one_hop),
-            [_listen(conf, workers)],
+            [listener],
             settings=lambda: _settings(global_conf),
             name=program.name,
             keeper=(os.path.join(conf.state_path, 'listeners'), ONE_HOP) if conf.metadata_one_hop else None,
             identity=lambda: workers,
             any_destination=conf.allow_any_destination,
             on_config_checked=lambda: _on_config_checked(global_conf, pause),
+            on_serve=serve_host_page,
+            write_report=lambda: report_process.start(conf.state_path, program.name, _report_options(program, paths)),
             on_first_worker=visibility_check.check_in_background if conf.check_services_at_start else lambda app: None,
+            notifier=notifier,
+            keeps_sockets=is_stored,
+            socket_name=STORED_SOCKET,
         )
         agent.check_config_in_child()
     except MetadataError as error:
@@ -107,8 +126,15 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
     return 0
 
 
+def _report_options(program: Program, paths: Sequence[str]) -> list[str]:
+    return [*(['--neutron'] if program is not QUANTUM else []), *(f'--config-file={path}' for path in paths)]
+
+
 def paste_file(global_conf: Mapping[str, str]) -> tuple[str, str]:
-    """Return the path of the paste file, and a note if ``api_paste_config`` names a file of another program, or ''."""
+    """Return the path of the paste file and a note.
+
+    The note says that ``api_paste_config`` names a file of another program; otherwise it is ''.
+    """
     conf = config_files.load(global_conf, OPTS)
     if conf.metadata_paste_config:
         return conf.metadata_paste_config, ''
@@ -117,8 +143,8 @@ def paste_file(global_conf: Mapping[str, str]) -> tuple[str, str]:
         if _has_pipeline(conf.api_paste_config):
             return conf.api_paste_config, ''
         note = (
-            f'api_paste_config = {conf.api_paste_config} is not used: there is no [pipeline:agent] in it, so it is the '
-            "paste file of another program. metadata_paste_config names the agent's"
+            f'api_paste_config = {conf.api_paste_config} is not used: the file has no [pipeline:agent], so it is the '
+            "paste file of another program. metadata_paste_config names the agent's paste file"
         )
     return paste_loader.default_paste_file(), note
 
@@ -133,34 +159,21 @@ def _has_pipeline(path: str) -> bool:
 
 def _configure(global_conf: Mapping[str, str], arguments: Sequence[str], name: str) -> cfg.ConfigOpts:
     conf = cfg.ConfigOpts()
-    opts = [*OPTS, *state_paths.OPTS, *listeners.OPTS, *identity.OPTS, *master.OPTS]
+    opts = [*OPTS, *state_paths.OPTS, *net_options.OPTS, *privileges_options.OPTS, *server_options.OPTS]
     conf.register_opts(opts)
     log.register_options(conf)
     paths = config_files.files(global_conf)
     config_files.parse(conf, paths, arguments, program=name)
     config_files.check(conf, opts, 'DEFAULT', paths)
-    _set_up_log(conf)
+    log_output.set_up_oslo_log(conf)
     return conf
-
-
-def _set_up_log(conf: cfg.ConfigOpts) -> None:
-    without_journal = conf.use_journal and importlib.util.find_spec('systemd') is None
-    if without_journal:
-        # systemd writes the standard error of a unit to the journal too.
-        conf.set_override('use_journal', False)
-        conf.set_override('use_stderr', True)
-    try:
-        log.setup(conf, 'metadata_wsgi')
-    except (log.LogConfigError, OSError, RuntimeError) as error:
-        raise ConfigError(f'the log cannot be opened: {error}') from error
-    if without_journal:
-        LOG.info('use_journal: the Python module systemd is not installed, so the log goes to standard error')
 
 
 def _application(global_conf: Mapping[str, str], pause: SharedPause, *, one_hop: bool) -> Any:
     with config_files.parsed_once():
         path, _ = paste_file(global_conf)
         apps = [paste_loader.load(path, name, global_conf) for name in ('agent', 'one_hop')[: 1 + one_hop]]
+    _check_metrics(global_conf, apps[0])
     for link in (link for app in apps for link in order.chain(app)):
         lookup: object = protocol.lookup_of(link)
         if isinstance(lookup, UsesSharedPause):
@@ -176,7 +189,7 @@ class _DispatchBySocket:
         self._one_hop = one_hop
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """A socket in a namespace receives requests of instances."""
+        """WSGI application. Only requests from a socket in a namespace have the key NAMESPACE."""
         body: Iterable[bytes] = (self._one_hop if NAMESPACE in environ else self.app)(environ, start_response)
         return body
 
@@ -184,9 +197,9 @@ class _DispatchBySocket:
 def _on_config_checked(global_conf: Mapping[str, str], pause: SharedPause) -> None:
     # The credentials may be new.
     pause.reset()
-    for sentence in config_files.world_readable_secrets(config_files.files(global_conf), config_files.all_options()):
+    for sentence in file_warnings.world_readable_secrets(config_files.files(global_conf), file_warnings.all_options()):
         LOG.warning('%s', sentence)
-    config_files.log_misspelt_names(global_conf)
+    file_warnings.log_misspelt_names(global_conf)
     _, note = paste_file(global_conf)
     if note:
         LOG.info('%s', note)
@@ -198,8 +211,8 @@ def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
         return None
     if workers.name == 'nobody' and not conf.metadata_user:
         LOG.warning(
-            'The workers run as the user nobody, which other services may use too: create a user for them, '
-            'useradd --system %s, or name one in metadata_user',
+            'The workers run as the user nobody, which other services may use too: create a user for the workers, '
+            'useradd --system %s, or set metadata_user to the name of a user',
             identity.DEFAULT_USERS[0],
         )
     if conf.metadata_one_hop and conf.metadata_proxy_group:
@@ -209,11 +222,12 @@ def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
 
 
 def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]:
-    """The mode, owner and group of the socket, '' for those of this process, where the options say these.
+    """The mode, owner and group of the agent's socket. '' as owner or group: the one of this process.
 
-    Only root can give the socket to another user. Without root, and with the mode ``deduce``, it is opened as Neutron's
-    agent does: to the group of this process if the namespace proxies have it, else to all. The filter
-    ``peer_credentials`` still accepts connections of that user only.
+    The arguments are the values of the three options ``metadata_proxy_socket_mode``, ``_user`` and ``_group``. Only
+    root can give the socket to another user. An agent that does not run as root, and has the mode ``deduce``, allows
+    connections as Neutron's agent does: for its own group if the namespace proxies have this group, else for all users.
+    The filter ``peer_credentials`` still accepts connections of ``metadata_proxy_user`` only.
     """
     if os.geteuid() == 0 or mode_name != 'deduce' or not user or listeners.uid_of(user) == os.geteuid():
         return mode_name, user, group
@@ -222,24 +236,66 @@ def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]
     return 'all', '', ''
 
 
-def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None) -> Any:
+def _host_page(global_conf: Mapping[str, str]) -> Callable[[Any], Stoppable | None]:
+    """Open the port of [metrics] listen, if it is set. Returns the function by which a worker serves it."""
+    address = options.load_listen_address(global_conf)
+    if address is None:
+        return lambda app: None
+    listener = listeners.tcp_listener(*address, reuse_port=True)
+    metrics_page = page.app_factory(global_conf)
+
+    def serve(app: Any) -> Stoppable:
+        health = next((link for link in order.chain(app) if isinstance(link, HealthcheckFilter)), None)
+
+        def host_page(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+            is_health = health is not None and health.has_path(environ['PATH_INFO'])
+            return (health.respond if is_health and health else metrics_page)(environ, start_response)
+
+        stoppable: Stoppable = page.serve(listener, host_page)
+        return stoppable
+
+    return serve
+
+
+def _check_metrics(global_conf: Mapping[str, str], app: Any) -> None:
+    if options.load_listen_address(global_conf) and not any(
+        isinstance(link, MetricsFilter) for link in order.chain(app)
+    ):
+        raise ConfigError(
+            f'listen in [{options.GROUP}] is set, and the pipeline has no filter metrics, so nothing is counted: put '
+            'it behind catch_errors in the paste file, or remove listen'
+        )
+
+
+def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None, notifier: Notifier) -> tuple[socket.socket, bool]:
+    """The agent's socket, and whether systemd keeps a copy of it while the agent is restarted.
+
+    Connections that are made meanwhile wait in its backlog. A kept socket is used if the options are as before.
+    """
     mode_name, user, group = socket_access(
         conf.metadata_proxy_socket_mode, conf.metadata_proxy_user, conf.metadata_proxy_group
     )
     if workers and not user and not group:
-        # Without these options the namespace proxies run as the same user.
+        # Without these options the namespace proxies run as the same user as the workers.
         group = str(workers.gid)
-    return listeners.unix_listener(
-        conf.metadata_proxy_socket,
-        mode=listeners.socket_mode(mode_name, user, group),
-        user=user,
-        group=group,
-        backlog=conf.metadata_backlog,
-    )
+    path, mode = conf.metadata_proxy_socket, listeners.socket_mode(mode_name, user, group)
+    for name, descriptor in sd_notify.inherited():
+        try:
+            kept = socket.socket(fileno=descriptor)
+        except OSError:
+            os.close(descriptor)
+            continue
+        if name == STORED_SOCKET and listeners.is_unix_listener(kept, path, mode=mode, user=user, group=group):
+            kept.listen(conf.metadata_backlog)
+            return kept, bool(notifier)
+        kept.close()
+        notifier.remove_from_store(name)
+    listener = listeners.unix_listener(path, mode=mode, user=user, group=group, backlog=conf.metadata_backlog)
+    return listener, notifier.store(STORED_SOCKET, listener.fileno())
 
 
 def _settings(global_conf: Mapping[str, str]) -> dict[str, Any]:
-    conf = config_files.load(global_conf, master.OPTS)
+    conf = config_files.load(global_conf, server_options.OPTS)
     return {
         # 0 is Neutron's "no separate processes".
         'workers': master.worker_count(conf.metadata_workers),

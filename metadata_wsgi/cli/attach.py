@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi attach``, ``detach`` and ``attached``: the path by hand, for one router or network or for many.
+"""``metadata-wsgi attach``, ``detach`` and ``attached``: attach routers and networks by hand, detach and list them.
 
-An L3 agent of Quantum attaches its routers itself. These commands are for clouds without one, for repairs, and to show
-what is attached. They need root. ``attached`` exits with 1 when something is only partly attached, so that a monitoring
-system can run it. In a list, a target that fails does not stop the others.
+Quantum's L3 agent attaches its routers itself. These commands are for clouds without an L3 agent, for repairs, and to
+show what is attached. They need root. ``attached`` exits with 1 if a target is only partly attached, so a monitoring
+system can run it. With several targets, a failure of one target does not stop the others.
 
 The mode of a router selects the process that accepts its connections (``doc/modes.md``). Without ``--mode`` an attached
-router keeps its mode, and a new one gets ``shared``: keeper and shared proxy are started if they do not run. If the
+router keeps its mode, and a new router gets ``shared``: keeper and shared proxy are started if they do not run. If the
 shared proxy cannot be started, the router gets ``process``.
 """
 
@@ -20,15 +20,15 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import wraps
 from pathlib import Path
 from socket import SOCK_SEQPACKET
 from typing import Any
 
-from metadata_wsgi.cli import shared_proxy
+from metadata_wsgi.cli import listing, root_check, verbs
+from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
+from metadata_wsgi.cli.terminal import RED, Progress, paint
 from metadata_wsgi.config import config_files, state_paths
-from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
-from metadata_wsgi.filters import header_source
+from metadata_wsgi.errors import MetadataError, NetnsError, UsageError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, lock, namespaces, neutron_lock, proxy_process
@@ -47,62 +47,88 @@ MAX_CONCURRENT_ATTACHES = 8
 MAX_CONCURRENT_WAITS = 64
 """For targets that only wait for duplicate address detection."""
 COMMON_OPTIONS = ('config_file', 'state_path', 'metadata_proxy_socket', 'iptables', 'neutron_lock_path')
-"""Of ``attach``, ``detach`` and ``attached``."""
+"""Options of all three commands: ``attach``, ``detach`` and ``attached``."""
 BULK_THRESHOLD = 4
-"""From this number of targets on, rules are copied (``netns.ruleset_template``)."""
+"""If there are at least this many targets, rules are copied (``netns.ruleset_template``)."""
+
+COLUMNS = ('kind', 'id', 'namespace', 'mode', 'pid', 'port', 'rules', 'problems', 'notes')
+"""Of ``attached``."""
 
 OUTCOMES = {
     PROCESS: ('its proxy runs already', 'a proxy was started'),
     SHARED: ('the shared proxy serves it already', 'the shared proxy serves it'),
     ONE_HOP: ('the agent serves it already', 'the agent serves it'),
 }
-"""What ``attach`` prints, by mode: unchanged, changed."""
+"""The texts that ``attach`` prints, by mode: (nothing was changed, something was changed)."""
 
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the three subcommands; each sets ``run``, which takes the parsed arguments and returns an exit code."""
-    attach = subparsers.add_parser('attach', help='attach the metadata path to routers or isolated networks')
+    attach = verbs.add_parser(
+        subparsers,
+        'attach',
+        description='Makes this host serve the metadata of the instances behind a router or on an isolated network: '
+        'installs the redirect rules (a router) or the address (a network) in its namespace, and has a process listen '
+        'there. What is right already stays, so it can be repeated. Needs root.',
+    )
     _add_target_options(attach.add_mutually_exclusive_group(required=True))
     _add_common_options(attach)
     attach.add_argument(
         '--mode',
         choices=MODES,
-        help='what serves the instances: "shared", one proxy for all namespaces of the host; "one_hop", the agent '
-        'itself; "process", a namespace proxy of its own, which costs tens of MB. The first two need the keeper '
-        '(default: as it is attached already, else shared; keeper and shared proxy are started if none run)',
+        help='the process that serves the instances: "shared", one proxy for all namespaces of the host; "one_hop", '
+        'the agent itself; "process", a namespace proxy for this target alone, which costs tens of MB. shared and '
+        'one_hop need the keeper (default: the present mode of the target, else shared; keeper and shared proxy are '
+        'started if they do not run)',
     )
-    attach.add_argument('--namespace', help='its namespace (default: qrouter-<id> or qdhcp-<id>)')
+    attach.add_argument('--namespace', help='namespace of the target (default: qrouter-<id> or qdhcp-<id>)')
     attach.add_argument('--metadata-port', type=_port, default=9697, help="a router's port (default: %(default)s)")
     attach.add_argument(
         '--internal-interfaces',
         type=_interface,
         default='qr-+',
-        help="a router's interfaces towards instances; + at the end matches any rest (default: %(default)s)",
+        help="a router's interfaces towards instances; + at the end matches any characters (default: %(default)s)",
     )
     attach.add_argument('--mark', default='0x1/0xffff', help='mark of redirected packets (default: %(default)s)')
-    attach.add_argument('--interface', type=_interface, help="a network's interface that gets the addresses")
+    attach.add_argument(
+        '--interface', type=_interface, help="a network's interface, to which the metadata addresses are added"
+    )
     attach.add_argument('--program', default=default_program(), help='the namespace proxy (default: %(default)s)')
     attach.add_argument('--log-dir', default='', help="directory of the proxy's log file (default: no log file)")
     attach.add_argument(
-        '--no-wait', action='store_true', help='do not wait for IPv6 duplicate address detection (2 s), nor report it'
+        '--no-wait',
+        action='store_true',
+        help='do not wait for IPv6 duplicate address detection (2 s) and do not report its result',
     )
     attach.set_defaults(run=_attach)
 
-    detach = subparsers.add_parser('detach', help='detach them again and remove every trace')
+    detach = verbs.add_parser(
+        subparsers,
+        'detach',
+        description='Closes the listening socket, removes rules and addresses, and ends the process of its own, if it '
+        'has one. What was not attached is no error. Needs root.',
+    )
     which = detach.add_mutually_exclusive_group(required=True)
     _add_target_options(which)
-    which.add_argument('--all', action='store_true', help='everything that "attached" shows')
+    which.add_argument('--all', action='store_true', help='all targets that "attached" shows')
     _add_common_options(detach)
-    detach.add_argument('--namespace', help='its namespace (default: qrouter-<id> or qdhcp-<id>)')
+    detach.add_argument('--namespace', help='namespace of the target (default: qrouter-<id> or qdhcp-<id>)')
     detach.set_defaults(run=_detach)
 
-    listing = subparsers.add_parser('attached', help='show what is attached on this host, and what only partly')
-    _add_common_options(listing)
-    listing.set_defaults(run=_attached)
+    attached = verbs.add_parser(
+        subparsers,
+        'attached',
+        description='Shows every router and network of this host that has a proxy, a socket in the keeper or rules of '
+        'ours, as the kernel has them now. A line with ! is a problem and says how to repair it; then the exit code is '
+        '1. A line with - is a fact. Needs root.',
+    )
+    _add_common_options(attached)
+    listing.add_arguments(attached, COLUMNS)
+    attached.set_defaults(run=_attached)
 
 
 def default_program() -> str:
-    """The proxy that is installed beside this program, else the one on PATH."""
+    """The namespace proxy in the directory of this program, else the one on PATH."""
     beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), 'quantum-ns-metadata-proxy')
     if os.access(beside, os.X_OK):
         return beside
@@ -112,12 +138,13 @@ def default_program() -> str:
 def _add_target_options(group: argparse._MutuallyExclusiveGroup) -> None:
     group.add_argument('--router-id', type=_uuid, metavar='ID', action='append', help='a router; may be repeated')
     group.add_argument(
-        '--network-id', type=_uuid, metavar='ID', action='append', help='a network without router; may be repeated'
+        '--network-id', type=_uuid, metavar='ID', action='append', help='a network without a router; may be repeated'
     )
     group.add_argument(
         '--file',
         metavar='LIST',
-        help='many: lines "router ID" or "network ID", then its namespace if another; - is stdin',
+        help='file with many targets: lines "router ID" or "network ID", then the namespace if it is not the default; '
+        '- is stdin',
     )
 
 
@@ -131,29 +158,13 @@ def _add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--neutron-lock-path',
         metavar='DIR',
-        help="directory of Neutron's external locks: [oslo_concurrency] lock_path of neutron.conf. Its lock on a "
-        "namespace's rules is held while they are changed (default: lock_path of --config-file, else no lock)",
+        help="directory of Neutron's external locks: [oslo_concurrency] lock_path of neutron.conf. Neutron's lock on a "
+        "namespace's rules is held while the rules are changed (default: lock_path of --config-file, else no lock)",
     )
 
 
-def _with_error_message(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Print a MetadataError of ``run`` as one line and return 1."""
-
-    @wraps(run)
-    def wrapped(args: argparse.Namespace) -> int:
-        try:
-            if os.geteuid() != 0:
-                raise NetnsError('only root can enter namespaces and change rules; run it with sudo')
-            return run(args)
-        except MetadataError as error:
-            print(f'{PROGRAM}: {error}', file=sys.stderr)
-            return 1
-
-    return wrapped
-
-
-@_with_error_message
 def _attach(args: argparse.Namespace) -> int:
+    root_check.require_root()
     targets = _targets(args)
     with lock.exclusive(state_path(args)):
         entries = [] if args.mode else AttachmentsClient(state_path(args)).entries()
@@ -163,20 +174,26 @@ def _attach(args: argparse.Namespace) -> int:
         failed = _run_and_print(targets, command.attach, MAX_CONCURRENT_ATTACHES)
         attached = [target for target in targets if target not in failed]
         if not args.no_wait:
-            # The kernel checks all addresses at the same time.
+            # The kernel does duplicate address detection for all addresses at the same time.
             failed += _run_and_print(attached, command.settle, MAX_CONCURRENT_WAITS)
     _warn_no_worker(args, {command.mode(target) for target in attached})
-    return 1 if failed else 0
+    return NOT_WELL if failed else WELL
 
 
 def has_own_process(path: str, uuid: str) -> bool:
-    """Whether a namespace proxy of its own serves the target: not a holder of sockets that the keeper has."""
+    """Whether the target has a namespace proxy of its own (mode process).
+
+    The process in the pid file may also be a holder, which only holds sockets that the keeper serves.
+    """
     pid = proxy_process.running_pid(state_paths.pid_file(path, uuid), uuid)
     return pid is not None and not proxy_process.is_holder(pid)
 
 
 class AttachCommand:
-    """Attaches about ``count`` targets with the arguments of ``attach``; ``modes`` are the present ones, by id."""
+    """Attaches about ``count`` targets with the arguments of ``attach``.
+
+    ``modes`` has the present mode of each attached target, by id.
+    """
 
     def __init__(self, args: argparse.Namespace, modes: Mapping[str, str], *, count: int) -> None:
         self._args = args
@@ -186,7 +203,7 @@ class AttachCommand:
         self._attacher = _attacher(args, _bulk_rules(count, **rules), args.program, args.log_dir)
 
     def attach(self, target: AttachTarget) -> str:
-        """Attach it without waiting for IPv6; returns a message to print. Raises MetadataError."""
+        """Attach the target without waiting for IPv6. Returns a message to print. Raises MetadataError."""
         changed = self._attacher.attach(
             target,
             **self._options(target),
@@ -198,19 +215,22 @@ class AttachCommand:
         return f'{target.kind} {target.uuid} is attached in {target.namespace}: {outcome}'
 
     def settle(self, target: AttachTarget) -> str:
-        """Wait until its IPv6 address can be used."""
+        """Wait until the target's IPv6 address can be used. Returns '', because there is nothing to print."""
         self._attacher.settle(target, **self._options(target))
         return ''
 
     def mode(self, target: AttachTarget) -> str:
-        """The mode it is attached in."""
+        """The mode in which ``target`` is attached."""
         known = self._args.mode or self._modes.get(target.uuid)
         if not known and not namespaces.exists(target.namespace):
-            return SHARED  # nothing is started for a target that cannot be attached
+            return SHARED  # the target cannot be attached, so no process is started for it
         return str(known or self._default_mode())
 
     def _default_mode(self) -> str:
         """SHARED if the shared proxy runs or can be started, else PROCESS, which costs tens of megabytes."""
+        from metadata_wsgi.cli import shared_proxy
+        from metadata_wsgi.filters import header_source
+
         if self._new_mode is None:
             self._new_mode = SHARED
             path, socket = _paths(self._args)
@@ -223,7 +243,7 @@ class AttachCommand:
                 shared_proxy.SharedProxy(path, options).ensure_running()
             except NetnsError as error:
                 self._new_mode = PROCESS
-                LOG.warning('Attached in mode process, which costs tens of MB for each: %s', error)
+                LOG.warning('New targets get mode process, which costs tens of MB for each target: %s', error)
         return self._new_mode
 
     def _options(self, target: AttachTarget) -> dict[str, Any]:
@@ -238,17 +258,17 @@ def _warn_no_worker(args: argparse.Namespace, modes: set[str]) -> None:
         print(f'{PROGRAM}: {NO_WORKER[mode]}', file=sys.stderr)
 
 
-@_with_error_message
 def _detach(args: argparse.Namespace) -> int:
+    root_check.require_root()
     with lock.exclusive(state_path(args)):
-        statuses, keeper_error = _statuses(args) if args.all else ([], '')
-        targets = [status.target for status in statuses] if args.all else _targets(args)
+        found, keeper_error = statuses(args) if args.all else ([], '')
+        targets = [status.target for status in found] if args.all else _targets(args)
         failed = _run_and_print(targets, detach_command(args, count=len(targets)), MAX_CONCURRENT_ATTACHES)
-        return 1 if failed or keeper_error else 0
+        return NOT_WELL if failed or keeper_error else WELL
 
 
 def detach_command(args: argparse.Namespace, *, count: int) -> Callable[[AttachTarget], str]:
-    """A function that detaches one of about ``count`` targets, with the arguments of ``detach``."""
+    """A function that detaches a target, with the arguments of ``detach``. It will be called about ``count`` times."""
     attacher = _attacher(args, _bulk_rules(count))
 
     def detach(target: AttachTarget) -> str:
@@ -258,17 +278,29 @@ def detach_command(args: argparse.Namespace, *, count: int) -> Callable[[AttachT
 
 
 def run_for_each(
-    targets: Sequence[AttachTarget], action: Callable[[AttachTarget], str], concurrency: int = MAX_CONCURRENT_ATTACHES
+    targets: Sequence[AttachTarget],
+    action: Callable[[AttachTarget], str],
+    concurrency: int = MAX_CONCURRENT_ATTACHES,
+    on_done: Callable[[], object] = lambda: None,
 ) -> list[tuple[str, str]]:
-    """Run ``action`` for each target, ``concurrency`` at a time: (its result, '') or ('', its error message)."""
+    """Run ``action`` for each target, ``concurrency`` at a time.
+
+    Returns for each target (result of ``action``, '') or ('', error message). ``on_done`` is called after each, in the
+    thread that ran it.
+    """
 
     def run(target: AttachTarget) -> tuple[str, str]:
+        result = run_one(target)
+        on_done()
+        return result
+
+    def run_one(target: AttachTarget) -> tuple[str, str]:
         try:
             return action(target), ''
         except (MetadataError, OSError) as error:
             return '', str(error)
         except Exception as error:
-            # A fault of ours at one target must not keep the others from being attached.
+            # A fault of this program at one target must not prevent the attachment of the others.
             LOG.exception('%s %s: unexpected error', target.kind, target.uuid)
             return '', f'{type(error).__name__}: {error}'
 
@@ -281,9 +313,11 @@ def run_for_each(
 def _run_and_print(
     targets: Sequence[AttachTarget], action: Callable[[AttachTarget], str], concurrency: int
 ) -> list[AttachTarget]:
-    """The same; prints each result, and last the targets that failed. Returns those."""
+    """Call ``run_for_each``, print each result and then each error. Returns the targets that failed."""
     errors = {}
-    for target, (message, error) in zip(targets, run_for_each(targets, action, concurrency), strict=True):
+    with Progress('Routers and networks:', len(targets)) as progress:
+        results = run_for_each(targets, action, concurrency, progress.step)
+    for target, (message, error) in zip(targets, results, strict=True):
         if error:
             errors[target] = error
         elif message:
@@ -296,25 +330,36 @@ def _run_and_print(
     return [*errors]
 
 
-@_with_error_message
 def _attached(args: argparse.Namespace) -> int:
-    statuses, keeper_error = _statuses(args)
-    print(table(statuses), end='')
-    return 1 if keeper_error or any(status.problems for status in statuses) else 0
+    root_check.require_root()
+    found, keeper_error = statuses(args)
+    if listing.is_text(args):
+        print(table(found), end='')
+    else:
+        listing.write(args, to_listing(found), sys.stdout)
+    return NOT_WELL if keeper_error or any(status.problems for status in found) else WELL
+
+
+def to_listing(statuses: Iterable[attachment_status.AttachmentStatus]) -> listing.Listing:
+    """The statuses as rows."""
+    rows: list[tuple[listing.Cell, ...]] = [
+        (one.kind, one.uuid, one.namespace, one.mode, one.pid, one.port, one.rules, one.problems, one.notes)
+        for one in statuses
+    ]
+    return listing.Listing(COLUMNS, rows)
 
 
 def table(statuses: list[attachment_status.AttachmentStatus]) -> str:
     """The statuses as a text table; below each row its problems (!) and notes (-)."""
-    rows = [('KIND', 'ID', 'NAMESPACE', 'MODE', 'PID', 'PORT', 'RULES')]
-    rows += [
+    rows = [
         (one.kind, one.uuid, one.namespace or '-', one.mode, str(one.pid or '-'), str(one.port), one.rules)
         for one in statuses
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    text = lines[0] + '\n'
-    for line, status in zip(lines[1:], statuses, strict=True):
-        text += line + '\n' + ''.join(f'    ! {problem}\n' for problem in status.problems)
+    header, *lines = listing.table(COLUMNS[:7], rows)
+    text = header + '\n'
+    for line, status in zip(lines, statuses, strict=True):
+        text += line + '\n'
+        text += ''.join(paint(f'    ! {problem}', RED, sys.stdout) + '\n' for problem in status.problems)
         text += ''.join(f'    - {note}\n' for note in status.notes)
     return text
 
@@ -322,11 +367,11 @@ def table(statuses: list[attachment_status.AttachmentStatus]) -> str:
 def _targets(args: argparse.Namespace) -> list[AttachTarget]:
     if args.file:
         if args.namespace:
-            raise ConfigError('--namespace is for one router or network; in the list it stands behind the id')
+            raise UsageError('--namespace is for one router or network; in a list, write the namespace after the id')
         return list(dict.fromkeys(_targets_in_file(args.file)))
     kind, ids = (ROUTER, args.router_id) if args.router_id else (NETWORK, args.network_id)
     if args.namespace and len(ids) > 1:
-        raise ConfigError('--namespace is for one router or network')
+        raise UsageError('--namespace is for one router or network')
     return [AttachTarget.of(kind, uuid, args.namespace) for uuid in dict.fromkeys(ids)]
 
 
@@ -334,23 +379,26 @@ def _targets_in_file(name: str) -> Iterable[AttachTarget]:
     try:
         text = sys.stdin.read() if name == '-' else Path(name).read_text(encoding='utf-8')
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f'{name}: cannot be read: {error}') from error
+        raise UsageError(f'{name}: cannot be read: {error}') from error
     for number, line in enumerate(text.splitlines(), 1):
         words = line.partition('#')[0].split()
         if not words:
             continue
         if words[0] not in (ROUTER, NETWORK) or not 2 <= len(words) <= 3:
-            raise ConfigError(
+            raise UsageError(
                 f'{name} line {number}: expected "router ID" or "network ID", optionally followed by a namespace'
             )
         try:
             yield AttachTarget.of(words[0], _uuid(words[1]), words[2] if len(words) == 3 else None)
         except argparse.ArgumentTypeError as error:
-            raise ConfigError(f'{name} line {number}: {error}') from error
+            raise UsageError(f'{name} line {number}: {error}') from error
 
 
 def _paths(args: argparse.Namespace) -> tuple[str, str]:
-    """(state_path, metadata_proxy_socket): a flag overrides the file; the socket's default is below the state path."""
+    """(state_path, metadata_proxy_socket). An argument overrides the configuration file.
+
+    The default of the socket is a path below the state path.
+    """
     conf = config_files.load({'config_file': ','.join(args.config_file)}, state_paths.OPTS)
     if args.state_path:
         conf.set_override('state_path', os.path.abspath(args.state_path))
@@ -360,7 +408,7 @@ def _paths(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def _bulk_rules(count: int, **options: Any) -> Sequence[Rule]:
-    """The rules to copy; none for a few targets, where it does not pay."""
+    """The rules to copy; none if there are fewer than BULK_THRESHOLD targets, because copying then saves no time."""
     return rules_for(families=kernel_families(), **options) if count >= BULK_THRESHOLD else ()
 
 
@@ -380,7 +428,7 @@ def _attacher(args: argparse.Namespace, bulk_rules: Sequence[Rule], program: str
 def _neutron_lock(args: argparse.Namespace) -> NeutronIptablesLock:
     path = args.neutron_lock_path
     if path is None:
-        # With state_path, because lock_path may be $state_path/lock.
+        # state_path is loaded too, because lock_path may be $state_path/lock.
         conf = config_files.load({'config_file': ','.join(args.config_file)}, state_paths.OPTS)
         conf.register_opts(neutron_lock.OPTS, neutron_lock.GROUP)
         path = conf.oslo_concurrency.lock_path
@@ -389,24 +437,26 @@ def _neutron_lock(args: argparse.Namespace) -> NeutronIptablesLock:
 
 def _keeper_pid(path: str) -> int | None:
     try:
-        # 0: the keeper is in another pid namespace.
+        # The pid is 0 if the keeper is in another pid namespace.
         return proxy_process.unix_listener_pid(admin_client.socket_path(path), SOCK_SEQPACKET) or None
     except OSError:
         return None
 
 
-def _statuses(args: argparse.Namespace) -> tuple[list[attachment_status.AttachmentStatus], str]:
-    """What is attached, and the error message of a keeper that does not respond, which is also printed."""
+def statuses(args: argparse.Namespace) -> tuple[list[attachment_status.AttachmentStatus], str]:
+    """The status of each attached target, and an error message if the keeper does not respond, else ''.
+
+    The error message is also printed.
+    """
+    path = state_path(args)
     entries, keeper_error = None, ''
     try:
-        entries = AttachmentsClient(state_path(args)).entries()
+        entries = AttachmentsClient(path).entries()
     except MetadataError as error:
         keeper_error = str(error)
         print(f'{PROGRAM}: {keeper_error}', file=sys.stderr)
-    statuses = attachment_status.list_attachments(
-        iptables(args.iptables), state_path=state_path(args), keeper_entries=entries
-    )
-    return statuses, keeper_error
+    found = attachment_status.list_attachments(iptables(args.iptables), state_path=path, keeper_entries=entries)
+    return found, keeper_error
 
 
 def state_path(args: argparse.Namespace) -> str:
@@ -415,12 +465,12 @@ def state_path(args: argparse.Namespace) -> str:
 
 
 def iptables(binary: str | None = None) -> Iptables:
-    """To read the rules of all namespaces of this host."""
+    """An Iptables that reads the rules of all namespaces of this host."""
     return Iptables(SubprocessRunner(), binary=binary, bulk_rules=_bulk_rules(len(namespaces.names())))
 
 
 def _uuid(text: str) -> str:
-    # It becomes the name of a file and of a namespace, and is searched in command lines: not any text is safe.
+    # The id becomes part of file names, namespace names and command lines, so only safe characters are allowed.
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]{3,63}', text):
         raise argparse.ArgumentTypeError(f'{text!r} is not an id: an id is 4 to 64 letters, digits and dashes')
     return text
@@ -433,7 +483,7 @@ def _port(text: str) -> int:
 
 
 def _interface(text: str) -> str:
-    # IFNAMSIZ is 16 with the terminating 0. It is one word of iptables-restore's input: no blanks, no quotes.
+    # IFNAMSIZ is 16 with the terminating 0. The name is a word in the input of iptables-restore: no blanks, no quotes.
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_.@-]{0,13}[A-Za-z0-9_.+-]?', text):
         raise argparse.ArgumentTypeError(f'{text!r} is not an interface name')
     return text

@@ -1,46 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi check-config`` and ``show-pipeline``: would the agent start, and with which pipeline?
+"""``metadata-wsgi check-config`` and ``show-pipeline``: check whether the agent would start, and show its pipeline.
 
-``check-config`` reads the agent's configuration, loads the pipeline, and checks that the lookup directory shows the
-agent every instance, and that Nova checks signatures with the same secret. A role in Neutron that may see nothing gets
-an empty list for every query, which looks like an address without instance.
+``check-config`` reads the agent's configuration and loads the pipeline. It checks that the lookup directory shows
+every instance to the agent, and that Nova checks signatures with the same secret. If the agent's role may see no
+ports, Neutron returns an empty list for every query: the same response as for an address that no instance has. If
+nothing is wrong, but no other project has a port or network yet, the exit code is 2: whether the role sees every
+instance cannot be determined.
+
+``show-pipeline`` prints the filters as a list, or draws the way of a request (``-f mermaid``, ``-f svg``).
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
 from typing import Any
 
-from metadata_wsgi.cli import agent, neutron_agent, option_registry
-from metadata_wsgi.config import config_files
+from metadata_wsgi.cli import agent, findings, listing, neutron_agent, option_registry, pipeline_drawing, verbs
+from metadata_wsgi.cli.exit_codes import WELL
+from metadata_wsgi.cli.findings import Finding
+from metadata_wsgi.config import config_files, file_warnings
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import ConfigError, InstanceLookupError
+from metadata_wsgi.errors import ConfigError, InstanceLookupError, MetadataError
 from metadata_wsgi.lookup import protocol
 from metadata_wsgi.nova_proxy import probe as nova_probe
 from metadata_wsgi.nova_proxy.upstream import UpstreamApp
 from metadata_wsgi.pipeline import order, paste_loader
 
 PROBE_TIMEOUT_S = 10.0
+PART_WIDTH = 16
+PIPELINE_COLUMNS = ('filter', 'reads', 'provides')
+DRAWINGS = {'mermaid': pipeline_drawing.mermaid, 'svg': pipeline_drawing.svg}
 
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verbs."""
-    for verb, text, run in (
-        ('check-config', 'check the configuration and print what is wrong with it', check_config),
-        ('show-pipeline', 'print the filters of the pipeline and what each reads and provides', show_pipeline),
-    ):
-        parser = subparsers.add_parser(verb, help=text)
-        add_configuration(parser)
-        parser.set_defaults(run=run)
+    checks = verbs.add_parser(
+        subparsers,
+        'check-config',
+        description="Reads the agent's configuration, loads its pipeline, and sends one query to Neutron and one "
+        'request to Nova: whether the credentials show the ports of every project, and whether both sides have the '
+        'same shared secret. Ends with "ok", or says what to change. It changes nothing, and a running agent is not '
+        'affected.',
+    )
+    add_configuration(checks)
+    listing.add_arguments(checks, findings.COLUMNS)
+    checks.set_defaults(run=check_config)
+    shows = verbs.add_parser(
+        subparsers,
+        'show-pipeline',
+        description='Loads the pipeline as the agent does and prints its filters in the order of a request. With '
+        '-f mermaid or -f svg it draws the way of a request from two instances with the same address to Nova.',
+    )
+    add_configuration(shows)
+    listing.add_arguments(shows, PIPELINE_COLUMNS, *DRAWINGS)
+    shows.set_defaults(run=show_pipeline)
 
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that select the configuration, the same for every verb that reads it."""
+    """Declare the options that select the configuration. All verbs that read the configuration have these options."""
     config_files.add_arguments(parser, help=' (default: as the agent)')
     parser.add_argument(
-        '--neutron', action='store_true', help=f'read the defaults of {neutron_agent.PROGRAM} before these files'
+        '--neutron',
+        action='store_true',
+        help=f'read the defaults of {neutron_agent.PROGRAM} before the configuration files',
     )
-    parser.add_argument('--paste-file', help='paste file (default: metadata_paste_config, else the one of the package)')
+    parser.add_argument(
+        '--paste-file', help='paste file (default: metadata_paste_config, else the paste file of the package)'
+    )
     parser.add_argument('--pipeline', default='agent', help='section of the paste file (default: %(default)s)')
 
 
@@ -57,55 +85,103 @@ def load(args: argparse.Namespace) -> tuple[str, Any]:
 
 
 def check_config(args: argparse.Namespace) -> int:
-    """Print a line for each check; ConfigError if one of them failed."""
+    """Print a line for each check as soon as it is done, and the problems last."""
+    is_text = listing.is_text(args)
+    found = []
+    for finding in _without_exception(checks(args)):
+        found.append(finding)
+        if is_text and finding.state == findings.WELL:
+            findings.show(finding, PART_WIDTH)
+    problems = [finding for finding in found if finding.state != findings.WELL]
+    if not is_text:
+        listing.write(args, findings.to_listing(found), sys.stdout)
+    elif problems:
+        print('; '.join(finding.text for finding in problems), file=sys.stderr)
+    else:
+        print('ok')
+    return findings.exit_code(found)
+
+
+def _without_exception(found: Iterator[Finding]) -> Iterator[Finding]:
+    """The findings; a MetadataError, after which nothing can be checked, as the last one."""
+    try:
+        yield from found
+    except MetadataError as error:
+        yield Finding('start', findings.NOT_WELL, str(error))
+
+
+def checks(args: argparse.Namespace) -> Iterator[Finding]:
+    """A finding for each check. Raises ConfigError if the agent would not start."""
     with config_files.parsed_once():
         global_conf = global_conf_of(args)
         files = config_files.files(global_conf)
-        print(f'configuration   {", ".join(files) or "no file: defaults only"}')
+        yield Finding('configuration', findings.WELL, ', '.join(files) or 'no file: defaults only')
         for group, group_opts in option_registry.list_opts():
             config_files.load(global_conf, [opt for opt in group_opts if not opt.required], group)
-        for hint in (*config_files.misspelt(files, option_registry.list_opts()), agent.paste_file(global_conf)[1]):
+        for hint in (*file_warnings.misspelt(files, option_registry.list_opts()), agent.paste_file(global_conf)[1]):
             if hint:
-                print(f'note            {hint}')
+                yield Finding('note', findings.WELL, hint)
         path, app = load(args)
-    print(f'paste file      {path}')
+    yield Finding('paste file', findings.WELL, path)
     links = order.chain(app)
-    print(f'pipeline        {" ".join(order.name(link) for link in links)}: every filter has what it requires')
-    problems = config_files.world_readable_secrets(files, option_registry.list_opts())
-    # If several filters have a lookup, it is the same one: lookup_cache and instance.
+    names = ' '.join(order.name(link) for link in links)
+    yield Finding('pipeline', findings.WELL, f'{names}: every filter has what it requires')
+    for sentence in file_warnings.world_readable_secrets(files, option_registry.list_opts()):
+        yield Finding('secrets', findings.NOT_WELL, sentence)
+    # Two filters may have a lookup, lookup_cache and instance; both use the same lookup object.
     lookup: object = next(filter(None, map(protocol.lookup_of, links)), None)
     if credentials := getattr(lookup, 'credentials', ''):
-        print(f'credentials     {credentials}')
-    if isinstance(lookup, protocol.ChecksVisibility) and (problem := _probe(lookup)):
-        problems.append(problem)
+        yield Finding('credentials', findings.WELL, credentials)
+    if isinstance(lookup, protocol.ChecksVisibility):
+        yield _probe(lookup)
     nova_problems = nova_probe.check(app)
+    for sentence in nova_problems:
+        yield Finding('Nova', findings.NOT_WELL, sentence)
     if not nova_problems and isinstance(links[-1], UpstreamApp):
-        print('Nova            checks signatures and has the same shared secret')
-    problems += nova_problems
-    if problems:
-        raise ConfigError('; '.join(problems))
-    print('ok')
-    return 0
+        yield Finding('Nova', findings.WELL, 'checks signatures and has the same shared secret')
 
 
-def show_pipeline(args: argparse.Namespace) -> int:
-    """Print each filter in order, what it reads and what it provides."""
-    path, app = load(args)
-    print(f'{args.pipeline} of {path}')
-    for link in order.chain(app):
-        reads = ', '.join(sorted(getattr(link, 'REQUIRES', ()))) or '-'
-        provides = ', '.join(sorted(getattr(link, 'PROVIDES', ()))) or '-'
-        print(f'  {order.name(link):<20} reads {reads:<52} provides {provides}')
-    return 0
-
-
-def _probe(lookup: protocol.ChecksVisibility) -> str:
-    """Check the visibility of the lookup directory. Return the problem, or ''."""
+def _probe(lookup: protocol.ChecksVisibility) -> Finding:
+    """Whether the lookup directory shows the instances of every project."""
     try:
         result = lookup.probe(Deadline.after(PROBE_TIMEOUT_S))
     except InstanceLookupError as error:
-        return f'directory: {error}'
-    if not getattr(result, 'is_proven', True):
-        return f'directory: {result}'
-    print(f'directory       {result}')
-    return ''
+        return Finding('directory', findings.NOT_WELL, f'directory: {error}')
+    if not getattr(result, 'is_likely', True):
+        return Finding(
+            'directory',
+            findings.UNKNOWN,
+            f'directory: cannot tell whether the agent sees every instance: {result}. Boot an instance in another '
+            'project and check again',
+        )
+    return Finding('directory', findings.WELL, str(result))
+
+
+def show_pipeline(args: argparse.Namespace) -> int:
+    """Print or draw each filter in order."""
+    try:
+        path, app = load(args)
+    except ConfigError as error:
+        # That the pipeline does not load is what this verb is asked for.
+        raise MetadataError(str(error)) from error
+    links = order.chain(app)
+    rows: list[tuple[listing.Cell, ...]] = [
+        (order.name(link), _sorted(link, 'REQUIRES'), _sorted(link, 'PROVIDES')) for link in links
+    ]
+    if args.format in DRAWINGS:
+        sys.stdout.write(DRAWINGS[args.format](links))
+    elif not listing.is_text(args):
+        listing.write(args, listing.Listing(PIPELINE_COLUMNS, rows), sys.stdout)
+    else:
+        print(f'{args.pipeline} of {path}')
+        for name, reads, provides in rows:
+            print(f'  {name:<20} reads {_joined(reads):<52} provides {_joined(provides)}')
+    return WELL
+
+
+def _sorted(link: Any, attribute: str) -> tuple[str, ...]:
+    return tuple(sorted(getattr(link, attribute, ())))
+
+
+def _joined(keys: listing.Cell) -> str:
+    return (', '.join(keys) if isinstance(keys, tuple) else '') or '-'

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi explain``: the first command to run when an instance gets no metadata.
 
-Sends one request through the configured pipeline, without an instance. For a router or network and an address it
-prints, filter by filter, what each filter writes and how long it took, the queries of the lookup, and the request
-that would go to Nova, its signature masked. With ``--send`` the request is sent and Nova's response printed.
+Passes one request through the configured pipeline as if the instance had sent it. The arguments are a router or network
+and an address. For each filter it prints the data that the filter sets and the time that it took. It also prints the
+queries of the lookup and the request to Nova, with the signature masked. With ``--send`` the request is sent to Nova
+and Nova's response is printed. In the
+formats for programs there is a row for each step, and the body of a response is left out.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from metadata_wsgi.cli import check_config
+from metadata_wsgi.cli import check_config, listing, verbs
+from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
+from metadata_wsgi.cli.terminal import printable
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.filters import header_source
@@ -28,11 +32,18 @@ from metadata_wsgi.pipeline import environ_keys, order
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+COLUMNS = ('step', 'text', 'ms', 'details')
+
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the verb."""
-    parser = subparsers.add_parser(
-        'explain', help='send one request through the pipeline and print what each filter finds'
+    parser = verbs.add_parser(
+        subparsers,
+        'explain',
+        description='The first command to run when an instance gets no metadata. Sends one request for the address '
+        'through the configured pipeline, in this process, and prints what each filter finds, the queries to Neutron '
+        'and the request that would go to Nova. Exit code 0: the request reached the end of the pipeline (with --send: '
+        'Nova responded 200). 1: it did not. 2: the configuration does not load.',
     )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument('--router-id', help='id of the router that the instance is behind')
@@ -43,14 +54,18 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument('--send', action='store_true', help='send the request to Nova and print the response')
     check_config.add_configuration(parser)
+    listing.add_arguments(parser, COLUMNS)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the trace; 0 if the request reached the end of the pipeline (with --send: if Nova answered 200), else 1."""
+    """Print the trace. Returns 0 if the request reached the end of the pipeline, else 1.
+
+    With ``--send``: 0 if Nova responded with 200.
+    """
     _, app = check_config.load(args)
     links = order.chain(app)
-    trace = _Trace(sys.stdout.write)
+    trace = _Trace(sys.stdout.write if listing.is_text(args) else lambda text: None)
     for link in links:
         lookup: object = protocol.lookup_of(link)
         if isinstance(lookup, protocol.ReportsQueries):
@@ -71,42 +86,63 @@ def run(args: argparse.Namespace) -> int:
 
     body = b''.join(app(environ, start_response))
     if status_lines != [_Probe.NOT_SENT]:
-        trace.write(body.decode('utf-8', 'replace') + '\n')
-    return 0 if status_lines[0].startswith('200') else 1
+        # A tenant may have written it: no escape sequence reaches the terminal.
+        trace.write(''.join(f'{printable(line)}\n' for line in body.decode('utf-8', 'replace').split('\n')))
+    if not listing.is_text(args):
+        listing.write(args, listing.Listing(COLUMNS, trace.rows()), sys.stdout)
+    return WELL if status_lines[0].startswith('200') else NOT_WELL
 
 
 class _Trace:
-    """What is printed, and the time of each step."""
+    """Prints the steps and measures the time of each step."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         self.write = write
         self._since_s = time.monotonic()
+        self._rows: list[tuple[str, str, float | None]] = []
+        self._details: list[list[str]] = []
+        self._pending: list[str] = []
 
-    def lap_ms(self) -> float:
-        """Milliseconds since the last call; starts the next lap."""
-        now_s = time.monotonic()
-        elapsed_ms, self._since_s = (now_s - self._since_s) * 1000, now_s
-        return elapsed_ms
+    def rows(self) -> list[tuple[listing.Cell, ...]]:
+        """A row for each step so far."""
+        return [(*row, tuple(details)) for row, details in zip(self._rows, self._details, strict=True)]
 
-    def query(self, query: str, seconds: float, count: int) -> None:
-        """A query of the lookup: its text, how long it took, how many entries were found."""
-        self.write(f'{"":14}{count} from {query} in {seconds * 1000:.1f} ms\n')
+    def step(self, name: str, text: str, *, is_timed: bool = True) -> None:
+        """A step, and the time since the last one."""
+        elapsed_ms = None
+        if is_timed:
+            now_s = time.monotonic()
+            elapsed_ms, self._since_s = round((now_s - self._since_s) * 1000, 1), now_s
+        self._rows.append((name, text, elapsed_ms))
+        # A lookup reports its queries before its filter has a result.
+        self._details.append(self._pending)
+        self._pending = []
+        self.write(f'{name:<13} {text}' + (f'   ({elapsed_ms:.1f} ms)\n' if is_timed else '\n'))
 
-    def note(self, text: str) -> None:
-        """A sentence of a lookup about what it found and did not use."""
+    def detail(self, text: str, *, is_of_last_step: bool = True) -> None:
+        """A line below the last step, or above the next one."""
+        (self._details[-1] if is_of_last_step else self._pending).append(text)
         self.write(f'{"":14}{text}\n')
 
+    def query(self, query: str, seconds: float, count: int) -> None:
+        """Print a query of the lookup: its text, its time, and how many entries were found."""
+        self.detail(f'{count} from {query} in {seconds * 1000:.1f} ms', is_of_last_step=False)
+
+    def note(self, text: str) -> None:
+        """Print a message of the lookup about a port that it found and did not use."""
+        self.detail(text, is_of_last_step=False)
+
     def response(self, status: str, headers: list[tuple[str, str]]) -> None:
-        """Status and headers of the response."""
+        """Print status and headers of the response."""
         if status == _Probe.NOT_SENT:
             return
-        self.write(f'response      {status}   ({self.lap_ms():.1f} ms)\n')
+        self.step('response', printable(status))
         for name, value in headers:
-            self.write(f'{"":14}{name}: {value}\n')
+            self.detail(printable(f'{name}: {value}'))
 
 
 class _Probe:
-    """Stands between two filters and prints what the outer one has written."""
+    """Stands between two filters and prints the data that the outer filter has set."""
 
     NOT_SENT = '200 Not sent'
 
@@ -120,12 +156,12 @@ class _Probe:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         values = [_readable(key, environ[key]) for key in getattr(self._outer, 'PROVIDES', ()) if key in environ]
         found = ', '.join(sorted(filter(None, values))) or '-'
-        self._trace.write(f'{order.name(self._outer):<13} {found}   ({self._trace.lap_ms():.1f} ms)\n')
+        self._trace.step(order.name(self._outer), found)
         if not self._last:
             return self.app(environ, start_response)
-        self._trace.write(f'request       {environ["REQUEST_METHOD"]} {message.target(environ)}\n')
+        self._trace.step('request', f'{environ["REQUEST_METHOD"]} {message.target(environ)}', is_timed=False)
         for name, value in _headers_for_nova(environ):
-            self._trace.write(f'{"":14}{name}: {value}\n')
+            self._trace.detail(f'{name}: {value}')
         if self._send:
             return self.app(environ, start_response)
         self._trace.write('not sent; use --send to send it\n')
@@ -144,7 +180,7 @@ def _headers_for_nova(environ: WSGIEnvironment) -> message.Headers:
 
 def _readable(key: str, value: object) -> str:
     if key == environ_keys.CLIENT_IS_PROXY:
-        # Always false here: this request comes from no client.
+        # Not printed: the key describes a client's connection, and this request has none.
         return ''
     return f'{value.remaining_s():.1f} s remaining' if isinstance(value, Deadline) else str(value)
 
@@ -156,10 +192,10 @@ def _insert(outer: Any, inner: Any, probe: _Probe) -> None:
 
 
 def _environ(args: argparse.Namespace) -> WSGIEnvironment:
-    """The request as the namespace proxy of that router or network would send it."""
+    """The request that the namespace proxy of this router or network would send."""
     prefix = config_files.load(check_config.global_conf_of(args), header_source.OPTS).metadata_header_prefix.lower()
     id_header = header_names.router_id(prefix) if args.router_id else header_names.network_id(prefix)
-    # fe80::1%qr-1a2b3c4d-5e: with the interface, as our namespace proxy sends it.
+    # An address fe80::1%qr-1a2b3c4d-5e has an interface. The namespace proxy sends the interface in a header.
     address, _, interface = args.address.partition('%')
     return {
         'REQUEST_METHOD': 'GET',

@@ -1,55 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi keeper``: run the privileged part of a host with many routers, in the foreground."""
+"""``metadata-wsgi keeper``: run the keeper, the privileged process that opens listening sockets in namespaces."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-import logging.handlers
 import os
+import sys
 
+from metadata_wsgi.cli import keeper_process, log_output, verbs
 from metadata_wsgi.config import config_files, state_paths
-from metadata_wsgi.keeper.fdstore import SystemdFdStore
-from metadata_wsgi.keeper.server import Keeper
-from metadata_wsgi.namespace_proxy import daemonize
-from metadata_wsgi.net import listeners
-from metadata_wsgi.privileges import drop, identity
+from metadata_wsgi.net import options as net_options
+from metadata_wsgi.privileges import identity
+from metadata_wsgi.privileges import options as privileges_options
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser(
-        'keeper', help='open listening sockets in namespaces and hand them to workers; needs root'
+    parser = verbs.add_parser(
+        subparsers,
+        'keeper',
+        description='The privileged process of the modes shared and one_hop. It enters namespaces, opens the listening '
+        'sockets and sends them to the unprivileged workers; it never reads a request. Runs in the foreground until '
+        'SIGTERM; the workers serve on while it is restarted.',
     )
     config_files.add_arguments(parser)
-    parser.add_argument('--state-path', help='directory of its two sockets (default: state_path)')
+    parser.add_argument('--state-path', help="directory of the keeper's two sockets (default: state_path)")
     parser.add_argument('--daemonize', action='store_true', help='run in the background and log to syslog')
+    log_output.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run until SIGTERM. The workers' socket is owned by metadata_proxy_user and metadata_proxy_group, by default by
-    the default group of the workers."""
-    handlers = [logging.handlers.SysLogHandler('/dev/log')] if args.daemonize and os.path.exists('/dev/log') else None
-    log_format = '%(asctime)s %(process)d %(levelname)s %(name)s %(message)s'
-    logging.basicConfig(level=logging.INFO, format=log_format, handlers=handlers)
-    global_conf = {'config_file': ','.join(args.config_file)} if args.config_file else {}
-    owner = config_files.load(global_conf, listeners.OPTS)
+    """Become the keeper, which runs until SIGTERM. The workers' socket is owned by metadata_proxy_user and
+    metadata_proxy_group, by default by the default group of the workers."""
+    global_conf = config_files.to_global_conf(args.config_file)
+    owner = config_files.load(global_conf, net_options.OPTS)
     state_path = args.state_path or config_files.load(global_conf, state_paths.OPTS).state_path
     user, group = owner.metadata_proxy_user, owner.metadata_proxy_group
     if not user and not group:
-        conf = config_files.load(global_conf, identity.OPTS)
+        conf = config_files.load(global_conf, privileges_options.OPTS)
         workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
         group = str(workers.gid) if workers else ''
-    drop.no_core_files()
-    ready = daemonize.daemonize() if args.daemonize else lambda: None
-    # Not for child processes: only the keeper itself may notify systemd.
-    notify_address = os.environ.pop('NOTIFY_SOCKET', '')
-    fdstore = SystemdFdStore(notify_address) if notify_address else None
-    keeper = Keeper(state_path, user=user, group=group, fdstore=fdstore)
-    if fdstore:
-        keeper.restore(fdstore.restore(os.environ))
-        fdstore.ready()
-    ready()
-    keeper.run()
-    return 0
+    flags = {'daemonize': args.daemonize, 'use-json': args.use_json, 'use-journal': args.use_journal}
+    argv = keeper_process.command_line(os.path.abspath(state_path), user, group, flags)
+    # Another program in the same process: systemd goes on to watch it, and what was imported until here is gone. It
+    # finds the package where this one did, also if a wrapper has changed the path.
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
+    os.execve(sys.executable, argv, environment)  # noqa: S606 (no shell: that is the point)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi lab``: a cloud on one machine: three instances at one address, three different responses."""
+"""``metadata-wsgi lab``: a cloud on one machine. Three instances have the same address and get different metadata."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from metadata_wsgi.cli import verbs
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.lab import build, guests, plan, unprivileged
 from metadata_wsgi.pipeline import paste_loader
@@ -18,17 +19,24 @@ PROGRAMS = {'ip': 'iproute2', 'iptables': 'iptables', 'curl': 'curl'}
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser('lab', help='build a cloud on this machine, show the metadata of each instance')
-    parser.add_argument(
-        'action', nargs='?', choices=['up', 'down'], default='up', help='build it (default), or remove it'
+    parser = verbs.add_parser(
+        subparsers,
+        'lab',
+        description='Needs no OpenStack. Builds two tenants whose networks use the same addresses, and an isolated '
+        'network, each with an instance in a namespace of its own. Starts the agent with a YAML file in place of '
+        'Neutron and Nova, attaches the path, and prints what each instance receives. Removes all of it at the end, '
+        'unless --keep is given. Without root it runs in a user namespace, where the kernel allows that.',
     )
-    parser.add_argument('--keep', action='store_true', help='leave it up; "lab down" removes it')
+    parser.add_argument(
+        'action', nargs='?', choices=['up', 'down'], default='up', help='build the lab (default), or remove it'
+    )
+    parser.add_argument('--keep', action='store_true', help='keep the lab; "lab down" removes it')
     parser.add_argument('--paste-file', help='use this paste file instead of the default one')
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build it, print the metadata of each instance, and remove it again unless --keep is given."""
+    """Build the lab, print the metadata of each instance, and remove the lab unless --keep is given."""
     if args.action == 'down':
         return _down()
     if missing := [f'{name} (package {package})' for name, package in PROGRAMS.items() if not shutil.which(name)]:
@@ -88,7 +96,7 @@ def _print_usage(prefix: str) -> None:
     print(f'A shell in a guest:  {prefix}ip netns exec {plan.GUESTS[0].namespace} bash')
     print(f'There, for example:  curl {guests.URL}/openstack/latest/meta_data.json')
     guest = plan.GUESTS[0]
-    # In the lab's own host: outside of it 127.0.0.1:8775, where the lab's Nova listens, is another machine's port.
+    # The command runs in the namespace of the lab's host: only there 127.0.0.1:8775 is the lab's Nova.
     print(
         f'Trace its request:   {prefix}ip netns exec {plan.HOST_NAMESPACE} {build.program("metadata-wsgi")} explain '
         f'--config-file {plan.STATE_PATH}/metadata_agent.ini --router-id {guest.router_id} {plan.ADDRESS} --send'

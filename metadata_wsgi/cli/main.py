@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi``: the commands that an operator runs by hand.
 
-Only the module of the verb on the command line is imported: all of them together take 0.7 s.
+Only the module of the verb on the command line is imported. To import all modules would take 0.7 s. A module imports
+at its top what each of its verbs needs, and inside a function what is slow to import and needed seldom.
+``exit_codes`` has the exit codes.
 """
 
 from __future__ import annotations
@@ -10,62 +12,96 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from importlib.metadata import version
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 
-from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.cli import exit_codes, verbs
+from metadata_wsgi.errors import ConfigError, MetadataError, UsageError
 
 PROGRAM = 'metadata-wsgi'
-
-VERBS = {
-    'lab': ('lab',),
-    'attach': ('attach', 'detach', 'attached'),
-    'keeper': ('keeper',),
-    'adopt': ('adopt', 'give-back'),
-    'check_config': ('check-config', 'show-pipeline'),
-    'explain': ('explain',),
-    'status': ('status',),
-    'watch': ('watch',),
-}
-"""Module of this package: the verbs that its ``add_verb`` or ``add_verbs`` declares."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
-    args = make_parser(_modules_of(words)).parse_args(words)
+    parser = make_parser(_modules_of(words))
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        # The usage of the verb, where argparse would print that of the program.
+        _parsers(parser)[args.verb].error(f'unrecognized arguments: {" ".join(unknown)}')
     try:
         code: int = args.run(args)
+        # What a pipe does not take is noticed here, not after the exit code is decided.
+        sys.stdout.flush()
+    except (ConfigError, UsageError) as error:
+        return _fail(args.verb, str(error), exit_codes.CANNOT_TELL)
     except MetadataError as error:
-        print(f'{PROGRAM} {args.verb}: {error}', file=sys.stderr)
-        return 1
+        return _fail(args.verb, str(error), exit_codes.NOT_WELL)
     except KeyboardInterrupt:
-        return 130
+        return exit_codes.INTERRUPTED
     except BrokenPipeError:
-        # The reader of the output has closed the pipe; a later flush must not raise again.
+        # The reader of the output has closed the pipe. With /dev/null a later flush does not raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return exit_codes.CANNOT_TELL
+    except OSError as error:
+        return _fail(args.verb, str(error), exit_codes.CANNOT_TELL)
+    except Exception as error:
+        traceback.print_exc()
+        text = f'unexpected error, please report it with the lines above: {type(error).__name__}'
+        return _fail(args.verb, text, exit_codes.CANNOT_TELL)
     return code
 
 
-def make_parser(modules: Iterable[str] = tuple(VERBS)) -> argparse.ArgumentParser:
-    """Return the parser with the verbs of ``modules``, by default of all."""
+def _fail(verb: str, text: str, code: int) -> int:
+    print(f'{PROGRAM} {verb}: {text}', file=sys.stderr)
+    return code
+
+
+def make_parser(modules: Iterable[str] | None = None) -> argparse.ArgumentParser:
+    """Return the parser, with the arguments of the verbs of ``modules``, by default the verbs of all modules."""
+    names = {module for module, _ in verbs.VERBS.values()} if modules is None else {*modules}
     parser = argparse.ArgumentParser(
-        prog=PROGRAM, description='The commands that an operator runs by hand.', allow_abbrev=False
+        prog=PROGRAM,
+        description='The commands that an operator runs by hand.',
+        epilog='Exit codes: 0 done or well, 1 failed or not well, 2 cannot tell: wrong usage, no privileges, a file '
+        'that cannot be used. "%(prog)s VERB --help" describes a verb.',
+        allow_abbrev=False,
     )
-    parser.add_argument('--version', action='version', version=f'{PROGRAM} {version("metadata_wsgi")}')
-    verbs = parser.add_subparsers(dest='verb', metavar='verb', required=True)
-    for name in modules:
+    parser.add_argument('--version', action=_Version)
+    subparsers = parser.add_subparsers(title='verbs', dest='verb', metavar='verb', required=True)
+    for verb, (name, _) in verbs.VERBS.items():
+        if verb in subparsers.choices:
+            continue
+        if name not in names:
+            verbs.add_parser(subparsers, verb)
+            continue
         module = importlib.import_module(f'metadata_wsgi.cli.{name}')
-        (module.add_verbs if hasattr(module, 'add_verbs') else module.add_verb)(verbs)
+        (module.add_verbs if hasattr(module, 'add_verbs') else module.add_verb)(subparsers)
     return parser
 
 
+class _Version(argparse.Action):
+    """Prints the version: the library that knows it is imported only then."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help='show the version and exit')
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> None:
+        from importlib import metadata
+
+        print(f'{PROGRAM} {metadata.version("metadata_wsgi")}')
+        parser.exit()
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """By verb."""
+    (found,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return found.choices
+
+
 def _modules_of(words: Sequence[str]) -> list[str]:
-    """The module of the verb in ``words``; none for ``--version``; all of them for --help and for errors."""
-    if words[:1] == ['--version']:
-        return []
-    return [name for name, verbs in VERBS.items() if words and words[0] in verbs] or list(VERBS)
+    """The module of the verb in ``words``; none for --version, --help and errors."""
+    return [verbs.VERBS[words[0]][0]] if words and words[0] in verbs.VERBS else []
 
 
 if __name__ == '__main__':

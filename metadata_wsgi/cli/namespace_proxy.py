@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """``quantum-ns-metadata-proxy``: the namespace proxy for one router or network.
 
-It accepts the command line of an L3 or DHCP agent of Grizzly and serves the namespace it is started in. It reads no
-configuration file. Started by root it opens its sockets, then serves as an unprivileged user: that of
-``--metadata_proxy_user`` and ``--metadata_proxy_group``, else one that may connect to the agent's socket, whether the
-agent was started before or is started later (``privileges.identity_from_socket``).
-The id stays in the command line of its process, where process managers look for it. A second one for the same pid
-file is refused.
+It accepts the command line of an L3 or DHCP agent of Grizzly and serves the namespace in which it is started. It reads
+no configuration file. If root starts it, it opens its sockets and then serves as an unprivileged user:
+``--metadata_proxy_user`` and ``--metadata_proxy_group``, else a user that may connect to the agent's socket. The agent
+may be started before or after the proxy (``privileges.identity_from_socket``).
+
+The id of the router or network stays in the command line of the process, because process managers search for it there.
+The proxy does not start if another process has the same pid file.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from metadata_wsgi import limits
+from metadata_wsgi.cli import log_output, report_process
 from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
 from metadata_wsgi.keeper.protocol import SHARED
 from metadata_wsgi.namespace_proxy import daemonize
 from metadata_wsgi.namespace_proxy.pidfile import PidFile
-from metadata_wsgi.net import listeners
+from metadata_wsgi.net import listeners, sd_notify
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns.target import PROCESS
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges.identity import Identity
@@ -37,21 +40,24 @@ LOG = logging.getLogger(__name__)
 
 PROGRAM = 'quantum-ns-metadata-proxy'
 SYSLOG = '/dev/log'
+SHARED_SOCKET = 'shared_proxy'
+"""Name of the socket of the shared proxy in its state path, and for the next process at SIGUSR1."""
 UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser().parse_args(argv)
-    # A daemon changes its working directory.
-    for name in ('state_path', 'pid_file', 'metadata_proxy_socket', 'log_dir'):
+    args = make_parser().parse_args(argv)
+    # Made absolute, because a daemon changes its working directory.
+    for name in ('state_path', 'pid_file', 'metadata_proxy_socket', 'log_dir', 'metrics_directory'):
         if getattr(args, name):
             setattr(args, name, os.path.abspath(getattr(args, name)))
+    notifier = Notifier.from_environ()
     namespace_id = args.router_id or args.network_id or ('shared' if args.shared else None)
     try:
         if not namespace_id:
-            raise ConfigError('give --router_id or --network_id of the namespace that is served; or --shared')
+            raise ConfigError('no namespace given; use --router_id, --network_id or --shared')
         _configure_logging(args, namespace_id)
         if args.mode == SHARED and _can_hand_over(args) and _hand_over(args):
             return 0
@@ -67,14 +73,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         master.Server(
             lambda: _application(args),
             sockets,
-            settings=lambda: {'workers': 1, 'worker_connections': 8192 if args.shared else 4096, 'backlog': 4096},
-            # Where setproctitle is installed gunicorn rewrites the command line; this keeps the id in it.
+            settings=lambda: {
+                'workers': 1,
+                'worker_connections': limits.MAX_CONNECTIONS_SHARED if args.shared else limits.MAX_CONNECTIONS,
+                'backlog': limits.LISTEN_BACKLOG,
+            },
+            # If setproctitle is installed, gunicorn replaces the command line. This name keeps the id in it.
             name=' '.join([PROGRAM, *argv]),
             on_worker_start=pid_file.close_in_child if pid_file else lambda: None,
             on_ready=ready,
             keeper=(os.path.join(args.state_path, 'listeners'), SHARED) if args.shared else None,
             identity=worker_identity,
             any_destination=args.allow_any_destination,
+            # A daemon is not the main process of the unit whose environment it has inherited.
+            notifier=None if args.daemonize else notifier,
+            program='namespace_proxy',
+            write_report=lambda: report_process.start(args.state_path, f'{PROGRAM}-{namespace_id}'),
+            socket_name=SHARED_SOCKET if args.shared and not args.daemonize else '',
         ).run()
     finally:
         if pid_file:
@@ -83,30 +98,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _can_hand_over(args: argparse.Namespace) -> bool:
-    """Whether an agent started this program in a namespace, as root, and needs nothing but a pid file of it."""
+    """Whether the shared proxy can serve this namespace instead of this process.
+
+    So it is if root starts the program as an agent does: for one id, in the background and with a pid file.
+    """
     is_uuid = UUID.fullmatch(args.router_id or args.network_id or '')
     return bool(is_uuid and args.daemonize and args.pid_file and not args.listen_fd and os.geteuid() == 0)
 
 
 def _hand_over(args: argparse.Namespace) -> bool:
-    """Have the shared proxy serve this namespace; whether it does. If not, this process serves."""
-    # Not in a master that serves: its workers would inherit functions that gevent replaces.
+    """Let the shared proxy serve this namespace. Returns False if it cannot; then this process must serve."""
+    # Imported here and not in a master that serves: its workers would inherit functions that gevent must replace.
     from metadata_wsgi.cli import shared_proxy
 
     options = [
         f'--metadata_proxy_socket={_agent_socket(args)}',
         f'--metadata_header_prefix={args.metadata_header_prefix}',
     ]
-    given = ('metadata_proxy_user', 'metadata_proxy_group', 'log_dir')
+    given = ('metadata_proxy_user', 'metadata_proxy_group', 'log_dir', 'metrics_directory')
     options += [f'--{name}={getattr(args, name)}' for name in given if getattr(args, name)]
-    options += [f'--{name.replace("_", "-")}' for name in ('use_syslog', 'debug', 'verbose') if getattr(args, name)]
+    flags = ('use_syslog', 'use_json', 'use_journal', 'debug', 'verbose')
+    options += [f'--{name.replace("_", "-")}' for name in flags if getattr(args, name)]
     kind = 'router' if args.router_id else 'network'
     proxy = shared_proxy.SharedProxy(args.state_path, options)
     try:
         proxy.hand_over(kind, args.router_id or args.network_id, args.pid_file, args.metadata_port, args.metadata_host)
+    except shared_proxy.AlreadyRunning:
+        raise
     except NetnsError as error:
-        if 'already running' in str(error):
-            raise
         LOG.warning('Served by a process of its own, which costs tens of MB: %s', error)
         return False
     return True
@@ -126,8 +145,13 @@ def _agent_socket(args: argparse.Namespace) -> str:
 
 def _open_listeners(args: argparse.Namespace) -> list[socket.socket]:
     if args.shared:
-        # Clients connect to the keeper's sockets; this one prevents a second shared proxy from starting.
-        path = os.path.join(args.state_path, 'shared_proxy')
+        # Clients connect to the keeper's sockets. This socket only prevents the start of a second shared proxy.
+        path = os.path.join(args.state_path, SHARED_SOCKET)
+        for name, descriptor in sd_notify.inherited():
+            inherited = socket.socket(fileno=descriptor)
+            if name == SHARED_SOCKET and listeners.is_unix_listener(inherited, path, mode=0o600):
+                return [inherited]
+            inherited.close()
         return [listeners.unix_listener(path, mode=0o600, option='state_path', program='shared namespace proxy')]
     if args.listen_fd:
         return [_inherited_socket(number) for number in args.listen_fd]
@@ -142,10 +166,14 @@ def _inherited_socket(number: int) -> socket.socket:
 
 
 def _application(args: argparse.Namespace) -> Any:
-    # Imported in the worker, after gevent has patched the modules that these import.
+    # Imported in the worker, after gevent has patched the modules that these two import.
     from metadata_wsgi.http import client
     from metadata_wsgi.namespace_proxy.app import NamespaceProxyApp
 
+    if args.metrics_directory:
+        from metadata_wsgi.metrics import sink
+
+        sink.connect(args.metrics_directory)
     return NamespaceProxyApp(
         client.unix_client(_agent_socket(args)),
         router_id=args.router_id,
@@ -160,21 +188,28 @@ def _with_namespace_id(namespace_id: str | None, error: Exception) -> Exception:
 
 
 def _configure_logging(args: argparse.Namespace, namespace_id: str) -> None:
-    log_format = f'%(asctime)s %(process)d %(levelname)s %(name)s [{namespace_id}] %(message)s'
-    level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
-    logging.basicConfig(handlers=_log_handlers(args, namespace_id), format=log_format, level=level, force=True)
+    log_output.set_up(
+        _log_handlers(args, namespace_id),
+        text_format=f'%(asctime)s %(process)d %(levelname)s %(name)s [{namespace_id} %(request_id)s] %(message)s',
+        level=logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING,
+        use_json=args.use_json,
+        use_journal=args.use_journal,
+    )
     logging.getLogger('urllib3').setLevel(logging.WARNING)
     if args.use_syslog and not _syslog_is_reachable():
         LOG.warning(
             'syslog cannot be reached at %s: logging to standard error%s',
             SYSLOG,
-            ', and nowhere once it runs in the background; give --log_file' if args.daemonize else '',
+            ', and not at all once it runs in the background; use --log_file' if args.daemonize else '',
         )
 
 
 def _log_handlers(args: argparse.Namespace, namespace_id: str) -> list[logging.Handler]:
-    """Where to log. The standard error of a daemon ends when it is ready, so that its caller does not wait for it; if
-    no other destination is given it logs to syslog too."""
+    """The log handlers that the options select.
+
+    A daemon closes its standard error when it is ready, because its caller waits for that. So a daemon also logs to
+    syslog if no other destination is given.
+    """
     if args.use_syslog and _syslog_is_reachable():
         return [logging.handlers.SysLogHandler(SYSLOG)]
     if args.log_file or args.log_dir:
@@ -194,28 +229,29 @@ def _syslog_is_reachable() -> bool:
         return probe.connect_ex(SYSLOG) == 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The command line: Grizzly's, and what was added since."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description='Namespace proxy for one router or network.', allow_abbrev=False
     )
 
     def option(name: str, *, former_name: str = '', **kwargs: Any) -> None:
-        # Grizzly's agents use underscores, today's operators dashes.
+        # Grizzly's agents write underscores, operators today write dashes.
         spellings = [f'--{one}' for name_ in (name, former_name) if name_ for one in (name_, name_.replace('_', '-'))]
         names = dict.fromkeys(spellings)
         parser.add_argument(*names, dest=name, **kwargs)
 
-    option('pid_file', help='where the pid is written; locked while the proxy runs')
-    option('router_id', help='id of the router whose namespace this is; wins over network_id')
+    option('pid_file', help='file for the pid; locked while the proxy runs')
+    option('router_id', help='id of the router whose namespace this is; has precedence over network_id')
     option('network_id', help='id of the isolated network whose namespace this is')
     option('shared', action='store_true', help='serve every namespace that is attached with --mode shared')
     option(
         'mode',
         choices=[SHARED, PROCESS],
         default=SHARED,
-        help="shared (default): hand the listening socket to the host's shared proxy, which is started if none runs, "
-        'and leave a small process with the id in its command line; process: serve in a process of its own, which '
-        'costs tens of MB. Always process: without root, without --pid_file, with --nodaemonize or --listen_fd',
+        help="shared (default): pass the listening socket to the host's shared proxy, which is started if none runs, "
+        'and leave a small process with the id in its command line; process: serve in this process, which costs tens '
+        'of MB. The mode is always process without root, without --pid_file, with --nodaemonize or with --listen_fd',
     )
     option('state_path', default='/var/lib/quantum', help='directory of the agent (default: %(default)s)')
     option('metadata_port', type=int, default=9697, help='TCP port to listen on (default: %(default)s)')
@@ -223,8 +259,8 @@ def _parser() -> argparse.ArgumentParser:
         'metadata_host',
         action='append',
         default=[],
-        help='address to listen on, with zone if link-local (default: all); may be repeated: it must be able to listen '
-        'on the first one, for each other that fails it logs a warning',
+        help='address to listen on, with zone if link-local (default: all); may be repeated. If the first address '
+        'fails, the proxy does not start; if another one fails, it logs a warning',
     )
     option(
         'listen_fd',
@@ -236,14 +272,18 @@ def _parser() -> argparse.ArgumentParser:
     option(
         'metadata_proxy_user',
         default='',
-        help="user to serve as if root starts it (default: one that may connect to the agent's socket)",
+        help="user of the workers if root starts it (default: a user that may connect to the agent's socket)",
     )
-    option('metadata_proxy_group', default='', help='group to serve as (default: likewise)')
+    option(
+        'metadata_proxy_group',
+        default='',
+        help="group of the workers if root starts it (default: a group that may connect to the agent's socket)",
+    )
     option(
         'allow_any_destination',
         former_name='any_destination',
         action='store_true',
-        help='serve also connections to other addresses than the metadata address',
+        help='also serve connections to other addresses than the metadata address',
     )
     option('metadata_header_prefix', default='X-Quantum', help='prefix of the id headers (default: %(default)s)')
     option(
@@ -251,11 +291,17 @@ def _parser() -> argparse.ArgumentParser:
         former_name='answer_within',
         type=float,
         default=limits.REQUEST_TIMEOUT_S,
-        help='seconds until a request is answered, at the latest with 503 (default: %(default)s)',
+        help='seconds until a request has its response, at the latest a 503 (default: %(default)s)',
     )
-    option('log_file', help='log there instead of standard error (by default a daemon logs to syslog)')
+    option(
+        'metrics_directory',
+        help='count for Prometheus in this directory, that of [metrics] of the agent; the user that it serves as must '
+        'be able to write there (default: nothing is counted)',
+    )
+    option('log_file', help='log file, instead of standard error (by default a daemon logs to syslog)')
     option('log_dir', help='directory of the log file')
     option('use_syslog', action='store_true', help='log to syslog')
+    log_output.add_arguments(parser)
     option('debug', action='store_true', help='log at level DEBUG')
     option('verbose', action='store_true', help='log at level INFO')
     parser.add_argument('--daemonize', action='store_true', default=True, help='run in the background (default)')

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """``neutron-metadata-agent-wsgi``: the agent with the command line and the defaults of Neutron's metadata agent.
 
-It takes the place of ``neutron-metadata-agent`` in a unit file, an image or a wrapper, with the same arguments and
-files::
+It replaces ``neutron-metadata-agent`` in a unit file, an image or a wrapper. Arguments and files are the same::
 
     neutron-metadata-agent-wsgi --config-file /etc/neutron/neutron.conf --config-file /etc/neutron/metadata_agent.ini
 
-The differences to ``quantum-metadata-agent`` are two files of defaults in ``metadata_wsgi/config``, which are read
-before all others: ``neutron_defaults.conf`` (state path, header prefix X-Neutron, the only one that is trusted) and, if
-root starts the program, ``neutron_defaults_root.conf`` (the workers run as the user neutron, as the haproxies of
-Neutron's agents do). The credentials are those of ``[keystone_authtoken]`` if nothing else is set.
+It differs from ``quantum-metadata-agent`` by two files of defaults in ``metadata_wsgi/config``. They are read before
+all other files:
 
-As Neutron does, it also reads ``neutron.conf.d`` and ``neutron-metadata-agent.conf.d`` in /etc/neutron, after the
-defaults and before the files of the command line; and /etc/neutron/neutron.conf and metadata_agent.ini if the command
-line names no file.
+- ``neutron_defaults.conf``: the state path and the trusted header prefix, X-Neutron.
+- ``neutron_defaults_root.conf``, only if root starts the program and a user neutron exists: the workers run as that
+  user, like the haproxies of Neutron's agents.
+
+The credentials are those of ``[keystone_authtoken]`` if no others are set.
+
+Like Neutron's agent it then reads ``neutron.conf.d`` and ``neutron-metadata-agent.conf.d`` in /etc/neutron, and after
+them the files of the command line. If the command line names no file, it reads neutron.conf and metadata_agent.ini in
+/etc/neutron.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every option of the package, for the sample file, the reference and the search for misspelt names.
+"""Lists every option of the package: for the sample file, the reference and the search for misspelt names.
 
-Options are declared beside their use; this module lists those places. No other package imports it: it is published
-as the entry point ``metadata_wsgi`` of ``oslo.config.opts``.
+Options are declared in the modules that use them; this module lists these modules. No other package imports this
+module. Other packages load the list through the entry point ``metadata_wsgi`` of ``oslo.config.opts``.
 """
 
 from __future__ import annotations
@@ -13,17 +13,26 @@ from metadata_wsgi.cache import shared
 from metadata_wsgi.cli import agent
 from metadata_wsgi.config import state_paths, tls_options
 from metadata_wsgi.filters import deadline, header_source, instance, peer_credentials, signature
-from metadata_wsgi.filters.optional import lookup_cache, metrics, path_policy, rate_limit, response_cache, session_token
+from metadata_wsgi.filters.optional import (
+    healthcheck,
+    lookup_cache,
+    metrics,
+    otel,
+    path_policy,
+    rate_limit,
+    response_cache,
+    session_token,
+)
 from metadata_wsgi.lookup import neutron, static
 from metadata_wsgi.metadata_service import app as metadata_app
-from metadata_wsgi.net import listeners
+from metadata_wsgi.net import options as net_options
 from metadata_wsgi.nova_proxy import upstream
-from metadata_wsgi.privileges import identity
-from metadata_wsgi.server import master
+from metadata_wsgi.privileges import options as privileges_options
+from metadata_wsgi.server import options as server_options
 
 DEFAULT = (
-    agent, state_paths, listeners, identity, master, peer_credentials, deadline, header_source, lookup_cache, instance,
-    neutron, response_cache, shared, tls_options, signature, upstream,
+    agent, state_paths, net_options, privileges_options, server_options, peer_credentials, deadline, header_source,
+    lookup_cache, instance, neutron, response_cache, shared, tls_options, signature, upstream,
 )  # fmt: skip
 
 
@@ -33,6 +42,9 @@ def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
         ('DEFAULT', [opt for module in DEFAULT for opt in module.OPTS]),
         *((group, neutron.GROUP_OPTS) for group in neutron.GROUPS),
         (static.GROUP, static.OPTS),
-        *((module.GROUP, module.OPTS) for module in (rate_limit, session_token, path_policy, metrics)),
+        *(
+            (module.GROUP, module.OPTS)
+            for module in (rate_limit, session_token, path_policy, healthcheck, metrics, otel)
+        ),
         (metadata_app.GROUP, metadata_app.OPTS),
     ]

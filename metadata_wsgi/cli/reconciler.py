@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides when ``watch`` attaches and detaches which target, and logs it. Pure: it acts through ``AttachActions``."""
+"""Decides which targets ``watch`` attaches and detaches, and logs this.
+
+It makes no system call. ``AttachActions`` attaches and detaches.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,21 @@ class AttachActions(Protocol):
     """The actions on targets. ``attach`` and ``detach`` return the targets that failed, each with an error message."""
 
     def attach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
-        """Attach each, if it is not attached."""
+        """Attach each target that is not attached, and repair each that is partly attached."""
 
     def detach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
-        """Detach each, if it is attached."""
+        """Detach each target that is attached."""
 
     def in_keeper(self) -> Set[TargetKey] | None:
-        """The targets of which the keeper has a socket; None if it does not respond."""
+        """The targets for which the keeper has a socket; None if the keeper does not respond."""
 
 
 class Reconciler:
-    """Makes what is attached match the namespaces of the host.
+    """Attaches every namespace of the host and detaches deleted ones.
 
-    ``list_namespaces`` returns the existing namespaces by target, each with its identity. A different identity is a
-    different namespace of the same name, or an HA router that changed its state. ``full_interval_s``: how often every
-    target is attached again.
+    ``list_namespaces`` returns the existing namespaces by target, each with its identity. If the identity changes, the
+    namespace was deleted and created again under the same name, or an HA router changed its state. Every target is
+    attached again each ``full_interval_s`` seconds.
     """
 
     def __init__(
@@ -51,14 +54,14 @@ class Reconciler:
         self._full_interval_s = full_interval_s
         self._clock = clock
         self._attached: dict[TargetKey, object] = {}
-        """The identity as which each was attached; None where it has to be attached again."""
+        """The identity that each target had when it was attached; None if it must be attached again."""
         self._in_keeper: Set[TargetKey] = frozenset()
         self._gone: set[TargetKey] = set()
         self._logged: dict[TargetKey, str] = {}
         self._next_full_s = clock() + full_interval_s
 
     def start(self, leftovers: Iterable[TargetKey]) -> None:
-        """Detach ``leftovers``, whose namespaces were deleted before the start, and reconcile."""
+        """Detach ``leftovers``, then reconcile. The namespaces of ``leftovers`` were deleted before the start."""
         self._gone.update(leftovers)
         self.reconcile()
 
@@ -76,7 +79,7 @@ class Reconciler:
             self._attached.pop(target, None)
             self._logged.pop(target, None)
         due = [target for target in sorted(existing) if self._attached.get(target) != existing[target]]
-        # Also where it fails: a part of it may exist, and has to be removed with its namespace.
+        # Targets whose attach fails are recorded too: they may be partly attached, and that part must be removed later.
         self._attached.update(dict.fromkeys(due))
         for target in self._run_and_log(due, 'attached', self._actions.attach):
             self._attached[target] = existing[target]
@@ -85,15 +88,22 @@ class Reconciler:
             in_keeper = self._actions.in_keeper()
             self._in_keeper = self._in_keeper if in_keeper is None else in_keeper
 
+    def summary(self) -> str:
+        """The state in one line."""
+        attached = sum(identity is not None for identity in self._attached.values())
+        waiting = len(self._attached) - attached
+        text = f'{attached} routers and networks are attached'
+        return f'{text}, {waiting} cannot be attached yet' if waiting else text
+
     def _mark_lost(self, existing: Mapping[TargetKey, object]) -> None:
-        """Mark what was attached and is broken now, to be attached again at once."""
+        """Mark the targets that were attached and are broken now. They are attached again at once."""
         in_keeper = self._actions.in_keeper()
         lost = set() if in_keeper is None else set(self._in_keeper - in_keeper)
         for target in sorted(existing):
             identity = self._attached.get(target)
             if identity is not None and (identity != existing[target] or target in lost):
                 reason = (
-                    'the keeper has no socket of it any more'
+                    'the keeper no longer has a socket for it'
                     if target in lost
                     else _difference(identity, existing[target])
                 )
@@ -108,7 +118,7 @@ class Reconciler:
         success: str,
         action: Callable[[Sequence[TargetKey]], Mapping[TargetKey, str]],
     ) -> list[TargetKey]:
-        """Run the action, log each outcome that is new for its target, and return those that succeeded."""
+        """Run the action and log each outcome that is new for its target. Returns the targets that succeeded."""
         errors = action(targets) if targets else {}
         news: dict[str, list[TargetKey]] = {}
         for target in targets:
@@ -117,7 +127,7 @@ class Reconciler:
                 self._logged[target] = outcome
                 news.setdefault(outcome, []).append(target)
         for outcome, concerned in news.items():
-            # A keeper that does not respond is one fault and not a thousand.
+            # If the keeper does not respond, a thousand targets have the same error: one line is logged.
             shown = concerned[:1] if outcome != success and len(concerned) > MAX_LINES_PER_ERROR else concerned
             more = f' (and {len(concerned) - 1} more)' if shown != concerned else ''
             for target in shown:
@@ -126,7 +136,7 @@ class Reconciler:
 
 
 def _difference(former: object, present: object) -> str:
-    """What changed between two identities: (namespace, HA state)."""
+    """The difference of two identities (namespace, HA state), as a text."""
     if isinstance(former, tuple) and isinstance(present, tuple) and former[0] == present[0]:
         return f'its HA state is now {present[1] or "unknown"}'
     return 'its namespace was created again'

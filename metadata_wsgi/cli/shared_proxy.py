@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the keeper and the shared namespace proxy of a host where none run, and hands sockets over to them.
+"""Starts the keeper and the shared namespace proxy of a host if they do not run, and passes listening sockets to them.
 
-A namespace proxy as a process of its own costs tens of megabytes. So ``quantum-ns-metadata-proxy``, as an L3 agent
-starts it, and ``metadata-wsgi attach`` use the shared proxy by default: a router costs a listening socket, and where
-an agent needs a process with the router's id, a holder of a quarter of a megabyte (``bin/metadata-wsgi-haproxy``).
+A namespace proxy process for one router costs tens of megabytes. So ``metadata-wsgi attach`` uses the shared proxy by
+default, and so does ``quantum-ns-metadata-proxy`` when an L3 agent starts it. A router then costs one listening socket.
+The L3 agent also needs a process with the router's id: a holder (``bin/metadata-wsgi-haproxy``) of 0.13 MB.
 
-Where systemd runs the units of keeper and shared proxy, they are there already and nothing is started.
+If systemd runs keeper and shared proxy as units, nothing is started here.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from metadata_wsgi.cli import installed
 from metadata_wsgi.errors import MetadataError, NetnsError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.protocol import SHARED
@@ -31,9 +31,13 @@ POLL_S = 0.1
 LOCK_NAME = 'starting_shared_proxy'
 
 
+class AlreadyRunning(NetnsError):
+    """A proxy of the same router or network is already running."""
+
+
 @dataclass(frozen=True, slots=True)
 class SharedProxy:
-    """The shared namespace proxy of ``state_path``; ``options`` are those of its command line if it is started."""
+    """The shared namespace proxy of ``state_path``. If it is started, ``options`` are added to its command line."""
 
     state_path: str
     options: Sequence[str] = ()
@@ -46,9 +50,9 @@ class SharedProxy:
             if self._has_workers():
                 return
             if not self._has_keeper():
-                _start([program('metadata-wsgi'), 'keeper', '--daemonize', '--state-path', self.state_path])
+                _start([installed.program('metadata-wsgi'), 'keeper', '--daemonize', '--state-path', self.state_path])
             if not self._has_workers():
-                shared = [program('quantum-ns-metadata-proxy'), '--shared', f'--state_path={self.state_path}']
+                shared = [installed.program('quantum-ns-metadata-proxy'), '--shared', f'--state_path={self.state_path}']
                 _start([*shared, *self.options])
             give_up_at = time.monotonic() + START_TIMEOUT_S
             while not self._has_workers():
@@ -59,13 +63,14 @@ class SharedProxy:
                 time.sleep(POLL_S)
 
     def hand_over(self, kind: str, id_: str, pid_file: str, port: int, hosts: Sequence[str]) -> None:
-        """Listen in the namespace of this process, for the shared proxy; leave a holder whose pid is in ``pid_file``.
+        """Let the shared proxy serve the network namespace of this process.
 
-        Raises NetnsError if a proxy of that id runs already, or if the sockets could not be handed over.
+        Opens the listening sockets, passes them to the keeper, and starts a holder, whose pid is in ``pid_file``.
+        Raises AlreadyRunning if a proxy with this id runs, and NetnsError if the keeper does not take the sockets.
         """
         running = proxy_process.running_pid(pid_file, id_)
         if running is not None:
-            raise NetnsError(f'already running with pid {running} (pid file {pid_file})')
+            raise AlreadyRunning(f'already running with pid {running} (pid file {pid_file})')
         self.ensure_running()
         spec = [self.state_path, kind, id_, pid_file, str(port), *(host or '*' for host in hosts or [''])]
         done = subprocess.run(
@@ -89,20 +94,11 @@ class SharedProxy:
             return False
 
 
-def program(name: str) -> str:
-    """The program that was installed beside this one, else the one on PATH."""
-    for directory in (os.path.dirname(os.path.abspath(sys.argv[0])), os.path.join(sys.prefix, 'bin')):
-        path = os.path.join(directory, name)
-        if os.access(path, os.X_OK):
-            return path
-    return name
-
-
 def _start(argv: Sequence[str]) -> None:
-    """Run a program that goes into the background, in the host's namespace. Raises NetnsError if it fails."""
+    """Run a program in the host's network namespace until it is in the background. Raises NetnsError if it fails."""
     host = _host_namespace()
     prefix = ['nsenter', f'--net={host}', '--'] if host else []
-    # Files and not pipes: the program's children would keep a pipe open.
+    # No pipes, because the program's children would keep them open.
     done = subprocess.run(
         [*prefix, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
     )
@@ -112,10 +108,11 @@ def _start(argv: Sequence[str]) -> None:
 
 
 def _host_namespace() -> str:
-    """The network namespace of the agent that started this process in a router's namespace; '' if it is our own.
+    """Path of the network namespace of the agent that started this process; '' if it is the one of this process.
 
-    A keeper in the namespace of the router that is attached first would keep that namespace in the kernel. The agent is
-    the nearest ancestor in another namespace: ``ip netns exec`` replaces itself by the program.
+    The agent started this process in a router's namespace. A keeper that ran in a router's namespace would keep that
+    namespace in the kernel. The agent is the nearest ancestor in another network namespace: ``ip netns exec`` replaces
+    itself by the program.
     """
     own = _namespace_of('self')
     pid = os.getppid()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi status``: whether agent and keeper run and work, what is attached, and the last faults in the log.
+"""``metadata-wsgi status``: shows whether agent and keeper run, what is attached, and the last faults in the log.
 
-Read from the sockets, the kernel and the log, not from a record. Exits with 1 when something is wrong, so that a
-monitor may call it.
+Read from the sockets, the kernel and the log, not from a record. The exit code is for a monitor (``exit_codes``).
 """
 
 from __future__ import annotations
@@ -11,17 +10,19 @@ import argparse
 import http.client
 import os
 import socket
+import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from oslo_config import cfg
-from oslo_log import log
 
-from metadata_wsgi.cli import attach
+from metadata_wsgi.cli import attach, findings, healthcheck, listing, recent_failures, verbs
+from metadata_wsgi.cli.findings import NOT_WELL, UNKNOWN, WELL, Finding
+from metadata_wsgi.cli.terminal import printable
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
-from metadata_wsgi.filters.optional import healthcheck
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import attachment_status, proxy_process
@@ -30,117 +31,145 @@ from metadata_wsgi.netns.target import MODES, NO_WORKER, ONE_HOP, SHARED, Keeper
 FAULT_LEVELS = (' WARNING ', ' ERROR ', ' CRITICAL ')
 MAX_FAULTS_SHOWN = 5
 LOG_TAIL_BYTES = 1 << 18
-RESPONSE_TIMEOUT_S = 5.0
+PART_WIDTH = 12
+LOG_OPTS = [cfg.StrOpt('log_file', deprecated_name='logfile'), cfg.StrOpt('log_dir', deprecated_name='logdir')]
+"""The two of oslo.log's options that say where the log is: importing oslo.log takes as long as the rest of the verb."""
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser('status', help='show whether the agent runs and works, and what is attached')
-    config_files.add_arguments(parser)
+    parser = verbs.add_parser(
+        subparsers,
+        'status',
+        description='Shows whether agent and keeper run and respond, which routers and networks have problems, and the '
+        'last warnings and errors of the log. Exit code 0: all is well. 1: something is not. 2: a part could not be '
+        'read, for example without root, and the others are well.',
+    )
+    config_files.add_arguments(parser, help=' (default: as the agent)')
     parser.add_argument('--state-path', help='directory of pid files and socket')
+    parser.add_argument(
+        '--failures',
+        action='store_true',
+        help='show only the recent requests that failed: which client got which error, when, how often and why',
+    )
+    listing.add_arguments(parser, (*findings.COLUMNS, *recent_failures.COLUMNS))
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a paragraph for each part; returns 1 when something is wrong."""
+    """Print each part as soon as it is known; returns the exit code of all."""
+    if args.failures:
+        return recent_failures.show(args)
     conf = cfg.ConfigOpts()
     conf.register_opts(state_paths.OPTS)
-    log.register_options(conf)
+    conf.register_opts(LOG_OPTS)
     config_files.parse(conf, config_files.files({'config_file': ','.join(args.config_file)}))
     if args.state_path:
         conf.set_override('state_path', os.path.abspath(args.state_path))
-    is_well = agent(conf.metadata_proxy_socket)
+    found = []
+    for finding in parts(conf):
+        found.append(finding)
+        if listing.is_text(args):
+            findings.show(finding, PART_WIDTH)
+    if not listing.is_text(args):
+        listing.write(args, findings.to_listing(found), sys.stdout)
+    return findings.exit_code(found)
+
+
+def parts(conf: cfg.ConfigOpts) -> Iterator[Finding]:
+    """A finding for each part of the host, in the order in which a request meets them."""
+    yield from agent(conf.metadata_proxy_socket)
     if os.geteuid() != 0:
-        print('attached    only root can read it')
+        yield Finding('attached', UNKNOWN, 'only root can read it')
     else:
-        entries, keeper_is_well = keeper(conf.state_path, AttachmentsClient(conf.state_path))
-        is_well &= keeper_is_well & attachments(conf.state_path, entries)
+        entries, found = keeper(conf.state_path, AttachmentsClient(conf.state_path))
+        yield found
+        yield attachments(conf.state_path, entries)
     if conf.log_file:
-        faults(os.path.join(conf.log_dir or '', conf.log_file))
+        yield faults(os.path.join(conf.log_dir or '', conf.log_file))
     else:
-        print('faults      the agent logs to standard error: see journalctl')
-    return 0 if is_well else 1
+        yield Finding('faults', WELL, 'the agent logs to standard error: see journalctl')
 
 
-def agent(path: str) -> bool:
-    """Print which process serves the socket at ``path``, and its healthcheck's response; whether all is well."""
+def agent(path: str) -> Iterator[Finding]:
+    """Which process serves the socket at ``path``, and the response of its healthcheck."""
     try:
         pid = proxy_process.unix_listener_pid(path)
+    except PermissionError as error:
+        yield Finding('agent', UNKNOWN, f'{path} cannot be opened ({error.strerror}): run it as root')
+        return
     except OSError as error:
-        print(f'agent       nothing listens at {path} ({error.strerror}): start quantum-metadata-agent')
-        return False
+        text = f'nothing listens at {path} ({error.strerror}): start quantum-metadata-agent'
+        yield Finding('agent', NOT_WELL, text)
+        return
     workers = _child_pids(pid)
-    print(f'agent       pid {pid} serves {path}; {len(workers)} workers: {", ".join(map(str, workers))}')
+    pids = ', '.join(map(str, workers))
+    yield Finding('agent', WELL, f'pid {pid} serves {path}; {len(workers)} workers: {pids}')
+    yield _health(path)
+
+
+def _health(path: str) -> Finding:
     try:
-        status, text = _get(path, healthcheck.PATH)
+        status, text = healthcheck.get(path, healthcheck.PATH)
     except (OSError, http.client.HTTPException) as error:
-        print(f'health      no response: {str(error) or type(error).__name__}')
-        return False
+        return Finding('health', NOT_WELL, f'no response: {str(error) or type(error).__name__}')
     if status not in (200, 503):
-        # 400: the pipeline requires the namespace proxy's headers, as for every request.
-        print('health      the filter healthcheck is not in its pipeline; it responds')
-        return status == 400
-    print('health      ' + '; '.join(text.splitlines()))
-    return status == 200
+        # The pipeline has no filter healthcheck. It responds 400, because the namespace proxy's headers are missing.
+        state = WELL if status == 400 else NOT_WELL
+        return Finding('health', state, 'the agent responds; the filter healthcheck is not in its pipeline')
+    return Finding('health', WELL if status == 200 else NOT_WELL, printable('; '.join(text.splitlines())))
 
 
-def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | None, bool]:
-    """Print whether the keeper runs and which workers serve its sockets.
-
-    Returns its entries, None if it does not respond, and whether all is well.
-    """
+def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | None, Finding]:
+    """Its entries, None if it does not respond; and whether it runs, and which workers serve its sockets."""
     path = admin_client.socket_path(state_path)
     if not os.path.exists(path):
-        print('keeper      there is none; only the modes shared and one_hop need it')
-        return [], True
+        return [], Finding('keeper', WELL, 'there is none; only the modes shared and one_hop need it')
     try:
         entries, workers = state.entries(), state.workers()
         pid = proxy_process.unix_listener_pid(path, socket.SOCK_SEQPACKET)
     except (MetadataError, OSError) as error:
-        print(f'keeper      {error}; its workers serve on, but nothing can be attached')
-        return None, False
+        return None, Finding('keeper', NOT_WELL, f'{error}; its workers continue to serve, but nothing can be attached')
     counts = ', '.join(f'{workers.get(mode, 0)} in mode {mode}' for mode in (SHARED, ONE_HOP))
-    print(f'keeper      pid {pid} has the sockets of {len(entries)} routers and networks; workers: {counts}')
+    text = f'pid {pid} has the sockets of {len(entries)} routers and networks; workers: {counts}'
     without_worker = sorted({entry.mode for entry in entries if not workers.get(entry.mode)})
-    for mode in without_worker:
-        print(f'    ! {NO_WORKER[mode]}')
-    return entries, not without_worker
+    details = tuple(f'    ! {NO_WORKER[mode]}' for mode in without_worker)
+    return entries, Finding('keeper', NOT_WELL if without_worker else WELL, text, details)
 
 
-def attachments(state_path: str, entries: list[KeeperEntry] | None) -> bool:
-    """Print what is attached; whether all of it is well. ``entries`` None: the keeper does not respond."""
+def attachments(state_path: str, entries: list[KeeperEntry] | None) -> Finding:
+    """What is attached. ``entries`` None: the keeper does not respond."""
     try:
         found = attachment_status.list_attachments(attach.iptables(), state_path=state_path, keeper_entries=entries)
     except MetadataError as error:
-        print(f'attached    {error}')
-        return False
-    # A mode without a worker is printed once, with the keeper.
+        return Finding('attached', NOT_WELL, str(error))
+    # A mode without a worker is listed once, with the keeper.
     found = [replace(one, problems=tuple(sorted({*one.problems} - {*NO_WORKER.values()}))) for one in found]
     wrong = [one for one in found if one.problems]
     modes = Counter(one.mode for one in found)
     by_mode = ', '.join(f'{modes[mode]} in mode {mode}' for mode in (*MODES, attachment_status.UNKNOWN) if modes[mode])
-    print(
-        f'attached    {len(found)} routers and networks, {len(wrong)} of them with problems'
-        + (by_mode and f': {by_mode}')
+    text = f'{len(found)} routers and networks, {len(wrong)} of them with problems' + (by_mode and f': {by_mode}')
+    return Finding(
+        'attached', NOT_WELL if wrong else WELL, text, tuple(attach.table(wrong).splitlines() if wrong else ())
     )
-    if wrong:
-        print(attach.table(wrong), end='')
-    return not wrong
 
 
-def faults(path: str) -> None:
-    """Print the last lines of the log that are warnings or worse."""
+def faults(path: str) -> Finding:
+    """The last warnings and errors in the log file at ``path``. They may be old, so they change no exit code."""
     try:
-        with open(path, 'rb') as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
-            lines = file.read().decode(errors='replace').splitlines()
+        found = last_faults(path, MAX_FAULTS_SHOWN)
     except OSError as error:
-        print(f'faults      {path}: {error.strerror}')
-        return
-    found = [line for line in lines if any(level in line for level in FAULT_LEVELS)][-MAX_FAULTS_SHOWN:]
-    print(f'faults      {path}: {"the last ones" if found else "none in its last 256 KiB"}')
-    for line in found:
-        print('            ' + ''.join(letter if letter.isprintable() else '?' for letter in line))
+        return Finding('faults', UNKNOWN, f'{path}: {error.strerror}')
+    text = f'{path}: {"the last ones" if found else "none in its last 256 KiB"}'
+    return Finding('faults', WELL, text, tuple(' ' * PART_WIDTH + printable(line) for line in found))
+
+
+def last_faults(path: str, count: int) -> list[str]:
+    """The last ``count`` lines at the end of the log that are warnings or worse. Raises OSError."""
+    with open(path, 'rb') as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+        lines = file.read().decode(errors='replace').splitlines()
+    return [line for line in lines if any(level in line for level in FAULT_LEVELS)][-count:]
 
 
 def _child_pids(pid: int) -> list[int]:
@@ -148,14 +177,3 @@ def _child_pids(pid: int) -> list[int]:
         return [int(word) for word in Path(f'/proc/{pid}/task/{pid}/children').read_text(encoding='ascii').split()]
     except OSError:
         return []
-
-
-def _get(path: str, target: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection('agent', timeout=RESPONSE_TIMEOUT_S)
-    with socket.socket(socket.AF_UNIX) as unix_socket:
-        unix_socket.settimeout(RESPONSE_TIMEOUT_S)
-        unix_socket.connect(path)
-        connection.sock = unix_socket
-        connection.request('GET', target)
-        response = connection.getresponse()
-        return response.status, response.read().decode(errors='replace')

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check at the start of the agent that Nova and the lookup directory will serve every instance.
+"""The check at the agent's start: can Nova and the lookup directory serve every instance?
 
-One worker runs it in the background, while requests are served:
+One worker runs the check in the background. No request waits for it:
 
-- Nova must check signatures, with the same shared secret (``nova_proxy.probe``). If not, all instances get 404 or 403.
-- The lookup directory must show the agent every instance. The response to a role in Neutron that may see nothing is an
-  empty list. While the directory is unavailable the check is retried.
+- Nova must check signatures with the same shared secret (``nova_proxy.probe``). If not, all instances get 404 or 403.
+- The lookup directory must show every instance to the agent. If the agent's role may see no ports, Neutron returns an
+  empty list and no error. While the directory is unavailable the check is retried.
 
-Without this check the first instance that is not served would reveal the fault. No request waits for it.
+Without this check the fault would be noticed only when an instance boots without metadata.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOG = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 10.0
 RETRY_INTERVAL_S = 30.0
-"""Many agents may wait for one Neutron."""
+"""Long, because many agents may wait for the same Neutron."""
 
 
 def check_in_background(app: Any) -> None:
@@ -36,13 +36,13 @@ def check_in_background(app: Any) -> None:
 
 
 def check(app: Any, *, sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds)) -> None:
-    """Check Nova once, then query the lookup directory of the pipeline ``app`` until it gives a result. Log both."""
+    """Check Nova once, then check the lookup directory of the pipeline ``app`` until there is a result. Log both."""
     # Imported in the worker, after gevent has patched the modules that it uses.
     from metadata_wsgi.nova_proxy import probe as nova_probe
 
     for problem in nova_probe.check(app):
         LOG.error('%s', problem)
-    # If several filters have a directory, it is the same one. time.sleep is looked up late: gevent patches it.
+    # Two filters may have a lookup, lookup_cache and instance; both use the same lookup object.
     probe = next(filter(None, map(protocol.probe_of, order.chain(app))), None)
     if probe:
         _probe_until_result(probe, sleep)
@@ -53,7 +53,7 @@ def _probe_until_result(probe: Callable[[Deadline], Any], sleep: Callable[[float
     while True:
         try:
             result = probe(Deadline.after(PROBE_TIMEOUT_S))
-            LOG.log(logging.INFO if getattr(result, 'is_proven', True) else logging.WARNING, '%s', result)
+            LOG.log(logging.INFO if getattr(result, 'is_likely', True) else logging.WARNING, '%s', result)
         except LookupUnavailable as error:
             if is_first_attempt:
                 LOG.warning('Cannot check yet whether the lookup directory shows every instance: %s', error)

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi watch``: attach new namespaces of this host, detach deleted ones; for clouds without an L3 agent.
 
-Lists the namespaces whenever a name is added or removed (inotify), and every ``--interval`` seconds. A new
-``qrouter-<id>`` or ``qdhcp-<id>`` is attached, also one that was deleted and created again under its old name, and what
-belonged to a deleted one is removed. In the modes ``shared`` and ``one_hop`` the keeper's list is read as often: a
-router without a socket there is attached again. Every minute (``--again``) all are attached again, which changes
-nothing where all is right, and repairs what another program removed. Repairs are logged.
+The namespaces are listed whenever a name is added or removed (inotify), and every ``--interval`` seconds. A new
+``qrouter-<id>`` or ``qdhcp-<id>`` is attached. If a namespace was deleted and created again under the same name, it is
+attached again. For a deleted namespace, pid file and sockets are removed. In the modes ``shared`` and ``one_hop`` the
+keeper's list is read at the same times: a router without a socket in the keeper is attached again. Every minute
+(``--again``) all targets are attached again, which repairs rules that another program removed. Repairs are logged.
 
-The mode is that of ``-- --mode``. Without it a router keeps the mode in which it was last seen, and a new one gets
-mode ``shared``. While the keeper does not respond its routers wait; they do not get processes.
+``-- --mode`` sets the mode. Without it an attached router keeps its mode, and a new router gets mode ``shared``. While
+the keeper does not respond, routers of the modes ``shared`` and ``one_hop`` are not changed.
 
-A target that cannot be attached yet (a DHCP namespace without its interface) is retried each time; each error is logged
-once. A file in /run/netns that is no namespace is logged, and does not stop the others. The standby of an HA router
-gets its IPv6 address when keepalived makes it the primary (``--ha-confs-path``).
+If a target cannot be attached yet (for example, a DHCP namespace has no interface yet), it is retried each time. Each
+error is logged once. A file in /run/netns that is not a namespace is logged; the other targets are not affected. The
+standby of an HA router gets its IPv6 address when keepalived makes it the primary (``--ha-confs-path``).
 
-SIGTERM ends it and detaches nothing: the next ``watch`` adopts what is there. Options of ``attach`` stand behind
-``--``, such as ``--neutron-lock-path`` where a Neutron agent shares the host. It needs root.
-``etc/systemd/metadata-wsgi-watch.service`` is a unit for it. Do not run it beside an L3 agent that attaches by itself:
-they would undo each other's changes.
+SIGTERM ends the program and detaches nothing. The next ``watch`` continues with the same targets. Options of ``attach``
+are given after ``--``, for example ``--neutron-lock-path`` if a Neutron agent runs on the same host. It needs root.
+``etc/systemd/metadata-wsgi-watch.service`` is a systemd unit. Do not run it on a host with an L3 agent that attaches
+its routers itself: each would undo the changes of the other.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence, Set
 
-from metadata_wsgi.cli import attach
+from metadata_wsgi.cli import attach, log_output, root_check, verbs
 from metadata_wsgi.cli.reconciler import FULL_RECONCILE_INTERVAL_S, Reconciler, TargetKey
 from metadata_wsgi.config import config_files, state_paths
-from metadata_wsgi.errors import MetadataError, NetnsError
+from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns import attachment_status, lock, namespaces
 from metadata_wsgi.netns.namespace_events import NamespaceEvents
 from metadata_wsgi.netns.target import NO_WORKER, PROCESS, AttachTarget, KeeperState
@@ -48,14 +49,17 @@ _NAME = re.compile(r'(qrouter-|qdhcp-)([A-Za-z0-9][A-Za-z0-9_-]{3,63})')
 HA_CONFS_PATH = '/var/lib/neutron/ha_confs'
 HA_STATE_BYTES = 32
 PENDING_POLL_S = 0.1
-"""``ip netns add`` creates the file, which is noticed, and then mounts the namespace on it, which is not."""
+"""Interval of the checks for a namespace that is being created.
+
+``ip netns add`` first creates a file and then mounts the namespace on it. inotify reports only the file.
+"""
 
 
 def watched_namespaces(only: str | None, ha_confs_path: str = HA_CONFS_PATH) -> dict[TargetKey, object]:
-    """The namespaces of routers and networks (or ``only`` of one of the two), each with its identity.
+    """The namespaces of routers and networks, each with its identity. ``only``: 'router' or 'network', None for both.
 
-    The state of an HA router is part of its identity: its addresses change with it. A stale name is listed too, so that
-    ``attach`` reports it.
+    The state of an HA router is part of the identity, because the router's addresses change with its state. Names
+    without a namespace are listed too, so that ``attach`` reports them.
     """
     found: dict[TargetKey, object] = {}
     for name in (*namespaces.names(), *namespaces.stale_names(attachment_status.STALE_AFTER_S)):
@@ -66,7 +70,10 @@ def watched_namespaces(only: str | None, ha_confs_path: str = HA_CONFS_PATH) -> 
 
 
 def ha_state(ha_confs_path: str, router_id: str) -> str:
-    """The state that Neutron's keepalived monitor has written: primary, backup or fault; '' without HA."""
+    """The state of an HA router, as Neutron's keepalived monitor has written it: primary, backup or fault.
+
+    '' for a router without HA.
+    """
     try:
         with open(os.path.join(ha_confs_path, router_id, 'state'), 'rb') as file:
             return file.read(HA_STATE_BYTES).decode(errors='replace').strip()
@@ -75,10 +82,18 @@ def ha_state(ha_confs_path: str, router_id: str) -> str:
 
 
 class CliAttachAdapter:
-    """Attaches and detaches as ``metadata-wsgi attach`` and ``detach`` do, with all their options."""
+    """Attaches and detaches as ``metadata-wsgi attach`` and ``detach`` do, with all their options.
+
+    ``on_progress`` is called after each target, in the thread that has handled it.
+    """
 
     def __init__(
-        self, common_options: list[str], attach_options: list[str], *, keeper: KeeperState | None = None
+        self,
+        common_options: list[str],
+        attach_options: list[str],
+        *,
+        keeper: KeeperState | None = None,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         parser = argparse.ArgumentParser(prog=attach.PROGRAM, allow_abbrev=False)
         attach.add_verbs(parser.add_subparsers(required=True))
@@ -87,14 +102,15 @@ class CliAttachAdapter:
         self._attach_args = parser.parse_args(['attach', *common, *attach_options])
         self._detach_args = parser.parse_args(['detach', *common])
         for name in attach.COMMON_OPTIONS:
-            # They may stand behind -- too, and hold for both.
+            # These options may also be given after --. They apply to attach and detach.
             setattr(self._detach_args, name, getattr(self._attach_args, name))
         # Raises ConfigError at once for a wrong mark.
         attach.AttachCommand(self._attach_args, {}, count=attach.BULK_THRESHOLD)
         self._state_path = attach.state_path(self._attach_args)
         self._keeper = keeper or AttachmentsClient(self._state_path)
         self._modes: dict[str, str] = {}
-        """By id, of those that had a socket in the keeper when it last responded."""
+        """Mode by id, of the targets that had a socket in the keeper when it last responded."""
+        self._on_progress = on_progress
         self._keeper_error = ''
         self._modes_without_worker: set[str] = set()
 
@@ -115,7 +131,7 @@ class CliAttachAdapter:
             with lock.exclusive(self._state_path):
                 return self._attach(targets)
         except (MetadataError, OSError) as error:
-            # Of the lock, or of the configuration: it concerns all.
+            # An error of the lock or the configuration concerns all targets.
             return dict.fromkeys(targets, str(error))
 
     def _attach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
@@ -124,14 +140,14 @@ class CliAttachAdapter:
         for target in targets:
             if self._has_process(target[1]):
                 if target not in (in_keeper or ()):
-                    # Not the default mode: it stays what it is.
+                    # The target keeps its mode and does not get the default mode.
                     self._modes[target[1]] = PROCESS
             elif in_keeper is None and not self._attach_args.mode and target[1] not in self._modes:
-                # Its mode is unknown. A process would need the port on which a worker may listen.
+                # The mode is unknown. A worker may listen on the port, and then a new process could not.
                 errors[target] = self._keeper_error
         known = [target for target in targets if target not in errors]
         command = attach.AttachCommand(self._attach_args, self._modes, count=len(known))
-        errors |= _errors(known, command.attach)
+        errors |= self._errors(known, command.attach)
         self._warn_no_worker({command.mode(AttachTarget.of(*target)) for target in known})
         return errors
 
@@ -139,13 +155,23 @@ class CliAttachAdapter:
         """``metadata-wsgi detach``."""
         try:
             with lock.exclusive(self._state_path):
-                errors = _errors(targets, attach.detach_command(self._detach_args, count=len(targets)))
+                errors = self._errors(targets, attach.detach_command(self._detach_args, count=len(targets)))
         except (MetadataError, OSError) as error:
             return dict.fromkeys(targets, str(error))
         for target in targets:
             if target not in errors:
                 self._modes.pop(target[1], None)
         return errors
+
+    def _errors(self, targets: Sequence[TargetKey], action: Callable[[AttachTarget], str]) -> dict[TargetKey, str]:
+        def run(target: AttachTarget) -> str:
+            try:
+                return action(target)
+            finally:
+                self._on_progress()
+
+        outcomes = attach.run_for_each([AttachTarget.of(*target) for target in targets], run)
+        return {target: error for target, (_, error) in zip(targets, outcomes, strict=True) if error}
 
     def _has_process(self, uuid: str) -> bool:
         return attach.has_own_process(self._state_path, uuid)
@@ -161,14 +187,15 @@ class CliAttachAdapter:
         self._modes_without_worker = without_worker
 
 
-def _errors(targets: Sequence[TargetKey], action: Callable[[AttachTarget], str]) -> dict[TargetKey, str]:
-    outcomes = attach.run_for_each([AttachTarget.of(*target) for target in targets], action)
-    return {target: error for target, (_, error) in zip(targets, outcomes, strict=True) if error}
-
-
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the subcommand."""
-    parser = subparsers.add_parser('watch', help='attach new namespaces, detach deleted ones; needs root')
+    parser = verbs.add_parser(
+        subparsers,
+        'watch',
+        description='Runs in the foreground until SIGTERM. Attaches each router and network as soon as its namespace '
+        'appears on this host, detaches it when the namespace is deleted, and repairs what another program removes. '
+        'For hosts whose L3 and DHCP agents do not do it themselves.',
+    )
     parser.add_argument('--only', choices=sorted(KINDS.values()), help='only routers, or only networks (default: both)')
     parser.add_argument(
         '--interval',
@@ -180,30 +207,37 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         '--again',
         type=_seconds,
         default=FULL_RECONCILE_INTERVAL_S,
-        help='seconds between two repairs of all that is attached (default: %(default)s)',
+        help='seconds after which all targets are checked and repaired (default: %(default)s)',
     )
     config_files.add_arguments(parser, help=', for state_path')
     parser.add_argument('--state-path', help='directory of pid files and socket')
     parser.add_argument(
         '--ha-confs-path',
         default=HA_CONFS_PATH,
-        help='where Neutron has the state of HA routers; the value of ha_confs_path (default: %(default)s)',
+        help="directory with the state of HA routers, Neutron's ha_confs_path (default: %(default)s)",
     )
-    parser.add_argument('attach_options', nargs='*', metavar='-- OPTION', help='options of attach, behind --')
+    log_output.add_arguments(parser)
+    parser.add_argument('attach_options', nargs='*', metavar='-- OPTION', help='options of attach, after --')
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Watch until SIGTERM or SIGINT."""
-    if os.geteuid() != 0:
-        raise NetnsError('only root can enter namespaces; run it with sudo')
-    logging.basicConfig(level=logging.INFO, format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s')
+    root_check.require_root()
+    notifier = Notifier.from_environ()
+    log_output.set_up(
+        [logging.StreamHandler()],
+        text_format='%(asctime)s %(process)d %(levelname)s %(name)s %(message)s',
+        level=logging.INFO,
+        use_json=args.use_json,
+        use_journal=args.use_journal,
+    )
     common_options = [f'--config-file={file}' for file in args.config_file]
     if args.state_path:
         common_options.append(f'--state-path={args.state_path}')
     reconciler = Reconciler(
         lambda: watched_namespaces(args.only, args.ha_confs_path),
-        CliAttachAdapter(common_options, args.attach_options),
+        CliAttachAdapter(common_options, args.attach_options, on_progress=notifier.progress),
         full_interval_s=args.again,
     )
     running = True
@@ -216,38 +250,46 @@ def run(args: argparse.Namespace) -> int:
     with NamespaceEvents() as events:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
+        # Before the first attachments: those of a thousand routers may take longer than systemd waits for a start.
+        notifier.ready('Attaching what is there')
         reconciler.start(_leftovers(args))
+        notifier.status(reconciler.summary())
         while running:
             events.wait(PENDING_POLL_S if _has_pending_name() else args.interval)
             if running:
-                _reconcile(reconciler)
+                _reconcile(reconciler, notifier)
+    notifier.stopping()
     return 0
 
 
-def _reconcile(reconciler: Reconciler) -> None:
+def _reconcile(reconciler: Reconciler, notifier: Notifier) -> None:
     try:
         reconciler.reconcile()
     except (MetadataError, OSError) as error:
-        # E.g. /run/netns cannot be read. The next turn tries again; ending would leave everything unattended.
+        # For example, /run/netns cannot be read. The program continues, and retries at the next event or interval.
         LOG.error('Nothing was reconciled this time: %s', error)
+        notifier.status(f'Nothing is attached or detached: {error}')
+    else:
+        notifier.status(reconciler.summary())
+    notifier.progress()
 
 
 def _has_pending_name() -> bool:
-    """Whether a file in /run/netns may become a namespace in a moment."""
+    """Whether a file in /run/netns is so new that a namespace may still be mounted on it."""
     stale = set(namespaces.stale_names()) - set(namespaces.stale_names(attachment_status.STALE_AFTER_S))
     return any(_NAME.fullmatch(name) for name in stale)
 
 
 def _leftovers(args: argparse.Namespace) -> list[TargetKey]:
-    """The routers and networks that are attached, but whose namespace was deleted."""
+    """The attached routers and networks with a deleted namespace."""
     state_path = (
         args.state_path or config_files.load({'config_file': ','.join(args.config_file)}, state_paths.OPTS).state_path
     )
     try:
         found = attachment_status.list_attachments(attach.iptables(), state_path=os.path.abspath(state_path))
     except (MetadataError, OSError) as error:
-        # Then pid files and sockets of deleted namespaces stay until the next start.
-        LOG.warning('Attachments of deleted namespaces were not looked for: %s', error)
+        # Pid files and sockets of deleted namespaces then stay until the next start.
+        LOG.warning('Attachments of deleted namespaces cannot be listed, so they are not removed: %s', error)
         return []
     return [(one.kind, one.uuid) for one in found if one.namespace is None and args.only in (None, one.kind)]
 

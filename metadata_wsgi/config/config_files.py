@@ -1,48 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads options from the operator's oslo.config files and checks all of them at once.
 
-The paste file has the order of the filters, these files have the values. Each part of the package declares its
-options beside their use and calls :func:`load` with them. One file may hold the options of all parts.
+The paste file has the order of the filters; the configuration files have the values of the options. Each module
+declares its options and calls :func:`load` with them. One file may contain the options of all modules.
 
-The files are those that ``config_file`` names in the paste file's ``[DEFAULT]`` or on the command line (several are
-separated by commas, the last one wins), else the first of ``DEFAULT_FILES`` that exists. A directory among them stands
-for its files ``*.conf``, sorted by name; they are listed again at each load. On the command line ``--config-file`` and
-``--config-dir`` may be repeated in any order (:func:`split_arguments`). Inside a block of :func:`parsed_once` each file
-is parsed once, however many filters call :func:`load`.
+``config_file`` names the files, in the paste file's ``[DEFAULT]`` or on the command line. Several files are separated
+by commas; the last one has precedence. If ``config_file`` is not set, the first file of ``DEFAULT_FILES`` that exists
+is read. A directory stands for its files ``*.conf``, sorted by name; they are listed again at each load. On the command
+line ``--config-file`` and ``--config-dir`` may be repeated in any order (:func:`split_arguments`). Inside a block of
+:func:`parsed_once` each file is parsed once, although many filters call :func:`load`.
 
-oslo.config alone accepts three mistakes, so this module checks for them: a value outside its bounds (oslo.config
-raises only when the value is read), a required option that is not set (it reads as None), and a misspelt name (it is
-ignored). An unknown name is no error: Quantum and Neutron have options of other programs in the same files. One that
-resembles an option of ours is a warning, and so never stops the start.
+oslo.config does not report two mistakes at start, so this module checks for them: a value outside its bounds (an error
+only when the value is read), and a required option that is not set (read as None). ``file_warnings`` searches for
+misspelt names.
 
-A comment behind a value is an error: oslo.config takes it for a part of the value, which for a secret nobody notices.
+A comment after a value, on the same line, is an error: oslo.config reads the comment as a part of the value.
 
-A secret may be kept outside these files. Where an option ``NAME_file`` is declared beside a secret option ``NAME``,
-the secret is read from that file, or from systemd's credential ``NAME`` (LoadCredential=), without the newline at its
-end. No error text contains the value of a secret.
+A secret may be in a file of its own. If a secret option ``NAME`` has an option ``NAME_file`` beside it, the secret is
+read from that file, or from systemd's credential ``NAME`` (LoadCredential=), without the newline at the end. No error
+text contains the value of a secret.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import glob
-import logging
 import os
 import re
-import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points, version
+from importlib.metadata import version
 from typing import Any
 
 from oslo_config import cfg
 
 from metadata_wsgi.errors import ConfigError
-
-LOG = logging.getLogger(__name__)
 
 DEFAULT_FILES = (
     '/etc/metadata_wsgi/metadata_agent.ini',
@@ -51,26 +45,21 @@ DEFAULT_FILES = (
 )
 
 
-CREDENTIAL_SECTIONS = frozenset({'DEFAULT', 'quantum', 'neutron', 'keystone_authtoken'})
-CREDENTIAL_SECRETS = frozenset({'password', 'application_credential_secret', 'client_secret'})
-"""Options of keystoneauth's plugins, which no list of this package has."""
-
-
 @dataclass(slots=True)
 class _ParsedFiles:
-    """The files of one load, parsed. ``from_file`` has the secrets that were read from files of their own."""
+    """The parsed files of one load. ``from_file`` has (group, name) of each secret that is in a file of its own."""
 
     conf: cfg.ConfigOpts
     from_file: set[tuple[str, str]] = field(default_factory=set)
 
 
-# None outside a block of parsed_once. The key is the list of files.
+# None outside a block of parsed_once. The keys are lists of files.
 _PARSED: ContextVar[dict[tuple[str, ...], _ParsedFiles] | None] = ContextVar('metadata_wsgi.config', default=None)
 
 
 @contextmanager
 def parsed_once() -> Iterator[None]:
-    """Inside the block each list of files is parsed once. Blocks may be nested; the outermost one counts."""
+    """Inside the block each list of files is parsed once. An inner block inside another one has no effect."""
     if _PARSED.get() is not None:
         yield
         return
@@ -87,7 +76,7 @@ def is_parsed_once() -> bool:
 
 
 def files(global_conf: Mapping[str, str]) -> list[str]:
-    """The configuration files that ``global_conf`` (paste's ``[DEFAULT]``) names, or the default one."""
+    """The configuration files that ``global_conf`` (paste's ``[DEFAULT]``) names, else the default file."""
     named = global_conf.get('config_file', '')
     if not named:
         return [path for path in DEFAULT_FILES if os.path.exists(path)][:1]
@@ -107,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, help: str = '') -> None:
             metavar='PATH',
             action='append',
             default=[],
-            help=f'configuration {kind}, may be repeated; a later one has precedence{help}',
+            help=f'configuration {kind}; may be repeated, the last one has precedence{help}',
         )
 
 
@@ -120,14 +109,14 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def to_global_conf(paths: Sequence[str]) -> dict[str, str]:
-    """The ``global_conf`` that names ``paths``; {} for none: then the default file is read."""
+    """The ``global_conf`` that names ``paths``. For no paths it is {}: then the default file is read."""
     return {'config_file': ','.join(paths)} if paths else {}
 
 
 def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = 'DEFAULT') -> cfg.ConfigOpts:
-    """Return a ConfigOpts that has ``opts`` in ``[group]``, every value checked. Other options may be in it too.
+    """Return a ConfigOpts with ``opts`` in ``[group]``; their values are checked. It may have other options too.
 
-    Raises ConfigError that names the option, its value, the files and what would be right.
+    Raises ConfigError. Its text names the option, its value, the files and a value that would be right.
     """
     paths = files(global_conf)
     parsed = _parsed_files(paths)
@@ -137,7 +126,7 @@ def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = '
     try:
         parsed.conf.register_opts(opts, group=oslo_group)
     except cfg.DuplicateOptError:
-        # Another part declares the same name differently, with another help text for example.
+        # Another module declares the same name differently, for example with another help text.
         parsed = _parse_files(paths)
         parsed.conf.register_opts(opts, group=oslo_group)
     _fetch_secrets(parsed, opts, group)
@@ -147,9 +136,9 @@ def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = '
 
 
 def load_group(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str) -> cfg.ConfigOpts:
-    """As :func:`load`, for options that a library declares: ``[DEFAULT]`` is a group like any other.
+    """Like :func:`load`, for options that a library declares. ``[DEFAULT]`` is a group like any other here.
 
-    Its values are attributes of ``conf['DEFAULT']``, whatever other parts declare under the same names.
+    So its values are attributes of ``conf['DEFAULT']`` and do not collide with options of the same names.
     """
     paths = files(global_conf)
     conf = _parsed_files(paths).conf
@@ -188,7 +177,7 @@ def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = (), 
             default_config_files=list(paths), default_config_dirs=[],
         )  # fmt: skip
     except (cfg.RequiredOptError, cfg.NoSuchOptError, cfg.TemplateSubstitutionError):
-        pass  # check() raises the ConfigError, with the option's help; the last two are a $ in a value
+        pass  # check() raises a ConfigError with the option's help text; a $ in a value causes the last two
     except cfg.ConfigFileParseError:
         raise ConfigError(f'{", ".join(paths)}: not a configuration file{_parse_error_location(paths)}') from None
     except (cfg.Error, ValueError) as error:
@@ -196,7 +185,7 @@ def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = (), 
 
 
 def _fetch_secrets(parsed: _ParsedFiles, opts: Sequence[cfg.Opt], group: str) -> None:
-    """Set each secret option that the files leave out: from its own file, or from a systemd credential."""
+    """Set each secret option without a value from the secret's own file or from a systemd credential."""
     declared = {opt.name for opt in opts}
     values = parsed.conf if group == 'DEFAULT' else parsed.conf[group]
     for opt in opts:
@@ -225,57 +214,10 @@ def _read_secret(path: str, name: str) -> str:
     except OSError as error:
         raise ConfigError(f'{name}_file = {path}: {error.strerror}') from error
     except UnicodeDecodeError:
-        raise ConfigError(f'{name}_file = {path}: is no text') from None
+        raise ConfigError(f'{name}_file = {path}: is not a text file') from None
     if not text:
         raise ConfigError(f'{name}_file = {path}: is empty')
     return text
-
-
-def world_readable_secrets(paths: Iterable[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
-    """One sentence for each file with a secret that every user can read: of ``paths``, or named by a ``NAME_file``.
-
-    ``known`` are (group, options) pairs; the secrets of keystoneauth's plugins are known too. A file without a secret
-    may be readable.
-    """
-    names = {opt.name for _, opts in known for opt in opts if opt.secret}
-    sentences = []
-    for path in paths:
-        values = _values_of(path)
-        with_secret = (
-            [path]
-            if any(
-                value and (name in names or (section in CREDENTIAL_SECTIONS and name in CREDENTIAL_SECRETS))
-                for section, name, value in values
-            )
-            else []
-        )
-        with_secret += [
-            value for _, name, value in values if name.removesuffix('_file') in names and name.endswith('_file')
-        ]
-        for secret_file in with_secret:
-            try:
-                mode = stat.S_IMODE(os.stat(secret_file).st_mode)
-            except OSError:
-                continue  # load() raises the ConfigError
-            if mode & stat.S_IROTH:
-                sentences.append(
-                    f'{secret_file} holds a secret and every user can read it (mode {mode:04o}); '
-                    f'chmod o-r {secret_file}'
-                )
-    return sentences
-
-
-def _values_of(path: str) -> list[tuple[str, str, str]]:
-    """(section, name, value) of each line of the file that has a value."""
-    section, values = 'DEFAULT', []
-    with open(path, encoding='utf-8', errors='replace') as file:
-        for line in map(str.strip, file):
-            if line.startswith('['):
-                section = line.strip('[]')
-            elif '=' in line:
-                name, _, value = line.partition('=')
-                values.append((section, name.strip(), value.strip()))
-    return values
 
 
 def check(conf: cfg.ConfigOpts, opts: Iterable[cfg.Opt], group: str, paths: Sequence[str]) -> None:
@@ -302,13 +244,16 @@ def _check(values: Any, opts: Iterable[cfg.Opt], where: str, from_file: Collecti
             raise ConfigError(f'{opt.name} in {where}: {reason}') from (None if opt.secret else error)
         if opt.required and value in (None, '', []):
             raise ConfigError(f'{opt.name} is missing from {where}. It is: {opt.help}')
-        # A secret may really be written so. It is refused where it can be kept in a file of its own instead.
+        # A secret may really contain white space and #. That is an error only if it can be in a file of its own.
         if opt.name not in from_file and (not opt.secret or f'{opt.name}_file' in names):
             check_comment(opt.name, value, where, is_secret=bool(opt.secret))
 
 
 def check_comment(name: str, value: object, where: str, *, is_secret: bool = False) -> None:
-    """Raise ConfigError if ``value`` has white space followed by #: oslo.config reads a comment there as the value."""
+    """Raise ConfigError if ``value`` has white space followed by #.
+
+    oslo.config reads a comment after a value as a part of the value.
+    """
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str) and re.search(r'\s#', text):
             advice = f'; if it belongs to the secret, use {name}_file' if is_secret else ''
@@ -318,43 +263,8 @@ def check_comment(name: str, value: object, where: str, *, is_secret: bool = Fal
             )
 
 
-def log_misspelt_names(global_conf: Mapping[str, str]) -> None:
-    """Log a warning for each name in the files that no option has but that resembles one of ours."""
-    for sentence in misspelt(files(global_conf), all_options()):
-        LOG.warning('%s', sentence)
-
-
-def all_options() -> list[tuple[str, list[cfg.Opt]]]:
-    """Every option of the package, as (group, options) pairs."""
-    found: list[tuple[str, list[cfg.Opt]]] = entry_points(group='oslo.config.opts')['metadata_wsgi'].load()()
-    return found
-
-
-def misspelt(paths: Sequence[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
-    """One sentence for each name in ``paths`` that is not an option in ``known`` but resembles one.
-
-    ``known`` are (group, options) pairs. Names of Quantum, Neutron and Nova that resemble ours are in
-    ``KNOWN_FOREIGN_OPTIONS``; other programs may have more of them, so a sentence is a hint and no error.
-    """
-    sentences = []
-    names: dict[str, set[str]] = {}
-    for group, opts in known:
-        for opt in opts:
-            for group_name, name in [(group, opt.name), *((d.group or group, d.name) for d in opt.deprecated_opts)]:
-                names.setdefault(group_name, set()).update({name or opt.name, (name or opt.name).replace('-', '_')})
-    for path in paths:
-        for group, written in _option_names(path):
-            ours = names.get(group, set())
-            if not ours or written in ours or written in KNOWN_FOREIGN_OPTIONS:
-                continue
-            close = difflib.get_close_matches(written, sorted(ours), n=1, cutoff=0.85)
-            if close:
-                sentences.append(f'{written} in [{group}] of {path} is no option; did you mean {close[0]}?')
-    return sentences
-
-
 def _parse_error_location(paths: Sequence[str]) -> str:
-    """Which line cannot be parsed and why. The text of oslo.config has the line itself, which may be a secret."""
+    """The line that cannot be parsed, and the reason. oslo.config's own text contains the line, perhaps a secret."""
     for path in paths:
         try:
             cfg.ConfigParser(path, {}).parse()
@@ -363,39 +273,3 @@ def _parse_error_location(paths: Sequence[str]) -> str:
         except (OSError, UnicodeDecodeError):
             continue
     return ''
-
-
-KNOWN_FOREIGN_OPTIONS = frozenset(
-    {
-        'metadata_port',
-        'metadata_access_mark',
-        'metadata_proxy_shared_secrets',
-        'enable_metadata_proxy',
-        'enable_metadata_network',
-        'auth_urls',
-        'auth_uri',
-        'nova_metadata_url',
-        # neutron.conf of Juno and Kilo: notifications to Nova.
-        'nova_admin_tenant_name',
-        'nova_admin_tenant_id',
-        'nova_admin_username',
-        'nova_admin_password',
-        'nova_admin_auth_url',
-        'nova_region_name',
-        # nova.conf of Grizzly and Havana, on a host with everything.
-        'quantum_metadata_proxy_shared_secret',
-        'neutron_metadata_proxy_shared_secret',
-    }
-)
-"""Options of other programs in the same files that resemble ours."""
-
-
-def _option_names(path: str) -> list[tuple[str, str]]:
-    sections: dict[str, dict[str, list[str]]] = {}
-    try:
-        cfg.ConfigParser(path, sections).parse()
-    except cfg.ParseError as error:
-        raise ConfigError(f'{path}: not a configuration file: {error.msg} at line {error.lineno}') from None
-    except OSError as error:
-        raise ConfigError(f'{path}: not a configuration file: {error}') from error
-    return [(group, name) for group, values in sections.items() for name in values]

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state directory and the paths in it: the agent's socket and the pid files.
 
-Names and defaults are those of Quantum, so that an L3 agent, these programs and a Neutron agent beside them use the
-same paths.
+Names and defaults are those of Quantum, so that Quantum's L3 agent and these programs use the same paths.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ OPTS = [
     cfg.StrOpt(
         'state_path',
         default='/var/lib/quantum',
-        help='Directory for the socket and the pid files. Neutron installations have /var/lib/neutron.',
+        help='Directory of the socket and the pid files. Neutron installations use /var/lib/neutron.',
     ),
     cfg.StrOpt(
         'metadata_proxy_socket',
@@ -24,5 +23,5 @@ OPTS = [
 
 
 def pid_file(state_path: str, namespace_id: str) -> str:
-    """The pid file of the namespace proxy of a router or network, where Grizzly's process manager has it."""
+    """The path of the pid file of a router's or network's namespace proxy. Grizzly's agents use the same path."""
     return f'{state_path}/external/pids/{namespace_id}.pid'

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""503 for every exception that no other filter handles. Stands outermost.
+"""Responds 503 to every exception that no other filter handles. It is the first filter of the pipeline.
 
-The traceback is logged; the client gets a constant 503 with ``Retry-After: 1``. cloud-init gives up after 500 and
-retries after 503. No header, body or secret of the request is logged.
+The traceback is logged. The client gets a constant 503 with ``Retry-After: 1``, because cloud-init retries after 503
+and gives up after 500. No header, body or secret of the request is logged.
 
-The outermost filter is built last, so this one also checks the finished pipeline, once: each filter finds the keys
-that it reads. Otherwise the start is refused, whichever server loads the pipeline. A misspelt option in the
-configuration files is logged as a warning.
-At the first request it checks the settings of a gunicorn that serves it: if that accepts malformed requests, every
-request gets 503 and the log names the setting (``pipeline/gunicorn_strictness.py`` has the settings).
-It reads and writes no environ key. It has no options.
+When the pipeline is loaded this filter is created last. So it also checks the complete pipeline: for each key that a
+filter reads, an earlier filter must set it. Otherwise the program does not start, with any WSGI server. A misspelt
+option in the configuration files is logged as a warning.
+
+At the first request it checks the settings of gunicorn, if gunicorn serves the pipeline. If they allow malformed
+requests, every request gets 503 and the log names the setting (``pipeline/gunicorn_strictness.py``). The filter reads
+REQUEST_ID, if a filter behind it has set it, and writes no environ key. It has no options.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from metadata_wsgi import limits
-from metadata_wsgi.config import config_files
+from metadata_wsgi.config import config_files, file_warnings
 from metadata_wsgi.http import error_responses
-from metadata_wsgi.pipeline import gunicorn_strictness, order
+from metadata_wsgi.pipeline import environ_keys, gunicorn_strictness, order, request_id
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ LOG = logging.getLogger(__name__)
 
 
 class CatchErrorsFilter:
-    """The outermost filter."""
+    """The first filter of the pipeline."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -41,11 +42,11 @@ class CatchErrorsFilter:
     def __init__(self, app: WSGIApplication) -> None:
         self.app = app
         self._lenient_settings: list[str] | None = None
-        # File, line and type of an exception -> its throttle. As many as the code has places.
+        # (file, line, type) of an exception -> its throttle. Bounded by the number of lines that can raise.
         self._logs: dict[tuple[str, int, type], Throttle] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Call the rest of the pipeline; 503 for an exception before the body."""
+        """Call the rest of the pipeline; respond 503 if it raises an exception."""
         if self._lenient_settings is None:
             self._lenient_settings = gunicorn_strictness.lenient_settings(
                 gunicorn_strictness.settings_of(start_response)
@@ -53,15 +54,22 @@ class CatchErrorsFilter:
             if self._lenient_settings:
                 LOG.critical('Every request gets 503: %s', gunicorn_strictness.message(self._lenient_settings))
         if self._lenient_settings:
+            reason = f'gunicorn accepts malformed requests: {", ".join(self._lenient_settings)}'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
             return error_responses.unavailable()(environ, start_response)
         try:
             return self.app(environ, start_response)
         except Exception as error:
             self._log(error)
-            return error_responses.unavailable()(environ, _with_exc_info(start_response))
+            reason = f'unexpected {type(error).__name__} in the pipeline: see the log'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
+            start_response = _with_exc_info(start_response)
+            if environ_keys.REQUEST_ID in environ:
+                start_response = request_id.added_to(start_response, environ[environ_keys.REQUEST_ID])
+            return error_responses.unavailable()(environ, start_response)
 
     def _log(self, error: Exception) -> None:
-        """Log the traceback, at most once in an interval for each place: a client can repeat its request for ever."""
+        """Log the traceback, at most once per interval for each line of code: a client may repeat its request."""
         *_, (frame, line) = traceback.walk_tb(error.__traceback__)
         place = (frame.f_code.co_filename, line, type(error))
         throttle = self._logs.setdefault(place, Throttle(limits.LOG_INTERVAL_S))
@@ -70,7 +78,7 @@ class CatchErrorsFilter:
 
 
 def _with_exc_info(start_response: StartResponse) -> StartResponse:
-    """``start_response`` with exc_info: with it a server replaces a status that is not sent yet (PEP 3333)."""
+    """``start_response`` with exc_info. The server then replaces a status that it has not sent yet (PEP 3333)."""
 
     def replace_status(
         status: str, headers: list[tuple[str, str]], exc_info: object = None, /
@@ -86,8 +94,8 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     def wrap(app: WSGIApplication) -> CatchErrorsFilter:
         outermost = CatchErrorsFilter(app)
         order.check(outermost)
-        if not config_files.is_parsed_once():  # else the program logs them, once for all workers
-            config_files.log_misspelt_names(global_conf)
+        if not config_files.is_parsed_once():  # else the program logs misspelt names, once for all workers
+            file_warnings.log_misspelt_names(global_conf)
         return outermost
 
     return wrap

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Set the deadline of the request. Stands before all filters that take time.
+"""Sets the deadline of the request. It must be before all filters that take time.
 
-Instances wait 10 s for a response (cloud-init, Ignition, CirrOS), so a request has 9 s by default: namespace proxy,
-lookup, retries and Nova together. The namespace proxy has used some of it already and sends the rest in
-``X-Metadata-Remaining-Ms``. That header can only shorten the time; it is deleted here.
+Instances wait 10 s for a response (cloud-init, Ignition, CirrOS). So a request has 9 s by default, for namespace proxy,
+lookup, retries and Nova together. The namespace proxy sends the remaining time in ``X-Metadata-Remaining-Ms``. This
+header can only shorten the time. The filter deletes it.
 
 A client cannot set the header: the namespace proxy deletes every ``X-Metadata-*`` header of a client.
-Writes DEADLINE.
+The filter writes DEADLINE.
 """
 
 from __future__ import annotations

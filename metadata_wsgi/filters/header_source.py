@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the network position of the client from the headers of the namespace proxy. Stands before instance.
+"""Reads address and router or network of the client from the headers of the namespace proxy. It is before instance.
 
-Reads ``X-Forwarded-For`` (the client's address) and, under the one trusted prefix, ``-Router-ID`` or ``-Network-ID``
-(exactly one of the two). Then it deletes them and every other header that could name a client or an instance, so that
-no filter behind it can take the word of a client.
+It reads ``X-Forwarded-For`` (the client's address) and, with the trusted prefix, ``-Router-ID`` or ``-Network-ID``:
+exactly one of the two. Then it deletes these headers and every other header that could name a client or an instance. So
+no later filter can read such a header from a client.
 
 An IPv6 link-local address is unique on its link only. Our namespace proxy sends the interface on which the request
 arrived (``X-Metadata-Interface``), and the instance is searched on the network of that interface. Neutron's haproxy
-does not; then it is searched on all networks of the router, as Neutron's agent does, and a client may send that
-header itself: it can narrow the search, not widen it.
+does not send this header. Then the instance is searched on all networks of the router, as Neutron's agent does. Behind
+haproxy a client can send the header itself, but it can only restrict the search.
 
-A client cannot forge these headers as long as only a namespace proxy can open the agent's socket: the proxy sets them
-and deletes those of the client. A header that arrives twice is joined by a comma and refused; so are an id under a
-prefix that is not the trusted one (LP#1865036), and two ids at once.
+A client cannot forge these headers as long as only a namespace proxy can connect to the agent's socket: the proxy sets
+them and deletes the client's. These requests get 400: a header that arrives twice (its values are joined by a comma),
+an id with another prefix than the trusted one (LP#1865036), and two ids.
 
-``metadata_header_prefix`` is ``X-Quantum`` for our namespace proxy and Grizzly's, ``X-Neutron`` for Neutron's haproxy.
-Establishes SOURCE, and CLIENT_IS_PROXY: whether the client sent a forwarding header, as a proxy does.
+``metadata_header_prefix`` is ``X-Quantum`` for our and Grizzly's namespace proxy, ``X-Neutron`` for Neutron's haproxy,
+``X-OVN`` for OVN's haproxy. The filter writes SOURCE and CLIENT_IS_PROXY. CLIENT_IS_PROXY: the client sent a forwarding
+header, as a proxy does.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ OPTS = [
             ('X-OVN', "OVN's haproxy"),
         ],
         ignore_case=True,
-        help='Prefix of the headers that carry the router or network id; ids under another prefix are refused.',
+        help='Prefix of the headers with the router or network id. Requests with an id under another prefix get 400.',
     ),
 ]
 
-# An id becomes part of a query to Quantum: only characters of ids are accepted.
+# An id becomes part of a query to Quantum, so only letters, digits and dashes are accepted.
 _ID = re.compile(r'[0-9A-Za-z-]{1,64}\Z')
 _INTERFACE = re.compile(r'[0-9A-Za-z._-]{1,15}\Z')
 
@@ -72,10 +73,11 @@ class HeaderSourceFilter:
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Set the source and call the app; 400 where there is none, or more than one."""
+        """Set SOURCE and call the next filter; respond 400 if the headers name no client, or more than one."""
         try:
             source = self._source(environ)
         except BadRequest as error:
+            environ[environ_keys.FAILURE] = environ_keys.Failure(400, f'not from a namespace proxy: {error}')
             return error_responses.bad_request(str(error))(environ, start_response)
         environ[environ_keys.CLIENT_IS_PROXY] = _FORWARDED_KEY in environ
         for key in [key for key in environ if header_names.is_reserved_key(key)]:
@@ -85,7 +87,7 @@ class HeaderSourceFilter:
 
     def _source(self, environ: WSGIEnvironment) -> environ_keys.Source:
         if any(key in environ for key in self._untrusted_keys):
-            raise BadRequest('An id under a prefix that is not the trusted one.')
+            raise BadRequest('An id under a header prefix that is not trusted.')
         router_id = environ.get(self._router_key)
         network_id = environ.get(self._network_key)
         if router_id is not None and network_id is not None:
@@ -102,9 +104,10 @@ class HeaderSourceFilter:
 
 
 def parse_address(text: str | None) -> str:
-    """Canonical text of the one address in ``text``: without a zone; IPv4 for a v4-mapped address (haproxy).
+    """The canonical form of the address ``text``: without a zone; IPv4 for a v4-mapped address (haproxy).
 
-    Quantum matches IPv6 addresses as strings, so only the canonical form is found there. Raises BadRequest.
+    Quantum compares IPv6 addresses as strings, so only the canonical form is found. Raises BadRequest if ``text`` is
+    not a valid address.
     """
     if text is None:
         raise BadRequest('No client address.')

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the instance of a request by a lookup. Stands after header_source or socket_source, and after deadline.
+"""Looks up the instance of a request. It must be after header_source or socket_source, and after deadline.
 
-The option ``directory`` names the lookup: ``quantum`` (the Quantum or Neutron API) or ``static`` (a YAML file).
-``lookup/resolve`` has the table of results: 404 for no instance and for several, 503 where the lookup fails.
+The option ``directory`` names the lookup: ``quantum`` (the Quantum or Neutron API) or ``static`` (a YAML file). The
+response is 404 for no instance and for several, 503 if the lookup fails: ``lookup/resolve.py`` has the table.
 
-Does nothing where INSTANCE is set already: lookup_cache, a test or another lookup may stand before it.
-Reads SOURCE and DEADLINE, establishes INSTANCE.
+The filter does nothing if INSTANCE is already set, by lookup_cache, by a test or by another lookup before it.
+It reads SOURCE and DEADLINE and writes INSTANCE.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -26,20 +27,25 @@ OPTS = protocol.OPTS
 
 
 class InstanceFilter:
-    """Sets INSTANCE, the one that matches SOURCE."""
+    """Sets INSTANCE to the instance that has the address in SOURCE."""
 
     REQUIRES = frozenset({environ_keys.SOURCE, environ_keys.DEADLINE})
     PROVIDES = frozenset({environ_keys.INSTANCE})
 
     def __init__(
-        self, app: WSGIApplication, *, lookup: protocol.InstanceLookup, sleep: Callable[[float], None] = sleep
+        self,
+        app: WSGIApplication,
+        *,
+        lookup: protocol.InstanceLookup,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = sleep,
     ) -> None:
         self.app = app
         self.lookup = lookup
-        self._resolver = InstanceResolver(lookup, sleep=sleep)
+        self._resolver = InstanceResolver(lookup, clock=clock, sleep=sleep)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Set the instance and call the app; or respond 404 or 503."""
+        """Set INSTANCE and call the next filter, or respond 404 or 503."""
         if environ_keys.INSTANCE not in environ:
             error_response = self._resolver.resolve(environ)
             if error_response is not None:

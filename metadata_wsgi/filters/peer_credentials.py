@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accept only namespace proxies as clients of the agent's socket. Stands before ``header_source``.
+"""Accepts only namespace proxies as clients of the agent's socket. It must be before ``header_source``.
 
-A process that can connect to the agent's socket can name any instance. The mode of the socket keeps other users out;
-this filter also checks the credentials of the peer (SO_PEERCRED, from the kernel), so that a socket with too wide a
-mode, or a user in its group for another reason, is not enough. Other peers get 403, and the log names their uid.
+A process that can connect to the agent's socket can request the metadata of any instance. The mode of the socket
+excludes other users. This filter also checks uid and gid of the peer, which the kernel returns (SO_PEERCRED). So a
+wrong mode of the socket, or a member of its group with another purpose, is no danger. Other peers get 403, and the log
+names their uid.
 
-Accepted: root, the agent's own users (but not ``nobody``, as which workers run where there is no user metadata-wsgi:
-other programs run as nobody too), ``metadata_proxy_user``, users whose primary group is the socket's group, and
-those that ``metadata_peer_users`` and ``metadata_peer_groups`` name. With ``metadata_proxy_socket_mode = all`` and none
-named: everybody, as that option says.
+These peers are accepted:
 
-The server must be gunicorn, which gives access to the connection. Without a server (webtest and ``explain`` set
-paste's own ``paste.testing``) all requests pass; under another server, or over TCP, all are refused.
-Reads and establishes nothing.
+- root, and the agent's own users. The user ``nobody``, as which workers run if there is no user metadata-wsgi, is not
+  accepted, because other programs also run as nobody;
+- ``metadata_proxy_user``, and users with the socket's group as primary group;
+- the users of ``metadata_peer_users``, and users with a primary group of ``metadata_peer_groups``;
+- all users, if ``metadata_proxy_socket_mode = all`` and neither of these two options is set.
+
+The server must be gunicorn, which gives access to the connection. Under another server, or over TCP, all requests are
+refused. Without a server all requests pass: webtest and ``explain`` set the key ``paste.testing``.
+The filter reads and writes no environ key.
 """
 
 from __future__ import annotations
@@ -30,7 +34,10 @@ from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.net import listeners
+from metadata_wsgi.net import options as net_options
+from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.privileges import identity
+from metadata_wsgi.privileges import options as privileges_options
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -42,22 +49,22 @@ OPTS = [
     cfg.ListOpt(
         'metadata_peer_users',
         default=[],
-        help='Users, by name or uid, that may connect to the agent besides root, its own and metadata_proxy_user.',
+        help="Other users, by name or uid, that may connect to the agent's socket.",
     ),
     cfg.ListOpt(
         'metadata_peer_groups',
         default=[],
-        help="Groups, by name or gid, that may connect too: processes with one as primary group, besides the socket's.",
+        help="Other groups, by name or gid: processes with such a primary group may connect to the agent's socket.",
     ),
 ]
 
 
 _SHARED_USERS = frozenset({'nobody', '65534'})
-"""Names of the fallback identity of workers, that other programs have too."""
+"""Names of the user that workers have if there is no user metadata-wsgi. Other programs use it too."""
 
 
 class PeerCredentialsFilter:
-    """403 for peers with neither a uid in ``uids`` nor a primary gid in ``gids``. ``uids`` None: all pass."""
+    """Accepts peers with a uid in ``uids`` or a primary gid in ``gids``; others get 403. ``uids`` None: all pass."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -71,7 +78,7 @@ class PeerCredentialsFilter:
         self._refused_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Call the app, or respond 403."""
+        """Call the next filter, or respond 403."""
         if self._uids is None or environ.get('paste.testing'):
             return self.app(environ, start_response)
         peer = _peer(environ.get('gunicorn.socket'))
@@ -82,16 +89,18 @@ class PeerCredentialsFilter:
             if peer is not None:
                 description = f'process {peer[0]} of uid {peer[1]}, gid {peer[2]}'
             LOG.warning(
-                'Refused %s: only namespace proxies may connect to the agent; metadata_proxy_user and '
-                'metadata_peer_users name their users. As nobody other programs run too: create the user metadata-wsgi '
-                '(useradd --system metadata-wsgi) for the namespace proxies',
+                'Refused %s: only namespace proxies may connect to the agent. Set metadata_proxy_user or '
+                'metadata_peer_users to their user. If they run as nobody, create the user metadata-wsgi for them '
+                '(useradd --system metadata-wsgi), because other programs run as nobody too',
                 description,
             )
+        uid = 'unknown' if peer is None else peer[1]
+        environ[environ_keys.FAILURE] = environ_keys.Failure(403, f'the peer, uid {uid}, is no namespace proxy')
         return error_responses.forbidden('Only namespace proxies may connect here.')(environ, start_response)
 
 
 def _peer(connection: Any) -> tuple[int, int, int] | None:
-    """(pid, uid, gid) of the peer of a unix socket; None where they are not known."""
+    """(pid, uid, gid) of the peer of a unix socket; None if they are not known."""
     if getattr(connection, 'family', None) != socket.AF_UNIX:
         return None
     try:
@@ -103,7 +112,7 @@ def _peer(connection: Any) -> tuple[int, int, int] | None:
 
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], PeerCredentialsFilter]:
     """For ``use = egg:metadata_wsgi#peer_credentials``."""
-    conf = config_files.load(global_conf, [*OPTS, *listeners.OPTS, *identity.OPTS])
+    conf = config_files.load(global_conf, [*OPTS, *net_options.OPTS, *privileges_options.OPTS])
     if conf.metadata_proxy_socket_mode == 'all' and not conf.metadata_peer_users and not conf.metadata_peer_groups:
         return lambda app: PeerCredentialsFilter(app, uids=None)
     uids, gids = accepted_ids(conf, identity.resolve(conf.metadata_user, conf.metadata_group))
@@ -112,7 +121,7 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
 
 def accepted_ids(conf: Any, workers: identity.Identity) -> tuple[frozenset[int], frozenset[int]]:
     """The accepted uids and primary gids, for an agent whose workers run as ``workers``."""
-    # The group of the socket where no option names one: that of the agent, which creates it.
+    # If no option sets the socket's group: root's agent gives it to the workers' group, another agent to its own.
     group = workers.gid if os.geteuid() == 0 else os.getegid()
     uids = {0, os.geteuid(), workers.uid}
     gids = {listeners.gid_of(conf.metadata_proxy_group or str(group))}

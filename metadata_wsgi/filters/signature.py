@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sign the instance id, as Nova requires. Stands last before the app.
+"""Signs the instance id, as Nova requires. It must be the last filter before the app.
 
-The signature is the lower-case hex of HMAC-SHA256 over the instance id with the shared secret, as Nova computes it.
-The project id is sent too, because a tenant can make a port with the id of another tenant's instance; Nova compares
-the two, and nothing else prevents it (LP#1235450).
+The signature is the HMAC-SHA256 of the instance id with the shared secret, in lower-case hex, as Nova computes it. The
+project id is sent too. A tenant can create a port with the id of another tenant's instance. Only the project id shows
+this to Nova: Nova compares it with the project of the instance (LP#1235450).
 
-``metadata_proxy_shared_secret`` has the value of ``[neutron] metadata_proxy_shared_secret`` in nova.conf; if the two
-differ, Nova answers 403 to every request, and ``upstream`` logs it. To change the secret without an outage, write the
-new one to ``metadata_proxy_shared_secret`` and the old one to ``metadata_proxy_shared_secret_old``, reload every
-agent, then change Nova's, host by host: if Nova refuses one signature (403), ``upstream`` sends the request with the
-other and starts with that one from then on. When all of Nova has the new secret, remove the old one.
+``metadata_proxy_shared_secret`` must have the value of ``[neutron] metadata_proxy_shared_secret`` in nova.conf. If the
+values differ, Nova responds 403 to every request, and ``upstream`` logs this.
+
+To change the secret without an outage:
+
+1. Write the new secret to ``metadata_proxy_shared_secret`` and the old one to ``metadata_proxy_shared_secret_old``.
+2. Reload every agent.
+3. Change the secret of Nova, host by host. If Nova rejects a signature (403), ``upstream`` sends the request again with
+   the other signature. The accepted signature is then sent first.
+4. When every Nova host has the new secret, remove the old secret.
 
 Each secret may be in a file of its own (``..._file``) or in the systemd credential with the name of the option.
-No other file of the pipeline knows the secret. Reads SOURCE and INSTANCE, writes SIGNED_IDENTITY.
+No other module of the pipeline reads the secret. The filter reads SOURCE and INSTANCE and writes SIGNED_IDENTITY.
 """
 
 from __future__ import annotations
@@ -37,21 +42,23 @@ OPTS = [
         required=True,
         help='Secret shared with Nova: the value of [neutron] metadata_proxy_shared_secret in nova.conf.',
     ),
-    cfg.StrOpt('metadata_proxy_shared_secret_file', help='A file with the secret, instead of the option above.'),
+    cfg.StrOpt(
+        'metadata_proxy_shared_secret_file', help='A file with the secret, instead of metadata_proxy_shared_secret.'
+    ),
     cfg.StrOpt(
         'metadata_proxy_shared_secret_old',
         secret=True,
-        help='While the secret is being changed: the old one, used where Nova refuses the new one.',
+        help='The old secret, while the secret is being changed. It is used if Nova rejects the new secret.',
     ),
     cfg.StrOpt('metadata_proxy_shared_secret_old_file', help='A file with the old secret.'),
 ]
 
 SIGNATURES_CACHED = 4096
-"""Instances whose signature is cached. A boot is 28 requests, and OpenSSL takes longer to start than to sign."""
+"""Number of instances for which the signature is cached. A boot is 28 requests of the same instance."""
 
 
 class SignatureFilter:
-    """Writes SIGNED_IDENTITY. ``secrets``: the shared secret, and the old one while it is being changed."""
+    """Writes SIGNED_IDENTITY. ``secrets``: the shared secret and, while it is being changed, the old secret."""
 
     REQUIRES = frozenset({environ_keys.SOURCE, environ_keys.INSTANCE})
     PROVIDES = frozenset({environ_keys.SIGNED_IDENTITY})
@@ -76,7 +83,7 @@ class SignatureFilter:
 
 
 def sign(shared_secret: bytes, instance_id: str) -> str:
-    """Nova's signature of an instance id: lower-case hex; Nova refuses upper case."""
+    """The signature of an instance id that Nova expects, in lower-case hex. Nova rejects upper case."""
     return hmac.digest(shared_secret, instance_id.encode(), 'sha256').hex()
 
 

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the network position of the client from its connection: one hop, without a namespace proxy.
+"""Reads address and router or network of the client from its connection: mode one_hop, without a namespace proxy.
 
-A listening socket stays in the namespace where the keeper opened it, so the worker knows by the socket in which
-router's or network's namespace a client connected; the address is that of the connection, for an IPv6 link-local one
-with the interface on which it arrived. Every header that could
-name a client or an instance is deleted, in every spelling.
+A listening socket stays in the namespace in which the keeper opened it. So the socket shows in which router's or
+network's namespace a client connected. The client's address is the peer address of the connection. An IPv6 link-local
+address has the interface on which the connection arrived. Every header that could name a client or an instance is
+deleted, in every spelling.
 
-The price: the process that reads the bytes of clients then also has Nova's secret and the credentials for Quantum; in
-two hops it has neither. Privileges stay separate all the same: the worker is an unprivileged user that can enter no
-namespace, and the keeper reads no byte of a client.
+In this mode the process that parses clients' requests also has Nova's secret and the credentials for Quantum. In the
+other modes it has neither. But the worker runs as an unprivileged user that cannot enter a namespace, and the keeper
+reads no data of a client.
 
-Replaces ``header_source`` in a pipeline for sockets of the keeper; a request on another socket gets 400. Establishes
-SOURCE, and CLIENT_IS_PROXY: whether the client sent a forwarding header, as a proxy does. No options.
+The filter replaces ``header_source`` in a pipeline for sockets of the keeper. A request on another socket gets 400. It
+writes SOURCE and CLIENT_IS_PROXY. CLIENT_IS_PROXY: the client sent a forwarding header, as a proxy does. It has no
+options.
 """
 
 from __future__ import annotations
@@ -39,14 +40,19 @@ class SocketSourceFilter:
         self.app = app
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Set the source and call the app; 400 on a socket that is not the keeper's, or whose interface is unknown."""
+        """Set SOURCE and call the next filter.
+
+        Responds 400 if the socket is not from the keeper, or if a link-local address has no interface.
+        """
         namespace: environ_keys.Namespace | None = environ.get(environ_keys.NAMESPACE)
         if namespace is None:
-            return error_responses.bad_request('This did not come from a namespace.')(environ, start_response)
+            return error_responses.bad_request('The request did not arrive in a namespace.')(environ, start_response)
         address = normalize_ip(environ['REMOTE_ADDR'])
         interface = interface_of(environ['REMOTE_ADDR']) if is_link_local(address) else None
         if is_link_local(address) and interface is None:
-            return error_responses.bad_request('The interface of this connection is unknown.')(environ, start_response)
+            reason = 'The interface of this connection is unknown.'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(400, reason)
+            return error_responses.bad_request(reason)(environ, start_response)
         environ[environ_keys.CLIENT_IS_PROXY] = any(key in environ for key in _FORWARDING_KEYS)
         for key in [key for key in environ if header_names.is_reserved_key(key)]:
             del environ[key]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Circuit breaker: a host that accepts no connections gets one attempt at a time, from one request.
+"""Circuit breaker: while a host accepts no connections, only one request at a time tries to connect.
 
-Without it each of a thousand waiting requests connects about once a second; with dead name servers or a firewall that
-drops packets each of them also holds a connection attempt for seconds.
+Without it each of a thousand waiting requests would connect about once a second. If name servers do not respond or a
+firewall drops packets, each attempt also takes seconds.
 
-Only failures to connect open the circuit. Nothing that an instance sends or stores can cause them, so one instance
-cannot close the service to others; a response that breaks or does not come is limited by the deadline and the retry
-budget (``retry.py``).
+Only failures to connect open the circuit. An instance cannot cause such a failure, so it cannot make the service
+unavailable for others. Responses that are incomplete or do not arrive do not open the circuit: the deadline and the
+retry budget (``retry.py``) limit them.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class CircuitBreaker:
         self.last_error = ''
 
     def allows_attempt(self) -> bool:
-        """True if the circuit is closed, or if it is time for the next attempt. Changes nothing."""
+        """Whether the circuit is closed, or it is time for the next attempt. Changes nothing."""
         return self._failures < limits.CIRCUIT_OPEN_FAILURES or self._clock() >= self._next_attempt_at_s
 
     def start_attempt(self) -> None:
-        """An attempt starts: while the circuit is open, no other one is allowed before this one ends."""
+        """Call when an attempt starts. While the circuit is open, no other attempt is allowed until this one ends."""
         if self._failures >= limits.CIRCUIT_OPEN_FAILURES:
             self._next_attempt_at_s = self._clock() + limits.CONNECT_TIMEOUT_S + limits.CIRCUIT_PROBE_INTERVAL_S
 
     def record_connected(self) -> None:
-        """A connection was made: closes the circuit."""
+        """Close the circuit: a connection was made."""
         self._failures = 0
 
     def record_failure(self, error: Exception, *, had_time: bool = True) -> None:
-        """A connection could not be made. The failure does not count if the attempt had no time."""
+        """Count a failure to connect. With ``had_time`` False it is not counted: the attempt had too little time."""
         self._failures += had_time
         self._next_attempt_at_s = self._clock() + limits.CIRCUIT_PROBE_INTERVAL_S
         self.last_error = str(error)

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP client with a connection pool: namespace proxy to agent (unix socket), agent to Nova (TCP or TLS).
 
-Not a library's client: the request target must arrive byte for byte (``%2f``, ``..`` and non-ASCII included), and the
-libraries rewrite it; and urllib3 took 335 microseconds of CPU for a request, where this module takes 40. The header of
-a response is parsed by picohttpparser (gunicorn_h1c), as in the server. This module adds the framing of RFC 9112,
-its strict part only: a response that can be read in two ways is an error.
+No library is used, for two reasons. The request target must be sent unchanged (also ``%2f``, ``..`` and non-ASCII), and
+the libraries rewrite it. And urllib3 takes 335 microseconds of CPU for a request, this client 40. ``response_reader``
+reads the response.
 
-A response up to ``limits.MAX_BUFFERED_BYTES`` is received whole before the client gets its first byte: if the
-connection breaks the request can be retried. A larger one is streamed, so memory stays bounded; if the connection
-breaks then, the client's connection is closed, and the client sees by the length that the body is incomplete.
+A response up to ``limits.MAX_BUFFERED_BYTES`` is received completely before the client gets its first byte. So the
+request can be retried if the connection breaks. A larger response is streamed, so memory is bounded. If the connection
+then breaks, the client's connection is closed too, and the client detects that the body is incomplete.
 """
 
 from __future__ import annotations
@@ -16,41 +15,40 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import re
 import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import BadRequest, MaybeSent, NotSent
-from metadata_wsgi.http.head_parser import IncompleteError, ParseError, parse_response
-from metadata_wsgi.http.message import Headers, Request, Response, end_to_end
-from metadata_wsgi.http.raw_socket import from_gevent_socket
+from metadata_wsgi.http.message import Request, Response, end_to_end
+from metadata_wsgi.http.response_reader import ClientConnection, StreamedBody
 from metadata_wsgi.http.tls_socket import TlsSocket
 from metadata_wsgi.net import resolver
 
-_CHUNK_SIZE = re.compile(rb'[0-9A-Fa-f]{1,15}\Z')
-
 
 class HttpClient(Protocol):
-    """Sends requests to one service. :class:`PooledHttpClient` is the real one, tests have a fake."""
+    """Sends requests to one service. :class:`PooledHttpClient` is the implementation; tests use a fake."""
 
     name: str
-    """The service in log lines, for example ``http://nova:8775``."""
+    """The name of the service in log lines, for example ``http://nova:8775``."""
 
     def send_request(self, request: Request, deadline: Deadline) -> Response:
-        """Send ``request`` once and return the response. Raises NotSent or MaybeSent if there is none in time."""
+        """Send ``request`` once and return the response.
+
+        Raises NotSent or MaybeSent if there is no response before ``deadline``.
+        """
 
 
 class PooledHttpClient:
     """HttpClient of one host or unix socket, with a pool of keep-alive connections. For all threads of a worker.
 
-    ``connect(timeout_s)`` opens a connection or raises OSError; ``host`` is the Host header; ``max_idle`` is the size
-    of the pool.
+    ``connect(timeout_s)`` opens a connection or raises OSError. ``host`` is the value of the Host header. ``max_idle``
+    is the size of the pool.
     """
 
     def __init__(
@@ -64,16 +62,16 @@ class PooledHttpClient:
         self.name = name
         self._connect = connect
         self._host = host
-        self._idle: deque[_Connection] = deque(maxlen=max_idle)
+        self._idle: deque[ClientConnection] = deque(maxlen=max_idle)
 
     def __repr__(self) -> str:
         return f'<HTTP client of {self.name}, {len(self._idle)} idle connections>'
 
     def send_request(self, request: Request, deadline: Deadline) -> Response:
-        """As in HttpClient. Raises BadRequest for a header or target that cannot be sent.
+        """See :meth:`HttpClient.send_request`. Raises BadRequest for a header or target that cannot be sent.
 
-        A request that is not retryable gets a new connection: if an idle one is closed by the server at the same
-        moment, it is unknown whether the request was received.
+        A request that is not retryable always gets a new connection. The server may close an idle connection at the
+        moment when a request is sent on it; then it is unknown whether the server received the request.
         """
         header = _header_bytes(request, self._host)
         while request.is_retryable and self._idle:
@@ -92,12 +90,12 @@ class PooledHttpClient:
         if remaining_s <= 0:
             raise NotSent(f'{self.name}: no time was left to connect')
         try:
-            opened = _Connection(self._connect(min(limits.CONNECT_TIMEOUT_S, remaining_s)))
+            opened = ClientConnection(self._connect(min(limits.CONNECT_TIMEOUT_S, remaining_s)))
         except OSError as error:
             raise NotSent(f'{self.name}: {str(error) or type(error).__name__}') from error
         return self._send_on(opened, header, request, deadline)
 
-    def _send_on(self, connection: _Connection, header: bytes, request: Request, deadline: Deadline) -> Response:
+    def _send_on(self, connection: ClientConnection, header: bytes, request: Request, deadline: Deadline) -> Response:
         connection.deadline = deadline
         try:
             connection.send(header + request.body)
@@ -109,7 +107,7 @@ class PooledHttpClient:
                 buffered.append(piece)
                 size += len(piece)
                 if size >= limits.MAX_BUFFERED_BYTES:
-                    body = _StreamedBody(buffered, pieces, connection)
+                    body = StreamedBody(buffered, pieces, connection)
                     return Response(status, reason, end_to_end(headers), body)
         except (OSError, ValueError) as error:
             connection.close()
@@ -127,7 +125,7 @@ class PooledHttpClient:
             passed_on.append(('content-length', str(len(content))))
         return Response(status, reason, passed_on, [content] if content else [])
 
-    def _release(self, connection: _Connection, is_last: bool) -> None:
+    def _release(self, connection: ClientConnection, is_last: bool) -> None:
         """Put the connection into the pool, or close it."""
         pool_is_full = len(self._idle) == self._idle.maxlen
         if is_last or not connection.reusable or connection.has_surplus_data or pool_is_full:
@@ -138,187 +136,7 @@ class PooledHttpClient:
 
 
 class _StaleConnection(Exception):
-    """An idle connection was closed by the server before it sent a byte of the response."""
-
-
-class _Connection:
-    """A connection, and the received bytes that are not parsed yet."""
-
-    def __init__(self, sock: Any) -> None:
-        self._sock: Any = from_gevent_socket(sock)
-        self._data = b''
-        self.reused = False
-        self.received_any = False
-        self.reusable = True
-        self.deadline: Deadline | None = None
-
-    def __del__(self) -> None:
-        # The connection of a streamed response that was dropped for another one, or of a client that is gone.
-        self._sock.close()
-
-    @property
-    def has_surplus_data(self) -> bool:
-        """Whether there are bytes behind the response. They belong to no request."""
-        return bool(self._data)
-
-    def is_reusable(self) -> bool:
-        """Whether an idle connection is open and silent: its end, or bytes, would be taken for the next response."""
-        self._sock.settimeout(0)
-        try:
-            self._sock.recv(1)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return True
-        except OSError:
-            return False
-        return False
-
-    def send(self, data: bytes) -> None:
-        while data:
-            self._sock.settimeout(self._timeout_s())
-            data = data[self._sock.send(data) :]
-
-    def close(self) -> None:
-        self.reusable = False
-        self._sock.close()
-
-    def read_header(self) -> tuple[int, str, Headers, bool]:
-        """Status, reason, all headers (names in lower case), and whether this is the connection's last response."""
-        self._fill()
-        while True:
-            try:
-                parsed = parse_response(self._data)
-            except IncompleteError:
-                if len(self._data) > limits.MAX_RESPONSE_HEADER_BYTES:
-                    raise ValueError('the header of the response is too long') from None
-                self._fill()
-                continue
-            except ParseError as error:
-                raise ValueError('the response is not HTTP') from error
-            self._data = self._data[parsed['consumed'] :]
-            if parsed['status'] >= 200:
-                break
-            if not self._data:
-                self._fill()
-        headers = [(_lower_name(name), value.decode('latin-1')) for name, value in parsed['headers']]
-        if not all(name for name, _ in headers):
-            raise ValueError('a header of the response is folded')
-        options = [
-            token.strip().lower() for name, value in headers if name == 'connection' for token in value.split(',')
-        ]
-        if parsed['minor_version'] == 0 and any(name == 'transfer-encoding' for name, _ in headers):
-            raise ValueError('the response is HTTP/1.0 and has a Transfer-Encoding')
-        is_last = 'close' in options or (parsed['minor_version'] == 0 and 'keep-alive' not in options)
-        return parsed['status'], parsed['message'].decode('latin-1'), _with_one_length(headers), is_last
-
-    def read_body(self, method: str, status: int, headers: Headers) -> Iterator[bytes]:
-        """The body in pieces as they arrive, after a check of its framing (RFC 9112, 6.3)."""
-        if method == 'HEAD' or status in (204, 304):
-            return iter(())
-        codings = [value.strip().lower() for name, value in headers if name == 'transfer-encoding']
-        lengths = [value for name, value in headers if name == 'content-length']
-        if codings:
-            if lengths:
-                raise ValueError('the response has both Transfer-Encoding and Content-Length')
-            if codings != ['chunked']:
-                raise ValueError(f'the transfer coding of the response is not chunked: {", ".join(codings)[:80]}')
-            return self._chunks()
-        if not lengths:
-            self.reusable = False
-            return self._until_closed()
-        return self._exactly(int(lengths[0]))
-
-    def _exactly(self, remaining: int) -> Iterator[bytes]:
-        while remaining:
-            if not self._data:
-                self._fill()
-            piece, self._data = self._data[:remaining], self._data[remaining:]
-            remaining -= len(piece)
-            yield piece
-
-    def _chunks(self) -> Iterator[bytes]:
-        while size := self._chunk_size():
-            yield from self._exactly(size)
-            if self._line():
-                raise ValueError('a chunk of the response is longer than its size')
-        while self._line():  # trailers are hop-by-hop
-            pass
-
-    def _chunk_size(self) -> int:
-        digits = self._line().partition(b';')[0].rstrip(b' \t')
-        if not _CHUNK_SIZE.match(digits):  # int() accepts signs and underscores too
-            raise ValueError('a chunk of the response has no size')
-        return int(digits, 16)
-
-    def _until_closed(self) -> Iterator[bytes]:
-        while True:
-            if self._data:
-                yield self._data
-                self._data = b''
-            self._sock.settimeout(self._timeout_s())
-            self._data = self._sock.recv(limits.CHUNK_BYTES)
-            if not self._data:
-                return
-
-    def _line(self) -> bytes:
-        while b'\r\n' not in self._data:
-            if len(self._data) > limits.MAX_RESPONSE_HEADER_BYTES:
-                raise ValueError('a line of the response is too long')
-            self._fill()
-        line, _, self._data = self._data.partition(b'\r\n')
-        return line
-
-    def _fill(self) -> None:
-        """Receive at least one more byte."""
-        self._sock.settimeout(self._timeout_s())
-        piece = self._sock.recv(limits.CHUNK_BYTES)
-        if not piece:
-            raise ConnectionResetError('the connection was closed before the response was complete')
-        self.received_any = True
-        self._data += piece
-
-    def _timeout_s(self) -> float:
-        """Timeout of the next recv or send: the time to the deadline; in a streamed body a constant."""
-        remaining_s = limits.READ_WRITE_TIMEOUT_S if self.deadline is None else self.deadline.remaining_s()
-        if remaining_s <= 0:
-            raise TimeoutError('the response was not complete in time')
-        return remaining_s
-
-
-class _StreamedBody:
-    """The body of a large response: the part that was received already, then the rest as it arrives."""
-
-    def __init__(self, buffered: list[bytes], pieces: Iterator[bytes], connection: _Connection) -> None:
-        self._buffered = buffered
-        self._pieces = pieces
-        self._connection = connection
-
-    def __iter__(self) -> Iterator[bytes]:
-        self._connection.deadline = None
-        yield from self._buffered
-        yield from self._pieces
-
-    def close(self) -> None:
-        """Called by the server (PEP 3333), also if the client closed its connection."""
-        self._connection.close()
-
-
-def _with_one_length(headers: Headers) -> Headers:
-    """``headers`` with at most one Content-Length. Equal ones, or a list of equal ones, become one (RFC 9112, 6.3)."""
-    values = [value for name, value in headers if name == 'content-length']
-    if not values or (len(values) == 1 and values[0].isascii() and values[0].isdigit()):
-        return headers
-    lengths = {part.strip() for value in values for part in value.split(',')}
-    length = lengths.pop()
-    if lengths:
-        raise ValueError('the response has several different lengths')
-    if not (length.isascii() and length.isdigit()):
-        raise ValueError('the Content-Length of the response is not a number')
-    return [*(header for header in headers if header[0] != 'content-length'), ('content-length', length)]
-
-
-@functools.lru_cache(maxsize=256)
-def _lower_name(name: bytes) -> str:
-    return name.decode('latin-1').lower()
+    """The server closed an idle connection and sent no byte of the response."""
 
 
 def unix_client(path: str) -> PooledHttpClient:
@@ -345,8 +163,9 @@ def tcp_client(
 def _connect_unix(path: str, timeout_s: float) -> socket.socket:
     """A connection to the unix socket at ``path``.
 
-    A unix socket whose backlog is full refuses with EAGAIN, and nothing signals when it has room again: gevent's
-    connect() would spin, because an unconnected unix socket is always writable. So this one waits between attempts.
+    While the backlog of the listening socket is full, connect() fails with EAGAIN, and no event signals the end of this
+    state. gevent's connect() would spin, because an unconnected unix socket is always writable. So this function waits
+    between two attempts.
     """
     until_s = time.monotonic() + timeout_s
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -365,7 +184,7 @@ def _connect_unix(path: str, timeout_s: float) -> socket.socket:
 
 
 def _header_bytes(request: Request, host: str) -> bytes:
-    """Request line and headers, with a Content-Length: Nova answers 500 to a chunked POST."""
+    """Request line and headers as bytes. A Content-Length is set, because Nova responds 500 to a chunked POST."""
     lines = [f'{request.method} {request.target} HTTP/1.1', f'host: {host}']
     has_accept_encoding = False
     for name, value in request.headers:
@@ -378,8 +197,8 @@ def _header_bytes(request: Request, host: str) -> bytes:
         lines.append('accept-encoding: identity')
     if not request.is_retryable:
         lines.append(f'content-length: {len(request.body)}')
-    # An instance id comes from Neutron, and a tenant may write the device_id of a port: with a line break in it the
-    # tenant could add headers behind the signature.
+    # An instance id is the device_id of a port in Neutron, and a tenant may set it. With a line break in it the tenant
+    # could add headers after the signature.
     header = '\r\n'.join(lines)
     if header.count('\r') != len(lines) - 1 or header.count('\n') != len(lines) - 1 or '\0' in header:
         raise BadRequest('The request has a character that no request may have.')

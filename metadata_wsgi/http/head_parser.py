@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses the header of a request or a response: with gunicorn_h1c where it is installed, else in Python.
+"""Parses the header of a request or a response: with gunicorn_h1c if it is installed, else in Python.
 
-gunicorn_h1c (picohttpparser) is a C extension without a wheel for every platform, so it is optional (extra ``fast``).
-Both variants have the same interface and return the same dictionaries, and ``tests/unit/http/test_head_parser.py``
-compares them:
+gunicorn_h1c (picohttpparser) is a C extension. Not every platform has a wheel of it, so it is optional (extra
+``fast``). Both parsers have the same interface and return the same dictionaries;
+``tests/unit/http/test_head_parser.py`` compares them:
 
 - ``parse_request(data)``: ``method``, ``path``, ``minor_version``, ``headers``, ``consumed``;
 - ``parse_response(data)``: ``status``, ``message``, ``minor_version``, ``headers``, ``consumed``.
 
 Names, values and the path are bytes; a continuation line of a folded header has the name b''. ``consumed`` is the
-length of the header. IncompleteError if ``data`` ends inside the header, ParseError if it is malformed.
+length of the header. IncompleteError is raised if ``data`` ends inside the header, ParseError if it is malformed.
 
-The Python ``parse_request`` knows one form of a request only, every line ended by CRLF, and raises ParseError for any
-other: its caller then uses gunicorn's parser. The Python ``parse_response`` accepts what gunicorn_h1c accepts. It finds
-an error when the line is complete; until then the header is incomplete.
+The Python ``parse_request`` accepts only the usual form of a request, with CRLF at the end of every line. For other
+forms it raises ParseError, and its caller then uses gunicorn's parser. The Python ``parse_response`` accepts the same
+responses as gunicorn_h1c. It detects a malformed line only when the line is complete; until then it raises
+IncompleteError.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ['IncompleteError', 'ParseError', 'parse_request', 'parse_response']
+from metadata_wsgi import limits
 
-MAX_HEADERS = 256
-"""Header lines of one message, as in gunicorn_h1c; more are a ParseError."""
+__all__ = ['IncompleteError', 'ParseError', 'parse_request', 'parse_response']
 
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _TEXT = rb'[\t\x20-\x7e\x80-\xff]*'
@@ -51,7 +51,7 @@ def _parse_request(data: bytes) -> dict[str, Any]:
         header = _match(_REQUEST_HEADER, data, position)
         headers.append((header[1], header[2].rstrip(b' \t')))
         position = header.end()
-        if len(headers) > MAX_HEADERS:
+        if len(headers) > limits.MAX_HEADER_LINES:
             raise _ParseError('too many headers')
     return {
         'method': line[1],
@@ -71,7 +71,7 @@ def _parse_response(data: bytes) -> dict[str, Any]:
         header = _match(_CONTINUATION if folded else _RESPONSE_HEADER, data, position)
         headers.append((header[1], header[2].rstrip(b' \t')))
         position = header.end()
-        if len(headers) > MAX_HEADERS:
+        if len(headers) > limits.MAX_HEADER_LINES:
             raise _ParseError('too many headers')
     return {
         'status': int(line[2]),
@@ -83,7 +83,7 @@ def _parse_response(data: bytes) -> dict[str, Any]:
 
 
 def _match(pattern: re.Pattern[bytes], data: bytes, position: int) -> re.Match[bytes]:
-    """Match one line at ``position``."""
+    """The match of ``pattern`` at ``position``. Raises _ParseError or, if the line is incomplete, _IncompleteError."""
     found = pattern.match(data, position)
     if found is None:
         if data.find(b'\n', position) >= 0:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Header names: client to namespace proxy, namespace proxy to agent, agent to Nova.
 
-Constants, and functions of names; nothing here reads a request. All names are lower case, because header names are
-compared without case (RFC 9110, 5.1).
+Constants, and functions on names. No function here reads a request. All names are lower case, because the case of
+header names has no meaning (RFC 9110, 5.1).
 """
 
 from __future__ import annotations
@@ -14,42 +14,47 @@ FORWARDED_FOR: Final = 'x-forwarded-for'
 INSTANCE_ID: Final = 'x-instance-id'
 TENANT_ID: Final = 'x-tenant-id'
 SIGNATURE: Final = 'x-instance-id-signature'
-IDENTITY_HEADERS: Final = frozenset({FORWARDED_FOR, INSTANCE_ID, TENANT_ID, SIGNATURE})
-"""What Nova authenticates. Made by ``nova_proxy.upstream`` only."""
 
 REMAINING_MS: Final = 'x-metadata-remaining-ms'
-"""How many milliseconds the namespace proxy will still wait for the agent's response."""
+"""Milliseconds for which the namespace proxy still waits for the agent's response."""
 
 CLIENT_FORWARDED: Final = 'x-metadata-guest-forwarded'
-"""``1`` from the namespace proxy if the client sent one of ``FORWARDED_HEADERS``, which the namespace proxy deletes."""
+"""The namespace proxy sets it to ``1`` if the client sent one of ``FORWARDED_HEADERS``, and deletes that header."""
 
 CLIENT_INTERFACE: Final = 'x-metadata-interface'
-"""From the namespace proxy: the interface on which a request from an IPv6 link-local address arrived."""
+"""Set by the namespace proxy: the interface on which a request from an IPv6 link-local address arrived."""
+
+REQUEST_ID: Final = 'x-openstack-request-id'
+"""Id of a request: from the client if it sends a valid one, to Nova and back."""
+
+TRACEPARENT: Final = 'traceparent'
+"""Trace and span of the caller (W3C Trace Context). A client's valid one is sent to Nova."""
+
 HOP_LIMIT: Final = 'x-metadata-hop-limit'
-"""In a response: the IP hop limit (TTL) of its packets to the client. The server applies and removes it."""
+"""In a response: the IP hop limit (TTL) of its packets to the client. The server sets it and removes the header."""
 
 TOKEN_TTL: Final = 'x-aws-ec2-metadata-token-ttl-seconds'  # noqa: S105 (the name of a header)
 """Lifetime of a session token in seconds, in the request and in the response."""
 
 FORWARDED_HEADERS: Final = frozenset({FORWARDED_FOR, 'forwarded'})
-"""Headers by which a proxy names its client; other programs do not send them."""
+"""Headers in which a proxy sends the address of its client. Other programs do not send them."""
 
 PREFIXES: Final = ('x-quantum', 'x-neutron', 'x-ovn')
-"""All prefixes that any metadata agent accepts for the id of a router or network. One of them is trusted."""
+"""The prefixes of id headers that metadata agents use. An agent trusts one of them."""
 
 
 def router_id(prefix: str) -> str:
-    """The header with the id of a router under ``prefix``."""
+    """The name of the header with the id of a router, for ``prefix``."""
     return f'{prefix}-router-id'
 
 
 def network_id(prefix: str) -> str:
-    """The header with the id of a network under ``prefix``."""
+    """The name of the header with the id of a network, for ``prefix``."""
     return f'{prefix}-network-id'
 
 
-# Headers that no client may set: each of them gives an identity, or changes how one is read, to one of the programs
-# between here and Nova. x-metadata-provider makes Nova use another authentication (that of load balancers).
+# Headers that no client may set: some program on the path to Nova reads an identity from them, or reads it in another
+# way because of them. For example, x-metadata-provider makes Nova use the authentication for load balancers.
 RESERVED_PREFIXES: Final = (
     *(prefix + '-' for prefix in PREFIXES),
     'x-forwarded-',
@@ -68,10 +73,11 @@ RESERVED: Final = frozenset(
         'x-original-url',
         'x-rewrite-url',
         'x-http-method-override',
+        REQUEST_ID,
     }
 )
 
-# RFC 9110, 7.6.1, and older names that do harm when they are forwarded.
+# The headers of RFC 9110, 7.6.1, and older ones that must not be forwarded either.
 HOP_BY_HOP: Final = frozenset(
     {
         'connection',
@@ -87,7 +93,7 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 
-# The client's headers that are sent to Nova: how the response should be, and what the body is.
+# The client's headers that are sent to Nova: those about the wanted response and about the request body.
 UPSTREAM_ALLOWED: Final = frozenset(
     {
         'accept',
@@ -116,13 +122,13 @@ def environ_key(name: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def of_environ_key(key: str) -> str:
-    """The header name, in lower case, of a WSGI environ key; '' if the key is not that of a header."""
+    """The header name for a WSGI environ key, in lower case; '' if the key does not belong to a header."""
     return key[5:].replace('_', '-').lower() if key.startswith('HTTP_') else ''
 
 
 @functools.lru_cache(maxsize=256)
 def is_reserved(name: str) -> bool:
-    """Whether no client may set ``name`` (any case, ``-`` or ``_``)."""
+    """Whether clients are forbidden to set the header ``name``. Case is ignored, and ``_`` is the same as ``-``."""
     name = name.lower().replace('_', '-')
     return name in RESERVED or name.startswith(RESERVED_PREFIXES)
 

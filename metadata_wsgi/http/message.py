@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests and responses of the HTTP client as values, and how to make them of a WSGI environ.
+"""Requests and responses of the HTTP client as values, and functions that make them from a WSGI environ.
 
-Target, status, header values and body stay the bytes that they are. Headers of one connection (RFC 9110, 7.6.1) are
-dropped in both directions. A redirect is a response like any other.
+Target, status, header values and body are passed on unchanged. Hop-by-hop headers (RFC 9110, 7.6.1) are dropped in both
+directions. Redirects are not followed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 Headers = list[tuple[str, str]]
 
 SAFE_METHODS = frozenset({'GET', 'HEAD'})
-"""Methods that may be retried because they change nothing. Nova handles every method on an ordinary path as GET,
-but a PUT or DELETE may mean more to another metadata service."""
+"""Methods that may be retried because they change nothing.
+
+Nova handles every method on an ordinary path as GET. But another metadata service may handle PUT and DELETE.
+"""
 
 _PERSISTENCE_OPTIONS = frozenset({'close', 'keep-alive'})
 
-# Characters that would end the request line, or start another one.
+# Characters that would end the request target or the request line.
 _FORBIDDEN_IN_TARGET = re.compile(r'[\x00-\x20\x7f]')
 
 
@@ -53,15 +55,15 @@ class Request:
 
     @property
     def is_retryable(self) -> bool:
-        """Whether it may be sent again although the first one may have been received."""
+        """Whether the request may be sent again although it may already have been received."""
         return self.method in SAFE_METHODS and not self.body
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response of the agent or of Nova: end-to-end headers only; ``body`` in one piece, or streamed if it is large.
+    """A response of the agent or of Nova. ``headers`` are the end-to-end headers.
 
-    A streamed body has a method ``close``.
+    ``body`` is one piece, or streamed if it is large. A streamed body has a method ``close``.
     """
 
     status: int
@@ -70,16 +72,16 @@ class Response:
     body: Iterable[bytes]
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Send it to the client, as a WSGI application."""
+        """Send the response to the client. So a Response is a WSGI application."""
         start_response(f'{self.status} {self.reason}'.rstrip() if self.reason else f'{self.status} ', self.headers)
         return self.body
 
 
 def target(environ: WSGIEnvironment) -> str:
-    """The request target in origin form, undecoded. Raises BadRequest if the request has none.
+    """The request target in origin form, not decoded. Raises BadRequest if the target is not a path or a URL.
 
-    gunicorn has the raw target in RAW_URI. Other servers decode it, and quoting it again is the closest to it.
-    The authority of an absolute URI (RFC 9112, 3.2.2) is dropped: a client cannot choose the host.
+    gunicorn has the raw target in RAW_URI. Other servers have only the decoded path, which is quoted again here. The
+    host of an absolute URI (RFC 9112, 3.2.2) is dropped: a client cannot choose the host.
     """
     raw: str | None = environ.get('RAW_URI')
     if raw is None:
@@ -100,7 +102,7 @@ def target(environ: WSGIEnvironment) -> str:
 
 
 def headers(environ: WSGIEnvironment) -> Headers:
-    """The end-to-end headers of the request, names in lower case, in the server's order."""
+    """The end-to-end headers of the request, with names in lower case, in the order of ``environ``."""
     found = [(name, environ[key]) for key in environ if (name := header_names.of_environ_key(key))]
     if environ.get('CONTENT_TYPE'):
         found.append(('content-type', environ['CONTENT_TYPE']))
@@ -108,9 +110,9 @@ def headers(environ: WSGIEnvironment) -> Headers:
 
 
 def end_to_end(all_headers: Headers) -> Headers:
-    """``all_headers`` (names in lower case) without hop-by-hop headers and those that ``Connection`` names.
+    """``all_headers`` (names in lower case) without hop-by-hop headers and the headers that ``Connection`` names.
 
-    A reserved header stays although ``Connection`` names it: a client must not be able to remove it.
+    A reserved header is kept even if ``Connection`` names it: a client must not be able to remove it.
     """
     options = [
         token.strip().lower() for name, value in all_headers if name == 'connection' for token in value.split(',')
@@ -122,10 +124,10 @@ def end_to_end(all_headers: Headers) -> Headers:
 
 
 def body(environ: WSGIEnvironment, limit: int, deadline: Deadline | None = None) -> bytes:
-    """The whole request body. Waits for it ``limits.BODY_DEADLINE_FRACTION`` of the time to ``deadline``.
+    """The whole request body. Waits at most ``limits.BODY_DEADLINE_FRACTION`` of the time to ``deadline``.
 
-    Raises TooLarge above ``limit`` bytes, RequestTimeout if it does not arrive in time, and BadRequest if it is
-    malformed or incomplete.
+    Raises TooLarge for more than ``limit`` bytes, RequestTimeout if the body does not arrive in time, and BadRequest if
+    it is malformed or incomplete.
     """
     declared = _content_length(environ)
     if declared is not None and declared > limit:
@@ -166,9 +168,9 @@ def _read(stream: Any, size: int, deadline: Deadline | None) -> bytes:
 
 
 def _time_limit(deadline: Deadline | None) -> contextlib.AbstractContextManager[Any]:
-    """Raises TimeoutError inside its block when the time is over; only under gevent, others have limits of their own.
+    """Raises TimeoutError inside its block when the time for the body is over. Only under gevent.
 
-    Only for a body that is not in memory: the timer takes 10 microseconds, a quarter of what the HTTP client takes.
+    Not used for a body that is in memory: the timer costs 10 microseconds, a quarter of the HTTP client's cost.
     """
     if deadline is None or not monkey.is_module_patched('socket'):
         return contextlib.nullcontext()

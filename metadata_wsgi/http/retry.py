@@ -2,17 +2,17 @@
 """Retry within the deadline of a request, with exponential backoff and jitter.
 
 A client that receives an error may give up for good: cloud-init before 25.1 drops the user-data after a single 500 or
-503, and the whole datasource after a single 404. It waits 10 s for a response. So a failed GET or HEAD is retried
-here, on the host, and the client receives an error only at the deadline. The first delay is random, up to
-``limits.RETRY_BASE_DELAY_S``; the upper bound doubles to ``limits.RETRY_MAX_DELAY_S``. The jitter spreads the retries
-of a thousand clients when Nova becomes available again.
+503, and the whole datasource after a single 404. cloud-init waits 10 s for a response. So a failed GET or HEAD is
+retried here, on the host, and the client receives an error only at the deadline. The first delay is random, at most
+``limits.RETRY_BASE_DELAY_S``. The largest delay doubles each time, up to ``limits.RETRY_MAX_DELAY_S``. The jitter
+spreads the retries of a thousand clients when Nova becomes available again.
 
-A RetryBudget bounds the retries of all requests together (``limits.RETRY_BUDGET_*``). Without it every request to a
-Nova that answers 500 to everything would be sent about ten times. A request that finds the budget empty is not given
-up: it waits, and is retried when the budget allows it, or gets its response at the deadline.
+A RetryBudget limits the retries of all requests together (``limits.RETRY_BUDGET_*``). Without it, if Nova responds 500
+to everything, every request would be sent about ten times. If the budget is empty, a request waits. It is retried when
+the budget allows it, or gets the last response at the deadline.
 
-The loop is not a library's because each request passes through it several times: tenacity took 30 microseconds where
-nothing failed.
+No library is used, because each request passes through this loop several times: tenacity takes 30 microseconds even if
+nothing fails.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.deadline import Deadline, sleep
 
 T = TypeVar('T')
@@ -32,16 +32,17 @@ def retry_until(
     attempt: Callable[[], T],
     deadline: Deadline,
     *,
+    service: str,
     retry_on: tuple[type[Exception], ...] = (),
     retry_if_result: Callable[[T], bool] = lambda result: False,
     may_retry: Callable[[], bool] = lambda: True,
     sleep: Callable[[float], None] = sleep,
 ) -> T:
-    """Call ``attempt`` again while it raises one of ``retry_on`` or ``retry_if_result(its result)`` is true.
+    """Call ``attempt``. Retry while it raises one of ``retry_on`` or ``retry_if_result`` is true of its result.
 
-    Before each retry there is a delay; ``may_retry`` is called after it, and where it returns False there is another
+    There is a delay before each retry. After the delay ``may_retry`` is called; if it returns False, there is another
     delay. When there is no time for another attempt before ``deadline``, the last result is returned or the last
-    exception raised. The first attempt is made in any case.
+    exception is raised. The first attempt is always made. ``service`` is the label of the metric of retries.
     """
     delays: _Delays | None = None
     while True:
@@ -52,10 +53,12 @@ def retry_until(
             delays = delays or _Delays(deadline, may_retry, sleep)
             if not delays.wait():
                 return result
+            instruments.RETRIES.add(service)
         except retry_on:
             delays = delays or _Delays(deadline, may_retry, sleep)
             if not delays.wait():
                 raise
+            instruments.RETRIES.add(service)
 
 
 class _Delays:
@@ -68,7 +71,7 @@ class _Delays:
         self._max_delay_s = limits.RETRY_BASE_DELAY_S
 
     def wait(self) -> bool:
-        """Wait until a retry is allowed; False, without a wait, if there is no time for one."""
+        """Wait until a retry is allowed. Returns False as soon as there is no time for a retry."""
         while True:
             delay_s = random.uniform(0, self._max_delay_s)  # noqa: S311 (not a secret)
             if self._deadline.remaining_s() - delay_s < limits.RETRY_MIN_TIME_FOR_ATTEMPT_S:
@@ -80,7 +83,7 @@ class _Delays:
 
 
 class RetryBudget:
-    """How many retries all requests to one service may make together: a token bucket. For all threads of a worker."""
+    """Limits the retries of all requests to one service together: a token bucket. For all threads of a worker."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -88,11 +91,11 @@ class RetryBudget:
         self._refilled_at_s = clock()
 
     def add_request(self) -> None:
-        """A request was received."""
+        """Call for each request of a client."""
         self._add(limits.RETRY_BUDGET_PER_REQUEST)
 
     def add_success(self) -> None:
-        """The service responded as it should."""
+        """Call for each successful response of the service."""
         self._add(limits.RETRY_BUDGET_PER_SUCCESS)
 
     def take_retry(self) -> bool:

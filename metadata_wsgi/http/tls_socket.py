@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A TLS socket whose timeout holds for a whole handshake, ``recv`` or ``send``.
+"""A TLS socket with a timeout for a whole handshake, ``recv`` or ``send``.
 
-The timeout of gevent's SSLSocket starts again with every piece of a TLS record, so a peer that sends one byte a second
-could hold a request beyond its deadline.
+The timeout of gevent's SSLSocket starts again with every piece of a TLS record. A peer that sends one byte a second
+could so delay a request beyond its deadline.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class TlsSocket:
     """A TLS connection over ``sock``, which it owns. The methods are those of a socket."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_name: str, timeout_s: float) -> None:
-        """Do the handshake; raises OSError (TimeoutError, ssl.SSLError) and closes ``sock`` if it fails."""
+        """Do the handshake. If it fails, close ``sock`` and raise OSError (TimeoutError, ssl.SSLError)."""
         self._timeout_s: float | None = timeout_s
         try:
             sock.setblocking(False)
@@ -41,15 +41,15 @@ class TlsSocket:
             raise
 
     def settimeout(self, seconds: float | None) -> None:
-        """Timeout of each later ``recv`` and ``send``; None: none; 0: do not wait (ssl.SSLWantReadError)."""
+        """Set the timeout of each later ``recv`` and ``send``. None: no timeout. 0: ssl.SSLWantReadError at once."""
         self._timeout_s = seconds
 
     def recv(self, size: int) -> bytes:
-        """Up to ``size`` bytes; b'' at the end of the connection."""
+        """Receive 1 to ``size`` bytes; b'' at the end of the connection."""
         return self._call(lambda: self._sock.recv(size))
 
     def send(self, data: bytes) -> int:
-        """Send the start of ``data``; returns its length."""
+        """Send the first bytes of ``data``; returns their number."""
         return self._call(lambda: self._sock.send(data))
 
     def close(self) -> None:

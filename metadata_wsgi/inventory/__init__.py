@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small cloud without OpenStack, in one YAML file: routers, networks, ports, instances.
 
-The file replaces Quantum (which instance has an address: the lookup ``static``) and Nova (the metadata of an
-instance: ``metadata_service``). ``etc/inventory.sample.yaml`` documents every key. Errors in a file are reported with
-their line.
+The file replaces Quantum: the lookup ``static`` finds in it which instance has an address. It also replaces Nova:
+``metadata_service`` reads the metadata of an instance from it. ``etc/inventory.sample.yaml`` documents every key. Error
+messages name the line in the file.
 
-``model`` has the records of a file, ``document`` reads YAML with line numbers, ``parse`` makes records from it,
+``document`` reads YAML with line numbers. ``parse`` makes the records from it, and ``model`` defines them.
 ``reloading`` reads the file again when it changes.
 """
 

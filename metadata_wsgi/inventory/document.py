@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """YAML values with their line numbers, so that every error message can name the line.
 
-Rule 1: no object is made from a YAML tag; the key decides the type of its value. So ``mac: 52:54:00:12:34:56`` is a
+Rule 1: the type of a value depends on its key, never on a YAML tag or on its form. So ``mac: 52:54:00:12:34:56`` is a
 MAC and not a number of base 60, and ``id: 0123`` keeps its zero.
-Rule 2: reading is bounded: in size, in depth, and aliases refer to scalars only, because nested aliases expand a
-small file to a huge document.
+Rule 2: size and depth are limited. Aliases may refer to scalars only, because nested aliases expand a small file to a
+huge document.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MAX_DEPTH = 32
 
 _NULL = 'tag:yaml.org,2002:null'
 _BINARY = 'tag:yaml.org,2002:binary'
-# The loader of libyaml is ten times as fast; some builds of PyYAML do not have it.
+# libyaml's loader is ten times as fast. Some builds of PyYAML do not have it.
 _LOADER = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value of the file. ``what`` is its name in error messages."""
+    """A value in the file at ``path``. ``what`` is the name of the value in error messages."""
 
     path: str
     node: yaml.Node
@@ -41,7 +41,7 @@ class Value:
         return ConfigError(f'{self.path}:{self.node.start_mark.line + 1}: {reason}')
 
     def text(self) -> str:
-        """One line of text, as written: ``0123`` and ``yes`` are text, whatever type YAML gives them."""
+        """One line of text, exactly as in the file: ``0123`` and ``yes`` are text, and not a number or a boolean."""
         text = self.multiline().strip()
         if not text or not text.isprintable():
             raise self.error(f'{self.what} must be one line of text')
@@ -80,26 +80,26 @@ class Value:
             key = Value(self.path, key_node, f'a key of {self.what}')
             name = key.text()
             if name in found:
-                raise key.error(f'{name} stands twice in {self.what}')
+                raise key.error(f'{name} is twice in {self.what}')
             found[name] = Value(self.path, node, name)
         return found
 
     def record(self, required: Iterable[str], optional: Iterable[str] = ()) -> dict[str, Value]:
-        """The entries of a mapping that has all of ``required`` and nothing but ``required`` and ``optional``."""
+        """The entries of a mapping with all keys of ``required`` and no keys but ``required`` and ``optional``."""
         found = self.pairs()
         known = [*required, *optional]
         for name in found:
             if name not in known:
                 close = difflib.get_close_matches(name, known, n=1)
-                right = f'did you mean {close[0]}?' if close else f'there are {", ".join(known)}'
-                raise self._key(name).error(f'{name} is no key of {self.what}; {right}')
+                right = f'did you mean {close[0]}?' if close else f'the keys are {", ".join(known)}'
+                raise self._key(name).error(f'{name} is not a key of {self.what}; {right}')
         for name in required:
             if name not in found:
                 raise self.error(f'{name} is missing from {self.what}')
         return found
 
     def json(self) -> str:
-        """A mapping of any JSON types, as JSON."""
+        """The JSON text of a mapping with values of any JSON type."""
         self.pairs()
         constructor = yaml.SafeLoader('')
         try:
@@ -107,7 +107,7 @@ class Value:
         except yaml.MarkedYAMLError as error:
             raise ConfigError(f'{self.path}:{_line(error)}: {self.what}: {error.problem}') from None
         except (TypeError, ValueError, LookupError, AttributeError) as error:
-            # PyYAML raises the last two for a scalar that does not fit its tag, as in !!bool maybe.
+            # PyYAML raises the last two for a scalar that does not match its tag, for example !!bool maybe.
             raise self.error(f'{self.what} cannot be written as JSON: {error}') from None
         finally:
             constructor.dispose()
@@ -118,7 +118,10 @@ class Value:
 
 
 def document(data: bytes, path: str) -> Value:
-    """The one document in ``data``. Raises ConfigError ``path:line: reason`` for anything but plain YAML."""
+    """The YAML document in ``data``. Raises ConfigError ``path:line: reason`` if it is not valid.
+
+    ``data`` must have exactly one document.
+    """
     if len(data) > MAX_BYTES:
         raise ConfigError(f'{path}:1: the file has more than {MAX_BYTES} bytes; split the cloud or remove user_data')
     try:
@@ -130,7 +133,7 @@ def document(data: bytes, path: str) -> Value:
         _check_bounds(text, path)
         node = yaml.compose(text, Loader=_LOADER)
     except yaml.MarkedYAMLError as error:
-        # Newer libyaml has a nesting limit too; its scanner reads ahead and may reach that limit before ours.
+        # Newer versions of libyaml also limit the depth. They read ahead and may reach their limit before ours.
         if error.problem and 'nesting' in error.problem:
             raise ConfigError(f'{path}:{_line(error)}: nested more than {MAX_DEPTH} deep') from None
         raise ConfigError(f'{path}:{_line(error)}: not YAML: {error.problem or error.context}') from None
@@ -143,9 +146,10 @@ def document(data: bytes, path: str) -> Value:
 
 
 def _check_bounds(text: str, path: str) -> None:
-    """Refuse deep nesting and aliases to anything but scalars. Raises ConfigError.
+    """Raise ConfigError for deep nesting, and for aliases that do not refer to scalars.
 
-    Before the document is composed, because libyaml's composer recurses: a deep document ends the process.
+    This check runs before the document is composed, because libyaml's composer is recursive: a deeply nested document
+    would crash the process.
     """
     depth = 0
     scalars: set[str | None] = set()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The records of an inventory, and the two queries on it.
 
-Rule 1: every address is canonical text (lower case, compressed, IPv4 for a v4-mapped address), every MAC lower case
-with colons, so that strings can be compared.
-Rule 2: nothing here knows a file; the caller of :class:`Inventory` has checked that all ids exist.
+Rule 1: every address is canonical text (lower case, compressed, IPv4 for a v4-mapped address), and every MAC is lower
+case with colons. So they can be compared as strings.
+Rule 2: this module does not read the file. The caller of :class:`Inventory` must have checked that all ids exist.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """A range of addresses on a network. ``dhcp``: network_data.json says "use DHCP" instead of the address."""
+    """A range of addresses on a network. With ``dhcp``, network_data.json has "use DHCP" instead of an address."""
 
     cidr: str
     gateway: str | None = None
@@ -24,12 +24,12 @@ class Subnet:
 
     @property
     def version(self) -> int:
-        """4 or 6."""
+        """The IP version: 4 or 6."""
         return ipaddress.ip_network(self.cidr).version
 
     @property
     def netmask(self) -> str:
-        """The mask as an address: network_data.json has it so for both IP versions."""
+        """The network mask in the notation of an address, which network_data.json uses for both IP versions."""
         return str(ipaddress.ip_network(self.cidr).netmask)
 
     def __contains__(self, address: str) -> bool:
@@ -38,7 +38,7 @@ class Subnet:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network. Other networks may use the same addresses. ``mtu`` in bytes."""
+    """A network. Several networks may use the same addresses. ``mtu`` is in bytes."""
 
     id: str
     name: str
@@ -57,9 +57,9 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port on a network. Without an instance it belongs to a router, a DHCP server or the like.
+    """A port on a network. A port without an instance belongs, for example, to a router or a DHCP server.
 
-    ``created_at_s``: time of creation, in seconds since 1970, None if the file does not have it.
+    ``created_at_s`` is the time of creation in seconds since 1970, None if the file does not have it.
     """
 
     id: str
@@ -76,7 +76,7 @@ class Port:
 class Instance:
     """An instance and its metadata. ``vendor_data`` and ``vendor_data2`` are JSON objects as text.
 
-    ``public_keys`` and ``metadata`` are (name, value) pairs in the order of the file; ``ports`` likewise.
+    ``public_keys`` and ``metadata`` are (name, value) pairs. They and ``ports`` have the order of the file.
     """
 
     id: str
@@ -126,9 +126,9 @@ class Inventory:
     ) -> list[Port]:
         """The ports of instances that have ``address`` on the network, or on any network of the router.
 
-        ``address`` is canonical text. A link-local address made from a MAC (RFC 4291, appendix A) is found by the MAC
-        too: no file lists those. An unknown id has no ports. With ``interface``, one of the router, only its network
-        counts.
+        ``address`` is canonical text. A link-local address that was made from a MAC (RFC 4291, appendix A) is also
+        found by the MAC, because the file does not list such addresses. If the id is unknown, there are no ports. With
+        ``interface``, an interface of the router, only the network of this interface is searched.
         """
         mac = mac_in(address) if address.startswith('fe80:') else None
         found = {}
@@ -146,7 +146,10 @@ class Inventory:
         network_id: str | None = None,
         interface: str | None = None,
     ) -> list[Port]:
-        """The ports without an instance that have ``address`` there, to explain why no instance was found."""
+        """The ports without an instance that have ``address``. They explain why no instance was found.
+
+        The arguments are those of :meth:`instance_ports`.
+        """
         found = (self._by_address.get((one, address)) for one in self._networks(router_id, network_id, interface))
         return [port for port in found if port and port.instance_id is None]
 
@@ -157,7 +160,7 @@ class Inventory:
         return (network_id,) if network_id is not None else ()
 
     def _networks_of(self, router: Router, interface: str | None) -> tuple[str, ...]:
-        """The networks of the router; with ``interface`` only the one on which a port has its name."""
+        """The networks of the router. With ``interface``, only the network with the router's port of that interface."""
         # A router with one network has no other interface for instances.
         if interface is None or len(router.networks) == 1:
             return router.networks
@@ -167,19 +170,21 @@ class Inventory:
             for port in self.ports.values()
             if prefix and port.id.startswith(prefix) and port.network.id in router.networks
         }
-        # Several would be an id of fewer characters than 11.
+        # Several networks are found only if the interface name has fewer than 11 characters of the port's id.
         return tuple(found) if len(found) == 1 else ()
 
 
 def port_prefix_of(interface: str) -> str | None:
-    """The first characters of the id of the router's port with this interface (``qr-<11 characters>``), as an L3 agent
-    names it; None for other interfaces."""
+    """The first characters of the id of the router's port with this interface; None for other interfaces.
+
+    An L3 agent names the interface ``qr-`` and the first 11 characters of the port's id.
+    """
     prefix = interface.removeprefix('qr-')
     return prefix if prefix != interface and prefix else None
 
 
 def mac_in(address: str) -> str | None:
-    """The MAC from which an address of fe80::/64 was made; None for other addresses (random ones, IPv4)."""
+    """The MAC from which an address in fe80::/64 was made; None for other addresses (random or IPv4)."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

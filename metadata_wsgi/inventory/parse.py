@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make records from the file, and check it: every key is known, every reference exists, ids and addresses are unique.
+"""Makes records from the file and checks it: every key is known, every reference exists, ids and addresses are unique.
 
 Each error is a ConfigError ``file:line: reason``.
 """
@@ -19,10 +19,10 @@ from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.inventory.document import MAX_BYTES, Value, document
 from metadata_wsgi.inventory.model import Instance, Inventory, Network, Port, Router, Subnet
 
-# An id as header_source accepts it; it can be in a header and be the name of a file.
+# The form of an id that header_source accepts. An id is also used in headers and as a file name.
 _ID = re.compile(r'[0-9A-Za-z-]{1,64}\Z')
 _MAC = re.compile(r'[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z')
-# How the device_owner of an instance's port begins in Quantum; all other ports belong to the network itself.
+# In Quantum the device_owner of an instance's port starts with one of these. All other ports belong to the network.
 _OWNERS = ('compute:', 'baremetal:')
 
 T = TypeVar('T')
@@ -34,7 +34,10 @@ def read(path: str) -> Inventory:
 
 
 def contents(path: str) -> tuple[os.stat_result, bytes]:
-    """The status of the file and its contents, of the same moment. Raises ConfigError."""
+    """The status and the contents of the same open file. Raises ConfigError.
+
+    Of a file that is larger than MAX_BYTES, only the first MAX_BYTES + 1 bytes are returned.
+    """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ConfigError(f'inventory = {path}: not a regular file')
@@ -47,8 +50,8 @@ def contents(path: str) -> tuple[os.stat_result, bytes]:
 def parse(data: bytes, path: str) -> Inventory:
     """The inventory that ``data`` describes; ``path`` is for error messages. Raises ConfigError.
 
-    ``networks``, ``ports`` and ``instances`` are mandatory, empty lists at least: a half-written file must not be taken
-    for a cloud without instances.
+    ``networks``, ``ports`` and ``instances`` are required, even if they are empty lists: a half-written file must not
+    be read as a cloud without instances.
     """
     top = document(data, path).record(('networks', 'ports', 'instances'), ('routers',))
     networks = _all(top['networks'], 'a network', _network)
@@ -69,7 +72,7 @@ def parse(data: bytes, path: str) -> Inventory:
 
 
 def _all(values: Value, what: str, make: Callable[[Value, str], T]) -> dict[str, T]:
-    """The records of a list by id; ``make`` makes one from an entry and its id."""
+    """The records of a list, by id. ``make`` makes a record from an entry and its id."""
     found: dict[str, T] = {}
     for node in values.list():
         value = Value(node.path, node.node, what)
@@ -115,7 +118,7 @@ def _router(value: Value, name: str, networks: Mapping[str, Network]) -> Router:
     for one in record['networks'].list():
         network = _known(one, networks, 'network').id
         if network in behind:
-            raise one.error(f'network {network} stands twice in {value.what}')
+            raise one.error(f'network {network} is twice in {value.what}')
         behind.append(network)
     return Router(name, _text(record, 'name', name), tuple(behind))
 
@@ -135,10 +138,12 @@ def _port(value: Value, name: str, networks: Mapping[str, Network], instances: M
     if 'instance' in record:
         instance = _known(record['instance'], instances, 'instance')
         if project not in (None, instance.project_id):
-            reason = f'project {project} of {value.what} is not that of its instance, {instance.project_id}'
+            reason = f'project {project} of {value.what} is not the project of its instance, {instance.project_id}'
             raise record['project'].error(reason)
         if not owner.startswith(_OWNERS):
-            raise record['device_owner'].error(f'{owner} owns no instance: begin with {" or ".join(_OWNERS)}')
+            raise record['device_owner'].error(
+                f'{owner} is not a device_owner of an instance: it must begin with {" or ".join(_OWNERS)}'
+            )
         project = instance.project_id
     return Port(
         name,
@@ -175,7 +180,10 @@ def _instance(value: Value, name: str) -> Instance:
 
 
 def _unique_on_network(values: Value, ports: list[Port]) -> None:
-    """Refuse an address or a MAC that two ports of one network have: their instances could not be told apart."""
+    """Raise ConfigError if two ports of a network have the same address or MAC.
+
+    The client's address would not identify the instance.
+    """
     taken: dict[tuple[str, str], str] = {}
     for value, port in zip(values.list(), ports, strict=True):
         pairs = value.pairs()
@@ -212,7 +220,7 @@ def _texts(record: Mapping[str, Value], key: str) -> tuple[tuple[str, str], ...]
 
 
 def _address(value: Value) -> str:
-    """Canonical text, as in SOURCE."""
+    """The address as canonical text, as in SOURCE."""
     try:
         parsed = ipaddress.ip_address(value.text())
     except ValueError:

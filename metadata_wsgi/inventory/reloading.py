@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the inventory again when its file has changed; an invalid file does not replace the inventory read before.
+"""Reads the inventory again when its file has changed. If the new file is invalid, the old inventory stays in use.
 
-Replace the file by renaming a complete one over it: then no process reads a half-written file. A change is detected
+To change the file, rename a complete new file over it: then no process reads a half-written file. A change is detected
 by modification time, size or inode, at the first call that is at least ``interval_s`` after the last check.
 
 A file of 16 MiB takes seconds to read. So it is read in a thread of the operating system, and other requests are served
-meanwhile; a request waits for it up to ``MAX_WAIT_S`` and then gets the old inventory. ``is_reloading`` is True until
-the new one is in use: an instance that is not in the old one may be in the new one.
+meanwhile. A request waits up to ``MAX_WAIT_S`` for the new inventory and then uses the old one. ``is_reloading`` is
+True until the new inventory is in use. Meanwhile an instance may be missing only because the inventory is old.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ MAX_WAIT_S = 0.5
 POLL_INTERVAL_S = 0.005
 
 Version = tuple[int, int, int] | None
-"""Modification time, size and inode of a file; None: there is no file."""
+"""Modification time (ns), size and inode of a file; None if there is no file."""
 Read = Callable[[str], tuple[Version, Inventory]]
 """Reads the file at a path; raises ConfigError."""
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """The inventory in use, the version of the file read last (valid or not), and the time of the last check."""
+    """The inventory in use, the version of the last file read (valid or not), and the time of the last check."""
 
     inventory: Inventory
     version: Version
@@ -43,9 +43,9 @@ class _State:
 
 
 class _Reload:
-    """One reading of the file, in a thread. ``is_done`` is set last; then there is an ``inventory`` or an ``error``.
+    """Reads the file once, in a thread. ``is_done`` is set last; then ``inventory`` or ``error`` is set.
 
-    The thread takes no lock and writes no log: under gevent both belong to the other threads.
+    The thread takes no lock and writes no log: under gevent, locks and log handlers work only between greenlets.
     """
 
     def __init__(self, path: str, version: Version, read: Read) -> None:
@@ -58,9 +58,9 @@ class _Reload:
 
     def start(self) -> None:
         """Start the thread."""
-        from gevent import monkey  # not at import: programs that only look at an inventory need no gevent
+        from gevent import monkey  # imported here, because programs that only read an inventory need no gevent
 
-        # The thread of the operating system also where gevent has replaced it: a greenlet would stop all others.
+        # A thread of the operating system, even if gevent has replaced threads: a greenlet would block all others.
         monkey.get_original('_thread', 'start_new_thread')(self._run, ())
 
     def _run(self) -> None:
@@ -72,7 +72,7 @@ class _Reload:
 
 
 class ReloadingInventory:
-    """The inventory of a file: always the newest valid one. Shared by all threads of a worker."""
+    """The inventory of a file, in its newest valid version. Shared by all threads of a worker."""
 
     def __init__(
         self,
@@ -83,16 +83,16 @@ class ReloadingInventory:
         sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds),
         read: Read | None = None,
     ) -> None:
-        """Read the file now. Raises ConfigError: an invalid file stops the start."""
+        """Read the file. Raises ConfigError if it is invalid, so the program does not start."""
         self._path = path
         self._interval_s = interval_s
         self._clock = clock
-        self._sleep = sleep  # time.sleep is looked up late: gevent replaces it in a worker
+        self._sleep = sleep  # looks time.sleep up at each call, because gevent replaces it in a worker
         self._read = read or _read
         self._lock = threading.Lock()
         self._reload: _Reload | None = None
         version, inventory = self._read(path)
-        # Immutable and replaced as a whole: a thread reads the old state or the new one without a lock.
+        # Immutable and replaced as a whole, so a thread needs no lock to read it.
         self._state = _State(inventory, version, clock())
 
     def is_reloading(self) -> bool:
@@ -100,7 +100,7 @@ class ReloadingInventory:
         return self._reload is not None
 
     def current(self) -> Inventory:
-        """The inventory in use. If the file has changed, waits up to ``MAX_WAIT_S`` until the new one is read."""
+        """The inventory in use. If the file has changed, waits up to ``MAX_WAIT_S`` for the new inventory."""
         if self._reload is None and self._clock() - self._state.checked_at_s < self._interval_s:
             return self._state.inventory
         self._check()
@@ -113,7 +113,7 @@ class ReloadingInventory:
         return self._state.inventory
 
     def _check(self) -> None:
-        """Start a reload if the file has changed; use the result of one that is done."""
+        """Start a reload if the file has changed. Use the result of a finished reload."""
         with self._lock:
             if self._reload is None:
                 self._start_if_changed()
@@ -138,7 +138,9 @@ class ReloadingInventory:
         if inventory is None:
             unexpected = None if isinstance(reload.error, ConfigError) else reload.error
             LOG.error(
-                'The inventory is not replaced, the one read before stays in use: %s', reload.error, exc_info=unexpected
+                'The new inventory file is invalid, the old inventory stays in use: %s',
+                reload.error,
+                exc_info=unexpected,
             )
         else:
             LOG.info(

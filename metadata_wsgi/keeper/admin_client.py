@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Send attach, detach and list to the keeper of this host."""
+"""Sends the requests attach, detach and list to the keeper of this host."""
 
 from __future__ import annotations
 
@@ -38,21 +38,22 @@ class KeeperClient:
         self._find_holder = find_holder or _find_holder
 
     def register(self, listener: Listener, handed_over: socket.socket | None = None) -> bool:
-        """Register ``listener``, with the socket ``handed_over`` if there is one; False if it was registered already.
+        """Register ``listener``. Returns False if it was already registered.
 
-        While the port is in use the request is retried for ``PORT_IN_USE_TIMEOUT_S``: after a restart of the keeper a
-        worker may have the socket and not have sent it back yet; or a former proxy is about to end. If another program
-        listens on it, only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``; the error names it.
+        The keeper opens the socket, or takes ``handed_over`` if it is given. While the port is in use the request is
+        retried for ``PORT_IN_USE_TIMEOUT_S``: a worker may not have sent the socket back yet after a restart of the
+        keeper, or a former proxy is about to end. If another program listens on the port, the request is retried only
+        for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``, and the error names that program.
         """
         message = {protocol.VERB: protocol.ATTACH, 'listener': listener.to_json()}
-        waited_s, look_after_s = 0.0, limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
+        waited_s, next_search_s = 0.0, limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
         while True:
             try:
                 return bool(self._request(message, 'changed', handed_over.fileno() if handed_over else None)['changed'])
             except _PortInUse:
-                if waited_s >= min(PORT_IN_USE_TIMEOUT_S, look_after_s):
-                    # Not at each attempt: it reads the descriptors of every process.
-                    look_after_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
+                if waited_s >= min(PORT_IN_USE_TIMEOUT_S, next_search_s):
+                    # Not at each attempt, because the search reads the descriptors of every process.
+                    next_search_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
                     holder = self._find_holder(listener)
                     if holder and (not holder.is_own or waited_s >= PORT_IN_USE_TIMEOUT_S):
                         raise NetnsError(holder.message(listener.port, listener.namespace)) from None
@@ -62,15 +63,15 @@ class KeeperClient:
                 waited_s += limits.PORT_RETRY_INTERVAL_S
 
     def unregister_all(self, id_: str) -> bool:
-        """Close every listener of the router or network; whether there was one."""
+        """Unregister and close every listener of the router or network. Returns whether there was one."""
         return bool(self._request({protocol.VERB: protocol.DETACH, 'id': id_}, 'closed')['closed'])
 
     def unregister(self, listener: Listener) -> bool:
-        """Close one listener; whether it was registered."""
+        """Unregister and close one listener. Returns whether it was registered."""
         return bool(self._request({protocol.VERB: protocol.DETACH, 'key': listener.key}, 'closed')['closed'])
 
     def list(self, id_: str | None = None) -> tuple[list[Listener], dict[str, int]]:
-        """All listeners, or those of one id; and the number of subscribed workers by mode."""
+        """The listeners, and the number of subscribed workers by mode. With ``id_``, only the listeners of this id."""
         found: list[Listener] = []
         page = self._request({protocol.VERB: protocol.LIST, 'id': id_}, 'listeners')
         try:
@@ -89,7 +90,7 @@ class KeeperClient:
         return self._receive_reply(field)
 
     def _receive_reply(self, field: str) -> dict[str, Any]:
-        """One reply, which has ``field``."""
+        """Receive one reply. Raises NetnsError if it reports an error or has no ``field``."""
         try:
             reply, sock = protocol.receive(self._connection)
         except (EOFError, OSError, ValueError) as error:
@@ -105,11 +106,11 @@ class KeeperClient:
 
 
 class _PortInUse(NetnsError):
-    """Refused because the port is in use: a retry may succeed."""
+    """The keeper refused because the port is in use. A retry may succeed."""
 
 
 def _find_holder(listener: Listener) -> PortHolder | None:
-    """Here and not in the keeper: its unit hides other processes from it."""
+    """The process that listens on the port. The keeper cannot search it: its unit hides other processes from it."""
     try:
         return namespaces.run_in(listener.namespace, lambda: port_holder.find(listener.port))
     except (NetnsError, OSError):
@@ -123,7 +124,7 @@ def socket_path(state_path: str) -> str:
 
 @contextmanager
 def connect(state_path: str) -> Iterator[KeeperClient]:
-    """Connect to the keeper. Raises NetnsError if there is none, or if the peer is not trusted."""
+    """Connect to the keeper. Raises NetnsError if no keeper listens, or if its user is not trusted."""
     path = socket_path(state_path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(REPLY_TIMEOUT_S)
@@ -131,7 +132,7 @@ def connect(state_path: str) -> Iterator[KeeperClient]:
             connection.connect(path)
         except OSError as error:
             raise NetnsError(
-                f'no keeper answers at {path} ({error.strerror}): start metadata-wsgi keeper, as root'
+                f'no keeper listens at {path} ({error.strerror}): start metadata-wsgi keeper, as root'
             ) from error
         uid = protocol.peer_uid(connection)
         if not protocol.is_root_or_own(uid, os.geteuid()):

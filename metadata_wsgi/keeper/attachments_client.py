@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper as attach and detach use it: by router or network, not by listener.
+"""Client of the keeper for attach and detach: one call for each router or network, not for each listener.
 
-A router has one listener, on every address of its namespace. A network has one on 169.254.169.254 and, where IPv6 is
-served, one on fe80::a9fe:a9fe of its interface: the other addresses of a DHCP namespace must not be served
+A router has one listener, on every address of its namespace. A network has a listener on 169.254.169.254 and, if IPv6
+is served, another one on fe80::a9fe:a9fe of its interface. The other addresses of a DHCP namespace must not be served
 (LP#1745618).
 """
 
@@ -28,7 +28,7 @@ class AttachmentsClient:
     ) -> bool:
         """Register listeners on ``hosts`` in ``mode``. Return True if anything changed.
 
-        ``taken`` are listening sockets of a former process; those whose address is among ``hosts`` are registered.
+        ``taken`` are listening sockets of a former process. Those with an address of ``hosts`` are registered.
         """
         wanted = [listener(target, mode, port, host) for host in hosts]
         keys = {one.key for one in wanted}
@@ -42,14 +42,14 @@ class AttachmentsClient:
         return any(changed)
 
     def close(self, target: AttachTarget, mode: str, port: int, host: str) -> None:
-        """Unregister one listener, e.g. because its interface was replaced by another of the same name."""
+        """Unregister one listener, for example because another interface has replaced its interface."""
         with admin_client.connect(self._state_path) as keeper:
             keeper.unregister(listener(target, mode, port, host))
 
     def detach(self, target: AttachTarget) -> bool:
         """Unregister all listeners of ``target``.
 
-        Return True if there were any, False if there were none or the keeper's socket file does not exist.
+        Return False if there were none or if the keeper's socket file does not exist.
         """
         if not self._socket_exists():
             return False
@@ -62,7 +62,7 @@ class AttachmentsClient:
             return keeper.list('')[1]
 
     def entries(self) -> list[KeeperEntry]:
-        """The registered listeners, one entry for each router or network. Empty without the keeper's socket file."""
+        """One entry for each router or network with registered listeners. Empty without the keeper's socket file."""
         if not self._socket_exists():
             return []
         with admin_client.connect(self._state_path) as keeper:
@@ -82,17 +82,17 @@ class AttachmentsClient:
         ]
 
     def _socket_exists(self) -> bool:
-        """A keeper leaves its socket file behind, unless no listener is registered when it ends."""
+        """Whether listeners may be registered: a keeper removes its socket file only if none is when it ends."""
         return os.path.exists(admin_client.socket_path(self._state_path))
 
 
 def listener(target: AttachTarget, mode: str, port: int, host: str) -> Listener:
-    """The keeper's fields of one socket of a router or network."""
+    """The Listener for one socket of a router or network."""
     router_id, network_id = (target.uuid, None) if target.kind == ROUTER else (None, target.uuid)
     return Listener(mode, target.namespace, port, router_id, network_id, host)
 
 
 def _bound_to(host: str, sockets: Sequence[socket.socket]) -> socket.socket | None:
-    # An interface name means something in its namespace only, so addresses are compared without the zone.
+    # An interface name is valid in its namespace only, so addresses are compared without the zone.
     addresses = (host.partition('%')[0],) if host else ('::', '0.0.0.0')  # noqa: S104 (compared, not bound)
     return next((one for one in sockets if one.getsockname()[0].partition('%')[0] in addresses), None)

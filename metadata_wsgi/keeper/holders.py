@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The holders on this host: small processes that keep a copy of a router's or network's listening sockets.
+"""The holders on this host: small processes, each with a copy of a router's or network's listening sockets.
 
-A Neutron agent needs a process with a pid file for each metadata proxy. ``metadata-wsgi-haproxy`` leaves a holder as
-that process. Where systemd does not store the keeper's sockets, as in containers, the holders are the copy that
-outlives a keeper and workers that end together.
+A Neutron agent needs a process with a pid file for each metadata proxy. ``metadata-wsgi-haproxy`` starts a holder as
+that process. In containers systemd does not store the keeper's sockets. If keeper and workers end at the same time
+there, only the holders have the sockets.
 
-``<state_path>/holders/<id>`` is a FIFO that the holder with that id reads. A line ``again`` makes it send its sockets
-to the keeper; any other line ends it.
+``<state_path>/holders/<id>`` is a FIFO that the holder of that id reads. The line ``again`` makes the holder send its
+sockets to the keeper. Any other line ends the holder.
 
-The state path may belong to an unprivileged user: the directory is opened without following a link and must be
-root's alone, and nothing in it is followed.
+The state path may belong to an unprivileged user. So the directory ``holders`` is opened without following a link, and
+only the keeper's user may own it and write to it. Links in it are not followed either.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import time
 from collections.abc import Callable, Collection
 
 REQUEST_INTERVAL_S = 2.0
-"""Time between two requests to holders whose sockets are not registered. Workers send theirs before the first."""
+"""Time between two requests to holders, and before the first one. Workers send their sockets within this time."""
 BATCH = 32
-"""Request the sockets of at most this many holders at a time: each holder starts a program."""
+"""Number of holders that get a request at the same time. It is limited because each holder starts a program."""
 
 
 class Holders:
@@ -36,7 +36,7 @@ class Holders:
         self._next_request_at = clock() + REQUEST_INTERVAL_S
 
     def ids(self) -> list[str]:
-        """The routers and networks that have a holder, according to the FIFOs."""
+        """The ids of the routers and networks that have a FIFO of a holder."""
         directory = self._open()
         if directory is None:
             return []
@@ -46,7 +46,7 @@ class Holders:
             os.close(directory)
 
     def request_sockets(self, registered: Callable[[], Collection[str]]) -> list[str]:
-        """Request the sockets of holders whose id is not in ``registered()``, once in ``REQUEST_INTERVAL_S``.
+        """Request the sockets of holders with an id that is not in ``registered()``, once in ``REQUEST_INTERVAL_S``.
 
         Return the ids of these holders.
         """
@@ -59,7 +59,7 @@ class Holders:
         return [id_ for id_ in missing if self._write(id_, b'again\n')]
 
     def end(self, id_: str) -> None:
-        """End the holder of ``id_``: a copy of a socket would keep a deleted namespace in the kernel."""
+        """End the holder of ``id_``, because its sockets would keep a deleted namespace in the kernel."""
         self._write(id_, b'end\n')
 
     def _open(self) -> int | None:
@@ -74,7 +74,10 @@ class Holders:
         return directory
 
     def _write(self, id_: str, line: bytes) -> bool:
-        """Whether a holder got the line. The FIFO of a holder that was killed is removed."""
+        """Write ``line`` to the FIFO of a holder. Returns whether a holder reads it.
+
+        If no process has the FIFO open, the holder was killed, and the FIFO is removed.
+        """
         directory = None if '/' in id_ else self._open()
         if directory is None:
             return False

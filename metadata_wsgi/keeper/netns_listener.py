@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open a listening socket in a namespace, and check a socket that was handed over."""
+"""Opens a listening socket in a namespace, and checks a socket that another process sent."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from metadata_wsgi.netns import namespaces
 
 
 class NetnsSocketOpener:
-    """Sockets of the kernel; see :class:`metadata_wsgi.keeper.registry.SocketOpener`."""
+    """Opens and checks real sockets; see :class:`metadata_wsgi.keeper.registry.SocketOpener`."""
 
     def open(self, listener: Listener) -> socket.socket:
-        """Listen in the namespace. NetnsError if there is none of that name, ConfigError if the port is in use."""
+        """Listen in the namespace. Raises NetnsError if it does not exist, ConfigError if the port is in use."""
         if not namespaces.exists(listener.namespace):
             raise NetnsError(f'there is no namespace {listener.namespace} on this host')
         opened = namespaces.run_in(listener.namespace, lambda: listeners.bind_tcp(listener.host, listener.port))
@@ -24,9 +24,9 @@ class NetnsSocketOpener:
         return opened
 
     def is_valid(self, listener: Listener, sock: socket.socket) -> bool:
-        """Whether it is a TCP socket that listens on the port in the namespace of that name, according to the kernel.
+        """Whether ``sock`` is a TCP socket that listens on the listener's port in the listener's namespace.
 
-        An unprivileged worker sends sockets back with fields of its own choice.
+        The kernel is asked, because an unprivileged worker may send a socket with wrong fields.
         """
         try:
             return (
@@ -39,9 +39,9 @@ class NetnsSocketOpener:
             return False
 
     def is_same_socket(self, sock: socket.socket, other: socket.socket) -> bool:
-        """By the inode number in the kernel's file system of sockets."""
+        """Whether both are the same socket of the kernel: they have the same inode number."""
         return os.fstat(sock.fileno()).st_ino == os.fstat(other.fileno()).st_ino
 
     def namespace_exists(self, listener: Listener) -> bool:
-        """Whether there is a namespace of that name."""
+        """Whether the listener's namespace exists."""
         return namespaces.exists(listener.namespace)

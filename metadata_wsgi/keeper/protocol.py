@@ -3,9 +3,9 @@
 
 On ``<state_path>/keeper`` (root only), a request and its reply::
 
-    {"verb": "attach", "listener": {...}}   ->  {"changed": true}; false if it was registered already. With a
-                                                listening socket in the packet, that one is registered and none
-                                                is opened
+    {"verb": "attach", "listener": {...}}   ->  {"changed": true}; false if it was already registered. If the
+                                                packet has a listening socket, this socket is registered and no
+                                                socket is opened
     {"verb": "detach", "id": "..."}         ->  {"closed": true}: all listeners of a router or network; false if
                                                 there were none
     {"verb": "detach", "key": "..."}        ->  the same for one listener
@@ -21,16 +21,16 @@ On ``<state_path>/listeners`` (workers), after a worker's first packet ``{"mode"
     worker -> keeper   {"holds": {...}} with the socket: a listener that the worker has from an earlier keeper
                        {"holds": null}: end of that list; from now on the worker is subscribed
     keeper -> worker   {"serve": {...}} with the socket: add this listener
-                       {"leave": "key"}: remove it
+                       {"leave": "key"}: remove the listener with this key
                        {"complete": true}: all listeners registered so far have been sent
 
-``attach`` is one packet and one reply, so any program that can pass a descriptor can register its own sockets.
+``attach`` is one packet and one reply, so any program that can send a descriptor can register its own sockets.
 
-Sockets travel as ancillary data (SCM_RIGHTS, unix(7)), at most one in each packet.
+Sockets are sent as ancillary data (SCM_RIGHTS, unix(7)), at most one in each packet.
 
-The field names above are the wire format. During an upgrade a worker or client may be of another release than the
-keeper: new fields may be added, existing ones keep their name and meaning. The keeper refuses an attach with a field
-that it does not know; workers and clients ignore such fields. The code uses the constants below.
+The field names above are the wire format. During an upgrade a worker or client may have another release than the
+keeper. So new fields may be added, but existing fields keep their name and meaning. The keeper rejects an attach with
+an unknown field. Workers and clients ignore unknown fields. The code uses the constants below.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ ADD, REMOVE, SYNC_END = 'serve', 'leave', 'complete'
 class Listener:
     """A listening socket in a namespace.
 
-    ``mode`` selects the workers that accept on it: those of the shared namespace proxy (``shared``) or of the agent
-    (``one_hop``). Exactly one of the two ids is set. ``host`` is the address it is bound to, '' for every address of
-    the namespace.
+    ``mode`` selects the workers that accept on it: the workers of the shared namespace proxy (``shared``) or of the
+    agent (``one_hop``). Exactly one of the two ids is set. ``host`` is the address that the socket is bound to, '' for
+    every address of the namespace.
     """
 
     mode: str
@@ -77,7 +77,7 @@ class Listener:
 
     @property
     def key(self) -> str:
-        """Unique on a host: a router or network has one listener for each address."""
+        """The key of the listener, unique on a host: id and address."""
         return f'{self.id} {self.host}'.rstrip()
 
     @property
@@ -87,9 +87,9 @@ class Listener:
 
     @classmethod
     def from_json(cls, fields: Any, *, ignore_unknown: bool = False) -> Listener:
-        """Make a listener from a packet's object. Raises ValueError with the reason if a field is invalid.
+        """Make a listener from the JSON object of a packet. Raises ValueError if a field is invalid.
 
-        ``ignore_unknown``: the other end may be of a later release that has more fields.
+        ``ignore_unknown``: ignore unknown fields, because the sender may have a later release with more fields.
         """
         if not isinstance(fields, dict):
             raise ValueError('listener: not an object')
@@ -102,13 +102,13 @@ class Listener:
         ids = ['' if value is None else value for value in (listener.router_id, listener.network_id)]
         texts = (listener.mode, listener.namespace, listener.host, *ids)
         if not all(isinstance(text, str) and '/' not in text and '\0' not in text for text in texts):
-            raise ValueError('listener: every field but port is a name')
+            raise ValueError('listener: every field except port must be a name')
         if any(len(text) > MAX_NAME_CHARACTERS for text in texts):
-            raise ValueError(f'listener: a name of more than {MAX_NAME_CHARACTERS} characters')
+            raise ValueError(f'listener: a name has more than {MAX_NAME_CHARACTERS} characters')
         if listener.mode not in MODES:
-            raise ValueError(f'mode {listener.mode}: one of {", ".join(MODES)}')
+            raise ValueError(f'mode {listener.mode}: must be one of {", ".join(MODES)}')
         if bool(listener.router_id) == bool(listener.network_id):
-            raise ValueError('exactly one of router_id and network_id')
+            raise ValueError('exactly one of router_id and network_id must be set')
         if type(listener.port) is not int or not 0 < listener.port < 65536:
             raise ValueError(f'port {listener.port}: not a TCP port')
         if not listener.namespace or listener.namespace in ('.', '..'):
@@ -116,12 +116,12 @@ class Listener:
         return listener
 
     def to_json(self) -> dict[str, Any]:
-        """The object for a packet."""
+        """The JSON object for a packet."""
         return asdict(self)
 
 
 def send(sock: socket.socket, message: dict[str, Any], descriptor: int | None = None) -> None:
-    """Send one packet, with ``descriptor`` in it unless that is None."""
+    """Send one packet. If ``descriptor`` is not None, it is sent with the packet."""
     packet = json.dumps(message).encode()
     ancillary = (
         [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [descriptor]))] if descriptor is not None else []
@@ -130,10 +130,10 @@ def send(sock: socket.socket, message: dict[str, Any], descriptor: int | None = 
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], socket.socket | None]:
-    """Receive one packet and the socket in it, which the caller must close.
+    """Receive one packet and the socket in it. The caller must close the socket.
 
-    Raises EOFError at the end of the connection, and ValueError for an invalid packet. Descriptors that are not
-    returned are closed: an invalid packet's, several in one packet, and whatever is not a socket.
+    Raises EOFError at the end of the connection, and ValueError for an invalid packet. All descriptors in an invalid
+    packet are closed. A packet with several descriptors, or with a descriptor that is not a socket, is invalid.
     """
     packet, ancillary, flags, _ = connection.recvmsg(MAX_PACKET_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
     descriptors = array.array('i')
@@ -144,11 +144,11 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], socket.socket | 
         if not packet:
             raise EOFError
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) > 1:
-            # MSG_CTRUNC also if this process may not open another descriptor (RLIMIT_NOFILE).
-            raise ValueError('a packet that is too long, or with more descriptors than can be received')
+            # MSG_CTRUNC is also set if this process may not open another descriptor (RLIMIT_NOFILE).
+            raise ValueError('a packet is too long, or has more descriptors than can be received')
         message = _parse_json(packet)
         if not isinstance(message, dict):
-            raise ValueError('a packet that is not an object')
+            raise ValueError('a packet is not a JSON object')
         return message, _socket_of(descriptors[0]) if descriptors else None
     except BaseException:
         for number in descriptors:
@@ -160,19 +160,19 @@ def _socket_of(descriptor: int) -> socket.socket:
     try:
         return socket.socket(fileno=descriptor)
     except OSError as error:
-        raise ValueError(f'a descriptor that is not a socket: {error.strerror}') from None
+        raise ValueError(f'a descriptor is not a socket: {error.strerror}') from None
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """The uid of the process at the other end when it connected, or when it called listen(); unix(7)."""
+    """The uid that the peer's process had when it called connect() or listen(); unix(7)."""
     _, uid, _ = struct.unpack('iII', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return int(uid)
 
 
 def is_root_or_own(uid: int, own_uid: int) -> bool:
-    """Whether to trust the other end, a keeper or its administrator, as far as oneself.
+    """Whether the peer, a keeper or its client, is trusted: it runs as root or as the calling user.
 
-    The file's permissions alone do not tell: another user who may write in the directory can create a socket there.
+    The permissions of the socket file are not enough: a user who may write to the directory can create a socket there.
     """
     return uid in (0, own_uid)
 
@@ -181,5 +181,5 @@ def _parse_json(packet: bytes) -> Any:
     try:
         return json.loads(packet)
     except RecursionError:
-        # Thousands of nested brackets from a worker must not end the only process that can open a namespace.
-        raise ValueError('a packet that is nested too deep') from None
+        # A worker may send thousands of nested brackets. They must not end the keeper.
+        raise ValueError('a packet is nested too deeply') from None

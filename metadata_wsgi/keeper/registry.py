@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The registered listeners and the subscribed workers. Pure: no socket is opened or written to here.
+"""The registered listeners and the subscribed workers. This module does no I/O: ``SocketOpener`` opens sockets.
 
-A listener's key (router or network id, and address) is in one of three states. Each operation by state:
+A listener's key (router or network id, and address) is in one of three states. The effect of each operation:
 
 ======================  ============================  ================================  =========================
 operation               ABSENT                        REGISTERED                        UNREGISTERED
@@ -18,8 +18,9 @@ operation               ABSENT                        REGISTERED                
                                                       closed -> UNREGISTERED
 ======================  ============================  ================================  =========================
 
-UNREGISTERED differs from ABSENT only for a worker that has not been notified yet: the socket that it sends back after a
-restart of the keeper must not undo a ``detach``. The last ``MAX_UNREGISTERED_KEYS`` such keys are remembered.
+The state UNREGISTERED exists for a worker that has not received the REMOVE of a ``detach`` yet. If the keeper is
+restarted, such a worker sends the socket back, and this must not undo the ``detach``. The last
+``MAX_UNREGISTERED_KEYS`` unregistered keys are stored; older ones are ABSENT.
 """
 
 from __future__ import annotations
@@ -48,37 +49,37 @@ S_contra = TypeVar('S_contra', bound=ListeningSocket, contravariant=True)
 
 
 class SocketOpener(Protocol[S]):
-    """Operations on sockets; :class:`metadata_wsgi.keeper.netns_listener.NetnsSocketOpener` is the real one."""
+    """Operations on sockets. :class:`metadata_wsgi.keeper.netns_listener.NetnsSocketOpener` implements them."""
 
     def open(self, listener: Listener) -> S:
         """Open the listening socket. Raises MetadataError."""
 
     def is_valid(self, listener: Listener, sock: S) -> bool:
-        """Whether ``sock`` is what ``open`` would return: listening there, in the namespace that has the name now."""
+        """Whether ``sock`` listens on the listener's port, in the namespace that has the listener's name now."""
 
     def is_same_socket(self, sock: S, other: S) -> bool:
         """Whether both are the same socket of the kernel."""
 
     def namespace_exists(self, listener: Listener) -> bool:
-        """Whether there is a namespace of that name."""
+        """Whether the listener's namespace exists."""
 
 
 class FdStore(Protocol[S_contra]):
-    """Holds sockets while keeper and workers are stopped; :class:`metadata_wsgi.keeper.fdstore.SystemdFdStore`."""
+    """Holds sockets while keeper and workers are stopped: :class:`metadata_wsgi.keeper.fdstore.SystemdFdStore`."""
 
     def add(self, listener: Listener, sock: S_contra) -> None:
-        """Store ``sock``; nothing if ``listener`` is stored already."""
+        """Store ``sock``. Does nothing if ``listener`` is already stored."""
 
     def remove(self, listener: Listener) -> None:
-        """Remove the socket of ``listener``; nothing if there is none."""
+        """Remove the socket of ``listener``. Does nothing if it is not stored."""
 
 
 @dataclass(eq=False)
 class Subscriber:
-    """A worker: the mode of the listeners it receives, and the packets that have yet to be sent.
+    """A worker: the mode of the listeners that it receives, and the packets that are not sent yet.
 
-    Packets are queued here and not in the kernel: a worker that reads slowly must not block the keeper, and the
-    number of descriptors in flight is limited (unix(7), ETOOMANYREFS).
+    Packets wait here and not in the kernel, for two reasons. A worker that reads slowly must not block the keeper. And
+    the kernel limits the number of descriptors in flight (unix(7), ETOOMANYREFS).
     """
 
     mode: str
@@ -103,7 +104,7 @@ class Registry(Generic[S]):
         return len(self._registered)
 
     def socket_of(self, key: str) -> tuple[Listener, S] | None:
-        """The listener of that key and its socket; None if none is registered or it is not valid any more."""
+        """The listener ``key`` and its socket; None if it is not registered or its socket is no longer valid."""
         found = self._registered.get(key)
         return found if found and self._opener.is_valid(*found) else None
 
@@ -112,11 +113,12 @@ class Registry(Generic[S]):
         return dict(Counter(subscriber.mode for subscriber in self._subscribers))
 
     def register(self, listener: Listener, handed_over: S | None = None) -> bool:
-        """Register ``listener``; whether anything changed. One of the same key with other fields is replaced.
+        """Register ``listener``. Returns whether anything changed.
 
-        If only the mode differs the socket and its accept queue stay, and the workers of the other mode accept on it.
-        ``handed_over`` is a socket that listens there already: it is registered and none is opened. Raises ValueError
-        if it does not listen there, and MetadataError if no socket could be opened.
+        A listener with the same key and other fields is replaced. If only the mode differs, the socket and its accept
+        queue are kept, and the workers of the new mode accept on it. If ``handed_over`` is given, this listening socket
+        is registered and no socket is opened. Raises ValueError if ``handed_over`` does not match ``listener``, and
+        MetadataError if no socket could be opened.
         """
         if handed_over is not None and not self._opener.is_valid(listener, handed_over):
             handed_over.close()
@@ -130,20 +132,20 @@ class Registry(Generic[S]):
                 return False
             if only_mode_differs:
                 self._notify(current[0], {protocol.REMOVE: listener.key}, None)
-                # Removed first: systemd stores a socket under one name only.
+                # First removed, then added: systemd stores a socket under one name only.
                 self._remove_from_store(current[0])
                 self._add(listener, current[1])
                 return True
-        # Opened before the current one is closed: if that fails the current one stays.
+        # The new socket is opened before the current one is closed, so the current one stays if this fails.
         sock = handed_over if handed_over is not None else self._opener.open(listener)
         self.unregister(listener.key)
         self._add(listener, sock)
         return True
 
     def restore_from_worker(self, listener: Listener, sock: S) -> bool:
-        """Register a socket that a worker has from an earlier keeper; False if the worker must close it.
+        """Register a socket that a worker has from an earlier keeper. Returns False if the worker must close it.
 
-        False if the listener was unregistered meanwhile, its namespace is gone, or another socket is registered.
+        So it is if the listener was unregistered meanwhile, its namespace was deleted, or another socket is registered.
         """
         current = self._registered.get(listener.key)
         if current:
@@ -158,14 +160,17 @@ class Registry(Generic[S]):
         return accepted
 
     def restore_from_store(self, listener: Listener, sock: S) -> bool:
-        """Register a socket that was stored for an earlier keeper; False, and it is removed there, if invalid."""
+        """Register a socket that systemd stored for an earlier keeper.
+
+        If the socket is invalid, it is removed from the store, and False is returned.
+        """
         accepted = self.restore_from_worker(listener, sock)
         if not accepted:
             self._remove_from_store(listener)
         return accepted
 
     def unregister(self, key: str) -> bool:
-        """Close the listener ``key``; whether there was one. REMOVE is queued for its workers before it is closed."""
+        """Close the listener ``key`` and queue REMOVE for its workers. Returns whether it was registered."""
         self._remember_unregistered(key)
         current = self._registered.pop(key, None)
         if current is None:
@@ -184,10 +189,10 @@ class Registry(Generic[S]):
         return any(closed)
 
     def reconcile(self) -> list[tuple[Listener, bool]]:
-        """Close the sockets whose namespace is gone, and reopen them where there is a new one of the same name.
+        """Close the sockets in deleted namespaces. If there is a new namespace of the same name, open a socket in it.
 
-        Returns each listener that was lost and whether it was reopened. A namespace without a name is unreachable for
-        clients, but an open socket in it would keep it, its interfaces and its addresses in the kernel.
+        Returns each listener whose socket was closed, and whether it was reopened. The sockets must be closed because
+        an open socket keeps a deleted namespace, with its interfaces and addresses, in the kernel.
         """
         lost = [current for current in self._registered.values() if not self._opener.is_valid(*current)]
         outcome = []
@@ -197,7 +202,7 @@ class Registry(Generic[S]):
                 try:
                     reopened = self.register(listener)
                 except MetadataError:
-                    # Not set up completely: the next reconcile or attach will find it.
+                    # The new namespace is not complete yet. The next reconcile or attach opens the socket.
                     reopened = False
             if not reopened:
                 self.unregister(listener.key)
@@ -205,13 +210,13 @@ class Registry(Generic[S]):
         return outcome
 
     def close(self) -> None:
-        """Close this process's sockets without notifying workers: they and systemd keep theirs."""
+        """Close this process's copies of the sockets. Workers are not notified: they and systemd keep their copies."""
         for _, sock in self._registered.values():
             sock.close()
         self._registered.clear()
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Queue all listeners of its mode for ``subscriber``, and every change from now on."""
+        """Queue all listeners of the subscriber's mode for it, and from now on every change."""
         for listener, sock in self._registered.values():
             if listener.mode == subscriber.mode:
                 subscriber.queue.append(({protocol.ADD: listener.to_json()}, sock))
@@ -219,11 +224,11 @@ class Registry(Generic[S]):
         self._subscribers.append(subscriber)
 
     def is_subscribed(self, subscriber: Subscriber) -> bool:
-        """Whether ``subscribe`` was called for it."""
+        """Whether ``subscribe`` was called for ``subscriber``."""
         return subscriber in self._subscribers
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
-        """Its connection has ended."""
+        """Queue no more changes for ``subscriber``: its connection has ended."""
         if subscriber in self._subscribers:
             self._subscribers.remove(subscriber)
 
@@ -248,7 +253,7 @@ class Registry(Generic[S]):
     def _notify(self, listener: Listener, message: dict[str, Any], sock: S | None) -> None:
         for subscriber in self._subscribers:
             if subscriber.mode == listener.mode:
-                # An ADD that is still queued is dropped: its socket is about to be closed.
+                # An ADD that is still queued is dropped, because its socket will be closed.
                 if protocol.REMOVE in message:
                     subscriber.queue = deque(
                         packet for packet in subscriber.queue if packet[0].get(protocol.ADD) != listener.to_json()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper's process: two unix sockets, one event loop, no thread but the one that enters a namespace."""
+"""The keeper's process: two unix sockets and one event loop. Its only other thread is one that enters a namespace."""
 
 from __future__ import annotations
 
@@ -24,30 +24,34 @@ from metadata_wsgi.keeper.netns_listener import NetnsSocketOpener
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.registry import FdStore, Registry, SocketOpener, Subscriber
 from metadata_wsgi.net import listeners
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns import namespaces
 from metadata_wsgi.throttle import Throttle
 
 LOG = logging.getLogger(__name__)
 
-# The kernel's limits for descriptors in flight and for buffers: no event tells when they no longer apply.
+# Limits of the kernel for descriptors in flight and for buffers. No event reports when sending is possible again.
 TRANSIENT_SEND_ERRORS = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 DISCONNECT_ERRNOS = frozenset({errno.EAGAIN, errno.ECONNABORTED, errno.EINTR})
-"""accept() failed because the client disconnected, not for want of descriptors."""
+"""accept() failed because the client disconnected. Other errors mean a lack of descriptors or memory."""
 POLL_S = 1.0
 RESEND_POLL_S = 0.05
 REPLY_TIMEOUT_S = 2.0
 ACCEPT_BACKOFF_S = 1.0
 MAX_WORKER_CONNECTIONS = 512
-"""Each worker has one. Workers are unprivileged: they must not use up the descriptors for root's requests."""
+"""A worker has one connection. The number is limited so that root's requests always get a descriptor."""
 MAX_QUEUED_REFUSALS = 1 << 14
-"""Of one worker: it reads none before it has sent all its listeners."""
+"""Limit for one worker, because a worker reads nothing before it has sent all its listeners."""
 SO_PEERGROUPS = 59  # <asm-generic/socket.h>, Linux 4.13
+MAX_OPTION_BYTES = 1024
+"""Python's getsockopt() refuses a larger buffer: 256 groups. Of a process that has more only the first group counts."""
 
 
 class Keeper:
     """Serves ``<state_path>/keeper`` and ``<state_path>/listeners`` until ``stop``.
 
-    ``user`` and ``group`` own the workers' socket. ``opener`` opens sockets; ``fdstore`` gets a copy of each.
+    ``user`` and ``group`` own the socket for workers. ``opener`` opens listeners. ``fdstore`` gets a copy of each one.
+    ``notifier`` gets the state, and each turn of the event loop as progress.
     """
 
     def __init__(
@@ -58,11 +62,13 @@ class Keeper:
         group: str = '',
         fdstore: FdStore[socket.socket] | None = None,
         opener: SocketOpener[socket.socket] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         listeners.raise_descriptor_limit()
+        self._notifier = notifier or Notifier()
         self._holders = Holders(state_path)
         self._registry: Registry[socket.socket] = Registry(opener or NetnsSocketOpener(), fdstore)
-        # None: connected, and its mode is not known yet.
+        # None: the worker is connected and has not sent its mode yet.
         self._subscribers: dict[socket.socket, Subscriber | None] = {}
         self._running = True
         self._poll_s = POLL_S
@@ -80,17 +86,20 @@ class Keeper:
         self._workers_socket = os.lstat(listeners_path)
 
     def stop(self, *_: Any) -> None:
-        """Make ``run`` return (a signal handler)."""
+        """Signal handler: make ``run`` return."""
         self._running = False
 
     def restore(self, stored: Iterable[tuple[Listener, socket.socket]]) -> None:
         """Register the sockets that systemd stored for an earlier keeper, if they are still valid."""
         for listener, sock in stored:
             if not self._registry.restore_from_store(listener, sock):
-                LOG.info('%s was stored and is not restored: another is registered, or its namespace is gone', listener)
+                LOG.info(
+                    'The stored socket of %s is closed: its namespace was deleted or another socket is registered',
+                    listener,
+                )
 
     def run(self) -> None:
-        """Serve until stopped. The workers go on with the sockets they have, and send them to the next keeper."""
+        """Serve until ``stop``. After that the workers keep their sockets, and send them to the next keeper."""
         wake_up, woken = socket.socketpair()
         wake_up.setblocking(False)
         # A signal handler runs during select(), which then goes on to wait.
@@ -98,17 +107,25 @@ class Keeper:
         signal.set_wakeup_fd(wake_up.fileno())
         signal.signal(signal.SIGTERM, self.stop)
         signal.signal(signal.SIGINT, self.stop)
+        self._notifier.ready(self._status())
         while self._running:
             self.poll_once()
+            self._notifier.status(self._status())
+            self._notifier.progress()
+        self._notifier.stopping()
         signal.set_wakeup_fd(-1)
         wake_up.close()
         if not len(self._registry):
-            # No socket file means to clients that nothing is registered; otherwise only the next keeper knows.
+            # Clients conclude from a missing socket file that nothing is registered.
             os.unlink(self._path)
         self.close()
 
+    def _status(self) -> str:
+        workers = ', '.join(f'{count} {mode}' for mode, count in sorted(self._registry.subscriber_counts().items()))
+        return f'{len(self._registry)} sockets in namespaces; workers: {workers or "none"}'
+
     def close(self) -> None:
-        """Close this process's descriptors; the workers' stay open."""
+        """Close all descriptors of this process. The workers' descriptors stay open."""
         for key in list(self._selector.get_map().values()):
             self._selector.unregister(key.fileobj)
             key.fileobj.close()  # type: ignore[union-attr]
@@ -118,7 +135,7 @@ class Keeper:
         self._registry.close()
 
     def poll_once(self) -> None:
-        """Handle what is readable, send queued packets, and reconcile if namespaces were made or deleted."""
+        """Read requests, send queued packets, and reconcile if namespaces were created or deleted."""
         for key, _ in self._selector.select(self._poll_s):
             self._call_or_close(key.data, key.fileobj)
         self._poll_s = POLL_S
@@ -127,7 +144,7 @@ class Keeper:
         self._resume_accepting()
         self._reconcile_if_due()
         for id_ in self._holders.request_sockets(lambda: {one.id for one in self._registry}):
-            LOG.info('The sockets of %s are requested from its holder', id_)
+            LOG.info('Requested the sockets of %s from its holder', id_)
 
     def _reconcile_if_due(self) -> None:
         """Reconcile when names were added or removed, and again until two polls later at least.
@@ -145,7 +162,7 @@ class Keeper:
         self._is_reconcile_due = now < self._reconcile_until
         for listener, reopened in self._registry.reconcile():
             LOG.info(
-                'The namespace of %s %s', listener, 'was made again, its socket reopened' if reopened else 'is gone'
+                'The namespace of %s was %s', listener, 'created again, its socket reopened' if reopened else 'deleted'
             )
             self._holders.end(listener.id)
 
@@ -171,9 +188,9 @@ class Keeper:
         self._selector.register(listening, selectors.EVENT_READ, accept)
 
     def _pause_accepting(self, listening: socket.socket, accept: Callable[[Any], None], reason: str) -> None:
-        """Descriptors or memory ran out: the connection stays in the accept queue, and the socket stays readable."""
+        """Pause after descriptors or memory ran out: the socket stays readable, and the event loop would spin."""
         if self._accept_log.allow():
-            LOG.warning('No connections are accepted for %g s, and then tried again: %s', ACCEPT_BACKOFF_S, reason)
+            LOG.warning('No connections are accepted for the next %g s: %s', ACCEPT_BACKOFF_S, reason)
         self._selector.unregister(listening)
         self._paused_until[listening] = (time.monotonic() + ACCEPT_BACKOFF_S, accept)
 
@@ -184,7 +201,7 @@ class Keeper:
                 self._selector.register(listening, selectors.EVENT_READ, accept)
 
     def _call_or_close(self, handler: Callable[[Any], None], connection: Any) -> None:
-        """Call ``handler`` with ``connection``, which is closed if it ended or broke the protocol."""
+        """Call ``handler`` with ``connection``. Close the connection if it ended or the peer violates the protocol."""
         try:
             handler(connection)
         except BlockingIOError:
@@ -236,7 +253,7 @@ class Keeper:
         try:
             if verb == protocol.ATTACH:
                 listener = Listener.from_json(message.get('listener'))
-                # From here on the registry closes it.
+                # From here on the registry owns the socket and closes it.
                 sock, handed_over = handed_over, None
                 return [{'changed': self._registry.register(listener, sock)}]
             if verb == protocol.DETACH:
@@ -256,7 +273,7 @@ class Keeper:
         finally:
             if handed_over is not None:
                 handed_over.close()
-        return [{'error': 'one of the verbs attach, detach, list'}]
+        return [{'error': 'the verb must be attach, detach, get or list'}]
 
     # -- workers
 
@@ -287,18 +304,18 @@ class Keeper:
         if subscriber is None and sock is None and message.get(protocol.MODE) in protocol.MODES:
             self._subscribers[connection] = Subscriber(message[protocol.MODE])
         elif subscriber is None or self._registry.is_subscribed(subscriber):
-            raise ValueError("not a worker's message")
+            raise ValueError('a worker sent an unexpected message')
         elif message.get(protocol.HAVE) is not None and sock is not None:
             listener = Listener.from_json(message[protocol.HAVE], ignore_unknown=True)
             if self._registry.restore_from_worker(listener, sock):
                 return
             if len(subscriber.queue) >= MAX_QUEUED_REFUSALS:
-                raise ValueError('a worker that does not read')
+                raise ValueError('a worker does not read')
             subscriber.queue.append(({protocol.REMOVE: listener.key}, None))
         elif protocol.HAVE in message and sock is None:
             self._registry.subscribe(subscriber)
         else:
-            raise ValueError("not a worker's message")
+            raise ValueError('a worker sent an unexpected message')
 
     def _flush(self, connection: socket.socket) -> None:
         subscriber = self._subscribers[connection]
@@ -322,9 +339,9 @@ class Keeper:
 
 
 def may_subscribe(uid: int, group_ids: list[int], socket_stat: os.stat_result) -> bool:
-    """Whether the process may write to the workers' socket: root, its owner, its group. Checked after connecting.
+    """Whether a process with these ids may subscribe: root, and the owner and the group of the socket for workers.
 
-    The file's permissions are checked by the kernel at connect only; a process keeps a connection that it has.
+    The kernel checks the permissions of the socket file only in connect().
     """
     return uid in (0, socket_stat.st_uid) or (
         bool(socket_stat.st_mode & stat.S_IWGRP) and socket_stat.st_gid in group_ids
@@ -332,10 +349,10 @@ def may_subscribe(uid: int, group_ids: list[int], socket_stat: os.stat_result) -
 
 
 def _peer_credentials(connection: socket.socket) -> tuple[int, list[int]]:
-    """(uid, all group ids) of the process at the other end when it connected; unix(7)."""
+    """(uid, all group ids) that the peer's process had when it called connect(); unix(7)."""
     _, uid, gid = struct.unpack('iII', connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     try:
-        supplementary = array.array('I', connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4096))
+        supplementary = array.array('I', connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, MAX_OPTION_BYTES))
     except OSError:
         supplementary = array.array('I')
     return uid, [gid, *supplementary]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's subscription: it receives listeners from the keeper, and sends them back to a restarted one."""
+"""A worker's subscription: it receives listeners from the keeper and sends them back to a restarted keeper."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from metadata_wsgi import instruments
 from metadata_wsgi.keeper import protocol
 from metadata_wsgi.keeper.protocol import Listener
 
@@ -18,10 +19,10 @@ RECONNECT_DELAY_S = 0.5
 
 
 class Subscription:
-    """Subscribes to the keeper at ``path``; ``on_add`` and ``on_remove`` are called for each change.
+    """Subscribes to the keeper at ``path``. Calls ``on_add`` and ``on_remove`` for each change.
 
-    ``on_add`` gets the listener and its socket, which this class closes after ``on_remove``. ``run`` is to be called in
-    a thread or greenlet of its own, with the ``sleep`` of that kind, and returns only after ``stop``.
+    ``on_add`` gets the listener and its socket. This class closes the socket after ``on_remove``. Call ``run`` in its
+    own thread or greenlet, with a matching ``sleep``. ``run`` returns only after ``stop``.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Subscription:
         self._running = False
 
     def run(self) -> None:
-        """Receive changes. While the keeper is unavailable the present listeners stay, and it reconnects."""
+        """Receive changes. While the keeper is unavailable, keep the present listeners and try to reconnect."""
         logged = False
         while self._running:
+            instruments.KEEPER_UP.set(0, self._mode)
             try:
                 with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
                     connection.connect(self._path)
@@ -56,7 +58,7 @@ class Subscription:
                     self._subscribe(connection)
             except (OSError, EOFError, ValueError) as error:
                 if not logged:
-                    LOG.warning('The keeper at %s is unavailable, attached listeners stay: %s', self._path, error)
+                    LOG.warning('The keeper at %s is unavailable, present listeners stay in use: %s', self._path, error)
                 logged = True
             self._sleep(RECONNECT_DELAY_S)
 
@@ -68,6 +70,7 @@ class Subscription:
         for listener, sock in self._listeners.values():
             protocol.send(connection, {protocol.HAVE: listener.to_json()}, sock.fileno())
         protocol.send(connection, {protocol.HAVE: None})
+        instruments.KEEPER_UP.set(1, self._mode)
         confirmed: set[str] = set()
         synced = False
         while self._running:
@@ -85,7 +88,7 @@ class Subscription:
                     self._remove(key)
 
     def _add(self, fields: Any, received: socket.socket) -> set[str]:
-        """Add the listener unless it is there already; returns its key, or nothing if this release cannot use it."""
+        """Add the listener if it is new. Returns a set with its key; empty if this release cannot use the listener."""
         try:
             listener = Listener.from_json(fields, ignore_unknown=True)
         except ValueError as error:
@@ -94,7 +97,7 @@ class Subscription:
             return set()
         current = self._listeners.get(listener.key)
         if current and current[0] == listener:
-            # Sent by a restarted keeper; ours is the same socket.
+            # A restarted keeper sends the same socket that this worker already has.
             received.close()
         else:
             if current:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cloud on one machine, to see the path work and to try a change on it.
+"""A cloud on one machine, to see the metadata path work and to try a change.
 
-Two tenants whose networks use the same 10.1.1.0/24, each behind a router of its own, and an isolated network; one
-instance at 10.1.1.2 in each. Routers, DHCP servers and instances are namespaces, as the first two are in a real cloud.
-The rules, the namespace proxies and the agent are the real ones. The ``static`` directory replaces Quantum, and
-``metadata_service`` replaces Nova; both read one YAML file.
+It has three networks with the same addresses, 10.1.1.0/24: two behind a router each, of two tenants, and an isolated
+one. Each network has an instance at 10.1.1.2. Routers, DHCP servers and instances are network namespaces. The rules,
+the namespace proxies and the agent are the same as in a real cloud. The lookup ``static`` replaces Quantum, and
+``metadata_service`` replaces Nova. Both read one YAML file.
 
-All of it is in namespaces whose names ``plan`` lists and in one state directory, so that the next lab can find and
-remove what an earlier one left, however it ended.
+All parts are in namespaces with fixed names (``plan``) and in one state directory. So the next lab can find and remove
+the remains of an earlier lab.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the lab step by step, report each step, and remove it again."""
+"""Builds the lab step by step, prints each step, and removes the lab."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Report = Callable[[str], None]
 
 
 def up(paste_file: str, report: Report) -> list[tuple[plan.Guest, guests.Received]]:
-    """Build it and return the identity that each instance receives. Removes what an earlier lab left."""
+    """Build the lab. Returns the identity that each instance receives. Removes the remains of an earlier lab first."""
     if topology.remove():
-        report('An earlier lab was still there: removed')
+        report('An earlier lab still existed: removed')
     _write_files()
     report(f'Host      namespace {plan.HOST_NAMESPACE}: represents the host, and has no connection to your network')
     topology.make_host()
@@ -33,7 +33,7 @@ def up(paste_file: str, report: Report) -> list[tuple[plan.Guest, guests.Receive
         kind = f'router {guest.router_id}' if guest.routed else f'isolated network {guest.network_id}'
         report(f'Guest     {guest.namespace} of tenant {guest.tenant} at {plan.ADDRESS}, {kind}')
         topology.make_guest(guest)
-    report("Nova      its replacement, the pipeline 'nova' of the paste file, on 127.0.0.1:8775 of the host")
+    report("Nova      replaced by the pipeline 'nova' of the paste file, on 127.0.0.1:8775 of the host")
     _start('nova', _nova(paste_file))
     report(f"Agent     quantum-metadata-agent, the pipeline 'agent', on {plan.STATE_PATH}/metadata_proxy")
     _start('agent', [program('quantum-metadata-agent'), '--config-file', f'{plan.STATE_PATH}/metadata_agent.ini'])
@@ -47,7 +47,7 @@ def up(paste_file: str, report: Report) -> list[tuple[plan.Guest, guests.Receive
 
 
 def down(report: Report) -> None:
-    """Remove every trace of it."""
+    """Remove all processes, namespaces and files of the lab."""
     count = topology.remove()
     exists = os.path.isdir(plan.STATE_PATH)
     shutil.rmtree(plan.STATE_PATH, ignore_errors=True)
@@ -59,7 +59,7 @@ def down(report: Report) -> None:
 
 
 def program(name: str) -> str:
-    """The path of one of our programs: beside this interpreter, else on PATH."""
+    """The path of a program of this package: in the directory of the Python interpreter, else on PATH."""
     beside = os.path.dirname(sys.executable)
     path = shutil.which(name, path=os.pathsep.join([beside, os.environ.get('PATH', os.defpath)]))
     if path is None:
@@ -102,7 +102,7 @@ def _nova(paste_file: str) -> list[str]:
 
 
 def _start(name: str, argv: Sequence[str]) -> None:
-    """Run ``argv`` in the host's namespace, in the background; its output goes to a file in the state directory."""
+    """Run ``argv`` in the background, in the host's namespace. Its output goes to a file in the state directory."""
     with open(_log(name), 'ab') as log:
         subprocess.Popen(
             ['ip', 'netns', 'exec', plan.HOST_NAMESPACE, *argv],

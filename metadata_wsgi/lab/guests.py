@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metadata that an instance of the lab receives, requested with curl from inside it."""
+"""Requests metadata inside an instance of the lab, with curl."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ URL = 'http://169.254.169.254'
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """The identity that the instance received."""
+    """The identity that an instance received as its metadata."""
 
     instance_id: str
     hostname: str
@@ -33,6 +33,6 @@ def curl(guest: plan.Guest, path: str) -> str:
 
 
 def request_identity(guest: plan.Guest) -> Received:
-    """Send the requests of cloud-init for the id, and of an EC2 instance for the hostname."""
+    """Request the id from the OpenStack tree, as cloud-init does, and the hostname from the EC2 tree."""
     metadata = json.loads(curl(guest, '/openstack/latest/meta_data.json'))
     return Received(metadata['uuid'], curl(guest, '/2009-04-04/meta-data/hostname'))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the lab consists of: ids, names and addresses, and the YAML file that describes it. Pure."""
+"""The parts of the lab: ids, names and addresses, and the YAML file that describes it. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ GATEWAY = '10.1.1.1'
 PREFIX_LENGTH = 24
 CIDR = '10.1.1.0/24'
 
-# The names of the lab never change, so that what an earlier lab left is found again.
+# The names in the lab never change, so that a new lab finds the remains of an earlier one.
 _NAMES = uuid.UUID('a2e7c1de-6c0b-4f3e-9d55-16925416f9fe')
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """One instance, its tenant, and the router or isolated network it is behind."""
+    """One instance and its tenant. ``routed``: it is behind a router; otherwise it is on an isolated network."""
 
     name: str
     tenant: str
@@ -30,22 +30,22 @@ class Guest:
 
     @property
     def router_id(self) -> str | None:
-        """Id of its router; None on the isolated network."""
+        """Id of the instance's router; None on the isolated network."""
         return _id('router', self.name) if self.routed else None
 
     @property
     def network_id(self) -> str:
-        """Id of its network."""
+        """Id of the instance's network."""
         return _id('network', self.name)
 
     @property
     def instance_id(self) -> str:
-        """Id of the instance it is."""
+        """Id of the instance."""
         return _id('instance', self.name)
 
     @property
     def project_id(self) -> str:
-        """Id of its tenant, without dashes as Keystone writes it."""
+        """Id of the instance's tenant, without dashes, in Keystone's notation."""
         return _id('project', self.tenant).replace('-', '')
 
     @property
@@ -55,12 +55,12 @@ class Guest:
 
     @property
     def gateway_namespace(self) -> str:
-        """The namespace through which it reaches the metadata address."""
+        """The namespace of its router or DHCP server, which serves the metadata address."""
         return f'qrouter-{self.router_id}' if self.routed else f'qdhcp-{self.network_id}'
 
     @property
     def gateway_interface(self) -> str:
-        """The interface towards it in that namespace, named as an L3 or DHCP agent names it."""
+        """The interface towards the instance in ``gateway_namespace``. L3 and DHCP agents use the same names."""
         return ('qr-' if self.routed else 'tap') + _id('port', self.name)[:11]
 
 
@@ -122,7 +122,7 @@ directory = static
 nova_metadata_host = 127.0.0.1
 nova_metadata_port = 8775
 metadata_workers = 1
-# Where there is no user metadata-wsgi, the namespace proxies run as nobody.
+# If there is no user metadata-wsgi, the namespace proxies run as nobody.
 metadata_peer_users = nobody
 
 [static]

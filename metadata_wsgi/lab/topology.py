@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lab's namespaces and links: created as in ``plan``, and removed whatever state they are in.
+"""Creates the lab's namespaces and links as in ``plan``, and removes them in any state.
 
-A deleted namespace takes its links, addresses and rules with it. The processes in it have to be ended before; every
-process in a namespace of the lab belongs to the lab.
+When a namespace is deleted, the kernel removes its links, addresses and rules. The processes in it must be ended first.
+Every process in a namespace of the lab belongs to the lab.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from metadata_wsgi.lab import plan
 
 
 def make_host() -> None:
-    """The namespace that represents the host: the agent and the replacement for Nova run there, on its loopback."""
+    """Create the namespace that represents the host. The agent and the replacement for Nova run in it."""
     netns.create(plan.HOST_NAMESPACE)
     with IPRoute(netns=plan.HOST_NAMESPACE) as links:
         links.link('set', index=1, state='up')
 
 
 def make_guest(guest: plan.Guest) -> None:
-    """An instance and its router or DHCP server, joined by a link."""
+    """Create an instance and its router or DHCP server, and a link between them."""
     for name in (guest.gateway_namespace, guest.namespace):
         netns.create(name)
     with IPRoute(netns=guest.gateway_namespace) as neighbour, IPRoute(netns=guest.namespace) as inside:
@@ -43,7 +43,7 @@ def make_guest(guest: plan.Guest) -> None:
         neighbour.link('set', index=near, state='up')
         inside.addr('add', index=eth0, address=plan.ADDRESS, prefixlen=plan.PREFIX_LENGTH)
         inside.link('set', index=eth0, state='up')
-        # The DHCP server of an isolated network offers this one route; a router is the default route.
+        # A DHCP server offers this single route on an isolated network. A router is the default route.
         inside.route('add', dst='default' if guest.routed else '169.254.169.254/32', gateway=plan.GATEWAY)
 
 
@@ -53,7 +53,7 @@ def namespace_path(namespace: str) -> str:
 
 
 def remove() -> int:
-    """End every process of the lab and remove its namespaces; returns how many namespaces there were."""
+    """End every process of the lab and remove its namespaces. Returns the number of removed namespaces."""
     existing = [name for name in plan.namespaces() if os.path.exists(namespace_path(name))]
     _terminate(_processes_in(existing))
     errors = []
@@ -61,7 +61,7 @@ def remove() -> int:
         try:
             netns.remove(name)
         except OSError:
-            # A file that is no namespace (any more) cannot be unmounted.
+            # A file without a namespace cannot be unmounted.
             try:
                 os.unlink(namespace_path(name))
             except OSError as error:
@@ -87,7 +87,7 @@ def _processes_in(namespaces: list[str]) -> list[int]:
 
 
 def _terminate(pids: list[int], timeout_s: float = 5.0) -> None:
-    """SIGTERM, then SIGKILL after ``timeout_s``; by pidfd, so that a reused pid is never signalled."""
+    """Send SIGTERM, and after ``timeout_s`` SIGKILL. Pidfds are used, so that a reused pid gets no signal."""
     pidfds = {}
     for pid in pids:
         try:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the lab without root, in a user namespace, where the kernel allows it.
+"""Runs the lab without root, in a user namespace, if the kernel allows it.
 
-Inside it the user is root over network, mount and process namespaces of its own: enough for a lab, and the machine
-itself cannot be changed from there. All of the lab ends with the namespace's first process. So ``lab --keep`` leaves
-that process running, and writes its pid to a file in the user's runtime directory.
+In a user namespace the user is root over separate network, mount and pid namespaces. This is enough for a lab, and the
+machine itself cannot be changed from there. The lab ends when the first process of the namespace ends. So
+``lab --keep`` leaves this process running and writes its pid to a file in the user's runtime directory.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ _UNSHARE = (
 
 
 def needed() -> bool:
-    """Whether this process has to enter a user namespace first."""
+    """Whether this process must enter a user namespace, because it does not run as root."""
     return os.geteuid() != 0
 
 
 def run(argv: Sequence[str], *, keep: bool) -> int:
-    """Run ``argv`` (the lab's own command) inside a new user namespace; returns its exit code.
+    """Run ``argv`` (the lab's own command) in a new user namespace. Returns its exit code.
 
-    ``keep`` leaves it up. Raises NetnsError, with what is needed, where the kernel or the administrator forbids it.
+    With ``keep`` the namespace stays when ``argv`` has ended. Raises NetnsError if user namespaces are not allowed; the
+    text says how to allow them.
     """
     if shutil.which('unshare') is None:
         raise NetnsError('the lab needs root, or the program unshare (package util-linux) to run without root')
@@ -58,7 +59,10 @@ def run(argv: Sequence[str], *, keep: bool) -> int:
 
 
 def shell_command(argv: Sequence[str], *, keep: bool) -> list[str]:
-    """What runs inside: a new /run, then ``argv``. ``keep``: then it writes a file and stays."""
+    """The command in the user namespace: it mounts a new /run and runs ``argv``.
+
+    With ``keep`` it then creates the file that signals success, and sleeps.
+    """
     script = 'ready=$1; shift; mount -t tmpfs tmpfs /run && "$@"'
     if keep:
         script += ' && { echo kept > "$ready"; exec sleep infinity; }'
@@ -69,7 +73,7 @@ def _run_and_keep(command: Sequence[str], environment: dict[str, str]) -> int:
     ready = f'{_pid_file()}.ready'
     if os.path.exists(ready):
         os.unlink(ready)
-    # A process that outlives this one must not hold its standard output: the reader of a pipe would wait for its end.
+    # The kept process must not inherit this process's standard output: the reader of a pipe would wait for its end.
     read_fd, write_fd = os.pipe()
     first_process = subprocess.Popen(
         command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL, stdout=write_fd, stderr=write_fd
@@ -98,7 +102,7 @@ def _copy_to_stdout(read_fd: int) -> None:
 
 
 def down() -> bool:
-    """End the lab that ``keep`` left up; whether there was one."""
+    """End a lab that was started with ``keep``. Returns whether there was one."""
     pid = kept_pid()
     if pid is None:
         return False
@@ -108,7 +112,7 @@ def down() -> bool:
 
 
 def kept_pid() -> int | None:
-    """Pid of its first process (``unshare``), None when no lab is up."""
+    """Pid of the kept lab's first process (``unshare``), None if there is no such lab."""
     try:
         with open(_pid_file()) as file:
             pid = int(file.read())
@@ -129,5 +133,5 @@ def _pid_file() -> str:
     directory = os.environ.get('XDG_RUNTIME_DIR') or f'/tmp/metadata_wsgi-{os.getuid()}'  # noqa: S108 (made private below)
     os.makedirs(directory, mode=0o700, exist_ok=True)
     if os.lstat(directory).st_uid != os.getuid():
-        raise NetnsError(f'{directory} belongs to another user; set XDG_RUNTIME_DIR to a directory of yours')
+        raise NetnsError(f'{directory} belongs to another user; set XDG_RUNTIME_DIR to a directory that you own')
     return os.path.join(directory, 'metadata_wsgi-lab.pid')

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lookups: which instances have an address behind a router or on a network.
+"""Lookups: they find the instances with an address behind a router or on a network.
 
-``protocol`` is the interface of a lookup and its loader, ``neutron`` and ``static`` are two lookups, ``cached`` puts a
-cache before one, ``resolve`` turns the result of a lookup into the one instance of a request or an error response.
+``protocol`` defines the interface of a lookup and loads one. ``neutron`` and ``static`` are the two lookups. ``cached``
+adds a cache to a lookup. ``resolve`` converts the result of a lookup: to the instance of a request, or to an error
+response.
 """

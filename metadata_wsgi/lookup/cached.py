@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cache before a lookup: one lookup for concurrent requests, and stale results while the lookup is unavailable.
+"""A cache for a lookup: one lookup for concurrent requests, and stale results while the lookup is unavailable.
 
-How long a result is used, counted from the lookup:
+A result is cached for this time after the lookup:
 
-- One instance: 60 % to 80 % of ``fresh_s``, at random: instances that booted together are not looked up together again.
-- None or several: at most ``not_found_s``, so that a client that is too early soon gets its instance.
-- While the lookup is unavailable: one instance up to ``stale_s``; none and several never.
+- Exactly one instance: 60 % to 80 % of ``fresh_s``. The time is random, so that instances that booted together are not
+  looked up together again. While the lookup is unavailable: up to ``stale_s``.
+- No instance or several: at most ``not_found_s``, because the instance may be created just now. Such a result is never
+  used after that time.
 
-The networks of a router, which a lookup may query in a step of its own, count within ``fresh_s``: the step cache
-(``networks_cache``) has a fifth of it, the instance the rest, so that the two together never exceed it.
+A lookup may cache the networks of a router separately (``networks_cache``). They are cached for a fifth of ``fresh_s``
+and the instance for the rest. So a result is never older than ``fresh_s``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from metadata_wsgi import instruments
 from metadata_wsgi.cache.local import LocalCache, Ttl
 from metadata_wsgi.cache.single_flight import SingleFlight, jittered
 from metadata_wsgi.deadline import Deadline
@@ -23,13 +25,13 @@ from metadata_wsgi.lookup.protocol import InstanceLookup, StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 
 NETWORKS_TIME_SHARE = 0.2
-"""The part of ``fresh_s`` that the networks of a router have."""
+"""The networks of a router are cached for this part of ``fresh_s``."""
 MIN_REVALIDATE_AGE_S = 1.0
-"""A younger result is not looked up again: a boot gets several 404 of Nova in a fraction of a second."""
+"""A younger result is not looked up again, because a boot may get several 404s from Nova in a fraction of a second."""
 
 
 class CachedLookup:
-    """Finds instances through ``lookup`` where ``cache`` has no result. Times in seconds."""
+    """Finds instances in ``cache``, else through ``lookup``. All times are in seconds."""
 
     def __init__(
         self, lookup: InstanceLookup, cache: LocalCache, *, fresh_s: float, not_found_s: float, stale_s: float
@@ -42,23 +44,27 @@ class CachedLookup:
                 return Ttl(jittered(not_found_s), 0.0)
             return Ttl(jittered(fresh_s * (1 - NETWORKS_TIME_SHARE)), stale_s)
 
-        self._results = SingleFlight(cache, ttl_of=ttl_of)
+        self._results = SingleFlight(cache, ttl_of=ttl_of, name='lookup')
 
     def find(self, source: Source, deadline: Deadline) -> Sequence[Instance]:
-        """The instances that match ``source``, cached or looked up. Raises as the lookup does."""
+        """The instances that match ``source``, from the cache or the lookup. Raises the exceptions of the lookup."""
         found: Sequence[Instance] = self._results(_key(source), self._load(source), deadline)
         return found
 
     def cached(self, source: Source) -> Instance | None:
-        """The instance of a fresh cache entry with exactly one instance, else None. Makes no lookup."""
+        """The instance if a fresh cache entry has exactly one, else None. Does no lookup."""
         entry = self._cache.fresh(_key(source))
-        return entry.value[0] if entry is not None and len(entry.value) == 1 else None
+        if entry is None or len(entry.value) != 1:
+            return None  # ``find`` counts it
+        instruments.CACHE_REQUESTS.add('lookup', 'hit')
+        instance: Instance = entry.value[0]
+        return instance
 
     def revalidate(self, source: Source, deadline: Deadline) -> bool:
-        """Look ``source`` up again; True if the result differs from the cached one, which it then replaces.
+        """Look ``source`` up again and cache the result. Returns whether it differs from the cached result.
 
-        False without a lookup where nothing is cached, where the result is younger than ``MIN_REVALIDATE_AGE_S``, and
-        while the lookup is unavailable. Raises InstanceLookupError when the lookup fails.
+        Returns False without a lookup if nothing is cached, if the cached result is younger than
+        ``MIN_REVALIDATE_AGE_S``, or while the lookup is unavailable. Raises InstanceLookupError if the lookup fails.
         """
         key = _key(source)
         entry = self._cache.stale_ok(key) or self._cache.fresh(key)
@@ -77,8 +83,8 @@ class CachedLookup:
 
 
 def networks_cache(cache: LocalCache, *, fresh_s: float) -> StepCache:
-    """The step cache for the networks of routers that goes with a CachedLookup of the same ``fresh_s``."""
-    return SingleFlight(cache, ttl_of=lambda networks: Ttl(fresh_s * NETWORKS_TIME_SHARE, 0.0))
+    """The cache for the networks of routers, for use with a CachedLookup with the same ``fresh_s``."""
+    return SingleFlight(cache, ttl_of=lambda networks: Ttl(fresh_s * NETWORKS_TIME_SHARE, 0.0), name='networks')
 
 
 def pack(found: Sequence[Instance]) -> Any:
@@ -87,7 +93,7 @@ def pack(found: Sequence[Instance]) -> Any:
 
 
 def unpack(packed: Any) -> tuple[Instance, ...]:
-    """The result that ``pack`` packed. TypeError or ValueError for anything else."""
+    """Reverse ``pack``. Raises TypeError or ValueError if ``packed`` is not a result of ``pack``."""
     instances = tuple(Instance(*one) for one in packed)
     for one in instances:
         if not all(isinstance(text, str) for text in (one.instance_id, one.project_id, one.port_id)):
@@ -99,5 +105,5 @@ def unpack(packed: Any) -> tuple[Instance, ...]:
 
 def _key(source: Source) -> tuple[str, ...]:
     key = source.address, source.router_id or '', source.network_id or ''
-    # Without an interface the key is that of version 1.0, which may share the cache.
+    # Without an interface the key is the same as in version 1.0: agents of that version may share the cache.
     return (*key, source.interface) if source.interface else key

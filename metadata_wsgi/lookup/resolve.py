@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turn the result of a lookup into the instance of a request, or into an error response.
+"""Converts the result of a lookup: into the instance of a request, or into an error response.
 
 ==============================  =====================================================================================
 result                          response
 ==============================  =====================================================================================
-exactly one instance            the request goes on with it
+exactly one instance            none: INSTANCE is set and the request continues
 none                            404
-several                         404, and a warning that names the ports: the ports of two tenants cannot be told apart,
-                                and neither tenant may get the other's keys
-LookupUnavailable               retried until the deadline, then 503 with Retry-After. Never 404, which clients take
-                                for "no metadata here": they boot without keys
+the metadata address itself     404 without a lookup: no instance has it. openstack-helm's probe of a metadata agent
+                                sends it, and must not depend on Neutron
+several                         404, and a warning with the ports: it is unknown which instance sent the request, and no
+                                tenant may get the keys of another
+LookupUnavailable               retried until the deadline, then 503 with Retry-After. Never 404: after 404 an instance
+                                boots without keys. The retries of all requests of a
+                                worker have one budget (``http/retry.py``)
 InstanceLookupError             503 with Retry-After at once: a retry cannot succeed
 ==============================  =====================================================================================
 """
@@ -17,14 +20,15 @@ InstanceLookupError             503 with Retry-After at once: a retry cannot suc
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.http import error_responses
-from metadata_wsgi.http.retry import retry_until
+from metadata_wsgi.http.retry import RetryBudget, retry_until
 from metadata_wsgi.lookup.protocol import InstanceLookup
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.throttle import KeyedThrottle, Throttle
@@ -34,50 +38,73 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+METADATA_ADDRESSES = frozenset({'169.254.169.254', 'fe80::a9fe:a9fe'})
 ATTEMPT_TIME_SHARE = 2 / 3
-"""Of the time that is left: one attempt without a response must leave time for another."""
+"""An attempt gets this part of the remaining time. The rest is for a retry if the attempt gets no response."""
 
 
 class InstanceResolver:
-    """Sets INSTANCE of a request by ``lookup``. Shared by all threads of a worker."""
+    """Sets INSTANCE of a request to the result of ``lookup``. Shared by all threads of a worker."""
 
-    def __init__(self, lookup: InstanceLookup, *, sleep: Callable[[float], None] = sleep) -> None:
+    def __init__(
+        self,
+        lookup: InstanceLookup,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = sleep,
+    ) -> None:
         self._lookup = lookup
         self._sleep = sleep
+        self._retry_budget = RetryBudget(clock)
         self._failure_log = Throttle(limits.LOG_INTERVAL_S)
-        # An instance can cause these lines at will: they must not hide those about other routers.
+        # One throttle for each router or network: an instance can cause such lines and must not hide those of others.
         self._not_found_log = KeyedThrottle(limits.LOG_INTERVAL_S)
 
     def resolve(self, environ: WSGIEnvironment) -> WSGIApplication | None:
-        """Look SOURCE up until DEADLINE and set INSTANCE. Returns the error response where that is impossible."""
+        """Look SOURCE up and set INSTANCE, with retries until DEADLINE. Returns an error response if it fails."""
         source: environ_keys.Source = environ[environ_keys.SOURCE]
+        if source.address in METADATA_ADDRESSES:
+            return error_responses.instance_not_found()
+        started_s = time.monotonic()
         try:
             found = self._find(source, environ[environ_keys.DEADLINE])
         except InstanceLookupError as error:
+            result = 'unavailable' if isinstance(error, LookupUnavailable) else 'failed'
+            instruments.LOOKUP_SECONDS.observe(time.monotonic() - started_s, result)
             if self._failure_log.allow():
                 LOG.error('Requests get 503: the lookup of %s failed: %s', source, error)
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, f'the lookup failed: {error}')
             return error_responses.unavailable()
+        result = ('none', 'one')[len(found)] if len(found) < 2 else 'several'
+        instruments.LOOKUP_SECONDS.observe(time.monotonic() - started_s, result)
         if len(found) != 1:
             if self._not_found_log.allow((source.router_id, source.network_id, bool(found))):
                 _log_not_found(source, found)
+            reason = f'{len(found)} instances match: ports {_ports(found)}' if found else 'no instance has this address'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(404, reason)
             return error_responses.instance_not_found()
         environ[environ_keys.INSTANCE] = found[0]
         return None
 
     def _find(self, source: environ_keys.Source, deadline: Deadline) -> Sequence[environ_keys.Instance]:
-        return retry_until(
+        self._retry_budget.add_request()
+        found = retry_until(
             lambda: self._lookup.find(source, deadline.fraction(ATTEMPT_TIME_SHARE)),
             deadline,
+            service='lookup',
             retry_on=(LookupUnavailable,),
+            may_retry=self._retry_budget.take_retry,
             sleep=self._sleep,
         )
+        self._retry_budget.add_success()
+        return found
 
 
 def _log_not_found(source: environ_keys.Source, found: Sequence[environ_keys.Instance]) -> None:
     if found:
         LOG.warning('404 for %s, because %d instances match: ports %s', source, len(found), _ports(found))
     else:
-        LOG.info('404 for %s, because no instance is there', source)
+        LOG.info('404 for %s, because no instance has this address', source)
 
 
 def _ports(found: Sequence[environ_keys.Instance]) -> str:

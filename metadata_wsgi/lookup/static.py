@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lookup in a YAML file: for small clouds without OpenStack, demonstrations and tests.
 
-``directory = static`` and ``[static] inventory = <file>`` choose it. The file is read at start, where an error stops
-the start, and again when it changes, where an error is logged and the inventory read before stays in use. Only ports
-with an instance are found; a router without networks has no instances.
+``directory = static`` and ``[static] inventory = <file>`` select it. If the file has an error, the program does not
+start. The file is read again when it changes. If it then has an error, the error is logged and the old inventory stays
+in use. Only ports with an instance are found.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OPTS = [
     cfg.StrOpt(
         'inventory',
         required=True,
-        help='YAML file of routers, networks, ports and instances; inventory.sample.yaml shows every key.',
+        help='YAML file with routers, networks, ports and instances; inventory.sample.yaml shows every key.',
     ),
 ]
 
@@ -37,9 +37,9 @@ OPTS = [
 class StaticLookup:
     """Finds instances in the inventory that ``current`` returns.
 
-    ``is_reloading`` is True while a newer one is being read: an instance that is not found may be there.
-    ``on_other_port`` may be set for explanations, by default it logs: it is called with a sentence about each port that
-    has the address but no instance.
+    ``is_reloading`` returns True while a newer inventory is being read, which may have an instance that is not found.
+    ``on_other_port`` is called with a sentence about each port that has the address but no instance. By default it
+    logs; it may be replaced.
     """
 
     def __init__(self, current: Callable[[], Inventory], *, is_reloading: Callable[[], bool] = lambda: False) -> None:
@@ -51,7 +51,7 @@ class StaticLookup:
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
         """The instances that have the source's address behind its router or on its network.
 
-        Raises LookupUnavailable if there is none and a newer inventory is being read.
+        Raises LookupUnavailable if none is found while a newer inventory is being read.
         """
         inventory = self._current()
         place = {'router_id': source.router_id, 'network_id': source.network_id, 'interface': source.interface}
@@ -76,7 +76,7 @@ class StaticLookup:
 
 
 def factory(global_conf: Mapping[str, str], *, networks_cache: StepCache | None = None) -> StaticLookup:
-    """For ``directory = static``. ``networks_cache`` is not needed: no step takes time."""
+    """For ``directory = static``. ``networks_cache`` is not used, because the inventory is in memory."""
     conf = config_files.load(global_conf, OPTS, GROUP)
     inventory = ReloadingInventory(conf.static.inventory)
     return StaticLookup(inventory.current, is_reloading=inventory.is_reloading)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The WSGI app: Nova's metadata API from the inventory. Ends a pipeline.
+"""The WSGI app: Nova's metadata API, with data from the inventory. It is the last part of a pipeline.
 
-It is served on a port of its own, where the agent's ``upstream`` is configured to find it instead of Nova, or ends the
-agent's own pipeline after ``signature``. Either way it trusts only the three signed headers. Every method reads, as
-in Nova; only the password can be written, once.
+It may run on its own port; then the agent's ``upstream`` sends requests to it instead of Nova. Or it is in the agent's
+own pipeline, after ``signature``. In both cases it trusts only the signed identity. Every method reads, as in Nova.
+Only the password can be written, and only once.
 """
 
 from __future__ import annotations
@@ -38,19 +38,20 @@ GROUP = 'metadata_app'
 OPTS = [
     cfg.StrOpt(
         'inventory',
-        help='YAML file of instances; inventory.sample.yaml shows every key. Not set: the value of [static] inventory.',
+        help='YAML file with instances; inventory.sample.yaml shows every key. Default: the value of [static] '
+        'inventory.',
     ),
     cfg.StrOpt(
         'password_dir',
         default='/var/lib/metadata_wsgi/passwords',
-        help='Directory for the passwords that instances post, one file each; created if it does not exist.',
+        help='Directory for the passwords that instances post, one file for each. It is created if it does not exist.',
     ),
 ]
-# The option of the lookup static, used where inventory above is not set.
+# The option of the lookup static. It is used if [metadata_app] inventory is not set.
 SHARED_OPTS = [
-    cfg.StrOpt('inventory', required=True, help='YAML file of instances; or set inventory in [metadata_app].'),
+    cfg.StrOpt('inventory', required=True, help='YAML file with instances; or set inventory in [metadata_app].'),
 ]
-# The filter signature has the same options: it signs with this secret.
+# The same options as in the filter signature, which signs with this secret.
 SECRET_OPTS = [
     cfg.StrOpt('metadata_proxy_shared_secret_file', help='A file with the secret.'),
     cfg.StrOpt(
@@ -83,7 +84,7 @@ class MetadataApp:
         self._password_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """The response to one request."""
+        """WSGI application."""
         try:
             return self._respond(environ)(environ, start_response)
         except webob.exc.HTTPException as response:
@@ -111,7 +112,7 @@ class MetadataApp:
         instance = self._current().instances.get(instance_id)
         if instance is None and self._is_reloading():
             raise webob.exc.HTTPServiceUnavailable(headers=[('Retry-After', '1')])
-        # The same response to both: another project must not learn whether an id exists.
+        # The same response in both cases, so that another project cannot find out whether an id exists.
         if instance is None or instance.project_id != tenant_id:
             raise webob.exc.HTTPNotFound()
         return instance
@@ -121,7 +122,7 @@ class MetadataApp:
             case 'GET' | 'HEAD':
                 return _response(self._passwords.get(instance.id), 'text/html')
             case 'POST':
-                # As in Nova: 409 where a password is set, whatever the body is.
+                # As in Nova: 409 if a password is already set, for any body.
                 if self._passwords.get(instance.id) or not self._passwords.set_once(instance.id, _body(environ)):
                     raise webob.exc.HTTPConflict()
                 return _response(b'', 'text/html')
@@ -129,19 +130,21 @@ class MetadataApp:
 
 
 def split(path: str) -> list[str]:
-    """The parts of a path as in Nova: ``//``, ``.``, ``..`` and a slash at the end are removed."""
+    """The segments of a path, as in Nova: without ``//``, ``.``, ``..`` and a slash at the end."""
     tokens = posixpath.normpath('/' + path.lstrip('/')).split('/')[1:]
     return tokens if tokens != [''] else []
 
 
 def _body(environ: WSGIEnvironment) -> bytes:
-    """The whole body. Raises HTTPBadRequest if it is larger than a password or shorter than its Content-Length,
-    HTTPRequestTimeout if it does not arrive in time."""
+    """The whole body. Raises HTTPRequestTimeout if it does not arrive in time.
+
+    Raises HTTPBadRequest if it is larger than a password, or shorter than its Content-Length.
+    """
     length = environ.get('CONTENT_LENGTH') or ''
     if length and not (length.isascii() and length.isdecimal()):
         raise webob.exc.HTTPBadRequest(explanation='Content-Length is not a number.')
-    # Without a length there is either no body, or it is chunked and the server marks its end.
-    # The leading digits of a longer number are more than MAX_BYTES too, and int() takes no more than 4,300 digits.
+    # Without a length there is either no body, or a chunked body, which the server ends.
+    # int() accepts at most 4,300 digits. Nine digits are enough here: every longer number is above MAX_BYTES.
     length = length and (length.lstrip('0')[:9] or '0')
     expected = int(length) if length else (MAX_BYTES + 1 if environ.get('wsgi.input_terminated') else 0)
     try:

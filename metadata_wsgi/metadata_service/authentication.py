@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check the three headers that name the instance of a request, one of which is a signature.
+"""Checks the three headers that identify the instance of a request: instance id, tenant id and signature.
 
-The order of the checks and the status codes are those of Nova: 400 for a missing header (instance id, then signature,
-then tenant), 403 for a wrong signature. Whether the instance exists and belongs to the tenant is checked later, only
-for requests with a valid signature.
+The order of the checks and the status codes are those of Nova: 400 for a missing header (first instance id, then
+signature, then tenant), 403 for a wrong signature. ``app`` then checks whether the instance exists and belongs to the
+tenant.
 """
 
 from __future__ import annotations
@@ -53,5 +53,5 @@ def is_signature(shared_secret: bytes, instance_id: str, signature: str) -> bool
 
 
 def _bytes_of(text: str) -> bytes:
-    # A header may have any bytes; compare_digest refuses text that is not ASCII.
+    # A header may contain any bytes, but compare_digest accepts only ASCII text.
     return text.encode('utf-8', 'surrogatepass')

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The EC2 tree: ``/<version>/{meta-data/...,user-data}``, as pure functions of an instance.
 
-The response for a directory is its listing: one name per line in alphabetical order, directories with a slash. The
-directory of a public key is listed as ``0=name`` and has the path ``0``. The version that introduced each leaf is
-taken from Nova's listings.
+The response for a directory is its listing: one name per line in alphabetical order, with a slash after a directory.
+The directory of a public key is listed as ``0=name`` and has the path ``0``. For each leaf, the version that introduced
+it is taken from Nova's listings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERSIONS = (
     '2009-04-04',
 )
 
-# The version that introduced each name; names that are not here are in all versions.
+# The version that introduced each name. All other names are in all versions.
 _SINCE = {
     'local-hostname': '2007-01-19',
     'public-hostname': '2007-01-19',
@@ -41,7 +41,7 @@ _SINCE = {
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A directory of the tree. ``listed_as`` is its line in the listing of its parent, where that is not its name."""
+    """A directory of the tree. ``listed_as`` is its line in the listing of its parent, None for its name."""
 
     entries: Mapping[str, Node]
     listed_as: str | None = None
@@ -51,12 +51,15 @@ Node: TypeAlias = Folder | bytes
 
 
 def versions() -> bytes:
-    """The listing of ``/``, the only response that needs no authentication."""
+    """The listing of ``/``. Only this response needs no authentication."""
     return '\n'.join([*VERSIONS, 'latest']).encode()
 
 
 def find(instance: Instance, tokens: Sequence[str]) -> bytes | None:
-    """The body for the parts of ``/<version>/...``; the versions for no parts, None where there is nothing."""
+    """The body for the path segments ``/<version>/...``; None if the path does not exist.
+
+    Without segments the body is the list of versions.
+    """
     if not tokens:
         return versions()
     version = VERSIONS[-1] if tokens[0] == 'latest' else tokens[0]
@@ -71,12 +74,12 @@ def find(instance: Instance, tokens: Sequence[str]) -> bytes | None:
 
 
 def listing(folder: Folder) -> bytes:
-    """A line for each entry, without a newline at the end."""
+    """The listing of a directory: a line for each entry, without a newline at the end."""
     return '\n'.join(_line(name, folder.entries[name]) for name in sorted(folder.entries)).encode()
 
 
 def tree(instance: Instance, version: str) -> Folder:
-    """Everything below one version."""
+    """The tree below ``/<version>``."""
     later = VERSIONS[VERSIONS.index(version) + 1 :]
     there = {name: node for name, node in _meta_data(instance).items() if _SINCE.get(name) not in later}
     entries: dict[str, Node] = {'meta-data': Folder(there)}
@@ -86,7 +89,10 @@ def tree(instance: Instance, version: str) -> Folder:
 
 
 def ec2_id(instance: Instance, prefix: str) -> str:
-    """An EC2 id, ``i-0a1b2c3d``. Stable: with another id cloud-init would set the instance up as a new one."""
+    """The EC2 id of the instance, for example ``i-0a1b2c3d``.
+
+    The id never changes. If it did, cloud-init would configure the instance again, as a new one.
+    """
     return f'{prefix}-{hashlib.sha256(instance.id.encode()).hexdigest()[:8]}'
 
 

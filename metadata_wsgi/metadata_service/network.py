@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """network_data.json: the interfaces of an instance, from its ports and their subnets. Pure functions.
 
-An address without a subnet, or in one with ``dhcp: true``, becomes "use DHCP": its mask is not known. Link-local IPv6
-addresses are left out: an instance makes its own.
+If an address is in no subnet, or in a subnet with ``dhcp: true``, the file says "use DHCP" instead of the address.
+Link-local IPv6 addresses are left out, because an instance makes its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from metadata_wsgi.inventory import Instance, Port, Subnet
 
 
 def network_data(instance: Instance) -> dict[str, Any]:
-    """Links, networks and name servers, in the order of the ports and their addresses."""
+    """The contents of network_data.json: links, networks and name servers, in the order of ports and addresses."""
     networks: list[dict[str, Any]] = []
     services: list[dict[str, str]] = []
     for port in instance.ports:
@@ -28,13 +28,13 @@ def network_data(instance: Instance) -> dict[str, Any]:
 
 
 def _link(port: Port) -> dict[str, Any]:
-    # Without an mtu in the inventory the key is left out and the guest decides: clients fail at a null.
+    # Without an mtu in the inventory the key is left out, because clients fail if it is null.
     mtu = {} if port.network.mtu is None else {'mtu': port.network.mtu}
     return {'id': _link_id(port), 'vif_id': port.id, 'type': 'phy', **mtu, 'ethernet_mac_address': port.mac}
 
 
 def _link_id(port: Port) -> str:
-    # The name of the tap device in OpenStack: 14 characters, because an interface name has at most 15 (IFNAMSIZ).
+    # The name of the tap device in OpenStack. It has 14 characters; an interface name has at most 15 (IFNAMSIZ).
     return f'tap{port.id[:11]}'
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The OpenStack tree: ``/openstack/<version>/{meta_data.json,network_data.json,...}``, from an instance.
 
-Pure functions, except for ``random_seed``, which is new for every request. The version that introduced each file and
-key is taken from Nova's listings. As in Nova, network_data.json is served under every version, listed or not.
+The functions are pure, except that ``random_seed`` is new in every response. For each file and key, the version that
+introduced it is taken from Nova's listings. As in Nova, network_data.json is served under every version, even if that
+version does not list it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ PASSWORD = 'password'  # noqa: S105 - the name of the file
 JSON = 'application/json'
 TEXT = 'text/plain'
 
-# In the order of the listing, with the version that introduced each.
+# The files in the order of the listing, each with the version that introduced it.
 _FILES = {
     'meta_data.json': '2012-08-10',
     'user_data': '2012-08-10',
@@ -44,14 +45,17 @@ _FILES = {
 
 
 def has_password(tokens: Sequence[str]) -> bool:
-    """Whether the parts after ``/openstack`` are the path of the password, which is not in the inventory."""
+    """Whether ``tokens``, the path segments after ``/openstack``, are the path of the password."""
     return len(tokens) == 2 and tokens[1] == PASSWORD and PASSWORD in _files(_version(tokens[0]))
 
 
 def find(
     instance: Instance, tokens: Sequence[str], random: Callable[[int], bytes] = os.urandom
 ) -> tuple[bytes, str] | None:
-    """The body for the parts after ``/openstack`` and its content type; None where there is nothing."""
+    """The body and its content type for ``tokens``, the path segments after ``/openstack``.
+
+    None if the path does not exist. The password is not in this tree (``password.py``).
+    """
     if not tokens:
         return '\n'.join([*VERSIONS, 'latest']).encode(), TEXT
     version = _version(tokens[0])
@@ -76,7 +80,7 @@ def find(
 
 
 def meta_data(instance: Instance, version: str, random: Callable[[int], bytes]) -> dict[str, Any]:
-    """meta_data.json of the dated version ``version``."""
+    """The contents of meta_data.json in the version ``version``, a date."""
     document: dict[str, Any] = {'uuid': instance.id}
     if instance.metadata:
         document['meta'] = dict(instance.metadata)
@@ -93,7 +97,7 @@ def meta_data(instance: Instance, version: str, random: Callable[[int], bytes]) 
         ('2016-06-30', 'devices', []),
         ('2020-10-14', 'dedicated_cpus', []),
     )
-    # Dates of this form can be compared as text.
+    # Dates in this format can be compared as text.
     document.update({key: value for since, key, value in later if since <= version})
     return document
 

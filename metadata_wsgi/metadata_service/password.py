@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The password that an instance may write once: up to 1,020 bytes, encrypted by the instance for its owner.
+"""The password that an instance may write once: at most 1,020 bytes, encrypted by the instance for its owner.
 
-Each is a file named after the instance, in a directory that all workers share. It is written to a temporary file and
-linked to its name: link() fails when the name exists, so of two concurrent posts one wins, on every worker and after
-every restart, and no request reads half a password. To let an instance set another password, remove its file.
+Each password is a file with the instance's id as its name, in a directory that all workers share. The password is
+written to a temporary file, which is then linked to its name. link() fails if the name exists. So only one of two
+concurrent posts succeeds, even on different workers, and no request reads half a password. To let an instance set
+another password, remove its file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ MAX_BYTES = 1020
 
 
 class Passwords:
-    """The passwords in a directory. Ids must be valid file names: the inventory checks that."""
+    """The passwords in a directory. Instance ids must be valid file names; the inventory checks this."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -29,9 +30,9 @@ class Passwords:
         return b''
 
     def set_once(self, instance_id: str, password: bytes) -> bool:
-        """Store ``password``; False if one is set already. Raises OSError if it cannot be stored.
+        """Store ``password``. Returns False if a password is already set. Raises OSError if it cannot be stored.
 
-        As in Nova an empty password sets nothing: another can still be set.
+        As in Nova, an empty password is not stored, and another password can still be set.
         """
         if not password:
             return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run in the background; the calling process returns when the service is ready.
+"""Runs the program in the background. The calling process exits when the service is ready.
 
 An L3 agent starts the proxy and waits for its exit code. The calling process exits with 0 when the pid file is
 written and the socket listens, or with 1 if the daemon ended before that.
@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 
 def daemonize() -> Callable[[], None]:
-    """Fork twice into the background. Returns, in the daemon only, the function to call when it is ready.
+    """Fork twice. Only the daemon returns from this function; it must call the returned function when it is ready.
 
-    The calling process never returns from here: it waits until the daemon is ready and exits with 0, or with 1 if the
-    daemon ended before.
+    The calling process waits in this function. It exits with 0 when the daemon is ready, or with 1 if the daemon ended
+    before.
     """
     read_end, write_end = os.pipe()
     if os.fork():

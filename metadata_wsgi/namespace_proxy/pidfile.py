@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pid file of a namespace proxy: it ensures one proxy per router, and has the pid to send a signal to.
+"""The pid file of a namespace proxy. It ensures that a router has only one proxy, and contains the pid for signals.
 
-While the proxy runs it holds a lock (flock) on the file. The kernel releases the lock when the process ends, however
-it ends, so the file of a killed proxy can be reused. Root writes the file in a directory where workers may be able to
-create names, so it is opened by ``safe_files``.
+While the proxy runs it holds a lock (flock) on the file. The kernel releases the lock when the process ends, even if it
+is killed. So the file of a killed proxy can be used again. Root writes the file in a directory where workers may create
+files, so it is opened with ``safe_files``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from metadata_wsgi.errors import NetnsError
 
 
 class PidFile:
-    """Locked on construction. ``write`` writes the pid; ``remove`` deletes and unlocks the file.
+    """A pid file that is locked while the object exists. ``write`` writes the pid. ``remove`` deletes the file.
 
-    Raises NetnsError with the other pid if another process holds the lock, or with the reason if the file cannot be
-    opened or is not trustworthy. The directory is kept open: ``remove`` works wherever the process is by then.
+    The constructor raises NetnsError if another process holds the lock, or if the file cannot be opened safely. The
+    directory is kept open, so ``remove`` works even after a change of the working directory or the mounts.
     """
 
     def __init__(self, path: str) -> None:
@@ -40,21 +40,21 @@ class PidFile:
             raise NetnsError(f'pid_file {path}: {error.strerror}') from error
 
     def write(self) -> None:
-        """Write the pid of the calling process; called after it became a daemon."""
+        """Write the pid of the calling process. Call it after the process has become a daemon."""
         self._owner = os.getpid()
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, b'%d\n' % self._owner, 0)
         os.fsync(self._fd)
 
     def close_in_child(self) -> None:
-        """Close the file in a forked child, so that the lock ends with the parent."""
+        """Close the file in a forked child, so that the lock ends when the parent ends."""
         os.close(self._fd)
         os.close(self._directory)
 
     def remove(self) -> None:
-        """Delete the file, then unlock it. Does nothing in a worker, which ends through the same ``finally``.
+        """Delete the file, then unlock it. Does nothing in a worker, which runs the same ``finally`` block at its end.
 
-        A file that another process put there meanwhile stays.
+        If another process has replaced the file, the new file is not deleted.
         """
         if os.getpid() != self._owner:
             return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Canonical text of IP addresses: Quantum compares IPv6 addresses as strings."""
+"""The canonical text of IP addresses. It is needed because Quantum compares IPv6 addresses as strings."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import re
 import struct
 from typing import Any
 
-# An interface name (IFNAMSIZ is 16 with its NUL).
+# An interface name. IFNAMSIZ is 16 with the terminating 0.
 _ZONE = re.compile(r'[0-9A-Za-z._-]{1,15}\Z')
 
-# netdevice(7): the name of the interface with an index. struct ifreq: the name, then a union with the index.
+# netdevice(7): SIOCGIFNAME returns the name of the interface with an index. struct ifreq has the name, then the index.
 _SIOCGIFNAME = 0x8910
 _IFREQ = struct.Struct('16si20x')
 
 
 @functools.lru_cache(maxsize=4096)
 def normalize_ip(text: str) -> str:
-    """The address in lower case, compressed, without a zone; IPv4 for a v4-mapped one. ValueError for an invalid one.
+    """The address ``text`` in lower case, compressed, without a zone. A v4-mapped address becomes an IPv4 address.
 
-    A dual-stack socket shows 10.1.1.2 as ``::ffff:10.1.1.2``, and so does Neutron's haproxy.
+    On a dual-stack socket, and in Neutron's haproxy, 10.1.1.2 is ``::ffff:10.1.1.2``. Raises ValueError if ``text`` is
+    not an address.
     """
     bare, percent, zone = text.partition('%')
     parsed = ipaddress.ip_address(bare)
@@ -34,12 +35,12 @@ def normalize_ip(text: str) -> str:
 
 
 def is_link_local(address: str) -> bool:
-    """Whether the canonical ``address`` is an IPv6 link-local one, which is unique on its link only."""
+    """Whether the canonical ``address`` is an IPv6 link-local address. Such an address is unique on its link only."""
     return address.startswith(('fe8', 'fe9', 'fea', 'feb')) and ':' in address
 
 
 def interface_of(text: str) -> str | None:
-    """The zone of the address ``text``, an interface name; None if it has none. ValueError for an invalid one."""
+    """The zone of the address ``text``, an interface name; None without a zone. Raises ValueError if it is invalid."""
     _, percent, zone = text.partition('%')
     if percent and not _ZONE.match(zone):
         raise ValueError(f'{zone!r} is not a zone')
@@ -47,11 +48,11 @@ def interface_of(text: str) -> str | None:
 
 
 def with_interface(descriptor: int, peer: tuple[Any, ...]) -> str:
-    """The peer's address as text. A link-local one with the interface on which the connection arrived as its zone.
+    """The peer's address as text. The zone of a link-local address is the interface on which the connection arrived.
 
-    ``descriptor`` is the connection's, ``peer`` the address as accept() returns it, with the index of the interface.
-    The kernel looks its name up in the namespace of the socket, wherever the process is. Without the zone where the
-    interface is gone or has an odd name.
+    ``descriptor`` is the descriptor of the connection. ``peer`` is the address that accept() returned; it has the index
+    of the interface. The kernel looks the name of the interface up in the namespace of the socket, not of the process.
+    If the interface was deleted or has an unusual name, the zone is left out.
     """
     host, scope_id = str(peer[0]), peer[3] if len(peer) == 4 else 0
     if not scope_id:

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open the listening sockets: the agent's unix socket, and the namespace proxy's TCP port.
+"""Opens the listening sockets: the agent's unix socket, and the namespace proxy's TCP port.
 
-The agent is reachable only over its unix socket, so its permissions are never wider than configured: it is created for
-its owner alone, and other users get access after owner and group are set. ``metadata_proxy_socket_mode`` selects which
-users may connect:
+Every process that can connect to the agent's unix socket can request the metadata of any instance. So the permissions
+of the socket are never wider than configured: at first only its owner has access. Other users get access after owner
+and group are set. ``metadata_proxy_socket_mode`` selects which users may connect:
 
 ``user``    the owner, ``metadata_proxy_user``
 ``group``   owner and group, ``metadata_proxy_group``
-``all``     every user of the host: then each of them can request the metadata of any instance
+``all``     every user of the host
 ``deduce``  ``user`` if only ``metadata_proxy_user`` is set, else ``group``
 
-If neither user nor group is set and root starts the agent, the group is that of the agent's workers
-(``privileges.identity``): by default the namespace proxies' workers have the same.
+If neither user nor group is set and root starts the agent, the socket gets the group of the agent's workers
+(``privileges.identity``). By default the namespace proxies' workers have the same group.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from oslo_config import cfg
-
 from metadata_wsgi import limits, safe_files
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.net import port_holder
@@ -37,25 +35,12 @@ from metadata_wsgi.net.port_holder import PortHolder
 
 LOG = logging.getLogger(__name__)
 
-OPTS = [
-    cfg.StrOpt(
-        'metadata_proxy_socket_mode',
-        default='deduce',
-        choices=['deduce', 'user', 'group', 'all'],
-        help='Who may connect to the socket: the owner, its group too, everybody; deduced from the two options below.',
-    ),
-    cfg.StrOpt(
-        'metadata_proxy_user', default='', help='Owner of the socket, a name or uid: the user of the namespace proxies.'
-    ),
-    cfg.StrOpt('metadata_proxy_group', default='', help='Group of the socket, a name or gid.'),
-]
-
 IPV6_FREEBIND = 78  # <linux/in6.h>, Linux 4.15; the socket module has no name for it
 MODE_BITS = {'user': 0o600, 'group': 0o660, 'all': 0o666}
 
 
 def socket_mode(name: str, user: str, group: str) -> int:
-    """The permission bits for ``metadata_proxy_socket_mode = name``. Connecting takes the write bit."""
+    """The permission bits for ``metadata_proxy_socket_mode = name``. A user needs the write bit to connect."""
     if name == 'deduce':
         name = 'user' if user and not group else 'group'
     return MODE_BITS[name]
@@ -67,7 +52,7 @@ def unix_listener(
     mode: int,
     user: str = '',
     group: str = '',
-    backlog: int = 4096,
+    backlog: int = limits.LISTEN_BACKLOG,
     kind: int = socket.SOCK_STREAM,
     timeout_s: float = 3.0,
     option: str = 'metadata_proxy_socket',
@@ -76,9 +61,10 @@ def unix_listener(
 ) -> socket.socket:
     """Listen on ``path``. A stale socket is replaced. Raises ConfigError if another process listens on it.
 
-    Such a socket is checked again for ``timeout_s``: the workers of an agent whose master was killed take a second to
-    notice and end. ``<path>.lock`` exists while this runs: of two processes that start together one must not take the
-    socket of the other, bound and not listening yet, for a stale one. ``option`` and ``program`` are for the messages.
+    If another process listens, the check is repeated for ``timeout_s``: after an agent's master was killed, its workers
+    need a second to end. ``<path>.lock`` exists while this function runs. Otherwise, if two processes start at the same
+    time, one could take the socket of the other for a stale one, between bind() and listen(). Error messages contain
+    ``option`` and ``program``.
     """
     path = os.path.abspath(path)
     uid, gid = uid_of(user), gid_of(group)
@@ -95,7 +81,7 @@ def unix_listener(
                     if _remove_stale(path, name, dir_fd, kind, option):
                         return _bind_unix(path, name, dir_fd, kind, mode, uid, gid, backlog)
             except BlockingIOError:
-                # Another process is between bind() and listen(): milliseconds.
+                # Another process is between bind() and listen(), which takes milliseconds.
                 pass
             except OSError as error:
                 raise ConfigError(f'{option} = {path}: {error.strerror or error}') from error
@@ -109,9 +95,26 @@ def unix_listener(
         os.close(dir_fd)
 
 
+def is_unix_listener(sock: socket.socket, path: str, *, mode: int, user: str = '', group: str = '') -> bool:
+    """Whether ``sock`` is what ``unix_listener`` would return for the same arguments."""
+    uid, gid = uid_of(user), gid_of(group)
+    try:
+        found = os.lstat(path)
+        return (
+            sock.getsockname() == os.path.abspath(path)
+            and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+            and stat.S_ISSOCK(found.st_mode)
+            and stat.S_IMODE(found.st_mode) == mode
+            and found.st_uid == (os.geteuid() if uid == -1 else uid)
+            and found.st_gid in ((os.getegid(),) if gid == -1 else (gid,))
+        )
+    except OSError:
+        return False
+
+
 @contextmanager
 def _lock(name: str, dir_fd: int) -> Iterator[None]:
-    """Hold the lock file ``name``; it is removed afterwards. Raises BlockingIOError if another process has it."""
+    """Hold a lock on the file ``name``, then remove it. Raises BlockingIOError if another process has the lock."""
     fd = safe_files.open_locked(name, dir_fd=dir_fd)
     try:
         yield
@@ -125,16 +128,16 @@ def _bind_unix(
 ) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, kind)
     try:
-        # bind(2) creates the file with the mode of the socket: closed to all but its owner.
+        # bind(2) creates the file with the mode of the socket, so only the owner has access.
         os.fchmod(listener.fileno(), 0o600)
         listener.bind(path)
-        # By descriptor: the owner of the directory could put another file in its place meanwhile.
+        # A descriptor is used because the owner of the directory could replace the file meanwhile.
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
         try:
             found = os.fstat(fd)
             if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
                 raise PermissionError(errno.EPERM, 'another process has replaced it')
-            # Group, mode, owner: never open to more than configured, and chmod needs no CAP_FOWNER.
+            # In the order group, mode, owner: access is never wider than configured, and chmod needs no CAP_FOWNER.
             os.chown(f'/proc/self/fd/{fd}', -1, gid)
             os.chmod(f'/proc/self/fd/{fd}', mode)
             os.chown(f'/proc/self/fd/{fd}', uid, -1)
@@ -148,20 +151,20 @@ def _bind_unix(
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the soft limit to the hard one: a thousand routers need more descriptors than a login shell's limit."""
+    """Raise the soft limit of open files to the hard limit. A thousand routers need more than the usual soft limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def tcp_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
-    """Listen on each of ``hosts``. Raises ConfigError if the first fails; logs a warning for each other that fails.
+    """Listen on each of ``hosts``. Raises ConfigError if the first address fails. Other failures are warnings.
 
-    The first is the IPv4 address, which is served also if IPv6 is disabled or an interface is missing.
+    The first address is IPv4. It is served even if IPv6 is disabled or an interface is missing.
     """
     listeners = [tcp_listener(hosts[0], port)]
     for host in hosts[1:]:
         try:
-            # The first call has waited for a former process of both.
+            # Short, because the first call has already waited for a former process.
             listeners.append(tcp_listener(host, port, timeout_s=1.0))
         except ConfigError as error:
             LOG.warning('Serving %s only: %s', hosts[0], error)
@@ -172,30 +175,32 @@ def tcp_listener(
     host: str,
     port: int,
     *,
-    backlog: int = 4096,
+    backlog: int = limits.LISTEN_BACKLOG,
     timeout_s: float = limits.PORT_IN_USE_TIMEOUT_S,
+    reuse_port: bool = False,
     sleep: Callable[[float], None] = time.sleep,
     find_holder: Callable[[int], PortHolder | None] = port_holder.find,
 ) -> socket.socket:
     """Listen on ``host`` (empty: every address of the namespace, both families) and ``port``.
 
     While the port is in use it is retried for ``timeout_s``: a former proxy may be about to end. If another program
-    listens on it, only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``. An IPv6 address may have a zone
-    (``fe80::a9fe:a9fe%qr-1``); such an address need not be usable yet (duplicate address detection takes seconds) and
-    may disappear and come back. Raises ConfigError; its text names the process that listens on the port, if visible.
+    listens on the port, it is retried only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``. An IPv6 address may have a
+    zone (``fe80::a9fe:a9fe%qr-1``). Such an address need not exist yet, and may be removed and added again. With
+    ``reuse_port`` processes of the same user may listen on the port too, as the workers of a former program do during
+    an upgrade. Raises ConfigError. Its text names the process that listens on the port, if that process is visible.
     """
     started_at = time.monotonic()
-    look_after_s = limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
+    next_search_s = limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
     while True:
         try:
-            return bind_tcp(host, port, backlog)
+            return bind_tcp(host, port, backlog, reuse_port=reuse_port)
         except ConfigError as error:
             cause = error.__cause__
             number = cause.errno if isinstance(cause, OSError) else None
             waited_s = time.monotonic() - started_at
-            if number == errno.EADDRINUSE and waited_s >= min(timeout_s, look_after_s):
-                # Not at each attempt: it reads the descriptors of every process.
-                look_after_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
+            if number == errno.EADDRINUSE and waited_s >= min(timeout_s, next_search_s):
+                # Not at each attempt, because the search reads the descriptors of every process.
+                next_search_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
                 holder = find_holder(port)
                 if holder and (not holder.is_own or waited_s >= timeout_s):
                     raise ConfigError(holder.message(port, port_holder.namespace_name())) from cause
@@ -204,16 +209,16 @@ def tcp_listener(
         sleep(limits.PORT_RETRY_INTERVAL_S)
 
 
-def bind_tcp(host: str, port: int, backlog: int = 4096) -> socket.socket:
+def bind_tcp(host: str, port: int, backlog: int = 4096, *, reuse_port: bool = False) -> socket.socket:
     """The same without a retry. Raises ConfigError with the OSError as its cause."""
     try:
-        return _bind_and_listen(host, port, backlog)
+        return _bind_and_listen(host, port, backlog, reuse_port)
     except OSError as error:
         where = f'[{host}]:{port}' if ':' in host else f'{host or "any address"} port {port}'
         raise ConfigError(f'metadata_port: cannot listen on {where}: {error.strerror or error}') from error
 
 
-def _bind_and_listen(host: str, port: int, backlog: int) -> socket.socket:
+def _bind_and_listen(host: str, port: int, backlog: int, reuse_port: bool) -> socket.socket:
     family, *_, address = socket.getaddrinfo(
         host or '::', port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICHOST
     )[0]
@@ -222,7 +227,8 @@ def _bind_and_listen(host: str, port: int, backlog: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # As Grizzly: a client that disappeared without FIN is noticed after 10 minutes.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(reuse_port))
+        # As in Grizzly: if a client disappears without FIN, its connection is closed after 10 minutes.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 600)
         if family == socket.AF_INET6:
@@ -246,13 +252,13 @@ def _has_ipv6() -> bool:
 
 
 def _remove_stale(path: str, name: str, dir_fd: int, kind: int, option: str) -> bool:
-    """Remove a socket on which no process listens; whether the path is free now."""
+    """Remove the socket file if no process listens on it. Returns whether the path is free now."""
     try:
         found = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
     except FileNotFoundError:
         return True
     if not stat.S_ISSOCK(found.st_mode):
-        raise ConfigError(f'{option} = {path}: is there and is no socket; name another path or remove it')
+        raise ConfigError(f'{option} = {path}: the file exists and is not a socket; name another path or remove it')
     with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         try:
@@ -264,13 +270,13 @@ def _remove_stale(path: str, name: str, dir_fd: int, kind: int, option: str) -> 
         except FileNotFoundError:
             return True
         except BlockingIOError:
-            # A live one whose accept queue is full.
+            # A process listens, and its accept queue is full.
             return False
     return False
 
 
 def uid_of(user: str) -> int:
-    """The number of ``metadata_proxy_user``, -1 for ''. Raises ConfigError."""
+    """The uid of ``metadata_proxy_user = user``, a name or number; -1 for ''. Raises ConfigError if it is unknown."""
     if not user:
         return -1
     try:
@@ -280,7 +286,7 @@ def uid_of(user: str) -> int:
 
 
 def gid_of(group: str) -> int:
-    """The number of ``metadata_proxy_group``, -1 for ''. Raises ConfigError."""
+    """The gid of ``metadata_proxy_group = group``, a name or number; -1 for ''. Raises ConfigError if it is unknown."""
     if not group:
         return -1
     try:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks that a connection was made to the metadata address before a rule redirected it to the proxy's port.
 
-This is the last check when a firewall rule is missing. A connection that was made to the router's own address on the
-proxy's port did not pass the rules (LP#1187102): it may come from outside, or from a network that is not the router's,
-and then its source address does not identify an instance.
+This check protects the proxy if a firewall rule is missing. A connection to the router's own address on the proxy's
+port did not pass the rules (LP#1187102). It may come from outside or from another network. Then its source address does
+not identify an instance.
 
-Facts: connection tracking in the socket's namespace stores the original destination (SO_ORIGINAL_DST). If it has no
-entry, the connection was not redirected, and the local address of the socket is the original one, as in a DHCP
-namespace, where the proxy listens on the metadata address itself. A connection over loopback is an operator's: a packet
-from outside cannot have such a source (RFC 1122, 3.2.1.3; Linux drops it as martian).
+Facts: connection tracking in the socket's namespace stores the original destination (SO_ORIGINAL_DST). If there is no
+entry, the connection was not redirected, and the original destination is the local address of the socket. This is so in
+a DHCP namespace, where the proxy listens on the metadata address itself. A connection over loopback is made by an
+operator: a packet from outside cannot have a loopback source (RFC 1122, 3.2.1.3; Linux drops it as martian).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _IPV4_MAPPED_PREFIX = bytes(10) + b'\xff\xff'
 def targets_metadata_address(connection: Any, peer: str) -> bool:
     """Whether ``connection``, accepted from the address ``peer``, was made to the metadata address and port.
 
-    Also true for a peer on this host's loopback. One system call for a redirected connection. OSError if the peer has
-    closed the connection.
+    Also True for a peer on the loopback of the namespace. Costs one system call for a redirected connection. Raises
+    OSError if the peer has closed the connection.
     """
     if peer.startswith(('127.', '::ffff:127.')) or peer == '::1':
         return True
@@ -37,7 +37,10 @@ def targets_metadata_address(connection: Any, peer: str) -> bool:
 
 
 def original_destination(connection: Any, *, mapped: bool = False) -> tuple[bytes, int]:
-    """Packed address and port to which the peer connected; ``mapped``: it uses IPv4 on a dual-stack socket."""
+    """The packed address and the port to which the peer connected.
+
+    ``mapped``: the connection uses IPv4 on a dual-stack socket.
+    """
     try:
         if connection.family == socket.AF_INET or mapped:
             port, address = struct.unpack_from('!2xH4s', connection.getsockopt(socket.SOL_IP, SO_ORIGINAL_DST, 16))

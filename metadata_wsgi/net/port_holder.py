@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process that listens on a TCP port of the caller's network namespace, for the message that the port is in use.
+"""Finds the process that listens on a TCP port of the caller's network namespace. The message "port in use" names it.
 
-Facts, proc_net_tcp(5) and proc_pid_fd(5): /proc/thread-self/net has the sockets of the namespace that the calling
-thread is in, each with its inode number; a process that has it open has a link ``socket:[inode]`` in its fd directory,
-which only root and its own user may read.
+Facts from proc_net_tcp(5) and proc_pid_fd(5): /proc/thread-self/net lists the sockets in the network namespace of the
+calling thread, each with its inode number. If a process has a socket open, its fd directory has a link
+``socket:[inode]``. Only root and the user of that process may read the directory.
 """
 
 from __future__ import annotations
@@ -16,30 +16,33 @@ from dataclasses import dataclass
 LISTEN = '0A'
 NETNS_DIRECTORY = '/run/netns'
 
-OWN_PROGRAMS = ('quantum-ns-metadata-proxy', 'quantum-metadata-agent', 'metadata-wsgi', 'neutron-metadata-agent-wsgi')
-"""In the command line of a process of this package, also after gunicorn has set the title."""
+OWN_PROGRAMS = (
+    'quantum-ns-metadata-proxy', 'quantum-metadata-agent', 'metadata-wsgi', 'metadata_wsgi.cli',
+    'neutron-metadata-agent-wsgi',
+)  # fmt: skip
+"""The programs of this package. The command line of their processes contains the name, even if gunicorn changed it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PortHolder:
-    """A process that listens on the port. ``is_own``: it is one of this package's programs."""
+    """A process that listens on a port. ``is_own``: it is a program of this package."""
 
     pid: int
     program: str
     is_own: bool
 
     def message(self, port: int, namespace: str) -> str:
-        """A sentence for the operator; ``namespace`` is a name, or '' if it has none."""
+        """A sentence for the operator. ``namespace`` is the name of the namespace, '' if it has no name."""
         return (
-            f'metadata_port: port {port} in {namespace or "this network namespace"} is held by pid {self.pid} '
+            f'metadata_port: port {port} in {namespace or "this network namespace"} is used by pid {self.pid} '
             f'({self.program}): stop it, or use --metadata-port {port + 1}'
         )
 
 
 def find(port: int) -> PortHolder | None:
-    """The process that listens on ``port`` in this thread's network namespace; None if there is none or it is hidden.
+    """The process that listens on ``port`` in this thread's network namespace; None if none is visible.
 
-    If several share the socket (a master and its workers) it is the one with the lowest pid.
+    If several processes share the socket (a master and its workers), the process with the lowest pid is returned.
     """
     links = {f'socket:[{inode}]' for inode in _inodes(port)}
     if not links:
@@ -51,7 +54,7 @@ def find(port: int) -> PortHolder | None:
 
 
 def namespace_name() -> str:
-    """The name of this thread's network namespace, e.g. ``qrouter-...``; '' if it has none below /run/netns."""
+    """The name of this thread's network namespace under /run/netns, for example ``qrouter-...``; '' without a name."""
     own = os.stat('/proc/thread-self/ns/net')
     with contextlib.suppress(OSError), os.scandir(NETNS_DIRECTORY) as entries:
         for entry in entries:

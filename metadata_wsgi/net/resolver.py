@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resolve a name and connect over TCP, never longer than the caller has time.
+"""Resolves a host name and connects over TCP, within a timeout for both together.
 
-``socket.create_connection`` cannot promise that: no timeout reaches ``getaddrinfo`` (glibc waits 10 to 40 s for
-name servers that do not answer, and gevent has ten threads for all lookups of a process), and each address of a name
-gets the whole timeout. The API, for every HTTP client of this package::
+``socket.create_connection`` has no such timeout. Its timeout does not apply to ``getaddrinfo``: glibc waits 10 to 40 s
+for name servers that do not respond, and gevent has only ten threads for all lookups of a process. And each address of
+a name gets the whole timeout. The API, for every HTTP client of this package::
 
     resolver.SHARED.connect('nova.example.net', 8775, timeout_s=3.0)    # a connected socket, in blocking mode
     resolver.Resolver().resolve('nova.example.net', timeout_s=3.0)      # its addresses only
 
-Both raise OSError within ``timeout_s`` seconds. The text of the error names what was waited for, for example
+Both raise OSError within ``timeout_s`` seconds. The text of the error says which step took too long, for example
 ``name nova.example.net could not be resolved within 3.0 s``.
 
-* An IP address is used as it is: no lookup, no thread.
-* A name is looked up in a thread of its own, one lookup for each name at a time. The addresses are used for
-  ``limits.NAME_REFRESH_S`` seconds, then looked up again in the background. While a lookup fails or does not end,
-  the last addresses that were found stay in use.
-* Each address of a name gets an equal share of the time that is left. The address that accepted the last connection
-  is tried first.
+* An IP address needs no lookup and no thread.
+* Each name is looked up in its own thread, at most one lookup for a name at a time. The addresses are used for
+  ``limits.NAME_REFRESH_S`` seconds, then looked up again in the background. If a lookup fails or does not end, the last
+  known addresses stay in use.
+* Each address of a name gets an equal share of the remaining time. The address that accepted the last connection is
+  tried first.
 
-Works with threads and under gevent's monkey patching (a thread is a greenlet there); imports nothing of gevent.
+It works with threads and under gevent's monkey patching, which makes greenlets of threads. It does not import gevent.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ LOG = logging.getLogger(__name__)
 
 
 class NameNotResolved(OSError):
-    """A name has no known address. Another attempt may succeed."""
+    """No address of a host name is known. A retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One IP address of a host. ``rest`` is flow and scope of an IPv6 address, as the kernel wants them."""
+    """One IP address of a host. ``rest``: flow info and scope id of an IPv6 address, as in ``socket.connect``."""
 
     family: int
     ip: str
@@ -56,12 +56,12 @@ class Address:
 
 
 Lookup = Callable[[str], Sequence[Address]]
-"""Blocking lookup of a name; raises OSError. :func:`getaddrinfo` is the real one."""
+"""Blocking lookup of a host name. Raises OSError. :func:`getaddrinfo` is the implementation."""
 
 
 @dataclass(slots=True)
 class _Entry:
-    """What is known about one name. Changed by its lookup thread and read by all others."""
+    """The cached result for one host name. Its lookup thread changes it, all other threads read it."""
 
     addresses: tuple[Address, ...] = ()
     error: str = ''
@@ -71,20 +71,20 @@ class _Entry:
 
 
 class Resolver:
-    """Addresses of names. For all threads of a process."""
+    """Resolves host names and caches their addresses. For all threads of a process."""
 
     def __init__(self, lookup: Lookup | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._lookup = lookup or getaddrinfo
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
-        # Held for a few instructions only and never while a thread starts: under gevent that would be a deadlock.
+        # Held only for a few instructions, and never while a thread is started: that would be a deadlock under gevent.
         self._lock = threading.Lock()
         self._failure_log = Throttle(limits.LOG_INTERVAL_S)
 
     def resolve(self, host: str, timeout_s: float) -> tuple[Address, ...]:
-        """The addresses of ``host``, at least one. Waits at most ``timeout_s`` seconds; raises NameNotResolved.
+        """The addresses of ``host``, at least one.
 
-        Waits only as long as no address of the name is known.
+        If no address is known, waits at most ``timeout_s`` seconds for a lookup, then raises NameNotResolved.
         """
         if literal := ip_literal(host):
             return (literal,)
@@ -103,7 +103,7 @@ class Resolver:
         return entry.addresses
 
     def expire(self, host: str) -> None:
-        """Look ``host`` up again at its next use: no address of it accepts connections."""
+        """Look ``host`` up again at its next use, at the earliest NAME_RETRY_S after its last lookup."""
         with self._lock:
             if entry := self._entries.get(host):
                 entry.refresh_at_s = min(entry.refresh_at_s, entry.looked_up_at_s + limits.NAME_RETRY_S)
@@ -153,10 +153,10 @@ class TcpConnector:
         timeout_s: float,
         finish: Callable[[socket.socket, float], Any] = lambda sock, timeout_s: sock,
     ) -> Any:
-        """A connected socket in blocking mode, within ``timeout_s`` seconds. Raises OSError.
+        """Connect within ``timeout_s`` seconds. Returns a socket in blocking mode. Raises OSError.
 
-        ``finish(sock, timeout_s)`` completes a connection, for example with a TLS handshake, and returns what is
-        returned here; where it raises OSError the next address is tried. It closes the socket if it fails.
+        ``finish(sock, timeout_s)`` completes a connection, for example with a TLS handshake; its result is returned. If
+        it fails, it must close the socket and raise OSError. Then the next address is tried.
         """
         until_s = self._clock() + timeout_s
         addresses = self._in_order(host, port, self._resolver.resolve(host, timeout_s))
@@ -167,7 +167,7 @@ class TcpConnector:
                 sock = _open(address, port, attempt_until_s - self._clock())
                 finished = finish(sock, attempt_until_s - self._clock())
             except OSError as error:
-                # Without its traceback, which would keep this frame and its sockets alive.
+                # The traceback is dropped because it would keep this frame and its sockets alive.
                 failures.append((address, error.with_traceback(None)))
                 continue
             self._last_good[host, port] = address
@@ -185,16 +185,16 @@ class TcpConnector:
 
 
 def ip_literal(host: str) -> Address | None:
-    """The address if ``host`` is an IP address, a zone included (``fe80::1%eth0``); None if it is a name."""
+    """The address if ``host`` is an IP address, also with a zone (``fe80::1%eth0``); None if it is a name."""
     try:
-        # The C function: with AI_NUMERICHOST it cannot wait, and gevent's own would need a thread.
+        # With AI_NUMERICHOST the C function cannot block. gevent's function would need a thread.
         return _addresses(_socket.getaddrinfo(host, 0, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST))[0]
     except (OSError, UnicodeError):
         return None
 
 
 def getaddrinfo(host: str) -> Sequence[Address]:
-    """Resolve a name with the system's resolver: /etc/hosts, then name servers. Has no timeout."""
+    """Resolve a host name with the system's resolver: /etc/hosts, then name servers. It has no timeout."""
     return _addresses(socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM))
 
 
@@ -204,7 +204,7 @@ def _addresses(found: Sequence[Any]) -> list[Address]:
 
 def wait_ready(sock: Any, event: int, timeout_s: float | None) -> None:
     """Wait until ``sock`` can be read (``select.POLLIN``) or written (``select.POLLOUT``); raises TimeoutError."""
-    poller = select.poll()  # gevent's, where it is patched
+    poller = select.poll()  # under gevent's monkey patching this is gevent's poll
     poller.register(sock.fileno(), event)
     if timeout_s is not None and timeout_s <= 0:
         raise TimeoutError('timed out')
@@ -216,7 +216,7 @@ def _open(address: Address, port: int, timeout_s: float) -> socket.socket:
     sock = socket.socket(address.family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        # Not connect() with a timeout: gevent's would resolve the address again.
+        # connect() with a timeout is not used, because gevent's connect() would resolve the address again.
         code = sock.connect_ex((address.ip, port, *address.rest))
         if code == errno.EINPROGRESS:
             wait_ready(sock, select.POLLOUT, timeout_s)
@@ -231,4 +231,4 @@ def _open(address: Address, port: int, timeout_s: float) -> socket.socket:
 
 
 SHARED = TcpConnector(Resolver())
-"""One for each process, so that Nova's, Keystone's and Neutron's names are looked up once for all of them."""
+"""The connector of this process. All HTTP clients share its resolver, so each host name is looked up once."""

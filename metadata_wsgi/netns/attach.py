@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attach the metadata path to a router's or an isolated network's namespace, and detach it.
+"""Attaches the metadata path to the namespace of a router or an isolated network, and detaches it.
 
-Attach checks that the namespace exists and the port is free, adds the rules (router) or the address (network), and
-starts the process or has the keeper listen. The rules come first, so that the port is closed to other packets before
-anything listens. If nothing can listen in the end, the former rules are restored.
+Attach checks that the namespace exists and that the port is free. It adds the rules (router) or the address (network).
+Then it starts the process, or makes the keeper listen. The rules are added first, so that other packets cannot reach
+the port when a process listens. If no process can listen, the former rules are restored.
 
-Detach stops the listeners first and then removes the rules, so that the port is never open without them. If the keeper
-does not respond, its listeners may live on in a worker: then the rules stay, and detach fails.
+Detach stops the listeners first and then removes the rules, so that the port is never open without rules. If the keeper
+does not respond, a worker may still have its listeners: then the rules stay, and detach fails.
 
-IPv6 is added last: an IPv6 error is a warning, and IPv4 is served by then. Where its rules cannot be added (no
-ip6tables), the proxy listens on IPv4 only. In a DHCP namespace the proxy is bound to fe80::a9fe:a9fe before the address
-exists, so neither waits for the other.
+IPv6 is added last. An IPv6 error is only a warning, because IPv4 is already served. If the IPv6 rules cannot be added
+(no ip6tables), the proxy listens on IPv4 only. In a DHCP namespace the proxy binds to fe80::a9fe:a9fe before the
+address exists, so it does not wait for the address.
 
-Both are idempotent. A proxy that runs in this namespace, for this id, on this port is adopted, whatever program started
-it. Any other proxy of this id is replaced, also one that runs in a namespace that was deleted and created again: it is
-alive, but no instance reaches it.
+Attach and detach are idempotent. If a proxy already runs in this namespace, for this id and on this port, it is
+adopted, even if another program started it. Any other proxy of this id is replaced. For example, a proxy in a deleted
+namespace still runs, but no instance can reach it.
 
-In the modes SHARED and ONE_HOP the keeper listens instead of a process (``KeeperListeners``). From a process to the
-keeper, the listening socket is copied before the process is stopped; between those two modes the socket stays: no
-connection is refused. From the keeper to a process, the keeper's socket is copied to the new process, and closed in the
-keeper when the process serves it. Where it cannot be copied it is closed first, and connections are refused for a
-second.
+In the modes SHARED and ONE_HOP the keeper listens instead of a process (``KeeperListeners``). Changes of the mode:
+
+- From a process to the keeper: the listening socket is copied before the process is stopped. No connection is refused.
+- Between SHARED and ONE_HOP: the socket stays. No connection is refused.
+- From the keeper to a process: the socket is copied to the new process, and closed in the keeper when the process
+  serves. If it cannot be copied, it is closed first, and connections are refused for a second.
 """
 
 from __future__ import annotations
@@ -47,14 +48,14 @@ LOG = logging.getLogger(__name__)
 START_TIMEOUT_S = 15.0
 START_POLL_S = 0.02
 CLOSE_TIMEOUT_S = 5.0
-"""A worker closes a socket of the keeper a moment after the keeper did."""
+"""Wait for this time until the workers have closed a socket that the keeper has closed."""
 ANY_IPV4_ADDRESS = '0.0.0.0'  # noqa: S104 (the rules limit access)
 SYSTEMD_PID = 1
 
 
 @dataclass(frozen=True, slots=True)
 class ProxyCommand:
-    """The command line of a namespace proxy. ``socket`` '' is the program's own default."""
+    """The command line of a namespace proxy. If ``socket`` is '', the program uses its default."""
 
     program: str = 'quantum-ns-metadata-proxy'
     state_path: str = '/var/lib/quantum'
@@ -62,11 +63,11 @@ class ProxyCommand:
     log_dir: str = ''
 
     def pid_file(self, uuid: str) -> str:
-        """Its pid file."""
+        """The path of the pid file for the router or network ``uuid``."""
         return state_paths.pid_file(self.state_path, uuid)
 
     def argv(self, target: AttachTarget, port: int, hosts: Sequence[str] = ('',)) -> list[str]:
-        """The command line, as an L3 agent of Grizzly writes it; ``hosts`` are addresses to listen on, '' is all."""
+        """The command line, in the form of Grizzly's L3 agent. ``hosts``: the addresses to listen on; '' means all."""
         argv = [
             self.program,
             f'--pid_file={self.pid_file(target.uuid)}',
@@ -84,20 +85,20 @@ class ProxyCommand:
 
 
 class RuleWriter(Protocol):
-    """Writes the rules of namespaces; :class:`metadata_wsgi.netns.iptables.Iptables` is the real one."""
+    """Writes the rules of namespaces. :class:`metadata_wsgi.netns.iptables.Iptables` implements it."""
 
     def apply(self, namespace: str, wanted: Sequence[Rule], *, families: Sequence[int]) -> bool:
-        """Make ``wanted`` our rules in the namespace; whether anything had to be changed. Raises NetnsError."""
+        """Replace our rules in the namespace by ``wanted``. Returns whether anything changed. Raises NetnsError."""
 
     def replace(self, namespace: str, wanted: Sequence[Rule], *, families: Sequence[int]) -> tuple[Rule, ...] | None:
-        """As ``apply``, but on an error no rule changes; returns our former rules, None if nothing changed."""
+        """Like ``apply``, but returns our former rules, None if nothing changed. After an error no rule is changed."""
 
     def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
-        """Every rule of ours in the namespace."""
+        """The rules in the namespace that this package added."""
 
 
 class KeeperListeners(Protocol):
-    """The keeper's listening sockets; :class:`metadata_wsgi.keeper.attachments_client.AttachmentsClient` is real.
+    """The keeper's listening sockets. Implemented by ``metadata_wsgi.keeper.attachments_client.AttachmentsClient``.
 
     Every method raises NetnsError if the keeper refuses or does not respond.
     """
@@ -105,20 +106,20 @@ class KeeperListeners(Protocol):
     def attach(
         self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
     ) -> bool:
-        """Have the keeper open sockets there, or keep ``taken``; whether anything changed."""
+        """Make the keeper listen on ``hosts``, with the sockets ``taken`` or new ones. Returns whether it changed."""
 
     def close(self, target: AttachTarget, mode: str, port: int, host: str) -> None:
-        """Have one of them closed."""
+        """Make the keeper close the listener on ``host``."""
 
     def detach(self, target: AttachTarget) -> bool:
-        """Have all of them closed; whether there were any."""
+        """Make the keeper close all listeners of ``target``. Returns whether there were any."""
 
 
 class Attacher:
-    """Attaches and detaches on this host. ``families``: 4 and 6, by default those that the kernel has.
+    """Attaches and detaches on this host. ``families``: 4 and 6, by default the families that the kernel supports.
 
     Without ``keeper`` only the mode PROCESS is possible. ``keeper_pid`` returns the keeper's pid, None if unknown.
-    Threads may share it.
+    Threads may share an Attacher.
     """
 
     def __init__(
@@ -159,16 +160,16 @@ class Attacher:
         interface: str | None = None,
         wait_for_ipv6: bool = True,
     ) -> bool:
-        """Attach the path; True if another process serves it than before, False if it was served so already.
+        """Attach ``target``. Returns whether another process serves it than before.
 
-        ``mode`` is one of ``target.MODES``. ``port``, ``interfaces`` (internal ones) and ``mark`` are for routers;
-        ``interface`` (for the address) is for networks. ``wait_for_ipv6``: wait for duplicate address detection, about
-        2 s; IPv4 is served meanwhile. Raises NetnsError when the namespace is missing or a step fails.
+        ``mode`` is one of ``target.MODES``. For routers: ``port``, ``interfaces`` (pattern of the internal interfaces)
+        and ``mark``. For networks: ``interface``, which gets the address. ``wait_for_ipv6``: wait for duplicate address
+        detection, about 2 s; IPv4 is served meanwhile. Raises NetnsError if the namespace is missing or a step fails.
         """
         if not namespaces.exists(target.namespace):
             raise NetnsError(
                 f'{namespaces.missing_reason(target.namespace)}: is {target.kind} {target.uuid} here, '
-                f'and is its agent running? "ip netns list" shows what there is; --namespace names another one'
+                f'and is its agent running? "ip netns list" lists the namespaces; --namespace selects another one'
             )
         if target.kind == NETWORK:
             port = NETWORK_PORT
@@ -191,20 +192,20 @@ class Attacher:
         return changed
 
     def settle(self, target: AttachTarget, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> bool:
-        """Wait for IPv6 where ``attach`` did not; whether another process serves the target now."""
+        """Wait for IPv6 after ``attach`` without ``wait_for_ipv6``. Returns whether another process serves it now."""
         if target.kind == NETWORK:
             port, interfaces = NETWORK_PORT, dhcp_address.interface_with_address(target.namespace) or ''
         if not self._has_interface_for_ipv6(target, interfaces, self._families):
             return False
         if target.kind == ROUTER and not self._iptables.ours(target.namespace, families=[6]):
-            # They could not be added, and the address was not.
+            # The IPv6 rules could not be added, so the address was not added either.
             return False
         return self._settle_ipv6(target, mode, interfaces, port, started=False)
 
     def detach(self, target: AttachTarget) -> bool:
-        """Stop serving, then remove address and rules; whether there was anything. The namespace may be gone already.
+        """Stop the listeners, then remove address and rules. Returns whether there were any.
 
-        Raises NetnsError, and removes no rule, if a listener may still be open.
+        The namespace may already be deleted. If a listener may still be open, raises NetnsError and removes no rule.
         """
         changed, keeper_error = False, None
         try:
@@ -214,14 +215,14 @@ class Attacher:
             keeper_error = error
         changed |= self._stop_process(target)
         if namespaces.exists(target.namespace):
-            # Without the keeper a worker serves on; there is no use in waiting.
+            # If the keeper does not respond, its workers do not close the socket, so it is useless to wait.
             timeout_s = 0.0 if keeper_error else self._close_timeout_s
             try:
                 changed |= self._remove_from_namespace(target, timeout_s)
             except NetnsError as error:
                 if keeper_error:
                     raise NetnsError(f'{keeper_error}; {error}') from error
-                # The namespace may have been deleted meanwhile, with everything in it.
+                # The namespace may have been deleted meanwhile, with its rules and addresses.
                 if namespaces.exists(target.namespace):
                     raise
                 changed = True
@@ -241,7 +242,7 @@ class Attacher:
         return changed | self._remove_rules(target)
 
     def _wait_until_closed(self, target: AttachTarget, timeout_s: float) -> None:
-        """Wait until no program of ours listens on the port of the rules. Raises NetnsError after the timeout."""
+        """Wait until no program of this package listens on the port of the rules. NetnsError after the timeout."""
         port = redirect_port(self._iptables.ours(target.namespace, families=self._families))
         deadline_s = self._clock() + timeout_s
         while port is not None and proxy_process.is_port_open(target.namespace, port):
@@ -259,17 +260,17 @@ class Attacher:
         try:
             return self._iptables.apply(target.namespace, (), families=self._families)
         except NetnsError:
-            # ``apply`` is all or nothing. One family that cannot be changed must not keep the other one's rules.
+            # ``apply`` changes all families or none. If one family fails, the rules of the other are still removed.
             for family in self._families[:-1]:
                 self._iptables.apply(target.namespace, (), families=[family])
             raise
 
     def _check_port(self, target: AttachTarget, port: int) -> None:
-        """Raise NetnsError, before anything is changed, if another program listens on the port."""
+        """Raise NetnsError if another program listens on the port. Called before anything is changed."""
         if not proxy_process.is_port_open(target.namespace, port):
             return
         if redirect_port(self._iptables.ours(target.namespace, families=self._families)) == port:
-            # It is attached already. The search for the process takes long, and ``watch`` attaches all each minute.
+            # The target is already attached. No search for the process: it is slow, and ``watch`` attaches often.
             return
         holder = self._port_holder(target, port)
         if holder is None or holder.is_own or holder.pid == SYSTEMD_PID:
@@ -305,14 +306,17 @@ class Attacher:
         return namespaces.run_in(target.namespace, lambda: port_holder.find(port))
 
     def _add_address(self, target: AttachTarget, interface: str | None) -> Callable[[], object]:
-        """Add 169.254.169.254; returns the undo."""
+        """Add 169.254.169.254. Returns a function that undoes this."""
         if not dhcp_address.add(target.namespace, interface):
             return lambda: None
         LOG.info('%s %s: %s was added', target.kind, target.uuid, dhcp_address.ADDRESS)
         return lambda: dhcp_address.remove(target.namespace)
 
     def _add_rules(self, target: AttachTarget, wanted: Sequence[Rule]) -> tuple[tuple[int, ...], Callable[[], object]]:
-        """Add the rules, those of IPv4 only where those of IPv6 are impossible; returns the families and the undo."""
+        """Add the rules; only the IPv4 rules if the IPv6 rules cannot be added.
+
+        Returns the families of the added rules, and a function that undoes the change.
+        """
         families = self._families
         try:
             former = self._iptables.replace(target.namespace, wanted, families=families)
@@ -359,15 +363,18 @@ class Attacher:
             for copy in copies:
                 copy.close()
         if changed:
-            LOG.info('%s %s: the keeper has it served in mode %s', target.kind, target.uuid, mode)
+            LOG.info('%s %s: is now served in mode %s', target.kind, target.uuid, mode)
         pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
         if pid is not None and proxy_process.is_holder(pid):
-            # It belongs to the agent that started it, and would have the keeper close the sockets at its end.
+            # The holder belongs to the agent that started it. At its end it would make the keeper close the sockets.
             return changed
         return changed | self._stop_process(target)
 
     def _move_from_keeper_to_process(self, target: AttachTarget, port: int, hosts: Sequence[str]) -> bool:
-        """Start a process on copies of the keeper's sockets, so that they are never closed; whether it was possible."""
+        """Start a process with copies of the keeper's sockets, so that no connection is refused.
+
+        Returns False if this is not possible.
+        """
         keeper_pid = self._keeper_pid()
         copies = proxy_process.copy_keeper_listeners(keeper_pid, target.namespace, port) if keeper_pid else []
         try:
@@ -375,7 +382,7 @@ class Attacher:
                 return False
             started = self._start_process(target, port, hosts, copies)
         except NetnsError as error:
-            # Another program than ours may not have the option.
+            # ``--program`` may be another program, without the option --listen_fd.
             LOG.warning('%s %s: restarted, connections are refused meanwhile: %s', target.kind, target.uuid, error)
             self._stop_process(target)
             return False
@@ -396,7 +403,7 @@ class Attacher:
         try:
             return self._keeper is not None and self._keeper.detach(target)
         except NetnsError as error:
-            # Whether it has a socket here is unknown. If it has, the port is in use, and the process reports that.
+            # The keeper may still have a socket. Then the port is in use, and the new process reports this.
             LOG.warning('%s %s: %s', target.kind, target.uuid, error)
             return False
 
@@ -420,7 +427,7 @@ class Attacher:
         return True
 
     def _settle_ipv6(self, target: AttachTarget, mode: str, interfaces: str, port: int, started: bool) -> bool:
-        """Wait for IPv6; whether the proxy was replaced, because it did not serve the address."""
+        """Wait for IPv6. If the proxy does not serve the address, replace it. Returns whether it was replaced."""
         try:
             with interface_state.open_table(target.namespace) as table:
                 for message in link_local.settle(table, interfaces, clock=self._clock, sleep=self._sleep):
@@ -440,7 +447,7 @@ class Attacher:
                 '%s %s: its proxy does not serve %s; see its log', target.kind, target.uuid, interface_state.ADDRESS
             )
             return False
-        # It was started without IPv6, or for an interface of that name that has been replaced.
+        # The proxy was started without IPv6, or another interface of the same name has replaced the interface.
         if mode == PROCESS:
             self._stop_process(target)
         elif self._keeper and target.kind == NETWORK:
@@ -448,16 +455,19 @@ class Attacher:
         return self._serve(target, mode, port, self._hosts(target, interfaces, self._families))
 
     def _hosts(self, target: AttachTarget, ipv6_interface: str, families: Sequence[int]) -> list[str]:
-        """The addresses to listen on. A network's IPv6 address is on ``ipv6_interface``, '' without IPv6."""
+        """The addresses to listen on. ``ipv6_interface``: a network's interface with the IPv6 address, '' for none."""
         if target.kind == NETWORK:
             return [dhcp_address.ADDRESS, *([f'{interface_state.ADDRESS}%{ipv6_interface}'] if ipv6_interface else [])]
-        # Not on IPv6 where the rules that close the port are missing.
+        # Without the IPv6 rules, which close the port, the proxy must not listen on IPv6.
         return [''] if tuple(families) == self._families else [ANY_IPV4_ADDRESS]
 
     def _start_process(
         self, target: AttachTarget, port: int, hosts: Sequence[str], listeners: Sequence[socket.socket] = ()
     ) -> bool:
-        """Start the proxy, on ``listeners`` if given, unless it runs; wait until it listens. Whether it was started."""
+        """Start the proxy if it does not run, and wait until it listens. Returns whether it was started.
+
+        If ``listeners`` are given, the proxy serves these sockets and opens none.
+        """
 
         def serves(pid: int) -> bool:
             is_here = namespaces.name_of(pid) == target.namespace and proxy_process.listens(pid, port)
@@ -480,7 +490,7 @@ class Attacher:
                 break
             if self._clock() >= deadline_s:
                 state = f'pid {pid} does not listen on port {port}' if pid else f'no process, pid file {pid_file}'
-                # It could listen later, when the rules have been removed again.
+                # Otherwise it could listen later, after the rules have been removed.
                 self._stop_process(target)
                 raise NetnsError(
                     f'{self._proxy.program} for {target.kind} {target.uuid} did not start within '
@@ -493,10 +503,10 @@ class Attacher:
 
 
 def _in_current_namespace(target: AttachTarget, sockets: Sequence[socket.socket]) -> list[socket.socket]:
-    """Those that are in the namespace that has the name now."""
+    """The sockets in the namespace that has the target's name now, not in a deleted one."""
     return [sock for sock in sockets if namespaces.identity_of(sock) == namespaces.identity(target.namespace)]
 
 
 def kernel_families() -> tuple[int, ...]:
-    """4, and 6 unless IPv6 is disabled in this kernel: then its rules cannot be added, and are not needed."""
+    """(4, 6), or (4,) if IPv6 is disabled in this kernel: then IPv6 rules cannot be added and are not needed."""
     return (4, 6) if os.path.exists('/proc/net/if_inet6') else (4,)

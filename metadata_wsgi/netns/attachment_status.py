@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attached routers and networks of this host, and their problems.
 
-Read from the kernel, the pid files and the keeper, not from a record. So changes by other programs are noticed.
+The data come from the kernel, the pid files and the keeper, and not from a stored list. So changes that other programs
+make are noticed.
 """
 
 from __future__ import annotations
@@ -32,23 +33,23 @@ LOG = logging.getLogger(__name__)
 
 DEFAULT_PORT = 9697
 STALE_AFTER_S = 5.0
-"""A younger file in /run/netns may be a namespace that is just being created."""
+"""A file in /run/netns without a namespace is stale after this time. Before, its namespace may be being created."""
 
 YES, PARTLY, NO = 'yes', 'partly', 'no'
 UNKNOWN = 'unknown'
-"""The mode of a target that no process serves, while the keeper does not respond."""
+"""The mode of a target that has no process, while the keeper does not respond."""
 
-NO_LISTENER = 'no proxy runs, and no keeper has a socket of it; attach it again'
-KEEPER_UNAVAILABLE = 'no proxy runs; whether the keeper has a socket of it is unknown while the keeper does not respond'
+NO_LISTENER = 'no proxy runs, and no keeper has a socket for it; attach it again'
+KEEPER_UNAVAILABLE = 'no proxy runs, and the keeper does not respond, so it is unknown whether it has a socket'
 
 
 @dataclass(frozen=True, slots=True)
 class AttachmentStatus:
-    """One router or network of this host that has anything of ours.
+    """The status of a router or network that is attached, or partly attached.
 
-    ``namespace`` is None if it is gone. ``mode`` is one of ``target.MODES`` or UNKNOWN, ``pid`` a process of its own,
-    ``port`` the one that requests are redirected to. ``rules`` is YES, PARTLY or NO (for a network: whether the address
-    is there). ``problems`` are sentences, none if all is well; ``notes`` are facts that need no repair.
+    ``namespace`` is None if it was deleted. ``mode`` is one of ``target.MODES`` or UNKNOWN. ``pid`` is the process in
+    the pid file, if there is one. Requests are redirected to ``port``. ``rules`` (for a network, the address) is YES,
+    PARTLY or NO. ``problems`` are sentences, none if all is well. ``notes`` are sentences that need no action.
     """
 
     namespace: str | None
@@ -63,15 +64,15 @@ class AttachmentStatus:
 
     @property
     def target(self) -> AttachTarget:
-        """The target, for detaching it."""
+        """The router or network with its namespace, for example to detach it."""
         return AttachTarget.of(self.kind, self.uuid, self.namespace)
 
 
 class RuleReader(Protocol):
-    """Reads rules; :class:`metadata_wsgi.netns.iptables.Iptables` is the real one."""
+    """Reads rules. :class:`metadata_wsgi.netns.iptables.Iptables` implements it."""
 
     def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
-        """Every rule of ours in the namespace."""
+        """The rules in the namespace that this package added."""
 
 
 def list_attachments(
@@ -81,9 +82,9 @@ def list_attachments(
     families: Sequence[int] | None = None,
     keeper_entries: Iterable[KeeperEntry] | None = (),
 ) -> list[AttachmentStatus]:
-    """Everything attached on this host: each target that has a pid file, an entry in the keeper, or rules of ours.
+    """The status of each target on this host with a pid file, an entry in the keeper, or rules of this package.
 
-    ``keeper_entries`` None: the keeper does not respond.
+    ``keeper_entries``: None if the keeper does not respond.
     """
     families = tuple(families or kernel_families())
     entries = {(entry.target.kind, entry.target.uuid): entry for entry in keeper_entries or ()}
@@ -115,13 +116,16 @@ def _targets(
         if namespace not in seen and _has_our_rules(namespace, iptables, families):
             yield AttachTarget(*_kind_and_id(namespace), namespace)
     for name in namespaces.stale_names(STALE_AFTER_S):
-        # A stale name of another program, such as cni-..., is not our problem.
+        # Stale names of other programs, such as cni-..., are not reported.
         if name not in seen and name.startswith(tuple(PREFIXES.values())):
             yield AttachTarget(*_kind_and_id(name), name)
 
 
 def _has_our_rules(namespace: str, iptables: RuleReader, families: Sequence[int]) -> bool:
-    """Whether rules of ours are there; also if they cannot be read in a router's or network's namespace."""
+    """Whether the namespace has rules of this package.
+
+    Also True if the rules of a router's or network's namespace cannot be read, so that the status shows the error.
+    """
     try:
         return bool(iptables.ours(namespace, families=families))
     except NetnsError as error:
@@ -134,7 +138,7 @@ def _target_of_process(uuid: str, pid: int | None) -> AttachTarget:
     if namespace is None:
         candidates = [AttachTarget.of(kind, uuid) for kind in (ROUTER, NETWORK)]
         return next((target for target in candidates if namespaces.exists(target.namespace)), candidates[0])
-    # The namespace may have another name. Then the port decides: only a network's proxy listens on 80.
+    # If the namespace has an unusual name, the port shows the kind: only a network's proxy listens on port 80.
     kind, name = _kind_and_id(namespace)
     if name != uuid and pid and proxy_process.listens(pid, NETWORK_PORT):
         kind = NETWORK
@@ -161,11 +165,11 @@ def _status(
             port, rules, interfaces, rule_problems = _check_namespace(target, iptables, families)
             problems += rule_problems
         problems += _keeper_problems(entry, pid, port) if entry else _process_problems(target, pid, port)
-        # An attach that repairs another problem repairs IPv6 too.
+        # IPv6 is checked only if there is no other problem: the attach for that problem also repairs IPv6.
         if exists and interfaces and 6 in families and not problems:
             problems, notes = _check_ipv6(target, interfaces, port)
     except NetnsError as error:
-        # The namespace may have been deleted meanwhile. The others have to be listed all the same.
+        # The namespace may have been deleted meanwhile. The other targets must still be listed.
         problems.append(str(error))
     return AttachmentStatus(
         namespace=target.namespace if exists else None,
@@ -183,7 +187,7 @@ def _status(
 def _check_namespace(
     target: AttachTarget, iptables: RuleReader, families: Sequence[int]
 ) -> tuple[int, str, str, list[str]]:
-    """(port, YES|PARTLY|NO, interfaces, problems) of the rules, or of the address of a network."""
+    """(port, YES|PARTLY|NO, interfaces, problems) of a router's rules or a network's address."""
     if target.kind == NETWORK:
         interface = dhcp_address.interface_with_address(target.namespace) or ''
         missing = [] if interface else [f'the address {dhcp_address.ADDRESS} is missing; attach it again']
@@ -200,7 +204,7 @@ def _check_namespace(
 
 
 def _read_rules(namespace: str, iptables: RuleReader, families: Sequence[int]) -> tuple[list[Rule], list[str]]:
-    """(rules of ours, problems): if the rules of one family cannot be read, those of the other."""
+    """(rules of this package, problems). If the rules of one family cannot be read, only those of the other."""
     try:
         return iptables.ours(namespace, families=families), []
     except NetnsError as error:
@@ -241,7 +245,7 @@ def _keeper_problems(entry: KeeperEntry, pid: int | None, port: int) -> list[str
 
 
 def _check_ipv6(target: AttachTarget, interfaces: str, port: int) -> tuple[list[str], list[str]]:
-    """(problems, notes) of the IPv6 address on those interfaces."""
+    """(problems, notes) about the IPv6 address on the interfaces that the pattern ``interfaces`` matches."""
     problems, notes = [], []
     try:
         with interface_state.open_table(target.namespace) as table:
@@ -253,7 +257,7 @@ def _check_ipv6(target: AttachTarget, interfaces: str, port: int) -> tuple[list[
                         f'{interface_state.ADDRESS} is missing on {interface.name}: {mac} on its network has it'
                     )
                 else:
-                    # Usual for all but one of the DHCP agents of a network.
+                    # Usual if a network has several DHCP agents: only one of them has the address.
                     notes.append(f'{mac} on the network has {interface_state.ADDRESS}: usually another DHCP agent')
             problems += [
                 f'the proxy does not serve {interface_state.ADDRESS} on {interface.name}; attach it again'
@@ -271,9 +275,9 @@ def _check_ipv6(target: AttachTarget, interfaces: str, port: int) -> tuple[list[
 
 
 def check_rules(rules: Iterable[Rule], families: Sequence[int], default_port: int = DEFAULT_PORT) -> tuple[int, str]:
-    """The port that a router's ``rules`` redirect to, and whether all are there: (port, YES|PARTLY|NO).
+    """The port to which a router's ``rules`` redirect, and whether the rules are complete: (port, YES|PARTLY|NO).
 
-    Port and interfaces are read from the redirect, the mark from the rule that sets it.
+    Port and interfaces are read from the redirect rule, and the mark from the rule that sets the mark.
     """
     found = set(rules)
     values = _rule_values(found)
@@ -288,7 +292,7 @@ def check_rules(rules: Iterable[Rule], families: Sequence[int], default_port: in
 
 
 def _rule_values(rules: Iterable[Rule]) -> dict[str, str]:
-    """The values of --to-ports, -i (of the redirect) and --set-xmark."""
+    """The values of --to-ports, of -i in the redirect rule, and of --set-xmark."""
     values: dict[str, str] = {}
     for rule in rules:
         for flag in ('--to-ports', '-i', '--set-xmark'):

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """169.254.169.254 on the interface of a DHCP namespace, for a network without a router.
 
-The prefix is /16, as Quantum's DHCP agent sets it. With the address comes the route to 169.254.0.0/16, so that an
-instance with only a link-local address of its own gets the response.
+The prefix length is 16, as in Quantum's DHCP agent. With the address the kernel adds the route to 169.254.0.0/16. So an
+instance that has only a link-local address gets the response.
 
-The address is marked as ours by its IFA_PROTO (Linux 5.18). An address of the DHCP agent has none, and is never
-removed. An older kernel keeps no IFA_PROTO; there the address is not removed either, and goes with its namespace.
+IFA_PROTO (Linux 5.18) marks the address as ours. An address of the DHCP agent has no IFA_PROTO and is never removed. An
+older kernel does not store IFA_PROTO: there the address is removed only with its namespace.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pyroute2 import NetlinkError, NetNS
-
 from metadata_wsgi.errors import NetnsError
 
 ADDRESS = '169.254.169.254'
 PREFIX_LENGTH = 16
 ADDRESS_PROTO = 169
-"""IFA_PROTO of our addresses."""
+"""IFA_PROTO of the addresses that this package adds."""
 
 
 def add(namespace: str, interface: str | None = None) -> bool:
-    """Add the address to ``interface``, or to the only one there is; False if some interface has it already.
+    """Add the address to ``interface``, by default to the only one. Returns False if an interface already has it.
 
-    Raises NetnsError when the interface is missing or cannot be deduced.
+    Raises NetnsError if the interface does not exist, or if it is not given and there are several.
     """
+    from pyroute2 import NetlinkError
+
     with _netlink(namespace) as link:
         if _metadata_addresses(link):
             return False
@@ -45,7 +45,7 @@ def add(namespace: str, interface: str | None = None) -> bool:
 
 
 def remove(namespace: str) -> bool:
-    """Remove the address where it is ours; whether it was."""
+    """Remove the address if this package added it. Returns whether it was removed."""
     removed = False
     with _netlink(namespace) as link:
         for message in _metadata_addresses(link):
@@ -56,7 +56,7 @@ def remove(namespace: str) -> bool:
 
 
 def interface_with_address(namespace: str) -> str | None:
-    """The name of the interface that has the address, also if it is not ours; None if no interface has it."""
+    """The name of the interface with the address, even if another program added it; None if no interface has it."""
     with _netlink(namespace) as link:
         indexes = {message['index'] for message in _metadata_addresses(link)}
         names = [message.get_attr('IFLA_IFNAME') for message in link.get_links() if message['index'] in indexes]
@@ -65,7 +65,10 @@ def interface_with_address(namespace: str) -> str | None:
 
 @contextmanager
 def _netlink(namespace: str) -> Iterator[Any]:
-    """Netlink inside the namespace. An error of the kernel becomes a NetnsError."""
+    """A netlink connection in the namespace. An error of the kernel is raised as NetnsError."""
+    # Here, because importing pyroute2 takes longer than the rest of most commands.
+    from pyroute2 import NetlinkError, NetNS
+
     try:
         with NetNS(namespace, flags=0) as link:
             yield link
@@ -74,7 +77,7 @@ def _netlink(namespace: str) -> Iterator[Any]:
 
 
 def _metadata_addresses(link: Any) -> list[Any]:
-    # IFA_LOCAL is the address itself; IFA_ADDRESS is the peer's on a point-to-point link.
+    # IFA_LOCAL is the address itself. On a point-to-point link IFA_ADDRESS is the peer's address.
     return [message for message in link.get_addr(family=socket.AF_INET) if message.get_attr('IFA_LOCAL') == ADDRESS]
 
 
@@ -86,7 +89,7 @@ def _interface_index(link: Any, namespace: str, interface: str | None) -> int:
         if interface not in indexes:
             raise NetnsError(f'namespace {namespace}: there is no interface {interface}; there are: {available}')
         return int(indexes[interface])
-    # A kernel with tunnel modules loaded adds tunl0, sit0 and others to every namespace; Quantum's names are these.
+    # Quantum's interfaces have these names. With tunnel modules the kernel adds others to each namespace (tunl0, sit0).
     candidates = [name for name in indexes if name.startswith(('tap', 'ns-'))] or list(indexes)
     if len(candidates) != 1:
         raise NetnsError(

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Takes over the listening sockets of the haproxies that a Neutron agent started, and returns them.
 
-Facts: a descriptor of another process is copied by pidfd_getfd(2), Linux 5.6; the kernel's socket, with its queue of
-connections, stays open while one process has it. haproxy ends at SIGUSR1 after the requests in progress. It binds with
-SO_REUSEPORT, so a new haproxy may listen beside us; with ``net.ipv4.tcp_migrate_req`` (Linux 5.14) the kernel moves
-the connections that wait in a socket which is closed to another one of the same port. So no client is refused.
+Facts that make this possible without a refused connection:
+
+- pidfd_getfd(2), Linux 5.6, copies a descriptor of another process. A socket and its accept queue stay open as long as
+  one process has a descriptor.
+- After SIGUSR1 haproxy finishes the requests in progress and ends.
+- haproxy binds with SO_REUSEPORT, so a new haproxy can listen on a port while our process still listens.
+- With ``net.ipv4.tcp_migrate_req`` (Linux 5.14), when a socket is closed, the kernel moves the connections in its
+  accept queue to another socket on the same port.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ START_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """The process that one of Neutron's pid files names.
+    """The process of one of Neutron's pid files.
 
     ``is_haproxy``: True for a haproxy, False for our holder, which uses the same pid file.
     """
@@ -42,7 +46,7 @@ class Proxy:
 
 
 def running(state_path: str) -> list[Proxy]:
-    """The metadata proxies that run for an agent with this state path, by id. Stale pid files are left out."""
+    """The running metadata proxies of an agent with this state path, sorted by id."""
     found = []
     for file in sorted(Path(state_path, 'external', 'pids').glob('*' + SUFFIX)):
         id_ = file.name.removesuffix(SUFFIX)
@@ -53,7 +57,7 @@ def running(state_path: str) -> list[Proxy]:
 
 
 class Conversion:
-    """Converts proxies of one host in both directions. ``program`` is the path of ``metadata-wsgi-haproxy``."""
+    """Converts the proxies of one host, in both directions. ``program`` is the path of ``metadata-wsgi-haproxy``."""
 
     def __init__(self, state_path: str, program: str, runner: Runner | None = None) -> None:
         self._state_path = state_path
@@ -62,10 +66,10 @@ class Conversion:
         self._shim = _loaded(program)
 
     def adopt(self, proxy: Proxy) -> bool:
-        """Have the keeper serve what this haproxy serves, and end the haproxy; False if it is no haproxy any more.
+        """Register the haproxy's sockets at the keeper and end the haproxy. Returns False for a holder.
 
-        Raises NetnsError where its configuration is not one of Neutron's, or the keeper or its workers are not there;
-        the haproxy then goes on.
+        Raises NetnsError if the configuration is not from Neutron, or if the keeper or its workers do not run. Then the
+        haproxy continues.
         """
         if not proxy.is_haproxy:
             return False
@@ -91,10 +95,10 @@ class Conversion:
         return True
 
     def give_back(self, proxy: Proxy, detach: Callable[[str], object]) -> bool:
-        """Start haproxy again with Neutron's configuration and have the keeper close its sockets; False: it runs.
+        """Start haproxy with Neutron's configuration and end the holder. Returns False if it is already a haproxy.
 
-        ``detach`` is called with the id when haproxy listens. Raises NetnsError, and changes nothing, where haproxy
-        does not start.
+        When haproxy listens, ``detach`` is called with the id; it must make the keeper close its sockets. Raises
+        NetnsError if haproxy does not start; then nothing is changed.
         """
         if proxy.is_haproxy:
             return False
@@ -104,13 +108,13 @@ class Conversion:
             namespace = namespaces.name_of(proxy.pid)
             real = next(self._shim.programs(), None)
             if real is None:
-                raise NetnsError('no haproxy is installed: nothing can take the sockets back')
+                raise NetnsError('no haproxy is installed')
             if namespace is None:
                 raise NetnsError(f'{proxy.id}: its network namespace has no name under {namespaces.DIRECTORY}')
             namespaces.run_in(namespace, _migrate_requests)
             self._run([*_tag(proxy.id), real, '-f', configuration], namespace=namespace)
             self._wait_for_haproxy(proxy)
-            # The holder first: the last copy of the socket must be that of the workers, which accept from it.
+            # The holder ends first: the workers accept on the socket, so theirs must be the last copy.
             signal.pidfd_send_signal(holder, signal.SIGKILL)
             detach(proxy.id)
         finally:
@@ -135,22 +139,22 @@ class Conversion:
         try:
             return self._shim.from_configuration(configuration)
         except (self._shim.NotOurs, OSError, ValueError) as error:
-            raise NetnsError(str(error) or f'{configuration} is not one of a Neutron agent') from error
+            raise NetnsError(str(error) or f'{configuration} is not a configuration of a Neutron agent') from error
 
     def _opened(self, proxy: Proxy) -> int:
-        """A pidfd of the process, if it still is that proxy's."""
+        """A pidfd of the proxy's process. Raises NetnsError if the process has ended."""
         try:
             pidfd = os.pidfd_open(proxy.pid)
         except OSError as error:
             raise NetnsError(f'{proxy.id}: its process {proxy.pid} has ended meanwhile') from error
         if proxy.id.encode() not in _command_line(proxy.pid):
             os.close(pidfd)
-            raise NetnsError(f'{proxy.id}: process {proxy.pid} is another one now')
+            raise NetnsError(f'{proxy.id}: its process has ended, and pid {proxy.pid} is another process now')
         return pidfd
 
 
 def default_program() -> str:
-    """Where ``metadata-wsgi-haproxy`` is: installed beside the package, or in a checkout. Raises NetnsError."""
+    """The path of ``metadata-wsgi-haproxy``, installed or in a checkout. Raises NetnsError if it does not exist."""
     for path in (
         os.path.join(sys.prefix, 'libexec', 'metadata_wsgi', 'metadata-wsgi-haproxy'),
         str(Path(__file__).resolve().parents[2] / 'bin' / 'metadata-wsgi-haproxy'),
@@ -161,7 +165,7 @@ def default_program() -> str:
 
 
 def _tag(id_: str) -> list[str]:
-    # As Neutron starts it; its kill scripts look for the variable.
+    # Neutron starts haproxy with this variable, and its kill scripts search for it.
     return ['env', f'PROCESS_TAG=haproxy-{id_}']
 
 
@@ -192,7 +196,7 @@ def _migrate_requests() -> None:
 
 
 def _loaded(program: str) -> Any:
-    # Not by the import system, which would write a cache file beside the program.
+    # The import system is not used, because it would write a cache file beside the program.
     module = types.ModuleType('metadata_wsgi_haproxy')
     module.__file__ = program
     exec(compile(Path(program).read_bytes(), program, 'exec'), module.__dict__)  # noqa: S102 (our own program)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interfaces of a namespace and fe80::a9fe:a9fe on them, read from the kernel and changed there.
+"""Reads the interfaces of a namespace from the kernel, and adds and removes fe80::a9fe:a9fe on them.
 
 Facts:
 
-- The address is added as /128. A shorter prefix would add a second route to fe80::/64 beside the interface's own, and
-  on removal it would not be clear which of the two to remove.
-- It is deprecated from the start (``preferred_lft 0``): the kernel does not choose it as a source address. Otherwise it
-  would become the source of the router's own packets, because it is the newest, and an instance whose default route is
-  the sender of a router advertisement would lose that route at detach.
-- It carries our IFA_PROTO, as the IPv4 address does (``dhcp_address``).
-- During duplicate address detection (DAD) an address is tentative: it cannot be used. After a failed detection it stays
-  with the flag dadfailed, and is never checked again (RFC 4862, 5.4).
+- The address is added with the prefix length 128. With a shorter prefix the kernel would add a second route to
+  fe80::/64, and when the address is removed, it could remove the interface's own route.
+- The address is deprecated from the start (``preferred_lft 0``), so the kernel does not choose it as a source address.
+  Otherwise the router would send its router advertisements from it, because it is the newest address. Instances would
+  use it as their default route and lose this route at detach.
+- It has our IFA_PROTO, like the IPv4 address (``dhcp_address``).
+- During duplicate address detection (DAD) an address is tentative: it cannot be used. If the detection fails, the
+  address stays with the flag dadfailed and is never checked again (RFC 4862, 5.4).
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
-
-from pyroute2 import NetlinkError, NetNS
 
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces
@@ -46,10 +44,10 @@ RT_SCOPE_UNIVERSE = 0
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One interface. ``state`` is that of fe80::a9fe:a9fe on it: MISSING, TENTATIVE, USABLE or DUPLICATE.
+    """One interface. ``state`` is the state of fe80::a9fe:a9fe on it: MISSING, TENTATIVE, USABLE or DUPLICATE.
 
-    ``ours``: the address is there and has our IFA_PROTO. ``up``: packets can pass, so that DAD can finish.
-    ``has_ipv6``: IPv6 is not disabled on it. ``has_own_address``: it has one that is neither link-local nor ours.
+    ``ours``: fe80::a9fe:a9fe exists and has our IFA_PROTO. ``up``: packets can pass, so DAD can finish. ``has_ipv6``:
+    IPv6 is enabled on the interface. ``has_own_address``: it has an address that is not link-local.
     """
 
     index: int
@@ -63,46 +61,50 @@ class Interface:
 
 
 class InterfaceTable(Protocol):
-    """The interfaces of one namespace; :func:`open_table` returns the real one. Every method may raise NetnsError."""
+    """The interfaces of one namespace. :func:`open_table` returns one. Every method may raise NetnsError."""
 
     def interfaces(self) -> list[Interface]:
-        """All but the loopback, by index."""
+        """All interfaces except the loopback, sorted by index."""
 
     def add(self, interface: Interface) -> None:
-        """Add the address to it; DAD begins as soon as the interface is up."""
+        """Add the address to ``interface``. DAD begins as soon as the interface is up."""
 
     def remove(self, interface: Interface) -> None:
-        """Remove the address from it."""
+        """Remove the address from ``interface``."""
 
     def neighbour_mac(self, interface: Interface) -> str:
-        """The MAC that answers neighbour solicitations for the address on its network; '' if there is none."""
+        """The MAC of the host that has the address on the interface's network; '' if there is none."""
 
     def refuses_connection(self, interface: Interface, port: int) -> bool:
         """Whether a connection to the address and ``port`` from inside the namespace is refused."""
 
 
 def names(namespace: str) -> list[str]:
-    """The names of its interfaces: much cheaper than ``open_table`` where only the names are needed."""
+    """The names of the namespace's interfaces. This is much faster than ``open_table``."""
     return [name for _, name in namespaces.run_in(namespace, socket.if_nameindex)]
 
 
 @contextmanager
 def open_table(namespace: str) -> Iterator[InterfaceTable]:
-    """The interfaces of ``namespace``. Raises NetnsError if it cannot be entered."""
+    """The interface table of ``namespace``. Raises NetnsError if the namespace cannot be entered."""
+    # Here, because importing pyroute2 takes longer than the rest of most commands.
+    from pyroute2 import NetlinkError, NetNS
+
     try:
         link = NetNS(namespace, flags=0)
     except OSError as error:
         raise NetnsError(f'namespace {namespace}: cannot be entered: {error}') from error
     with link:
         try:
-            yield _KernelInterfaceTable(namespace, link)
+            yield _KernelInterfaceTable(namespace, link, NetlinkError)
         except (NetlinkError, OSError) as error:
             raise NetnsError(f'namespace {namespace}: {ADDRESS} cannot be managed: {error}') from error
 
 
 class _KernelInterfaceTable:
-    def __init__(self, namespace: str, link: Any) -> None:
+    def __init__(self, namespace: str, link: Any, netlink_error: type[Exception]) -> None:
         self._namespace = namespace
+        self._netlink_error = netlink_error
         self._link = link
 
     def interfaces(self) -> list[Interface]:
@@ -130,8 +132,8 @@ class _KernelInterfaceTable:
                 preferred_lft=0,
                 valid_lft=FOREVER,
             )
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
+        except self._netlink_error as error:
+            if getattr(error, 'code', None) != errno.EEXIST:
                 raise self._error('added to', interface, error) from error
 
     def remove(self, interface: Interface) -> None:
@@ -139,12 +141,12 @@ class _KernelInterfaceTable:
             self._link.addr(
                 'del', family=socket.AF_INET6, index=interface.index, address=ADDRESS, prefixlen=PREFIX_LENGTH
             )
-        except NetlinkError as error:
-            if error.code not in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        except self._netlink_error as error:
+            if getattr(error, 'code', None) not in (errno.EADDRNOTAVAIL, errno.ENODEV):
                 raise self._error('removed from', interface, error) from error
 
     def neighbour_mac(self, interface: Interface, *, timeout_s: float = NEIGHBOUR_TIMEOUT_S) -> str:
-        # A packet to an unused port makes the kernel send a neighbour solicitation. An old cache entry may be stale.
+        # A packet to an unused port makes the kernel send a neighbour solicitation. An old cache entry may be wrong.
         self._delete_neighbour(interface)
         try:
             namespaces.run_in(self._namespace, lambda: _send_empty_datagram(interface.index))
@@ -162,7 +164,7 @@ class _KernelInterfaceTable:
         except ConnectionRefusedError:
             return True
         except OSError:
-            # Then nothing is known: a namespace whose loopback is down cannot connect to itself.
+            # Unknown, so not reported: if the loopback of a namespace is down, no connection inside it is possible.
             return False
         return False
 
@@ -175,8 +177,8 @@ class _KernelInterfaceTable:
     def _delete_neighbour(self, interface: Interface) -> None:
         try:
             self._link.neigh('del', family=socket.AF_INET6, dst=ADDRESS, ifindex=interface.index)
-        except NetlinkError as error:
-            if error.code not in (errno.ENOENT, errno.ENODEV):
+        except self._netlink_error as error:
+            if getattr(error, 'code', None) not in (errno.ENOENT, errno.ENODEV):
                 raise self._error('looked up on', interface, error) from error
 
     def _error(self, operation: str, interface: Interface, error: Exception) -> NetnsError:
@@ -203,7 +205,7 @@ def _address_state(flags: int) -> str:
 
 
 def _has_ipv6(link: Any) -> bool:
-    """False where ``disable_ipv6`` is set, and where the kernel has no IPv6 for the interface (an MTU below 1280)."""
+    """Whether IPv6 is enabled on ``link``: no if ``disable_ipv6`` is set, or if the MTU is below 1280."""
     families = link.get_attr('IFLA_AF_SPEC')
     ipv6 = families.get_attr('AF_INET6') if families else None
     settings = ipv6.get_attr('IFLA_INET6_CONF') if ipv6 else None

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Add, replace and remove our packet rules in one namespace.
+"""Adds, replaces and removes the packet rules of this package in one namespace.
 
-Reads ``iptables-save``, computes the difference and applies it with one ``iptables-restore --noflush`` for
-each family; nothing is run when nothing differs. A rule with our comment is ours, whatever port or shape it has.
-Foreign rules are neither moved nor removed.
+It reads ``iptables-save``, computes the difference, and applies it with one ``iptables-restore --noflush`` for each
+family. If there is no difference, ``iptables-restore`` is not run. Every rule with the comment ``metadata_wsgi`` is
+ours, even if its port or form is old. Other rules are neither moved nor removed.
 
-Fail closed: a table is changed atomically, and the tables in an order in which no packet to the metadata address
-leaves the router in between: first the rules that drop, then those that accept; on removal the other way round.
+Each table is changed atomically. The tables are changed in an order in which no packet to the metadata address can
+leave the router meanwhile: first the rules that drop, then the rules that accept; on removal in the reverse order.
 
 Facts:
 
-- iptables-nft and iptables-legacy keep separate rules, and a packet passes both. So the kind that is in use is used,
-  and old rules are looked for in both.
-- ``:chain`` in the input of iptables-restore empties an existing chain, also with ``--noflush``; ``-N`` refuses.
+- iptables-nft and iptables-legacy have separate rules, and a packet passes through both. So rules are added with the
+  variant that the namespace uses, and old rules are searched in both.
+- ``:chain`` in the input of iptables-restore empties an existing chain, even with ``--noflush``. ``-N`` fails if the
+  chain exists.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ TABLES = ('filter', 'mangle', 'nat')
 
 @dataclass(slots=True)
 class Table:
-    """One table as ``iptables-save`` shows it: chains with their rules as text; ``builtin`` are the kernel's own."""
+    """One table in the output of ``iptables-save``: the rules of each chain, and the kernel's chains (``builtin``)."""
 
     chains: dict[str, list[str]] = field(default_factory=dict)
     builtin: set[str] = field(default_factory=set)
 
 
 def parse(saved: str) -> dict[str, Table]:
-    """Read the output of ``iptables-save`` (either kind). Unknown lines are foreign, and ignored."""
+    """Parse the output of ``iptables-save`` (nft or legacy). Unknown lines are ignored."""
     tables: dict[str, Table] = {}
     table = Table()
     for line in saved.splitlines():
@@ -60,14 +61,14 @@ def parse(saved: str) -> dict[str, Table]:
 
 
 def is_ours(args: str) -> bool:
-    """Whether a rule carries our comment."""
+    """Whether a rule has our comment."""
     return ('--comment', COMMENT) in pairwise(_words(args))
 
 
 def difference(current: Mapping[str, Table], wanted: Sequence[Rule]) -> str:
-    """Input for ``iptables-restore --noflush`` that leads from ``current`` to ``wanted``; '' if there is nothing to do.
+    """Input for ``iptables-restore --noflush`` that changes ``current`` to ``wanted``; '' if nothing differs.
 
-    ``wanted`` are the rules of one family; an empty list removes every rule and chain of ours.
+    ``wanted`` are the rules of one family. An empty list removes all our rules and chains.
     """
     parts = []
     for name in TABLES if wanted else reversed(TABLES):
@@ -98,7 +99,7 @@ def _table_difference(table: Table, wanted: Sequence[Rule]) -> list[str]:
 
 
 def _chains_to_delete(table: Table, by_chain: Mapping[str, Sequence[str]], maybe_unused: Iterable[str]) -> list[str]:
-    """Chains that had a rule of ours, or were the target of one, and that no rule uses now."""
+    """Commands that delete unused chains: they had one of our rules, or were its target, and no rule uses them now."""
     used = {_jump_target(args) for rules in by_chain.values() for args in rules} | set(by_chain)
     for chain, existing in table.chains.items():
         foreign = [args for args in existing if not is_ours(args)]
@@ -110,7 +111,7 @@ def _chains_to_delete(table: Table, by_chain: Mapping[str, Sequence[str]], maybe
 
 
 def _is_builtin(chain: str) -> bool:
-    # A namespace in which iptables was never used shows no chain at all; the kernel's own are upper case.
+    # If iptables was never used in a namespace, iptables-save shows no chains. The kernel's chains are upper case.
     return chain.isupper() and '-' not in chain
 
 
@@ -120,9 +121,9 @@ def _jump_target(args: str) -> str:
 
 
 def _words(args: str) -> list[str]:
-    """A comment may have blanks, quotes, and text that looks like a rule: iptables-save quotes as a shell does."""
+    """The words of a rule. iptables-save quotes comments like a shell: they may contain blanks and quotes."""
     if '"' not in args and "'" not in args and '\\' not in args:
-        # Most rules, and all of ours. shlex reads character by character: it took half of the time of an attach.
+        # Most rules, and all of ours, have no quotes. shlex is slow: it took half of the time of an attach.
         return args.split()
     try:
         return shlex.split(args)
@@ -131,10 +132,11 @@ def _words(args: str) -> list[str]:
 
 
 class Iptables:
-    """Rules of namespaces. ``binary`` is e.g. ``iptables-nft``; by default the kind that the namespace uses.
+    """Reads and changes the rules of namespaces.
 
-    ``bulk_rules`` are rules for many namespaces: they are copied where possible (``ruleset_template``). ``lock`` is
-    held while the rules of the given namespace are read and changed.
+    ``binary`` is, for example, ``iptables-nft``; by default the variant that the namespace uses. ``bulk_rules`` are
+    rules for many namespaces; they are copied if possible (``ruleset_template``). ``lock`` is held while the rules of
+    a namespace are read and changed.
     """
 
     def __init__(
@@ -161,23 +163,23 @@ class Iptables:
         )
 
     def apply(self, namespace: str, wanted: Sequence[Rule], *, families: Iterable[int] = (4, 6)) -> bool:
-        """Make ``wanted`` (empty: none) our rules in the namespace; whether anything had to be changed.
+        """Replace our rules in the namespace by ``wanted``; an empty ``wanted`` removes them.
 
-        Raises NetnsError with the error message of iptables, as ``replace`` does.
+        Returns whether anything changed. Raises NetnsError with the error message of iptables.
         """
         return self.replace(namespace, wanted, families=families) is not None
 
     def replace(
         self, namespace: str, wanted: Sequence[Rule], *, families: Iterable[int] = (4, 6)
     ) -> tuple[Rule, ...] | None:
-        """The same; returns our former rules, for an undo, or None if nothing had to be changed.
+        """Like ``apply``, but returns our former rules, to undo the change; None if nothing changed.
 
-        All or nothing: if one family fails, the former rules of the others are restored before NetnsError is raised.
+        If one family fails, the former rules of the other family are restored before NetnsError is raised.
         """
         with self._lock(namespace):
             copied = self._template.apply(namespace, wanted) if self._template else None
             if self._template and copied is not None:
-                # Only where none of ours were, or exactly these (``RulesetTemplate``).
+                # The template changes only namespaces with none of our rules, or with exactly these.
                 return (() if wanted else self._template.rules) if copied else None
             former: list[Rule] = []
             changed: list[int] = []
@@ -196,7 +198,7 @@ class Iptables:
             return tuple(former) if changed else None
 
     def ours(self, namespace: str, *, families: Iterable[int] = (4, 6)) -> list[Rule]:
-        """Every rule of ours that is in the namespace, whatever port or shape it has."""
+        """All rules in the namespace with our comment, also old ones."""
         found = self._template.ours(namespace) if self._template else None
         if found is not None:
             return found
@@ -224,7 +226,7 @@ class Iptables:
         return [(family, [rule for rule in rules if rule.family == family]) for family in families]
 
     def _replace_in_family(self, namespace: str, family: int, wanted: Sequence[Rule]) -> list[Rule] | None:
-        """The former rules of the family, None if nothing had to be changed."""
+        """Replace our rules of one family. Returns our former rules, None if nothing changed."""
         binary, *others = self._binaries(namespace, family)
         results = [self._replace_with(namespace, binary, family, wanted)]
         results += [self._replace_with(namespace, other, family, []) for other in others]
@@ -233,8 +235,8 @@ class Iptables:
         return [rule for result in results for rule in result or ()]
 
     def _replace_with(self, namespace: str, binary: str, family: int, wanted: Sequence[Rule]) -> list[Rule] | None:
-        # Another program may write between our read and our write. Its rules are not lost then, because rules are
-        # deleted by content and not by number: iptables-restore refuses, and a second attempt reads again.
+        # Another program may change rules between our read and our write. Its rules are not lost, because we delete
+        # rules by content and not by number: iptables-restore fails, and the second attempt reads again.
         for is_last_attempt in (False, True):
             tables = self._read(namespace, binary, family)
             text = difference(tables, wanted)
@@ -255,7 +257,7 @@ class Iptables:
         return parse(self._runner([f'{binary}-save'], namespace=namespace))
 
     def _binaries(self, namespace: str, family: int) -> list[str]:
-        """The iptables to use, and another one in which there may be rules of ours."""
+        """The iptables program to use, and possibly another one that may also have our rules."""
         prefix = self._family_binary(family)
         if self._binary:
             return [prefix]

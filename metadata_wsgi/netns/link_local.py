@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fe80::a9fe:a9fe on the internal interfaces, and duplicate address detection (DAD) for it.
+"""Adds fe80::a9fe:a9fe to the internal interfaces, with duplicate address detection (DAD).
 
-A link-local address belongs to one interface and must be unique on the network behind it. The kernel checks that
-before it uses the address (RFC 4862: 1 to 2 s). So the address is added early (``begin``), other work is done
-meanwhile, and the result is waited for last (``settle``).
+A link-local address belongs to one interface and must be unique on the network of the interface. The kernel checks this
+before it uses the address (RFC 4862: 1 to 2 s). So the address is added early (``begin``), other steps of the attach
+are done meanwhile, and ``settle`` waits for the result last.
 
-DAD is not skipped (``nodad`` or an optimistic address): networks with two DHCP agents are usual, and each of them
-offers this address (LP#1953165). Without DAD an instance would reach a different one of them from packet to packet.
-The wait costs nothing: IPv4 is served meanwhile.
+DAD is necessary. Networks with two DHCP agents are usual, and each agent offers this address (LP#1953165). Without DAD
+(``nodad`` or an optimistic address) the packets of an instance would reach sometimes one agent and sometimes the other.
+The wait delays no instance, because IPv4 is served meanwhile.
 
-An interface without an address of its own gets none: it is that of the standby of an HA router. It has the same MAC as
-that of the primary on another host, and every frame from it (duplicate address detection, MLD reports, neighbour
-solicitations) makes the switches send the router's traffic to the wrong host (LP#1403860, LP#1859832).
-keepalived adds the addresses when the router becomes the primary; then this one is added too, and removed when they
-are gone. An interface whose only addresses are link-local is treated as a standby.
+An interface without an address of its own does not get the address, because it belongs to the standby of an HA router.
+It has the same MAC as the interface of the primary on another host. Every frame from it (DAD, MLD reports, neighbour
+solicitations) would make the switches send the router's traffic to the wrong host (LP#1403860, LP#1859832). When the
+router becomes the primary, keepalived adds the router's addresses. Then fe80::a9fe:a9fe is added too. It is removed
+when keepalived has removed the others. An interface with only link-local addresses is treated as a standby.
 
-A duplicate is removed, because the kernel never checks it again, and its MAC is looked up. If that is another
-interface of this same router (an IPv4 and an IPv6 subnet of one network have one each), its instances are served,
-and nothing is wrong. Otherwise the address is tried again a few times, and then given up until the next attach, with
-a message that names the other MAC. IPv4 does not depend on any of this.
+If DAD finds a duplicate, the address is removed, because the kernel never checks it again, and the MAC of the other
+owner is looked up. If the owner is another interface of the same router, nothing is wrong: a network with an IPv4 and
+an IPv6 subnet has two such interfaces. Otherwise the address is added again a few times. If it is still a duplicate, a
+message names the other MAC, and the next attach tries again. IPv4 is not affected.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from metadata_wsgi.netns.interface_state import (
 DAD_ATTEMPTS = 3
 DAD_RETRY_DELAY_S = 2.0
 DAD_TIMEOUT_S = 5.0
-"""For one check: up to 1 s of random delay and 1 s for each probe, of which there is one by default."""
+"""Timeout of one check. The kernel takes up to 1 s of random delay, and 1 s for each probe (one by default)."""
 DAD_POLL_S = 0.05
 
 
 def begin(table: InterfaceTable, pattern: str) -> None:
-    """Add the address to every interface that ``pattern`` matches, if none has it; does not wait.
+    """Add the address to every interface that ``pattern`` matches, if none of them has it. Does not wait.
 
-    Where one has it already, ``settle`` adds the others: it first checks whether they are on the same network.
-    Removes it from interfaces that have no address of their own any more.
+    If an interface already has it, ``settle`` adds it to the others, after a check whether they are on the same
+    network. The address is removed from interfaces that have no address of their own any more.
     """
     for interface in standby_interfaces(table, pattern):
         if interface.ours:
@@ -65,7 +65,7 @@ def settle(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[str]:
-    """Wait until the address can be used on every interface; returns a message for each where it cannot.
+    """Wait until the address is usable on every interface. Returns a message for each interface on which it is not.
 
     Does not wait for interfaces that are down: the kernel checks the address when they come up.
     """
@@ -79,7 +79,7 @@ def settle(
 
 
 def remove(table: InterfaceTable) -> bool:
-    """Remove the address wherever it is ours; whether it was."""
+    """Remove the address from all interfaces to which this package added it. Returns whether there were any."""
     ours = [interface for interface in table.interfaces() if interface.ours]
     for interface in ours:
         table.remove(interface)
@@ -87,17 +87,17 @@ def remove(table: InterfaceTable) -> bool:
 
 
 def missing_addresses(table: InterfaceTable, pattern: str) -> dict[Interface, str]:
-    """The interfaces without a usable address, each with the MAC that has it on the network ('': none).
+    """The interfaces on which the address is missing, each with the MAC that has it on its network ('': none).
 
-    An interface is not missing it where another one of the same namespace has it on the same network, where it is down,
-    or where the address is still tentative.
+    The address is not missing if the interface is down, if the address is still tentative, or if another interface of
+    the same namespace has it on the same network.
     """
     without = [found for found in _wanted(table, pattern) if found.up and found.state in (MISSING, DUPLICATE)]
     return _held_by_others(table, {interface: table.neighbour_mac(interface) for interface in without})
 
 
 def standby_interfaces(table: InterfaceTable, pattern: str) -> list[Interface]:
-    """The interfaces that do not get the address, because they have none of their own."""
+    """The interfaces that do not get the address, because they have no address of their own."""
     return [found for found in _matching(table, pattern) if not found.has_own_address]
 
 
@@ -107,14 +107,14 @@ def usable_interfaces(table: InterfaceTable, pattern: str) -> list[Interface]:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether iptables' ``-i pattern`` matches the interface: ``+`` at the end matches any rest."""
+    """Whether ``pattern`` matches the interface ``name``, as in iptables: ``+`` at the end matches any characters."""
     return name.startswith(pattern[:-1]) if pattern.endswith('+') else name == pattern
 
 
 def _attempt(
     table: InterfaceTable, pattern: str, clock: Callable[[], float], sleep: Callable[[float], None]
 ) -> dict[Interface, str]:
-    """Add the address where it is missing and wait for DAD; the interfaces where another MAC has it."""
+    """Add the missing addresses and wait for DAD. Returns the interfaces with a duplicate, and the owner's MAC."""
     held = {}
     _remove_duplicates(table, pattern)
     for interface in _wanted(table, pattern):
@@ -140,7 +140,7 @@ def _remove_duplicates(table: InterfaceTable, pattern: str) -> list[Interface]:
 
 
 def _held_by_others(table: InterfaceTable, held: Mapping[Interface, str]) -> dict[Interface, str]:
-    # Own MACs too: a distributed or HA router has the same interface, with the same MAC, on other hosts.
+    # MACs of this router are left out, even from other hosts, where a distributed or HA router has the same MACs.
     own = {interface.mac for interface in table.interfaces()} - {''}
     return {interface: mac for interface, mac in held.items() if mac not in own}
 

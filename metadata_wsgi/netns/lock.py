@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lock file: one attach or detach at a time on a host.
 
-Without it, ``watch`` could see a router while ``attach`` moves it from one mode to another, regard it as broken, and
-move it back. Namespace proxies and the keeper do not use the lock: attached routers are served without it.
+Without the lock, ``watch`` could see a router while ``attach`` moves it from one mode to another, take it for broken,
+and move it back. Namespace proxies and the keeper do not use the lock.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ NAME = 'attaching'
 
 @contextmanager
 def exclusive(state_path: str, name: str = NAME) -> Iterator[None]:
-    """Hold the lock ``name`` of ``state_path``; waits without a timeout until it is free.
+    """Hold the lock file ``name`` in ``state_path``. Waits, without a timeout, until the lock is free.
 
-    Raises NetnsError if another user owns the lock file or may open it: that user could block every attach.
+    Raises NetnsError if another user owns the lock file or may open it: such a user could block every attach.
     """
     path = os.path.join(state_path, name)
     try:
@@ -33,7 +33,7 @@ def exclusive(state_path: str, name: str = NAME) -> Iterator[None]:
         status = os.fstat(lock)
         if status.st_uid != os.geteuid() or status.st_mode & 0o077:
             user = 'root' if os.geteuid() == 0 else 'this user'
-            raise NetnsError(f'{path} must belong to {user} and be closed to others: remove it')
+            raise NetnsError(f'{path} must belong to {user} and other users must not have access: remove it')
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:

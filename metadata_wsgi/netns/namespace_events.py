@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wait for the next change of /run/netns, by inotify(7).
+"""Waits for the next change of /run/netns, with inotify(7).
 
-An event only ends the wait; the change is found by listing the directory. So a lost event causes a delay until the next
-listing, and nothing else.
+An event only ends the wait; the caller then lists the directory. So a lost event only delays the next listing.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from metadata_wsgi.netns import namespaces
 
 
 class NamespaceEvents:
-    """Use it as a context manager. Where inotify is not available, ``wait`` only waits for its timeout."""
+    """A context manager. If inotify is not available, ``wait`` waits for its timeout."""
 
     def __init__(self, directory: str = namespaces.DIRECTORY) -> None:
         self._directory = directory
@@ -26,7 +25,7 @@ class NamespaceEvents:
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def __enter__(self) -> NamespaceEvents:
-        # The limit of inotify instances or watches of the user may be reached.
+        # The user's limit of inotify instances may be reached.
         with suppress(OSError):
             self._inotify = INotify(nonblocking=True)
         return self
@@ -43,7 +42,7 @@ class NamespaceEvents:
         os.close(self._wake_writer)
 
     def wake(self) -> None:
-        """End the present wait, or the next one; may be called by a signal handler."""
+        """End the present ``wait``, or the next one. A signal handler may call this."""
         with suppress(BlockingIOError):
             os.write(self._wake_writer, b'\0')
 
@@ -61,7 +60,7 @@ class NamespaceEvents:
             os.read(self._wake_reader, 4096)
 
     def _watch(self, inotify: INotify) -> None:
-        # Again each time, because ``ip netns`` makes the directory when it is first used, and it may be mounted anew.
-        # For a directory that is watched already this changes nothing.
+        # Each time, because ``ip netns`` creates the directory at its first use, and it may be mounted again later.
+        # A second watch of the same directory has no effect.
         with suppress(OSError):
             inotify.add_watch(self._directory, flags.CREATE | flags.DELETE | flags.MOVED_TO | flags.MOVED_FROM)

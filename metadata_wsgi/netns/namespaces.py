@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Named network namespaces, as ``ip netns`` keeps them under /run/netns.
+"""Named network namespaces in /run/netns, where ``ip netns`` creates them.
 
-A name is a file there, on which the namespace is mounted. After a crash or a restarted container plain files may be
-left, which are no namespaces: such a name is stale.
+A name is a file in this directory, on which the namespace is mounted. After a crash or the restart of a container plain
+files may remain. They are not namespaces: such a name is stale.
 
-The caller's own namespace never changes. setns(2) moves a thread and not a process, so a function that has to run in
-a namespace runs in a new thread that ends with it.
+The namespace of the calling thread never changes. setns(2) moves only one thread. So a function that must run in a
+namespace runs in a new thread.
 """
 
 from __future__ import annotations
@@ -20,53 +20,58 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pyroute2 import netns
-
 from metadata_wsgi.errors import NetnsError
 
 T = TypeVar('T')
 
+# os.setns and os.unshare are new in Python 3.12; pyroute2 has them, and takes 0.2 s to import.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
 DIRECTORY = '/run/netns'
+CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 SIOCGSKNS = 0x894C  # <linux/sockios.h>: a descriptor of a socket's namespace; needs root
 
 
 def names() -> list[str]:
-    """All named namespaces of this host, sorted; without stale names."""
+    """The names of all namespaces of this host, sorted, without stale names."""
     return [name for name in _file_names() if exists(name)]
 
 
 def stale_names(min_age_s: float = 0.0) -> list[str]:
-    """The names that are plain files and no namespaces, and at least ``min_age_s`` old; sorted.
+    """The stale names that are at least ``min_age_s`` old, sorted: plain files without a namespace.
 
-    ``ip netns add`` creates the file before it mounts the namespace on it, so a new file may become a namespace.
+    ``ip netns add`` first creates the file and then mounts the namespace on it. So a new file may become a namespace.
     """
     return [name for name in _file_names() if _is_stale(name, min_age_s)]
 
 
 def exists(name: str) -> bool:
-    """Whether there is a namespace of that name."""
+    """Whether the namespace ``name`` exists."""
     return identity(name) is not None
 
 
 def missing_reason(name: str) -> str:
-    """Why there is no namespace of that name, and what to do."""
+    """A sentence for the operator that says why the namespace ``name`` does not exist."""
     if _is_stale(name, 0.0):
-        return f'{path(name)} is a file and no namespace; remove it: ip netns delete {name}'
+        return f'{path(name)} is a file and not a namespace; remove it: ip netns delete {name}'
     return f'there is no namespace {name} on this host'
 
 
 def path(name: str) -> str:
-    """The file of the namespace."""
+    """The path of the namespace's file."""
     return f'{DIRECTORY}/{name}'
 
 
 def identity(name: str) -> tuple[int, int] | None:
-    """Device and inode, which differ between two namespaces of one name; None if there is no namespace of that name."""
+    """Device and inode of the namespace; None if it does not exist.
+
+    If a namespace is deleted and created again under the same name, its identity is different.
+    """
     try:
         status = os.stat(path(name))
     except OSError:
         return None
-    # All namespaces are on one file system of the kernel (nsfs); a plain file is on another.
+    # All namespaces are on one file system of the kernel (nsfs). A plain file is on another file system.
     return (status.st_dev, status.st_ino) if status.st_dev == _nsfs_device() else None
 
 
@@ -91,7 +96,7 @@ def _is_stale(name: str, min_age_s: float) -> bool:
 
 
 def identity_of(sock: socket.socket) -> tuple[int, int]:
-    """The ``identity`` of the namespace in which ``sock`` was opened. Raises OSError where the kernel cannot tell."""
+    """The ``identity`` of the namespace in which ``sock`` was opened. Raises OSError, for example without root."""
     fd = fcntl.ioctl(sock, SIOCGSKNS)
     try:
         status = os.fstat(fd)
@@ -101,7 +106,7 @@ def identity_of(sock: socket.socket) -> tuple[int, int]:
 
 
 def changed_at() -> float:
-    """When a name was last added or removed, in the file system's clock; 0 if there never was one."""
+    """The time at which a name was last added or removed (the directory's mtime); 0.0 if there is no directory."""
     try:
         return os.stat(DIRECTORY).st_mtime
     except OSError:
@@ -109,10 +114,9 @@ def changed_at() -> float:
 
 
 def name_of(pid: int) -> str | None:
-    """The name of the process's namespace; None if it has no name or there is no such process.
+    """The name of the network namespace of process ``pid``; None without a name, or if there is no such process.
 
-    A namespace that was deleted and created again under its old name is a different one: a process that still runs in
-    the old one has no name.
+    A namespace that was deleted has no name, even if a new one has the same name.
     """
     try:
         wanted = os.stat(f'/proc/{pid}/ns/net')
@@ -122,16 +126,16 @@ def name_of(pid: int) -> str | None:
 
 
 def run_in(name: str, fn: Callable[[], T]) -> T:
-    """Call ``fn`` inside the namespace; returns its result or raises its exception.
+    """Call ``fn`` in the namespace ``name``. Returns its result or raises its exception.
 
-    A socket that ``fn`` opens stays in that namespace wherever it is used afterwards. Raises NetnsError
-    when there is no such namespace or entering it is not permitted.
+    A socket that ``fn`` opens stays in the namespace. Raises NetnsError if the namespace does not exist or may not be
+    entered.
     """
     return _run(_NamespaceCall(name, fn))
 
 
 def run_in_scratch(fn: Callable[[], T]) -> T:
-    """The same in a scratch namespace: made for this call, without a name, removed with its last socket."""
+    """Call ``fn`` in a scratch namespace: it has no name, is created for this call, and ends with its last socket."""
     return _run(_NamespaceCall(None, fn))
 
 
@@ -164,12 +168,14 @@ class _NamespaceCall:
             self.error = error
 
     def _enter(self) -> None:
-        # Where gevent has replaced threads by greenlets, setns would move the caller.
+        # If gevent has replaced threads by greenlets, setns would move the caller.
         if threading.get_native_id() == self._caller:
             raise NetnsError(f'namespace {self.name}: cannot be entered from a process without real threads')
         if self._is_scratch:
-            if ctypes.CDLL(None, use_errno=True).unshare(netns.CLONE_NEWNET):
-                raise NetnsError(f'a namespace cannot be created: {os.strerror(ctypes.get_errno())}')
+            try:
+                _call_libc('unshare', CLONE_NEWNET)
+            except OSError as error:
+                raise NetnsError(f'a namespace cannot be created: {error.strerror}') from error
             return
         try:
             fd = os.open(path(self.name), os.O_RDONLY | os.O_CLOEXEC)
@@ -178,9 +184,18 @@ class _NamespaceCall:
         except OSError as error:
             raise NetnsError(f'namespace {self.name}: {error.strerror}') from error
         try:
-            netns.setns(fd)
+            _call_libc('setns', fd, CLONE_NEWNET)
         except OSError as error:
             reason = os.strerror(error.errno or 0) if exists(self.name) else missing_reason(self.name)
             raise NetnsError(f'namespace {self.name}: cannot be entered: {reason}') from error
         finally:
             os.close(fd)
+
+
+def _call_libc(name: str, *arguments: int) -> None:
+    """setns(2) and unshare(2); the os module has them from Python 3.12 on. Raises OSError.
+
+    pyroute2 has them too, but its import costs the keeper megabytes.
+    """
+    if getattr(_LIBC, name)(*arguments):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Neutron's lock on the iptables rules of a namespace.
 
-A Neutron agent on the same host reads a namespace's rules, changes them and writes them back, and so do we. With this
-lock neither works on rules that the other is about to change.
+A Neutron agent on the same host reads a namespace's rules, changes them and writes them back, and this package does the
+same. With this lock only one of them does so at a time.
 
 Facts:
 
-- Neutron's IptablesManager holds the external lock ``neutron-iptables-<namespace>`` of oslo.concurrency meanwhile
-  (neutron 29, agent/linux/iptables_manager.py; the prefix is SYNCHRONIZED_PREFIX of neutron-lib).
-- An external lock is a file of that name in ``[oslo_concurrency] lock_path``. It is locked by fcntl.lockf, i.e. by
-  fcntl(2) and not by flock(2), which do not exclude each other (fasteners, process_mechanism.py).
+- While Neutron's IptablesManager changes rules, it holds the external lock ``neutron-iptables-<namespace>`` of
+  oslo.concurrency (neutron 29, agent/linux/iptables_manager.py; the prefix is SYNCHRONIZED_PREFIX of neutron-lib).
+- An external lock is a file of this name in ``[oslo_concurrency] lock_path``. It is locked with fcntl.lockf, which is
+  fcntl(2) (fasteners, process_mechanism.py). A lock of flock(2) would not exclude it.
 - oslo opens the file for writing, as the agent's user. So a file that root creates gets the owner of the directory.
-- Locks of fcntl(2) belong to the process: closing any descriptor of the file releases them. So no two threads may use
-  the lock of one namespace.
+- A lock of fcntl(2) belongs to the process, and ends when the process closes any descriptor of the file. So two threads
+  must not use the lock of the same namespace.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ POLL_S = 0.02
 
 
 class NeutronIptablesLock:
-    """The lock of each namespace, in the directory ``lock_path``; '' means that no Neutron agent shares the host."""
+    """The locks of the namespaces, in the directory ``lock_path``. If it is '', no lock is used."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class NeutronIptablesLock:
 
     @contextmanager
     def __call__(self, namespace: str) -> Iterator[None]:
-        """Hold the lock of ``namespace``. Raises NetnsError if it cannot be opened or is not free in time."""
+        """Hold the lock of ``namespace``. Raises NetnsError if its file cannot be opened or it is not free in time."""
         if not self._lock_path:
             yield
             return
@@ -84,7 +84,7 @@ class NeutronIptablesLock:
 
 
 def _open(directory: str, name: str) -> int:
-    """Open or create the file; a new one belongs to the owner of the directory."""
+    """Open or create the lock file. A new file gets the owner of the directory."""
     dir_fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process of a namespace proxy: start it, adopt it, stop it.
+"""Starts, adopts and stops the process of a namespace proxy.
 
-Pid files are where Grizzly's process manager has them (``state_paths.pid_file``). As there, a proxy runs when its pid
-is alive and the id of its router or network is in its command line. So ``attach`` adopts proxies that an L3 agent
-started, and the agent adopts ours. The id counts only as a value of --router_id or --network_id, or as the name of a
-configuration or pid file: the same letters elsewhere in a command line mean nothing.
+Pid files have the same paths as in Grizzly's process manager (``state_paths.pid_file``). As in Grizzly, a proxy runs if
+its pid is alive and the id of its router or network is in its command line. So ``attach`` adopts proxies that an L3
+agent started, and the agent adopts proxies that ``attach`` started. The id must be a value of --router_id or
+--network_id, or the name of a configuration or pid file. Elsewhere in a command line it is ignored.
 
 A less privileged process may be able to write to the directory of the pid files, so they are opened with
-``safe_files``: a link, a FIFO or a file of another user is not read, and root does not follow it.
+``safe_files``: a link, a FIFO or a file of another user is not read.
 
-The kernel reuses a pid as soon as its process has ended. So a process is opened as a pidfd (Linux 5.3) *before* its
-command line is read, and is signalled through the pidfd.
+After a process has ended the kernel may give its pid to another process. So a process is opened as a pidfd (Linux 5.3)
+*before* its command line is read, and signals are sent through the pidfd.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces
 
 STOP_TIMEOUT_S = limits.GRACEFUL_TIMEOUT_S + 3.0
-"""From SIGTERM to SIGKILL: longer than a proxy may need to finish the requests in flight."""
+"""Time from SIGTERM to SIGKILL. It is longer than a proxy needs to finish the requests in progress."""
 SIGKILL_TIMEOUT_S = 5.0
 MAX_PID_FILE_BYTES = 64
 PIDFD_GETFD = 438
-"""The system call's number, the same on every architecture. The os module has no name for it."""
+"""Number of the system call, the same on every architecture. It is not in Python's os module."""
 
 HOLDER = 'metadata-wsgi-holder'
 """A word in the command line of a holder (``bin/metadata-wsgi-haproxy``)."""
 
 
 def read_pid(pid_file: str) -> int | None:
-    """The number in the file; None if there is no file, or no number in it."""
+    """The pid in the file; None if the file does not exist, is not safe, or has no number."""
     try:
         with _pid_directory(pid_file) as dir_fd:
             fd = safe_files.open_file(os.path.basename(pid_file), os.O_RDONLY, dir_fd=dir_fd)
@@ -57,7 +57,7 @@ def read_pid(pid_file: str) -> int | None:
 
 
 def running_pid(pid_file: str, uuid: str) -> int | None:
-    """The pid of the running process of ``uuid``; None if the file is missing or stale."""
+    """The pid of the running proxy of ``uuid``; None if the pid file is missing or stale."""
     pid = read_pid(pid_file)
     with _open_pidfd(pid, uuid) as pidfd:
         return pid if pidfd is not None else None
@@ -66,9 +66,9 @@ def running_pid(pid_file: str, uuid: str) -> int | None:
 def ensure_running(
     pid_file: str, uuid: str, spawn: Callable[[str], object], *, is_wanted: Callable[[int], bool]
 ) -> bool:
-    """Adopt the running process if ``is_wanted(pid)``, else replace it. Returns True if ``spawn`` was called.
+    """Adopt the running process if ``is_wanted(pid)``, else replace it. Returns whether ``spawn`` was called.
 
-    ``spawn`` gets the name of the pid file; the process itself writes the file.
+    ``spawn`` gets the path of the pid file. The new process must write the file.
     """
     running = running_pid(pid_file, uuid)
     if running is not None and is_wanted(running):
@@ -86,8 +86,8 @@ def ensure_running(
 def stop(pid_file: str, uuid: str, *, timeout_s: float = STOP_TIMEOUT_S) -> bool:
     """Stop the process of ``uuid`` (SIGTERM; SIGKILL after ``timeout_s`` seconds) and remove the file.
 
-    Returns whether there was a process. A process without the id in its command line is not touched, whatever the file
-    says. Raises NetnsError if the process survives SIGKILL.
+    Returns whether there was a process. If the id is not in the command line of the process, the process is not
+    stopped. Raises NetnsError if the process does not end after SIGKILL.
     """
     with _open_pidfd(read_pid(pid_file), uuid) as pidfd:
         if pidfd is not None:
@@ -103,7 +103,7 @@ def stop(pid_file: str, uuid: str, *, timeout_s: float = STOP_TIMEOUT_S) -> bool
 
 
 def is_holder(pid: int) -> bool:
-    """Whether the process is a holder: it has a copy of the keeper's socket and the pid file, and accepts nothing."""
+    """Whether the process is a holder: it has copies of the keeper's sockets, but does not accept connections."""
     try:
         return HOLDER.encode() in Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')
     except OSError:
@@ -111,9 +111,9 @@ def is_holder(pid: int) -> bool:
 
 
 def listens(pid: int, port: int) -> bool:
-    """Whether the process itself listens on that TCP port, in whatever namespace.
+    """Whether process ``pid`` listens on the TCP port ``port``, in its own namespace.
 
-    Read from its sockets and not from its command line: a program may change its command line.
+    The process's sockets are read, and not its command line, because a program may change its command line.
     """
     inodes = set()
     try:
@@ -128,17 +128,17 @@ def listens(pid: int, port: int) -> bool:
 def is_port_open(namespace: str, port: int) -> bool:
     """Whether any process listens on the TCP port in the namespace.
 
-    Found out by a bind: to read /proc/net/tcp takes 10 to 30 ms in every namespace, because the kernel walks over the
-    table of all sockets of the host. With SO_REUSEADDR only a listening socket is in the way.
+    The test is a bind() with SO_REUSEADDR, which fails only if a socket listens. To read /proc/net/tcp would take 10 to
+    30 ms in every namespace, because the kernel walks over the table of all sockets of the host.
     """
     return namespaces.run_in(namespace, lambda: not _can_bind(port))
 
 
 def copy_proxy_listeners(pid_file: str, uuid: str, port: int) -> list[socket.socket]:
-    """Duplicates of the listening sockets of the running process of ``uuid`` on that port.
+    """Copies of the listening sockets on ``port`` of the running process of ``uuid``.
 
-    They stay open when the process ends, and so does their accept queue: no connection is refused.
-    None before Linux 5.6 (pidfd_getfd(2)); then new ones have to be opened.
+    They stay open, with their accept queue, when the process ends, so no connection is refused. The list is empty
+    before Linux 5.6 (pidfd_getfd(2)). Then new sockets must be opened.
     """
     pid = read_pid(pid_file)
     with _open_pidfd(pid, uuid) as pidfd:
@@ -148,7 +148,7 @@ def copy_proxy_listeners(pid_file: str, uuid: str, port: int) -> list[socket.soc
 
 
 def copy_keeper_listeners(keeper_pid: int, namespace: str, port: int) -> list[socket.socket]:
-    """Duplicates of the keeper's listening sockets on that port in ``namespace``; the keeper runs outside of it."""
+    """Copies of the keeper's listening sockets on ``port`` in ``namespace``. The keeper runs outside the namespace."""
     inodes = namespaces.run_in(
         namespace, lambda: {inode for found, inode in _listening_sockets('thread-self') if found == port}
     )
@@ -165,9 +165,9 @@ def copy_keeper_listeners(keeper_pid: int, namespace: str, port: int) -> list[so
 
 
 def unix_listener_pid(path: str, kind: int = socket.SOCK_STREAM, *, timeout_s: float = 5.0) -> int:
-    """The pid of the process that listens on the unix socket; OSError if there is none.
+    """The pid of the process that listens on the unix socket ``path``. Raises OSError if there is none.
 
-    unix(7): the credentials of the peer are those of the process that called listen().
+    unix(7): the peer credentials are those of the process that called listen().
     """
     with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.settimeout(timeout_s)
@@ -212,7 +212,7 @@ def _pidfd_getfd(pidfd: int, fd: int) -> int:
 
 
 def _listening_sockets(pid: int | str) -> Iterator[tuple[int, str]]:
-    """(port, inode) of every listening socket of the process's namespace; proc_net_tcp(5), state 0A is LISTEN."""
+    """(port, inode) of every listening socket in the namespace of ``pid``. proc_net_tcp(5): state 0A is LISTEN."""
     for name in ('tcp', 'tcp6'):
         with contextlib.suppress(FileNotFoundError):
             for line in Path(f'/proc/{pid}/net/{name}').read_text(encoding='ascii').splitlines()[1:]:
@@ -223,7 +223,7 @@ def _listening_sockets(pid: int | str) -> Iterator[tuple[int, str]]:
 
 @contextlib.contextmanager
 def _pid_directory(pid_file: str, *, make: bool = False) -> Iterator[int]:
-    """A descriptor of the directory of the file; ``make``: create it if it is missing."""
+    """A descriptor of the pid file's directory. ``make``: create the directory if it does not exist."""
     dir_fd = safe_files.open_directory(os.path.dirname(pid_file), make=make)
     try:
         yield dir_fd
@@ -232,9 +232,9 @@ def _pid_directory(pid_file: str, *, make: bool = False) -> Iterator[int]:
 
 
 def _has_id(command_line: bytes, uuid: str) -> bool:
-    """Whether the command line is that of a proxy of ``uuid``: ours, Grizzly's, or a haproxy of Neutron's.
+    """Whether this is the command line of a proxy of ``uuid``: ours, Grizzly's, or Neutron's haproxy.
 
-    Also where a process has changed its title to its command line in words (setproctitle).
+    The words may be separated by blanks, because a process may set its title (setproctitle).
     """
     id_ = re.escape(uuid)
     text = command_line.replace(b'\0', b' ').decode(errors='replace')
@@ -243,7 +243,7 @@ def _has_id(command_line: bytes, uuid: str) -> bool:
 
 @contextlib.contextmanager
 def _open_pidfd(pid: int | None, uuid: str) -> Iterator[int | None]:
-    """A pidfd of the process if it is alive and its command line is that of a proxy of ``uuid``, else None."""
+    """A pidfd of process ``pid`` if it is alive and its command line is of a proxy of ``uuid``, else None."""
     try:
         pidfd = os.pidfd_open(pid) if pid else None
     except OSError:
@@ -256,7 +256,7 @@ def _open_pidfd(pid: int | None, uuid: str) -> Iterator[int | None]:
             command_line = Path(f'/proc/{pid}/cmdline').read_bytes()
         except OSError:
             command_line = b''
-        # Still alive after the read: so the command line was this process's, and not that of a later one with its pid.
+        # If the process is still alive after the read, the command line was not of a later process with the same pid.
         yield pidfd if _has_id(command_line, uuid) and not _has_ended(pidfd, 0) else None
     finally:
         os.close(pidfd)
@@ -276,7 +276,7 @@ def _terminate(pidfd: int, pid_file: str, timeout_s: float) -> None:
 
 
 def _has_ended(pidfd: int, wait_s: float) -> bool:
-    """Whether the process ends within ``wait_s`` seconds; a pidfd becomes readable then (pidfd_open(2))."""
+    """Whether the process ends within ``wait_s`` seconds: then the pidfd becomes readable (pidfd_open(2))."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(wait_s * 1000))

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The packet rules of a router's namespace, as data. Pure: nothing here runs a program.
+"""The packet rules of a router's namespace, as data. No function here runs a program.
 
-They guarantee:
+The rules guarantee:
 
-- A request from an instance to 169.254.169.254:80 goes to the proxy's port. These are the two rules of Grizzly's L3
-  agent, with the same options and in the same chains, so that an operator recognises them in ``iptables-save``.
-- Only packets that arrive on internal interfaces are redirected, and only redirected packets reach the port. They are
-  marked on arrival, before the redirect replaces their destination (LP#1187102). Without the mark, an instance that
-  connects to 10.1.1.1:9697 itself could not be distinguished from one behind another interface.
-- A packet to the metadata address is never forwarded (LP#1920778): not when the redirect was flushed, not to another
-  port, not while these rules are added or removed.
+- A request from an instance to 169.254.169.254:80 is redirected to the proxy's port. These are the two rules of
+  Grizzly's L3 agent, with the same options and in the same chains, so an operator recognises them in ``iptables-save``.
+- Only packets that arrive on internal interfaces are redirected, and only redirected packets reach the port. They get a
+  mark on arrival, before the redirect changes their destination (LP#1187102). Without the mark, other packets to the
+  proxy's port, for example from outside to 10.1.1.1:9697, could not be distinguished from redirected packets.
+- A packet to the metadata address is never forwarded (LP#1920778): even if the redirect was flushed, if the packet is
+  for another port, or while these rules are added or removed.
 
-Why some are in the kernel's own chains and not in the L3 agent's: an L3 agent rewrites its chains and drops rules it
-does not know. The rules that close the router must survive that. The redirect and the acceptance, which the agent
-knows, may be in its chains.
+Some rules are in the kernel's chains and not in the L3 agent's chains, because an L3 agent rewrites its chains and
+removes rules that it did not add. The rules that drop packets must not be removed. The redirect and the accept rule are
+rules of the agent too, so they may be in its chains.
 
-Why ``! -i lo``: a packet that arrives on lo was sent from inside the namespace, by an operator who checks the proxy. No
-packet of an instance arrives there, also not one to 127.0.0.1.
+``! -i lo``: packets on lo come from inside the namespace, from an operator who tests the proxy. No packet from an
+instance arrives on lo.
 
-DHCP namespaces need no rule: the proxy there listens on the metadata address itself.
+DHCP namespaces need no rules, because the proxy listens on the metadata address itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from metadata_wsgi.errors import ConfigError
 
 COMMENT = 'metadata_wsgi'
-"""Every rule of ours has this comment; a rule that has it is ours, whatever else it does."""
+"""All our rules have this comment. Every rule with this comment is treated as ours."""
 
 ADDRESSES = {4: '169.254.169.254/32', 6: 'fe80::a9fe:a9fe/128'}
 ALL_BITS = 0xFFFFFFFF
@@ -40,7 +40,7 @@ PREROUTING = 'quantum-l3-agent-PREROUTING'
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of ours: ``args`` are words in the order and spelling in which ``iptables-save`` prints them."""
+    """One of our rules. ``args`` are its words, in the order and spelling of ``iptables-save``."""
 
     family: int
     table: str
@@ -56,11 +56,12 @@ def rules_for(
 ) -> tuple[Rule, ...]:
     """All rules of one router, in their order at the head of their chains.
 
-    ``port`` is the proxy's. ``interfaces`` matches the internal ones, as in iptables (``+`` at the end: any rest).
-    ``mark`` is value/mask. ``families`` are 4 and 6. Raises ConfigError for a mark without a bit.
+    ``port`` is the port of the proxy. ``interfaces`` is a pattern of the internal interfaces, as in iptables (``+`` at
+    the end matches any characters). ``mark`` is value/mask. ``families`` are 4 and 6. Raises ConfigError if the mark
+    has no bit of the mask set.
     """
     value, mask = _parse_mark(mark)
-    # As iptables-save prints them: a match of all bits without its mask, an action always with it.
+    # The format of iptables-save: a match of all bits has no mask, an action always has a mask.
     match = f'{value:#x}' if mask == ALL_BITS else f'{value:#x}/{mask:#x}'
     return tuple(
         rule
@@ -70,7 +71,7 @@ def rules_for(
 
 
 def redirect_port(rules: Iterable[Rule]) -> int | None:
-    """The port that the rules redirect to; None if there is no redirect."""
+    """The port to which the rules redirect; None if there is no redirect."""
     for rule in rules:
         if '--to-ports' in rule.args:
             return int(rule.args[rule.args.index('--to-ports') + 1])
@@ -83,7 +84,7 @@ def _parse_mark(text: str) -> tuple[int, int]:
         numbers = int(value, 0), int(mask or hex(ALL_BITS), 0)
     except ValueError:
         numbers = 0, 0
-    # Without a bit in it every packet would have the mark, and the port would be open.
+    # If no bit were set, every packet would have the mark, and the port would be open.
     if not 0 < numbers[0] & numbers[1] == numbers[0] <= numbers[1] <= ALL_BITS:
         raise ConfigError(f'mark {text}: it is value/mask with at least one bit of the mask set, as in 0x1/0xffff')
     return numbers

@@ -1,34 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of many routers: iptables creates them once, and the kernel's form of them is copied to the others.
+"""The rules of many routers: iptables creates them once, and netlink copies them to the other namespaces.
 
-Why not run iptables for each router: measured with 150 namespaces on two busy cores, in CPU time per router:
+To run iptables for each router is slow. CPU time per router, measured with 150 namespaces on two busy cores:
 
-====================================  =========  ==================
-step                                   programs  copied (this file)
-====================================  =========  ==================
-add the rules to a new namespace          16 ms                2 ms
-check that they are there                 11 ms              1.5 ms
-remove them, where no others are          21 ms                2 ms
-====================================  =========  ==================
+==========================================  ========  ==================
+step                                        iptables  copied (this file)
+==========================================  ========  ==================
+add the rules to a new namespace               16 ms                2 ms
+check that the rules exist                     11 ms              1.5 ms
+remove the rules, if there are no others       21 ms                2 ms
+==========================================  ========  ==================
 
-``watch`` checks every router each minute: for 1,000 routers that is 11 s of CPU time a minute, or 1.5 s. pyroute2's
-nftables takes 3 to 7 ms to read one router, because it decodes every expression.
+``watch`` checks every router each minute. With 1,000 routers this costs 11 s of CPU time a minute with iptables, and
+1.5 s with this module. The nftables module of pyroute2 takes 3 to 7 ms to read one router, because it decodes every
+expression.
 
-How: iptables adds the rules in a scratch namespace, which is read by netlink. Tables, chains and rules are treated as
-opaque bytes: the kernel creates them again from the bytes that it returns for them. Before the first router is changed,
-the rules are copied to a second scratch namespace, and ``iptables-save`` must print the wanted rules there. So iptables
-has made every rule, and ``iptables-save`` prints it.
+iptables adds the rules in a scratch namespace, and this module reads them with netlink. Tables, chains and rules are
+opaque bytes for it: the kernel creates them again from the bytes that it returned. Before the first router is changed,
+the rules are copied to a second scratch namespace. ``iptables-save`` must print the wanted rules there.
 
-Cases that are not simple are left to iptables (the methods return None): only some of our rules are there, ours are to
-be removed from among others, there are rules of iptables-legacy, a chain has a policy, the kernel refuses, or iptables
-is not the nft kind.
+In these cases the methods return None, and the caller must use iptables: only some of our rules exist; our rules must
+be removed and there are others; there are rules of iptables-legacy; a chain has a policy; the kernel refuses; or
+iptables is not the nft variant.
 
 Facts:
 
-- Handles, use counts and packet counters differ between two otherwise equal rules; they are left out.
-- The kernel does not return the protocol of an extension (NFTA_RULE_COMPAT). Rules of an iptables that matches ports
-  by an extension that needs it cannot be created again: the kernel refuses them.
-- A batch is one transaction. The kernel refuses it if anything was written since the generation that is sent with it.
+- Handles, use counts and packet counters differ between two otherwise equal rules, so they are left out.
+- The kernel does not return the protocol of an extension (NFTA_RULE_COMPAT). Some versions of iptables match ports with
+  an extension that needs it. Such rules cannot be created again: the kernel refuses them.
+- A batch is one transaction. It contains a generation number. The kernel refuses the batch if anything was changed
+  since that generation.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Item:
     attributes: bytes
 
     def value(self, attribute: int) -> bytes:
-        """One of its attributes; b'' if it is missing."""
+        """The value of one netlink attribute; b'' if it is missing."""
         return dict(_attributes(self.attributes)).get(attribute, b'')
 
     @property
@@ -101,13 +102,13 @@ class Item:
 
     @property
     def is_ours(self) -> bool:
-        """Whether our comment occurs anywhere in it. A false positive is left to iptables."""
+        """Whether the bytes contain our comment. A false positive is harmless: then iptables is used."""
         return COMMENT.encode() in self.attributes
 
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """Everything in nftables of one namespace: ``rules`` are in their order within each chain."""
+    """All nftables objects of one namespace. ``rules`` have the order that they have in their chains."""
 
     tables_and_chains: tuple[Item, ...] = ()
     rules: tuple[Item, ...] = ()
@@ -117,7 +118,7 @@ class Ruleset:
 
     @property
     def has_ours(self) -> bool:
-        """Whether any rule of ours is in it."""
+        """Whether it contains any of our rules."""
         return any(rule.is_ours for rule in self.rules)
 
     def by_chain(self) -> dict[tuple[int, bytes, bytes], list[Item]]:
@@ -129,10 +130,10 @@ class Ruleset:
 
 
 class RulesetTemplate:
-    """Copies ``rules`` to namespaces. Threads may share it; the first one creates the template.
+    """Copies ``rules`` to namespaces. Threads may share it. The first thread creates the template.
 
-    ``add_rules`` runs a program that adds them; ``are_rules_there`` runs one that reads them back. Both are called in a
-    scratch namespace.
+    ``add_rules`` runs iptables to add the rules. ``are_rules_there`` runs iptables to check that the rules exist. Both
+    are called in a scratch namespace.
     """
 
     def __init__(
@@ -145,14 +146,14 @@ class RulesetTemplate:
         self._made: Ruleset | None = None
 
     def apply(self, namespace: str, wanted: Sequence[Rule]) -> bool | None:
-        """Make ``wanted`` our rules in the namespace. Returns whether anything changed; None: iptables has to do it."""
+        """Replace our rules in the namespace by ``wanted``. Returns whether anything changed; None: use iptables."""
         if tuple(wanted) not in ((), self.rules) or not self._template():
             return None
         change = self._add if wanted else self._remove
         return _none_on_error(lambda: namespaces.run_in(namespace, change))
 
     def ours(self, namespace: str) -> list[Rule] | None:
-        """Our rules in the namespace; None: iptables has to read them."""
+        """Our rules in the namespace; None: use iptables to read them."""
 
         def read_ours() -> list[Rule] | None:
             if has_legacy_tables():
@@ -173,7 +174,7 @@ class RulesetTemplate:
         existing = {item.name: item for item in found.tables_and_chains}
         template = self._template()
         if any(existing.get(item.name, item) != item for item in template.tables_and_chains):
-            # A chain that iptables would not have made so, or one with a policy.
+            # A chain differs from the chain that iptables creates, for example by a policy.
             return None
         missing = tuple(item for item in template.tables_and_chains if item.name not in existing)
         add_ruleset(Ruleset(missing, template.rules), generation)
@@ -191,13 +192,13 @@ class RulesetTemplate:
         return True
 
     def _is_in(self, found: Ruleset) -> bool:
-        """Whether all of our rules are there, at the head of their chains, and no other ones of ours."""
+        """Whether ``found`` has all our rules, at the head of their chains, and no other rules of ours."""
         there, wanted = found.by_chain(), self._template().by_chain()
         heads = {chain: there.get(chain, [])[: len(rules)] for chain, rules in wanted.items()}
         return heads == wanted and sum(rule.is_ours for rule in found.rules) == len(self._template().rules)
 
     def _template(self) -> Ruleset:
-        """Empty where rules cannot be copied."""
+        """The template. It is empty if rules cannot be copied on this host."""
         with self._lock:
             if self._made is None:
                 self._made = _none_on_error(self._make_template) or Ruleset()
@@ -217,10 +218,10 @@ class RulesetTemplate:
 
 
 def has_any_rules(namespace: str, family: int) -> bool:
-    """Whether the namespace has a table of either kind of iptables for ``family``; True where that cannot be read.
+    """Whether the namespace has a table for ``family``, of iptables-nft or iptables-legacy; True if it is unknown.
 
-    A new router's namespace has none. Then there is nothing to read, and four of six programs need not run. Nor is a
-    program run that may be missing: a host without ip6tables has no rules of it.
+    A new router's namespace has no tables. Then four of six runs of a program are not needed. On a host without
+    ip6tables there are no IPv6 tables, so the missing program is not run either.
     """
     try:
         return namespaces.run_in(namespace, lambda: has_legacy_tables([family]) or _has_nftables(family))
@@ -229,7 +230,7 @@ def has_any_rules(namespace: str, family: int) -> bool:
 
 
 def has_legacy_rules(namespace: str) -> bool:
-    """Whether the namespace has a table of iptables-legacy; True where that cannot be read."""
+    """Whether the namespace has a table of iptables-legacy; True if it is unknown."""
     try:
         return namespaces.run_in(namespace, has_legacy_tables)
     except (NetnsError, OSError):
@@ -239,7 +240,7 @@ def has_legacy_rules(namespace: str) -> bool:
 def has_legacy_tables(families: Sequence[int] = (4, 6)) -> bool:
     """Whether iptables-legacy has a table of one of ``families`` in the namespace of the calling thread.
 
-    Tables appear there when they are first used. Without the kernel's module there is no file.
+    A table is in the file from its first use on. Without the kernel's module the file does not exist.
     """
     names = [Path(f'/proc/thread-self/net/{LEGACY_PREFIXES[family]}_tables_names') for family in families]
     return any(name.read_text(encoding='ascii').strip() for name in names if os.path.exists(name))
@@ -251,7 +252,7 @@ def _has_nftables(family: int) -> bool:
 
 
 def read_ruleset() -> tuple[Ruleset, int]:
-    """Everything in the namespace of the calling thread, and the kernel's generation. OSError if it cannot be read."""
+    """The ruleset in the namespace of the calling thread, and the kernel's generation number. Raises OSError."""
     with _netlink_socket() as sock:
         generation = _generation(sock)
         tables_and_chains = (*sorted(_dump(sock, GETTABLE)), *sorted(_dump(sock, GETCHAIN)))
@@ -260,9 +261,9 @@ def read_ruleset() -> tuple[Ruleset, int]:
 
 
 def add_ruleset(wanted: Ruleset, generation: int) -> None:
-    """Add all of it in one transaction, the rules at the head of their chains.
+    """Add ``wanted`` in one transaction, the rules at the head of their chains.
 
-    Raises OSError where the kernel refuses, also because something was written since ``generation``.
+    Raises OSError if the kernel refuses, for example because something was changed since ``generation``.
     """
     # Each rule is inserted before the existing ones.
     items = (*wanted.tables_and_chains, *reversed(wanted.rules))
@@ -270,7 +271,7 @@ def add_ruleset(wanted: Ruleset, generation: int) -> None:
 
 
 def delete_tables(found: Ruleset, generation: int) -> None:
-    """Delete the tables of ``found`` with their contents, in one transaction. OSError as for ``add_ruleset``."""
+    """Delete the tables of ``found`` with their contents, in one transaction. Raises OSError like ``add_ruleset``."""
     tables = [item for item in found.tables_and_chains if item.kind == NEWTABLE]
     _send_batch([(DELTABLE, 0, table.family, table.attributes) for table in tables], generation)
 
@@ -312,7 +313,7 @@ def _send_batch(operations: Sequence[tuple[int, int, int, bytes]], generation: i
     begin_batch = _message(NFNL_MSG_BATCH_BEGIN, 0, 0, generation_attribute, 0, NFNL_SUBSYS_NFTABLES)
     messages = [begin_batch]
     for sequence, (kind, flags, family, attributes) in enumerate(operations, 1):
-        # The last one is acknowledged when all are in force; errors of the others arrive before.
+        # Only the last message is acknowledged, when all are in force. Errors of the others arrive before that.
         flags |= NLM_F_ACK if sequence == len(operations) else 0
         messages.append(_message(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, family, attributes, sequence))
     messages.append(_message(NFNL_MSG_BATCH_END, 0, 0, b'', len(operations) + 1, NFNL_SUBSYS_NFTABLES))
@@ -322,7 +323,7 @@ def _send_batch(operations: Sequence[tuple[int, int, int, bytes]], generation: i
 
 
 def _receive(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
-    """(message type, family, attributes) of each message; OSError for an error message."""
+    """(message type, family, attributes) of each received message. Raises OSError for an error message."""
     while True:
         packet = sock.recv(RECEIVE_BYTES)
         offset = 0
@@ -350,7 +351,7 @@ def _attribute(kind: int, value: bytes) -> bytes:
 
 
 def _attributes_to_copy(kind: int, attributes: bytes) -> bytes:
-    """What it takes to create the item again, with all packet counters of a rule at 0."""
+    """The attributes that are needed to create the item again. The packet counters of a rule are 0."""
     values = dict(_attributes(attributes))
     if kind == NEWRULE and RULE_EXPRESSIONS in values:
         expressions = _attributes(values[RULE_EXPRESSIONS])

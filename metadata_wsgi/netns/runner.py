@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a program and return its output. Modules of ``netns`` run programs through it, so that tests can replace it."""
+"""Runs a program and returns its output. Modules of ``netns`` run programs with it, so that tests can replace it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Runner(Protocol):
     def __call__(
         self, argv: Sequence[str], *, stdin: str = '', namespace: str | None = None, pass_fds: Sequence[int] = ()
     ) -> str:
-        """Run ``argv``, in the network namespace of that name if one is given, and return its standard output.
+        """Run ``argv`` and return its standard output. With ``namespace``, run it in this network namespace.
 
-        The program inherits the descriptors ``pass_fds`` under their numbers. Raises NetnsError, with the program's
-        standard error, when it cannot be started, does not end before the timeout, or its exit code is not 0.
+        The program inherits the descriptors ``pass_fds`` with the same numbers. Raises NetnsError, with the program's
+        standard error, if it cannot be started, does not end before the timeout, or has another exit code than 0.
         """
 
 
 TIMEOUT_S = limits.PORT_IN_USE_TIMEOUT_S + 10.0
-"""A proxy that is started retries a port in use for that long, and then reports the process that has it."""
+"""Timeout of a program. It is longer than the time for which a new namespace proxy retries a port in use."""
 
 
 class SubprocessRunner:
-    """Runs real programs; one that takes longer than ``timeout_s`` seconds is killed."""
+    """Runs programs. A program that takes longer than ``timeout_s`` seconds is killed."""
 
     def __init__(self, *, timeout_s: float = TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
@@ -48,7 +48,7 @@ class SubprocessRunner:
         if namespace:
             # A child process starts in the namespace of the thread that starts it.
             return namespaces.run_in(namespace, lambda: self(argv, stdin=stdin, pass_fds=pass_fds))
-        # Files and not pipes: a daemon that keeps its parent's standard error open would block the read.
+        # No pipes: if a daemon keeps the standard error of its parent open, the read of a pipe would block.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             try:
                 completed = subprocess.run(
@@ -72,7 +72,7 @@ class SubprocessRunner:
 
 
 def search_path() -> str:
-    """PATH, and after it the directories of system programs."""
+    """PATH, followed by the directories of system programs."""
     return os.pathsep.join(dict.fromkeys([*os.environ.get('PATH', os.defpath).split(os.pathsep), *SBIN]))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routers and networks that can be attached, the modes to serve them, and the keeper's entries for them. Pure."""
+"""Data types: a router or network that can be attached, its modes, and the keeper's entry for it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Protocol
 ROUTER, NETWORK = 'router', 'network'
 PREFIXES = {ROUTER: 'qrouter-', NETWORK: 'qdhcp-'}
 NETWORK_PORT = 80
-"""In a DHCP namespace the proxy listens on the metadata address itself: nothing has to be redirected."""
+"""Port of the proxy in a DHCP namespace. It listens on the metadata address itself, so no redirect is needed."""
 
 PROCESS, SHARED, ONE_HOP = 'process', 'shared', 'one_hop'
 MODES = (PROCESS, SHARED, ONE_HOP)
-"""What serves a target: a process of its own in the namespace, one proxy for all namespaces, or the agent itself."""
+"""The process that serves a target: one in its namespace, one proxy for all namespaces, or the agent itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttachTarget:
-    """A router or network: ``kind`` is ROUTER or NETWORK, ``uuid`` its id, ``namespace`` its namespace on this host."""
+    """A router or network. ``kind`` is ROUTER or NETWORK. ``uuid`` is its id, ``namespace`` its namespace's name."""
 
     kind: str
     uuid: str
@@ -26,7 +26,7 @@ class AttachTarget:
 
     @classmethod
     def of(cls, kind: str, uuid: str, namespace: str | None = None) -> AttachTarget:
-        """The target in ``namespace``, by default in the one that Quantum's agents name after the id."""
+        """The target in ``namespace``. By default the namespace has the name that Quantum's agents use."""
         return cls(kind, uuid, namespace or PREFIXES[kind] + uuid)
 
 
@@ -39,8 +39,10 @@ NO_WORKER = {
 
 @dataclass(frozen=True, slots=True)
 class KeeperEntry:
-    """The keeper's listening sockets of one target, at ``hosts`` ('' is every address), and how many ``workers`` accept
-    on them."""
+    """The keeper's listening sockets of one target. ``hosts``: their addresses, '' for every address.
+
+    ``workers`` is the number of workers that accept on them.
+    """
 
     target: AttachTarget
     mode: str
@@ -50,13 +52,13 @@ class KeeperEntry:
 
 
 class KeeperState(Protocol):
-    """The keeper's state; :class:`metadata_wsgi.keeper.attachments_client.AttachmentsClient` is the real one.
+    """The keeper's state. Implemented by :class:`metadata_wsgi.keeper.attachments_client.AttachmentsClient`.
 
-    Both methods raise NetnsError when the keeper does not respond.
+    Both methods raise NetnsError if the keeper does not respond.
     """
 
     def entries(self) -> list[KeeperEntry]:
-        """All entries."""
+        """One entry for each router or network with registered sockets."""
 
     def workers(self) -> dict[str, int]:
         """The number of connected workers, by mode."""

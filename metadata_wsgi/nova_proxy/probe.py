@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that Nova's metadata API checks signatures, and that it has the same shared secret.
+"""Checks that Nova's metadata API checks signatures, and that it has the same shared secret.
 
-Two requests to each host, for an instance id that no instance has: one with a wrong signature, to which Nova must
-answer 403, and one with the right signature, to which it must answer 404. Without this check both faults are
-found by the first instance only: with ``service_metadata_proxy`` off (or misspelt) in nova.conf Nova ignores
-signatures and answers 404 to every instance, and with another secret it answers 403.
+It sends two requests to each host, for an instance id that no instance has. The response to a wrong signature must be
+403. The response to the right signature must be 404. If ``service_metadata_proxy`` is off (or misspelt) in nova.conf,
+Nova ignores signatures, and every instance gets 404. If Nova has another secret, every instance gets 403. Without this
+check these faults would be noticed only when an instance boots.
 
 For ``check-config`` and for the check at start::
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import NoResponse
 from metadata_wsgi.http.client import HttpClient
@@ -28,17 +29,16 @@ from metadata_wsgi.pipeline.environ_keys import Instance, SignedIdentity
 NO_INSTANCE = Instance('00000000-0000-0000-0000-000000000000', 'metadata-wsgi-probe', '')
 ADDRESS = '169.254.169.254'
 TARGET = '/openstack/latest/meta_data.json'
-"""Nova answers / without a check of the signature."""
+"""The path of the requests. It is not / because Nova does not check the signature of a request for /."""
 
 WRONG_SIGNATURE = '0' * 64
-TIMEOUT_S = 5.0
-"""For the two requests to one host together."""
 
 
-def check(app: Any, timeout_s: float = TIMEOUT_S) -> list[str]:
-    """The problems of Nova's hosts, one sentence each. ``app`` is a loaded pipeline.
+def check(app: Any, timeout_s: float = limits.NOVA_PROBE_TIMEOUT_S) -> list[str]:
+    """The problems of Nova's hosts, a sentence for each. ``app`` is a loaded pipeline.
 
-    Empty if there are none, or if the pipeline does not end at Nova. Waits at most ``timeout_s`` seconds for each host.
+    The list is empty if there are no problems, or if the last part of the pipeline is not Nova. Waits at most
+    ``timeout_s`` seconds for each host.
     """
     links = order.chain(app)
     signer = next((link for link in links if hasattr(link, 'signatures')), None)
@@ -49,8 +49,8 @@ def check(app: Any, timeout_s: float = TIMEOUT_S) -> list[str]:
     return [problem for problem in found if problem]
 
 
-def check_host(client: HttpClient, identity: SignedIdentity, timeout_s: float = TIMEOUT_S) -> str:
-    """The problem of one host of Nova, '' if there is none. ``identity`` has the right signatures."""
+def check_host(client: HttpClient, identity: SignedIdentity, timeout_s: float = limits.NOVA_PROBE_TIMEOUT_S) -> str:
+    """The problem of one host of Nova, as a sentence; '' if there is none. ``identity`` has the right signatures."""
     deadline = Deadline.after(timeout_s)
     nova = f'Nova at {client.name}'
     try:
@@ -65,19 +65,19 @@ def check_host(client: HttpClient, identity: SignedIdentity, timeout_s: float = 
         return f'Nova does not respond: {error}'
     if status == 403:
         return (
-            f'{nova} refuses the signature: metadata_proxy_shared_secret here and [neutron] '
+            f'{nova} rejects the signature: metadata_proxy_shared_secret here and [neutron] '
             f'metadata_proxy_shared_secret in nova.conf differ; every instance gets 403'
         )
     if status != 404:
-        return f'{nova} answered {status}, and not 404, to a signed request for an instance that does not exist'
+        return f'{nova} responds {status} instead of 404 to a signed request for an instance that does not exist'
     return ''
 
 
 def _wrong_signature_problem(status: int) -> str:
     if status >= 500:
-        return f'fails: it answered {status}'
+        return f'fails: it responds {status}'
     return (
-        f'does not check signatures: it answered {status}, and not 403, to a wrong one. '
+        f'does not check signatures: it responds {status} instead of 403 to a wrong signature. '
         f'Set [neutron] service_metadata_proxy = true in nova.conf; until then no instance gets its metadata'
     )
 

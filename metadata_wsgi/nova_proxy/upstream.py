@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Send the signed request to Nova's metadata API and relay the response. The app at the end of the pipeline.
+"""Sends the signed request to Nova's metadata API and returns the response. The app at the end of the pipeline.
 
-Method, raw target, body and an allow-list of headers (``header_names.UPSTREAM_ALLOWED``) are sent, so that no header
-of a client has a meaning for Nova that it does not have here, and the headers that Nova authenticates, which are made
-here of SIGNED_IDENTITY. Nova's status, end-to-end headers and bytes are relayed; a redirect is not followed and
-nothing is decoded.
+It sends the method, raw target and body of the client's request. Of the client's headers it sends only an allow-list
+(``header_names.UPSTREAM_ALLOWED``), because other headers could have a meaning for Nova. It adds the headers by which
+Nova identifies the instance, from SIGNED_IDENTITY. Nova's status, end-to-end headers and body are returned unchanged.
+Redirects are not followed.
 
-A GET or HEAD is retried until the deadline where Nova is unreachable, does not respond, or answers 500, 502, 503 or
-504. Then the client gets Nova's last response, or 503 if there was none. A POST (the password) is sent once; it is
-retried only if it cannot have been received. All requests of a worker share a budget of retries, and a host that
-accepts no connections gets one attempt at a time: a Nova that fails is not loaded with the retries of every client.
+A GET or HEAD is retried until the deadline if Nova is unreachable, does not respond, or responds 500, 502, 503 or 504.
+Then the client gets Nova's last response, or 503 if there was none. A POST (the password) is retried only if Nova
+cannot have received it. All requests of a worker share a retry budget. While a host accepts no connections, only one
+request at a time tries to connect to it. So a failing Nova is not loaded with the retries of all clients.
 
-While the shared secret is being changed there are two signatures. A request that Nova refuses with the one (403) is
-sent with the other, a POST too, because a refused request has no effect. The accepted one is used first from then on.
+While the shared secret is being changed there are two signatures. If Nova rejects one signature (403), the request is
+sent again with the other. This includes a POST, because a rejected request has no effect. The accepted signature is
+sent first from then on.
 
 ``nova_metadata_host`` may name several hosts, separated by commas, each with its own port if needed
-(``nova1,nova2:8776,[2001:db8::1]:8775``). They are tried in order; a host that failed is tried after the others for
-``limits.NOVA_HOST_BACKOFF_S`` seconds. Reads DEADLINE and SIGNED_IDENTITY.
+(``nova1,nova2:8776,[2001:db8::1]:8775``). They are tried in order. After a failure a host is tried last for
+``limits.NOVA_HOST_BACKOFF_S`` seconds. Nova also gets the id of the request (``X-Openstack-Request-Id``), and a valid
+``traceparent`` of the client. The app reads DEADLINE and SIGNED_IDENTITY, and REQUEST_ID if it is set.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ from oslo_config import cfg
 from metadata_wsgi import limits
 from metadata_wsgi.config import config_files, tls_options
 from metadata_wsgi.deadline import Deadline, sleep
-from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent, RequestTimeout
-from metadata_wsgi.http import client, error_responses, header_names, message
+from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent
+from metadata_wsgi.http import client, header_names, message, trace_context
 from metadata_wsgi.http.client import HttpClient
 from metadata_wsgi.http.retry import RetryBudget, retry_until
+from metadata_wsgi.http.send_errors import SendErrors
 from metadata_wsgi.nova_proxy.hosts import RETRYABLE_STATUSES, Hosts
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.throttle import Throttle
@@ -50,23 +53,23 @@ OPTS = [
         'nova_metadata_host',
         default=['127.0.0.1'],
         deprecated_name='nova_metadata_ip',
-        help="Host of Nova's metadata API; several, separated by commas, are tried in order.",
+        help="Host of Nova's metadata API. Several hosts, separated by commas, are tried in order.",
     ),
     cfg.PortOpt('nova_metadata_port', default=8775, help="TCP port of Nova's metadata API."),
     cfg.StrOpt(
         'nova_metadata_protocol',
         default='http',
         choices=['http', 'https'],
-        help='http, or https with the options below.',
+        help="Protocol of Nova's metadata API.",
     ),
-    cfg.BoolOpt('nova_metadata_insecure', default=False, help="Accept any certificate of Nova's. For tests."),
+    cfg.BoolOpt('nova_metadata_insecure', default=False, help='Accept any certificate of Nova. For tests only.'),
     cfg.StrOpt('nova_client_cert', default='', help='Client certificate for Nova, a PEM file.'),
     cfg.StrOpt('nova_client_priv_key', default='', help='Private key of the client certificate, a PEM file.'),
     cfg.IntOpt(
         'max_request_body',
         default=limits.MAX_REQUEST_BODY_BYTES,
         min=1020,
-        help='Largest request body in bytes; a larger one is answered 413.',
+        help='Largest request body in bytes. A request with a larger body gets 413.',
     ),
 ]
 
@@ -82,11 +85,11 @@ PATHS_OF_EVERY_INSTANCE = frozenset(
         '/2009-04-04/meta-data/instance-id',
     }
 )
-"""Nova has these for every instance that it knows; cloud-init, Ignition and CirrOS start with one of them."""
+"""Paths that Nova has for every instance. cloud-init, Ignition and CirrOS first request one of them."""
 
 
 class UpstreamApp:
-    """The proxy app: sends each request to one of ``clients``, with retries."""
+    """Sends each request to one of ``clients``, with retries."""
 
     REQUIRES = frozenset({environ_keys.DEADLINE, environ_keys.SIGNED_IDENTITY})
     PROVIDES: frozenset[str] = frozenset()
@@ -104,43 +107,38 @@ class UpstreamApp:
         self._sleep = sleep
         self._hosts = Hosts(self.clients, clock)
         self._retry_budget = RetryBudget(clock)
-        # Index in ``signatures`` of the one that Nova accepted last.
+        # Index in ``signatures`` of the signature that Nova accepted last.
         self._accepted_signature = 0
         self._refused_log = Throttle(limits.LOG_INTERVAL_S)
-        # Whether Nova's metadata API has answered 200 since the worker started; until then, how many 404s it has sent.
+        # Whether Nova has sent a 200 since the worker started, and the number of 404s before the first 200.
         self._has_known_an_instance = False
         self._unknown_instances = 0
         self._unknown_log = Throttle(limits.UNKNOWN_INSTANCES_LOG_INTERVAL_S)
         self._secret_change_log = Throttle(limits.SECRET_CHANGE_LOG_INTERVAL_S)
-        self._no_response_log = Throttle(limits.LOG_INTERVAL_S)
-        self._slow_client_log = Throttle(limits.LOG_INTERVAL_S)
+        self._errors = SendErrors('Nova', max_body_bytes=max_body_bytes)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Relay Nova's response; 503 if there is none, 400, 408 or 413 for a request that cannot be sent."""
+        """Respond with Nova's response; 503 if there is none; 400, 408 or 413 if the request cannot be sent."""
         identity: environ_keys.SignedIdentity = environ[environ_keys.SIGNED_IDENTITY]
         deadline: Deadline = environ[environ_keys.DEADLINE]
         try:
             response = self._send_signed(self._request(environ, identity, deadline), identity, deadline)
-        except message.TooLarge:
-            return error_responses.payload_too_large(self._max_body_bytes)(environ, start_response)
-        except RequestTimeout:
-            if self._slow_client_log.allow():
-                LOG.info('A request gets 408: its client did not send the body in time')
-            return error_responses.request_timeout()(environ, start_response)
-        except BadRequest as error:
-            return error_responses.bad_request(str(error))(environ, start_response)
-        except NoResponse as error:
-            if self._no_response_log.allow():
-                LOG.error('Requests get 503: no response from Nova: %s', error)
-            return error_responses.unavailable()(environ, start_response)
-        self._check_status(response.status, environ.get('PATH_INFO', ''))
+        except (BadRequest, NoResponse) as error:
+            status, reason, answer = self._errors.response(error)
+            if reason:
+                environ[environ_keys.FAILURE] = environ_keys.Failure(status, reason)
+            return answer(environ, start_response)
+        path = environ.get('PATH_INFO', '')
+        self._check_status(response.status, path)
+        if reason := _failure_reason(response.status, path):
+            environ[environ_keys.FAILURE] = environ_keys.Failure(response.status, reason)
         return response(environ, start_response)
 
     def _check_status(self, status: int, path: str) -> None:
-        """Log what a status of Nova says about its configuration."""
+        """Log an error if the status shows that Nova's configuration is wrong."""
         if status == 403 and self._refused_log.allow():
             LOG.error(
-                'Nova refuses the signature (403): compare metadata_proxy_shared_secret here with '
+                'Nova rejects the signature (403): compare metadata_proxy_shared_secret here with '
                 '[neutron] metadata_proxy_shared_secret in nova.conf; they must be the same'
             )
         if status == 200:
@@ -149,17 +147,21 @@ class UpstreamApp:
             self._unknown_instances += 1
             if self._unknown_instances >= limits.UNKNOWN_INSTANCES_WARNING and self._unknown_log.allow():
                 LOG.warning(
-                    'Nova has answered 404 to all of the first %d requests, for instances that the lookup knows: '
-                    'if Nova has [neutron] service_metadata_proxy = false, or misspelt, in nova.conf, it ignores '
-                    'the signature and answers 404 to every instance',
+                    'Nova has sent %d times 404 and never 200, for instances that the lookup has found: '
+                    'if [neutron] service_metadata_proxy is false or misspelt in nova.conf, Nova ignores '
+                    'the signature and sends 404 to every instance',
                     self._unknown_instances,
                 )
 
     def _request(
         self, environ: WSGIEnvironment, identity: environ_keys.SignedIdentity, deadline: Deadline
     ) -> message.Request:
-        """The client's request, signed with the signature that Nova accepted last."""
+        """The request to Nova, with the signature that Nova accepted last."""
         headers = [(name, value) for name, value in message.headers(environ) if name in header_names.UPSTREAM_ALLOWED]
+        if environ_keys.REQUEST_ID in environ:
+            headers.append((header_names.REQUEST_ID, environ[environ_keys.REQUEST_ID]))
+        if 'HTTP_TRACEPARENT' in environ and trace_context.is_valid(environ['HTTP_TRACEPARENT']):
+            headers.append((header_names.TRACEPARENT, environ['HTTP_TRACEPARENT']))
         headers += identity_headers(identity, identity.signatures[self._first_signature(identity)])
         content = message.body(environ, self._max_body_bytes, deadline)
         return message.Request(environ['REQUEST_METHOD'], message.target(environ), headers, content)
@@ -170,12 +172,12 @@ class UpstreamApp:
     def _send_signed(
         self, request: message.Request, identity: environ_keys.SignedIdentity, deadline: Deadline
     ) -> message.Response:
-        """Send the request as it is signed; where Nova refuses it, with the other signature."""
+        """Send the request. If Nova rejects its signature, send it again with the other signature."""
         response = self._send_until(request, deadline)
         if response.status != 403 or len(identity.signatures) == 1:
             return response
         first = self._first_signature(identity)
-        # Nova's secret may change between two attempts: therefore the first signature again at the end.
+        # The first signature is tried again at the end, because Nova's secret may change between two attempts.
         for number in (1 - first, first):
             if hasattr(response.body, 'close'):
                 response.body.close()
@@ -189,7 +191,7 @@ class UpstreamApp:
 
     def _set_accepted_signature(self, number: int) -> None:
         if number != self._accepted_signature and self._secret_change_log.allow():
-            LOG.info('Nova refused one shared secret and accepted the %s one', 'old' if number else 'new')
+            LOG.info('Nova now accepts the %s shared secret', 'old' if number else 'new')
         self._accepted_signature = number
 
     def _send_until(self, request: message.Request, deadline: Deadline) -> message.Response:
@@ -197,6 +199,7 @@ class UpstreamApp:
         response = retry_until(
             lambda: self._hosts.send_request(request, deadline),
             deadline,
+            service='nova',
             retry_on=(NoResponse,) if request.is_retryable else (NotSent,),
             retry_if_result=lambda response: response.status in RETRYABLE_STATUSES and request.is_retryable,
             may_retry=self._may_retry,
@@ -207,11 +210,22 @@ class UpstreamApp:
         return response
 
     def _may_retry(self) -> bool:
-        return self._hosts.accept_attempt() and self._retry_budget.take_retry()
+        return self._hosts.allows_attempt() and self._retry_budget.take_retry()
+
+
+def _failure_reason(status: int, path: str) -> str:
+    """What a status of Nova says about this instance; '' for a usual one: clients probe for paths, and get 404."""
+    if status in RETRYABLE_STATUSES:
+        return f'Nova responded {status} until the deadline'
+    if status == 403:
+        return 'Nova refuses the signature: compare the shared secrets'
+    if status == 404 and path.rstrip('/') in PATHS_OF_EVERY_INSTANCE:
+        return 'Nova does not know the instance, or its port belongs to another project, or Nova ignores signatures'
+    return ''
 
 
 def identity_headers(identity: environ_keys.SignedIdentity, signature: str) -> message.Headers:
-    """The headers that Nova authenticates. No client's header of these names is ever sent to Nova."""
+    """The headers by which Nova identifies the instance. A client's headers with these names are never sent to Nova."""
     return [
         (header_names.FORWARDED_FOR, identity.address),
         (header_names.INSTANCE_ID, identity.instance.instance_id),
@@ -233,7 +247,7 @@ def app_factory(global_conf: Mapping[str, str]) -> UpstreamApp:
 
 
 def _host_port(text: str, default_port: int) -> tuple[str, int]:
-    """``host``, ``host:port``, ``[v6]:port`` or a bare IPv6 address."""
+    """Parse ``host``, ``host:port``, ``[IPv6]:port`` or an IPv6 address without brackets. Raises ConfigError."""
     host, port = text, str(default_port)
     if text.startswith('[') and ']' in text:
         host, _, rest = text[1:].partition(']')

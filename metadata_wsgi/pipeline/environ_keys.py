@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The WSGI environ keys by which filters pass data to each other, and the dataclasses under them.
+"""The WSGI environ keys with which filters pass data to each other, and the dataclasses of their values.
 
 Rule 1: each key is written by one filter, once for each request, and its value is not changed afterwards.
-Rule 2: unknown data is absent (PEP 3333), never None. A filter that needs a key names it in ``REQUIRES``; the order of
-the pipeline is checked at start, so the filter may read ``environ[KEY]`` without a check of its own.
-Rule 3: a client cannot set these keys. A server makes ``HTTP_*`` keys of headers; a lower-case key with a dot never
-comes from a request.
+Rule 2: if a value is unknown, the key is missing (PEP 3333). A value is never None. A filter that needs a key names it
+in ``REQUIRES``. The order of the pipeline is checked at start, so the filter may read ``environ[KEY]`` without a check.
+Rule 3: a client cannot set these keys. A server converts headers to ``HTTP_*`` keys, so a lower-case key with a dot
+never comes from a request.
 
 ================================== ================== ============================================ ==================
-key                                written by         read by                                      where it is absent
+key                                written by         read by                                      if it is missing
 ================================== ================== ============================================ ==================
 ``metadata_wsgi.received_at``      the worker         ``deadline``, the namespace proxy            another server: the
                                                                                                    deadline counts
                                                                                                    from the first
                                                                                                    filter
+``metadata_wsgi.request_id``       ``request_id``     ``upstream``, ``catch_errors``               no id in log lines
+                                                                                                   and at Nova
 ``metadata_wsgi.namespace``        the worker         ``socket_source``, ``healthcheck``, the      the connection came
                                                       namespace proxy, the agent                   over the unix socket
 ``metadata_wsgi.deadline``         ``deadline``       ``lookup_cache``, ``instance``,              start is refused
@@ -32,9 +34,12 @@ key                                written by         read by                   
                                                                                                    (``upstream``); the
                                                                                                    headers are read
                                                                                                    (``metadata``)
+``metadata_wsgi.failure``          the filter or app  the server: ``status --failures``             no failure, or one
+                                   that refuses the                                                of a filter that
+                                   request                                                         does not write it
 ================================== ================== ============================================ ==================
 
-``metrics`` and ``healthcheck`` read, after the response, which of these keys are there (``outcome.stage_reached``).
+After the response, ``metrics`` and ``healthcheck`` check which of these keys exist (``outcome.stage_reached``).
 """
 
 from __future__ import annotations
@@ -45,7 +50,10 @@ NAMESPACE = 'metadata_wsgi.namespace'
 """A :class:`Namespace`."""
 
 RECEIVED_AT_S = 'metadata_wsgi.received_at'
-"""When the header of the request was complete, in seconds of time.monotonic(): its deadline counts from then."""
+"""Time at which the header of the request had arrived, in seconds of time.monotonic(). The deadline counts from it."""
+
+REQUEST_ID = 'metadata_wsgi.request_id'
+"""The id of the request, ``req-`` and a UUID."""
 
 DEADLINE = 'metadata_wsgi.deadline'
 """A :class:`metadata_wsgi.deadline.Deadline`."""
@@ -54,7 +62,7 @@ SOURCE = 'metadata_wsgi.source'
 """A :class:`Source`."""
 
 CLIENT_IS_PROXY = 'metadata_wsgi.forwarded'
-"""A bool: the client sent ``X-Forwarded-For`` or ``Forwarded`` itself, as a proxy inside an instance does."""
+"""A bool: whether the client sent ``X-Forwarded-For`` or ``Forwarded``, as a proxy in an instance does."""
 
 INSTANCE = 'metadata_wsgi.instance'
 """An :class:`Instance`."""
@@ -62,10 +70,13 @@ INSTANCE = 'metadata_wsgi.instance'
 SIGNED_IDENTITY = 'metadata_wsgi.signed_identity'
 """A :class:`SignedIdentity`."""
 
+FAILURE = 'metadata_wsgi.failure'
+"""A :class:`Failure`. Only the filter or app that makes the response writes it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """The network namespace of a connection. Known from the listening socket, never from bytes of the client.
+    """The network namespace of a connection. It is known from the listening socket and not from data of the client.
 
     Exactly one of ``router_id`` and ``network_id`` is set.
     """
@@ -75,20 +86,20 @@ class Namespace:
 
     @property
     def id(self) -> str:
-        """The id that is set."""
+        """The id of the router or network."""
         return self.router_id or self.network_id or ''
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a request came from: an IP address, and the router or network within which it is unique.
+    """The source of a request: an IP address, and the router or network on which the address is unique.
 
     ``address`` is the canonical text without a zone (lower case, compressed; a v4-mapped address as IPv4). Exactly one
     of ``router_id`` and ``network_id`` is set.
 
-    ``interface`` is the interface of the namespace on which a request from an IPv6 link-local address arrived: such an
-    address is unique on its link only, and a router has several. None for other addresses, and where the namespace
-    proxy does not send it (haproxy).
+    ``interface`` is set for an IPv6 link-local address: the interface of the namespace on which the request arrived.
+    Such an address is unique on its link only, and a router has several links. It is None for other addresses, and if
+    the namespace proxy does not send it (haproxy).
     """
 
     address: str
@@ -104,9 +115,9 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """The instance that sent a request: ids of its Neutron port (``device_id``, ``project_id``, ``id``).
+    """The instance that sent a request. The ids are from its Neutron port (``device_id``, ``project_id``, ``id``).
 
-    ``created_at_s``: when the port was created, in seconds since 1970; None where the lookup does not know.
+    ``created_at_s`` is the creation time of the port, in seconds since 1970; None if it is unknown.
     """
 
     instance_id: str
@@ -119,11 +130,24 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True)
-class SignedIdentity:
-    """What Nova authenticates: the instance, its address and the signature of the instance id.
+class Failure:
+    """Why a request got the error ``status``, 0 for a response that was cut off: one sentence for the operator, without
+    secrets.
 
-    ``signatures`` has one entry for each shared secret, the new secret first: two while the secret is being changed.
-    Only the app at the end of the pipeline makes headers of it.
+    ``namespace`` is for an app that serves one namespace; elsewhere it is known from the connection or the source.
+    """
+
+    status: int
+    reason: str
+    namespace: Namespace | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIdentity:
+    """The signed identity for Nova: the instance, its address and the signature of the instance id.
+
+    ``signatures`` has one entry for each shared secret, the new secret first. There are two while the secret is being
+    changed. Only the app at the end of the pipeline converts it to headers.
     """
 
     instance: Instance

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that an operator's own gunicorn (``gunicorn --paste``) reads HTTP as strictly as this package relies on.
+"""Checks that an operator's own gunicorn (``gunicorn --paste``) rejects malformed HTTP requests.
 
-The package's own programs set gunicorn so. Another gunicorn may have settings that accept malformed requests or let one
-header become another (``header_map = dangerous``). Then gunicorn and the proxy in front of it may read the same bytes
-as different requests, and an instance can send a request as another instance.
+The programs of this package configure gunicorn strictly. Another gunicorn may have settings that accept malformed
+requests or convert one header to another (``header_map = dangerous``). Then gunicorn and the proxy in front of it may
+read the same bytes as different requests, and an instance could send a request as another instance.
 
-gunicorn does not give its settings to an application, neither while it loads it nor in the environ. The bound method
-``start_response`` that it passes with each request belongs to its response object, which has them as ``cfg``. So
-``catch_errors`` checks them at the first request: if gunicorn is lenient, all requests are answered 503, and the log
-says why.
+gunicorn does not pass its settings to an application. But ``start_response`` is a bound method of gunicorn's response
+object, and this object has the settings as ``cfg``. So ``catch_errors`` checks them at the first request. If a setting
+is lenient, all requests get 503, and the log names the setting.
 """
 
 from __future__ import annotations
@@ -25,30 +24,30 @@ STRICT: dict[str, Any] = {
     'permit_unconventional_http_version': (False,),
     'proxy_protocol': ('off', False),
     'protocol': ('http',),
-    # An upgraded connection is read by another parser, which takes the first request's body for its preface.
+    # After an upgrade another parser reads the connection. It takes the body of the first request for its preface.
     'http2_cleartext': ('off', False),
 }
 """gunicorn's settings and their strict values, the recommended one first."""
 
 DEFAULT_FORWARDER_HEADERS = ('SCRIPT_NAME', 'PATH_INFO')
-"""Headers with an underscore that gunicorn accepts by default; this package reads neither."""
+"""Headers with an underscore that gunicorn accepts by default. This package does not read them."""
 
 
 def message(lenient: list[str]) -> str:
-    """The sentence for the log about these lenient settings, with the right values."""
+    """The log message about these lenient settings, with the strict values."""
     return (
-        f'gunicorn accepts malformed requests, by which one instance could send requests as another: its settings have '
+        f'gunicorn accepts malformed requests, so an instance could send requests as another one: its settings have '
         f'{", ".join(lenient)}; set the strict value or remove the setting'
     )
 
 
 def settings_of(start_response: object) -> Any:
-    """The settings of the gunicorn that passed this ``start_response``; None for any other server."""
+    """gunicorn's settings, from its ``start_response``; None for another server."""
     return getattr(getattr(start_response, '__self__', None), 'cfg', None)
 
 
 def lenient_settings(settings: Any) -> list[str]:
-    """The lenient ones of gunicorn's ``settings``, as ``name = value instead of strict value``; [] for None."""
+    """The lenient settings, each as ``name = value instead of strict value``. [] if ``settings`` is None."""
     if settings is None:
         return []
     found = [

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check, once at start, that each filter of a pipeline finds the environ keys that it reads.
+"""Checks, once at start, that an earlier filter writes each environ key that a filter of the pipeline reads.
 
-A filter (and the app at the end) declares what it reads in ``REQUIRES`` and what it writes in ``PROVIDES``, both
-frozensets of keys from :mod:`metadata_wsgi.pipeline.environ_keys`. A filter of somebody else that reads none of
-these keys needs neither, but its inner app must be an attribute ``app``, ``application`` or ``middleware_wraps``
-(webob), as in nearly all filters. A pipeline that cannot work is refused with one sentence that names the
-two filters; nothing is reordered or added.
+A filter (and the app at the end) declares the keys that it reads in ``REQUIRES`` and the keys that it writes in
+``PROVIDES``. Both are frozensets of keys from :mod:`metadata_wsgi.pipeline.environ_keys`. A filter of another package
+needs neither if it reads none of these keys. But its inner app must be an attribute ``app``, ``application`` or
+``middleware_wraps`` (webob), as in nearly all filters. If the order is wrong, the error message names the two filters.
+No filter is added or moved.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from metadata_wsgi.pipeline import environ_keys
 
 INNER_ATTRIBUTES = ('app', 'application', 'middleware_wraps')
 
-# The filter of the shipped paste file that writes each key, for the error message.
+# The filter of the default paste file that writes each key, for the error message.
 PROVIDED_BY = {
+    environ_keys.REQUEST_ID: 'request_id',
     environ_keys.DEADLINE: 'deadline',
     environ_keys.SOURCE: 'header_source',
     environ_keys.CLIENT_IS_PROXY: 'header_source',
@@ -28,7 +29,7 @@ PROVIDED_BY = {
 
 
 def chain(app: Any) -> list[Any]:
-    """The filters of a pipeline in the order of a request, and then the application at the end of the pipeline."""
+    """The filters of a pipeline in the order of a request, and at the end the app of the pipeline."""
     found = [app]
     while (inner := _inner(found[-1])) is not None:
         if any(inner is seen for seen in found):
@@ -38,7 +39,7 @@ def chain(app: Any) -> list[Any]:
 
 
 def check(app: Any) -> None:
-    """Raise ConfigError if a filter of the pipeline that starts at ``app`` reads a key that is not written before."""
+    """Raise ConfigError if a filter of the pipeline ``app`` reads a key that no earlier filter writes."""
     links = chain(app)
     end = links[-1]
     if not hasattr(end, 'REQUIRES'):
@@ -54,7 +55,7 @@ def check(app: Any) -> None:
 
 
 def name(link: Any) -> str:
-    """The name of a filter in messages: the name of its file for one of this package, else module and class."""
+    """The name of a filter in messages: for a filter of this package the name of its file, else module and class."""
     kind = link if hasattr(link, '__qualname__') else type(link)
     module, _, last = kind.__module__.rpartition('.')
     ours = module.partition('.')[0] == __name__.partition('.')[0]
@@ -67,8 +68,8 @@ def _error_message(link: Any, key: str, later: list[Any]) -> str:
         if key in getattr(other, 'PROVIDES', frozenset()):
             writer = name(other)
             return f'{reader} reads {key}, which {writer} writes only after it: put {writer} before {reader}'
-    writer = PROVIDED_BY.get(key, 'your own')
-    return f'{reader} reads {key}, which no filter before it writes: put one that does ({writer}) before it'
+    writer = PROVIDED_BY.get(key, 'that writes it')
+    return f'{reader} reads {key}, which no filter before it writes: put the filter {writer} before it'
 
 
 def _inner(link: Any) -> Any:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a request got in the pipeline, for filters that only observe (metrics, health, log).
+"""The last stage that a request reached in the pipeline, for filters that only observe (metrics, health, log).
 
-Filters write environ keys before they call the next filter. The keys that exist after the response show which filter
-made the response. The observed filters need no code for this.
+Filters write environ keys before they call the next filter. So after the response the existing keys show which filter
+made the response. The other filters need no code for this.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ UNIDENTIFIED, SOURCE, INSTANCE, UPSTREAM = 'unidentified', 'source', 'instance',
 def stage_reached(environ: WSGIEnvironment) -> str:
     """The last stage that the request reached.
 
-    UNIDENTIFIED: its source is unknown. SOURCE: its source is known, its instance is not. INSTANCE: the instance is
-    known, and a filter after ``instance`` made the response. UPSTREAM: it was signed, and the response is Nova's or
-    says that Nova is unavailable.
+    UNIDENTIFIED: the source is unknown. SOURCE: the source is known, the instance is unknown. INSTANCE: the instance is
+    known, and a filter after ``instance`` made the response. UPSTREAM: the request was signed, and the response is from
+    Nova or is a 503.
     """
     if environ_keys.SOURCE not in environ:
         return UNIDENTIFIED
@@ -34,9 +34,9 @@ def stage_reached(environ: WSGIEnvironment) -> str:
 
 
 def is_local_request(environ: WSGIEnvironment) -> bool:
-    """Whether the request was made on this host, on the agent's unix socket, and not by an instance.
+    """Whether a process on this host sent the request on the agent's unix socket, and not an instance.
 
-    An instance's request has a namespace (keeper's socket), or headers that a namespace proxy set.
+    A request of an instance has a namespace (on a socket of the keeper), or headers that a namespace proxy set.
     """
     if environ_keys.NAMESPACE in environ or environ.get('REMOTE_ADDR'):
         return False
@@ -44,7 +44,7 @@ def is_local_request(environ: WSGIEnvironment) -> bool:
 
 
 class StatusRecorder:
-    """A ``start_response`` that records the status: three digits, '' before the response starts."""
+    """A ``start_response`` that records the status: three digits, '' until the response starts."""
 
     def __init__(self, start_response: StartResponse) -> None:
         self.status = ''
@@ -53,7 +53,7 @@ class StatusRecorder:
     def __call__(
         self, status: str, headers: list[tuple[str, str]], exc_info: object = None, /
     ) -> Callable[[bytes], object]:
-        """Record the status and pass everything on."""
+        """Record the status and call the server's ``start_response``."""
         self.status = status[:3]
         if exc_info is None:
             return self._start_response(status, headers)

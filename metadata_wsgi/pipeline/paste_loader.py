@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load a pipeline of the paste file; refuse one that cannot work.
+"""Loads a pipeline from the paste file. A pipeline that cannot work is an error.
 
-The paste file lists the filters that a request passes, in order. An error in it (a filter that does not exist, an
-option that a filter does not have, an order that cannot work) stops the start with one sentence.
+The paste file lists the filters in the order in which a request passes them. If it has an error (an unknown filter, an
+unknown option of a filter, a wrong order), the program does not start and prints one sentence.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def default_paste_file() -> str:
 
 
 def load(path: str, name: str = 'agent', global_conf: Mapping[str, str] | None = None) -> Any:
-    """The WSGI application ``name`` of the paste file at ``path``, after a check of its order. Raises ConfigError.
+    """Load the WSGI application ``name`` of the paste file at ``path`` and check its order. Raises ConfigError.
 
-    ``global_conf`` is added to ``[DEFAULT]`` of the file. A key with different values in both is refused, because
-    paste would use the value of the file without a message.
+    ``global_conf`` is added to ``[DEFAULT]`` of the file. If both have a key with different values, this is an error,
+    because paste would silently use the value of the file.
     """
     path = os.path.abspath(path)
     if not os.path.isfile(path):
@@ -78,12 +78,12 @@ def _describe_paste_error(error: Exception) -> str:
     """One sentence for an exception of paste, with the closest valid name if there is one."""
     text = ' '.join(str(error).split())
     if option := re.search(r"got an unexpected keyword argument '([^']+)'", text):
-        return f'{option[1]} is no option of this filter in the paste file; values belong in the configuration files'
+        return f'{option[1]} is not an option of this filter in the paste file; write it to the configuration file'
     if missing := re.search(r"Entry point '([^']+)' not found in egg '?([^' ]+)", text):
         names = sorted({ep.name for kind in ('filter', 'app') for ep in entry_points(group=f'paste.{kind}_factory')})
         close = difflib.get_close_matches(missing[1], names, n=1) or [f'one of {", ".join(names)}']
         return f'there is no filter {missing[1]} in {missing[2]}; did you mean {close[0]}?'
     if section := re.search(r"No section '?([^' ]+)'? \(prefixed by", text):
         name = section[1]
-        return f'there is no section for {name}: write [filter:{name}] with a use line, or take it out of the pipeline'
+        return f'there is no section for {name}: write [filter:{name}] with a use line, or remove it from the pipeline'
     return text or type(error).__name__

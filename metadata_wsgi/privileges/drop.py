@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Give up user, capabilities and system calls. Nothing of it can be undone in this process.
+"""Drops the privileges of a worker: user, capabilities and system calls. The process cannot undo this.
 
 Facts: capabilities, no_new_privs and a seccomp filter belong to a thread. A worker has one thread when it calls
-``drop``; threads made later inherit from it. The kernel resets ``dumpable`` whenever the user changes, so it is set
-after that. Emptying the bounding set needs CAP_SETPCAP, so it comes before the user changes.
+``drop``; later threads inherit from it. The kernel resets ``dumpable`` when the user changes, so ``dumpable`` is set
+after the change of the user. To empty the bounding set, CAP_SETPCAP is needed, so this is done before the change of the
+user.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def drop(identity: Identity | None) -> None:
-    """Give up all privileges and, unless it is None, switch to ``identity``. MetadataError if the kernel refuses."""
+    """Drop all privileges. If ``identity`` is not None, switch to it. Raises MetadataError if the kernel refuses."""
     try:
         _empty_bounding_set()
         if identity is not None:
@@ -38,16 +39,16 @@ def drop(identity: Identity | None) -> None:
         _clear_capabilities()
         _prctl(_CAP_AMBIENT, _AMBIENT_CLEAR_ALL)
         _prctl(_SET_NO_NEW_PRIVS, 1)
-        # No core file, and no debugger of the same user, may read this memory.
+        # Neither a core file nor a debugger of the same user may read the memory of this process.
         _prctl(_SET_DUMPABLE, 0)
         no_core_files()
         _install_seccomp_filter()
     except OSError as error:
-        raise MetadataError(f'a worker cannot give up its privileges, and does not serve: {error}') from error
+        raise MetadataError(f'a worker cannot drop its privileges, so it does not serve: {error}') from error
 
 
 def no_core_files() -> None:
-    """Disable core files: they would contain the secrets."""
+    """Disable core files, because they would contain the secrets."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -62,8 +63,8 @@ def _empty_bounding_set() -> None:
         try:
             _prctl(_CAPBSET_DROP, capability)
         except OSError as error:
-            # EPERM: not root; no_new_privs then keeps the process from ever gaining what is in the set.
-            # EINVAL: the previous capability was the last one that this kernel knows.
+            # EPERM: not root. Then no_new_privs prevents that the process ever gets a capability of the set.
+            # EINVAL: the previous capability was the last one of this kernel.
             if error.errno not in (errno.EPERM, errno.EINVAL):
                 raise
             return
@@ -73,7 +74,7 @@ def _clear_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     held = (ctypes.c_uint32 * 6)()
     _check(_LIBC.capget(header, held))
-    # Without capabilities capset is not needed, and the seccomp filter of a systemd unit may refuse it.
+    # Without capabilities capset is not needed. The seccomp filter of a systemd unit may forbid capset.
     if any(held):
         _check(_LIBC.capset(header, (ctypes.c_uint32 * 6)()))
 
@@ -81,7 +82,7 @@ def _clear_capabilities() -> None:
 def _install_seccomp_filter() -> None:
     machine = os.uname().machine
     if machine not in seccomp.AUDIT_ARCH:
-        LOG.warning('System calls are not filtered: their numbers on %s are not known here', machine)
+        LOG.warning('System calls are not filtered: the filter does not support the architecture %s', machine)
         return
     instructions = seccomp.bpf_program(machine)
 

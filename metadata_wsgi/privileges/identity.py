@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The user and group that workers run as.
+"""The user and group of the workers.
 
-``metadata_user`` and ``metadata_group`` are the agent's options; the namespace proxy has two of its own. By default,
-if root started the program, workers run as the user ``metadata-wsgi`` (``useradd --system metadata-wsgi``), or as
-``nobody`` if there is no such user: that protects the host, but other programs run as nobody too. A program that
-another user started keeps its user.
+The agent's options are ``metadata_user`` and ``metadata_group``; the namespace proxy has two other options. If root
+starts the program, the default user is ``metadata-wsgi`` (``useradd --system metadata-wsgi``), or ``nobody`` if there
+is no such user. ``nobody`` protects the host, but other programs run as nobody too. If another user starts the
+program, the workers keep that user.
 
-Files that a worker opens later must be readable for that user: the certificate authorities, and the ``static``
-inventory if changes of it are to be noticed. Configuration files, keys and secrets are read before.
+The workers' user must be able to read the CA certificates and, for changes of it, the inventory of the lookup
+``static``. Configuration files, keys and secrets are read before the change of the user.
 """
 
 from __future__ import annotations
@@ -18,28 +18,14 @@ import pwd
 import stat
 from dataclasses import dataclass, replace
 
-from oslo_config import cfg
-
 from metadata_wsgi.errors import ConfigError
-
-OPTS = [
-    cfg.StrOpt(
-        'metadata_user',
-        default='',
-        help='User that the workers of the agent run as, a name or uid, if root starts it. '
-        'By default metadata-wsgi, or nobody if there is no such user.',
-    ),
-    cfg.StrOpt(
-        'metadata_group', default='', help="Group of the agent's workers, a name or gid. By default that user's own."
-    ),
-]
 
 DEFAULT_USERS = ('metadata-wsgi', 'nobody')
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Numbers for the kernel, a name for the log. ``groups`` are the supplementary groups."""
+    """A user and group: numbers for the kernel, a name for the log. ``groups`` are the supplementary groups."""
 
     uid: int
     gid: int
@@ -48,7 +34,7 @@ class Identity:
 
 
 def default_identity() -> Identity:
-    """The user and group of workers if no option names one."""
+    """The user and group of the workers if no option is set."""
     for name in DEFAULT_USERS:
         try:
             found = pwd.getpwnam(name)
@@ -59,9 +45,10 @@ def default_identity() -> Identity:
 
 
 def resolve(user: str, group: str, *, options: tuple[str, str] = ('metadata_user', 'metadata_group')) -> Identity:
-    """The identity of ``user`` and ``group``, each a name, a number or '' (the default user; the user's own group).
+    """The identity of ``user`` and ``group``, each a name or a number.
 
-    Raises ConfigError if there is no such user or group; the text names the option, one of ``options``.
+    If ``user`` is '', it is the default user. If ``group`` is '', it is the user's primary group. Raises ConfigError if
+    there is no such user or group. The text names the option, one of ``options``.
     """
     found = default_identity()
     if user:
@@ -85,10 +72,11 @@ def resolve(user: str, group: str, *, options: tuple[str, str] = ('metadata_user
 def resolve_workers(
     user: str, group: str, *, options: tuple[str, str] = ('metadata_user', 'metadata_group')
 ) -> Identity | None:
-    """The identity that the workers of this process switch to; None if they keep theirs: root did not start it.
+    """The identity to which the workers of this process switch; None if they keep their user.
 
-    Also None for the default identity in a user namespace that does not map its number: root of that namespace is an
-    ordinary user of the host. Raises ConfigError, also if the configured user is root.
+    They keep it if root did not start this process. They also keep it in a user namespace that does not map the default
+    user: root of such a namespace is an ordinary user of the host. Raises ConfigError, for example if the configured
+    user is root.
     """
     wanted = resolve(user, group, options=options)
     if os.geteuid() != 0:
@@ -105,12 +93,12 @@ def resolve_workers(
 
 
 def can_traverse(identity: Identity, directory: str) -> bool:
-    """Whether the mode bits let ``identity`` search ``directory`` and all directories above it."""
+    """Whether the mode bits allow ``identity`` to search ``directory`` and all directories above it."""
     while True:
         try:
             found = os.stat(directory)
         except OSError:
-            return True  # made later, by us, with mode 0755
+            return True  # the directory does not exist; this package will create it with mode 0755
         if found.st_uid == identity.uid:
             bit = stat.S_IXUSR
         elif found.st_gid in (identity.gid, *identity.groups):

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The identity of a namespace proxy's workers if no option names one: a user that may connect to the agent.
+"""The identity of a namespace proxy's workers if no option sets it: a user that may connect to the agent.
 
-An L3 agent of Grizzly passes no user to a namespace proxy, and may start it before or after the metadata agent. Only
-the socket shows the agent's options (``metadata_proxy_user``, ``metadata_proxy_group``,
-``metadata_proxy_socket_mode``). Until an agent listens on it, workers run as the default user; from then on as an
-identity that may connect, also after the agent was restarted with other options. While the agent is stopped the
-identity does not change.
+An L3 agent of Grizzly passes no user to a namespace proxy. It may start the proxy before or after the metadata agent.
+Only the agent's socket shows the agent's options (``metadata_proxy_user``, ``metadata_proxy_group``,
+``metadata_proxy_socket_mode``). Until an agent listens on the socket, workers run as the default user. Then they run as
+an identity that may connect. If the agent is restarted with other options, the identity changes. While the agent is
+stopped the identity does not change.
 
 ==========================  =============================================================================
 users that may connect      identity of the workers
@@ -16,10 +16,10 @@ the owner                   the owner
 only root                   the default user, which cannot connect: clients get 503
 ==========================  =============================================================================
 
-Workers parse client data, so they never run as root, not even without capabilities: uid 0 may write what belongs to
-root. Where an identity cannot reach the socket (only root may connect, or a directory above may not be searched) the
-log has an error that tells what to change. A socket on which no process listens is ignored: between bind and chown it
-belongs to root, and so may a stale one.
+Workers parse client data, so they never run as root, not even without capabilities: uid 0 may write to root's files. If
+the identity cannot reach the socket (only root may connect, or it may not search a directory above), an error in the
+log says what to change. A socket on which no process listens is ignored, because its owner may be wrong: it may be
+stale, or between bind() and chown().
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ LOG = logging.getLogger(__name__)
 
 
 class IdentityFromSocket:
-    """Returns the identity for workers that are started now; cheap to call often: it caches by the stat result.
+    """Returns the identity for new workers. A call is fast: the identity is cached until the socket file changes.
 
-    ``default`` is the identity before an agent listened on ``path``, and if every user may connect.
+    ``default`` is the identity until an agent listens on ``path``, and if every user may connect.
     """
 
     def __init__(self, path: str, default: Identity) -> None:
@@ -53,19 +53,22 @@ class IdentityFromSocket:
         self._last_stat: tuple[int, ...] = ()
 
     def __call__(self) -> Identity:
-        """The identity for workers that are started now."""
+        """The identity for new workers."""
         found = self._stat()
         if found is None:
             return self._current
         changed = (found.st_dev, found.st_ino, found.st_ctime_ns)
-        # One connection for each new socket only: the agent accepts each of them.
+        # _is_live connects, and the agent must accept that. So it is called only if the socket file has changed.
         if changed != self._last_stat and stat.S_ISSOCK(found.st_mode) and _is_live(self._path):
             self._last_stat = changed
             self._current = self._required_identity(found)
         return self._current
 
     def _stat(self) -> os.stat_result | None:
-        """None if there is no such file. Symbolic links are not followed: the target may have a group like docker."""
+        """The stat result of the socket; None if it does not exist.
+
+        Symbolic links are not followed, because the target may have a privileged group, for example docker.
+        """
         directory, name = os.path.split(self._path)
         try:
             dir_fd = safe_files.open_directory(directory)
@@ -84,15 +87,15 @@ class IdentityFromSocket:
         directory = os.path.dirname(self._path)
         if wanted is None:
             LOG.error(
-                'Clients will be answered 503: only root may connect to %s, and this program never serves as root; '
-                'set metadata_proxy_user or metadata_proxy_group of the agent to another',
+                'Clients will get 503: only root may connect to %s, and this program never serves as root; '
+                'set metadata_proxy_user or metadata_proxy_group of the agent to another user or group',
                 self._path,
             )
             return self._default
         if not identity.can_traverse(wanted, directory):
             LOG.error(
-                'Clients will be answered 503: %s may not enter %s, where the socket of the agent is; '
-                'open it to pass through (chmod o+x) or name a user that may, in metadata_proxy_user of the agent',
+                "Clients will get 503: the user %s may not enter %s, the directory of the agent's socket; "
+                'allow it (chmod o+x), or set metadata_proxy_user of the agent to a user that may',
                 wanted.name,
                 directory,
             )
@@ -100,7 +103,7 @@ class IdentityFromSocket:
 
 
 def _who_may_connect(found: os.stat_result, default: Identity) -> Identity | None:
-    """None: only root."""
+    """An identity that may connect to the socket; None if only root may connect."""
     if found.st_mode & stat.S_IWOTH:
         return default
     if found.st_mode & stat.S_IWGRP and found.st_gid:
@@ -118,5 +121,5 @@ def _is_live(path: str) -> bool:
     """Whether a process listens on the socket."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
-        # EAGAIN: it listens, and its accept queue is full.
+        # EAGAIN: a process listens, and its accept queue is full.
         return probe.connect_ex(path) in (0, errno.EAGAIN)

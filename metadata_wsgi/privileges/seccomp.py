@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The system call filter of the workers, as a BPF program for seccomp(2). Pure.
+"""The system call filter of the workers, as a BPF program for seccomp(2).
 
-A deny list, not an allow list: a new version of Python or of a library may use another harmless call, and a worker
-must not fail because of it. Denied calls fail with EPERM, like an ordinary error:
+It is a deny list and not an allow list: a new version of Python or of a library may use another harmless call, and a
+worker must not fail because of it. Denied calls fail with EPERM. These are denied:
 
-- starting another program, entering or making a namespace, mounting, and files by handle;
+- starting another program, entering or creating a namespace, mounting, and opening files by handle;
 - access to another process: ptrace, its memory, its descriptors;
 - rarely used parts of the kernel, where privilege escalations were found: bpf, io_uring, userfaultfd, performance
   counters, keys, modules, and socket families that this package does not use.
 
-Facts: the same number is another call on another architecture, so calls of other architectures are all denied, and
-with them x32 (x86-64 numbers from 0x40000000 on). ``clone3`` has its flags in memory, which a filter cannot read; it
-fails with ENOSYS, and then the C library uses ``clone``, whose flags are in a register.
+Facts:
+
+- On another architecture the same number is another call. So all calls of other architectures are denied, x32 included
+  (x86-64 numbers from 0x40000000 on).
+- The flags of ``clone3`` are in memory, which a filter cannot read. So ``clone3`` fails with ENOSYS. Then the C library
+  uses ``clone``, which has its flags in a register.
 """
 
 from __future__ import annotations
@@ -27,14 +30,14 @@ _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 
 X86_64, AARCH64 = 'x86_64', 'aarch64'
 AUDIT_ARCH = {X86_64: 0xC000003E, AARCH64: 0xC00000B7}
-"""AUDIT_ARCH_* of the architectures whose call numbers are listed here, by the machine name of uname(2)."""
+"""AUDIT_ARCH_* of the supported architectures, by the machine name of uname(2)."""
 _COLUMN = {X86_64: 0, AARCH64: 1}
 _X32 = 0x40000000
 
 CLONE_NEW = 0x7E020080
-"""Every CLONE_NEW* flag, CLONE_NEWTIME among them."""
+"""All CLONE_NEW* flags, also CLONE_NEWTIME."""
 ALLOWED_SOCKET_FAMILIES = (1, 2, 10, 16)
-"""AF_UNIX, AF_INET, AF_INET6, and AF_NETLINK, which getaddrinfo of the C library uses to list the addresses."""
+"""AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK. getaddrinfo of the C library lists addresses with AF_NETLINK."""
 
 _CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
 SECCOMP_SYSCALL = (317, 277)
@@ -90,5 +93,5 @@ def bpf_program(machine: str) -> bytes:
 
 
 def _instruction(code: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    """One struct sock_filter; a jump skips that many instructions."""
+    """One struct sock_filter. ``if_true`` and ``if_false``: number of instructions that a jump skips."""
     return struct.pack('=HBBI', code, if_true, if_false, operand)

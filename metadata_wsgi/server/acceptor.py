@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accepts connections on the listeners and runs the handler of each in a greenlet of a bounded pool.
+"""Accepts connections on the listeners, and runs the handler of each connection in a greenlet of a bounded pool.
 
 Differences to gevent's ``StreamServer``, which makes a new greenlet for each connection:
 
-- A greenlet that has finished waits for the next connection (up to ``limits.MAX_IDLE_GREENLETS`` of them). CPython
-  gets the stack of a new greenlet from the kernel and returns it at its end.
-- The handler of a connection starts inside the event loop's I/O callback, before the next connection is accepted,
-  instead of one loop iteration later. Until its first wait it must not block.
-- When the pool is full and a new connection waits, its listener is paused and ``on_full`` is called (to end a
-  connection that is idle). Paused listeners are resumed in turn, one connection each.
+- A finished greenlet waits for the next connection (at most ``limits.MAX_IDLE_GREENLETS`` of them). A new greenlet
+  would be slower, because CPython gets its stack from the kernel.
+- The handler of a connection starts inside the event loop's I/O callback, before the next connection is accepted, and
+  not in the next iteration of the loop. The handler must not block before its first wait.
+- If the pool is full and a new connection waits, its listener is paused and ``on_full`` is called, which closes an idle
+  connection. Paused listeners are resumed in turn, one connection each.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ LOG = logging.getLogger(__name__)
 TRANSIENT_ACCEPT_ERRORS = frozenset({errno.ECONNABORTED, errno.EPROTO, errno.EINTR})
 
 Handler = Callable[[_socket.socket, Any], None]
-"""Handles one connection until its end; gets the accepted socket and the client's address."""
+"""Handles one connection until its end. The arguments are the accepted socket and the client's address."""
 
 
 class GreenletPool:
-    """At most ``limit`` greenlets, each with one connection. Its length is the number of connections in progress."""
+    """At most ``limit`` greenlets, each with one connection. ``len()`` is the number of connections in progress."""
 
     def __init__(self, limit: int, on_full: Callable[[], None] = lambda: None) -> None:
         self._limit = limit
@@ -51,7 +51,7 @@ class GreenletPool:
 
     @property
     def is_full(self) -> bool:
-        """Whether no further connection can be handled."""
+        """Whether all greenlets are in use, so that no further connection can be handled."""
         return self._busy >= self._limit
 
     @property
@@ -60,14 +60,14 @@ class GreenletPool:
         return bool(self._paused_acceptors)
 
     def resume_when_free(self, acceptor: Acceptor) -> None:
-        """Resume this paused ``acceptor`` when a greenlet is free; paused acceptors are resumed in order."""
+        """Resume the paused ``acceptor`` when a greenlet is free. Paused acceptors are resumed in order."""
         self._paused_acceptors.append(acceptor)
         self._on_full()
 
     def spawn(self, handler: Handler, sock: _socket.socket, address: Any) -> None:
         """Run ``handler`` until its first wait. Called in the event loop."""
-        worker = self._idle.pop() if self._idle else greenlet(self._run, get_hub())
-        worker.switch(handler, sock, address)
+        runner = self._idle.pop() if self._idle else greenlet(self._run, get_hub())
+        runner.switch(handler, sock, address)
 
     def _run(self, *job: Any) -> None:
         while True:
@@ -82,7 +82,7 @@ class GreenletPool:
                 self._busy -= 1
                 if self._paused_acceptors:
                     get_hub().loop.run_callback(self._resume_paused)
-            # A local variable would keep its object alive until the next connection.
+            # Without this the local variables would keep their objects alive until the next connection.
             del handler, sock, address, job
             if len(self._idle) >= limits.MAX_IDLE_GREENLETS:
                 return
@@ -95,7 +95,7 @@ class GreenletPool:
                 raise
 
     def _resume_paused(self) -> None:
-        # One connection of each listener: if all were resumed at the same time, one of them could get every greenlet.
+        # One connection of each listener. If a listener could accept more, it could get all free greenlets.
         for _ in range(len(self._paused_acceptors)):
             if self.is_full:
                 return
@@ -103,11 +103,11 @@ class GreenletPool:
 
 
 class Acceptor:
-    """One listener. From ``start`` to ``close`` its connections are accepted and handled in ``pool``."""
+    """Accepts the connections of one listener, from ``start`` to ``close``. They are handled in ``pool``."""
 
     def __init__(self, listener: Any, pool: GreenletPool, handler: Handler) -> None:
         listener.setblocking(False)
-        # A gevent socket contains the plain one.
+        # A gevent socket contains the plain socket.
         self._listener: _socket.socket = getattr(listener, '_sock', listener)
         self._owner = listener
         self._pool = pool
@@ -117,12 +117,12 @@ class Acceptor:
         self._error_log = Throttle(limits.LOG_INTERVAL_S)
 
     def start(self) -> None:
-        """Accept the connections in the backlog and all that follow."""
+        """Accept the connections in the backlog and all later ones."""
         if not self._is_closed:
             self._watcher.start(self._accept_batch)
 
     def resume(self) -> None:
-        """Start again after a pause, with one connection in the first batch. Called in the event loop."""
+        """Start again after a pause. The first batch is one connection. Called in the event loop."""
         self.start()
         self._accept_batch(1)
 
@@ -143,7 +143,7 @@ class Acceptor:
             if self._is_closed or self._pool.is_full:
                 return
             try:
-                # The private method returns a descriptor; accept() would wrap it in a second socket object.
+                # The private method returns a descriptor. accept() would also create a socket object of Python.
                 descriptor, address = self._listener._accept()  # type: ignore[attr-defined]
             except BlockingIOError:
                 return
@@ -156,12 +156,12 @@ class Acceptor:
             self._pool.spawn(self._handler, sock, address)
 
     def _back_off(self, error: OSError) -> None:
-        """Pause after an error that lasts (EMFILE, ENOMEM): the listener stays readable and the loop would spin."""
+        """Pause after a lasting error (EMFILE, ENOMEM): the listener stays readable, and the event loop would spin."""
         self._watcher.stop()
         gevent.spawn(self._restart_later, error)
 
     def _restart_later(self, error: OSError) -> None:
-        # In a greenlet, because a log handler may block and the event loop must not.
+        # In a greenlet, because a log handler may block, and the event loop must not block.
         if self._error_log.allow():
             LOG.error('Connections cannot be accepted now: %s', error)
         gevent.sleep(limits.ACCEPT_ERROR_BACKOFF_S)

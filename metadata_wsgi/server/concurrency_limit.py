@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits how many requests of one client the pipeline processes at a time.
 
-Further requests of the same client wait for a slot, first come, first served. Requests of other clients do not wait
-for them, so one client cannot occupy Nova alone.
+Further requests of the same client wait for a slot, in the order of their arrival. Requests of other clients do not
+wait for them, so a single client cannot use all of Nova's capacity.
 
-gevent's ``Semaphore`` is not used because it is not fair: ``acquire`` takes a free slot although others wait for it, so
-a connection that pipelines requests would always be faster than the waiting ones.
+gevent's ``Semaphore`` is not used because it is not fair: ``acquire`` takes a free slot even if others wait for one. A
+connection that pipelines requests would always get the slot before the waiting connections.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Slots:
 
 
 class PerClientConcurrency:
-    """At most ``limit`` requests of each client at a time; ``acquire`` before a request and ``release`` after it."""
+    """At most ``limit`` requests of each client at a time. Call ``acquire`` before a request, ``release`` after it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -34,7 +34,7 @@ class PerClientConcurrency:
         return len(self._slots)
 
     def acquire(self, client: Hashable, timeout_s: float) -> bool:
-        """Wait up to ``timeout_s`` for a slot; returns whether there was one."""
+        """Wait up to ``timeout_s`` for a slot. Returns whether the request got a slot."""
         slots = self._slots.get(client)
         if slots is None:
             slots = self._slots[client] = _Slots(self._limit)
@@ -56,7 +56,7 @@ class PerClientConcurrency:
         return got_slot.is_set()
 
     def release(self, client: Hashable) -> None:
-        """Give the slot to the request of the client that has waited longest."""
+        """Give the slot to the client's request that has waited longest, or free it."""
         slots = self._slots[client]
         if slots.waiting:
             slots.waiting.popleft().set()

@@ -2,23 +2,24 @@
 """Handles one connection: checks and limits it, then reads requests and sends responses until it ends.
 
 - A connection that was not made to the metadata address is closed (``net.original_dst``).
-- Connections per client are limited (``connection_limits``). While the server waits for a client, that client's
-  connection may be closed in favour of another one. When the worker is full, the keep-alive connection that has been
-  idle longest is closed, also that of a namespace proxy.
+- Connections per client are limited (``connection_limits``). If a client is at its limit, its connection that has been
+  idle longest is closed for a new one. If the worker is full, the keep-alive connection that has been idle longest is
+  closed, even if it is from a namespace proxy.
 - Timeouts (``limits``): HEADER_TIMEOUT_S for a header, BODY_TIMEOUT_S for a body, READ_WRITE_TIMEOUT_S for a pause
-  inside a response, KEEPALIVE_TIMEOUT_S between two requests. They apply to each connection; other clients are not
-  delayed. (Measured with Neutron's haproxy, whose connection limit is for the whole router: 1,100 half-sent requests of
-  one client delayed the others by 29 s.)
-- The pipeline processes at most MAX_CONCURRENT_PER_CLIENT requests of a client at a time (``concurrency_limit``). A
-  request that gets no slot within REQUEST_TIMEOUT_S is answered 503 with Retry-After. Waiting for a slot and for the
-  body is part of the request's time: the deadline counts from the complete header (``environ_keys.RECEIVED_AT_S``).
-- A client that pipelines requests gives way to other connections after REQUESTS_PER_YIELD of them, and inside a long
-  body after each recv().
-- A malformed request gets a constant error response (400, 414, 431, 501), then the connection is closed. It is also
-  closed after a request whose body the application did not read to its end: gunicorn would read on for as long as the
-  client sends. ``100 Continue`` is sent when the application first reads the body, so that a request that it refuses
-  without reading needs no body.
-- Log lines that a client can cause are throttled to one per LOG_INTERVAL_S for each kind; the others are DEBUG.
+  inside a response, KEEPALIVE_TIMEOUT_S between two requests. They apply to each connection, so a slow client does not
+  delay others. For comparison: Neutron's haproxy has one connection limit for the whole router, and 1,100 half-sent
+  requests of one client delayed the others by 29 s.
+- The pipeline processes at most MAX_CONCURRENT_PER_CLIENT requests of a client at a time (``concurrency_limit``). If a
+  request gets no slot within REQUEST_TIMEOUT_S, the response is 503 with Retry-After. The deadline of a request counts
+  from its complete header (``environ_keys.RECEIVED_AT_S``), so it includes the wait for a slot and for the body.
+- The time that a connection waited to be accepted is part of the time of its first request (``net.queue_wait``).
+- Other connections get their turn after REQUESTS_PER_YIELD pipelined requests on a connection, and inside a long body
+  after each recv().
+- A malformed request gets a constant error response (400, 414, 431, 501), and the connection is closed. The connection
+  is also closed if the application did not read the whole body: gunicorn would read on as long as the client sends.
+  ``100 Continue`` is sent when the application first reads the body. So if the application rejects a request without
+  reading the body, the client need not send the body.
+- Log lines that a client can cause are throttled: one per LOG_INTERVAL_S for each kind. The others are DEBUG.
 
 ``request_parser`` reads requests, ``response_writer`` writes responses.
 """
@@ -35,14 +36,16 @@ from typing import TYPE_CHECKING, Any
 import gevent
 from gunicorn.http import errors
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.http.raw_socket import RawSocket
 from metadata_wsgi.net import original_dst
 from metadata_wsgi.net.addresses import with_interface
-from metadata_wsgi.pipeline import environ_keys
+from metadata_wsgi.net.queue_wait import queue_wait_s
+from metadata_wsgi.pipeline import environ_keys, request_id
 from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 from metadata_wsgi.server.connection_limits import ConnectionLimits
 from metadata_wsgi.server.parse_errors import drain, send_error
+from metadata_wsgi.server.progress import Progress
 from metadata_wsgi.server.request_parser import Body, ParsedRequest, RequestStream
 from metadata_wsgi.server.response_writer import ClientConnectionError, ResponseWriter
 from metadata_wsgi.throttle import Throttle
@@ -54,16 +57,17 @@ LOG = logging.getLogger(__name__)
 
 
 DISCONNECT_ERRNOS = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF})
-"""The client closed the connection. Not logged: it is neither a fault of the server nor of its operator."""
+"""Errors because the client closed the connection. They are not logged, because they are no fault of the server."""
 
 
 class ConnectionHandler:
     """Serves ``application`` on connections.
 
-    ``settings`` are gunicorn's. With ``any_destination`` connections to other addresses than the metadata address are
-    served too. Once ``is_stopping()`` is true, a connection is closed after the request in progress. While
-    ``has_waiting_connections()`` is true, because the worker is full, the longest idle keep-alive connection is closed
-    when another one becomes idle.
+    ``settings`` are gunicorn's. With ``any_destination``, connections to other addresses than the metadata address are
+    served too. When ``is_stopping()`` returns True, a connection is closed after the request in progress. While the
+    worker is full, ``has_waiting_connections()`` returns True. Then, when a connection becomes idle, the connection
+    that has been idle longest is closed. ``progress`` gets the start and the end of each call of the application.
+    ``on_failure`` is called with the environ of each request that has FAILURE in it.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class ConnectionHandler:
         any_destination: bool,
         is_stopping: Callable[[], bool],
         has_waiting_connections: Callable[[], bool] = lambda: False,
+        progress: Progress | None = None,
+        on_failure: Callable[[WSGIEnvironment], object] = lambda environ: None,
     ) -> None:
         self._application = application
         self._settings = settings
@@ -82,18 +88,20 @@ class ConnectionHandler:
         self._any_destination = any_destination
         self._is_stopping = is_stopping
         self._has_waiting_connections = has_waiting_connections
+        self._progress = progress or Progress()
+        self._on_failure = on_failure
         self._concurrency = PerClientConcurrency(limits.MAX_CONCURRENT_PER_CLIENT)
-        # Keep-alive connections between two requests, the one that has been idle longest first.
+        # Keep-alive connections between two requests. The first one has been idle longest.
         self._idle: dict[RawSocket, None] = {}
         self._wrong_destination_log = Throttle(limits.LOG_INTERVAL_S)
         self._malformed_log = Throttle(limits.LOG_INTERVAL_S)
         self._connection_error_log = Throttle(limits.LOG_INTERVAL_S)
         self._application_error_log = Throttle(limits.LOG_INTERVAL_S)
-        # Without these settings the parser does not look at the peer's address, and need not get it.
+        # Without these settings the parser does not use the peer's address.
         self._peer_may_set_headers = bool(settings.secure_scheme_headers or settings.forwarder_headers)
 
     def close_idle(self) -> None:
-        """Close the idle keep-alive connections. A request that has arrived already gets its response."""
+        """Close the idle keep-alive connections. A request that has already arrived gets its response."""
         while self._idle:
             self.close_longest_idle()
 
@@ -111,17 +119,18 @@ class ConnectionHandler:
     def handle(self, sock: _socket.socket, address: Any, namespace_id: Hashable, environ: WSGIEnvironment) -> None:
         """Handle one connection until its end.
 
-        ``address`` is the peer's, as accept() returns it. ``environ`` has the keys that all requests of the listener
-        have in common.
+        ``address`` is the peer's address, in the form of accept(). ``environ`` has the keys that are the same for all
+        requests of the listener.
         """
-        # The peer on a unix socket is a namespace proxy: it has no address, and many clients behind it.
+        # The peer on a unix socket is a namespace proxy. It has no address, and it sends requests of many clients.
         client = address[0] if isinstance(address, tuple) else ''
         if client and not self._is_redirected(sock, client):
             sock.close()
             return
         groups = self._limits.admit(namespace_id, _with_zone(address)) if client else ()
         if groups is None:
-            LOG.debug('%s is at its connection limit; its new connection was closed', client)
+            instruments.REFUSED.add('connection_limit')
+            LOG.debug('%s has reached its connection limit; its new connection was closed', client)
             sock.close()
             return
         address_text = with_interface(sock.fileno(), address) if client else ''
@@ -157,6 +166,7 @@ class ConnectionHandler:
         except OSError as error:
             LOG.debug('The client closed the connection before it was handled: %s', error)
             return False
+        instruments.REFUSED.add('destination')
         if self._wrong_destination_log.allow():
             LOG.warning(
                 'Refused a connection of %s that was not made to the metadata address: are the rules of this router '
@@ -174,14 +184,19 @@ class ConnectionHandler:
     ) -> None:
         served = 0
         while True:
+            # The next log line is about no request, or about one without an id yet.
+            request_id.CURRENT.set('')
             try:
                 request = self._next_request(requests, connection, is_first=not served)
             except errors.ParseException as error:
                 self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
+                reason = f'a request that cannot be parsed ({type(error).__name__})'
+                self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(400, reason)})
                 return
             if request is None:
                 return
-            request_environ = {**environ, **request.fields, environ_keys.RECEIVED_AT_S: time.monotonic()}
+            received_at_s = time.monotonic() - (0.0 if served else _waited_s(connection))
+            request_environ = {**environ, **request.fields, environ_keys.RECEIVED_AT_S: received_at_s}
             if not self._with_concurrency_slot(request, connection, client_key, request_environ):
                 return
             if self._is_stopping():
@@ -191,13 +206,14 @@ class ConnectionHandler:
                 gevent.sleep(0)
 
     def _refuse_malformed(self, connection: RawSocket, client: str, error: Exception) -> None:
+        instruments.REFUSED.add('malformed')
         level = logging.INFO if self._malformed_log.allow() else logging.DEBUG
-        # repr and a bound: the text of gunicorn's exceptions may contain bytes of the client.
+        # repr() and a limit, because the text of gunicorn's exceptions may contain bytes from the client.
         LOG.log(level, 'Refused a malformed request of %s: %.300r', client or 'a namespace proxy', error)
         send_error(connection, error)
 
     def _next_request(self, requests: RequestStream, connection: RawSocket, *, is_first: bool) -> ParsedRequest | None:
-        """Read the next request's header; None at the end of the connection. TimeoutError if it does not arrive."""
+        """Read the header of the next request. None at the end of the connection; TimeoutError if it is late."""
         try:
             if is_first:
                 connection.settimeout(limits.READ_WRITE_TIMEOUT_S)
@@ -225,14 +241,17 @@ class ConnectionHandler:
         client_key: tuple[Hashable, ...],
         environ: WSGIEnvironment,
     ) -> bool:
-        """Wait for a slot of the client, then respond; returns whether the connection may serve another request.
+        """Wait for a slot of the client, then respond. Returns whether the connection may serve another request.
 
         ``client_key`` is empty for a namespace proxy, whose requests are not limited.
         """
         if not client_key:
             return self._respond(request, connection, environ)
         if not self._concurrency.acquire(client_key[0], limits.REQUEST_TIMEOUT_S):
-            LOG.debug('%s is at its limit of concurrent requests; one was answered 503', environ['REMOTE_ADDR'])
+            instruments.REFUSED.add('concurrency')
+            LOG.debug('%s has reached its limit of concurrent requests; a request got 503', environ['REMOTE_ADDR'])
+            reason = 'its other requests took all of its concurrency slots'
+            self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(503, reason)})
             self._respond_unavailable(request, connection)
             return False
         try:
@@ -253,20 +272,26 @@ class ConnectionHandler:
         drain(connection)
 
     def _respond(self, request: ParsedRequest, connection: RawSocket, environ: WSGIEnvironment) -> bool:
-        """Call the application and send its response; returns whether the connection may serve another request."""
+        """Call the application and send its response. Returns whether the connection may serve another request."""
         response = ResponseWriter(request, connection)
         if request.expects_body:
             environ['wsgi.input'] = self._body(request, connection, response, environ[environ_keys.RECEIVED_AT_S])
         if self._is_stopping():
             response.force_close()
         try:
-            body = self._application(environ, response.start_response)
+            self._progress.start(environ)
+            try:
+                body = self._application(environ, response.start_response)
+            finally:
+                self._progress.end(environ)
             try:
                 for piece in body:
                     response.write(piece)
                     self._limits.mark_active(connection)
                 response.close()
             finally:
+                if environ_keys.FAILURE in environ:
+                    self._on_failure(environ)
                 if hasattr(body, 'close'):
                     body.close()
         except ClientConnectionError:
@@ -280,6 +305,8 @@ class ConnectionHandler:
             # The closed connection shows the client that the response is incomplete.
             level = logging.ERROR if self._application_error_log.allow() else logging.DEBUG
             LOG.log(level, 'The response was cut off', exc_info=True)
+            environ[environ_keys.FAILURE] = environ_keys.Failure(0, 'the response was cut off: see the log')
+            self._on_failure(environ)
             return False
         if request.has_unread_body:
             drain(connection)
@@ -301,7 +328,12 @@ class ConnectionHandler:
         )
 
 
+def _waited_s(connection: RawSocket) -> float:
+    """Seconds that the first request of a connection waited to be read, as far as its deadline includes them."""
+    return min(queue_wait_s(connection), limits.REQUEST_TIMEOUT_S - limits.MIN_TIME_AFTER_QUEUE_S)
+
+
 def _with_zone(address: tuple[Any, ...]) -> str:
-    """The client's address as text; with its zone if it is an IPv6 link-local one, which is unique on its link only."""
+    """The client's address as text. An IPv6 link-local address has its zone, because it is unique on its link only."""
     scope_id = address[3] if len(address) == 4 else 0
     return f'{address[0]}%{scope_id}' if scope_id else str(address[0])

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits how many connections of a worker one client may hold, so that no client can starve the others.
+"""Limits the connections of each client in a worker, so that no client can prevent the service of others.
 
-There are three limits. Addresses are counted for each namespace, because two tenants may use the same ones:
+There are three limits. Addresses are counted for each namespace, because two tenants may use the same addresses:
 
-- an address holds at most ``per_address`` connections;
-- the global addresses of one IPv6 /64, all of which one client can use, hold at most twice as many. Link-local
-  addresses are counted one by one: all instances of all networks are in fe80::/64;
-- all clients together hold at most ``total``.
+- an address has at most ``per_address`` connections;
+- the global addresses of one IPv6 /64 together have at most twice as many, because one client can use all of them.
+  Link-local addresses are counted one by one, because all instances of all networks are in fe80::/64;
+- all clients together have at most ``total``.
 
-At a limit the connection that has been idle longest is closed to admit the new one: of the same address, of the same
-/64, or (at ``total``) of the namespace with the most idle connections. Idle means that the server waits for the client
-to send or to receive. A request normally arrives within milliseconds of its connection, so half-sent and keep-alive
-connections are the ones that are closed. If no connection is idle, because a request is in progress on each, a new one
-is refused at the first two limits; at ``total`` it is admitted and waits for a greenlet.
+If a limit is reached, an idle connection is closed for the new one: the connection that has been idle longest, of the
+same address, of the same /64, or (for ``total``) of the namespace with the most idle connections. Idle means that the
+server waits until the client sends or receives. A request normally arrives within milliseconds after its connection. So
+mostly half-sent requests and keep-alive connections are closed.
+
+If no connection is idle, a new connection is refused at the first two limits. At ``total`` it is accepted and waits for
+a greenlet.
 """
 
 from __future__ import annotations
@@ -24,16 +26,18 @@ from collections import Counter
 from collections.abc import Hashable
 from typing import Protocol
 
+from metadata_wsgi import instruments
+
 
 class Closable(Protocol):
-    """A connection; ``shutdown`` wakes the greenlet that waits for it."""
+    """A connection. ``shutdown`` wakes the greenlet that waits for it."""
 
     def shutdown(self, how: int, /) -> object:
         """Shut down both directions (``how`` = 2)."""
 
 
 class ConnectionLimits:
-    """The connections of one worker. Its length is their number."""
+    """The connections of one worker. ``len()`` is their number."""
 
     def __init__(self, *, per_address: int, total: int) -> None:
         self._per_address = per_address
@@ -46,10 +50,10 @@ class ConnectionLimits:
         return self._counts[()]
 
     def admit(self, namespace: Hashable, address: str) -> tuple[Hashable, ...] | None:
-        """Count a new connection.
+        """Count a new connection. Returns None if it is refused, else the groups in which it is counted.
 
-        Returns the groups in which it is counted, an argument of ``release`` and ``mark_idle``; None if it is refused.
-        The first group identifies the client: the address, or the /64 of a global IPv6 address.
+        The groups are an argument of ``release`` and ``mark_idle``. The first group identifies the client: its address,
+        or the /64 of a global IPv6 address.
         """
         client, prefix = (namespace, address), (namespace, _prefix(address))
         for group, limit in ((client, self._per_address), (prefix, 2 * self._per_address)):
@@ -62,18 +66,18 @@ class ConnectionLimits:
         return groups
 
     def release(self, groups: tuple[Hashable, ...]) -> None:
-        """Stop counting a connection that was admitted."""
+        """Stop counting a connection that ``admit`` counted in ``groups``."""
         for group in groups:
             self._counts[group] -= 1
             if not self._counts[group]:
                 del self._counts[group]
 
     def mark_idle(self, connection: Closable, groups: tuple[Hashable, ...]) -> None:
-        """The server waits for the client. Repeated calls keep the time of the first one."""
+        """Call when the server starts to wait for the client. Only the first of several calls has an effect."""
         self._idle.setdefault(connection, groups)
 
     def mark_active(self, connection: Closable) -> None:
-        """A request is in progress on the connection, or the connection is closed."""
+        """Call when a request is in progress on the connection, or the connection is closed."""
         self._idle.pop(connection, None)
 
     def _namespace_with_most_idle(self) -> tuple[Hashable, ...]:
@@ -84,6 +88,7 @@ class ConnectionLimits:
         for connection, groups in self._idle.items():
             if group in groups:
                 del self._idle[connection]
+                instruments.REFUSED.add('idle_closed')
                 with contextlib.suppress(OSError):  # the client closed it already
                     connection.shutdown(2)
                 return True
@@ -92,7 +97,7 @@ class ConnectionLimits:
 
 @functools.lru_cache(maxsize=4096)
 def _prefix(address: str) -> str:
-    """The /64 of a global IPv6 address; any other address (IPv4, IPv4-mapped, link-local) is its own group."""
+    """The /64 of a global IPv6 address. Any other address (IPv4, IPv4-mapped, link-local) is returned unchanged."""
     parsed = ipaddress.ip_address(address.partition('%')[0])
     if isinstance(parsed, ipaddress.IPv4Address) or parsed.ipv4_mapped or parsed.is_link_local:
         return address

@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gunicorn master, embedded: takes over open listeners, forks workers and handles signals.
 
-SIGHUP  opens the log files again, reads the paste file, the options of its filters, ``metadata_workers`` and
-        ``metadata_connections`` again, and replaces the workers; requests in progress are finished. If something in
-        them is wrong, the error is logged and the old workers stay. Everything else needs a restart: the command line,
-        ``metadata_one_hop``, ``allow_any_destination``, the options of the listeners, of the user and group, and of
-        logging.
+SIGHUP  opens the log files again. Reads the paste file, the options of its filters, ``metadata_workers`` and
+        ``metadata_connections`` again, and replaces the workers. Requests in progress are finished. If the
+        configuration is wrong, the error is logged and the old workers stay. All other options need a restart: the
+        command line, ``metadata_one_hop``, ``allow_any_destination``, and the options of the listeners, of user and
+        group, and of logging.
 SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
-SIGUSR2 (gunicorn's binary upgrade) does nothing: while the agent restarts, the namespace proxies retry.
+SIGUSR1 starts the installed version of the program in this process, see ``reexec``. Log files are opened again then.
+SIGUSR2 writes a report for a bug report (``metadata-wsgi report``) into the state directory.
 
-Workers use gevent: a request that waits (for Quantum, for Nova, for a slow client) costs a few kilobytes and no
-thread, so waiting requests do not keep others from being served.
+systemd is notified (``net.sd_notify``) that the service has started when a worker serves, of the number of workers that
+serve, of a reload that failed, and of progress, once a second, only while a worker sends heartbeats (``progress``).
 
-The master keeps root's privileges, if it has them, and handles no request: it reads the configuration and forks
-workers. A worker loads the pipeline as root, then drops all privileges (``privileges``), then accepts connections. So
-files with secrets and keys may be readable by root only. Log files are opened by root too: after logrotate has moved
-one, send SIGHUP. A worker writes to the file that the master had open when it forked. So handlers that rotate files
-themselves (oslo.log's ``log_rotation_type``) are refused at start.
+Workers use gevent: a waiting request (for Quantum, for Nova, for a slow client) costs a few kilobytes and no thread.
 
-gunicorn's settings that accept malformed requests are all off.
+The master keeps root's privileges, if it has them. It reads the configuration and forks workers, but handles no
+request. A worker loads the pipeline as root, then drops all privileges (``privileges``), then accepts connections. So
+files with secrets and keys may be readable for root only.
+
+Log files are opened by root too (``log_files``). Send SIGHUP after logrotate has moved a log file. Log handlers that
+rotate files themselves (oslo.log's ``log_rotation_type``) are an error at start.
+
+All settings of gunicorn that would accept malformed requests are off.
 """
 
 from __future__ import annotations
@@ -27,7 +31,6 @@ import functools
 import gc
 import importlib
 import logging
-import logging.handlers
 import os
 import select
 import signal
@@ -35,46 +38,34 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
-from oslo_config import cfg
 
 from metadata_wsgi import limits
-from metadata_wsgi.errors import ConfigError, MetadataError
+from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.failures.shared_memory import FailureMemory
+from metadata_wsgi.failures.worker_memories import WorkerMemories
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
-from metadata_wsgi.server.worker import MetadataWorker, WorkerOptions
+from metadata_wsgi.server import log_files, reexec, worker_replacement
+from metadata_wsgi.server.worker import STOP_SIGNALS, MetadataWorker, Stoppable, WorkerOptions
+from metadata_wsgi.server.worker_replacement import WorkerState
 
 LOG = logging.getLogger(__name__)
 
-OPTS = [
-    cfg.IntOpt(
-        'metadata_workers',
-        min=0,
-        max=256,
-        help='Worker processes; each serves thousands of waiting requests. By default, and with 0 (as in files for '
-        "Neutron's agent), half the processors.",
-    ),
-    cfg.IntOpt(
-        'metadata_backlog',
-        default=4096,
-        min=1,
-        help='Connections that may wait to be accepted (net.core.somaxconn caps it).',
-    ),
-    cfg.IntOpt('metadata_connections', default=4096, min=16, help='Connections that one worker serves at a time.'),
-]
-
 STRICT: dict[str, Any] = {
-    # One header must not become the value of another: names with underscores are dropped, and no peer may set the
-    # path or the scheme.
+    # Headers with underscores are dropped, because they could be read as other headers. No peer may set the path or
+    # the scheme.
     'header_map': 'drop',
     'forwarder_headers': '',
     'forwarded_allow_ips': '127.0.0.1',
     'secure_scheme_headers': {},
-    # Nothing that RFC 9112 calls malformed is repaired: two servers may repair it differently.
+    # Requests that are malformed by RFC 9112 are not repaired, because two servers may repair them differently.
     'permit_obsolete_folding': False,
     'strip_header_spaces': False,
     'casefold_http_method': False,
@@ -85,15 +76,17 @@ STRICT: dict[str, Any] = {
     'limit_request_fields': 100,
     'limit_request_field_size': 16380,
 }
-"""gunicorn's settings that decide how it reads a request."""
+"""The settings of gunicorn for reading requests."""
 
 PRELOAD_MODULES = (
     *('gevent.resolver.thread', 'gevent.resolver._addresses', 'gevent.threadpool', 'gevent._threading', 'gevent.util'),
-    *('encodings.idna', 'netrc', 'stringprep'),
+    *('gevent.ssl', 'gevent.subprocess', 'gevent.threading', 'gevent.selectors', 'gevent.signal', 'gevent.local'),
+    *('concurrent.futures.thread', 'encodings.idna', 'netrc', 'stringprep'),
 )
-"""Modules that libraries import during a first request. A worker imports them before it drops its privileges: its user
-may have no access to Python's directory, and after an upgrade of a package the files there are of another version.
-Some are private: one that the installed version does not have is skipped."""
+"""Modules that gevent's patching, or libraries during a first request, import. The master imports them, so that the
+workers share their memory. A worker could not do it later: its user may have no access to Python's directory, and after
+an upgrade of a package the files there are of another version. Some are private: one that the installed version does
+not have is skipped."""
 
 
 class Log(Logger):
@@ -108,14 +101,18 @@ class Log(Logger):
 class Server(BaseApplication):
     """Serves the application that ``load`` returns on ``listeners``. Each worker calls ``load`` itself.
 
-    ``load`` raises MetadataError if the configuration is wrong; it is tried in a child process before workers use it.
-    ``settings`` returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``; it is called again at SIGHUP.
-    ``on_worker_start`` is called in each new worker. ``keeper`` and ``any_destination``: see WorkerOptions.
-    ``identity`` returns the user that workers run as, or None to drop the privileges only. It is called again each
-    second, and workers are replaced when it changes.
-    ``on_config_checked`` is called in the child process after ``load`` succeeded, for warnings.
-    ``on_first_worker`` is called with the application in one worker after each start and SIGHUP, after the worker has
-    dropped its privileges, for work that is needed once. It must return at once.
+    ``load`` raises MetadataError if the configuration is wrong. It is first called in a child process, as a check.
+    ``settings`` returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``. It is called again at SIGHUP.
+    ``on_worker_start`` is called in each new worker. ``keeper``, ``any_destination``, ``program`` and
+    ``on_serve``: see WorkerOptions.
+    ``identity`` returns the user of the workers, or None if they only drop privileges. It is called each second. If the
+    user changes, the workers are replaced.
+    ``on_config_checked`` is called in the child process after ``load``. It may log warnings.
+    ``on_first_worker`` is called in one worker after each start and SIGHUP, with the application as argument, after the
+    worker has dropped its privileges. It must return at once.
+    ``notifier`` notifies systemd. With ``keeps_sockets`` the files of unix sockets stay at the end, because systemd has
+    copies of the sockets. ``socket_name`` is the name of the one listener for ``reexec``; without it SIGUSR1 does
+    nothing. ``write_report`` is called in the master at SIGUSR2, and must return at once.
     """
 
     def __init__(
@@ -132,18 +129,35 @@ class Server(BaseApplication):
         any_destination: bool = False,
         on_config_checked: Callable[[], None] = lambda: None,
         on_first_worker: Callable[[Any], None] = lambda app: None,
+        notifier: Notifier | None = None,
+        program: str = 'agent',
+        on_serve: Callable[[Any], Stoppable | None] = lambda app: None,
+        write_report: Callable[[], object] | None = None,
+        keeps_sockets: bool = False,
+        socket_name: str = '',
     ) -> None:
-        _refuse_rotating_log_handlers()
+        log_files.refuse_rotating_handlers()
         self._load = load
         self._bind = [f'fd://{listener.detach()}' for listener in listeners]
         self._settings = settings
         self._name = name
         self._on_worker_start = on_worker_start
-        self.worker_options = WorkerOptions(keeper=keeper, any_destination=any_destination)
+        self.worker_options = WorkerOptions(
+            keeper=keeper, any_destination=any_destination, program=program, on_serve=on_serve
+        )
         self._on_ready = on_ready
         self._on_config_checked = on_config_checked
         self._on_first_worker = on_first_worker
+        self.write_report = write_report
+        self._failure_memories = WorkerMemories()
+        self.failure_memory: FailureMemory | None = None
+        """In a worker: where it publishes its failures."""
         self._identity = identity
+        self.notifier = notifier or Notifier()
+        self.keeps_sockets = keeps_sockets
+        self.socket_name = socket_name
+        self.former_workers = reexec.former_workers()
+        self.version = version('metadata_wsgi')
         self._worker_identity = identity()
         super().__init__(prog=name)
 
@@ -160,10 +174,11 @@ class Server(BaseApplication):
             'control_socket_disable': True,
             'preload_app': False,
             **STRICT,
-            'pre_fork': self._mark_first_worker,
-            'post_fork': lambda arbiter, worker: self._on_worker_start(),
+            'pre_fork': self._before_fork,
+            'post_fork': self._after_fork,
+            'child_exit': lambda arbiter, worker: self._failure_memories.end(worker.age),
             'post_worker_init': self._on_worker_loaded,
-            'when_ready': lambda arbiter: self._on_ready(),
+            'when_ready': self._on_listening,
             **self._settings(),
         }
         for key, value in settings.items():
@@ -173,10 +188,25 @@ class Server(BaseApplication):
         """Called by gunicorn in each worker."""
         return self._load()
 
-    def _mark_first_worker(self, arbiter: Any, worker: Any) -> None:
-        # gunicorn numbers the workers of a master in ``age``.
+    def _on_listening(self, arbiter: Any) -> None:
+        # Before the first worker: it shares the memory of what it does not change.
+        for name in PRELOAD_MODULES:
+            try:
+                importlib.import_module(name)
+            except ImportError as error:
+                LOG.debug('Not loaded before the workers are forked: %s', error)
+        _freeze_gc()
+        self._on_ready()
+
+    def _before_fork(self, arbiter: Any, worker: Any) -> None:
+        # ``age`` is the number that gunicorn gives to each worker.
         if self._first_worker_age is None:
             self._first_worker_age = worker.age
+        self._failure_memories.add(worker.age)
+
+    def _after_fork(self, arbiter: Any, worker: Any) -> None:
+        self.failure_memory = self._failure_memories.take(worker.age)
+        self._on_worker_start()
 
     def _on_worker_loaded(self, worker: Any) -> None:
         _tune_gc()
@@ -185,15 +215,16 @@ class Server(BaseApplication):
             self._on_first_worker(worker.wsgi)
 
     def update_identity(self) -> bool:
-        """Determine again what new workers run as; returns whether it has changed."""
+        """Determine the user of new workers again. Returns whether it has changed."""
         before, self._worker_identity = self._worker_identity, self._identity()
         return before != self._worker_identity
 
     def check_config_in_child(self, is_cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Raise MetadataError if a worker could not load the application, or not in time, or when ``is_cancelled``.
+        """Load the application in a child process. Raises MetadataError if this fails or takes too long.
 
-        In a child process, because a worker must import libraries after gevent's patching, and so the master, from
-        which workers are forked, must not import them.
+        Also raises it when ``is_cancelled()`` returns True. A child process is needed because the master must not
+        import the libraries of the application: workers are forked from the master, and must import these libraries
+        after gevent's patching.
         """
         read_end, write_end = os.pipe()
         pid = os.fork()
@@ -213,7 +244,7 @@ class Server(BaseApplication):
         os.close(write_end)
         message = _read_until_end(read_end, limits.CONFIG_CHECK_TIMEOUT_S, is_cancelled)
         if message is None:
-            # A process in an uninterruptible system call (NFS) does not end: no wait. The master reaps it later.
+            # No wait: a process in an uninterruptible system call (NFS) does not end. The master reaps it later.
             os.kill(pid, signal.SIGKILL)
             if is_cancelled():
                 raise MetadataError('the server is stopping')
@@ -229,108 +260,169 @@ class Server(BaseApplication):
 
 
 class _Arbiter(Arbiter):
-    """gunicorn's master process, which keeps its workers if a reload fails, and replaces them if their user changes."""
+    """gunicorn's master process; keeps its workers until others serve, at a reload and when their user changes."""
 
     def __init__(self, app: Server) -> None:
         super().__init__(app)
         self._is_stopping = False
+        self._reload_error = ''
+        # ``age`` of the last worker that is to be replaced.
+        self._former_age = 0
+        self._is_reloading = False
+        # Then gunicorn does not remove the files of unix sockets when it ends.
+        self.systemd = app.keeps_sockets
 
     def signal(self, sig: int, frame: Any) -> None:
-        """The signal handler. gunicorn only queues the signal; a reload in progress must know of it now."""
+        """The signal handler. gunicorn only queues a signal, but a reload in progress must be cancelled at once."""
         if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._is_stopping = True
         super().signal(sig, frame)
 
     def manage_workers(self) -> None:
-        """Called by gunicorn each second: forks missing workers, and stops the oldest of too many."""
+        """Called by gunicorn each second: forks missing workers, and stops those that are replaced or too many."""
         if self.app.update_identity():
             LOG.info('The workers are replaced: they run as another user')
-            for _ in range(self.num_workers):
-                self.spawn_worker()
-        super().manage_workers()
+            self._former_age = self.worker_age
+        states = [WorkerState(pid, worker.age, _is_ready(worker)) for pid, worker in self.WORKERS.items()]
+        planned = worker_replacement.changes(states, wanted=self.num_workers, former_age=self._former_age)
+        for _ in range(planned.start):
+            self.spawn_worker()
+        for pid in planned.stop:
+            self.kill_worker(pid, signal.SIGTERM)
+        if self._is_reloading and all(worker.age > self._former_age for worker in self.WORKERS.values()):
+            self._is_reloading = False
+            LOG.info('Reloaded')
+        self._notify()
+
+    def _notify(self) -> None:
+        """Notify systemd that a worker serves, if one does."""
+        now_s = time.monotonic()
+        heartbeats = [worker.tmp.last_update() for worker in self.WORKERS.values()]
+        serving = sum(has_fresh_heartbeat(last_s, now_s) for last_s in heartbeats)
+        if serving >= self.num_workers and self.app.former_workers:
+            LOG.info('The workers of the former program end')
+            self._end_former_workers()
+        status = f'{serving} of {self.num_workers} workers serve, version {self.app.version}'
+        if self._reload_error:
+            status += f'; not reloaded: {self._reload_error}'
+        if serving:
+            self.app.notifier.ready(status)
+            self.app.notifier.progress()
+        else:
+            self.app.notifier.status(status)
+
+    def _continue_check(self) -> bool:
+        """Called during the check before a reload, which may take a minute; the workers serve meanwhile."""
+        self._notify()
+        return not self._is_stopping
+
+    def spawn_worker(self) -> None:
+        """Called by gunicorn. Signals that stop a worker wait until it has its own handlers (``MetadataWorker``).
+
+        Until then it has the master's, which only queue them: the worker would serve on until it is killed, and cut its
+        requests then.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def reload(self) -> None:
-        _reopen_log_files()
+        """Not gunicorn's, which stops the former workers at once and waits for their end."""
+        log_files.reopen()
         try:
-            self.app.check_config_in_child(is_cancelled=lambda: self._is_stopping)
+            self.app.check_config_in_child(is_cancelled=lambda: not self._continue_check())
         except MetadataError as error:
             LOG.error('Not reloaded, the former pipeline and options stay in force: %s', error)
+            self._reload_error = str(error)
             return
-        super().reload()
-        LOG.info('Reloaded')
+        self._reload_error = ''
+        self.app.reload()
+        self.setup(self.app)
+        self._former_age = self.worker_age
+        self._is_reloading = True
+        self.manage_workers()
+
+    def stop(self, graceful: bool = True) -> None:
+        """Called by gunicorn to end the workers."""
+        self.app.notifier.stopping()
+        self._end_former_workers()
+        super().stop(graceful)
+
+    def _end_former_workers(self) -> None:
+        reexec.end(self.app.former_workers)
+        self.app.former_workers = []
+
+    def handle_usr1(self) -> None:
+        """gunicorn opens the log files again here. So does this: another program with the same process id."""
+        if not self.app.socket_name:
+            LOG.warning('SIGUSR1 does nothing here: restart the program; SIGHUP opens the log files again')
+            return
+        LOG.info('The installed program is started in this process; the workers serve until new ones do')
+        (listener,) = self.LISTENERS
+        self.app.notifier.progress()
+        reexec.execute_again({self.app.socket_name: listener.fileno()}, self.WORKERS, self.app.notifier.environ)
 
     def handle_usr2(self) -> None:
-        LOG.warning('SIGUSR2 does nothing here: restart the service, the namespace proxies retry meanwhile')
+        """gunicorn starts a second master here. Ours writes a report."""
+        if self.app.write_report is None:
+            LOG.warning('SIGUSR2 does nothing here')
+            return
+        try:
+            self.app.write_report()
+        except OSError as error:
+            LOG.error('The report cannot be written: %s', error)
+
+
+def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:
+    """Whether a worker serves whose last heartbeat was at ``last_s`` of the monotonic clock.
+
+    Before the first heartbeat gunicorn returns the time of day, in which no monotonic clock is.
+    """
+    return 0 <= now_s - last_s < limits.HEARTBEAT_FRESH_S
+
+
+def _is_ready(worker: Any) -> bool:
+    """Whether a worker serves: it has set its heartbeat once.
+
+    The heartbeat is a time of the monotonic clock in a file's modification time. A new file has that of the wall clock,
+    which is later.
+    """
+    try:
+        return bool(worker.tmp.last_update() <= time.monotonic())
+    except (OSError, ValueError):
+        return False
 
 
 def _tune_gc() -> None:
-    """Exclude the loaded modules from Python's garbage collection, and make the collection rare.
+    """Exclude the loaded modules from Python's garbage collection, and collect less often.
 
-    Called in a worker that has loaded. These objects live as long as the worker, and a request hardly makes a reference
-    cycle.
+    Called in a worker after it has loaded the application. The loaded objects live as long as the worker. A request
+    creates hardly any reference cycles.
     """
-    gc.collect()
-    gc.freeze()
+    _freeze_gc()
     gc.set_threshold(limits.GC_THRESHOLD)
 
 
+def _freeze_gc() -> None:
+    """Exclude all objects from garbage collection. It would write to each of them, and so copy the memory that a worker
+    shares with the master."""
+    gc.collect()
+    gc.freeze()
+
+
 def _drop_privileges(worker: Any, identity: Identity | None) -> None:
-    """Called in a worker that has loaded the pipeline and does not accept yet."""
-    for name in PRELOAD_MODULES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            LOG.debug('Not loaded before the privileges are dropped: %s', error)
+    """Drop the privileges of a worker. Called after it has loaded the pipeline and before it accepts connections."""
     if identity is not None:
-        # The worker's heartbeat is the modification time of this file, which only its owner may set.
+        # The worker's heartbeat is the modification time of this file. Only the owner of the file may set it.
         os.fchown(worker.tmp.fileno(), identity.uid, identity.gid)
-        _keep_log_files_open()
+        log_files.keep_open()
     drop.drop(identity)
 
 
-def _keep_log_files_open() -> None:
-    """Replace handlers that open their file again after a rotation: the worker's user may not open it.
-
-    The workers log to the file that the master has open; at SIGHUP it opens it again and forks new ones.
-    """
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        if isinstance(handler, logging.handlers.WatchedFileHandler):
-            plain = logging.StreamHandler(handler.stream)
-            plain.setFormatter(handler.formatter)
-            plain.setLevel(handler.level)
-            plain.filters = handler.filters
-            root.removeHandler(handler)
-            root.addHandler(plain)
-
-
-def _reopen_log_files() -> None:
-    """Open log files again that logrotate has moved, before workers inherit them. (Else at the master's next line.)"""
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.handlers.WatchedFileHandler):
-            handler.acquire()
-            try:
-                handler.reopenIfNeeded()
-            finally:
-                handler.release()
-
-
-def _refuse_rotating_log_handlers() -> None:
-    """Raise ConfigError if a log handler rotates its file itself.
-
-    A worker cannot rename a file in root's directory nor open it again, so its lines would be lost from the first
-    rotation on; and several workers would rotate the same file.
-    """
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.handlers.BaseRotatingHandler):
-            raise ConfigError(
-                f'log_rotation_type: several processes, which may not create files there, log to '
-                f'{handler.baseFilename}: remove the option, rotate the file with logrotate and send SIGHUP afterwards'
-            )
-
-
 def _read_until_end(descriptor: int, timeout_s: float, is_cancelled: Callable[[], bool]) -> str | None:
-    """Read ``descriptor`` to its end and close it; None if that takes longer than ``timeout_s`` or ``is_cancelled``."""
+    """Read ``descriptor`` to its end and close it. None if this takes longer than ``timeout_s`` or is cancelled."""
     deadline_s = time.monotonic() + timeout_s
     data = b''
     with os.fdopen(descriptor, 'rb', buffering=0) as pipe:
@@ -345,7 +437,7 @@ def _read_until_end(descriptor: int, timeout_s: float, is_cancelled: Callable[[]
 
 
 def worker_count(configured: int | None) -> int:
-    """Number of workers for the option ``metadata_workers``. Neutron's default 0 means: no process of its own."""
+    """Number of workers for the value ``configured`` of ``metadata_workers``. None and 0 mean the default."""
     if configured == 0:
         _log_zero_workers()
     return configured or default_workers()
@@ -357,11 +449,11 @@ def _log_zero_workers() -> None:
 
 
 def default_workers() -> int:
-    """Half the processors, at least one, at most eight: the other processors are for the host's instances."""
+    """Half the number of processors, at least one, at most eight. The other processors are for the host's instances."""
     return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
 
 
 def fail(program: str, error: Exception) -> int:
-    """Print on standard error why ``program`` does not start; returns its exit code."""
+    """Print ``error`` to standard error, the reason why ``program`` does not start. Returns the exit code."""
     print(f'{program}: {error}', file=sys.stderr)  # noqa: T201
     return 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The status and the response of a request that cannot be parsed: malformed, too large, or of an unknown coding.
+"""The error response to a request that cannot be parsed: malformed, too large, or with an unknown transfer coding.
 
 The body is constant, and the connection is closed after the response.
 """
@@ -21,11 +21,11 @@ PARSE_ERROR_STATUS = {
     errors.LimitRequestHeaders: (431, 'Request Header Fields Too Large'),
     errors.UnsupportedTransferCoding: (501, 'Not Implemented'),
 }
-"""The status by gunicorn's exception; 400 for every other."""
+"""The status for each exception of gunicorn's parser. All others get 400."""
 
 
 def send_error(connection: Any, error: Exception) -> None:
-    """Send the error response to a request that the parser refused with ``error``, gunicorn's ParseException."""
+    """Send the error response for ``error``, a ParseException of gunicorn."""
     status, reason = PARSE_ERROR_STATUS.get(type(error), (400, 'Bad Request'))
     body = f'{reason}.\n'.encode()
     head = (
@@ -43,14 +43,14 @@ def send_error(connection: Any, error: Exception) -> None:
 def drain(connection: Any) -> None:
     """Receive and discard for up to ``limits.DRAIN_S``.
 
-    If data arrives after close(), the kernel sends a reset, and the client may lose the response with it.
+    If data arrives after close(), the kernel sends a reset, and the client may lose the response.
     """
     deadline_s = time.monotonic() + limits.DRAIN_S
     try:
         connection.shutdown(1)
         for _ in range(limits.DRAIN_RECVS):
             connection.settimeout(max(0.001, deadline_s - time.monotonic()))
-            if not connection.recv(65536):
+            if not connection.recv(limits.DRAIN_RECV_BYTES):
                 break
     except OSError as closed:
         LOG.debug('Not drained to the end: %s', closed)

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the requests of a connection, one after the other, within limits of size and time.
 
-Nearly every request of an instance is a GET whose header arrives in one segment with nothing after it.
-``parse_simple`` turns such a header into environ keys directly (``http.head_parser``). It returns None for
-everything else: a body, ``Expect``, a repeated header, a header name with an underscore, a target that is not a path, a
-pipelined request, an incomplete or malformed header. Those are read, judged and refused by gunicorn's parser.
-A line that ends with a bare LF is refused with 400, and the log has the reason. RFC 9112, 2.2, allows a server to
-accept it; but two servers that differ in this read different headers in the same bytes. A request made by hand
-(``printf ... | nc``) must end its lines with CRLF.
+Nearly every request of an instance is a GET without a body, and its header arrives in one segment. ``parse_simple``
+converts such a header to environ keys (``http.head_parser``). For all other requests it returns None: a body,
+``Expect``, a repeated header, a header name with an underscore, a target that is not a path, a pipelined request, an
+incomplete or malformed header. gunicorn's parser handles them.
 
-For what ``parse_simple`` accepts gunicorn's parser gives the same result: ``tests/unit/server/test_request_parser.py``
-compares them.
+A line that ends with LF instead of CRLF gets 400, and the log has the reason. RFC 9112, 2.2, allows a server to accept
+it. But if only one of two servers accepts it, they read different headers from the same bytes. So a request that is
+written by hand (``printf ... | nc``) must have CRLF at the end of each line.
+
+For a request that ``parse_simple`` accepts, gunicorn's parser gives the same result:
+``tests/unit/server/test_request_parser.py`` compares them.
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ _MUST_CLOSE = {'keep-alive': False, 'close': True}
 
 
 class ParsedRequest:
-    """A request whose header is complete.
+    """A request with a complete header.
 
-    ``fields``: its environ keys. ``must_close``: the connection ends after this request. ``expects_continue``: the
-    client sends the body after a 100 response. ``body``: gunicorn's body object, None for a simple request.
+    ``fields`` are its environ keys. ``must_close``: the connection must be closed after this request.
+    ``expects_continue``: the client sends the body only after a 100 response. ``body`` is gunicorn's body object, None
+    for a simple request.
     """
 
     __slots__ = ('body', 'expects_continue', 'fields', 'must_close')
@@ -70,14 +72,15 @@ class ParsedRequest:
 
     @property
     def has_unread_body(self) -> bool:
-        """Whether a part of the body was not read, so that the start of the next request is unknown."""
+        """Whether a part of the body was not read. Then the start of the next request is unknown."""
         return self.body is not None and _has_unread(self.body)
 
 
 class RequestStream:
     """The requests of one connection.
 
-    ``settings`` are gunicorn's. ``address`` is the peer's, as accept() returns it, for settings that trust some peers.
+    ``settings`` are gunicorn's. ``address`` is the peer's address, in the form of accept(). It is needed for settings
+    that trust some peers.
     """
 
     def __init__(self, settings: Any, connection: Any, address: Any) -> None:
@@ -89,7 +92,7 @@ class RequestStream:
         self._data = b''
 
     def wait_for_data(self) -> bool:
-        """Wait for the first byte of the next request; returns whether one may follow."""
+        """Wait for the first byte of the next request. Returns False if no request can follow."""
         if self._last is not None and (self._last.must_close or self._last.has_unread_body):
             return False
         self._data = self._parser.unreader.take_buffered() if self._parser else b''
@@ -97,9 +100,9 @@ class RequestStream:
         return bool(self._data)
 
     def next(self) -> ParsedRequest | None:
-        """Read the next header, after ``wait_for_data``. None if the connection ends inside it.
+        """Read the header of the next request. Call ``wait_for_data`` before.
 
-        Raises gunicorn's ParseException for a malformed request.
+        Returns None if the connection ends inside the header. Raises gunicorn's ParseException if it is malformed.
         """
         self._last = self._read()
         return self._last
@@ -119,7 +122,7 @@ class RequestStream:
 
 
 def parse_simple(data: bytes) -> ParsedRequest | None:
-    """Parse ``data`` if it is exactly one simple request; None if it is anything else, valid or not."""
+    """Parse ``data`` if it is exactly one simple request, else return None."""
     try:
         parsed = parse_request(data)
     except (IncompleteError, ParseError):
@@ -162,7 +165,7 @@ def _simple_key(name: bytes) -> str | None:
 
 
 def _from_gunicorn(request: Any) -> ParsedRequest:
-    """gunicorn's request in the form that ``parse_simple`` returns."""
+    """Convert a request of gunicorn's parser to a ParsedRequest."""
     fields: dict[str, Any] = {
         'REQUEST_METHOD': request.method,
         'PATH_INFO': unquote_to_bytes(request.path.encode('latin-1')).decode('latin-1'),
@@ -187,17 +190,17 @@ def _from_gunicorn(request: Any) -> ParsedRequest:
 
 
 class StrictRequest(Request):
-    """gunicorn's request, with a limit for the whole header and with RFC 9112's rules for the end of a connection."""
+    """gunicorn's request, with a limit for the whole header and RFC 9112's rules for the end of a connection."""
 
     def parse(self, unreader: Any) -> Any:
-        """Called by gunicorn to read the header.
+        """Called by gunicorn to read the header. Sets a limit for the size of the whole header.
 
-        gunicorn's limit for the whole header is the number of fields times the size of each. That is megabytes, and
+        gunicorn's own limit is the largest number of fields times the largest size of a field. This is megabytes, and
         an incomplete header is parsed again after every recv().
         """
         self.max_buffer_headers = limits.MAX_REQUEST_HEADER_BYTES
         rest = super().parse(unreader)
-        # gunicorn's Python parser accepts any HTTP/1.x, gunicorn_h1c only these.
+        # gunicorn's Python parser accepts any HTTP/1.x, gunicorn_h1c only 1.0 and 1.1.
         if self.version not in ((1, 0), (1, 1)):
             raise InvalidHTTPVersion(self.version)
         return rest
@@ -205,40 +208,40 @@ class StrictRequest(Request):
     def set_body_reader(self) -> None:
         """Called by gunicorn when the header is complete.
 
-        Raises UnsupportedTransferCoding for any transfer coding other than exactly ``chunked``. gunicorn accepts
-        ``identity`` and compressions before it, which no server here decodes (RFC 9112, 6.1 and 6.3).
+        Raises UnsupportedTransferCoding for any transfer coding except ``chunked``. gunicorn also accepts ``identity``
+        and compressions before ``chunked``, but this package does not decode them (RFC 9112, 6.1 and 6.3).
         """
         codings = [value.strip(' \t').lower() for name, value in self.headers if name == 'TRANSFER-ENCODING']
         if codings not in ([], ['chunked']):
             raise UnsupportedTransferCoding(', '.join(codings))
-        # gunicorn's Python parser accepts any number of digits, gunicorn_h1c 64 bits.
+        # gunicorn's Python parser accepts any number of digits, gunicorn_h1c only 64 bits.
         if any(name == 'CONTENT-LENGTH' and len(value) > _MAX_LENGTH_DIGITS for name, value in self.headers):
             raise InvalidHeader('CONTENT-LENGTH', req=self)
         super().set_body_reader()
-        # gunicorn does not find ``close`` in a list of several options.
+        # gunicorn does not find ``close`` if the header lists several options.
         if any(
             name == 'CONNECTION' and 'close' in _LIST_SEPARATOR.split(value.lower()) for name, value in self.headers
         ):
             self.force_close()
 
     def must_close_after(self) -> bool:
-        """Whether the header says that the connection ends after this request."""
+        """Whether, by its header, the connection must be closed after this request."""
         return bool(super().should_close())
 
     def should_close(self) -> bool:
-        """Also true if a part of the body was not read."""
+        """Like ``must_close_after``, but also True if a part of the body was not read."""
         return self.must_close_after() or _has_unread(self.body)
 
 
 class YieldingUnreader(SocketUnreader):
     """Yields to other greenlets before each recv().
 
-    A body in chunks of one byte is seconds of work, and from a fast client the next data is always there, so recv()
+    A body in chunks of one byte takes seconds to parse. If a client sends fast, data is always available, and recv()
     alone would never yield.
     """
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        """Called by gunicorn for the next data."""
+        """Called by gunicorn to receive the next data."""
         gevent.sleep(0)
         return bytes(super().chunk(size_hint))
 
@@ -256,9 +259,9 @@ class Parser(RequestParser):
 class Body:
     """``wsgi.input`` with a timeout for the complete body.
 
-    The body must arrive within ``limits.BODY_TIMEOUT_S`` of the first read, and before ``deadline_s`` (of
-    time.monotonic()); TimeoutError after it. ``on_first_read`` is called before the first read, ``on_progress`` after
-    each one, successful or not.
+    The body must arrive within ``limits.BODY_TIMEOUT_S`` after the first read, and before ``deadline_s``, a reading of
+    time.monotonic(). Otherwise a read raises TimeoutError. ``on_first_read`` is called before the first read.
+    ``on_progress`` is called after each read, even if it failed.
     """
 
     def __init__(
@@ -282,15 +285,15 @@ class Body:
             self._on_progress()
 
     def read(self, size: int | None = None) -> bytes:
-        """PEP 3333."""
+        """See PEP 3333."""
         return self._with_deadline(self._body.read, size)
 
     def readline(self, size: int | None = None) -> bytes:
-        """PEP 3333."""
+        """See PEP 3333."""
         return self._with_deadline(self._body.readline, size)
 
     def readlines(self, size: int | None = None) -> list[bytes]:
-        """PEP 3333."""
+        """See PEP 3333."""
         return self._with_deadline(self._body.readlines, size)
 
     def __iter__(self) -> Iterator[bytes]:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the responses of the application.
 
-- Header and first piece of the body are sent in one segment.
-- A header ``X-Metadata-Hop-Limit`` of a filter is applied to the client's socket here (IP_TTL) and not sent.
+- The header and the first piece of the body are sent together.
+- If the response has a header ``X-Metadata-Hop-Limit``, the TTL of the client's socket is set to it (IP_TTL). The
+  header is not sent to a client.
 
-``parse_errors`` has the responses to requests that cannot be parsed.
+``parse_errors`` sends the responses to requests that cannot be parsed.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ LOG = logging.getLogger(__name__)
 
 _STATUS = re.compile(r'[1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?')
 _HEADER_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*\r\n")
-# Headers of the connection: an application's are dropped, the writer sets its own.
+# Hop-by-hop headers of the application are dropped. The writer sets its own.
 _CONNECTION_HEADERS = header_names.HOP_BY_HOP
 TTL_OPTIONS = {
     socket.AF_INET: ((socket.IPPROTO_IP, socket.IP_TTL),),
-    # Both, because a connection over IPv4 to a dual-stack socket is of this family too.
+    # Both options, because a connection over IPv4 to a dual-stack socket also has this family.
     socket.AF_INET6: ((socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS), (socket.IPPROTO_IP, socket.IP_TTL)),
 }
 
@@ -38,7 +39,7 @@ TTL_OPTIONS = {
 class ClientConnectionError(Exception):
     """A response could not be sent: the client closed the connection, or did not receive in time.
 
-    The cause is the OSError. A type of its own, so that an OSError of the application is not taken for it.
+    The cause is an OSError. It is not raised itself, because the application may raise OSError too.
     """
 
 
@@ -60,7 +61,7 @@ class ResponseWriter:
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
-        """PEP 3333. ValueError or TypeError for a malformed status or header; nothing of it is sent."""
+        """See PEP 3333. Raises ValueError or TypeError for a malformed status or header, and sends nothing."""
         if exc_info:
             if self.headers_sent:
                 raise exc_info[1].with_traceback(exc_info[2])
@@ -115,7 +116,7 @@ class ResponseWriter:
         return self._must_close or self._request.has_unread_body
 
     def write(self, data: bytes) -> None:
-        """PEP 3333."""
+        """See PEP 3333."""
         if not isinstance(data, bytes):
             raise TypeError(f'the body must be bytes, not {type(data).__name__}')
         if not data:
@@ -133,10 +134,10 @@ class ResponseWriter:
         self._send(data)
 
     def close(self) -> None:
-        """Send what is left: the application has given the whole body."""
+        """Send the remaining bytes. Call it after the last piece of the body."""
         self._send_headers()
         if self._remaining and not self._omits_body:
-            # The body is shorter than its Content-Length; the end of the connection shows it to the client.
+            # The body is shorter than its Content-Length. The closed connection shows this to the client.
             self.force_close()
         if self._is_chunked:
             self._pending += b'0\r\n\r\n'
@@ -164,9 +165,9 @@ class ResponseWriter:
         self._pending = head.encode('latin-1')
 
     def _set_ttl(self) -> None:
-        """Set the TTL of the client's socket to the response's hop limit. (On a unix socket the header is sent.)
+        """Set the TTL of the client's socket to the response's hop limit, for the rest of the connection.
 
-        The TTL stays for the rest of the connection.
+        On a unix socket this is not called: there the header is sent to the namespace proxy.
         """
         ttl = int(self._hop_limit) if self._hop_limit.isdecimal() else 0
         if 0 < ttl < 256:

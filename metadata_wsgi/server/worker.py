@@ -4,25 +4,30 @@
 Differences to gunicorn's gevent worker:
 
 - Connections are accepted by ``acceptor`` and handled by ``connection_handler``.
-- In addition to gunicorn's listeners it serves those of the keeper, each with the namespace that it is in.
+- In addition to gunicorn's listeners it serves the keeper's listeners, each in the namespace of a router or network.
+- The heartbeat is sent only while requests end (``progress``).
 - A stopping worker closes idle keep-alive connections at once, so that a restart does not wait for namespace proxies.
-  Requests in progress are finished.
+  It finishes the requests in progress.
 """
 
 from __future__ import annotations
 
 import _socket
+import logging
+import signal
 import socket
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
 from gevent.event import Event
 from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.workers.ggevent import GeventWorker
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.worker_client import Subscription
 from metadata_wsgi.net import listeners
@@ -30,21 +35,41 @@ from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server.acceptor import Acceptor, GreenletPool
 from metadata_wsgi.server.connection_handler import ConnectionHandler
 from metadata_wsgi.server.connection_limits import ConnectionLimits
+from metadata_wsgi.server.failure_recorder import FailureRecorder
+from metadata_wsgi.server.progress import Progress
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+LOG = logging.getLogger(__name__)
+
+
+class Stoppable(Protocol):
+    """Something that runs beside the requests."""
+
+    def stop(self) -> object:
+        """End it."""
+
+
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+"""The master blocks them around the fork of a worker."""
+
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What the server sets for its workers; ``master.Server.worker_options``.
+    """The options of a worker, from ``master.Server.worker_options``.
 
-    ``keeper``: path of the keeper's ``listeners`` socket and the mode whose listeners to serve. ``any_destination``:
-    serve connections that were not made to the metadata address too.
+    ``keeper``: path of the keeper's socket for workers, and the mode of the listeners to serve; None without a
+    keeper. ``any_destination``: also serve connections that were not made to the metadata address. ``program``: the
+    label of metrics. ``on_serve``: called with the application when the worker begins to serve; what it returns is
+    stopped at the end.
     """
 
     keeper: tuple[str, str] | None = None
     any_destination: bool = False
+    program: str = 'agent'
+    on_serve: Callable[[Any], Stoppable | None] = lambda app: None
 
 
 class MetadataWorker(GeventWorker):
@@ -62,10 +87,21 @@ class MetadataWorker(GeventWorker):
         self._stopping = Event()
         self._pool = GreenletPool(self.worker_connections, on_full=self._close_longest_idle)
         self._acceptors: dict[str, Acceptor] = {}
+        self._stuck_log = Throttle(limits.LOG_INTERVAL_S)
+        # By key of a listener of the keeper: the kind and id of its router or network.
+        self._namespaces: dict[str, tuple[str, str]] = {}
+        self._attached_changed = True
+
+    def init_signals(self) -> None:
+        """Called by gunicorn: from now on the signals are this worker's."""
+        super().init_signals()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def run(self) -> None:
-        """Called by gunicorn: serve until a signal, then finish the requests in progress."""
+        """Called by gunicorn. Serves until a signal, then finishes the requests in progress."""
         options: WorkerOptions = self.app.worker_options
+        progress = Progress()
+        failures = FailureRecorder(self.app.failure_memory)
         self._handler = ConnectionHandler(
             self.wsgi,
             FrozenSettings(self.cfg),
@@ -73,15 +109,34 @@ class MetadataWorker(GeventWorker):
             any_destination=options.any_destination,
             is_stopping=lambda: not self.alive,
             has_waiting_connections=lambda: self._pool.has_waiting_connections,
+            progress=progress,
+            on_failure=failures.record,
         )
         for number, listener in enumerate(self.sockets):
             self._accept_on(f'#{number}', listener, None)
-        following = self._follow(options.keeper)
+        subscription = self._subscribe(options.keeper)
+        beside = options.on_serve(self.wsgi)
+        instruments.WORKER_STARTS.add(options.program)
+        instruments.WORKERS.set(1, options.program)
+        instruments.MAX_CONNECTIONS.set(self.worker_connections, options.program)
         while self.alive:
-            self.notify()
+            if progress.is_made():
+                self.notify()
+            elif self._stuck_log.allow():
+                LOG.error(
+                    'No heartbeat: %d requests are past their deadline, and none ends. The worker is ended after %d s',
+                    len(progress),
+                    limits.WORKER_TIMEOUT_S,
+                )
+            instruments.CONNECTIONS.set(len(self._pool), options.program)
+            if options.keeper and self._attached_changed:
+                self._report_attached(options.keeper[1])
+            failures.publish()
             self._stopping.wait(limits.WORKER_NOTIFY_S)
-        if following:
-            following.stop()
+        if subscription:
+            subscription.stop()
+        if beside:
+            beside.stop()
         for acceptor in self._acceptors.values():
             acceptor.close()
         self._close_idle()
@@ -89,6 +144,7 @@ class MetadataWorker(GeventWorker):
         while len(self._pool) and time.monotonic() < deadline_s:
             self.notify()
             gevent.sleep(0.05)
+        failures.publish()
 
     def _accept_on(self, key: str, listener: Any, namespace: environ_keys.Namespace | None) -> None:
         handler, environ = self._handler, self._environ(listener.getsockname(), namespace)
@@ -102,7 +158,7 @@ class MetadataWorker(GeventWorker):
         self._acceptors[key].start()
 
     def _environ(self, server: Any, namespace: environ_keys.Namespace | None) -> WSGIEnvironment:
-        """The environ keys that all requests of the listener with the address ``server`` have in common."""
+        """The environ keys that are the same for all requests of the listener with the address ``server``."""
         host, port = (str(server[0]), str(server[1])) if isinstance(server, tuple) else ('localhost', '')
         environ: WSGIEnvironment = {
             'SCRIPT_NAME': '',
@@ -122,26 +178,37 @@ class MetadataWorker(GeventWorker):
             environ[environ_keys.NAMESPACE] = namespace
         return environ
 
-    def _follow(self, keeper: tuple[str, str] | None) -> Subscription | None:
+    def _subscribe(self, keeper: tuple[str, str] | None) -> Subscription | None:
         if keeper is None:
             return None
 
         def add_listener(listener: Listener, sock: socket.socket) -> None:
             if self.alive:
                 self._accept_on(listener.key, sock, environ_keys.Namespace(listener.router_id, listener.network_id))
+                self._namespaces[listener.key] = ('router' if listener.router_id else 'network', listener.id)
+                self._attached_changed = True
 
         def remove_listener(listener: Listener) -> None:
             acceptor = self._acceptors.pop(listener.key, None)
             if acceptor:
                 acceptor.close()
+            self._namespaces.pop(listener.key, None)
+            self._attached_changed = True
 
         path, mode = keeper
-        following = Subscription(path, mode, on_add=add_listener, on_remove=remove_listener, sleep=gevent.sleep)
-        gevent.spawn(following.run)
-        return following
+        subscription = Subscription(path, mode, on_add=add_listener, on_remove=remove_listener, sleep=gevent.sleep)
+        gevent.spawn(subscription.run)
+        return subscription
+
+    def _report_attached(self, mode: str) -> None:
+        self._attached_changed = False
+        kinds = Counter(kind for kind, _ in set(self._namespaces.values()))
+        for kind in ('router', 'network'):
+            instruments.ATTACHED.set(kinds[kind], mode, kind)
+        instruments.LISTENERS.set(len(self._namespaces), mode)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Graceful stop (SIGTERM): finish the requests in progress, close idle connections."""
+        """Called by gunicorn at SIGTERM. Closes idle connections; ``run`` then finishes the requests in progress."""
         super().handle_exit(sig, frame)
         # Not here: this is a signal handler.
         gevent.spawn(self._stopping.set)
@@ -156,9 +223,10 @@ class MetadataWorker(GeventWorker):
 
 
 class FrozenSettings:
-    """gunicorn's settings as plain attributes. The parser reads several for each request, and a worker's never change.
+    """gunicorn's settings as plain attributes. They never change in a worker.
 
-    gunicorn's own ``Config`` looks each one up in a dictionary in ``__getattr__``.
+    The parser reads several settings for each request. gunicorn's own ``Config`` is slower: it looks each setting up in
+    a dictionary, in ``__getattr__``.
     """
 
     def __init__(self, cfg: Any) -> None:

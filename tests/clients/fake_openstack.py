@@ -12,7 +12,7 @@ import http.server
 import json
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -36,29 +36,44 @@ def port(network_id: str, owner: str, device_id: str, project_id: str, *addresse
     }
 
 
-class FakeOpenStack:
-    """Serves ``ports``. ``network_url`` is Quantum's URL in the catalogue, by default that of this server."""
+class OpenStackApi:
+    """The responses, without a server.
 
-    def __init__(self, ports: Sequence[dict[str, Any]]) -> None:
+    ``ports`` are Quantum's. ``network_owners`` are the projects whose networks have addresses in use.
+    ``network_url`` is Quantum's URL in the catalogue.
+    """
+
+    def __init__(
+        self, ports: Sequence[dict[str, Any]], network_url: str = '', network_owners: Sequence[str] = ()
+    ) -> None:
         self.ports = ports
+        self.network_owners = network_owners
+        self.network_url = network_url
         self.roles_by_token: dict[str, str] = {}
-        outer = self
 
-        class Handler(_Handler):
-            openstack = outer
+    def respond(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, object, tuple[tuple[str, str], ...]]:
+        """(status, JSON body, further headers) of the response to a request; header names in lower case."""
+        if method == 'POST':
+            return self._issue_token(path, json.loads(body))
+        url = urlsplit(path)
+        role = self.roles_by_token.get(headers.get('x-auth-token', ''))
+        if role is None:
+            return 401, {'error': 'no token'}, ()
+        if url.path == '/v2.0/network-ip-availabilities':
+            owners = self.network_owners if role == 'service' else ()
+            return 200, {'network_ip_availabilities': [{'project_id': owner} for owner in owners]}, ()
+        if url.path != '/v2.0/ports':
+            return 404, {}, ()
+        return 200, {'ports': self.list_ports(role, parse_qs(url.query))}, ()
 
-        self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-        self._server.daemon_threads = True
-        self.listen_port = self._server.server_port
-        self.network_url = f'http://127.0.0.1:{self.listen_port}'
-
-    def __enter__(self) -> FakeOpenStack:
-        threading.Thread(target=self._server.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True).start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def _issue_token(self, path: str, body: Any) -> tuple[int, object, tuple[tuple[str, str], ...]]:
+        user = body['auth']['identity']['password']['user']
+        if path != '/v3/auth/tokens' or user['password'] != PASSWORD:
+            return 401, {'error': {'code': 401, 'title': 'Unauthorized', 'message': 'no'}}, ()
+        token_id, token = self.token(user['name'])
+        return 201, {'token': token}, (('X-Subject-Token', token_id),)
 
     def token(self, user: str) -> tuple[str, dict[str, Any]]:
         """(token, token description) for a user, whose role has the user's name."""
@@ -95,29 +110,43 @@ class FakeOpenStack:
         return [{name: known[name] for name in fields or known if name in known} for known in found]
 
 
+class FakeOpenStack(OpenStackApi):
+    """Serves ``ports``. ``network_url`` is Quantum's URL in the catalogue, by default that of this server."""
+
+    def __init__(self, ports: Sequence[dict[str, Any]], network_owners: Sequence[str] = ()) -> None:
+        outer = self
+
+        class Handler(_Handler):
+            openstack = outer
+
+        self._server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        self._server.daemon_threads = True
+        self.listen_port = self._server.server_port
+        super().__init__(ports, f'http://127.0.0.1:{self.listen_port}', network_owners)
+
+    def __enter__(self) -> FakeOpenStack:
+        threading.Thread(target=self._server.serve_forever, kwargs={'poll_interval': 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
     disable_nagle_algorithm = True
-    openstack: FakeOpenStack
+    openstack: OpenStackApi
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-        user = body['auth']['identity']['password']['user']
-        if self.path != '/v3/auth/tokens' or user['password'] != PASSWORD:
-            return self._respond(401, {'error': {'code': 401, 'title': 'Unauthorized', 'message': 'no'}})
-        token_id, token = self.openstack.token(user['name'])
-        return self._respond(201, {'token': token}, ('X-Subject-Token', token_id))
+        self._respond(self.rfile.read(int(self.headers['Content-Length'])))
 
     def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        role = self.openstack.roles_by_token.get(self.headers.get('X-Auth-Token', ''))
-        if role is None:
-            return self._respond(401, {'error': 'no token'})
-        if url.path != '/v2.0/ports':
-            return self._respond(404, {})
-        return self._respond(200, {'ports': self.openstack.list_ports(role, parse_qs(url.query))})
+        self._respond(b'')
 
-    def _respond(self, status: int, body: object, *headers: tuple[str, str]) -> None:
+    def _respond(self, received: bytes) -> None:
+        lower = {name.lower(): value for name, value in self.headers.items()}
+        status, body, headers = self.openstack.respond(self.command, self.path, lower, received)
         content = json.dumps(body).encode()
         self.send_response(status)
         for name, value in (*headers, ('Content-Type', 'application/json'), ('Content-Length', str(len(content)))):

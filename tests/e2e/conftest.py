@@ -59,11 +59,16 @@ def request(connection, method, target, headers=None, body=None):
 class Program:
     """A running program; its output goes to the file ``log``."""
 
-    def __init__(self, log, *argv, cwd=None):
+    def __init__(self, log, *argv, cwd=None, env=None):
         self.log = log
         with log.open('ab') as out:
             self.process = subprocess.Popen(
-                [str(part) for part in argv], stdout=out, stderr=subprocess.STDOUT, cwd=cwd, start_new_session=True
+                [str(part) for part in argv],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                env=env,
+                start_new_session=True,
             )
         self.pid = self.process.pid
 

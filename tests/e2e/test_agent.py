@@ -17,7 +17,8 @@ from metadata_wsgi.privileges import identity
 from tests.cloud import SHIPPED
 from tests.e2e.conftest import UnixConnection, accepts_connections, eventually, request
 
-GUEST = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
+ID = {'X-Openstack-Request-Id': 'req-1b4e28ba-2fa1-11d2-883f-0016d3cca427'}
+GUEST = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a', **ID}
 REQUESTS = [
     ('GET', '/openstack/latest/meta_data.json', GUEST, None),
     ('HEAD', '/openstack', GUEST, None),
@@ -25,7 +26,7 @@ REQUESTS = [
     ('GET', '/a%2fb//../x?q=%zz', {**GUEST, 'X-Quantum-Router-ID': 'router-b'}, None),
     ('GET', '/', {**GUEST, 'X-Forwarded-For': '10.1.1.77'}, None),
     ('GET', '/', {**GUEST, 'X-Quantum-Network-ID': 'network-c'}, None),
-    ('GET', '/', {}, None),
+    ('GET', '/', ID, None),
 ]
 
 

@@ -31,6 +31,19 @@ COMMANDS = {
 }
 
 
+def write_files(deployer, directory, values):
+    """Write the configuration files of a deployer to ``directory``, with the keys of ``values`` replaced."""
+    for source in FILES.joinpath(deployer).rglob('*'):
+        if source.is_file():
+            text = source.read_text()
+            for name, value in values.items():
+                text = text.replace(name, str(value))
+            target = directory / source.relative_to(FILES / deployer)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+            target.chmod(0o600)
+
+
 @pytest.fixture
 def openstack():
     ports = [
@@ -51,15 +64,7 @@ def start(programs, cloud, openstack, tmp_path):
             '@KEYSTONE@': f'http://127.0.0.1:{openstack.listen_port}/v3',
             '@NOVA_HOST@': '127.0.0.1', '@NOVA_PORT@': cloud.server.server_port,
         }  # fmt: skip
-        for source in FILES.joinpath(deployer).rglob('*'):
-            if source.is_file():
-                text = source.read_text()
-                for name, value in values.items():
-                    text = text.replace(name, str(value))
-                target = tmp_path / source.relative_to(FILES / deployer)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(text)
-                target.chmod(0o600)
+        write_files(deployer, tmp_path, values)
         command, socket = COMMANDS[deployer]
         program = programs('neutron-metadata-agent-wsgi', *command.split(), cwd=tmp_path)
         path = cloud.state_path / socket

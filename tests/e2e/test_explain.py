@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The output of ``metadata-wsgi explain``."""
 
+import json
 import re
 import subprocess
 
@@ -53,3 +54,40 @@ def test_with_send_the_response_of_nova_is_shown(explain, cloud):
     assert (code, len(cloud.nova.seen)) == (0, 1)
     assert 'instance      instance-c of project project-c, port port-c' in lines
     assert any(line.startswith('response      200') for line in lines)
+
+
+def explain_json(cloud, *words):
+    argv = [BIN / 'metadata-wsgi', 'explain', '-f', 'json', '--config-file', cloud.conf_file, *words]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return done.returncode, {row['step']: row for row in json.loads(done.stdout)}
+
+
+def test_format_json_has_a_row_for_each_step_and_masks_the_signature(cloud):
+    code, steps = explain_json(cloud, '--router-id=router-a', '10.1.1.2')
+    assert code == 0
+    assert list(steps) == [
+        'catch_errors', 'peer_credentials', 'deadline', 'header_source', 'instance', 'signature', 'request'
+    ]  # fmt: skip
+    assert steps['instance']['text'] == 'instance-a of project project-a, port port-a'
+    assert steps['instance']['ms'] >= 0
+    assert 'x-instance-id: instance-a' in steps['request']['details']
+    (signature,) = (line for line in steps['request']['details'] if line.startswith('x-instance-id-signature'))
+    assert signature.endswith('... (masked)')
+
+
+def test_format_json_ends_with_the_response_where_no_instance_is_found(cloud):
+    code, steps = explain_json(cloud, '--router-id=router-a', '10.1.1.3')
+    assert (code, list(steps)[-1]) == (1, 'response')
+    assert steps['response']['text'].startswith('404')
+
+
+def test_escape_sequences_in_user_data_do_not_reach_the_terminal(explain, cloud):
+    def user_data(environ, start_response):
+        start_response('200 OK', [('X-Tenant', 'a\x9bb')])
+        return [b'#!/bin/sh\n\x1b[2Jclear\x07\n']
+
+    cloud.server.set_app(user_data)
+    _, lines = explain('--router-id=router-a', '10.1.1.2', '--send', '--path', '/openstack/latest/user_data')
+    assert '#!/bin/sh' in lines
+    assert '?[2Jclear?' in lines
+    assert all(line.isprintable() for line in lines)

@@ -15,7 +15,7 @@ def test_keeper_notifies_systemd_when_it_accepts_requests(programs, cloud, tmp_p
         monkeypatch.setenv('NOTIFY_SOCKET', str(tmp_path / 'notify'))
         program = programs('metadata-wsgi', 'keeper', '--config-file', cloud.conf_file)
         text, ancillary, _, _ = systemd.recvmsg(4096, socket.CMSG_SPACE(12))
-        assert text == b'READY=1'
+        assert text == b'READY=1\nSTATUS=0 sockets in namespaces; workers: none'
         # systemd accepts notifications of the main process only.
         assert struct.unpack('iII', ancillary[0][2])[0] == program.pid
         with admin_client.connect(str(cloud.state_path)) as keeper:

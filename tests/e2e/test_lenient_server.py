@@ -8,7 +8,7 @@ from tests.e2e.conftest import UnixConnection, accepts_connections, eventually, 
 
 CLIENT_HEADERS = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
 LENIENT = (
-    'gunicorn accepts malformed requests, by which one instance could send requests as another: its settings have {}; '
+    'gunicorn accepts malformed requests, so an instance could send requests as another one: its settings have {}; '
 )
 HEADER_MAP = 'header_map = dangerous instead of drop'
 

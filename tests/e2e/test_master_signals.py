@@ -4,10 +4,13 @@
 import os
 import signal
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import UnixConnection, eventually, free_port, request
+from tests.cloud import SHIPPED
+from tests.e2e.conftest import UnixConnection, eventually, free_port, programs_in, request
 
 
 def send(path, data):
@@ -57,6 +60,49 @@ def test_sigterm_ends_the_master_during_a_reload_that_hangs(agent_with_log_file,
     program.kill(signal.SIGTERM)
     assert program.wait() == 0
     assert 'Not reloaded' in log.read_text()
+
+
+def test_the_former_worker_serves_until_the_new_one_has_loaded_at_a_reload(programs, cloud, tmp_path):
+    """Also if another reload comes meanwhile, which the new worker does not survive."""
+    paste = tmp_path / 'api-paste.ini'
+    held = f'[filter:held]\npaste.filter_factory = tests.e2e.held_load:filter_factory\ndirectory = {tmp_path}\n'
+    paste.write_text(SHIPPED.read_text().replace('pipeline = catch_errors', 'pipeline = held catch_errors') + held)
+    cloud.configure(metadata_paste_config=paste)
+    environ = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file, env=environ)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    assert program.process.poll() is None, program.text()
+    (former,) = program.workers()
+    hold, waiting = tmp_path / 'hold', tmp_path / 'waiting'
+    for _ in range(2):
+        waiting.unlink(missing_ok=True)
+        # The check of the configuration loads the pipeline first.
+        hold.write_text('1')
+        program.kill(signal.SIGHUP)
+        eventually(lambda: waiting.exists() and waiting.read_text(), program.text)
+        for _ in range(3):
+            assert responds(cloud.socket), program.text()
+        assert former in program.workers()
+    hold.unlink()
+    last = int(waiting.read_text())
+    eventually(lambda: program.workers() == [last], lambda: f'{program.workers()}, not {last}: {program.text()}')
+    assert responds(cloud.socket)
+
+
+def test_sigterm_reaches_a_worker_that_was_just_forked(tmp_path):
+    """Until a worker has set its signal handlers it has those of the master, which only queue the signal."""
+    hold, waiting = tmp_path / 'hold', tmp_path / 'waiting'
+    hold.touch()
+    environ = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
+    with programs_in(tmp_path) as start:
+        program = start('held', sys.executable, '-m', 'tests.e2e.held_fork', tmp_path, env=environ)
+        eventually(waiting.exists, program.text)
+        program.kill(signal.SIGTERM)
+        eventually(lambda: 'Handling signal: term' in program.text(), program.text)
+        hold.unlink()
+        assert program.wait() == 0
+        # A worker that is killed does not log this.
+        assert 'Worker exiting' in program.text()
 
 
 def test_an_agent_with_a_rotating_log_file_does_not_start(programs, cloud, tmp_path):

@@ -234,7 +234,7 @@ def test_daemonize_returns_when_the_proxy_listens(tmp_path, cloud, pid_path):
 @pytest.mark.parametrize(
     ('argv', 'code', 'words'),
     [
-        ([], 1, 'give --router_id or --network_id'),
+        ([], 1, 'no namespace given; use --router_id, --network_id'),
         (['--router_id=r', '--metadata_port=x'], 2, 'metadata_port'),
         (['--router_id=r', '--metadata_host=nowhere'], 1, 'r: metadata_port: cannot listen on nowhere'),
         (['--router_id=r', '--pid_file=/proc/none/r.pid'], 1, 'r: pid_file /proc/none/r.pid: '),

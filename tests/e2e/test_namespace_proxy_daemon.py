@@ -53,7 +53,7 @@ def test_daemonize_without_syslog_warns_before_its_standard_error_ends(daemon):
         pytest.skip('there is a /dev/log')
     done, port = daemon('--use_syslog', '--state_path=state', '--request_timeout=0.1')
     assert done.returncode == 0
-    assert 'syslog cannot be reached at /dev/log: logging to standard error, and nowhere once it' in done.stderr
+    assert 'syslog cannot be reached at /dev/log: logging to standard error, and not at all once it' in done.stderr
     assert status(port) == 503
 
 
@@ -71,7 +71,7 @@ def test_daemonize_logs_to_syslog_unless_a_file_is_given(tmp_path, monkeypatch, 
 
 def handler_names(*argv):
     """The classes of the log handlers for this command line."""
-    handlers = namespace_proxy._log_handlers(namespace_proxy._parser().parse_args(argv), 'r')
+    handlers = namespace_proxy._log_handlers(namespace_proxy.make_parser().parse_args(argv), 'r')
     for handler in handlers:
         handler.close()
     return [type(handler).__name__ for handler in handlers]

@@ -85,7 +85,7 @@ def test_no_secret_in_output_of_metadata_wsgi(cloud):
 def test_world_readable_configuration_logs_a_warning(agent, cloud):
     cloud.conf_file.chmod(0o644)
     program = agent()
-    assert f'{cloud.conf_file} holds a secret and every user can read it' in program.text()
+    assert f'{cloud.conf_file} contains a secret and every user can read it' in program.text()
     # The check must not run in the master: it would import modules before gevent patches them in the workers.
     assert 'MonkeyPatchWarning' not in program.text()
 
@@ -118,7 +118,7 @@ def test_secret_rotation_under_load_loses_no_request(agent, cloud):
             eventually(lambda: load.completed > done + 20, 'requests are answered')
 
         reload(metadata_proxy_shared_secret=NEW, metadata_proxy_shared_secret_old=SECRET)
-        eventually(lambda: 'accepted the old one' in program.text(), 'Nova accepts the old secret')
+        eventually(lambda: 'accepts the old shared secret' in program.text(), 'Nova accepts the old secret')
         cloud.nova.secret = NEW.encode()
         eventually(lambda done=load.completed: load.completed > done + 20, 'requests are answered')
         reload(metadata_proxy_shared_secret=NEW)

@@ -32,18 +32,19 @@ def test_status_of_an_agent_without_healthcheck(cloud, agent):
     program = agent()
     _, lines, _ = status(cloud)
     assert f'pid {program.pid} serves {cloud.socket}; 1 workers: {program.workers()[0]}' in lines['agent']
-    assert 'the filter healthcheck is not in its pipeline; it responds' in lines['health']
+    assert 'the agent responds; the filter healthcheck is not in its pipeline' in lines['health']
     if os.geteuid():
         assert lines['attached'].endswith('only root can read it')
     else:
-        assert lines['keeper'].endswith('there is none; only the modes shared and one_hop need it')
+        assert lines['keeper'].endswith('does not run; only the modes shared and one_hop need it')
 
 
 def test_status_of_an_agent_with_healthcheck_before_and_after_nova_is_unavailable(cloud, tmp_path):
     paste = tmp_path / 'api-paste.ini'
     paste.write_text(
         SHIPPED.read_text().replace(
-            ' catch_errors peer_credentials deadline', ' catch_errors healthcheck peer_credentials deadline'
+            ' catch_errors request_id peer_credentials deadline',
+            ' catch_errors request_id healthcheck peer_credentials deadline',
         )
     )
     log = tmp_path / 'agent.log'

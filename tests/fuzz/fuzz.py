@@ -39,7 +39,7 @@ with instrumented():
     from metadata_wsgi import inventory, limits
     from metadata_wsgi.errors import ConfigError, InstanceLookupError
     from metadata_wsgi.filters.header_source import HeaderSourceFilter
-    from metadata_wsgi.http import client, header_names, message
+    from metadata_wsgi.http import client, header_names, message, response_reader
     from metadata_wsgi.keeper import protocol
     from metadata_wsgi.lookup.neutron import ports_api, queries
     from metadata_wsgi.namespace_proxy.app import NamespaceProxyApp
@@ -152,7 +152,7 @@ def _request(data, recv_size):
 def response(data):
     """A response of the agent or of Nova: read completely, or refused."""
     for method in ('GET', 'HEAD'):
-        connection = client._Connection(FakeSocket(data))
+        connection = response_reader.ClientConnection(FakeSocket(data))
         with contextlib.suppress(OSError, ValueError):
             status, _, headers, _ = connection.read_header()
             assert status >= 200

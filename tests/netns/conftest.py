@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import os
 import shutil
 import sys
@@ -11,6 +12,7 @@ from tests.cloud import Cloud
 from tests.e2e.conftest import BIN, eventually, programs_in, rejects_unidentified_request
 
 from .router_topology import RouterTopology
+from .switched_network import Host, SwitchedNetwork
 
 CHECKOUT = Path(__file__).parent.parent.parent
 OPEN_DIRECTORY = r"""
@@ -56,8 +58,7 @@ def directory():
         yield Path(made)
 
 
-@pytest.fixture
-def for_other_users(directory):
+def opened_for_other_users(directory):
     """A command prefix for programs that another user runs: it makes checkout and interpreter reachable for all users.
 
     A checkout in root's home (mode 0700) is not. There the program gets a mount namespace in which that directory is a
@@ -72,6 +73,12 @@ def for_other_users(directory):
         new.mkdir()
         prefix += ['unshare', '--mount', 'sh', '-c', OPEN_DIRECTORY, 'sh', new, outermost, *inside, '--']
     return prefix
+
+
+@pytest.fixture
+def for_other_users(directory):
+    """See :func:`opened_for_other_users`."""
+    return opened_for_other_users(directory)
 
 
 @pytest.fixture
@@ -104,3 +111,24 @@ def agent(start, cloud):
         return program
 
     return started
+
+
+@pytest.fixture
+def wire():
+    wire = SwitchedNetwork()
+    try:
+        yield wire
+    finally:
+        wire.remove()
+
+
+@pytest.fixture
+def start_host(tmp_path):
+    with contextlib.ExitStack() as stack:
+
+        def start(program):
+            host = Host(tmp_path, program)
+            stack.callback(host.close)
+            return host
+
+        yield start

@@ -8,6 +8,7 @@ namespace of the test; routing by source address makes each connection leave thr
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from tests.unit.test_haproxy_program import LISTEN, TOP
 SHIM = Path(__file__).parents[2] / 'bin' / 'metadata-wsgi-haproxy'
 BIN = Path(sys.prefix, 'bin')
 TABLE = 47000
+ID_HEADER = re.compile(rb'(?i)X-[A-Z]+-(Router|Network)-ID:')
 
 
 def run(*argv, **options):
@@ -41,7 +43,7 @@ def until(condition, within_s=60.0):
 
 
 class Agent(threading.Thread):
-    """Answers on a unix socket, in the place of the agent: 200 with the id header of the request."""
+    """Answers on a unix socket, in the place of the agent: 200 with the router's or network's id of the request."""
 
     def __init__(self, path):
         super().__init__(daemon=True)
@@ -67,7 +69,7 @@ class Agent(threading.Thread):
                 data += chunk
                 while b'\r\n\r\n' in data:
                     head, _, data = data.partition(b'\r\n\r\n')
-                    id_ = next(line.split(b': ')[1] for line in head.split(b'\r\n') if b'-router-id' in line.lower())
+                    id_ = next(line.split(b': ')[1] for line in head.split(b'\r\n') if ID_HEADER.match(line))
                     connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s' % (len(id_), id_))
 
 
@@ -78,6 +80,7 @@ class Node:
         self.state_path = state_path
         self.ids = []
         self._namespaces = {}
+        self._interfaces = {}
         self._programs = []
         self._is_closed = threading.Event()
         self._supervisor = None
@@ -135,7 +138,7 @@ class Node:
             subprocess.run(['ip', 'netns', 'del', self._namespaces[id_]], check=False, capture_output=True)
             subprocess.run(['ip', 'rule', 'del', 'table', str(TABLE + number)], check=False, capture_output=True)
             # The kernel deletes a namespace some time later; the next test makes a link of this name.
-            subprocess.run(['ip', 'link', 'del', f'seam{number}'], check=False, capture_output=True)
+            subprocess.run(['ip', 'link', 'del', self._interfaces[id_]], check=False, capture_output=True)
         self._agent.close()
 
     def supervise(self):
@@ -152,21 +155,28 @@ class Node:
     def add_router(self, kind='qrouter'):
         """A namespace as the L3 agent makes it, and the interface of an instance behind it; returns the id."""
         number, id_ = len(self.ids), f'{len(self.ids):08}-2222-4333-8444-555555555555'
-        self._namespaces[id_] = namespace = f'{kind}-{id_}'
-        inside, network = f'seam{number}', f'10.47.{number}'
+        namespace, inside = f'{kind}-{id_}', f'seam{number}'
         run('ip', 'netns', 'add', namespace)
-        self.ids.append(id_)
         run('ip', '-n', namespace, 'link', 'set', 'lo', 'up')
         run('ip', 'link', 'add', inside, 'type', 'veth', 'peer', 'name', 'qr-1', 'netns', namespace)
-        run('ip', 'addr', 'add', f'{network}.2/24', 'dev', inside)
-        run('ip', 'link', 'set', inside, 'up')
-        run('ip', '-n', namespace, 'addr', 'add', f'{network}.1/24', 'dev', 'qr-1')
+        self.add_instance(id_, namespace, inside)
+        run('ip', '-n', namespace, 'addr', 'add', f'10.47.{number}.1/24', 'dev', 'qr-1')
         run('ip', '-n', namespace, 'link', 'set', 'qr-1', 'up')
         run('ip', 'netns', 'exec', namespace, 'iptables', '-t', 'nat', '-A', 'PREROUTING', '-d', '169.254.169.254/32',
             '-i', 'qr-+', '-p', 'tcp', '--dport', '80', '-j', 'REDIRECT', '--to-ports', '9697')  # fmt: skip
-        run('ip', 'route', 'add', '169.254.169.254', 'via', f'{network}.1', 'dev', inside, 'table', TABLE + number)
-        run('ip', 'rule', 'add', 'from', f'{network}.2', 'table', TABLE + number)
         return id_
+
+    def add_instance(self, id_, namespace, interface):
+        """Make ``interface`` that of an instance behind the router or network, whose gateway is 10.47.NUMBER.1."""
+        number = len(self.ids)
+        self.ids.append(id_)
+        self._namespaces[id_] = namespace
+        self._interfaces[id_] = interface
+        run('ip', 'addr', 'add', f'10.47.{number}.2/24', 'dev', interface)
+        run('ip', 'link', 'set', interface, 'up')
+        table = ('table', TABLE + number)
+        run('ip', 'route', 'add', '169.254.169.254', 'via', f'10.47.{number}.1', 'dev', interface, *table)
+        run('ip', 'rule', 'add', 'from', f'10.47.{number}.2', *table)
 
     def configuration(self, id_):
         """Write what Neutron writes for a router; returns its path."""
@@ -212,9 +222,7 @@ def is_alive(pid):
 
 @contextlib.contextmanager
 def running(directory):
-    """A node whose programs run, under ``directory``, which every user can enter."""
-    for parent in (directory, *directory.parents[:2]):
-        parent.chmod(0o755)
+    """A node whose programs run, under ``directory``, a ``tmp_path``: other users can pass through it."""
     node = Node(directory / 'neutron')
     try:
         node.start()

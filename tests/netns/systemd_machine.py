@@ -27,11 +27,12 @@ from tests.e2e.conftest import eventually
 
 CHECKOUT = Path(__file__).parent.parent.parent
 UNITS = CHECKOUT / 'etc' / 'systemd'
-USER = 61234
+USER, NEUTRON = 61234, 61236
 TARGETS = ('sysinit', 'basic', 'multi-user', 'network-online', 'shutdown')
 PROGRAMS = {
     'metadata-wsgi': 'main',
     'quantum-metadata-agent': 'agent',
+    'neutron-metadata-agent-wsgi': 'neutron_agent',
     'quantum-ns-metadata-proxy': 'namespace_proxy',
 }
 
@@ -158,14 +159,14 @@ class SystemdMachine:
     def _is_up(self):
         return self.run('systemctl', 'is-system-running').stdout.strip() in ('running', 'degraded')
 
-    def run(self, *argv, check=False):
+    def run(self, *argv, check=False, timeout_s=60):
         """Run a program in the machine as root; a CompletedProcess with text."""
         children = Path(f'/proc/{self._process.pid}/task/{self._process.pid}/children').read_text().split()
         if not children:
             return subprocess.CompletedProcess(argv, 1, '', 'systemd is not running yet')
         enter = ['nsenter', '--target', children[0], '--mount', '--pid', '--net', '--uts', '--ipc', '--cgroup', '--']
         done = subprocess.run(
-            [*enter, *(str(word) for word in argv)], capture_output=True, text=True, check=False, timeout=60
+            [*enter, *(str(word) for word in argv)], capture_output=True, text=True, check=False, timeout=timeout_s
         )
         assert not check or done.returncode == 0, (argv, done.stdout, done.stderr, self.text())
         return done
@@ -220,9 +221,10 @@ def _fill_skeleton(skeleton, conf, files):
     (etc / 'passwd').write_text(
         'root:x:0:0::/root:/bin/sh\n'
         f'metadata-wsgi:x:{USER}:{USER}::/nonexistent:/bin/false\n'
+        f'neutron:x:{NEUTRON}:{NEUTRON}::/nonexistent:/bin/false\n'
         'nobody:x:65534:65534::/nonexistent:/bin/false\n'
     )
-    (etc / 'group').write_text(f'root:x:0:\nmetadata-wsgi:x:{USER}:\nnogroup:x:65534:\n')
+    (etc / 'group').write_text(f'root:x:0:\nmetadata-wsgi:x:{USER}:\nneutron:x:{NEUTRON}:\nnogroup:x:65534:\n')
     (etc / 'nsswitch.conf').write_text('passwd: files\ngroup: files\nhosts: files\n')
     (etc / 'hosts').write_text('127.0.0.1 localhost\n')
     (etc / 'machine-id').write_text(f'{uuid.uuid4().hex}\n')

@@ -54,7 +54,7 @@ def test_port_in_use_in_mode_process_is_reported_and_changes_nothing(topology, o
     took_s = time.monotonic() - begun
     print(f'reported after {took_s:.1f} s')
     assert done.returncode == 1
-    assert f'port 9697 in {topology.router} is held by pid {other.pid} (python' in done.stderr
+    assert f'port 9697 in {topology.router} is used by pid {other.pid} (python' in done.stderr
     assert 'use --metadata-port 9698' in done.stderr
     assert (saved_rules(topology.router, 'iptables'), saved_rules(topology.router, 'ip6tables')) == before
     assert get(topology.guest, METADATA) == 'the other one'
@@ -68,7 +68,7 @@ def test_port_in_use_in_mode_shared_is_reported_and_changes_nothing(topology, ot
             before = saved_rules(topology.router, 'iptables'), saved_rules(topology.router, 'ip6tables')
             code, _, err = host.metadata_wsgi('attach', '--mode=shared', f'--router-id={topology.uuid}')
             assert code == 1
-            assert f'port 9697 in {topology.router} is held by pid {other.pid} (python' in err
+            assert f'port 9697 in {topology.router} is used by pid {other.pid} (python' in err
             assert (saved_rules(topology.router, 'iptables'), saved_rules(topology.router, 'ip6tables')) == before
             assert host.attachments.entries() == []
         finally:

@@ -224,13 +224,13 @@ def unreachable(agent, proxy, topology, cloud):
 def test_proxy_that_cannot_reach_the_agent_never_runs_as_root(unreachable, cloud):
     cloud.state_path.mkdir(mode=0o700)
     program = unreachable()
-    assert f'Clients will be answered 503: {identity.default_identity().name} may not enter ' in program.text()
+    assert f'Clients will get 503: the user {identity.default_identity().name} may not enter ' in program.text()
 
 
 def test_proxy_never_runs_as_root_where_only_root_may_connect(unreachable, cloud):
     cloud.configure(metadata_proxy_user='root')
     program = unreachable()
-    assert 'Clients will be answered 503: only root may connect to ' in program.text()
+    assert 'Clients will get 503: only root may connect to ' in program.text()
 
 
 @pytest.mark.parametrize('user', ['root', '0'])

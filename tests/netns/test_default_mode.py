@@ -23,8 +23,6 @@ pytestmark = [
 @pytest.fixture
 def node(tmp_path):
     """A node on which nothing runs; what the programs start there is ended."""
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
     made = Node(tmp_path / 'quantum')
     try:
         yield made

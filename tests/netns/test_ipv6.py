@@ -8,99 +8,27 @@
                        rival, which may have fe80::a9fe:a9fe too
 """
 
-import contextlib
-import json
-import resource
-import socket
 import subprocess
 import sys
 import threading
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 
-from metadata_wsgi.limits import MAX_CONNECTIONS_PER_ADDRESS
-from metadata_wsgi.netns import interface_state, namespaces, proxy_process
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns import interface_state
+from metadata_wsgi.netns.attach import Attacher
 from metadata_wsgi.netns.attachment_status import list_attachments
 from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.runner import SubprocessRunner
-from metadata_wsgi.netns.target import AttachTarget
-from tests.e2e.conftest import eventually
-from tests.rawserver import RawServer, always_responds_with
 
 from .router_topology import METADATA, get, ip
+from .switched_network import URL4, URL6, SwitchedNetwork, a_network, a_router, curl
 
 pytestmark = pytest.mark.netns
 
 STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
 PROGRAM = str(Path(sys.prefix, 'bin', 'quantum-ns-metadata-proxy'))
-URL6 = f'http://[{interface_state.ADDRESS}%25eth0]/openstack'
-URL4 = f'http://{METADATA}/openstack'
-OK = b'HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nthis'
-
-
-class SwitchedNetwork:
-    """A switch with an instance, a rival, and other hosts that are plugged in."""
-
-    def __init__(self):
-        self.id = uuid.uuid4().hex[:8]
-        self.names = []
-        self.switch, self.guest, self.rival = (self.namespace(f'{kind}-{self.id}') for kind in ('sw', 'guest', 'rival'))
-        ip('-n', self.switch, 'link', 'add', 'br0', 'type', 'bridge')
-        ip('-n', self.switch, 'link', 'set', 'br0', 'up')
-        self.plug(self.guest, 'eth0', '10.1.1.2/24')
-        self.plug(self.rival, 'eth0', '10.1.1.9/24')
-
-    def namespace(self, name):
-        ip('netns', 'add', name)
-        self.names.append(name)
-        ip('-n', name, 'link', 'set', 'lo', 'up')
-        return name
-
-    def plug(self, namespace, interface, cidr):
-        port = f'p{uuid.uuid4().hex[:8]}'
-        ip('-n', namespace, 'link', 'add', interface, 'type', 'veth', 'peer', 'name', port, 'netns', self.switch)
-        ip('-n', self.switch, 'link', 'set', port, 'master', 'br0', 'up')
-        ip('-n', namespace, 'address', 'add', cidr, 'dev', interface)
-        if interface == 'eth0':
-            # Up for a while already: its own link-local address has been checked.
-            ip('netns', 'exec', namespace, 'sysctl', '-qw', 'net.ipv6.conf.eth0.accept_dad=0')
-        ip('-n', namespace, 'link', 'set', interface, 'up')
-
-    def rival_takes_it(self):
-        ip('-n', self.rival, 'address', 'add', f'{interface_state.ADDRESS}/64', 'dev', 'eth0', 'nodad')
-
-    def rival_leaves(self):
-        ip('-n', self.rival, 'address', 'del', f'{interface_state.ADDRESS}/64', 'dev', 'eth0')
-
-    def mac(self, namespace, interface='eth0'):
-        return self._json('-n', namespace, 'link', 'show', interface)[0]['address']
-
-    def address(self, namespace, interface):
-        """fe80::a9fe:a9fe on the interface as ``ip`` shows it; None if it is not there."""
-        found = self._json('-n', namespace, '-6', 'address', 'show', 'dev', interface)
-        infos = [info for one in found for info in one.get('addr_info', ())]
-        return next((info for info in infos if info['local'] == interface_state.ADDRESS), None)
-
-    def _json(self, *words):
-        return json.loads(subprocess.run(['ip', '-j', *words], check=True, capture_output=True).stdout)
-
-    def remove(self):
-        for name in self.names:
-            if namespaces.exists(name):
-                ip('netns', 'delete', name)
-
-
-@pytest.fixture
-def wire():
-    wire = SwitchedNetwork()
-    try:
-        yield wire
-    finally:
-        wire.remove()
 
 
 @pytest.fixture(params=['router', 'network'])
@@ -118,67 +46,13 @@ def network(wire):
     return a_network(wire)
 
 
-def a_router(wire):
-    target = AttachTarget.of('router', str(uuid.uuid4()))
-    wire.plug(wire.namespace(target.namespace), 'qr-1', '10.1.1.1/24')
-    ip('-n', wire.guest, 'route', 'add', 'default', 'via', '10.1.1.1')
-    return target
-
-
-def a_network(wire):
-    target = AttachTarget.of('network', str(uuid.uuid4()))
-    wire.plug(wire.namespace(target.namespace), 'tap0', '10.1.1.1/24')
-    ip('-n', wire.guest, 'route', 'add', METADATA, 'via', '10.1.1.1')
-    return target
-
-
 def interface_of(target):
     return 'qr-1' if target.kind == 'router' else 'tap0'
-
-
-class Host:
-    """A state directory, an attacher that starts ``program``, and a fake agent that records requests."""
-
-    def __init__(self, state_path, program):
-        self.state_path = str(state_path)
-        self.proxy = ProxyCommand(program=program, state_path=self.state_path, log_dir=self.state_path)
-        self.attacher = Attacher(SubprocessRunner(), proxy=self.proxy, stop_timeout_s=5)
-        self.agent = RawServer(always_responds_with(OK), path=f'{self.state_path}/metadata_proxy')
-
-    def find(self, target):
-        found = list_attachments(Iptables(SubprocessRunner()), state_path=self.state_path)
-        return next(one for one in found if one.uuid == target.uuid)
-
-    def pid(self, target):
-        return proxy_process.running_pid(self.proxy.pid_file(target.uuid), target.uuid)
-
-    def close(self):
-        for file in Path(self.state_path).glob('external/pids/*.pid'):
-            proxy_process.stop(str(file), file.stem, timeout_s=5)
-        self.agent.close()
-
-
-@pytest.fixture
-def start_host(tmp_path):
-    with contextlib.ExitStack() as stack:
-
-        def start(program):
-            host = Host(tmp_path, program)
-            stack.callback(host.close)
-            return host
-
-        yield start
 
 
 @pytest.fixture
 def host(start_host):
     return start_host(STANDIN)
-
-
-def curl(namespace, url):
-    """The body, or '' without a response."""
-    argv = ['ip', 'netns', 'exec', namespace, 'curl', '-gsS', '-m', '8', url]
-    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
 
 def link_local(wire, namespace):
@@ -322,131 +196,3 @@ def test_address_of_the_dhcp_agent_is_used_and_stays(wire, network, host):
     assert curl(wire.guest, URL6) == f'proxy of {network.uuid}'
     host.attacher.detach(network)
     assert wire.address(network.namespace, 'tap0')['prefixlen'] == 64
-
-
-SHARE, MANY = 2 * MAX_CONNECTIONS_PER_ADDRESS, 2 * MAX_CONNECTIONS_PER_ADDRESS + 44
-"""The limit of connections of one /64, and the number of connections that the instance below opens."""
-ADDRESSES = 300
-"""The number of its addresses: the kernel has at most 1,024 neighbours at a time."""
-
-
-class ManyConnections:
-    """An instance that sends requests from ``ADDRESSES`` of the /64 ``prefix`` in turn and keeps them open."""
-
-    def __init__(self, wire, router, prefix):
-        self._guest = wire.guest
-        self._addresses = [f'{prefix}1:{number:x}' for number in range(1, ADDRESSES + 1)]
-        lines = [f'address add {address}/64 dev eth0 nodad\n' for address in self._addresses]
-        subprocess.run(['ip', '-n', wire.guest, '-batch', '-'], input=''.join(lines).encode(), check=True)
-        if not prefix.startswith('fe80'):
-            ip('-n', router.namespace, 'address', 'add', f'{prefix}1/64', 'dev', 'qr-1', 'nodad')
-        self._held = []
-
-    def asks(self, count, target=b'/'):
-        """Send ``count`` requests, each from the next address."""
-        namespaces.run_in(self._guest, lambda: [self._ask(target) for _ in range(count)])
-
-    def _ask(self, target):
-        sock = socket.socket(socket.AF_INET6)
-        scope = socket.if_nametoindex('eth0')
-        address = self._addresses[len(self._held) % ADDRESSES]
-        sock.bind((address, 0, 0, scope if address.startswith('fe80') else 0))
-        sock.settimeout(8)
-        sock.connect((interface_state.ADDRESS, 80, 0, scope))
-        self._held.append(sock)
-        sock.sendall(b'GET %s HTTP/1.1\r\nHost: x\r\n\r\n' % target)
-        sock.setblocking(False)
-
-    def answers(self):
-        """The number of its requests with at least the beginning of a response."""
-        return sum(piece.startswith(b'HTTP/1.1 200') for piece in map(self._peek, self._held))
-
-    def closed(self):
-        """The number of its connections that were closed."""
-        return sum(map(self._is_closed, self._held))
-
-    def _is_closed(self, sock):
-        try:
-            while sock.recv(65536):
-                pass
-        except BlockingIOError:
-            return False
-        except ConnectionResetError:
-            pass
-        return True
-
-    def _peek(self, sock):
-        try:
-            return sock.recv(16, socket.MSG_PEEK)
-        except (BlockingIOError, ConnectionResetError):
-            return b''
-
-    def close(self):
-        for sock in self._held:
-            sock.close()
-
-
-@pytest.fixture
-def many_connections(wire, router):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
-    with contextlib.ExitStack() as stack:
-        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
-
-        def gather(prefix):
-            made = ManyConnections(wire, router, prefix)
-            stack.callback(made.close)
-            return made
-
-        yield gather
-
-
-@pytest.fixture
-def neighbour(wire):
-    """Sends a request over each family; whether both had a response."""
-    ip('-n', wire.rival, 'route', 'add', 'default', 'via', '10.1.1.1')
-    return lambda: [curl(wire.rival, url) for url in (URL6, URL4)] == ['this', 'this']
-
-
-@pytest.mark.parametrize(('prefix', 'kept'), [('2001:db8::', SHARE), ('fe80::', MANY)])
-def test_idle_connections_of_many_addresses_are_limited_per_global_64(
-    wire, router, start_host, many_connections, neighbour, prefix, kept
-):
-    """Link-local addresses are counted one by one: those of all instances are in the same /64."""
-    start_host(PROGRAM).attacher.attach(router)
-    guest = many_connections(prefix)
-    for count in (SHARE - 1, 1, MANY - SHARE):
-        guest.asks(count)
-        assert neighbour()
-    eventually(lambda: guest.answers() == MANY, 'all were served')
-    eventually(lambda: MANY - guest.closed() == kept, guest.closed)
-
-
-@pytest.mark.parametrize(('prefix', 'kept'), [('2001:db8::', SHARE), ('fe80::', MANY)])
-def test_connections_of_many_addresses_in_use_do_not_refuse_a_neighbour(
-    wire, router, start_host, many_connections, neighbour, prefix, kept
-):
-    """A request is in progress on each connection: none can be closed for another."""
-    host = start_host(PROGRAM)
-    release = threading.Event()
-
-    def slowly(peer):
-        while request := peer.request():
-            if b'/slow ' in request:
-                release.wait(20)
-            peer.send(OK)
-
-    host.agent.close()
-    Path(host.state_path, 'metadata_proxy').unlink()
-    host.agent = RawServer(slowly, path=f'{host.state_path}/metadata_proxy')
-    host.attacher.attach(router)
-    guest = many_connections(prefix)
-    try:
-        for count in (SHARE, MANY - SHARE):
-            guest.asks(count, b'/slow')
-            assert neighbour()
-        eventually(lambda: guest.closed() == MANY - kept, guest.closed)
-        assert guest.answers() == 0
-    finally:
-        release.set()
-    eventually(lambda: guest.answers() == kept, 'the requests in progress are finished')

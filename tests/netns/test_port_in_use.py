@@ -28,7 +28,7 @@ def holder(start, topology):
 def expected(holder, topology):
     name = Path(f'/proc/{holder.pid}/comm').read_text().strip()
     return (
-        f'metadata_port: port 9697 in {topology.router} is held by pid {holder.pid} ({name}): '
+        f'metadata_port: port 9697 in {topology.router} is used by pid {holder.pid} ({name}): '
         'stop it, or use --metadata-port 9698'
     )
 

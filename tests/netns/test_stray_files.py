@@ -56,7 +56,7 @@ def test_attached_and_detach_all_serve_the_others_and_name_the_stale_one(topolog
     assert f'router  {topology.uuid}  {topology.router}  process' in done.stdout
     problems = [line for line in done.stdout.splitlines() if 'remove it' in line]
     assert len(problems) == 1
-    assert f'qrouter-{stale} is a file and no namespace; remove it: ip netns delete qrouter-{stale}' in problems[0]
+    assert f'qrouter-{stale} is a file and not a namespace; remove it: ip netns delete qrouter-{stale}' in problems[0]
     assert 'cni-' not in done.stdout
     assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
     done = run('detach', tmp_path, '--all')
@@ -96,7 +96,7 @@ def test_watch_serves_the_others_and_logs_the_stale_one_once(topology, stale, tm
             eventually(lambda: f'{later.replace("qrouter-", "router ")}: attached' in log.read_text(), log.read_text)
         finally:
             ip('netns', 'delete', later)
-        assert log.read_text().count(f'qrouter-{stale} is a file and no namespace') == 1
+        assert log.read_text().count(f'qrouter-{stale} is a file and not a namespace') == 1
         assert 'cni-' not in log.read_text()
     finally:
         watch.terminate()

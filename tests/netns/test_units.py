@@ -14,7 +14,7 @@ from tests.e2e.conftest import eventually
 
 from .keeper_host import TARGET, RequestLoad, get_instance_id
 from .router_topology import METADATA, ip
-from .systemd_machine import CHECKOUT, UNITS, USER, BootError, SystemdMachine, missing_requirements
+from .systemd_machine import CHECKOUT, NEUTRON, UNITS, USER, BootError, SystemdMachine, missing_requirements
 
 pytestmark = pytest.mark.netns
 
@@ -97,12 +97,12 @@ def load(topology):
         one.stop()
 
 
-def workers(host):
+def workers(host, state_path='/var/lib/quantum'):
     """The modes that have workers."""
     script = (
         'import sys; sys.path[:0] = ["/opt/checkout", "/opt/packages"]\n'
         'from metadata_wsgi.keeper.attachments_client import AttachmentsClient\n'
-        'print(*AttachmentsClient("/var/lib/quantum").workers())'
+        f'print(*AttachmentsClient({state_path!r}).workers())'
     )
     return set(host.run(host.interpreter, '-c', script).stdout.split())
 
@@ -318,18 +318,183 @@ def test_stop_and_start_of_all_units_needs_only_a_new_attach(host, topology, att
     wait_until_attached_is_healthy(host)
 
 
+def test_drop_ins_of_migration_level_1_serve_as_the_user_neutron(machine, topology):
+    """As documented: keeper and shared proxy in Neutron's state path, beside an agent with Neutron's defaults."""
+    state_path = machine.skeleton / 'var' / 'lib' / 'neutron'
+    state_path.mkdir()
+    os.chown(state_path, NEUTRON, NEUTRON)
+    documented = drop_ins_of_migration_level_1()
+    assert set(documented) == {KEEPER, PROXY}
+    agent = '/opt/bin/neutron-metadata-agent-wsgi --config-file /etc/metadata_wsgi/metadata_agent.ini'
+    documented[AGENT] = (
+        f'[Service]\nUser=neutron\nGroup=neutron\nReadWritePaths=/var/lib/neutron\nExecStart=\nExecStart={agent}\n'
+    )
+    for unit, text in documented.items():
+        drop_in = machine.skeleton / 'etc' / 'systemd' / 'system' / f'{unit}.service.d' / 'level-1.conf'
+        drop_in.write_text(text.replace('/opt/metadata-wsgi/bin/', '/opt/bin/'))
+    conf = machine.skeleton / 'etc' / 'metadata_wsgi' / 'metadata_agent.ini'
+    os.chown(conf, 0, NEUTRON)
+    # The test's cloud names the user nobody.
+    conf.write_text(re.sub('(?m)^(metadata_peer_users|metadata_one_hop) = .*\n', '', conf.read_text()))
+    host = machine.start()
+    host.systemctl('start', *ALL)
+    eventually(
+        lambda: workers(host, '/var/lib/neutron') == {'shared'}, lambda: f'the shared proxy is connected: {host.text()}'
+    )
+    words = ('--state-path', '/var/lib/neutron', '--router-id', 'router-a', '--namespace', topology.router)
+    host.metadata_wsgi('attach', '--no-wait', '--mode', 'shared', *words)
+    assert namespaces.run_in(topology.guest, get_instance_id) == 'instance-a', host.text()
+    for unit, uid in ((KEEPER, 0), (PROXY, NEUTRON), (AGENT, NEUTRON)):
+        uids = re.search(r'Uid:\t(.*)', host.run('cat', f'/proc/{pid(host, unit)}/status').stdout)[1]
+        assert uids.split() == [str(uid)] * 4
+    host.systemctl('kill', '--signal', 'KILL', *ALL)
+    eventually(
+        lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a',
+        lambda: f'the guest gets responses: {host.text()}',
+    )
+
+
+def drop_ins_of_migration_level_1():
+    """The text of each drop-in by its unit, from doc/migration/index.md."""
+    text = (CHECKOUT / 'doc' / 'migration' / 'index.md').read_text()
+    found = re.findall(r'`systemctl edit (\S+)` and write:\n\n((?: {7}.*\n)+)', text)
+    return {unit: '\n'.join(line.strip() for line in block.splitlines()) + '\n' for unit, block in found}
+
+
 @pytest.mark.parametrize('unit', ALL)
-def test_documented_exposure_level_matches_systemd_analyze(unit):
-    if missing_requirements():
-        pytest.skip('systemd is not installed')
-    text = (CHECKOUT / 'doc' / 'threat_model.md').read_text()
-    version = subprocess.run(['systemd-analyze', '--version'], capture_output=True, text=True, check=True).stdout
-    if not version.startswith('systemd 252 '):
-        pytest.skip('the documentation quotes version 252; other versions rate differently')
-    report = subprocess.run(
-        ['systemd-analyze', 'security', '--no-pager', '--offline=true', UNITS / f'{unit}.service'],
-        capture_output=True, text=True, check=False, env={**os.environ, 'SYSTEMD_COLORS': '0'},
-    ).stdout  # fmt: skip
-    exposure = re.search(r'exposure level for \S+ ([\d.]+)', report)
-    assert exposure, report
-    assert f'| `{unit}.service` | {exposure[1]} |' in text
+def test_watchdog_restarts_a_service_that_makes_no_progress(host, topology, attach, unit):
+    """A stopped process stands for one that hangs; the socket of the router stays open meanwhile."""
+    attach('shared')
+    shorten_watchdog(host, unit)
+    before = pid(host, unit)
+    host.systemctl('kill', '--kill-whom=main', '--signal', 'STOP', unit)
+    eventually(lambda: pid(host, unit) not in (0, before), lambda: f'it was restarted: {host.text()}', within_s=60)
+    assert 'Watchdog timeout' in host.run('cat', '/dev/kmsg').stdout
+    eventually(
+        lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a',
+        lambda: f'the guest gets responses: {host.text()}',
+    )
+
+
+@pytest.mark.parametrize('unit', [AGENT, PROXY])
+def test_watchdog_is_not_fed_while_no_worker_makes_progress(host, topology, attach, unit):
+    """The master runs on, and would end such workers only after ``limits.WORKER_TIMEOUT_S``."""
+    attach('shared')
+    shorten_watchdog(host, unit)
+    before = pid(host, unit)
+    host.run('kill', '-STOP', *children(host, unit), check=True)
+    eventually(lambda: pid(host, unit) not in (0, before), lambda: f'it was restarted: {host.text()}', within_s=60)
+    assert 'Watchdog timeout' in host.run('cat', '/dev/kmsg').stdout
+    eventually(
+        lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a',
+        lambda: f'the guest gets responses: {host.text()}',
+    )
+
+
+def shorten_watchdog(host, unit):
+    drop_in = f'/etc/systemd/system/{unit}.service.d/watchdog.conf'
+    host.run('sh', '-c', f'printf "[Service]\\nWatchdogSec=8\\n" > {drop_in}', check=True)
+    host.systemctl('daemon-reload')
+    host.systemctl('restart', unit)
+    eventually(lambda: workers(host) == {'shared', 'one_hop'}, lambda: f'workers are connected: {host.text()}')
+
+
+def test_status_line_of_each_unit(host, attach):
+    attach('shared')
+    expected = {
+        KEEPER: r'1 sockets in namespaces; workers: \d+ one_hop, 1 shared',
+        AGENT: r'(\d+) of \1 workers serve, version \S+',
+        PROXY: r'1 of 1 workers serve, version \S+',
+    }
+    for unit, pattern in expected.items():
+        eventually(
+            lambda unit=unit, pattern=pattern: re.fullmatch(pattern, host.show_property(unit, 'StatusText')),
+            lambda unit=unit: f'{unit}: {host.show_property(unit, "StatusText")!r}: {host.text()}',
+        )
+
+
+def test_status_line_names_the_error_of_a_reload_that_failed(host):
+    conf = '/etc/metadata_wsgi/metadata_agent.ini'
+    host.run('sed', '-i', '1a metadata_connections = none', conf, check=True)
+    host.systemctl('reload', AGENT)
+    eventually(
+        lambda: '; not reloaded: ' in host.show_property(AGENT, 'StatusText'),
+        lambda: host.show_property(AGENT, 'StatusText') + host.text(),
+    )
+    assert 'metadata_connections' in host.show_property(AGENT, 'StatusText')
+    host.run('sed', '-i', '/metadata_connections = none/d', conf, check=True)
+    host.systemctl('reload', AGENT)
+    eventually(
+        lambda: re.fullmatch(r'(\d+) of \1 workers serve, version \S+', host.show_property(AGENT, 'StatusText')),
+        lambda: host.show_property(AGENT, 'StatusText') + host.text(),
+    )
+
+
+def test_metrics_directory_exists_and_outlives_a_restart(host):
+    for _ in range(2):
+        stat = host.run('stat', '-c', '%U %a', '/run/metadata_wsgi/metrics', check=True).stdout
+        assert stat == 'metadata-wsgi 755\n'
+        host.run('touch', '/run/metadata_wsgi/metrics/counts', check=True)
+        host.systemctl('restart', AGENT)
+    host.run('test', '-e', '/run/metadata_wsgi/metrics/counts', check=True)
+    host.systemctl('stop', AGENT)
+    assert host.run('test', '-e', '/run/metadata_wsgi').returncode == 1
+
+
+def test_restart_of_the_agent_refuses_no_connection_to_its_socket(host):
+    """As haproxy connects, which does not wait for the agent: systemd keeps the socket."""
+    client = (
+        'import socket, sys, threading\n'
+        'stop = threading.Event()\n'
+        'errors = []\n'
+        'def connect():\n'
+        '    while not stop.is_set():\n'
+        '        with socket.socket(socket.AF_UNIX) as client:\n'
+        '            try:\n'
+        '                client.connect("/var/lib/quantum/metadata_proxy")\n'
+        '                client.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")\n'
+        '                assert client.recv(100).startswith(b"HTTP/1.")\n'
+        '            except Exception as error:\n'
+        '                errors.append(repr(error))\n'
+        'thread = threading.Thread(target=connect)\n'
+        'thread.start()\n'
+        'import subprocess\n'
+        'subprocess.run(sys.argv[1:], check=True)\n'
+        'stop.set()\n'
+        'thread.join()\n'
+        'print(errors)\n'
+    )
+    for words in (('restart', AGENT), ('restart', AGENT)):
+        assert host.run(host.interpreter, '-c', client, 'systemctl', *words).stdout == '[]\n', host.text()
+    assert host.show_property(AGENT, 'NFileDescriptorStore') == '1'
+    # With another mode of the socket the kept one is not used.
+    host.run('sed', '-i', '1a metadata_proxy_socket_mode = all', '/etc/metadata_wsgi/metadata_agent.ini', check=True)
+    host.systemctl('restart', AGENT)
+    assert host.run('stat', '-c', '%a', '/var/lib/quantum/metadata_proxy').stdout == '666\n'
+    eventually(lambda: host.show_property(AGENT, 'NFileDescriptorStore') == '1', host.text)
+
+
+@pytest.mark.parametrize('mode', ['shared', 'one_hop'])
+def test_sigusr1_replaces_the_program_without_a_failed_request(host, attach, load, mode):
+    """As an upgrade does. The process id stays, the workers are new, and the former ones end."""
+    attach(mode)
+    requests = load()
+    for unit in (PROXY, AGENT):
+        master, before = pid(host, unit), children(host, unit)
+        host.systemctl('kill', '--kill-whom=main', '--signal', 'USR1', unit)
+        eventually(
+            lambda unit=unit, before=before: children(host, unit) and not before & children(host, unit),
+            lambda: f'the former workers ended: {host.text()}',
+            within_s=60,
+        )
+        assert (pid(host, unit), host.show_property(unit, 'NRestarts')) == (master, '0')
+        requests.more()
+    assert requests.failures == [], host.text()
+    host.systemctl('restart', AGENT, PROXY)
+    requests.more()
+    assert refused_connections(requests) == []
+
+
+def children(host, unit):
+    master = pid(host, unit)
+    return set(host.run('cat', f'/proc/{master}/task/{master}/children').stdout.split())

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import eventually
+from tests.fake_systemd import FakeSystemd
 
 pytestmark = pytest.mark.netns
 
@@ -180,7 +181,7 @@ def test_watch_repairs_mode_shared_and_logs_it(host):
     keeper.kill()
     keeper.wait()
     host.start_keeper()
-    eventually(lambda: f'router {router}: the keeper has no socket of it any more' in host.log(), host.log)
+    eventually(lambda: f'router {router}: the keeper no longer has a socket for it' in host.log(), host.log)
     eventually(lambda: is_well(host, 'shared'), host.log)
 
     host.run('ip', 'netns', 'delete', f'qrouter-{router}')
@@ -202,7 +203,7 @@ def test_watch_keeps_the_last_known_mode(host):
     output = host.run(PROGRAM, 'status', f'--state-path={host.state_path}', check=False)
     assert (output.returncode, 'start metadata-wsgi keeper' in output.stdout) == (1, True)
     assert '1 in mode unknown' in output.stdout
-    eventually(lambda: f'router {router}: no keeper answers' in host.log(), host.log)
+    eventually(lambda: f'router {router}: no keeper listens' in host.log(), host.log)
     assert host.pid(router) is None
     host.start_keeper()
     eventually(lambda: is_well(host, 'one_hop'), host.log)
@@ -223,7 +224,31 @@ def test_router_of_unknown_mode_waits_for_the_keeper(host):
     keeper.kill()
     keeper.wait()
     host.watching(mode='')
-    eventually(lambda: f'router {router}: no keeper answers' in host.log(), host.log)
+    eventually(lambda: f'router {router}: no keeper listens' in host.log(), host.log)
     assert host.pid(router) is None
     host.start_keeper()
     eventually(lambda: f'router {router}: attached' in host.log(), host.log)
+
+
+def test_watch_notifies_systemd_of_its_start_its_state_and_its_progress(host, tmp_path, monkeypatch):
+    systemd = FakeSystemd(str(tmp_path / 'notify'))
+    monkeypatch.setenv('NOTIFY_SOCKET', str(tmp_path / 'notify'))
+    monkeypatch.setenv('WATCHDOG_USEC', '1000000')
+    received = []
+
+    def has_received(*lines):
+        received.extend(systemd.received())
+        return lines in received
+
+    try:
+        host.run('ip', 'netns', 'add', 'qrouter-watched')
+        host.watching()
+        eventually(
+            lambda: has_received('STATUS=1 routers and networks are attached'), lambda: f'{received}{host.log()}'
+        )
+        assert received[0] == ('READY=1', 'STATUS=Attaching what is there')
+        assert ('WATCHDOG=1',) in received
+        assert host.stop() == 0
+        assert has_received('STOPPING=1', 'STATUS=Stopping')
+    finally:
+        systemd.close()

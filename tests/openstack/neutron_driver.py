@@ -4,9 +4,10 @@
 ``python neutron_driver.py STATE_PATH``, then one command a line on standard input, one JSON reply a line on standard
 output. The program that runs under the name ``haproxy`` is the first one on PATH.
 
-- ``spawn KIND ID NAMESPACE PORT ADDRESS [ADDRESS_V6 INTERFACE]``: as the L3 agent (KIND router) or the DHCP agent
-  (KIND network) does; replies with pid, command line and whether Neutron's manager calls it active
-- ``destroy ID NAMESPACE``: ends it, as when a router is deleted
+- ``spawn KIND ID NAMESPACE PORT ADDRESS [ADDRESS_V6 INTERFACE]``: as the L3 agent (KIND router), the DHCP agent
+  (KIND network) or the OVN metadata agent (KIND ovn) does; replies with pid, command line and whether Neutron's
+  manager calls it active
+- ``destroy KIND ID NAMESPACE``: ends it, as when a router is deleted
 - ``active ID``: whether the process monitor finds the process alive
 - ``respawn ID``: what the process monitor does where it finds it dead
 """
@@ -17,10 +18,18 @@ import sys
 from neutron import privileged
 from neutron.agent.linux import external_process
 from neutron.agent.metadata import driver
+from neutron.agent.ovn.metadata import driver as ovn_driver
 from neutron.common import config
 from neutron.conf.agent import common as agent_options
 from neutron.conf.agent.metadata import config as metadata_options
 from oslo_config import cfg
+
+KINDS = {
+    'router': (driver.MetadataDriver, 'router_id'),
+    'network': (driver.MetadataDriver, 'network_id'),
+    'ovn': (ovn_driver.MetadataDriver, 'network_id'),
+}
+"""The driver of each kind of agent, and the name of its id."""
 
 
 class Monitor:
@@ -68,18 +77,20 @@ def main():
         verb, *words = line.split()
         if verb == 'spawn':
             kind, id_, namespace, port, address, *v6 = words
-            driver.MetadataDriver.spawn_monitored_metadata_proxy(
+            used, id_name = KINDS[kind]
+            used.spawn_monitored_metadata_proxy(
                 monitor,
                 namespace,
                 int(port),
                 conf,
                 bind_address=address,
-                **{f'{kind}_id': id_},
+                **{id_name: id_},
                 **(dict(zip(('bind_address_v6', 'bind_interface'), v6, strict=True)) if v6 else {}),
             )
             reply = state(monitor, id_)
         elif verb == 'destroy':
-            driver.MetadataDriver.destroy_monitored_metadata_proxy(monitor, words[0], conf, words[1])
+            kind, id_, namespace = words
+            KINDS[kind][0].destroy_monitored_metadata_proxy(monitor, id_, conf, namespace)
             reply = {'destroyed': True}
         elif verb == 'active':
             reply = state(monitor, words[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import BIN, UnixConnection, eventually, programs_in, rejects_unidentified_request, request
-from tests.e2e.test_deployers import COMMANDS, FILES
+from tests.e2e.test_deployers import COMMANDS, write_files
 from tests.openstack.seed import Admin
 from tests.openstack.services import REGION, SHARED_SECRET
 
@@ -91,14 +91,7 @@ def test_the_agent_serves_an_instance_with_the_files_of_a_deployer(start, seed, 
         '@NOVA_HOST@': '127.0.0.1', '@NOVA_PORT@': services.port('nova'),
         'region_name = One': f'region_name = {REGION}',
     }  # fmt: skip
-    for source in FILES.joinpath(deployer).rglob('*.*'):
-        if source.is_file():
-            text = source.read_text()
-            for name, value in values.items():
-                text = text.replace(name, str(value))
-            target = tmp_path / source.relative_to(FILES / deployer)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text)
+    write_files(deployer, tmp_path, values)
     (tmp_path / 'region.conf').write_text(f'[DEFAULT]\nauth_region = {REGION}\n')
     command, socket = COMMANDS[deployer]
     argv = [*command.split(), '--config-file', 'region.conf']
@@ -123,7 +116,7 @@ def test_the_neutron_conf_of_a_real_server_is_enough(start, seed, services, writ
     assert serves(socket, seed['a'])
     checked = check_config('--neutron', *argv)
     assert 'in [keystone_authtoken] of ' in checked.stdout
-    assert 'api-paste.ini is not used: there is no [pipeline:agent] in it' in checked.stdout
+    assert 'api-paste.ini is not used: the file has no [pipeline:agent]' in checked.stdout
 
 
 def test_credentials_of_kilo(start, seed, write, tmp_path):
@@ -140,6 +133,16 @@ def test_without_a_region_the_regions_of_the_catalogue_are_named(start, seed, wr
     assert 'network endpoints in the regions RegionOne and RegionTwo; set auth_region' in checked.stderr
     socket = start('quantum-metadata-agent', argv, tmp_path / 'metadata_proxy')
     assert uuid_of(socket, seed['a'], 'X-Quantum') == 503
+
+
+@pytest.mark.parametrize(('user', 'sees_others'), [('metadata', True), ('service', True), ('reader', False)])
+def test_neutron_shows_the_use_of_other_projects_networks_to_roles_that_see_every_port(services, user, sees_others):
+    """What check-config relies on in a cloud without ports."""
+    client = Admin(services, user, f'password of {user}', 'service')
+    found = client.neutron('GET', 'network-ip-availabilities?fields=project_id')['network_ip_availabilities']
+    own = Admin(services).keystone('GET', 'projects?name=service')['projects'][0]['id']
+    assert any(network['project_id'] != own for network in found) == sees_others
+    client.close()
 
 
 @pytest.fixture
@@ -159,7 +162,8 @@ def blind_policy(services):
 def test_a_role_service_that_the_policy_does_not_know_is_503_never_404(start, seed, write, tmp_path):
     argv = write(kilo=KILO.replace('[DEFAULT]\n', f'[DEFAULT]\nauth_region = {REGION}\n'))
     checked = check_config(*argv)
-    assert checked.returncode == 1
+    assert checked.returncode == 2, checked.stderr
+    assert 'cannot tell whether the agent sees every instance' in checked.stderr
     assert 'shows no ports of other projects to the roles' in checked.stderr
     socket = start('quantum-metadata-agent', argv, tmp_path / 'metadata_proxy')
     assert uuid_of(socket, seed['a'], 'X-Quantum') == 503

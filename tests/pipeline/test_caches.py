@@ -102,3 +102,13 @@ def test_an_invalid_cache_url_stops_the_start(load):
 
 def test_the_cache_url_of_older_agents_is_accepted(load):
     load(cache_url='memory://?default_ttl=5')
+
+
+def test_a_cached_response_has_the_request_id_of_its_own_request(load, cloud):
+    """Not that of Nova, which names the request that was cached."""
+    cloud.nova.headers = [('X-Openstack-Request-Id', 'req-of-nova')]
+    app = webtest.TestApp(load())
+    ids = [app.get('/x', headers=A).headers['X-Openstack-Request-Id'] for _ in range(3)]
+    assert ids[0] == 'req-of-nova'
+    assert len({*ids}) == 3
+    assert len(cloud.nova.seen) == 1

@@ -5,7 +5,7 @@ import pytest
 import webtest
 
 from metadata_wsgi.errors import ConfigError
-from metadata_wsgi.pipeline import environ_keys, paste_loader
+from metadata_wsgi.pipeline import environ_keys, order, paste_loader
 from tests.cloud import SHIPPED, Cloud
 
 A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
@@ -110,16 +110,48 @@ def test_all_optional_filters_together(load):
 
 def test_healthcheck_responds_to_the_host_only(load, cloud):
     app = load('healthcheck', after='catch_errors')
-    assert app.get('/healthcheck').text == 'directory: not used lately\nnova: not used lately\n'
+    assert app.get('/healthcheck').text == 'OK\ndirectory: not used lately\nnova: not used lately\n'
     assert app.get('/healthcheck', headers=A).json['path'] == '/healthcheck'
     app.get('/', headers={**A, 'X-Forwarded-For': '10.1.1.77'}, status=404)
     assert [line.partition(',')[0] for line in app.get('/healthcheck', status=200).text.splitlines()] == [
+        'OK',
         'directory: reachable',
         'nova: reachable',
     ]
     cloud.server.server_close()
     app.get('/', headers={**A, 'X-Metadata-Remaining-Ms': '200'}, status=503)
-    assert 'nova: not reachable' in app.get('/healthcheck', status=503).text
+    failed = app.get('/healthcheck', status=503)
+    assert failed.text.startswith('NOVA NOT REACHABLE\ndirectory: reachable')
+    assert 'nova: not reachable' in failed.text
+    # Liveness does not depend on Nova: a restart of the agent would not repair it.
+    assert app.get('/healthcheck/live', status=200).text.startswith('OK\n')
+    assert app.get('/healthcheck/live', headers=A, status=503).text != 'OK'
+
+
+@pytest.mark.parametrize('after', ['catch_errors', 'request_id'])
+def test_healthcheck_with_a_file_drains_the_node_and_instances_are_served(load, cloud, tmp_path, after):
+    drained = tmp_path / 'drained'
+    app = load('healthcheck', f'[healthcheck]\ndisable_by_file_path = {drained}\n', after=after)
+    monitor = {'X-Openstack-Request-Id': 'req-1b4e28ba-2fa1-11d2-883f-0016d3cca427'} if after == 'request_id' else {}
+    assert app.get('/healthcheck', headers=monitor).text.splitlines()[0] == 'OK'
+    drained.touch()
+    assert app.get('/healthcheck', headers=monitor, status=503).text.splitlines()[0] == 'DISABLED BY FILE'
+    app.get('/healthcheck/live', status=200)
+    assert app.get('/', headers=A).json['uuid'] == 'instance-a'
+
+
+@pytest.mark.parametrize('filters', ['', 'lookup_cache'])
+def test_the_probe_of_openstack_helm_is_answered_without_a_lookup(load, cloud, caplog, filters):
+    """Its health-probe.py needs a status below 500 from the agent's socket, also while Neutron is away."""
+    app = load(filters, after='header_source') if filters else load('', after='header_source')
+    for link in order.chain(app.app):
+        if hasattr(link, 'lookup'):
+            link.lookup.find = None
+    probe = {'X-Forwarded-For': '169.254.169.254', 'X-Quantum-Router-ID': 'pod-health-probe-check-ignore-errors'}
+    for _ in range(2):
+        app.get('/', headers=probe, status=404)
+    assert cloud.nova.seen == []
+    assert caplog.text == ''
 
 
 def test_healthcheck_in_one_hop_does_not_respond_to_instances(load, cloud):
@@ -152,3 +184,25 @@ def test_filters_before_response_cache_refuse_cached_responses_too(load, cloud):
         app.get('/latest/x', headers=A, status=401)
         app.get('/latest/user-data', headers={**A, TOKEN: token}, status=404)
     assert len(cloud.nova.seen) == 1
+
+
+def test_otel_makes_a_span_of_each_filter_of_the_shipped_pipeline(load, cloud):
+    memory = pytest.importorskip('opentelemetry.sdk.trace.export.in_memory_span_exporter')
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+    exporter = memory.InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    app = load('otel', after='request_id')
+    assert app.get('/', headers=A).json['uuid'] == 'instance-a'
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == [
+        'upstream', 'signature', 'instance', 'header_source', 'deadline', 'peer_credentials', 'GET',
+    ]  # fmt: skip
+    assert cloud.nova.seen[0]['HTTP_TRACEPARENT'].split('-')[1:3] == [
+        f'{spans[0].context.trace_id:032x}', f'{spans[0].context.span_id:016x}',
+    ]  # fmt: skip
+    assert spans[-1].attributes['metadata_wsgi.instance_id'] == 'instance-a'

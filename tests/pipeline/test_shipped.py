@@ -7,7 +7,7 @@ import hmac
 import pytest
 import webtest
 
-from metadata_wsgi.pipeline import paste_loader
+from metadata_wsgi.pipeline import environ_keys, order, paste_loader, request_id
 from tests.cloud import SECRET, SHIPPED, Cloud
 
 A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
@@ -51,7 +51,7 @@ def test_no_other_identity_header_is_sent_to_nova(path_, cloud):
     recorder = {key for key in cloud.nova.seen[0] if key.startswith('HTTP_')}
     assert recorder == {
         'HTTP_ACCEPT_ENCODING', 'HTTP_HOST', 'HTTP_X_FORWARDED_FOR', 'HTTP_X_INSTANCE_ID',
-        'HTTP_X_INSTANCE_ID_SIGNATURE', 'HTTP_X_TENANT_ID',
+        'HTTP_X_INSTANCE_ID_SIGNATURE', 'HTTP_X_OPENSTACK_REQUEST_ID', 'HTTP_X_TENANT_ID',
     }  # fmt: skip
     assert cloud.nova.seen[0]['HTTP_X_INSTANCE_ID'] == 'instance-a'
 
@@ -169,3 +169,51 @@ def test_standalone_pipeline_responds_without_nova(cloud):
     app = webtest.TestApp(paste_loader.load(str(SHIPPED), 'standalone', {'config_file': str(cloud.conf_file)}))
     assert app.get('/openstack/latest/meta_data.json', headers=B).json['uuid'] == 'instance-b'
     assert cloud.nova.seen == []
+
+
+ID = 'req-1b4e28ba-2fa1-11d2-883f-0016d3cca427'
+TRACEPARENT = '00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01'
+
+
+@pytest.mark.parametrize('name', ['agent', 'one_hop'])
+def test_the_request_id_reaches_nova_and_the_client(path_, cloud, name):
+    cloud.configure()
+    app = webtest.TestApp(paste_loader.load(str(SHIPPED), name, {'config_file': str(cloud.conf_file)}))
+    came = {environ_keys.NAMESPACE: environ_keys.Namespace('router-a'), 'REMOTE_ADDR': '10.1.1.2'}
+    headers, extra = ({}, came) if name == 'one_hop' else (A, {})
+    taken = app.get(
+        '/x', headers={**headers, 'X-Openstack-Request-Id': ID, 'traceparent': TRACEPARENT}, extra_environ=extra
+    )
+    made = app.get(
+        '/x', headers={**headers, 'X-Openstack-Request-Id': 'req-forged', 'traceparent': 'x'}, extra_environ=extra
+    )
+    assert taken.headers['X-Openstack-Request-Id'] == cloud.nova.seen[0]['HTTP_X_OPENSTACK_REQUEST_ID'] == ID
+    assert cloud.nova.seen[0]['HTTP_TRACEPARENT'] == TRACEPARENT
+    assert made.headers['X-Openstack-Request-Id'] == cloud.nova.seen[1]['HTTP_X_OPENSTACK_REQUEST_ID'] != 'req-forged'
+    assert 'HTTP_TRACEPARENT' not in cloud.nova.seen[1]
+
+
+def test_the_request_id_of_nova_is_relayed_and_ours_is_in_its_log(path_, cloud):
+    cloud.nova.headers = [('X-Openstack-Request-Id', 'req-of-nova'), ('x-compute-request-id', 'req-of-nova')]
+    response = path_().get('/x', headers={**A, 'X-Openstack-Request-Id': ID})
+    assert response.headers.getall('X-Openstack-Request-Id') == ['req-of-nova']
+    assert response.headers.getall('x-compute-request-id') == ['req-of-nova']
+    assert cloud.nova.seen[0]['HTTP_X_OPENSTACK_REQUEST_ID'] == ID
+
+
+@pytest.mark.parametrize(
+    ('headers', 'status'), [({}, 400), ({**A, 'X-Forwarded-For': '10.1.1.77'}, 404), (A, 503)], ids=str
+)
+def test_an_error_response_of_the_agent_has_the_request_id(path_, cloud, headers, status):
+    cloud.server.server_close()
+    app = path_(answer_within=0.2)
+    response = app.get('/x', headers={**headers, 'X-Openstack-Request-Id': ID}, status=status)
+    assert response.headers['X-Openstack-Request-Id'] == ID
+
+
+def test_an_unexpected_exception_is_a_503_with_the_request_id_and_in_the_log(path_, cloud, caplog):
+    app = path_()
+    next(link for link in order.chain(app.app) if order.name(link) == 'instance').app = None
+    response = app.get('/x', headers={**A, 'X-Openstack-Request-Id': ID}, status=503)
+    assert response.headers.getall('X-Openstack-Request-Id') == [ID]
+    assert request_id.CURRENT.get() == ID

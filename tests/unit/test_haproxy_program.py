@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metadata_wsgi.netns import haproxy
+from tests.neutron_haproxy import DEFAULTS
 
 PROGRAM = Path(__file__).parents[2] / 'bin' / 'metadata-wsgi-haproxy'
 ID = '6d1f8c1e-3b0a-4c55-9f63-0a1b2c3d4e5f'
@@ -25,21 +26,8 @@ global
     nbthread    2
     pidfile     {pids}/{id}.pid.haproxy
     daemon
-
-defaults
-    log global
-    mode http
-    option httplog
-    option dontlognull
-    option http-server-close
-    option forwardfor
-    retries                 3
-    timeout http-request    30s
-    timeout connect         30s
-    timeout client          32s
-    timeout server          32s
-    timeout http-keep-alive 30s
 """
+TOP += f'{DEFAULTS}    log global\n    option httplog\n'
 LISTEN = """
 listen listener
     {binds}
@@ -198,7 +186,7 @@ def test_without_a_keeper_the_real_haproxy_is_started_and_the_reason_named(real,
     path = written(tmp_path, TOP + LISTEN, binds='bind 127.0.0.1:47123', headers=ROUTER)
     done = started(real, '-f', path)
     assert (done.returncode, done.stdout) == (0, f'real -f {path}\n')
-    assert 'the real haproxy is started: no keeper answers at ' in done.stderr
+    assert 'the real haproxy is started: no keeper listens at ' in done.stderr
     assert not (tmp_path / 'external').exists()
 
 
@@ -211,7 +199,7 @@ def test_without_a_real_haproxy_it_fails(monkeypatch, capsys):
 def test_an_internal_verb_never_starts_haproxy(real, tmp_path):
     done = started(real, '--attach', str(tmp_path), 'router', ID, str(tmp_path / f'{ID}.pid'), '47124', '127.0.0.1')
     assert (done.returncode, done.stdout) == (1, '')
-    assert 'no keeper answers' in done.stderr
+    assert 'no keeper listens' in done.stderr
 
 
 def test_a_pid_file_that_is_a_link_is_replaced_and_its_target_untouched(tmp_path):

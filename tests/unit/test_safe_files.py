@@ -74,7 +74,7 @@ def test_open_directory_refuses_another_users_directory_where_others_may_write(t
     os.chown(tmp_path / 'external', OTHER, OTHER)
     os.close(safe_files.open_directory(str(tmp_path / 'external')))
     tmp_path.chmod(0o1775)
-    with pytest.raises(PermissionError, match='the directory external was made by uid 12345'):
+    with pytest.raises(PermissionError, match='the directory external belongs to uid 12345'):
         safe_files.open_directory(str(tmp_path / 'external'))
     # A state directory of another user: what its owner made in it is no surprise.
     os.chown(tmp_path, OTHER, OTHER)

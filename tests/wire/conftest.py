@@ -48,7 +48,16 @@ SENDER_HEADERS = {
     header_names.TENANT_ID: 'project-a',
     header_names.SIGNATURE: SIGNATURE,
 }
-ALLOWED = header_names.UPSTREAM_ALLOWED | header_names.IDENTITY_HEADERS | {'host', 'content-length'}
+IDENTITY_HEADERS = {
+    header_names.FORWARDED_FOR, header_names.INSTANCE_ID, header_names.TENANT_ID, header_names.SIGNATURE,
+}  # fmt: skip
+ALLOWED = (
+    header_names.UPSTREAM_ALLOWED
+    | IDENTITY_HEADERS
+    | {'host', 'content-length', header_names.REQUEST_ID, header_names.TRACEPARENT}
+)
+REQUEST_ID = re.compile(r'req-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
+TRACEPARENT = re.compile(r'00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}')
 
 
 def assert_identifies_sender(received):
@@ -60,6 +69,8 @@ def assert_identifies_sender(received):
     headers = dict(received.headers)
     assert {name: headers.get(name) for name in SENDER_HEADERS} == SENDER_HEADERS
     assert int(headers.get('content-length', 0)) == len(received.body)
+    assert REQUEST_ID.fullmatch(headers[header_names.REQUEST_ID])
+    assert TRACEPARENT.fullmatch(headers.get(header_names.TRACEPARENT, '00-' + '1' * 32 + '-' + '1' * 16 + '-00'))
 
 
 class Servers:

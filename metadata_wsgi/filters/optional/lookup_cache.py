@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cache which instance has which address, for seconds. Stands before instance, after header_source and deadline.
+"""Caches for some seconds which instance has an address. It must be before instance, after header_source and deadline.
 
-A boot is 28 requests; without this filter each makes two queries to Quantum. The filter has a lookup of its own, that
-of the option ``directory``, behind a cache, and sets INSTANCE; ``instance`` behind it then has nothing to do.
-Concurrent requests for the same address are one lookup, and for a hundred instances behind one router its networks
-are queried once.
+A booting instance sends 28 requests. Without this filter each request causes two queries to Quantum. The filter does
+the lookup that the option ``directory`` names, through a cache, and sets INSTANCE. The filter ``instance`` after it
+then does nothing. Concurrent requests for the same address share one lookup. The networks of a router are queried once
+for all instances behind it.
 
-An address that moves to another instance gets the old one's metadata for at most ``lookup_cache_seconds``; while
-Quantum is unavailable for at most ``lookup_cache_stale_seconds``. "No instance" is cached for
-``lookup_cache_none_seconds``, an error never.
+If an address moves to another instance, the new instance gets the metadata of the old one for at most
+``lookup_cache_seconds``; while Quantum is unavailable, for at most ``lookup_cache_stale_seconds``. The result "no
+instance" is cached for ``lookup_cache_none_seconds``. Errors are not cached.
 
-When Nova responds 404 for a cached instance, that instance may be deleted: the address is looked up again at once, and
-if it belongs to another instance now, a GET or HEAD is sent to Nova again for that one, once. A write (the password) is
-never done for a cached instance: it is looked up anew.
+If Nova responds 404 for a cached instance, the instance may be deleted. Then the address is looked up again at once.
+If it belongs to another instance now, a GET or HEAD is sent to Nova once more, for the new instance. For other methods
+(POST writes the password) the instance is always looked up anew.
 
-Only the network position of a client counts, so no client can reach entries of another. Reads SOURCE and DEADLINE,
-establishes INSTANCE.
+The key of an entry is the address and the router or network of the client, so no client can reach entries of another
+client. The filter reads SOURCE and DEADLINE and writes INSTANCE.
 """
 
 from __future__ import annotations
@@ -43,34 +43,35 @@ OPTS = [
         default=10.0,
         min=0.1,
         max=600.0,
-        help='For the filter lookup_cache: for how many seconds after a lookup its instance is used.',
+        help='For the filter lookup_cache: number of seconds for which a found instance is cached.',
     ),
     cfg.FloatOpt(
         'lookup_cache_none_seconds',
         default=1.0,
         min=0.0,
         max=60.0,
-        help='For the filter lookup_cache: for how many seconds after a lookup that found no instance 404 is answered '
-        'without another lookup.',
+        help='For the filter lookup_cache: number of seconds for which the result "no instance" is cached. Until then '
+        'the response is 404 without another lookup.',
     ),
     cfg.FloatOpt(
         'lookup_cache_stale_seconds',
         default=300.0,
         min=0.0,
         max=86400.0,
-        help='For the filter lookup_cache: the same as lookup_cache_seconds while Quantum or Keystone is unavailable.',
+        help='For the filter lookup_cache: number of seconds for which a found instance is used while Quantum or '
+        'Keystone is unavailable.',
     ),
     cfg.IntOpt(
         'lookup_cache_entries',
         default=65536,
         min=16,
-        help='For the filter lookup_cache: the number of lookups that a worker caches.',
+        help='For the filter lookup_cache: largest number of cached lookups in a worker.',
     ),
 ]
 
 SAFE_METHODS = frozenset({'GET', 'HEAD'})
 REVALIDATE_TIME_SHARE = 1 / 2
-"""Of the time that is left: the new lookup must leave time for the second request to Nova."""
+"""The new lookup gets this part of the remaining time. The rest is for the second request to Nova."""
 
 
 class LookupCacheFilter:
@@ -93,7 +94,7 @@ class LookupCacheFilter:
         self._resolver = InstanceResolver(cached_lookup, sleep=sleep)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Set the instance and call the app; a second time if the instance has moved."""
+        """Set INSTANCE and call the next filter. If the address has moved to another instance, call it again."""
         if environ_keys.INSTANCE in environ:
             return self.app(environ, start_response)
         source: environ_keys.Source = environ[environ_keys.SOURCE]
@@ -108,36 +109,36 @@ class LookupCacheFilter:
             return self.app(environ, start_response)
         held = _HeldResponse(start_response)
         body = self.app(environ, held.start_response)
-        if not held.close():
+        if not held.stop_delaying():
             return body
-        if not self._has_moved(source, environ[environ_keys.DEADLINE]):
+        if not self._revalidate(source, environ[environ_keys.DEADLINE]):
             held.release()
             return body
         if hasattr(body, 'close'):
             body.close()
-        # In place: filters outside (request_log, metrics) read the environ after the response.
+        # The same dict is changed, because earlier filters (request_log, metrics) read it after the response.
         environ.clear()
         environ.update(original_environ)
         error_response = self._set_instance(environ)
         return (error_response or self.app)(environ, start_response)
 
     def _set_instance(self, environ: WSGIEnvironment) -> WSGIApplication | None:
-        """Set INSTANCE, cached or looked up. Returns the error response where there is none."""
+        """Set INSTANCE from the cache or by a lookup. Returns an error response if there is no instance, else None."""
         instance = self._cached_lookup.cached(environ[environ_keys.SOURCE])
         if instance is None:
             return self._resolver.resolve(environ)
         environ[environ_keys.INSTANCE] = instance
         return None
 
-    def _has_moved(self, source: environ_keys.Source, deadline: Deadline) -> bool:
+    def _revalidate(self, source: environ_keys.Source, deadline: Deadline) -> bool:
         try:
             return self._cached_lookup.revalidate(source, deadline.fraction(REVALIDATE_TIME_SHARE))
         except InstanceLookupError:
-            return False  # not known: Nova's 404 stands
+            return False  # unknown: the client gets Nova's 404
 
 
 class _HeldResponse:
-    """A ``start_response`` that holds a 404 back until it is known whether there will be a second response."""
+    """A ``start_response`` that delays a 404 until the filter knows whether it will send a second request."""
 
     __slots__ = ('_data', '_held', '_is_holding', '_start_response')
 
@@ -150,7 +151,7 @@ class _HeldResponse:
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
     ) -> Callable[[bytes], object]:
-        """As the server's."""
+        """See PEP 3333."""
         self._held = None
         if exc_info is not None:
             return self._start_response(status, headers, exc_info)
@@ -159,13 +160,13 @@ class _HeldResponse:
             return self._data.append
         return self._start_response(status, headers)
 
-    def close(self) -> bool:
-        """Hold nothing from now on. Returns whether a 404 is held."""
+    def stop_delaying(self) -> bool:
+        """Delay no later response. Returns whether a 404 was delayed."""
         self._is_holding = False
         return self._held is not None
 
     def release(self) -> None:
-        """Send the held response."""
+        """Send the delayed 404."""
         if self._held is not None:
             write = self._start_response(*self._held)
             for data in self._data:
@@ -194,9 +195,7 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
 
     def wrap(app: WSGIApplication) -> LookupCacheFilter:
         if not any(environ_keys.INSTANCE in getattr(link, 'PROVIDES', ()) for link in order.chain(app)):
-            raise ConfigError(
-                'no filter behind lookup_cache establishes the instance: put lookup_cache before instance'
-            )
+            raise ConfigError('no filter after lookup_cache sets the instance: put lookup_cache before instance')
         return LookupCacheFilter(app, lookup=lookup, cached_lookup=cached_lookup)
 
     return wrap

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hide paths of the metadata tree, always or some time after an instance was created. Off by default.
+"""Hides paths of the metadata tree, always or from some time after the creation of an instance. Off by default.
 
-The first rule that matches decides; a path without a matching rule passes. Each rule is a line
+The first rule that matches decides. If no rule matches, the request passes. Each rule is a line
 ``rule = ACTION METHOD PATTERN [after MINUTES]``::
 
     [path_policy]
@@ -11,18 +11,20 @@ The first rule that matches decides; a path without a matching rule passes. Each
     rule = hide * /
 
 ACTION   ``hide`` (404, as for a path that does not exist) or ``allow``.
-METHOD   ``GET``: all reads. Every method reads, because Nova treats a DELETE or a POST on an ordinary path as a GET;
-         ``POST``: the one write, a POST to ``password``; ``*``: both.
-PATTERN  a path, and everything beneath it; ``*`` is any characters of one part. ``/ec2/...`` is the same as ``/...``.
-after    the rule applies from that many minutes after the creation of the instance's port on. A port of unknown age is
-         old.
+METHOD   ``GET``: all reads, with any method, because Nova treats a DELETE or a POST on an ordinary path as a GET;
+         ``POST``: the only write, a POST to ``password``; ``*``: both.
+PATTERN  a path and all paths beneath it. ``*`` matches any characters of one path segment. ``/ec2/...`` is the same as
+         ``/...``.
+after    the rule applies only if the instance's port was created at least so many minutes ago. If the creation time is
+         unknown, the rule applies.
 
-A path is compared as Nova reads it: decoded once, ``//``, ``.``, ``..`` and a slash at the end resolved, so that no
-spelling bypasses a rule. A target with ``#``, which no client sends and servers read differently, is 400.
+A path is compared in the form that Nova uses: decoded once, and without ``//``, ``.``, ``..`` and a slash at the end.
+So another spelling of a path does not bypass a rule. A target with ``#`` gets 400: no client sends it, and servers
+interpret it differently.
 
-Limits: a listing still shows hidden names, and cloud-init abandons all EC2 metadata after a 404 for one listed leaf of
-``/latest/meta-data/``; so hide ``user-data`` and whole trees, not leaves. An instance that is rebuilt, or boots for the
-first time after ``after``, finds no user-data. Stands behind ``instance``. Reads INSTANCE.
+A listing still shows the names of hidden paths. cloud-init abandons all EC2 metadata if one listed leaf of
+``/latest/meta-data/`` gets 404. So hide ``user-data`` and whole trees, not leaves. With ``after``, an instance that is
+rebuilt or that first boots later gets no user-data. The filter must be after ``instance``. It reads INSTANCE.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ OPTS = [
         'rule',
         default=[],
         help='May be repeated: ACTION METHOD PATTERN [after MINUTES], for example: '
-        'hide GET /openstack/*/user_data after 60. The first that matches decides; without a match the request passes.',
+        'hide GET /openstack/*/user_data after 60. The first rule that matches decides. If none matches, the request '
+        'passes.',
     ),
 ]
 
@@ -60,7 +63,7 @@ _RULE = re.compile(r'(allow|hide)\s+(GET|POST|\*)\s+(/\S*)(?:\s+after\s+([0-9]{1
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. ``pattern`` matches normalized paths; ``after_s`` counts from the creation of the port."""
+    """One rule. ``pattern`` matches normalized paths. The rule applies to ports that are at least ``after_s`` old."""
 
     allow: bool
     method: str
@@ -68,7 +71,7 @@ class Rule:
     after_s: float = 0.0
 
     def matches(self, method: str, path: str, age_s: float) -> bool:
-        """Whether the rule decides on the normalized ``path`` for a port of that age."""
+        """Whether the rule applies to the normalized ``path`` for a port that is ``age_s`` seconds old."""
         return self.method in ('*', method) and age_s >= self.after_s and bool(self.pattern.match(path))
 
 
@@ -87,13 +90,13 @@ def parse(line: str) -> Rule:
 
 
 def normalize(path: str) -> str:
-    """A decoded path as Nova reads it: ``//``, ``.``, ``..`` resolved, no slash at the end, no leading ``ec2``."""
+    """Nova's form of a decoded path: ``//``, ``.``, ``..`` resolved, no slash at the end, no leading ``ec2``."""
     path = posixpath.normpath('/' + path.lstrip('/'))
     return '/' + path[5:] if path == '/ec2' or path.startswith('/ec2/') else path
 
 
 class PathPolicyFilter:
-    """404 for paths that ``rules`` hide. ``clock`` is the wall clock, as for the creation time of a port."""
+    """Responds 404 to paths that ``rules`` hide. ``clock`` is the wall clock, like the creation time of a port."""
 
     REQUIRES = frozenset({environ_keys.INSTANCE})
     PROVIDES: frozenset[str] = frozenset()
@@ -104,7 +107,7 @@ class PathPolicyFilter:
         self._clock = clock
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Call the app, or respond 404."""
+        """Call the next filter, or respond 404, or 400 to a target with #."""
         try:
             target = message.target(environ)
             if '#' in target:
@@ -117,7 +120,10 @@ class PathPolicyFilter:
         age_s = float('inf') if created_at_s is None else self._clock() - created_at_s
         for rule in self._rules:
             if rule.matches('POST' if is_write else 'GET', path, age_s):
-                return (self.app if rule.allow else error_responses.not_found())(environ, start_response)
+                if rule.allow:
+                    return self.app(environ, start_response)
+                environ[environ_keys.FAILURE] = environ_keys.Failure(404, 'hidden by path_policy')
+                return error_responses.not_found()(environ, start_response)
         return self.app(environ, start_response)
 
 

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limit the requests per minute of each client; above it 429 with Retry-After. Off by default.
+"""Limits the requests per minute of each client. Above the limit: 429 with Retry-After. Off by default.
 
-The unit is a boot: one boot of cloud-init is 28 requests in 0.2 s, and cloud-init abandons its whole configuration
-after one 429. So the limit is for endless loops, not for boots; ``boots_per_minute`` is at least 2, so that an
-instance that boots and reboots at once never reaches it.
+The unit is a boot: a boot with cloud-init is 28 requests in 0.2 s. cloud-init abandons its whole configuration after
+one 429. So the limit must stop endless loops and not boots: ``boots_per_minute`` is at least 2, and an instance that
+reboots immediately stays below the limit.
 
-The place of the filter decides what one client is. Behind ``instance`` it is a port with all its addresses: IPv4, IPv6
-and link-local. Between ``header_source`` and ``instance`` it is (address, router or network): the lookups are limited
-too, but an instance with two addresses has two counters. No header or path counts, so a client can neither avoid its
-counter nor use up another's.
+The position of the filter in the pipeline defines a client. After ``instance``, a client is a port with all its
+addresses: IPv4, IPv6 and link-local. Between ``header_source`` and ``instance``, a client is an address behind a router
+or on a network. Then the lookups are limited too, but an instance with two addresses has two counters. Headers and
+paths have no effect on the counter. So a client cannot avoid its own counter or use up the counter of another client.
 
-``storage_url`` is where the counters are: ``memory://`` (each worker process counts for itself, so the limit is up to
-``metadata_workers`` times as high), ``redis://host:6379``, ``memcached://host:11211`` (all workers and hosts together).
-While the store is unavailable all requests pass, and a warning is logged once a minute.
-Reads SOURCE, and INSTANCE where it is set.
+``storage_url`` selects where the counters are stored. With ``memory://`` each worker process has its own counters, so
+the limit is up to ``metadata_workers`` times as high. With ``redis://host:6379`` and ``memcached://host:11211`` all
+workers and hosts share the counters. While the store is unavailable all requests pass, and a warning is logged once a
+minute. The filter reads SOURCE, and INSTANCE if it is set.
 """
 
 from __future__ import annotations
@@ -49,23 +49,23 @@ OPTS = [
         default=10,
         min=2,
         max=100000,
-        help='How often an instance may boot in a minute; one boot is 28 requests. Above it: 429 with Retry-After.',
+        help='Number of boots of an instance in a minute; a boot is 28 requests. Above: 429 with Retry-After.',
     ),
     cfg.StrOpt(
         'storage_url',
         default='memory://',
         secret=True,
         deprecated_name='counters',
-        help='Where the counters are: memory://, or for all workers and hosts together redis://[:password@]host:port '
-        'or memcached://host:port.',
+        help='Store of the counters: memory:// (each worker has its own), or redis://[:password@]host:port or '
+        'memcached://host:port (all workers and hosts share them).',
     ),
 ]
 
 REQUESTS_PER_BOOT = 28
-"""Requests of one boot of cloud-init with the OpenStack datasource; with the EC2 datasource it is 26."""
+"""Requests of one boot with cloud-init's OpenStack datasource. With its EC2 datasource there are 26."""
 WINDOW_S = 60
 RETRY_AFTER_FAILURE_S = 5.0
-"""After a failure the store is not used for this long: clients must not wait for its timeout again and again."""
+"""After a failure the store is not used for this time, so that clients do not wait for its timeout again."""
 STORE_TIMEOUT_S = 0.2
 STORE_SCHEMES = ('memory', 'redis', 'rediss', 'redis+unix', 'memcached')
 
@@ -75,17 +75,17 @@ class StoreUnavailable(Exception):
 
 
 class Counters(Protocol):
-    """Counts requests; :class:`StoredCounters` is the real one. Shared by all threads of a worker."""
+    """Counts requests. :class:`StoredCounters` is the implementation. Shared by all threads of a worker."""
 
     def hit(self, client: str) -> float:
-        """Count one request of ``client``. Returns 0 if it passes, else the seconds until the next one may.
+        """Count one request of ``client``. Returns 0 if it may pass, else the seconds until the next request may pass.
 
         Raises StoreUnavailable.
         """
 
 
 class RateLimitFilter:
-    """429 for requests over the limit of ``counters``."""
+    """Responds 429 to requests above the limit of ``counters``."""
 
     REQUIRES = frozenset({environ_keys.SOURCE})
     PROVIDES: frozenset[str] = frozenset()
@@ -101,12 +101,13 @@ class RateLimitFilter:
         self._limited_log = Throttle(LOG_INTERVAL_S, clock)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Count and call the app, or respond 429."""
+        """Count the request, then call the next filter or respond 429."""
         wait_s = self._wait_s(_client(environ))
         if not wait_s:
             return self.app(environ, start_response)
         if self._limited_log.allow():
-            LOG.warning('%s is over the rate limit and gets 429', environ[environ_keys.SOURCE])
+            LOG.warning('%s is above the rate limit and gets 429', environ[environ_keys.SOURCE])
+        environ[environ_keys.FAILURE] = environ_keys.Failure(429, 'over the rate limit')
         return error_responses.too_many_requests(max(1, math.ceil(wait_s)))(environ, start_response)
 
     def _wait_s(self, client: str) -> float:
@@ -122,7 +123,7 @@ class RateLimitFilter:
 
 
 def _client(environ: WSGIEnvironment) -> str:
-    """The name of the counter of the client. Without blanks: they end a key of memcached."""
+    """The name of the client's counter. It has no blanks, because a blank ends a key of memcached."""
     instance: environ_keys.Instance | None = environ.get(environ_keys.INSTANCE)
     if instance:
         return f'port/{instance.port_id}'
@@ -134,7 +135,7 @@ def _client(environ: WSGIEnvironment) -> str:
 class StoredCounters:
     """Counters with a sliding window in the store at ``url``.
 
-    Raises ConfigError for a URL without a known store, or one whose library is not installed.
+    Raises ConfigError if the store is unknown or its library is not installed.
     """
 
     def __init__(self, url: str, *, requests_per_minute: int) -> None:
@@ -145,14 +146,14 @@ class StoredCounters:
             store = limits.storage.storage_from_string(url, wrap_exceptions=True, **_options(url))
             self._limiter = limits.strategies.SlidingWindowCounterRateLimiter(store)
         except (limits.errors.ConfigurationError, NotImplementedError, ImportError, ValueError):
-            # The URL may have a password, and so may the error.
+            # The URL and the error may contain a password.
             raise ConfigError(
                 f'storage_url = {url.partition("://")[0]}://... in [{GROUP}]: no such store, or its library is not '
-                'installed (redis, pymemcache); memory:// is always there'
+                'installed (redis, pymemcache); memory:// needs no library'
             ) from None
 
     def hit(self, client: str) -> float:
-        """Count one request of ``client``."""
+        """See :meth:`Counters.hit`."""
         try:
             if self._limiter.hit(self._item, client):
                 return 0.0
@@ -167,7 +168,7 @@ class StoredCounters:
 def _options(url: str) -> dict[str, Any]:
     """Options for the client library of the store: short timeouts and no retry."""
     if url.startswith('memcached:'):
-        # limits calls it once per thread (so per greenlet); all share this one pool of connections.
+        # The library limits calls this once per thread, so once per greenlet. All get the same connection pool.
         @functools.cache
         def shared_client(module: Any, hosts: tuple[Any, ...], **options: Any) -> Any:
             if len(hosts) == 1:

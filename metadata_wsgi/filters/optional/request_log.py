@@ -5,9 +5,9 @@
 
     10.1.1.2 behind router 54d4... instance 6d0f... GET /openstack/latest/meta_data.json 200 1.3 ms
 
-The time is until the header of the response. No header, query or body is logged, and the path is escaped: nothing that
-a client sends can look like another line, and no password, token or user-data is logged. A boot is 28 lines. Stands
-behind ``catch_errors``. No options.
+The time is measured until the header of the response. No header, query or body is logged, so no password, token or
+user-data is logged. The path is escaped, so a client cannot forge a log line. A boot is 28 lines. The filter must be
+after ``catch_errors``. It has no options.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RequestLogFilter:
         self._clock = clock
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Call the app, and log the request, also one that ends with an exception."""
+        """Call the next filter and log the request, even if the request ends with an exception."""
         started_at_s = self._clock()
         method, path = environ['REQUEST_METHOD'], environ['PATH_INFO']
         recorder = StatusRecorder(start_response)

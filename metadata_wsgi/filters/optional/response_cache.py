@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cache Nova's responses to an instance, for seconds. Stands after instance.
+"""Caches Nova's responses to an instance for some seconds. It must be after instance.
 
-Instances read the same few paths again and again: this filter sends the same bytes again without a request to Nova.
+Instances request the same few paths again and again. This filter sends the cached response without a request to Nova.
 It caches responses to GET with status 200 and at most ``answer_cache_largest_body`` bytes, for
-``answer_cache_seconds``. Never cached: paths with ``password`` in them; requests with a query, a path that is not in
-its canonical form, a body, a range, a condition or a session token; responses with ``Set-Cookie``, ``Cache-Control``
-or ``Vary``. Identical concurrent requests are one request to Nova.
+``answer_cache_seconds``. These are never cached:
 
-The key is the instance, its project, the client's address, the path and the ``Accept*`` headers; no instance gets the
-response of another. Nova's ``random_seed`` in meta_data.json is then the same for an instance that reads it twice
-within these seconds. Filters that may refuse a request (``session_token``, ``path_policy``, ``rate_limit``) must stand
-before this one.
+- paths that contain ``password``, and paths that are not in canonical form;
+- requests with a query, a body, a range, a condition or a session token;
+- responses with ``Set-Cookie``, ``Cache-Control`` or ``Vary``.
 
-``answer_cache_shared`` stores the responses in ``cache_url`` too: user-data and keys are among them, and a program that
-can read that server can read them. Reads SOURCE, INSTANCE and DEADLINE, establishes nothing.
+Identical concurrent requests cause one request to Nova.
+
+The key is the instance, its project, the client's address, the path and the ``Accept*`` headers. So no instance gets
+the response of another. If an instance reads meta_data.json twice within these seconds, it gets the same
+``random_seed``. Filters that may reject a request (``session_token``, ``path_policy``, ``rate_limit``) must be before
+this filter.
+
+With ``answer_cache_shared`` the responses are also stored in ``cache_url``. They contain user-data and keys. Every
+program with access to that server can read them. The filter reads SOURCE, INSTANCE and DEADLINE and writes no key.
 """
 
 from __future__ import annotations
@@ -25,11 +29,13 @@ from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
+from metadata_wsgi import instruments
 from metadata_wsgi.cache import shared
 from metadata_wsgi.cache.local import Entry, LocalCache, Ttl
 from metadata_wsgi.cache.single_flight import jittered
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.http import header_names
 from metadata_wsgi.pipeline import environ_keys
 
 if TYPE_CHECKING:
@@ -41,42 +47,42 @@ OPTS = [
         default=5.0,
         min=0.1,
         max=600.0,
-        help='For the filter response_cache: for how many seconds a response of Nova is sent again.',
+        help='For the filter response_cache: number of seconds for which a response of Nova is cached.',
     ),
     cfg.IntOpt(
         'answer_cache_largest_body',
         default=65536,
         min=0,
         max=1 << 20,
-        help='For the filter response_cache: the largest body in bytes that is cached.',
+        help='For the filter response_cache: larger bodies, in bytes, are not cached.',
     ),
     cfg.IntOpt(
         'answer_cache_mebibytes',
         default=64,
         min=1,
-        help='For the filter response_cache: the cache size of a worker; the oldest responses are evicted first.',
+        help='For the filter response_cache: size of the cache in each worker. The oldest responses are evicted first.',
     ),
     cfg.BoolOpt(
         'answer_cache_shared',
         default=False,
-        help='For the filter response_cache: store the responses, user-data among them, in cache_url too.',
+        help='For the filter response_cache: also store the responses in cache_url. They contain user-data.',
     ),
 ]
 
-# With any of these headers a response is for one request only.
+# A response to a request with one of these headers is for that request only.
 _UNCACHEABLE_REQUEST_KEYS = (
     'HTTP_RANGE', 'HTTP_IF_MATCH', 'HTTP_IF_NONE_MATCH', 'HTTP_IF_MODIFIED_SINCE', 'HTTP_IF_UNMODIFIED_SINCE',
     'HTTP_X_AWS_EC2_METADATA_TOKEN', 'HTTP_AUTHORIZATION', 'HTTP_COOKIE', 'HTTP_TRANSFER_ENCODING',
 )  # fmt: skip
 _UNCACHEABLE_RESPONSE_HEADERS = frozenset({'set-cookie', 'cache-control', 'vary', 'content-range', 'www-authenticate'})
-# Other spellings of a path would be other keys: a client could fill the cache with them.
+# Each spelling of a path would be a key of its own, and a client could fill the cache with spellings.
 _NON_CANONICAL = ('//', '/.', '%', '?', '#', '\\')
 MAX_PATH_LENGTH = 256
 WAIT_TIME_SHARE = 1 / 2
-"""Of the time that is left: a request that waits for an identical one must have time for its own."""
+"""A request waits for an identical one for this part of its remaining time. The rest is for its own call of Nova."""
 MAX_NUMBER_DIGITS = 9
 ENTRY_BYTES = 2048
-"""Approximate size of an entry beside its body."""
+"""Approximate size of an entry without its body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +94,22 @@ class CachedResponse:
     body: bytes
 
     def send(self, start_response: StartResponse, age_s: float) -> Iterable[bytes]:
-        """Send it, ``age_s`` seconds after it was received, with its Age (RFC 9111, 5.1)."""
-        headers = [header for header in self.headers if header[0].lower() != 'age']
+        """Send it, ``age_s`` seconds after it was received, with its Age (RFC 9111, 5.1).
+
+        Without the request id of Nova, if it has one: it is that of another request.
+        """
+        headers = [header for header in self.headers if header[0].lower() not in ('age', header_names.REQUEST_ID)]
         start_response(self.status, [*headers, ('Age', str(int(age_s) + self._received_age_s()))])
         return [self.body]
 
     def _received_age_s(self) -> int:
-        """The Age that it was received with: another cache may stand before Nova."""
+        """The Age header that it had when it was received, 0 if none: there may be a cache in front of Nova."""
         age = next((value for name, value in self.headers if name.lower() == 'age'), '')
         return int(age) if len(age) <= MAX_NUMBER_DIGITS and age.isascii() and age.isdigit() else 0
 
 
 class ResponseCacheFilter:
-    """Responds from ``cache``; new responses of at most ``max_body_bytes`` are cached for ``ttl_s`` seconds."""
+    """Responds from ``cache``. Caches responses of at most ``max_body_bytes`` for ``ttl_s`` seconds."""
 
     REQUIRES = frozenset({environ_keys.SOURCE, environ_keys.INSTANCE, environ_keys.DEADLINE})
     PROVIDES: frozenset[str] = frozenset()
@@ -112,7 +121,7 @@ class ResponseCacheFilter:
         self._max_body_bytes = max_body_bytes
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Respond from the cache, or call the app and cache its response."""
+        """Respond from the cache, or call the next filter and cache its response."""
         if environ['REQUEST_METHOD'] != 'GET':
             return self.app(environ, start_response)
         for name in _UNCACHEABLE_REQUEST_KEYS:
@@ -134,7 +143,10 @@ class ResponseCacheFilter:
             deadline: Deadline = environ[environ_keys.DEADLINE]
             flight.wait(deadline.fraction(WAIT_TIME_SHARE).remaining_s())
             entry = self._cache.fresh(key)
-            return self._send(entry, start_response) if entry is not None else self.app(environ, start_response)
+            if entry is not None:
+                return self._send(entry, start_response)
+            instruments.CACHE_REQUESTS.add('response', 'miss')
+            return self.app(environ, start_response)
         try:
             entry = self._cache.fetch(key, flight=flight)
             if entry is not None:
@@ -144,12 +156,14 @@ class ResponseCacheFilter:
             self._cache.leave(key, flight)
 
     def _send(self, entry: Entry, start_response: StartResponse) -> Iterable[bytes]:
+        instruments.CACHE_REQUESTS.add('response', 'hit')
         response: CachedResponse = entry.value
         return response.send(start_response, self._cache.clock() - entry.loaded_at_s)
 
     def _call_and_store(
         self, key: tuple[str, ...], environ: WSGIEnvironment, start_response: StartResponse
     ) -> Iterable[bytes]:
+        instruments.CACHE_REQUESTS.add('response', 'miss')
         captured: tuple[str, list[tuple[str, str]]] | None = None
 
         def capture(status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
@@ -177,7 +191,7 @@ class ResponseCacheFilter:
         return [content]
 
     def _cacheable_length(self, status: str, headers: list[tuple[str, str]]) -> int | None:
-        """The body length of a response that may be cached; None for others."""
+        """The length of the body if the response may be cached, else None."""
         if not status.startswith('200'):
             return None
         values = {name.lower(): value for name, value in headers}
@@ -219,7 +233,7 @@ def pack(response: CachedResponse) -> Any:
 
 
 def unpack(packed: Any) -> CachedResponse:
-    """The response that ``pack`` packed. TypeError or ValueError for anything else."""
+    """Reverse ``pack``. Raises TypeError or ValueError if ``packed`` is not a result of ``pack``."""
     status, headers, body = packed
     pairs = [(name, value) for name, value in headers]
     if not all(isinstance(text, str) and text.isprintable() for text in (status, *(t for pair in pairs for t in pair))):
@@ -228,7 +242,7 @@ def unpack(packed: Any) -> CachedResponse:
 
 
 def make_cache(conf: Any) -> LocalCache:
-    """The cache that the options describe."""
+    """The cache with the configured size and backend."""
     backend = None
     if conf.answer_cache_shared:
         region = shared.connect(conf.cache_url, max_ttl_s=conf.answer_cache_seconds)

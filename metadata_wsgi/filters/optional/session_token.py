@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Session tokens as in AWS's IMDSv2, against SSRF in an instance. Off by default.
 
-A web application that an attacker can make fetch ``http://169.254.169.254/...`` (SSRF) gives the metadata of its
-instance away: keys, passwords. The attacker can rarely make it send a PUT with a header. So a client first sends
-``PUT /latest/api/token`` with ``X-aws-ec2-metadata-token-ttl-seconds`` (1 to 21600), and sends the token of the
-response in ``X-aws-ec2-metadata-token`` with all other requests.
+Server-side request forgery (SSRF): an attacker makes a web application in an instance fetch
+``http://169.254.169.254/...`` and so reads keys and passwords of the instance. The attacker can rarely make the
+application send a PUT with a header. So a client must first send ``PUT /latest/api/token`` with the header
+``X-aws-ec2-metadata-token-ttl-seconds`` (1 to 21600). The response contains a token. The client sends the token with
+all other requests, in ``X-aws-ec2-metadata-token``.
 
 ==========================================  ==========================================================
 request                                     response
@@ -12,23 +13,23 @@ request                                     response
 PUT /latest/api/token                       200, the token, and its TTL in the same header
 ... without the header, or another number   400
 ... with X-Forwarded-For or Forwarded       403: an open proxy in the instance must not get tokens
-PUT /<version>/api/token                    403: as in AWS, under latest only
+PUT /<version>/api/token                    403: as in AWS, only under latest
 another method on /latest/api/token         405
 another path with a valid token             passes
-... with an invalid or expired token        401, also where tokens are optional
-... without a token                         passes; 401 where ``required``
+... with an invalid or expired token        401, even if tokens are optional
+... without a token                         passes; 401 if ``required`` is set
 ==========================================  ==========================================================
 
-Tokens are not stored: a token is its expiry time, authenticated (HMAC-SHA256) together with the port of the instance.
-A stolen token is invalid at another port; a valid one is valid on every host with the same ``keys``. To replace a key
-put the new one first on every host, and remove the old one six hours later.
+Tokens are not stored. A token consists of its expiry time and an HMAC-SHA256 over the expiry time and the id of the
+instance's port. So a stolen token is invalid for another port. A token is valid on every host that has the same
+``keys``. To replace a key, put the new key first on every host, and remove the old key six hours later.
 
-The response with the token has an IP TTL of ``hop_limit``, so that a container behind a bridge, or a proxy that routes,
-does not receive it. The worker that has the client's socket sets it, in one hop and in two. With another namespace
-proxy than ours (haproxy) there is no such limit.
+The response with the token has an IP TTL of ``hop_limit``. So a container behind a bridge, or a router in the instance,
+cannot receive it. The worker that has the client's connection sets the TTL, in every mode. With haproxy instead of our
+namespace proxy there is no such limit.
 
-With ``required`` clients without support for tokens get no metadata at all: cloud-init requests tokens on AWS only.
-Stands behind ``instance``. No token is logged or sent to Nova. Reads INSTANCE and CLIENT_IS_PROXY.
+If ``required`` is set, clients that do not support tokens get no metadata: cloud-init requests tokens on AWS only.
+The filter must be after ``instance``. No token is logged or sent to Nova. It reads INSTANCE and CLIENT_IS_PROXY.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ OPTS = [
         'keys',
         secret=True,
         required=True,
-        help='Keys that authenticate session tokens, the same on all hosts, each of at least 32 characters. The first '
-        'makes new tokens, tokens of all are accepted.',
+        help='Keys of the session tokens, each of at least 32 characters. They must be the same on all hosts. New '
+        'tokens are made with the first key. Tokens of all keys are accepted.',
     ),
     cfg.BoolOpt('required', default=False, help='Respond 401 to a request without a session token.'),
     cfg.IntOpt('hop_limit', default=1, min=1, max=255, help='IP TTL of the response with a session token.'),
@@ -67,7 +68,7 @@ OPTS = [
 PATH = '/latest/api/token'
 MAX_TTL_S = 21600
 MAX_CLOCK_SKEW_S = 60
-"""A token of a host whose clock is ahead by at most this much is accepted for its whole TTL."""
+"""The clocks of two hosts may differ by this time. A token that expires later than MAX_TTL_S plus this is rejected."""
 MIN_KEY_BYTES = 32
 
 _TOKEN = 'HTTP_X_AWS_EC2_METADATA_TOKEN'  # noqa: S105 (a header's name)
@@ -75,7 +76,7 @@ _TTL = 'HTTP_X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS'
 
 
 class SessionTokenFilter:
-    """Issues tokens, and checks those of other requests. ``clock`` is the wall clock: tokens are valid on all hosts."""
+    """Issues tokens and checks them. ``clock`` is the wall clock, because tokens are valid on all hosts."""
 
     REQUIRES = frozenset({environ_keys.INSTANCE, environ_keys.CLIENT_IS_PROXY})
     PROVIDES: frozenset[str] = frozenset()
@@ -96,7 +97,7 @@ class SessionTokenFilter:
         self._clock = clock
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Respond with a token, call the app, or respond 401."""
+        """Respond with a token, call the next filter, or respond with an error (see the table of this module)."""
         instance: environ_keys.Instance = environ[environ_keys.INSTANCE]
         token, ttl = environ.pop(_TOKEN, None), environ.pop(_TTL, None)
         path = posixpath.normpath('/' + environ['PATH_INFO'].lstrip('/'))
@@ -107,6 +108,8 @@ class SessionTokenFilter:
         if token is None and not self._required:
             return self.app(environ, start_response)
         if token is None or not any(verify_token(key, instance.port_id, token, self._clock()) for key in self._keys):
+            reason = 'no session token' if token is None else 'the session token is expired, or of another instance'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(401, reason)
             return error_responses.unauthorized()(environ, start_response)
         return self.app(environ, start_response)
 
@@ -114,18 +117,19 @@ class SessionTokenFilter:
         if environ['REQUEST_METHOD'] != 'PUT':
             return error_responses.not_allowed('PUT')
         if environ[environ_keys.CLIENT_IS_PROXY]:
+            environ[environ_keys.FAILURE] = environ_keys.Failure(403, 'a proxy asks for a session token')
             return error_responses.forbidden('A session token is not issued to a proxy.')
         ttl_s = _parse_ttl(ttl)
         if ttl_s is None:
             return error_responses.bad_request(
-                f'{header_names.TOKEN_TTL} must be there, a number from 1 to {MAX_TTL_S}.'
+                f'The header {header_names.TOKEN_TTL} must be a number from 1 to {MAX_TTL_S}.'
             )
         token = make_token(self._keys[0], instance.port_id, int(self._clock()) + ttl_s)
         return _token_response(token, ttl_s, self._hop_limit)
 
 
 def _parse_ttl(text: str | None) -> int | None:
-    """The TTL in seconds; None for anything but a number from 1 to MAX_TTL_S without superfluous digits."""
+    """The TTL in seconds; None if ``text`` is not a number from 1 to MAX_TTL_S."""
     if text is None or len(text) > len(str(MAX_TTL_S)) or not (text.isascii() and text.isdigit()):
         return None
     ttl_s = int(text)
@@ -153,7 +157,7 @@ def make_token(key: bytes, port_id: str, expires_at_s: int) -> str:
 
 
 def verify_token(key: bytes, port_id: str, token: str, now_s: float) -> bool:
-    """Whether ``token`` was made with ``key`` for the port, has not expired, and had no longer TTL than MAX_TTL_S."""
+    """Whether ``token`` was made with ``key`` for the port, has not expired, and has a TTL of at most MAX_TTL_S."""
     try:
         raw = base64.b64decode(token.encode('ascii') + b'==', altchars=b'-_', validate=True)
     except ValueError:
@@ -174,6 +178,6 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     keys = [key.encode() for key in conf['keys']]
     if any(len(key) < MIN_KEY_BYTES for key in keys):
         raise ConfigError(
-            f'keys in [{GROUP}]: one is shorter than {MIN_KEY_BYTES} characters; "openssl rand -hex 32" makes one'
+            f'keys in [{GROUP}]: a key is shorter than {MIN_KEY_BYTES} characters; "openssl rand -hex 32" makes a key'
         )
     return lambda app: SessionTokenFilter(app, keys=keys, required=conf.required, hop_limit=conf.hop_limit)

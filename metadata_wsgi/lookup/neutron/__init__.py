@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds instances through the API of Neutron, which Grizzly calls Quantum.
 
-``directory = neutron`` selects it, and so does ``directory = quantum``. A lookup takes two queries: the networks of
-the router, and the port that has the address on one of them. The user's role must be allowed to see every project's
-ports: ``service`` or ``admin``. A role that is not gets empty lists, so that no instance would seem to exist.
-``metadata-wsgi check-config`` and the start of the agent detect that; requests then get 503, not 404.
+``directory = neutron`` or ``directory = quantum`` selects it. A lookup takes two queries: the networks of the router,
+and the port with the address on one of these networks. The user's role must be allowed to see the ports of all
+projects: ``service`` or ``admin``. With another role Neutron returns empty lists, as if no instance existed.
+``metadata-wsgi check-config`` and the agent's start detect this. Requests then get 503 and not 404.
 
 Credentials are Grizzly's options in ``[DEFAULT]`` (``auth_url``, ``admin_user``, ...), or the options of any
-keystoneauth plugin in ``[neutron]`` (or ``[quantum]``), or those of Neutron itself in ``neutron.conf``. ``options`` has
-the order::
+keystoneauth plugin in ``[neutron]`` (or ``[quantum]``), or Neutron's own credentials in ``neutron.conf``. ``options``
+lists them by precedence. An example::
 
     [neutron]
     auth_type = v3applicationcredential
@@ -19,10 +19,10 @@ the order::
     valid_interfaces = internal
     cafile = /etc/ssl/cloud.pem
 
-Modules: ``options`` reads the configuration, ``transport`` limits each request to its deadline, ``auth`` holds the
-token, ``ports_api`` lists ports, ``queries`` has the queries and interprets the responses, ``batching`` sends the
-queries of concurrent lookups together, ``lookup`` combines them.
-Of a client's request only the source address is sent to Neutron.
+Modules: ``options`` reads the configuration. ``transport`` limits each request to its deadline. ``auth`` gets and
+renews the token. ``ports_api`` lists ports. ``queries`` makes the queries and interprets the responses. ``batching``
+sends the queries of concurrent lookups together. ``lookup`` combines these. Of a client's request, only the client's
+address is sent to Neutron.
 """
 
 from __future__ import annotations
@@ -37,6 +37,6 @@ __all__ = ['GROUPS', 'GROUP_OPTS', 'OPTS', 'NeutronLookup', 'VisibilityCheck', '
 
 
 def factory(global_conf: Mapping[str, str], *, networks_cache: StepCache | None = None) -> NeutronLookup:
-    """For ``directory = neutron``. Sends nothing yet: the first lookup does, or ``probe``."""
+    """For ``directory = neutron``. Sends no request: the first lookup, or ``probe``, sends the first request."""
     settings = read(global_conf)
     return NeutronLookup(make_ports_api(settings), networks_cache=networks_cache, credentials=settings.credentials)

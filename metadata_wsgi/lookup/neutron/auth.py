@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Keystone token and the Neutron endpoint: fetched once for all threads of a worker, renewed early.
 
-keystoneauth sends the requests. This module adds what a thousand instances that boot at once need:
+keystoneauth sends the requests. This module makes that efficient if a thousand instances boot at once:
 
-- One thread renews a token ``RENEW_BEFORE_EXPIRY_S`` before it expires; the others use the old one meanwhile. While
-  Keystone is unavailable, or rejects the renewal, the old one stays in use until it expires.
-- A token that Neutron rejects (401) is renewed once, not once by each thread that received a 401.
-- A thread waits for another thread's renewal until its own deadline, no longer.
-- An error that a retry does not repair is cached for ``NEGATIVE_CACHE_S``. After rejected credentials the time doubles
-  with each rejection, up to ``MAX_PAUSE_S``, for all workers of the agent together (``rejection_pause``):
+- One thread renews a token ``RENEW_BEFORE_EXPIRY_S`` before it expires. Other threads use the old token meanwhile. If
+  the renewal fails, the old token is used until it expires.
+- If Neutron rejects a token (401), one thread renews it, even if several threads received a 401.
+- A thread waits for another thread's renewal only until its own deadline.
+- While Keystone fails it gets one request at a time, with pauses (circuit breaker). Other requests fail at once.
+- If a retry will not help, the error is cached for ``NEGATIVE_CACHE_S``. After rejected credentials the pause doubles
+  with each rejection, up to ``MAX_PAUSE_S``. All workers of the agent share this pause (``rejection_pause``), because
   Keystone may lock an account after some failed attempts.
 
-How long a token is valid is the difference of Keystone's own two times (``expires_at`` and ``issued_at``), counted on
-the monotonic clock of this host. So the clock of this host may be wrong.
+The lifetime of a token is the difference of two times from Keystone, ``expires_at`` and ``issued_at``. It is measured
+with the monotonic clock of this host. So tokens are used correctly even if the date of this host is wrong.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from typing import Any
 from keystoneauth1 import exceptions
 from keystoneauth1.session import Session
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.cache.process_shared import SharedPause
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.http.circuit_breaker import CircuitBreaker
 from metadata_wsgi.lookup.neutron.transport import deadline_scope, describe
 from metadata_wsgi.throttle import Throttle
 
@@ -39,25 +41,25 @@ LOG = logging.getLogger(__name__)
 
 RENEW_BEFORE_EXPIRY_S = 120.0
 EXPIRY_MARGIN_S = 5.0
-"""A token is not used in its last seconds: Neutron rejects it about 2 s before it expires (tried with Neutron 29)."""
+"""A token is not used in its last seconds: Neutron 29 rejected a token about 2 s before it expired."""
 NEGATIVE_CACHE_S = 5.0
 REJECTED = 'Keystone rejects the credentials (401): compare user, password and project'
 MAX_CLOCK_SKEW_S = 30.0
-"""A larger difference to the clock of Keystone is logged once."""
+"""A larger difference between the clocks of this host and of Keystone is logged once."""
 NEVER_S = float('inf')
 
 UNAVAILABLE_ERRORS = (
     exceptions.ConnectionError, exceptions.RetriableConnectionFailure, exceptions.DiscoveryFailure,
     exceptions.InvalidResponse, exceptions.HttpServerError, exceptions.TooManyRequests, exceptions.RequestTimeout,
 )  # fmt: skip
-"""A retry may succeed."""
+"""Errors of keystoneauth after which a retry may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointFilter:
-    """Selects Neutron's endpoint in Keystone's catalogue. ``interfaces``: the first that exists is used.
+    """Selects Neutron's endpoint in Keystone's catalogue. The first interface of ``interfaces`` that exists is used.
 
-    ``option_names`` are the names of the options for region and interface, for error texts.
+    ``option_names`` are the names of the options for region and interface. Error texts contain them.
     """
 
     interfaces: tuple[str, ...]
@@ -69,9 +71,9 @@ class EndpointFilter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Token:
-    """What a request to Neutron needs. ``headers`` hold the token and are never logged.
+    """Endpoint and headers for requests to Neutron. ``headers`` contain the token and are never logged.
 
-    ``roles`` is empty and ``project_id`` None without Keystone. Times are of the authenticator's clock.
+    Without Keystone ``roles`` is empty and ``project_id`` is None. Times are readings of the authenticator's clock.
     """
 
     endpoint: str
@@ -83,7 +85,7 @@ class Token:
 
     @property
     def is_from_keystone(self) -> bool:
-        """False for the plugins ``none`` and ``http_basic``."""
+        """Whether Keystone issued the token. False for the plugins ``none`` and ``http_basic``."""
         return self.expires_at_s != NEVER_S
 
     def __repr__(self) -> str:
@@ -93,20 +95,20 @@ class Token:
 class KeystoneSession(Session):
     """A keystoneauth session that never authenticates a request itself.
 
-    keystoneauth does so if the discovery of Keystone's versions is answered 401, while it holds the lock of the plugin:
-    the thread would wait for itself, past every deadline.
+    If Keystone responds 401 to the discovery of its versions, keystoneauth authenticates while it holds the plugin's
+    lock. The thread would then wait for itself without a timeout.
     """
 
     def get_auth_headers(self, auth: Any = None, **kwargs: Any) -> Any:
-        """Called by keystoneauth for a request that needs a token."""
+        """Called by keystoneauth for a request that needs a token. Raises DiscoveryFailure."""
         raise exceptions.DiscoveryFailure('Keystone rejects a request for its versions (401)')
 
 
 class Authenticator:
     """Holds the current token. Shared by all threads of a worker.
 
-    ``session`` is a keystoneauth session with its plugin. ``endpoint_filter`` selects the endpoint in the catalogue;
-    ``endpoint`` replaces the catalogue.
+    ``session`` is a keystoneauth session with its plugin. ``endpoint_filter`` selects the endpoint in the catalogue. If
+    ``endpoint`` is set, the catalogue is not used.
     """
 
     def __init__(
@@ -127,14 +129,16 @@ class Authenticator:
         self._token: Token | None = None
         self._renew_at_s = 0.0
         self._cached_error = ('', 0.0)
+        # Nothing that an instance sends reaches Keystone, so every failure counts, and not only those to connect.
+        self._circuit = CircuitBreaker(clock)
         self.rejection_pause = SharedPause(clock)
         self._renewal_log = Throttle(limits.LOG_INTERVAL_S, clock)
         self._skew_is_logged = False
 
     def token(self, deadline: Deadline, rejected: Token | None = None) -> Token:
-        """Return the current token, but never ``rejected``.
+        """Return the current token, or a new one if the current token is ``rejected``.
 
-        Raises LookupUnavailable when Keystone is unavailable, InstanceLookupError when it rejects the credentials.
+        Raises LookupUnavailable if Keystone is unavailable, InstanceLookupError if it rejects the credentials.
         """
         current, now_s = self._token, self._clock()
         valid = current if current and current is not rejected and now_s < current.expires_at_s else None
@@ -143,16 +147,16 @@ class Authenticator:
         if not self._renewal_lock.acquire(timeout=0.0 if valid else deadline.remaining_s()):
             if valid:
                 return valid
-            raise LookupUnavailable('the deadline passed before Keystone had given a token to another request')
+            raise LookupUnavailable('the deadline passed while another request waited for a token from Keystone')
         try:
             return self._renew(deadline, rejected)
         finally:
             self._renewal_lock.release()
 
     def invalidate(self, token: Token, reason: str) -> None:
-        """Discard ``token``. Until a new one may be fetched, every caller gets InstanceLookupError with ``reason``.
+        """Discard ``token``. For ``NEGATIVE_CACHE_S``, :meth:`token` then raises InstanceLookupError with ``reason``.
 
-        Does nothing while another thread fetches a token: the caller may have no time to wait for it.
+        Does nothing while another thread fetches a token.
         """
         if not self._renewal_lock.acquire(blocking=False):
             return
@@ -179,10 +183,20 @@ class Authenticator:
             raise InstanceLookupError(
                 'Neutron rejects the configured credentials (401), and there is no token to renew'
             )
+        if valid is None and not self._circuit.allows_attempt():
+            raise LookupUnavailable(self._circuit.last_error)
+        had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
+        self._circuit.start_attempt()
         try:
             self._token = self._fetch(deadline)
+            instruments.TOKEN_RENEWALS.add('ok')
         except InstanceLookupError as error:
-            if not isinstance(error, LookupUnavailable):
+            if isinstance(error, LookupUnavailable):
+                instruments.TOKEN_RENEWALS.add('unavailable')
+                self._circuit.record_failure(error, had_time=had_time)
+            else:
+                instruments.TOKEN_RENEWALS.add('rejected')
+                self._circuit.record_connected()
                 self._cached_error = (str(error), now_s + NEGATIVE_CACHE_S)
             if valid is None:
                 raise
@@ -194,14 +208,19 @@ class Authenticator:
                     error,
                 )
             return valid
+        self._circuit.record_connected()
         self.rejection_pause.reset()
         self._renew_at_s = self._token.renew_at_s
         return self._token
 
     def _fetch(self, deadline: Deadline) -> Token:
+        started_s = time.monotonic()
+        outcome = 'error'
         try:
             with deadline_scope(deadline):
-                return self._fetch_token()
+                token = self._fetch_token()
+                outcome = 'ok'
+                return token
         except UNAVAILABLE_ERRORS as error:
             raise LookupUnavailable(f'Keystone gives no token now: {describe(error)}') from error
         except exceptions.Unauthorized as error:
@@ -210,12 +229,14 @@ class Authenticator:
         except exceptions.ClientException as error:
             raise InstanceLookupError(f'Keystone gives no token: {describe(error)}') from error
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            # keystoneauth parses a response without checks: the response was not Keystone's.
+            # keystoneauth does not check a response: it may be from another service than Keystone.
             raise LookupUnavailable(f'The response of Keystone is not a token ({error!r:.100})') from error
+        finally:
+            instruments.SERVICE_SECONDS.observe(time.monotonic() - started_s, 'keystone', outcome)
 
     def _fetch_token(self) -> Token:
-        # Not Session.get_token(): it compares the token's expiry with the clock of this host, and where that is wrong
-        # every call fetches a token.
+        # Session.get_token() is not used: it compares the token's expiry with the clock of this host. If that clock is
+        # wrong, every call fetches a token.
         access_info = self._session.auth.get_auth_ref(self._session)
         if access_info is None:
             return self._without_keystone()
@@ -246,8 +267,8 @@ class Authenticator:
         if abs(skew_s) > MAX_CLOCK_SKEW_S and not self._skew_is_logged:
             self._skew_is_logged = True
             LOG.warning(
-                'The clock of this host is %d s %s of the clock of Keystone. Tokens are used correctly nevertheless, '
-                'but times in logs are wrong, and so are times that programs compare: check NTP on both hosts',
+                "The clock of this host is %d s %s of Keystone's clock. Tokens still work, but times in logs are "
+                'wrong: check NTP on both hosts',
                 abs(skew_s),
                 'ahead' if skew_s > 0 else 'behind',
             )
@@ -256,8 +277,9 @@ class Authenticator:
 def select_endpoint(catalog: Any, wanted: EndpointFilter) -> str:
     """Return the URL of the endpoint that ``wanted`` selects in a keystoneauth service catalogue.
 
-    Raises InstanceLookupError that names what the catalogue has: when nothing matches, and when endpoints of several
-    regions match. Their order says nothing, and the Neutron of another region does not know the routers of this one.
+    Raises InstanceLookupError if no endpoint matches. The text lists the endpoints of the catalogue. If no region is
+    configured and there are endpoints in several regions, this is an error too: the Neutron of another region does not
+    have the routers of this host.
     """
     found = catalog.get_endpoints_data(service_type=wanted.service_type, service_name=wanted.service_name)
     endpoints = [entry for entries in found.values() for entry in entries if entry.url]

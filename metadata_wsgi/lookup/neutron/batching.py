@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends the queries of concurrent lookups together: in a boot storm Neutron gets a few queries instead of thousands.
+"""Sends the queries of concurrent lookups together. So if many instances boot at once, Neutron gets only a few queries.
 
-While fewer than ``MAX_IN_FLIGHT`` queries are in flight, a lookup sends its query at once. Otherwise it waits, and the
-next query that is sent contains the keys of all waiting lookups, as many as fit into one URL. There is no timer: an
-idle agent adds no delay. Each lookup waits at most until its own deadline.
+While fewer than ``MAX_IN_FLIGHT`` queries are in flight, a lookup sends its query at once. Otherwise it waits. The next
+query then contains the keys of all waiting lookups, as many as fit into one URL. There is no timer, so an idle agent
+adds no delay. Each lookup waits at most until its own deadline.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from metadata_wsgi.errors import LookupUnavailable
 from metadata_wsgi.lookup.neutron.queries import Port
 
 MAX_IN_FLIGHT = 4
-"""Queries of one kind. More than one: a query that hangs must not delay all lookups until it times out."""
+"""Largest number of queries of one kind in flight. With only one, a slow query would delay all lookups."""
 
 K = TypeVar('K', bound=Hashable)
 Query = Callable[[Sequence[K], Deadline], Sequence[Port]]
@@ -26,7 +26,7 @@ Query = Callable[[Sequence[K], Deadline], Sequence[Port]]
 
 
 class _Waiter(Generic[K]):
-    """One lookup: its key, its deadline, and the result or the batch that it must send."""
+    """One lookup: its key, its deadline, and either its result or the batch of lookups that it must send."""
 
     __slots__ = ('batch', 'deadline', 'error', 'key', 'ports', 'wake')
 
@@ -42,9 +42,8 @@ class _Waiter(Generic[K]):
 class QueryBatcher(Generic[K]):
     """Calls ``query`` with the keys of lookups that wait at the same time. Shared by all threads of a worker.
 
-    ``filters_of`` gives the filters of a key, as they are in the URL. Filters that several keys have in common are in
-    the URL once. All filters of a batch have at most ``max_length`` characters there, but a batch always has at least
-    one key.
+    ``filters_of`` returns the filters of a key for the URL. If several keys have the same filter, it is in the URL only
+    once. All filters of a batch together have at most ``max_length`` characters, but a batch has at least one key.
     """
 
     def __init__(
@@ -63,9 +62,9 @@ class QueryBatcher(Generic[K]):
         self._lock = threading.Lock()
 
     def ports(self, key: K, deadline: Deadline) -> Sequence[Port]:
-        """Return the ports that match ``key``, and perhaps ports that match other keys: the caller must filter them.
+        """Return the ports that match ``key``. There may also be ports of other keys, so the caller must filter them.
 
-        Raises what the query raises, LookupUnavailable when ``deadline`` passes first.
+        Raises the exception of the query, or LookupUnavailable if ``deadline`` passes first.
         """
         waiter = _Waiter(key, deadline)
         with self._lock:
@@ -84,16 +83,16 @@ class QueryBatcher(Generic[K]):
         if waiter.error is not None:
             raise waiter.error
         if waiter.ports is None:
-            raise LookupUnavailable('the deadline passed before Neutron had answered earlier queries')
+            raise LookupUnavailable('the deadline passed while earlier queries waited for Neutron')
         return waiter.ports
 
     def _send(self, waiter: _Waiter[K]) -> None:
-        """Send the batch of ``waiter``, and give each of its lookups the result."""
+        """Send the batch of ``waiter`` and store the result in each lookup of the batch."""
         batch = waiter.batch
         keys = list(dict.fromkeys(member.key for member in batch))
         ports: Sequence[Port] | None = None
-        # Stays if this thread is ended: the other lookups of the batch then retry.
-        error: Exception | None = LookupUnavailable('another request that sent the query was ended')
+        # This error remains if the thread is aborted. Then the other lookups of the batch retry.
+        error: Exception | None = LookupUnavailable('another request that sent the query was aborted')
         try:
             ports = self._query(keys, waiter.deadline)
             error = None
@@ -105,19 +104,19 @@ class QueryBatcher(Generic[K]):
                 member.wake.set()
 
     def _leave(self, waiter: _Waiter[K]) -> None:
-        """Stop waiting. If the lookup had a query in flight, or had to send one, the waiting lookups send the next."""
+        """Stop waiting. If the lookup had to send a query, let one of the waiting lookups send the next query."""
         with self._lock:
             if not waiter.batch:
                 if waiter in self._waiting:
                     self._waiting.remove(waiter)
                 return
-            # Not sent: the thread was ended after it had been chosen.
+            # The batch may not be sent, because the thread was aborted after it had been selected.
             self._waiting[:0] = [member for member in waiter.batch if member is not waiter and not member.wake.is_set()]
             batch = self._take_batch()
             if not batch:
                 self._free += 1
                 return
-            # It has the longest time left: the query must not end before the deadlines of the others.
+            # The lookup with the latest deadline sends, because the query ends at the deadline of its sender.
             sender = max(batch, key=lambda member: member.deadline.at_s)
             sender.batch = batch
             sender.wake.set()

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds instances through the ports of Neutron, and detects credentials that cannot see them.
+"""Finds instances through the ports of Neutron, and detects credentials that cannot see all ports.
 
-The response to credentials with too few rights is 200 with an empty list, the same as for a router without instances.
-So an empty result is accepted (404 for the client) only in two cases, else the lookup fails (503):
+If the credentials have too few rights, Neutron responds 200 with an empty list, as for a router without instances. So
+an empty result is accepted (404 for the client) only in two cases. Otherwise the lookup fails (503):
 
 - A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has shown ports of other projects.
-- There are none, as in a cloud that is new, and the role is one that may see all by Neutron's default policy, and
-  Neutron shows the interfaces of the source's own router (or any port of its network), which exist: the request came
-  from there.
+- The check has shown no ports of other projects, because the cloud is new. The role may see all ports by Neutron's
+  default policy. And Neutron shows the interfaces of the router, or a port of the network, from which the request came.
 
-The networks of the router are then queried, not taken from the cache: a network may have been added since.
+Before an empty result is accepted, the networks of the router are queried again and not taken from the cache: a network
+may have been added.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ LOG = logging.getLogger(__name__)
 
 VISIBILITY_CHECK_INTERVAL_S = 60.0
 SAMPLE_SIZE = 100
-"""Ports that a visibility check queries. Neutron spends 2 to 3 ms of CPU on each."""
+"""Largest number of ports that a visibility check queries. Neutron spends 2 to 3 ms of CPU on each."""
 ROLES_THAT_SEE_ALL = frozenset({'admin', 'service', 'advsvc'})
-"""Roles that may list every project's ports by Neutron's default policy."""
+"""By Neutron's default policy these roles may list the ports of all projects."""
 
 
 _AddressKey = tuple[tuple[str, str], tuple[str, ...]]
-"""The filter of an address and the networks on which it is searched."""
+"""The filter for an address, and the networks on which the address is searched."""
 
 
 class TokenProvider(Protocol):
-    """Holds the token; :class:`~metadata_wsgi.lookup.neutron.auth.Authenticator` is the real one."""
+    """Provides the token. Implemented by :class:`~metadata_wsgi.lookup.neutron.auth.Authenticator`."""
 
     rejection_pause: SharedPause
 
@@ -59,16 +59,19 @@ class TokenProvider(Protocol):
 
 
 class PortsClient(Protocol):
-    """Lists ports; :class:`~metadata_wsgi.lookup.neutron.ports_api.PortsApi` is the real one."""
+    """Lists ports. Implemented by :class:`~metadata_wsgi.lookup.neutron.ports_api.PortsApi`."""
 
     @property
     def auth(self) -> TokenProvider:
-        """The source of its tokens."""
+        """The provider of the token for the requests."""
 
     def ports(
         self, query: queries.Query, deadline: Deadline, on_query: OnQuery, pages: int = ...
     ) -> Sequence[queries.Port]:
         """The ports that ``query`` selects."""
+
+    def network_owners(self, deadline: Deadline, on_query: OnQuery) -> Sequence[str]:
+        """The projects of the networks whose use of addresses is visible."""
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -76,22 +79,38 @@ class PortsClient(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VisibilityCheck:
-    """Result of a visibility check: a sample of ``ports`` ports, ``foreign`` of them of other projects."""
+    """Result of a visibility check of ``ports`` ports. ``foreign`` of these ports belong to other projects.
+
+    ``networks``: where no port is foreign, the networks of other projects whose use of addresses is visible.
+    """
 
     endpoint: str
     roles: frozenset[str]
     ports: int
     foreign: int
+    networks: int = 0
 
     @property
     def is_proven(self) -> bool:
-        """Whether ports of other projects are visible. If not, the cloud may have none."""
+        """Whether ports of other projects are visible. If not, the cloud may have no such ports."""
         return self.foreign > 0
+
+    @property
+    def is_likely(self) -> bool:
+        """Whether Neutron knows the role as one that sees all projects, even if there are no ports to prove it.
+
+        Not enough to call an empty result complete: a policy may treat ports differently.
+        """
+        return self.is_proven or self.networks > 0
 
     def __str__(self) -> str:
         roles = ', '.join(sorted(self.roles)) or 'none (no Keystone)'
         if self.is_proven:
             return f'Neutron at {self.endpoint} shows ports of other projects; roles: {roles}'
+        if self.is_likely:
+            return (
+                f'Neutron at {self.endpoint} shows networks of other projects, which have no ports yet; roles: {roles}'
+            )
         return (
             f'Neutron at {self.endpoint} shows no ports of other projects to the roles {roles}: either there are none '
             'yet, or its policy hides them. The role service needs Neutron 2023.2 or later; admin works with all'
@@ -101,10 +120,10 @@ class VisibilityCheck:
 class NeutronLookup:
     """Finds instances through ``api``.
 
-    ``networks_cache`` caches the networks of routers; without it each lookup queries them. ``credentials`` says in one
-    sentence which credentials are used. Two attributes may be set for explanations, by default both log: ``on_query``
-    is called after each query, ``on_other_port`` with a sentence about each port that has the address but belongs to
-    no instance.
+    ``networks_cache`` caches the networks of routers. Without it each lookup queries them. ``credentials`` is a
+    sentence that says which credentials are used. Two callbacks may be replaced; by default they log. ``on_query`` is
+    called after each query. ``on_other_port`` is called with a sentence about each port that has the address but
+    belongs to no instance.
     """
 
     def __init__(
@@ -137,8 +156,8 @@ class NeutronLookup:
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
         """Return the instances that have the source's address behind its router or on its network.
 
-        Raises LookupUnavailable when Neutron or Keystone is unavailable, InstanceLookupError when one of them
-        rejects the agent or Neutron shows it no ports.
+        Raises LookupUnavailable if Neutron or Keystone is unavailable. Raises InstanceLookupError if one of them
+        rejects the credentials, or if Neutron shows no ports to the agent.
         """
         if source.network_id:
             networks = [source.network_id]
@@ -150,26 +169,37 @@ class NeutronLookup:
         return found
 
     def probe(self, deadline: Deadline) -> VisibilityCheck:
-        """Query a sample of ports. InstanceLookupError if the role or the scope of the token cannot see instances.
+        """Query a sample of ports. Raises InstanceLookupError if the token's role or scope cannot see instances.
 
-        An empty cloud shows no ports of other projects either. Then the result is not proven, but no error.
+        A new cloud also has no ports of other projects. Then ``is_proven`` of the result is False, and no error is
+        raised.
         """
         query = (('limit', str(SAMPLE_SIZE)), ('fields', 'id'), ('fields', 'project_id'), ('fields', 'tenant_id'))
         ports = self._api.ports(query, deadline, self.on_query, pages=1)
         token = self._api.auth.token(deadline)
         foreign = sum((port.get('project_id') or port.get('tenant_id')) != token.project_id for port in ports)
-        result = VisibilityCheck(token.endpoint, token.roles, len(ports), foreign)
         reason = '' if foreign or len(ports) >= SAMPLE_SIZE else _blindness(token)
         if reason:
-            # A token keeps the roles that it was issued with. So a new one is fetched soon.
+            # A token keeps its roles, even if the user gets other roles. So a new token is fetched soon.
             self._api.auth.invalidate(token, reason)
             raise InstanceLookupError(reason)
+        networks = 0 if foreign else self._count_foreign_networks(token, deadline)
+        result = VisibilityCheck(token.endpoint, token.roles, len(ports), foreign, networks)
         self._visibility = result
         self._visibility_valid_until_s = self._clock() + VISIBILITY_CHECK_INTERVAL_S
         return result
 
+    def _count_foreign_networks(self, token: Token, deadline: Deadline) -> int:
+        try:
+            owners = self._api.network_owners(deadline, self.on_query)
+        except LookupUnavailable:
+            raise
+        except InstanceLookupError:
+            return 0  # a Neutron without this extension
+        return sum(owner != token.project_id for owner in owners)
+
     def _check_empty_result(self, source: Source, networks: list[str], deadline: Deadline) -> None:
-        """Raise InstanceLookupError unless it is known that the source would be visible."""
+        """Raise InstanceLookupError if an instance at ``source`` may exist that Neutron does not show to the agent."""
         if self._current_visibility(deadline).is_proven:
             return
         if source.network_id:
@@ -183,9 +213,9 @@ class NeutronLookup:
             raise InstanceLookupError(f'Neutron shows no port of {place}, which sent a request. {self._visibility}')
 
     def _current_visibility(self, deadline: Deadline) -> VisibilityCheck:
-        """The result of the last check; of a new check if it is too old. One check for concurrent lookups."""
+        """The result of the last visibility check. If it is too old, does a new one, once for concurrent lookups."""
         if not self._visibility_lock.acquire(timeout=deadline.remaining_s()):
-            raise LookupUnavailable('the deadline passed while another request was checking what Neutron shows')
+            raise LookupUnavailable('the deadline passed during a check of the ports that Neutron shows')
         try:
             result = self._visibility
             if result is None or self._clock() >= self._visibility_valid_until_s:
@@ -195,7 +225,7 @@ class NeutronLookup:
             self._visibility_lock.release()
 
     def use_pause(self, pause: SharedPause) -> None:
-        """Observe ``pause`` after rejected credentials, which the workers of a program share."""
+        """Use ``pause`` after rejected credentials. All workers of a program share it."""
         self._api.auth.rejection_pause = pause
 
     def close(self) -> None:
@@ -203,7 +233,7 @@ class NeutronLookup:
         self._api.close()
 
     def _find_behind_router(self, source: Source, deadline: Deadline) -> tuple[tuple[Instance, ...], list[str]]:
-        """The instances that match, and all networks of the router."""
+        """The instances that match ``source``, and the ids of all networks of the router."""
         router, cached = self._router_networks(source, deadline)
         networks = queries.networks_behind(router, source.interface)
         found = self._query_instances(source, networks, deadline)
@@ -272,7 +302,7 @@ def _filters_of(key: _AddressKey) -> list[tuple[str, str]]:
 
 
 def _blindness(token: Token) -> str:
-    """Why ``token`` cannot see instances of other projects, by its scope and roles; '' if it may be able to."""
+    """The reason why ``token`` cannot see instances of other projects; '' if its scope and roles allow that."""
     if token.is_from_keystone and token.project_id is None:
         return (
             'the token has no project (system scope, or none), and Neutron shows no ports to it; '

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options for Keystone and Neutron, and the keystoneauth session that they describe.
+"""The options for Keystone and Neutron, and the keystoneauth session that is made from them.
 
-The credentials are the first of these that is set:
+The first of these credentials that is set is used:
 
 1. ``auth_type`` (or ``auth_section``) in ``[quantum]`` or ``[neutron]``: any plugin of keystoneauth.
-2. ``admin_user``, ``admin_password`` and ``admin_tenant_name`` in ``[DEFAULT]``, the names of Grizzly to Juno. Their
+2. ``admin_user``, ``admin_password`` and ``admin_tenant_name`` in ``[DEFAULT]``, the names from Grizzly to Juno. Their
    ``auth_url`` often ends in ``/v2.0``, an API that Keystone no longer has. The same credentials are then used with the
-   v3 API, in the domain ``default``, where Keystone put those users.
-3. ``auth_plugin`` (or ``auth_type``) in ``[DEFAULT]``, with ``username`` and so on: the names of Kilo to Mitaka.
+   v3 API, in the domain ``default``, to which Keystone has migrated these users.
+3. ``auth_plugin`` (or ``auth_type``) in ``[DEFAULT]``, with ``username`` and so on: the names from Kilo to Mitaka.
 4. ``auth_type`` in ``[keystone_authtoken]``: the user of Neutron itself, from ``neutron.conf``.
 
-``metadata-wsgi check-config`` prints which of them is used.
+``metadata-wsgi check-config`` prints which credentials are used.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from metadata_wsgi.lookup.neutron.ports_api import PortsApi
 from metadata_wsgi.lookup.neutron.transport import machine_ca_store, make_session
 
 OPTS = [
-    cfg.StrOpt('auth_url', help='URL of Keystone, for example http://127.0.0.1:5000/v3; with the options below.'),
-    cfg.StrOpt('admin_user', help='User whose role may see the ports of every project (service or admin).'),
-    cfg.StrOpt('admin_password', secret=True, help="That user's password."),
-    cfg.StrOpt('admin_password_file', help='A file with the password, instead of the option above.'),
-    cfg.StrOpt('admin_tenant_name', help='Project in which the user has that role.'),
+    cfg.StrOpt('auth_url', help='URL of Keystone for admin_user, for example http://127.0.0.1:5000/v3.'),
+    cfg.StrOpt('admin_user', help='User with a role that may see the ports of every project (service or admin).'),
+    cfg.StrOpt('admin_password', secret=True, help='Password of admin_user.'),
+    cfg.StrOpt('admin_password_file', help='A file with the password, instead of admin_password.'),
+    cfg.StrOpt('admin_tenant_name', help='Project in which admin_user has this role.'),
     cfg.StrOpt(
         'auth_region',
         help="Region of Neutron in Keystone's catalogue. Must be set if the catalogue has Neutron in several regions.",
@@ -44,8 +44,8 @@ OPTS = [
     cfg.StrOpt(
         'endpoint_type',
         choices=['adminURL', 'internalURL', 'publicURL', 'admin', 'internal', 'public'],
-        help="Which of Neutron's endpoints in the catalogue is used. Default: admin, else internal, else public; with "
-        'credentials of another section than [DEFAULT]: internal, else public, else admin.',
+        help="Which of Neutron's endpoints in the catalogue is used. Default: admin, else internal, else public. If "
+        'the credentials are in another section than [DEFAULT], the default is internal, else public, else admin.',
     ),
     cfg.BoolOpt('auth_insecure', default=False, help='Accept any certificate of Keystone and Neutron. For tests.'),
     cfg.IntOpt(
@@ -53,7 +53,7 @@ OPTS = [
         default=8,
         min=1,
         deprecated_name='quantum_connections',
-        help='Concurrent queries to Neutron, of each worker.',
+        help='Largest number of concurrent queries of a worker to Neutron.',
     ),
 ]
 
@@ -63,9 +63,9 @@ GROUP_OPTS = [
     *loading.get_session_conf_options(),
     *loading.get_adapter_conf_options(),
 ]
-"""Options of ``[quantum]`` and ``[neutron]``; the plugin that ``auth_type`` names adds its own."""
+"""Options of ``[quantum]`` and ``[neutron]``. The plugin of ``auth_type`` adds its own options."""
 NEUTRON_SERVER_GROUP = 'keystone_authtoken'
-"""Where ``neutron.conf`` has the credentials of Neutron itself."""
+"""The section of ``neutron.conf`` with the credentials of Neutron itself."""
 
 LEGACY_OPTIONS = ('admin_user', 'admin_password', 'admin_tenant_name')
 LEGACY_INTERFACES = ('admin', 'internal', 'public')
@@ -74,11 +74,11 @@ INTERFACES = ('internal', 'public', 'admin')
 
 @dataclass(frozen=True, slots=True)
 class ConnectionSettings:
-    """How to reach Keystone and Neutron. Its repr() has no credentials.
+    """The settings for Keystone and Neutron. Its repr() contains no credentials.
 
-    ``verify`` and ``cert`` are requests' arguments. ``endpoint_filter`` selects an endpoint of the catalogue;
-    ``endpoint`` replaces the catalogue. ``connections`` is the number of concurrent queries. ``credentials`` says in
-    one sentence which credentials are used, without secrets.
+    ``verify`` and ``cert`` are arguments of the library requests. ``endpoint_filter`` selects an endpoint of the
+    catalogue. If ``endpoint`` is set, the catalogue is not used. ``connections`` is the number of concurrent queries.
+    ``credentials`` is a sentence that says which credentials are used. It contains no secrets.
     """
 
     plugin: Any = field(repr=False)
@@ -91,7 +91,7 @@ class ConnectionSettings:
 
 
 def read(global_conf: Mapping[str, str]) -> ConnectionSettings:
-    """Return the settings that the options describe. ConfigError names what is missing or wrong."""
+    """Return the configured settings. Raises ConfigError if an option is missing or wrong."""
     conf = config_files.load(global_conf, [*OPTS, *tls_options.OPTS])
     for group in GROUPS:
         group_conf = config_files.load_group(global_conf, GROUP_OPTS, group)
@@ -106,7 +106,7 @@ def read(global_conf: Mapping[str, str]) -> ConnectionSettings:
 
 
 def make_ports_api(settings: ConnectionSettings) -> PortsApi:
-    """Return the client for Neutron's API; it has sent nothing yet."""
+    """Return the client for Neutron's API. Sends no request."""
     session = KeystoneSession(
         settings.plugin, session=make_session(settings.connections), verify=settings.verify, cert=settings.cert,
         redirect=False, user_agent='metadata_wsgi',
@@ -116,8 +116,8 @@ def make_ports_api(settings: ConnectionSettings) -> PortsApi:
 
 
 def _from_section(conf: cfg.ConfigOpts, group_conf: cfg.ConfigOpts, group: str) -> ConnectionSettings:
-    """The plugin that ``[group]`` names in ``group_conf``. ``conf`` has the options of [DEFAULT]."""
-    # The plugin's options may be in a section of their own.
+    """The settings for the plugin that ``[group]`` in ``group_conf`` names. ``conf`` has the options of [DEFAULT]."""
+    # The plugin's options may be in another section (auth_section).
     loading.register_auth_conf_options(group_conf, group)
     section = group_conf[group].auth_section or group
     if not group_conf[section].auth_type:
@@ -165,7 +165,7 @@ def _endpoint_filter(conf: cfg.ConfigOpts, values: Any, group: str) -> EndpointF
         option_names = (region_option, f'[{group}] valid_interfaces')
         service_type, service_name = values.service_type or 'network', values.service_name
     else:
-        # The section says how Neutron itself reaches Keystone; its interface and service_type mean something else.
+        # Interface and service_type of this section are for Neutron's own requests to Keystone, so they are not used.
         interfaces, service_type, service_name = [], 'network', None
         region_name, option_names = conf.auth_region or values.region_name, ('auth_region', 'endpoint_type')
     interfaces = [name.removesuffix('URL') for name in interfaces if name]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queries for ports, and which ports of a response belong to instances. Pure functions, no HTTP.
+"""Makes the queries for ports and finds the instances in their responses. Pure functions, no HTTP.
 
 Facts, tried with Neutron 29:
 
@@ -7,8 +7,8 @@ Facts, tried with Neutron 29:
 - A repeated filter means "or". ``fixed_ips=ip_address=<address>`` compares text, so IPv6 must be lower case and
   compressed. With an unknown key instead of ``ip_address`` every port is returned. So each port of a response is
   checked again here.
-- 80 networks in one URL (about 4,000 characters) are accepted, 100 are refused with 414.
-- The ports of routers and DHCP servers have addresses of a network too. Only a port whose owner is Nova or Ironic
+- 80 networks in one URL (about 4,000 characters) are accepted. 100 networks get 414.
+- The ports of routers and DHCP servers also have addresses on a network. Only a port with the owner Nova or Ironic
   belongs to an instance.
 """
 
@@ -25,17 +25,17 @@ from metadata_wsgi.pipeline.environ_keys import Instance
 Query = tuple[tuple[str, str], ...]
 """(name, value) pairs of a URL; a name may be repeated."""
 Port = Mapping[str, Any]
-"""A port as the API returns it."""
+"""A port in the form of Neutron's API."""
 
 ROUTER_INTERFACE_OWNERS = (
     'network:router_interface',
     'network:router_interface_distributed',
     'network:ha_router_replicated_interface',
 )
-"""``device_owner`` of a router's port on a network. The last two are those of DVR and HA routers (bug 1353271)."""
+"""``device_owner`` of a router's port on a network. The last two are for DVR and HA routers (LP#1353271)."""
 
 INSTANCE_OWNERS = ('compute:', 'baremetal:')
-"""Prefixes of the ``device_owner`` of an instance's port. The availability zone follows."""
+"""Prefixes of the ``device_owner`` of an instance's port. The rest is the availability zone."""
 
 FIELDS = (
     'id', 'device_id', 'device_owner', 'project_id', 'tenant_id', 'network_id', 'mac_address', 'fixed_ips',
@@ -52,7 +52,7 @@ RouterNetwork = tuple[str, str]
 
 
 def router_filters(router_id: str) -> list[tuple[str, str]]:
-    """The filters of a query that select the ports of a router."""
+    """The filters of a query for the ports of a router."""
     return [('device_id', router_id)]
 
 
@@ -64,7 +64,7 @@ def router_ports_query(router_ids: Iterable[str]) -> Query:
 
 
 def router_networks(router_id: str, ports: Iterable[Port]) -> list[RouterNetwork]:
-    """The interfaces and networks of a router, from ``ports``, which may contain ports of other routers."""
+    """The interfaces and networks of a router. ``ports`` may also contain ports of other routers."""
     return [
         (f'qr-{(port.get("id") or "")[:INTERFACE_ID_LENGTH]}', port['network_id'])
         for port in ports
@@ -73,9 +73,9 @@ def router_networks(router_id: str, ports: Iterable[Port]) -> list[RouterNetwork
 
 
 def networks_behind(router: Iterable[RouterNetwork], interface: str | None) -> list[str]:
-    """The networks of a router without duplicates (a dual-stack router has two ports on one network).
+    """The networks of a router, without duplicates: a dual-stack router has two ports on one network.
 
-    With ``interface`` only the network of that interface; none for an unknown interface.
+    With ``interface``, only the network of this interface. The list is empty for an unknown interface.
     """
     return list(dict.fromkeys(network for name, network in router if interface in (None, name)))
 
@@ -86,18 +86,18 @@ def any_port_query(network_id: str) -> Query:
 
 
 def address_filter(address: str) -> tuple[str, str]:
-    """The filter of a query that selects ``address``.
+    """The filter of a query for the ports with ``address``.
 
-    A link-local address that contains a MAC is queried by the MAC: Neutron does not know the address.
+    If a link-local address contains a MAC, the query is for the MAC, because Neutron does not store such an address.
     """
     mac = mac_in(address)
     return ('mac_address', mac) if mac else ('fixed_ips', f'ip_address={normalize_ip(address)}')
 
 
 def ports_queries(filters: Iterable[tuple[str, str]], networks: Sequence[str]) -> Iterator[Query]:
-    """The queries for the ports that match one of ``filters`` on one of ``networks``; none without networks.
+    """The queries for the ports that match one of ``filters`` on one of ``networks``. There are none without networks.
 
-    The filters must be all for addresses or all for MACs: Neutron selects the ports that match both kinds.
+    All filters must be for addresses, or all for MACs: Neutron combines filters of different kinds with "and".
     """
     fields = tuple(('fields', field) for field in FIELDS)
     for first in range(0, len(networks), MAX_NETWORKS_PER_QUERY):
@@ -106,10 +106,10 @@ def ports_queries(filters: Iterable[tuple[str, str]], networks: Sequence[str]) -
 
 
 def matching_instances(address: str, networks: Collection[str], ports: Iterable[Port]) -> tuple[Instance, ...]:
-    """The instances of those ``ports`` that really have ``address`` on one of ``networks``.
+    """The instances in ``ports`` that have ``address`` on one of ``networks``.
 
-    An instance that matches twice is returned once. One instance id in two projects is two instances: a tenant may
-    set another tenant's instance id on its own port (bug 1235450).
+    An instance that matches twice is returned once. The same instance id in two projects counts as two instances: a
+    tenant may set another tenant's instance id on its own port (LP#1235450).
     """
     found: dict[tuple[str, str], Instance] = {}
     for port in ports:
@@ -121,10 +121,10 @@ def matching_instances(address: str, networks: Collection[str], ports: Iterable[
 
 
 def other_ports(address: str, networks: Collection[str], ports: Iterable[Port]) -> list[Port]:
-    """Those ``ports`` that have ``address`` on one of ``networks`` but belong to no instance.
+    """The ports with ``address`` on one of ``networks`` that belong to no instance.
 
-    For example the port of a trunk's VLAN (``trunk:subport``), of a container (``kuryr:container``), or one that Nova
-    has not bound yet.
+    For example: the port of a trunk's VLAN (``trunk:subport``), the port of a container (``kuryr:container``), or a
+    port that Nova has not bound yet.
     """
     return [
         port
@@ -138,7 +138,7 @@ def other_ports(address: str, networks: Collection[str], ports: Iterable[Port]) 
 
 
 def _created_at_s(port: Port) -> float | None:
-    """When the port was created, in seconds since 1970; None where the API has no (valid) timestamp, as Grizzly's."""
+    """The creation time of the port, in seconds since 1970; None without a valid timestamp, as in Grizzly's API."""
     try:
         created = datetime.fromisoformat(port['created_at'])
     except (KeyError, TypeError, ValueError):

@@ -1,48 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every request to Keystone and Neutron ends before the deadline of the lookup that needs it, with a bounded response.
+"""Limits every request to Keystone and Neutron: to the deadline of the lookup, and to a maximum response size.
 
-keystoneauth sends requests of its own (discovery, tokens, redirects) with one fixed timeout, which requests applies
-to each single read. So the caller sets the deadline around the call (``deadline_scope``), and this adapter, which
-sends every request, limits each connect and each read to the time that remains. Name resolution and the addresses of
-a name are inside the deadline too (``net.resolver``).
+keystoneauth itself also sends requests (discovery, tokens) with a fixed timeout, and the library requests applies the
+timeout to each single read. So the caller sets the deadline around the call (``deadline_scope``). The adapter of this
+module sends every request, and limits each connect and each read to the remaining time. At the deadline it shuts the
+connection down: a TLS handshake or a header may arrive byte by byte, each in time. Name resolution is inside the
+deadline too (``net.resolver``).
 
 :func:`make_session` reads nothing from the environment: no proxy (``http_proxy``, ``ALL_PROXY``), no ``~/.netrc``, no
-``REQUESTS_CA_BUNDLE``. Keystone and Neutron are on the management network, as Nova is, to which no proxy is used
-either. The CA certificates are those of this machine (:func:`machine_ca_store`), not those of the package certifi.
+``REQUESTS_CA_BUNDLE``. Keystone, Neutron and Nova are on the management network, where no proxy is needed. The CA
+certificates are those of this machine (:func:`machine_ca_store`), not those of the package certifi.
 """
 
 from __future__ import annotations
 
+import _socket
 import io
 import os
+import socket
 import ssl
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import Any
 
 import requests
 import urllib3
 from keystoneauth1.session import TCPKeepAliveAdapter
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.net import resolver
 
-if TYPE_CHECKING:
-    import socket
-
 MAX_RESPONSE_BYTES = 16 << 20
-"""A thousand ports with the fields of our queries are 0.4 MB."""
+"""Largest response. A thousand ports with the fields of our queries are 0.4 MB."""
 CHUNK_BYTES = 1 << 16
 
-# One value for each thread and greenlet. No argument of keystoneauth's reaches a token request.
+# One value for each thread and greenlet. keystoneauth has no argument that it passes on to a token request.
 _DEADLINE: ContextVar[Deadline] = ContextVar('metadata_wsgi.lookup.neutron.transport')
 
 
 @contextmanager
 def deadline_scope(deadline: Deadline) -> Iterator[None]:
-    """Requests that this thread (or greenlet) sends inside the block end before ``deadline``."""
+    """Inside the block, every request of this thread (or greenlet) ends before ``deadline``."""
     previous = _DEADLINE.set(deadline)
     try:
         yield
@@ -60,49 +63,119 @@ def make_session(connections: int) -> requests.Session:
 
 
 def machine_ca_store() -> str:
-    """Path of the CA certificates of this machine, a file or a directory: those that OpenSSL uses, as for Nova.
+    """Path of this machine's CA certificates, a file or a directory: OpenSSL's default, as for Nova.
 
-    ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace them. Where there are none, the path of the missing file.
+    The variables ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace it. If the machine has no CA certificates, the path
+    does not exist.
     """
     paths = ssl.get_default_verify_paths()
     return paths.cafile or paths.capath or paths.openssl_cafile
 
 
 def describe(error: BaseException) -> str:
-    """Return the reason of ``error`` of requests or keystoneauth on one line: the text of its innermost cause.
+    """Return the reason of an error of requests or keystoneauth on one line: the text of its innermost cause.
 
-    It contains host names and addresses, no URLs, credentials or tokens.
+    The text contains host names and addresses, but no URLs, credentials or tokens.
     """
-    cause: BaseException = error
-    seen = {id(error)}
-    while inner := _inner(cause):
-        if id(inner) in seen:
-            break
-        seen.add(id(inner))
-        cause = inner
+    *_, cause = _chain(error)
     text = ' '.join(str(cause).split())[:300] or type(cause).__name__
     if 'CERTIFICATE_VERIFY_FAILED' in text or isinstance(cause, ssl.SSLCertVerificationError):
         text += (
-            '; auth_ca_cert (or cafile beside the credentials) names the CA certificates, '
+            '; set auth_ca_cert (or cafile in the section of the credentials) to the CA certificates; '
             'by default those of this machine are used'
         )
     return text
+
+
+def is_without_connection(error: BaseException) -> bool:
+    """Whether ``error`` of requests or keystoneauth means that no connection could be made."""
+    return any(isinstance(cause, NewConnectionError | ConnectTimeoutError) for cause in _chain(error))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """``error`` and its causes, the innermost last."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = _inner(cause)
 
 
 def _inner(error: BaseException) -> BaseException | None:
     inner = getattr(error, 'reason', None)  # of urllib3's MaxRetryError
     if not isinstance(inner, BaseException):
         inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    # Any other type is an error that was being handled already, not the cause of this one.
+    # An error of another type is not the cause: it was already being handled when this error was raised.
     return inner if isinstance(inner, OSError | urllib3.exceptions.HTTPError) else None
 
 
+class _Cutoff:
+    """Shuts the connection of one request down at the deadline. A context manager around the request.
+
+    ``waits_for`` is the part of the request that takes so long. ``has_ended``: the connection was shut down.
+    """
+
+    def __init__(self, deadline: Deadline) -> None:
+        self.waits_for = ''
+        self.has_ended = False
+        self._is_over = False
+        self._copy: _socket.socket | None = None
+        self._lock = threading.Lock()
+        # Under gevent a greenlet. Elsewhere a thread, of a program that sends few requests.
+        self._timer = threading.Timer(_remaining_s(deadline), self._end)
+        self._timer.daemon = True
+
+    def watch(self, sock: socket.socket, waits_for: str) -> None:
+        """``sock`` is the connection from now on."""
+        self.waits_for = waits_for
+        # A copy: the TLS library puts another object in the place of the socket.
+        self._replace(_socket.socket(fileno=os.dup(sock.fileno())))
+        if self._is_over:
+            self._end()
+
+    def __enter__(self) -> _Cutoff:
+        self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        self._replace(None)
+
+    def _replace(self, copy: _socket.socket | None) -> None:
+        with self._lock:
+            former, self._copy = self._copy, copy
+        if former is not None:
+            former.close()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._is_over = True
+            # Before there is a connection, name resolution and connect end at the deadline with an error of their own.
+            if self._copy is not None:
+                self.has_ended = True
+                with suppress(OSError):
+                    self._copy.shutdown(_socket.SHUT_RDWR)
+
+
+_CUTOFF: ContextVar[_Cutoff] = ContextVar('metadata_wsgi.lookup.neutron.cutoff')
+
+
 class _ConnectionMixin:
-    """Opens the connection with the resolver of the package, within the deadline of the scope."""
+    """Opens the connection with this package's resolver, within the deadline of the scope, in CONNECT_TIMEOUT_S."""
+
+    def request(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Called by urllib3, with a connection that is open or not."""
+        if self.sock is not None:
+            _CUTOFF.get().watch(self.sock, 'the response')
+        super().request(*args, **kwargs)  # type: ignore[misc]
 
     def _new_conn(self: Any) -> socket.socket:
         try:
-            sock: socket.socket = resolver.SHARED.connect(self._dns_host, self.port, _remaining_s(_DEADLINE.get()))
+            timeout_s = min(limits.CONNECT_TIMEOUT_S, _remaining_s(_DEADLINE.get()))
+            sock: socket.socket = resolver.SHARED.connect(self._dns_host, self.port, timeout_s)
         except OSError as error:
             reason = OSError(f'no connection to {self.host} port {self.port}: {error.strerror or error}')
             kind = ConnectTimeoutError if isinstance(error, TimeoutError) else NewConnectionError
@@ -110,15 +183,16 @@ class _ConnectionMixin:
         for option in self.socket_options or ():
             sock.setsockopt(*option)
         sock.settimeout(_remaining_s(_DEADLINE.get()))
+        _CUTOFF.get().watch(sock, self._next_wait)
         return sock
 
 
 class _HttpConnection(_ConnectionMixin, urllib3.connection.HTTPConnection):
-    pass
+    _next_wait = 'the response'
 
 
 class _HttpsConnection(_ConnectionMixin, urllib3.connection.HTTPSConnection):
-    pass
+    _next_wait = 'the TLS handshake'
 
 
 class _HttpPool(urllib3.HTTPConnectionPool):
@@ -130,10 +204,10 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
 
 
 class DeadlineAdapter(TCPKeepAliveAdapter):
-    """Sends requests within the deadline of the scope; reads the whole response before it returns."""
+    """Sends requests within the deadline of the scope. Reads the whole response before it returns."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Called by requests: make the pools use the connections of this module."""
+        """Called by requests. Makes the pools use the connection classes of this module."""
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {'http': _HttpPool, 'https': _HttpsPool}
 
@@ -146,23 +220,42 @@ class DeadlineAdapter(TCPKeepAliveAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Raises the exceptions of requests; Timeout after the deadline. ``stream`` and ``timeout`` are ignored."""
+        """Send ``request``. Raises the exceptions of requests: Timeout after the deadline.
+
+        ``stream`` and ``timeout`` are ignored.
+        """
         deadline = _DEADLINE.get()
         if isinstance(verify, str) and not os.path.exists(verify) and (request.url or '').startswith('https:'):
-            # requests would raise OSError, which keystoneauth does not translate.
+            # requests would raise OSError, which keystoneauth does not handle.
             raise requests.exceptions.SSLError(
-                f'there are no CA certificates at {verify}; name a file of them in auth_ca_cert', request=request
+                f'there are no CA certificates at {verify}; set auth_ca_cert to a file of CA certificates',
+                request=request,
             )
-        response: requests.Response = super().send(
-            request, stream=True, timeout=_remaining_s(deadline), verify=verify, cert=cert, proxies=proxies
-        )
-        try:
-            response.raw = io.BytesIO(_read_body(response.raw, deadline))
-        except urllib3.exceptions.TimeoutError as error:
-            raise requests.exceptions.ReadTimeout(error, request=request) from error
-        except urllib3.exceptions.HTTPError as error:
-            raise requests.exceptions.ConnectionError(error, request=request) from error
-        return response
+        with _Cutoff(deadline) as cutoff:
+            token = _CUTOFF.set(cutoff)
+            try:
+                response: requests.Response = super().send(
+                    request, stream=True, timeout=_remaining_s(deadline), verify=verify, cert=cert, proxies=proxies
+                )
+                response.raw = io.BytesIO(_read_body(response.raw, deadline))
+            except urllib3.exceptions.TimeoutError as error:
+                raise requests.exceptions.ReadTimeout(error, request=request) from error
+            except (urllib3.exceptions.HTTPError, requests.exceptions.RequestException) as error:
+                if cutoff.has_ended:
+                    raise _timeout(cutoff, request) from None
+                if isinstance(error, requests.exceptions.RequestException):
+                    raise
+                raise requests.exceptions.ConnectionError(error, request=request) from error
+            finally:
+                _CUTOFF.reset(token)
+            if cutoff.has_ended:
+                # A body without a length ends where the connection does.
+                raise _timeout(cutoff, request)
+            return response
+
+
+def _timeout(cutoff: _Cutoff, request: requests.PreparedRequest) -> requests.exceptions.ReadTimeout:
+    return requests.exceptions.ReadTimeout(f'{cutoff.waits_for} was not complete in time', request=request)
 
 
 def _remaining_s(deadline: Deadline) -> float:
@@ -173,7 +266,7 @@ def _remaining_s(deadline: Deadline) -> float:
 
 
 def _read_body(raw: urllib3.response.BaseHTTPResponse, deadline: Deadline) -> bytes:
-    """Read the whole body. A connection with unread bytes is closed, not reused."""
+    """Read the whole body. If this fails, the connection is closed and not reused."""
     chunks: list[bytes] = []
     length = 0
     try:

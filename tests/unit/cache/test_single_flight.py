@@ -31,7 +31,7 @@ def clock():
 
 @pytest.fixture
 def cached_load(clock):
-    return SingleFlight(LocalCache(limit=100, clock=clock), ttl_of=lambda value: Ttl(10.0, 60.0))
+    return SingleFlight(LocalCache(limit=100, clock=clock), ttl_of=lambda value: Ttl(10.0, 60.0), name='lookup')
 
 
 @pytest.fixture
@@ -139,7 +139,9 @@ def test_a_failed_refresh_keeps_the_value(cached_load, deadline):
 
 def test_the_backend_is_read_before_the_source(clock, deadline):
     backend = FakeBackend(k=('theirs', 3.0, Ttl(10.0, 60.0)))
-    cached_load = SingleFlight(LocalCache(limit=9, backend=backend, clock=clock), ttl_of=lambda value: Ttl(10.0, 60.0))
+    cached_load = SingleFlight(
+        LocalCache(limit=9, backend=backend, clock=clock), ttl_of=lambda value: Ttl(10.0, 60.0), name='lookup'
+    )
     source = FakeSource()
     assert cached_load('k', source, deadline) == 'theirs'
     assert source.timeouts_s == []
@@ -147,7 +149,9 @@ def test_the_backend_is_read_before_the_source(clock, deadline):
 
 def test_a_stale_value_from_the_backend_is_served_while_the_source_is_unavailable(clock, deadline):
     backend = FakeBackend(k=('theirs', 30.0, Ttl(10.0, 60.0)))
-    cached_load = SingleFlight(LocalCache(limit=9, backend=backend, clock=clock), ttl_of=lambda value: Ttl(10.0, 60.0))
+    cached_load = SingleFlight(
+        LocalCache(limit=9, backend=backend, clock=clock), ttl_of=lambda value: Ttl(10.0, 60.0), name='lookup'
+    )
     assert cached_load('k', FakeSource(LookupUnavailable('no route')), deadline) == 'theirs'
 
 
@@ -190,7 +194,7 @@ def together(cached_load, gate, count=20):
 
 
 def test_single_flight_concurrent_requests_are_one_load():
-    cached_load = SingleFlight(LocalCache(limit=9), ttl_of=lambda value: Ttl(10.0, 60.0))
+    cached_load = SingleFlight(LocalCache(limit=9), ttl_of=lambda value: Ttl(10.0, 60.0), name='lookup')
     gate = Gate('v')
     assert together(cached_load, gate) == ['v'] * 20
     assert gate.loads == 1
@@ -213,7 +217,7 @@ def test_single_flight_a_waiter_waits_until_its_own_deadline(cached_load):
 def test_single_flight_waiters_of_a_killed_request_may_retry(cached_load):
     flight, _ = cached_load.cache.join('k')
     flight.land()
-    with pytest.raises(LookupUnavailable, match='was ended'):
+    with pytest.raises(LookupUnavailable, match='was aborted'):
         cached_load('k', FakeSource(), Deadline.after(9.0))
 
 

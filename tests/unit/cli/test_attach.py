@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from metadata_wsgi.cli import attach
-from metadata_wsgi.errors import ConfigError, NetnsError
+from metadata_wsgi.errors import NetnsError, UsageError
 from metadata_wsgi.netns.attachment_status import AttachmentStatus
 from metadata_wsgi.netns.target import AttachTarget
 
@@ -98,6 +98,15 @@ def test_table_shows_problems_below_the_row():
     )
 
 
+def test_attachments_as_rows_for_programs():
+    half = AttachmentStatus(None, 'bbbbbb', 'network', None, 80, 'no', ('one', 'two'), ('note',))
+    listing = attach.to_listing([half])
+    assert dict(zip(listing.columns, listing.rows[0], strict=True)) == {
+        'kind': 'network', 'id': 'bbbbbb', 'namespace': None, 'mode': 'process', 'pid': None, 'port': 80, 'rules': 'no',
+        'problems': ('one', 'two'), 'notes': ('note',),
+    }  # fmt: skip
+
+
 def test_table_shows_notes_with_a_dash():
     noted = AttachmentStatus('qdhcp-aaaa', 'aaaa', 'network', 12, 80, 'yes', (), ('another has it',))
     assert attach.table([noted]).splitlines()[2:] == ['    - another has it']
@@ -105,19 +114,16 @@ def test_table_shows_notes_with_a_dash():
 
 def test_without_root_the_error_is_one_line():
     code = (
-        'import argparse, os, sys\n'
-        'from metadata_wsgi.cli import attach\n'
+        'import os, sys\n'
+        'from metadata_wsgi.cli import attach, main\n'
         'if os.geteuid() == 0: os.setuid(65534)\n'
-        'parser = argparse.ArgumentParser()\n'
-        'attach.add_verbs(parser.add_subparsers())\n'
-        'args = parser.parse_args(["attached"])\n'
-        'sys.exit(args.run(args))\n'
+        'sys.exit(main.main(["attached"]))\n'
     )
     # Without what measures coverage, which that user could not write down.
     environ = {name: value for name, value in os.environ.items() if not name.startswith('COVERAGE')}
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False, env=environ)
-    assert (done.returncode, done.stdout) == (1, '')
-    assert done.stderr == 'metadata-wsgi: only root can enter namespaces and change rules; run it with sudo\n'
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr == 'metadata-wsgi attached: only root can enter namespaces and change rules; run it with sudo\n'
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='without root another error comes first: run it as root')
@@ -127,9 +133,6 @@ def test_failure_is_one_line_and_exit_code_1(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == ''
     assert err.startswith(f'metadata-wsgi: there is no namespace qrouter-{UUID} on this host')
-    args = parse('attach', '--router-id', UUID, '--config-file', str(tmp_path / 'none.ini'))
-    assert args.run(args) == 1
-    assert 'none.ini is no file' in capsys.readouterr().err
 
 
 def test_targets_from_repeated_options_or_a_file(tmp_path):
@@ -155,15 +158,15 @@ def test_targets_from_repeated_options_or_a_file(tmp_path):
 def test_invalid_line_of_the_file_is_named(tmp_path, text, message):
     listed = tmp_path / 'list'
     listed.write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UsageError, match=message):
         attach._targets(parse('attach', '--file', str(listed)))
-    with pytest.raises(ConfigError, match='cannot be read'):
+    with pytest.raises(UsageError, match='cannot be read'):
         attach._targets(parse('attach', '--file', str(tmp_path / 'none')))
 
 
 def test_namespace_option_needs_a_single_target(tmp_path):
     for message in (['--router-id', 'aaaa', '--router-id', 'bbbb'], ['--file', str(tmp_path)]):
-        with pytest.raises(ConfigError, match='for one router or network'):
+        with pytest.raises(UsageError, match='for one router or network'):
             attach._targets(parse('attach', '--namespace', 'mine', *message))
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``metadata-wsgi check-config`` prints about credentials, visibility, Nova and foreign options."""
 
+import json
+
 import pytest
 
 from metadata_wsgi.cli import main
@@ -35,15 +37,15 @@ FILES = {'neutron.conf': NEUTRON_CONF, 'metadata_agent.ini': METADATA_AGENT}
 def check(tmp_path, capsys):
     """A function: ports of the cloud, user, secret -> (exit code, standard output, standard error)."""
 
-    def run(*ports, user='service', secret=SECRET, nova_statuses=()):
-        with FakeOpenStack(ports) as openstack, Cloud(tmp_path) as cloud:
+    def run(*ports, user='service', secret=SECRET, nova_statuses=(), network_owners=(), words=()):
+        with FakeOpenStack(ports, network_owners) as openstack, Cloud(tmp_path) as cloud:
             cloud.nova.statuses += nova_statuses
             values = {
                 'port': openstack.listen_port, 'user': user, 'password': PASSWORD, 'secret': secret,
                 'nova_port': cloud.server.server_port,
             }  # fmt: skip
             files = {name: text.format_map(values) for name, text in FILES.items()}
-            argv = ['check-config', '--neutron']
+            argv = ['check-config', '--neutron', *words]
             for name, text in files.items():
                 (tmp_path / name).write_text(text)
                 (tmp_path / name).chmod(0o600)
@@ -52,6 +54,14 @@ def check(tmp_path, capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+def states(out):
+    """part -> state of the output in JSON; a part with several findings has the worst."""
+    found = {}
+    for one in json.loads(out):
+        found[one['part']] = one['state'] if found.get(one['part'], 'well') == 'well' else found[one['part']]
+    return found
 
 
 GUEST = port('network-a', 'compute:nova', 'instance-a', 'project-a', '10.1.1.2')
@@ -76,11 +86,25 @@ def test_it_names_a_misspelt_option_and_the_paste_file_of_another_program_as_not
     assert 'api_paste_config = /etc/neutron/api-paste.ini is not used' in notes[1]
 
 
-def test_it_fails_if_no_port_of_another_project_is_visible(check):
+def test_exit_code_2_if_no_port_of_another_project_is_visible(check):
     """The cloud is empty, or the policy hides its ports: that cannot be told apart without a request."""
-    code, _, err = check()
-    assert code == 1
+    code, out, err = check()
+    assert code == 2
+    assert 'ok' not in out.splitlines()
+    assert err.startswith('directory: cannot tell whether the agent sees every instance: ')
     assert 'shows no ports of other projects to the roles service: either there are none yet, or its policy' in err
+
+
+def test_networks_of_other_projects_are_enough_in_a_cloud_without_ports(check):
+    code, out, err = check(network_owners=['project-a'])
+    assert (code, err) == (0, '')
+    assert 'shows networks of other projects, which have no ports yet; roles: service' in out
+
+
+def test_exit_code_1_if_something_is_wrong_in_an_empty_cloud(check):
+    code, _, err = check(secret='another')
+    assert code == 1
+    assert 'in nova.conf differ' in err
 
 
 def test_it_fails_if_the_role_sees_nothing(check):
@@ -101,3 +125,28 @@ def test_it_checks_that_nova_checks_signatures(check):
     code, _, err = check(GUEST, nova_statuses=[404])
     assert code == 1
     assert 'Set [neutron] service_metadata_proxy = true in nova.conf' in err
+
+
+def test_format_json_has_a_state_for_each_check(check):
+    code, out, err = check(GUEST, words=['-f', 'json'])
+    assert (code, err) == (0, '')
+    assert states(out) == dict.fromkeys(
+        ['configuration', 'note', 'paste file', 'pipeline', 'credentials', 'directory', 'Nova'], 'well'
+    )
+
+
+def test_format_json_has_every_problem_and_exit_code_1(check):
+    code, out, err = check(GUEST, user='reader', secret='another', words=['-f', 'json'])
+    assert (code, err) == (1, '')
+    found = states(out)
+    assert (found['directory'], found['Nova'], found['pipeline']) == ('not well', 'not well', 'well')
+
+
+def test_format_value_of_a_configuration_that_does_not_load_has_the_reason(tmp_path, capsys):
+    assert main.main(['check-config', '-f', 'value', '--config-file', str(tmp_path / 'none.ini')]) == 1
+    out, err = capsys.readouterr()
+    assert out == (
+        f'configuration well {tmp_path}/none.ini \n'
+        f'start not well config_file: {tmp_path}/none.ini is no file or directory; name one that exists \n'
+    )
+    assert err == ''

@@ -4,8 +4,8 @@
 from metadata_wsgi.cli import neutron_agent
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.filters import header_source
-from metadata_wsgi.net import listeners
-from metadata_wsgi.server import master
+from metadata_wsgi.net import options as net_options
+from metadata_wsgi.server import options as server_options
 
 
 def load(paths, opts):
@@ -15,7 +15,7 @@ def load(paths, opts):
 def test_the_defaults_are_those_of_neutron(tmp_path):
     conf_file = tmp_path / 'neutron.conf'
     conf_file.write_text('[DEFAULT]\ncore_plugin = ml2\n')
-    opts = [*state_paths.OPTS, *listeners.OPTS, *header_source.OPTS]
+    opts = [*state_paths.OPTS, *net_options.OPTS, *header_source.OPTS]
     conf = load([str(conf_file)], opts)
     assert conf.metadata_proxy_socket == '/var/lib/neutron/metadata_proxy'
     assert conf.metadata_header_prefix == 'X-Neutron'
@@ -25,7 +25,7 @@ def test_the_defaults_are_those_of_neutron(tmp_path):
 def test_the_files_of_the_operator_have_precedence_over_the_defaults(tmp_path):
     conf_file = tmp_path / 'neutron.conf'
     conf_file.write_text('[DEFAULT]\nstate_path = /var/lib/neutron/kolla\nmetadata_workers = 0\n')
-    conf = load([str(conf_file)], [*state_paths.OPTS, *master.OPTS])
+    conf = load([str(conf_file)], [*state_paths.OPTS, *server_options.OPTS])
     assert conf.metadata_proxy_socket == '/var/lib/neutron/kolla/metadata_proxy'
     assert conf.metadata_workers == 0
 

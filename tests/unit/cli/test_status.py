@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output of ``status`` for the keeper and for attachments. With real ones: tests/e2e and tests/netns."""
+"""The findings of ``status`` about the keeper and attachments. With real ones: tests/e2e and tests/netns."""
 
+import json
 import os
 import socket
 
 import pytest
 
-from metadata_wsgi.cli import status
+from metadata_wsgi.cli import findings, main, status
+from metadata_wsgi.cli.findings import NOT_WELL, UNKNOWN, WELL, Finding
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns.target import NO_WORKER, AttachTarget, KeeperEntry
 
@@ -41,45 +43,68 @@ def state_path(tmp_path):
         yield str(tmp_path)
 
 
-def test_status_without_a_keeper_is_well(tmp_path, capsys):
-    assert status.keeper(str(tmp_path), FakeKeeper()) == ([], True)
-    assert capsys.readouterr().out == 'keeper      there is none; only the modes shared and one_hop need it\n'
+def test_status_without_a_keeper_is_well(tmp_path):
+    text = 'there is none; only the modes shared and one_hop need it'
+    assert status.keeper(str(tmp_path), FakeKeeper()) == ([], Finding('keeper', WELL, text))
 
 
-def test_status_of_a_keeper_with_workers(state_path, capsys):
+def test_status_of_a_keeper_with_workers(state_path):
     both = [kept('aaaa', workers=2), kept('bbbb', workers=2)]
-    assert status.keeper(state_path, FakeKeeper(*both, workers={'shared': 2})) == (both, True)
-    assert capsys.readouterr().out == (
-        f'keeper      pid {os.getpid()} has the sockets of 2 routers and networks; '
-        'workers: 2 in mode shared, 0 in mode one_hop\n'
-    )
+    text = f'pid {os.getpid()} has the sockets of 2 routers and networks; workers: 2 in mode shared, 0 in mode one_hop'
+    assert status.keeper(state_path, FakeKeeper(*both, workers={'shared': 2})) == (both, Finding('keeper', WELL, text))
 
 
-def test_status_names_a_mode_without_worker_once(state_path, capsys):
+def test_status_names_a_mode_without_worker_once(state_path):
     keeper = FakeKeeper(kept('aaaa'), kept('bbbb'), kept('cccc', 'one_hop', workers=1), workers={'one_hop': 1})
-    entries, is_well = status.keeper(state_path, keeper)
-    assert is_well is False
-    assert status.attachments(state_path, entries) is False
-    out = capsys.readouterr().out
-    assert out.count(NO_WORKER['shared']) == 1
-    assert NO_WORKER['one_hop'] not in out
-    assert 'attached    3 routers and networks, 3 of them with problems: 2 in mode shared, 1 in mode one_hop' in out
-    assert out.count('there is no namespace') == 3
+    entries, found = status.keeper(state_path, keeper)
+    assert (found.state, found.details) == (NOT_WELL, (f'    ! {NO_WORKER["shared"]}',))
+    attached = status.attachments(state_path, entries)
+    assert attached.state == NOT_WELL
+    assert attached.text == '3 routers and networks, 3 of them with problems: 2 in mode shared, 1 in mode one_hop'
+    details = '\n'.join(attached.details)
+    assert NO_WORKER['shared'] not in details
+    assert NO_WORKER['one_hop'] not in details
+    assert details.count('there is no namespace') == 3
 
 
-def test_status_of_an_unavailable_keeper(state_path, capsys):
-    unavailable = FakeKeeper(
-        refusal='no keeper answers at /there (Connection refused): start metadata-wsgi keeper, as root'
+def test_status_of_an_unavailable_keeper(state_path):
+    unavailable = FakeKeeper(refusal='no keeper listens at /there (Connection refused): start metadata-wsgi keeper')
+    entries, found = status.keeper(state_path, unavailable)
+    assert (entries, found.state) == (None, NOT_WELL)
+    assert found.text == (
+        'no keeper listens at /there (Connection refused): start metadata-wsgi keeper; '
+        'its workers continue to serve, but nothing can be attached'
     )
-    assert status.keeper(state_path, unavailable) == (None, False)
-    out = capsys.readouterr().out
-    assert out.startswith('keeper      no keeper answers at /there (Connection refused): start metadata-wsgi keeper')
-    assert 'its workers serve on' in out
 
 
-def test_status_of_a_keeper_that_ends_during_the_request(state_path, capsys):
+def test_status_of_a_keeper_that_ends_during_the_request(state_path):
     os.unlink(f'{state_path}/keeper')
-    assert status.keeper(state_path, FakeKeeper())[1] is True
+    assert status.keeper(state_path, FakeKeeper())[1].state == WELL
     with open(f'{state_path}/keeper', 'w'):
-        assert status.keeper(state_path, FakeKeeper()) == (None, False)
-    assert 'Connection refused' in capsys.readouterr().out
+        entries, found = status.keeper(state_path, FakeKeeper())
+    assert (entries, found.state) == (None, NOT_WELL)
+    assert 'Connection refused' in found.text
+
+
+@pytest.mark.parametrize(('states', 'code'), [([WELL], 0), ([WELL, UNKNOWN], 2), ([UNKNOWN, NOT_WELL, WELL], 1)])
+def test_the_exit_code_is_that_of_all_findings(states, code):
+    assert findings.exit_code(Finding('part', state, 'text') for state in states) == code
+
+
+def test_a_control_character_in_the_log_does_not_reach_the_terminal(tmp_path):
+    (tmp_path / 'agent.log').write_text('2026-11-25 12:00:00 1 WARNING a\033[2Jb\n2026-11-25 12:00:01 1 INFO c\n')
+    found = status.faults(str(tmp_path / 'agent.log'))
+    assert (found.state, found.details) == (WELL, ('            2026-11-25 12:00:00 1 WARNING a?[2Jb',))
+
+
+def test_a_log_that_cannot_be_read_is_unknown(tmp_path):
+    assert status.faults(str(tmp_path / 'none.log')).state == UNKNOWN
+
+
+def test_without_root_attachments_are_unknown_and_the_agent_is_not(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'empty.ini').touch()
+    monkeypatch.setattr(os, 'geteuid', lambda: 65534)
+    words = ['status', '-f', 'json', '--state-path', str(tmp_path), '--config-file', str(tmp_path / 'empty.ini')]
+    assert main.main(words) == 1
+    found = {one['part']: one['state'] for one in json.loads(capsys.readouterr().out)}
+    assert found == {'agent': NOT_WELL, 'attached': UNKNOWN, 'faults': WELL}

@@ -85,7 +85,7 @@ def test_socket_missing_in_the_keeper_is_attached_again_and_logged(caplog):
         caplog.clear()
         host.kept = set()
         assert host.reconcile() == [('attach', 'router-1')]
-    assert logged(caplog) == ['router router-1: the keeper has no socket of it any more', 'router router-1: attached']
+    assert logged(caplog) == ['router router-1: the keeper no longer has a socket for it', 'router router-1: attached']
     assert host.reconcile() == []
 
 
@@ -118,9 +118,9 @@ def test_socket_that_our_own_attach_closed_in_the_keeper_is_not_lost():
 def test_one_error_of_many_targets_is_logged_once(caplog):
     routers = [('router', f'router-{number:02}') for number in range(20)]
     host = FakeHost(*routers)
-    host.errors = dict.fromkeys(routers, 'no keeper answers')
+    host.errors = dict.fromkeys(routers, 'no keeper listens')
     host.reconcile()
-    assert logged(caplog) == ['router router-00: no keeper answers (and 19 more)']
+    assert logged(caplog) == ['router router-00: no keeper listens (and 19 more)']
     caplog.clear()
     with caplog.at_level(logging.INFO):
         host.errors = {}
@@ -198,12 +198,12 @@ class FakeKeeper:
     def entries(self):
         self.looks += 1
         if self.modes is None:
-            raise NetnsError('no keeper answers')
+            raise NetnsError('no keeper listens')
         return [KeeperEntry(AttachTarget.of('router', uuid), mode, 9697, ('',), 0) for uuid, mode in self.modes.items()]
 
     def workers(self):
         if self.modes is None:
-            raise NetnsError('no keeper answers')
+            raise NetnsError('no keeper listens')
         return self.worker_counts
 
 
@@ -231,7 +231,7 @@ def test_unavailable_keeper_stops_only_targets_of_unknown_mode(adapter):
     keeper.modes = None
     errors = one.attach([R1, R2])
     assert 'there is no namespace qrouter-router-1' in errors[R1]
-    assert errors[R2] == 'no keeper answers'
+    assert errors[R2] == 'no keeper listens'
     assert 'there is no namespace qrouter-router-2' in adapter(keeper, '--mode', 'shared').attach([R2])[R2]
 
 

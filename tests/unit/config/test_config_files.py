@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import traceback
-from pathlib import Path
 
 import pytest
 from oslo_config import cfg
@@ -13,16 +12,6 @@ OPTS = [
     cfg.StrOpt('metadata_proxy_shared_secret', required=True, secret=True, help='Secret shared with Nova.'),
     cfg.StrOpt('nova_metadata_host', default='127.0.0.1', deprecated_name='nova_metadata_ip'),
 ]
-
-
-@pytest.fixture
-def conf_file(tmp_path):
-    def write(text, name='agent.ini'):
-        path = tmp_path / name
-        path.write_text(text)
-        return str(path)
-
-    return write
 
 
 def test_values_are_read(conf_file):
@@ -89,28 +78,6 @@ def test_an_error_text_never_contains_a_secret(conf_file):
     assert 'admin_password' in str(raised.value)
 
 
-def test_a_misspelt_name_is_found_and_the_right_one_suggested(conf_file):
-    path = conf_file('[DEFAULT]\nanswer_withn = 4\n')
-    assert config_files.misspelt([path], [('DEFAULT', OPTS)]) == [
-        f'answer_withn in [DEFAULT] of {path} is no option; did you mean answer_within?'
-    ]
-
-
-@pytest.mark.parametrize(
-    'text',
-    [
-        '[DEFAULT]\nanswer_within = 4\n',
-        '[DEFAULT]\nnova_metadata_ip = 10.0.0.9\n',
-        '[DEFAULT]\nnova_metadata_url = http://nova\n',
-        '[DEFAULT]\nauth_strategy = keystone\ninterface_driver = x\n',
-        '[AGENT]\nanswer_withn = 4\n',
-    ],
-    ids=['ours', 'deprecated', 'foreign and close', 'foreign', "another program's group"],
-)
-def test_names_of_other_programs_are_accepted(conf_file, text):
-    assert config_files.misspelt([conf_file(text)], [('DEFAULT', OPTS)]) == []
-
-
 def test_files_are_the_named_ones():
     assert config_files.files({'config_file': ' /a.ini, /b.ini ,'}) == ['/a.ini', '/b.ini']
 
@@ -157,24 +124,6 @@ def test_an_error_about_a_secret_does_not_contain_it(conf_file, text, words):
     text = ''.join(traceback.format_exception(raised.value))
     assert words in text
     assert 's3cr3t' not in text
-
-
-def test_a_world_readable_secret_is_named(conf_file, tmp_path):
-    known = [('DEFAULT', SECRET_OPTS)]
-    secret = tmp_path / 'secret'
-    secret.write_text('s')
-    path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {secret}\n')
-    secret.chmod(0o600)
-    assert config_files.world_readable_secrets([path], known) == []
-    secret.chmod(0o644)
-    assert config_files.world_readable_secrets([path], known) == [
-        f'{secret} holds a secret and every user can read it (mode 0644); chmod o-r {secret}'
-    ]
-    with_secret = tmp_path / conf_file('[DEFAULT]\nmetadata_proxy_shared_secret = s\n', 'b.ini')
-    with_secret.chmod(0o604)
-    assert len(config_files.world_readable_secrets([with_secret], known)) == 1
-    with_secret.chmod(0o640)
-    assert config_files.world_readable_secrets([with_secret], known) == []
 
 
 def test_inside_parsed_once_the_files_are_parsed_once(conf_file):
@@ -237,29 +186,6 @@ def test_files_and_directories_keep_the_order_of_the_command_line(argv, paths, r
     assert config_files.split_arguments(argv) == (paths, rest)
 
 
-FOREIGN = """[DEFAULT]
-nova_admin_username = nova
-nova_admin_tenant_name = services
-nova_admin_password = x
-nova_url = http://192.0.2.10:8774/v2
-quantum_metadata_proxy_shared_secret = x
-neutron_metadata_proxy_shared_secret = x
-api_paste_config = /etc/neutron/api-paste.ini
-"""
-
-
-def test_options_of_neutron_and_nova_in_the_same_files_are_not_taken_for_misspelt_ones(conf_file):
-    assert config_files.misspelt([conf_file(FOREIGN)], config_files.all_options()) == []
-
-
-def test_a_misspelt_name_is_a_warning(conf_file, caplog):
-    """It may be an option of a program that is not known here, so it is no error."""
-    config_files.log_misspelt_names({'config_file': conf_file('[DEFAULT]\nmetadata_proxy_shared_secrett = s\n')})
-    (record,) = caplog.records
-    assert record.levelname == 'WARNING'
-    assert record.getMessage().endswith('is no option; did you mean metadata_proxy_shared_secret?')
-
-
 @pytest.mark.parametrize(
     ('line', 'name'),
     [
@@ -283,19 +209,3 @@ def test_a_secret_may_contain_a_hash_sign(conf_file, tmp_path):
     (tmp_path / 'secret').write_text('with # sign\n')
     path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {tmp_path}/secret\n')
     assert config_files.load({'config_file': path}, SECRET_OPTS).metadata_proxy_shared_secret == 'with # sign'
-
-
-@pytest.mark.parametrize(
-    ('text', 'count'),
-    [
-        ('[keystone_authtoken]\npassword = s\n', 1),
-        ('[DEFAULT]\npassword = s\n', 1),
-        ('[neutron]\napplication_credential_secret = s\n', 1),
-        ('[nova]\npassword = s\n', 0),
-        ('[keystone_authtoken]\n# password = s\npassword =\n', 0),
-    ],
-)
-def test_a_world_readable_password_of_keystone_is_named(conf_file, text, count):
-    path = conf_file(text)
-    Path(path).chmod(0o644)
-    assert len(config_files.world_readable_secrets([path], [('DEFAULT', SECRET_OPTS)])) == count

@@ -74,11 +74,11 @@ def test_the_trusted_prefix_is_the_operators_choice(prefix):
         ({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r' * 65}, b'An invalid id.\n'),
         (
             {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'r', 'X-Neutron-Router-ID': 'other'},
-            b'An id under a prefix that is not the trusted one.\n',
+            b'An id under a header prefix that is not trusted.\n',
         ),
         (
             {'X-Forwarded-For': '10.1.1.2', 'X-OVN-Network-ID': 'n'},
-            b'An id under a prefix that is not the trusted one.\n',
+            b'An id under a header prefix that is not trusted.\n',
         ),
     ],
 )

@@ -4,6 +4,7 @@ import logging
 import pytest
 import webtest
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError, LookupUnavailable
 from metadata_wsgi.filters.instance import InstanceFilter, filter_factory
@@ -71,6 +72,17 @@ def test_retry_ends_at_the_deadline_with_a_503(caplog):
     assert 'Quantum' not in response.text
 
 
+def test_a_lookup_that_fails_gets_at_most_twice_the_requests_retry_budget():
+    """Beside the budget that was saved, and what each second adds: here no time passes between the requests."""
+    lookup = FakeLookup(LookupUnavailable('Neutron answered 500'))
+    clock = FakeClock()
+    app = webtest.TestApp(InstanceFilter(respond_with_instance, lookup=lookup, sleep=clock.sleep, clock=lambda: 1000.0))
+    for _ in range(300):
+        keys = {environ_keys.SOURCE: SOURCE, environ_keys.DEADLINE: Deadline.after(9, clock)}
+        app.get('/', extra_environ=keys, status=503)
+    assert 300 < len(lookup.calls) <= 2 * 300 + limits.RETRY_BUDGET_MAX
+
+
 def test_no_retry_of_a_permanent_error():
     lookup = FakeLookup(InstanceLookupError('the role shows no ports'))
     get(lookup, status=503)
@@ -122,4 +134,4 @@ def test_an_unknown_directory_is_refused(tmp_path):
     path.write_text('[DEFAULT]\ndirectory = nuetron\n')
     with pytest.raises(ConfigError) as raised:
         filter_factory({'config_file': str(path)})
-    assert str(raised.value) == 'directory = nuetron: there is none; choose one of neutron, quantum, static'
+    assert str(raised.value) == 'directory = nuetron: there is no such lookup; choose one of neutron, quantum, static'

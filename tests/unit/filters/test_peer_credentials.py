@@ -10,8 +10,9 @@ import webtest
 from metadata_wsgi.config import config_files
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.filters.peer_credentials import OPTS, PeerCredentialsFilter, accepted_ids, filter_factory
-from metadata_wsgi.net import listeners
+from metadata_wsgi.net import options as net_options
 from metadata_wsgi.privileges import identity
+from metadata_wsgi.privileges import options as privileges_options
 
 
 def app(environ, start_response):
@@ -104,7 +105,7 @@ def without_own_user(tmp_path):
     def load(**options):
         path = tmp_path / 'agent.ini'
         path.write_text('[DEFAULT]\n' + ''.join(f'{name} = {value}\n' for name, value in options.items()))
-        conf = config_files.load({'config_file': str(path)}, [*OPTS, *listeners.OPTS, *identity.OPTS])
+        conf = config_files.load({'config_file': str(path)}, [*OPTS, *net_options.OPTS, *privileges_options.OPTS])
         uids, gids = accepted_ids(conf, identity.Identity(NOBODY, NOBODY, 'nobody'))
         return PeerCredentialsFilter(app, uids=uids, gids=gids)
 
@@ -134,6 +135,6 @@ def test_nogroup_passes_where_an_option_names_it(without_own_user, option):
 def test_root_passes_whichever_user_the_agent_is(monkeypatch):
     """A namespace proxy that root runs, where the agent runs as another user."""
     monkeypatch.setattr(os, 'geteuid', lambda: 4711)
-    conf = config_files.load({}, [*OPTS, *listeners.OPTS, *identity.OPTS])
+    conf = config_files.load({}, [*OPTS, *net_options.OPTS, *privileges_options.OPTS])
     workers = identity.Identity(4711, 4711, 'metadata-wsgi')
     assert {0, 4711} <= accepted_ids(conf, workers)[0]

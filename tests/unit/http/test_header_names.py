@@ -9,7 +9,7 @@ RESERVED = [
     'X-Quantum-Router-ID', 'X-Quantum-Network-ID', 'X-Neutron-Router-ID', 'X-Neutron-Network-ID', 'X-OVN-Network-ID',
     'X-Forwarded-For', 'X-Forwarded-Host', 'X-Forwarded-Proto', 'Forwarded', 'X-Instance-ID', 'X-Tenant-ID',
     'X-Instance-ID-Signature', 'X-Metadata-Provider', 'X-Metadata-Provider-Signature', 'X-Metadata-Remaining-Ms',
-    'X-Real-IP', 'X-Project-Id', 'X-HTTP-Method-Override', 'X-Original-URL',
+    'X-Real-IP', 'X-Project-Id', 'X-HTTP-Method-Override', 'X-Original-URL', 'X-Openstack-Request-Id',
 ]  # fmt: skip
 
 

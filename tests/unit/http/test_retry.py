@@ -23,7 +23,10 @@ def failing(error, calls=None):
 
 def test_a_success_is_not_retried():
     clock = FakeClock()
-    assert retry_until(lambda: 'x', Deadline.after(9, clock), retry_on=(NotSent,), sleep=clock.sleep) == 'x'
+    assert (
+        retry_until(lambda: 'x', Deadline.after(9, clock), retry_on=(NotSent,), service='nova', sleep=clock.sleep)
+        == 'x'
+    )
     assert clock.slept == []
 
 
@@ -37,14 +40,20 @@ def test_a_failure_is_retried_until_it_succeeds():
         return outcome
 
     clock = FakeClock()
-    assert retry_until(attempt, Deadline.after(9, clock), retry_on=(NotSent,), sleep=clock.sleep) == 'x'
+    assert retry_until(attempt, Deadline.after(9, clock), retry_on=(NotSent,), service='nova', sleep=clock.sleep) == 'x'
     assert len(clock.slept) == 2
 
 
 def test_another_exception_is_raised_without_a_retry():
     clock, calls = FakeClock(), []
     with pytest.raises(MaybeSent):
-        retry_until(failing(MaybeSent('x'), calls), Deadline.after(9, clock), retry_on=(NotSent,), sleep=clock.sleep)
+        retry_until(
+            failing(MaybeSent('x'), calls),
+            Deadline.after(9, clock),
+            retry_on=(NotSent,),
+            service='nova',
+            sleep=clock.sleep,
+        )
     assert len(calls) == 1
 
 
@@ -56,7 +65,7 @@ def test_the_last_exception_is_raised_after_the_last_retry():
         raise NotSent(str(next(numbered)))
 
     with pytest.raises(NotSent) as raised:
-        retry_until(attempt, Deadline.after(9, clock), retry_on=(NotSent,), sleep=clock.sleep)
+        retry_until(attempt, Deadline.after(9, clock), retry_on=(NotSent,), service='nova', sleep=clock.sleep)
     assert str(raised.value) == str(next(numbered) - 1)
 
 
@@ -64,7 +73,11 @@ def test_the_last_result_is_returned_after_the_last_retry():
     clock = FakeClock()
     assert (
         retry_until(
-            lambda: 503, Deadline.after(9, clock), retry_if_result=lambda status: status == 503, sleep=clock.sleep
+            lambda: 503,
+            Deadline.after(9, clock),
+            service='nova',
+            retry_if_result=lambda status: status == 503,
+            sleep=clock.sleep,
         )
         == 503
     )
@@ -74,7 +87,13 @@ def test_the_last_result_is_returned_after_the_last_retry():
 def test_the_first_attempt_is_made_even_after_the_deadline():
     clock, calls = FakeClock(), []
     with pytest.raises(NotSent):
-        retry_until(failing(NotSent('x'), calls), Deadline.after(0, clock), retry_on=(NotSent,), sleep=clock.sleep)
+        retry_until(
+            failing(NotSent('x'), calls),
+            Deadline.after(0, clock),
+            retry_on=(NotSent,),
+            service='nova',
+            sleep=clock.sleep,
+        )
     assert (len(calls), clock.slept) == (1, [])
 
 
@@ -89,7 +108,7 @@ def test_no_retry_starts_after_the_deadline(within_s, attempt_takes_s):
         raise NotSent('x')
 
     with pytest.raises(NotSent):
-        retry_until(attempt, Deadline.after(within_s, clock), retry_on=(NotSent,), sleep=clock.sleep)
+        retry_until(attempt, Deadline.after(within_s, clock), retry_on=(NotSent,), service='nova', sleep=clock.sleep)
     assert all(moment <= 1000.0 + within_s for moment in starts)
     assert sum(clock.slept) <= within_s
 
@@ -108,7 +127,9 @@ def test_the_retry_delays_grow_to_their_maximum_with_jitter():
 def retry_delays():
     clock = FakeClock()
     with pytest.raises(NotSent):
-        retry_until(failing(NotSent('x')), Deadline.after(60, clock), retry_on=(NotSent,), sleep=clock.sleep)
+        retry_until(
+            failing(NotSent('x')), Deadline.after(60, clock), retry_on=(NotSent,), service='nova', sleep=clock.sleep
+        )
     return clock.slept
 
 
@@ -118,6 +139,7 @@ def test_a_retry_waits_until_it_is_allowed():
     result = retry_until(
         lambda: next(outcomes),
         Deadline.after(9, clock),
+        service='nova',
         retry_if_result=lambda status: status == 503,
         may_retry=lambda: next(allowed),
         sleep=clock.sleep,
@@ -131,6 +153,7 @@ def test_without_an_allowed_retry_the_first_result_is_returned_at_the_deadline()
     result = retry_until(
         lambda: attempts.append(1) or 503,
         Deadline.after(9, clock),
+        service='nova',
         retry_if_result=lambda status: status == 503,
         may_retry=lambda: False,
         sleep=clock.sleep,

@@ -75,7 +75,7 @@ def test_an_invalid_file_is_logged_once_with_its_line_and_the_old_inventory_stay
     replace(path, 'networks:\n- id: one\n- id: one\nports: []\ninstances: []\n')
     assert [list(inventory.current().networks) for _ in range(3)] == [['one']] * 3
     message = f'{path}:3: a network with the id one is already there'
-    assert errors(caplog) == [f'The inventory is not replaced, the one read before stays in use: {message}']
+    assert errors(caplog) == [f'The new inventory file is invalid, the old inventory stays in use: {message}']
 
 
 def test_another_invalid_file_is_logged_again_and_a_valid_one_is_used(path, caplog):

@@ -65,14 +65,14 @@ def test_register_gives_up_at_the_timeout(keeper):
 
 def test_register_names_another_program_on_the_port_after_two_seconds(keeper):
     client = keeper(PORT_IN_USE, holder=PortHolder(4711, 'haproxy', is_own=False))
-    with pytest.raises(NetnsError, match=r'^metadata_port: port 9697 in qrouter-a is held by pid 4711 \(haproxy\): '):
+    with pytest.raises(NetnsError, match=r'^metadata_port: port 9697 in qrouter-a is used by pid 4711 \(haproxy\): '):
         client.register(A)
     assert sum(client.retries) == pytest.approx(2.0, abs=0.3)
 
 
 def test_register_retries_for_our_own_program_and_names_it_at_the_timeout(keeper):
     client = keeper(PORT_IN_USE, holder=PortHolder(4711, 'python3', is_own=True))
-    with pytest.raises(NetnsError, match='held by pid 4711'):
+    with pytest.raises(NetnsError, match='used by pid 4711'):
         client.register(A)
     assert sum(client.retries) == pytest.approx(5.0, abs=0.3)
     assert len(client.looks) == 3

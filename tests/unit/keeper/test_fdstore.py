@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Notifications to systemd (a socket of the test here), and checks of the descriptors that it returns."""
 
-import array
 import os
 import socket
 
@@ -10,57 +9,25 @@ import pytest
 from metadata_wsgi.keeper import fdstore
 from metadata_wsgi.keeper.fdstore import SystemdFdStore
 from metadata_wsgi.keeper.protocol import Listener
+from metadata_wsgi.net.sd_notify import Notifier
+from tests.fake_systemd import FakeSystemd
 
 A = Listener('shared', 'qrouter-a', 9697, router_id='a')
 C = Listener('one_hop', 'qdhcp-c', 80, network_id='c', host='fe80::a9fe:a9fe%tap0')
 
 
-class Systemd:
-    """Receives notifications; a descriptor in one is represented by its inode number."""
-
-    def __init__(self, address):
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(address)
-        self._socket.setblocking(False)
-
-    def received(self):
-        received = []
-        while True:
-            try:
-                text, ancillary, _, _ = self._socket.recvmsg(4096, socket.CMSG_SPACE(4))
-            except BlockingIOError:
-                return received
-            received.append((*text.decode().splitlines(), *(inode(data) for _, _, data in ancillary)))
-
-    def close(self):
-        self._socket.close()
-
-
-def inode(data):
-    (descriptor,) = array.array('i', data)
-    try:
-        return os.fstat(descriptor).st_ino
-    finally:
-        os.close(descriptor)
-
-
-@pytest.fixture(params=['{}/notify', '@{}'])
-def address(request, tmp_path):
-    return request.param.format(tmp_path)
-
-
 @pytest.fixture
-def systemd(address):
-    receiver = Systemd('\0' + address[1:] if address.startswith('@') else address)
+def systemd(tmp_path):
+    receiver = FakeSystemd(str(tmp_path / 'notify'))
     yield receiver
     receiver.close()
 
 
 @pytest.fixture
-def store(systemd, address):
-    store = SystemdFdStore(address)
-    yield store
-    store.close()
+def store(systemd, tmp_path):
+    notifier = Notifier(str(tmp_path / 'notify'))
+    yield SystemdFdStore(notifier)
+    notifier.close()
 
 
 @pytest.fixture
@@ -81,11 +48,10 @@ def restored_environ(*names):
 
 
 def test_fdstore_stores_a_socket_once_and_removes_it_by_name(store, systemd, listening):
-    store.ready()
     store.add(A, listening)
     store.add(A, listening)
     name = f'FDNAME={fdstore.name_of(A)}'
-    assert systemd.received() == [('READY=1',), ('FDSTORE=1', name, os.fstat(listening.fileno()).st_ino)]
+    assert systemd.received() == [('FDSTORE=1', name, os.fstat(listening.fileno()).st_ino)]
     store.remove(A)
     store.remove(A)
     assert systemd.received() == [('FDSTOREREMOVE=1', name)]
@@ -134,7 +100,7 @@ def test_fdstore_invalid_name_raises_value_error(name):
 def test_fdstore_too_long_name_is_not_stored(store, systemd, listening, caplog):
     store.add(Listener('shared', 'n' * 250, 80, network_id='c'), listening)
     assert systemd.received() == []
-    assert 'too long a name' in caplog.text
+    assert 'its name is too long' in caplog.text
 
 
 def test_fdstore_restores_stored_sockets_and_does_not_store_them_again(store, systemd):

@@ -94,6 +94,16 @@ def serve(connection, listener, listening):
     protocol.send(connection, {'serve': listener.to_json()}, listening.fileno())
 
 
+def serve_a_and_b_then_restart(keeper, listening):
+    """The worker has the listeners A and B, and another keeper listens on the same path."""
+    connection, _, _ = keeper.accept()
+    serve(connection, A, listening)
+    serve(connection, B, listening)
+    keeper.changes(2)
+    connection.close()
+    keeper.restart()
+
+
 def test_subscription_adds_and_removes_listeners(keeper, listening):
     connection, mode, sent_back = keeper.accept()
     assert (mode, sent_back) == ('shared', [])
@@ -107,12 +117,7 @@ def test_subscription_adds_and_removes_listeners(keeper, listening):
 
 
 def test_unavailable_keeper_changes_nothing_and_the_next_one_is_sent_all_listeners(keeper, listening):
-    connection, _, _ = keeper.accept()
-    serve(connection, A, listening)
-    serve(connection, B, listening)
-    keeper.changes(2)
-    connection.close()
-    keeper.restart()
+    serve_a_and_b_then_restart(keeper, listening)
     connection, _, sent_back = keeper.accept()
     assert sent_back == [A, B]
     assert set(keeper.served) == {'a', 'b'}
@@ -120,12 +125,7 @@ def test_unavailable_keeper_changes_nothing_and_the_next_one_is_sent_all_listene
 
 
 def test_listener_unknown_to_the_next_keeper_is_removed_after_sync_end(keeper, listening):
-    connection, _, _ = keeper.accept()
-    serve(connection, A, listening)
-    serve(connection, B, listening)
-    keeper.changes(2)
-    connection.close()
-    keeper.restart()
+    serve_a_and_b_then_restart(keeper, listening)
     connection, _, _ = keeper.accept()
     serve(connection, B, listening)
     protocol.send(connection, {'complete': True})

@@ -144,7 +144,7 @@ def test_an_unknown_address_while_a_newer_inventory_is_read_is_retried_and_no_40
 
 
 def test_a_port_with_the_address_but_without_an_instance_is_reported():
-    """For explain, and for the log: 'no instance is there' alone would send the operator to the wrong place."""
+    """For explain, and for the log: 'no instance has this address' alone would send the operator to the wrong place."""
     lookup = static.StaticLookup(lambda: parse(CLOUD.encode(), 'f.yaml'))
     reported = []
     lookup.on_other_port = reported.append

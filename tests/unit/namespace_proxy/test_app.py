@@ -29,11 +29,12 @@ def test_the_identity_headers_are_set_not_appended():
     agent = FakeHttpClient(200)
     send(agent, headers={'X-Forwarded-For': '10.6.6.6', 'X-Quantum-Router-ID': 'other', 'X-Quantum-Network-ID': 'n'})
     reserved = {name: value for name, value in agent.requests[0].headers if header_names.is_reserved(name)}
+    assert reserved.pop('x-openstack-request-id').startswith('req-')
     assert reserved == {
         'x-forwarded-for': '10.1.1.2', 'x-quantum-router-id': 'r1', 'x-metadata-remaining-ms': '8700',
         'x-metadata-guest-forwarded': '1',
     }  # fmt: skip
-    assert len([name for name, _ in agent.requests[0].headers if header_names.is_reserved(name)]) == 4
+    assert len([name for name, _ in agent.requests[0].headers if header_names.is_reserved(name)]) == 5
 
 
 @pytest.mark.parametrize(

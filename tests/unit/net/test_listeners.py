@@ -79,7 +79,7 @@ def test_unix_socket_of_a_stopping_agent_is_retried(path):
 
 def test_unix_socket_does_not_replace_a_regular_file(tmp_path):
     (tmp_path / 'precious').write_text('data')
-    with pytest.raises(ConfigError, match='is there and is no socket; name another path or remove it'):
+    with pytest.raises(ConfigError, match='the file exists and is not a socket; name another path or remove it'):
         listeners.unix_listener(str(tmp_path / 'precious'), mode=0o660)
     assert (tmp_path / 'precious').read_text() == 'data'
 
@@ -191,7 +191,7 @@ def test_unix_socket_does_not_replace_a_symlink(tmp_path):
     with listeners.unix_listener(str(tmp_path / 'other'), mode=0o600):
         pass
     (tmp_path / 'metadata_proxy').symlink_to('other')
-    with pytest.raises(ConfigError, match='is there and is no socket'):
+    with pytest.raises(ConfigError, match='the file exists and is not a socket'):
         listeners.unix_listener(str(tmp_path / 'metadata_proxy'), mode=0o600)
     assert (tmp_path / 'other').exists()
 
@@ -252,14 +252,14 @@ def test_tcp_port_of_another_program_is_retried_shortly_and_its_holder_named(mon
     monkeypatch.setattr(limits, 'FOREIGN_PORT_HOLDER_TIMEOUT_S', 0.0)
     message, retries = held(lambda port: FOREIGN)
     assert message.startswith('metadata_port: port PORT in ')
-    assert message.endswith(' is held by pid 4711 (haproxy): stop it, or use --metadata-port PORT+1')
+    assert message.endswith(' is used by pid 4711 (haproxy): stop it, or use --metadata-port PORT+1')
     assert retries == 0
 
 
 def test_tcp_port_of_our_own_program_is_retried_until_the_timeout_and_then_named(monkeypatch):
     monkeypatch.setattr(limits, 'FOREIGN_PORT_HOLDER_TIMEOUT_S', 0.0)
     message, retries = held(lambda port: OWN)
-    assert ' is held by pid 4711 (python3): ' in message
+    assert ' is used by pid 4711 (python3): ' in message
     assert retries >= 2
 
 
@@ -307,3 +307,24 @@ def test_tcp_listeners_warn_about_a_further_address_that_fails(caplog):
 def test_tcp_listeners_raise_if_the_first_address_fails():
     with pytest.raises(ConfigError, match='no-interface'):
         listeners.tcp_listeners([MISSING_INTERFACE, '127.0.0.1'], 0)
+
+
+def test_a_kept_unix_socket_is_used_only_if_the_options_are_as_before(tmp_path):
+    path = str(tmp_path / 'socket')
+    with listeners.unix_listener(path, mode=0o660) as kept:
+        assert listeners.is_unix_listener(kept, path, mode=0o660)
+        assert not listeners.is_unix_listener(kept, path, mode=0o600)
+        assert not listeners.is_unix_listener(kept, path, mode=0o660, user='61234')
+        assert not listeners.is_unix_listener(kept, path, mode=0o660, group='61234')
+        assert not listeners.is_unix_listener(kept, str(tmp_path / 'other'), mode=0o660)
+        os.unlink(path)
+        # Nobody could connect to it any more.
+        assert not listeners.is_unix_listener(kept, path, mode=0o660)
+
+
+def test_a_unix_socket_that_does_not_listen_is_not_used(tmp_path):
+    path = str(tmp_path / 'socket')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
+        bound.bind(path)
+        os.chmod(path, 0o660)
+        assert not listeners.is_unix_listener(bound, path, mode=0o660)

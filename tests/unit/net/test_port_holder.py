@@ -62,6 +62,6 @@ def test_port_holder_ignores_a_port_that_is_connected_only():
 def test_port_holder_message_names_namespace_and_another_port():
     holder = port_holder.PortHolder(4711, 'haproxy', is_own=False)
     assert holder.message(9697, 'qrouter-r') == (
-        'metadata_port: port 9697 in qrouter-r is held by pid 4711 (haproxy): stop it, or use --metadata-port 9698'
+        'metadata_port: port 9697 in qrouter-r is used by pid 4711 (haproxy): stop it, or use --metadata-port 9698'
     )
-    assert ' in this network namespace is held ' in holder.message(9697, '')
+    assert ' in this network namespace is used ' in holder.message(9697, '')

@@ -167,18 +167,18 @@ class UnavailableKeeper:
     """A keeper that does not respond."""
 
     def attach(self, target, mode, port, hosts, taken=()):
-        raise NetnsError('no keeper answers')
+        raise NetnsError('no keeper listens')
 
     def close(self, target, mode, port, host):
-        raise NetnsError('no keeper answers')
+        raise NetnsError('no keeper listens')
 
     def detach(self, target):
-        raise NetnsError('no keeper answers')
+        raise NetnsError('no keeper listens')
 
 
 def test_unavailable_keeper_fails_detach_but_not_the_start_of_a_process(tmp_path, caplog):
     attacher = Attacher(nothing_runs, proxy=ProxyCommand(state_path=str(tmp_path)), keeper=UnavailableKeeper())
-    with pytest.raises(NetnsError, match='no keeper answers'):
+    with pytest.raises(NetnsError, match='no keeper listens'):
         attacher.detach(AttachTarget.of('router', UUID))
     attacher._close_in_keeper(AttachTarget.of('router', UUID))
-    assert f'router {UUID}: no keeper answers' in caplog.text
+    assert f'router {UUID}: no keeper listens' in caplog.text

@@ -122,15 +122,15 @@ def test_detach_does_not_wait_for_a_listener_of_another_program(namespace):
 
 
 def test_detach_while_the_keeper_is_unavailable_keeps_the_rules_of_an_open_port(namespace):
-    namespace.rules, namespace.open_port, namespace.keeper_error = list(rules_for()), 9697, 'no keeper answers'
-    with pytest.raises(NetnsError, match=r'no keeper answers; port 9697 .* is still open'):
+    namespace.rules, namespace.open_port, namespace.keeper_error = list(rules_for()), 9697, 'no keeper listens'
+    with pytest.raises(NetnsError, match=r'no keeper listens; port 9697 .* is still open'):
         namespace.attacher.detach(ROUTER)
     assert namespace.rules == list(rules_for())
 
 
 def test_detach_while_the_keeper_is_unavailable_removes_the_rules_of_a_closed_port(namespace):
-    namespace.rules, namespace.keeper_error = list(rules_for()), 'no keeper answers'
-    with pytest.raises(NetnsError, match=r'^no keeper answers$'):
+    namespace.rules, namespace.keeper_error = list(rules_for()), 'no keeper listens'
+    with pytest.raises(NetnsError, match=r'^no keeper listens$'):
         namespace.attacher.detach(ROUTER)
     assert namespace.rules == []
 
@@ -138,15 +138,15 @@ def test_detach_while_the_keeper_is_unavailable_removes_the_rules_of_a_closed_po
 def test_failed_attach_restores_the_former_rules(namespace):
     former = rules_for(port=9000)
     namespace.rules = list(former)
-    namespace.keeper_error = 'no keeper answers'
-    with pytest.raises(NetnsError, match='no keeper answers'):
+    namespace.keeper_error = 'no keeper listens'
+    with pytest.raises(NetnsError, match='no keeper listens'):
         namespace.attacher.attach(ROUTER, mode='shared')
     assert namespace.rules == list(former)
 
 
 def test_failed_attach_keeps_the_rules_of_a_port_that_is_still_served(namespace):
     """A worker serves on while the keeper is unavailable. Without the rules its port would be open."""
-    namespace.keeper_error, namespace.open_port = 'no keeper answers', 9697
+    namespace.keeper_error, namespace.open_port = 'no keeper listens', 9697
     with pytest.raises(NetnsError):
         namespace.attacher.attach(ROUTER, mode='shared')
     assert namespace.rules == list(rules_for())
@@ -154,7 +154,7 @@ def test_failed_attach_keeps_the_rules_of_a_port_that_is_still_served(namespace)
 
 def test_port_of_another_program_is_reported_before_any_rule_is_added(namespace):
     namespace.open_port, namespace.holder = 9697, HAPROXY
-    with pytest.raises(NetnsError, match=r'port 9697 in qrouter-.* is held by pid 4712 \(haproxy\): stop it, or use'):
+    with pytest.raises(NetnsError, match=r'port 9697 in qrouter-.* is used by pid 4712 \(haproxy\): stop it, or use'):
         namespace.attacher.attach(ROUTER, mode='shared')
     assert namespace.events == []
 

@@ -46,13 +46,13 @@ def test_stale_name_is_reported_and_one_of_another_program_is_not(directory, tmp
     assert (status.kind, status.namespace, status.problems[0]) == (
         'router',
         None,
-        f'{directory}/{STALE} is a file and no namespace; remove it: ip netns delete {STALE}',
+        f'{directory}/{STALE} is a file and not a namespace; remove it: ip netns delete {STALE}',
     )
 
 
 def test_attach_to_a_stale_name_says_so(directory, tmp_path):
     attacher = Attacher(None, proxy=ProxyCommand(state_path=str(tmp_path / 'state')))
-    with pytest.raises(NetnsError, match=f'{STALE} is a file and no namespace; remove it: ip netns delete {STALE}'):
+    with pytest.raises(NetnsError, match=f'{STALE} is a file and not a namespace; remove it: ip netns delete {STALE}'):
         attacher.attach(AttachTarget.of('router', STALE.removeprefix('qrouter-')))
 
 

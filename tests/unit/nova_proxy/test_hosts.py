@@ -26,9 +26,9 @@ def test_only_failures_to_connect_in_a_row_open_the_circuit(connected):
     nova = FakeHttpClient(*[REFUSED] * few, connected, REFUSED)
     hosts = Hosts([nova], clock)
     attempts(hosts, clock, 2 * few + 1)
-    assert hosts.accept_attempt()
+    assert hosts.allows_attempt()
     attempts(hosts, clock, 5)
-    assert not hosts.accept_attempt()
+    assert not hosts.allows_attempt()
     assert len(nova.requests) == 2 * few + 2
 
 
@@ -56,6 +56,6 @@ def test_a_deadline_that_is_nearly_over_opens_no_circuit():
     for _ in range(20):
         attempts(hosts, clock, 1, within_s=0.5)
         clock.sleep(1)
-    assert hosts.accept_attempt()
+    assert hosts.allows_attempt()
     attempts(hosts, clock, 3)
-    assert hosts.accept_attempt()
+    assert hosts.allows_attempt()

@@ -9,11 +9,11 @@ from metadata_wsgi.nova_proxy.upstream import UpstreamApp
 from tests.fakes import FakeHttpClient
 
 NO_CHECK = (
-    'Nova at nova1 does not check signatures: it answered {}, and not 403, to a wrong one. '
+    'Nova at nova1 does not check signatures: it responds {} instead of 403 to a wrong signature. '
     'Set [neutron] service_metadata_proxy = true in nova.conf; until then no instance gets its metadata'
 )
 OTHER_SECRET = (
-    'Nova at nova1 refuses the signature: metadata_proxy_shared_secret here and [neutron] '
+    'Nova at nova1 rejects the signature: metadata_proxy_shared_secret here and [neutron] '
     'metadata_proxy_shared_secret in nova.conf differ; every instance gets 403'
 )
 
@@ -51,11 +51,11 @@ def test_the_probe_finds_a_nova_that_does_not_check_or_has_another_secret(secret
     ('outcomes', 'problem'),
     [
         ([200], NO_CHECK.format(200)),
-        ([500], 'Nova at fake fails: it answered 500'),
+        ([500], 'Nova at fake fails: it responds 500'),
         ([NotSent('http://nova:8775: refused')], 'Nova does not respond: http://nova:8775: refused'),
         (
             [403, 200],
-            'Nova at fake answered 200, and not 404, to a signed request for an instance that does not exist',
+            'Nova at fake responds 200 instead of 404 to a signed request for an instance that does not exist',
         ),
     ],
 )

@@ -137,7 +137,7 @@ def test_the_log_line_for_a_403_names_the_secret_to_compare_and_is_throttled(cap
     assert [proxy.request().status_int for _ in range(3)] == [403] * 3
     assert [record.getMessage() for record in caplog.records] == [
         (
-            'Nova refuses the signature (403): compare metadata_proxy_shared_secret here with '
+            'Nova rejects the signature (403): compare metadata_proxy_shared_secret here with '
             '[neutron] metadata_proxy_shared_secret in nova.conf; they must be the same'
         )
     ]
@@ -297,9 +297,9 @@ def test_a_slow_request_body_is_a_408_and_not_logged_as_a_fault_of_nova(caplog):
 
 
 NOVA_IGNORES_SIGNATURES = (
-    'Nova has answered 404 to all of the first 20 requests, for instances that the lookup knows: '
-    'if Nova has [neutron] service_metadata_proxy = false, or misspelt, in nova.conf, it ignores '
-    'the signature and answers 404 to every instance'
+    'Nova has sent 20 times 404 and never 200, for instances that the lookup has found: '
+    'if [neutron] service_metadata_proxy is false or misspelt in nova.conf, Nova ignores '
+    'the signature and sends 404 to every instance'
 )
 
 

@@ -6,6 +6,7 @@ from metadata_wsgi.filters.catch_errors import CatchErrorsFilter
 from metadata_wsgi.filters.deadline import DeadlineFilter
 from metadata_wsgi.filters.header_source import HeaderSourceFilter
 from metadata_wsgi.filters.instance import InstanceFilter
+from metadata_wsgi.filters.request_id import RequestIdFilter
 from metadata_wsgi.filters.signature import SignatureFilter
 from metadata_wsgi.nova_proxy.upstream import UpstreamApp
 from metadata_wsgi.pipeline import environ_keys, order
@@ -13,6 +14,7 @@ from tests.fakes import FakeHttpClient, FakeLookup
 
 WRAP = {
     'catch_errors': CatchErrorsFilter,
+    'request_id': RequestIdFilter,
     'deadline': lambda app: DeadlineFilter(app, request_timeout_s=9),
     'header_source': lambda app: HeaderSourceFilter(app, prefix='X-Quantum'),
     'instance': lambda app: InstanceFilter(app, lookup=FakeLookup([])),
@@ -76,14 +78,14 @@ def test_other_orders_that_can_work_are_accepted(names):
             'header_source instance signature',
             (
                 'instance reads metadata_wsgi.deadline, which no filter before it writes: '
-                'put one that does (deadline) before it'
+                'put the filter deadline before it'
             ),
         ),
         (
             'deadline header_source instance',
             (
                 'upstream reads metadata_wsgi.signed_identity, which no filter before it writes: '
-                'put one that does (signature) before it'
+                'put the filter signature before it'
             ),
         ),
     ],
@@ -98,7 +100,7 @@ def test_a_key_of_another_project_is_named():
     class Reader(Opaque):
         REQUIRES = frozenset({'cloud.flavor'})
 
-    with pytest.raises(ConfigError, match=r'Reader reads cloud\.flavor, .*put one that does \(your own\) before it'):
+    with pytest.raises(ConfigError, match=r'Reader reads cloud\.flavor, .*put the filter that writes it before it'):
         order.check(Reader(pipeline('deadline header_source instance signature'), 'app'))
 
 
@@ -151,10 +153,10 @@ def test_a_package_whose_name_starts_like_ours_is_not_ours():
 
 def test_the_error_message_names_the_filter_that_writes_each_key():
     """Checked against the filters themselves."""
-    links = order.chain(pipeline('deadline header_source instance signature'))
+    links = order.chain(pipeline('request_id deadline header_source instance signature'))
     writers = {key: order.name(link) for link in links for key in link.PROVIDES}
     assert writers == order.PROVIDED_BY
     assert set(writers) == {
         environ_keys.DEADLINE, environ_keys.SOURCE, environ_keys.CLIENT_IS_PROXY, environ_keys.INSTANCE,
-        environ_keys.SIGNED_IDENTITY,
+        environ_keys.SIGNED_IDENTITY, environ_keys.REQUEST_ID,
     }  # fmt: skip

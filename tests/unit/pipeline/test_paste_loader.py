@@ -47,7 +47,7 @@ def error_of(cloud, tmp_path):
     return load
 
 
-AGENT = 'catch_errors peer_credentials deadline header_source instance signature upstream'
+AGENT = 'catch_errors request_id peer_credentials deadline header_source instance signature upstream'
 
 
 def test_signature_before_instance(error_of):
@@ -61,8 +61,7 @@ def test_signature_before_instance(error_of):
 def test_a_missing_filter(error_of):
     message = error_of(AGENT, 'catch_errors deadline instance signature upstream')
     assert message.endswith(
-        'instance reads metadata_wsgi.source, which no filter before it writes: '
-        'put one that does (header_source) before it'
+        'instance reads metadata_wsgi.source, which no filter before it writes: put the filter header_source before it'
     )
 
 
@@ -74,7 +73,7 @@ def test_the_order_is_checked_without_catch_errors_too(error_of):
 def test_a_filter_without_a_section(error_of):
     message = error_of(AGENT, AGENT.replace('header_source', 'sauce'))
     assert 'there is no section for sauce' in message
-    assert 'write [filter:sauce] with a use line, or take it out of the pipeline' in message
+    assert 'write [filter:sauce] with a use line, or remove it from the pipeline' in message
 
 
 def test_a_filter_that_does_not_exist(error_of):
@@ -94,8 +93,8 @@ def test_a_module_that_does_not_exist(error_of):
 
 def test_a_misspelt_option_in_the_paste_file(error_of):
     message = error_of('egg:metadata_wsgi#deadline', 'egg:metadata_wsgi#deadline\nanswer_withn = 4')
-    assert 'answer_withn is no option of this filter in the paste file' in message
-    assert 'values belong in the configuration files' in message
+    assert 'answer_withn is not an option of this filter in the paste file' in message
+    assert 'write it to the configuration file' in message
 
 
 def test_a_missing_secret(error_of):
@@ -109,7 +108,9 @@ def test_a_value_out_of_bounds(error_of):
 
 
 def test_a_directory_that_does_not_exist(error_of):
-    assert 'directory = statik: there is none; choose one of neutron, quantum, static' in error_of(directory='statik')
+    assert 'directory = statik: there is no such lookup; choose one of neutron, quantum, static' in error_of(
+        directory='statik'
+    )
 
 
 def test_a_third_party_filter_that_hides_its_inner_app(error_of):

@@ -153,14 +153,14 @@ def test_identity_is_never_root_where_only_root_may_connect(path, listen, caplog
     """uid 0 without capabilities may still write what belongs to root."""
     listen(0o600, owner=0)
     assert IdentityFromSocket(str(path), OTHER)() == OTHER
-    assert f'Clients will be answered 503: only root may connect to {path}' in caplog.text
+    assert f'Clients will get 503: only root may connect to {path}' in caplog.text
 
 
 def test_identity_is_never_root_where_a_directory_may_not_be_searched(path, listen, caplog):
     listen(0o666)
     path.parent.chmod(0o700)
     assert IdentityFromSocket(str(path), OTHER)() == OTHER
-    assert f'Clients will be answered 503: other may not enter {path.parent}' in caplog.text
+    assert f'Clients will get 503: the user other may not enter {path.parent}' in caplog.text
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='only root may start workers as another user')

@@ -12,6 +12,7 @@ import pytest
 from gunicorn.config import Config
 
 from metadata_wsgi import limits
+from metadata_wsgi.net.queue_wait import queue_wait_s
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.server import connection_handler
 from metadata_wsgi.server.acceptor import GreenletPool
@@ -341,3 +342,36 @@ def test_the_log_gives_the_reason_of_a_400_for_a_bare_lf(server, caplog, data):
     assert client.recv(1000).startswith(b'HTTP/1.1 400 ')
     assert 'bare lf as line terminator' in caplog.text.lower()
     assert '10.1.1.2' in caplog.text
+
+
+def test_the_deadline_counts_the_time_in_the_accept_queue(server):
+    """A client that connected while no worker accepted has waited already."""
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        server.clients.append(client)
+        client.sendall(GET % b'')
+        server_end, _ = listener.accept()
+        while queue_wait_s(server_end) < 0.1:
+            gevent.sleep(0.01)
+        before_s = time.monotonic()
+        server.handle(server_end, ('127.0.0.1', 1))
+        assert client.recv(100).startswith(b'HTTP/1.1 200')
+        assert server.received_at_s <= before_s - 0.09
+
+
+def test_a_long_time_in_the_accept_queue_leaves_time_for_an_attempt(server, monkeypatch):
+    monkeypatch.setattr(connection_handler, 'queue_wait_s', lambda connection: 3600.0)
+    client = server.connect(GET % b'')
+    assert client.recv(100).startswith(b'HTTP/1.1 200')
+    remaining_s = server.received_at_s + limits.REQUEST_TIMEOUT_S - time.monotonic()
+    assert 0 < remaining_s <= limits.MIN_TIME_AFTER_QUEUE_S
+
+
+def test_only_the_first_request_of_a_connection_was_in_the_accept_queue(server, monkeypatch):
+    monkeypatch.setattr(connection_handler, 'queue_wait_s', lambda connection: 3.0)
+    client = server.connect(GET % b'')
+    assert client.recv(100).startswith(b'HTTP/1.1 200')
+    first_s = server.received_at_s
+    client.sendall(GET % b'')
+    wait_until(lambda: server.received_at_s != first_s)
+    assert server.received_at_s - first_s >= 3.0

@@ -2,8 +2,6 @@
 """The master: check of the configuration, log files, options; ``tests/e2e`` has whole programs."""
 
 import importlib
-import logging
-import logging.handlers
 import subprocess
 import sys
 import time
@@ -14,27 +12,11 @@ from oslo_config import cfg
 
 from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError, MetadataError
-from metadata_wsgi.server import master
+from metadata_wsgi.server import master, options
 
 
 def make_server(load=lambda: None, **kwargs):
     return master.Server(load, [], settings=lambda: {'workers': 1}, name='test', **kwargs)
-
-
-@pytest.fixture
-def root_handler():
-    """Adds a handler to the root logger for the test."""
-    added = []
-
-    def add(handler):
-        logging.getLogger().addHandler(handler)
-        added.append(handler)
-        return handler
-
-    yield add
-    for handler in added:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
 
 
 def test_an_application_that_loads_passes_the_check():
@@ -60,35 +42,11 @@ def test_a_stop_of_the_server_cancels_a_check_whose_load_hangs():
         make_server(lambda: time.sleep(600)).check_config_in_child(is_cancelled=lambda: True)
 
 
-@pytest.mark.parametrize('kind', [logging.handlers.RotatingFileHandler, logging.handlers.TimedRotatingFileHandler])
-def test_a_log_handler_that_rotates_its_file_is_refused(kind, root_handler, tmp_path):
-    root_handler(kind(tmp_path / 'agent.log'))
-    with pytest.raises(ConfigError, match=r'log_rotation_type: .*agent\.log.*logrotate and send SIGHUP'):
-        make_server()
-
-
-def test_a_rotated_log_file_is_reopened_for_new_workers(root_handler, tmp_path):
-    """As at SIGHUP; the lines of the new workers go to the new file, which they could not open."""
-    path = tmp_path / 'agent.log'
-    root_handler(logging.handlers.WatchedFileHandler(path))
-    path.rename(tmp_path / 'agent.log.1')
-    master._reopen_log_files()
-    # The handlers of a worker.
-    before = list(logging.getLogger().handlers)
-    try:
-        master._keep_log_files_open()
-        path.chmod(0)
-        logging.getLogger().warning('of the worker')
-    finally:
-        logging.getLogger().handlers[:] = before
-    assert (path.read_text(), (tmp_path / 'agent.log.1').read_text()) == ('of the worker\n', '')
-
-
 def test_zero_workers_are_the_default_and_logged_once(caplog):
     caplog.set_level('INFO')
     master._log_zero_workers.cache_clear()
     conf = cfg.ConfigOpts()
-    conf.register_opts(master.OPTS)
+    conf.register_opts(options.OPTS)
     conf(['--config-file', '/dev/null'], project='test')
     conf.set_override('metadata_workers', 0)
     assert [master.worker_count(number) for number in (conf.metadata_workers, 0, None, 3)] == [

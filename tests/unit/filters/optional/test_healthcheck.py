@@ -14,10 +14,10 @@ SIGNED = {**INSTANCE, environ_keys.SIGNED_IDENTITY: environ_keys.SignedIdentity(
 class Pipeline:
     """A pipeline whose requests get the given environ keys and status."""
 
-    def __init__(self):
+    def __init__(self, **options):
         self.clock = FakeClock()
         self._facts, self._status = {}, 200
-        self.app = webtest.TestApp(HealthcheckFilter(self._rest, clock=self.clock))
+        self.app = webtest.TestApp(HealthcheckFilter(self._rest, clock=self.clock, **options))
 
     def _rest(self, environ, start_response):
         environ.update(self._facts)
@@ -34,7 +34,7 @@ class Pipeline:
 
 
 def test_a_host_without_requests_is_healthy():
-    assert Pipeline().health() == (200, ['directory: not used lately', 'nova: not used lately'])
+    assert Pipeline().health() == (200, ['OK', 'directory: not used lately', 'nova: not used lately'])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,9 @@ def test_it_reports_the_result_of_the_last_request(facts, status, healthy, direc
     pipeline = Pipeline()
     pipeline.request(facts, status)
     pipeline.clock.sleep(2)
-    assert pipeline.health() == (healthy, [f'directory: {directory}', f'nova: {nova}'])
+    code, (*reasons, lookup_line, nova_line) = pipeline.health()
+    assert (code, lookup_line, nova_line) == (healthy, f'directory: {directory}', f'nova: {nova}')
+    assert (reasons == ['OK']) == (healthy == 200)
 
 
 def test_a_success_after_a_failure_is_healthy():
@@ -71,10 +73,57 @@ def test_results_are_stale_after_a_minute():
     pipeline = Pipeline()
     pipeline.request(SIGNED, 503)
     pipeline.clock.sleep(61)
-    assert pipeline.health() == (200, ['directory: not used lately', 'nova: not used lately'])
+    assert pipeline.health() == (200, ['OK', 'directory: not used lately', 'nova: not used lately'])
 
 
 def test_a_request_of_an_instance_passes():
     """A request of an instance for the same path goes to Nova."""
     pipeline = Pipeline()
     assert pipeline.request(SIGNED, 404, '/healthcheck').text == ''
+
+
+def test_json_as_oslo_middleware_has_it():
+    pipeline = Pipeline(detailed=False)
+    response = pipeline.app.get('/healthcheck', headers={'Accept': 'application/json'})
+    assert (response.content_type, response.json) == ('application/json', {'detailed': False, 'reasons': ['OK', 'OK']})
+    pipeline.request(SIGNED, 503)
+    response = pipeline.app.get('/healthcheck', headers={'Accept': 'application/json'}, status=503)
+    assert response.json['reasons'] == ['OK', 'NOVA NOT REACHABLE']
+
+
+def test_detailed_json_has_class_reason_and_details():
+    response = Pipeline().app.get('/healthcheck', headers={'Accept': 'application/json'})
+    assert response.json['detailed'] is True
+    assert response.json['reasons'][1] == {'class': 'nova', 'details': 'not used lately', 'reason': 'OK'}
+    assert {'now', 'platform', 'python_version'} < set(response.json)
+
+
+@pytest.mark.parametrize('accept', ['text/plain', '*/*', 'image/png', 'text/html', ''])
+def test_any_other_type_is_plain_text(accept):
+    response = Pipeline(detailed=False).app.get('/healthcheck', headers={'Accept': accept})
+    assert (response.content_type, response.text) == ('text/plain', 'OK\n')
+
+
+def test_head_is_204_or_503(tmp_path):
+    pipeline = Pipeline(disable_by_file_path=str(tmp_path / 'drained'))
+    pipeline.app.head('/healthcheck', status=204)
+    (tmp_path / 'drained').touch()
+    pipeline.app.head('/healthcheck', status=503)
+    pipeline.app.head('/healthcheck/live', status=204)
+
+
+def test_enable_by_files_needs_all_files(tmp_path):
+    paths = [tmp_path / 'a', tmp_path / 'b']
+    pipeline = Pipeline(enable_by_file_paths=tuple(map(str, paths)))
+    paths[0].touch()
+    assert pipeline.health()[0] == 503
+    assert pipeline.health()[1][:2] == ['FILE PATH MISSING', f"enable_by_files: Path '{paths[0]}' was found"]
+    paths[1].touch()
+    assert pipeline.health()[0] == 200
+
+
+def test_the_path_is_an_option():
+    pipeline = Pipeline(path='/ready')
+    pipeline.app.get('/ready', status=200)
+    pipeline.app.get('/ready/live', status=200)
+    assert pipeline.app.get('/healthcheck').text == ''

@@ -83,7 +83,7 @@ def test_log_of_a_limited_client_is_throttled_and_names_it(caplog):
     for _ in range(5):
         get()
     assert [record.getMessage() for record in caplog.records] == [
-        '10.1.1.2 behind router r1 is over the rate limit and gets 429'
+        '10.1.1.2 behind router r1 is above the rate limit and gets 429'
     ]
 
 
@@ -169,6 +169,17 @@ def test_the_deprecated_option_counters_is_read(tmp_path):
     path.write_text('[rate_limit]\ncounters = nowhere://x\n')
     with pytest.raises(ConfigError, match=r'storage_url = nowhere://... in \[rate_limit\]'):
         filter_factory({'config_file': str(path)})
+
+
+@pytest.mark.parametrize('jump_s', [-86400.0, 86400.0])
+def test_a_clock_that_is_set_limits_no_client_for_longer(monkeypatch, jump_s):
+    """The library counts by the clock of the host, which may be set while the agent runs."""
+    now_s = [1e9]
+    monkeypatch.setattr(time, 'time', lambda: now_s[0])
+    counters = StoredCounters('memory://', requests_per_minute=3)
+    assert [bool(counters.hit('a')) for _ in range(4)] == [False, False, False, True]
+    now_s[0] += jump_s
+    assert not counters.hit('a')
 
 
 def test_a_client_without_instance_is_an_address_on_its_network_and_interface():

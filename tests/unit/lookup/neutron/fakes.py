@@ -106,6 +106,7 @@ class FakeApi:
         self._outcomes = list(outcomes)
         self.auth = auth or FakeAuthenticator()
         self.queries = []
+        self.owners = []
         self.closed = False
 
     def ports(self, query, deadline, on_query, pages=100):
@@ -115,6 +116,11 @@ class FakeApi:
             raise outcome
         on_query('GET', 0.0, len(outcome))
         return outcome
+
+    def network_owners(self, deadline, on_query):
+        if isinstance(self.owners, Exception):
+            raise self.owners
+        return self.owners
 
     def close(self):
         self.closed = True

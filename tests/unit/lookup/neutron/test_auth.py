@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from keystoneauth1 import exceptions
 
+from metadata_wsgi import limits
 from metadata_wsgi.cache.process_shared import MAX_PAUSE_S, SharedPause
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
@@ -208,6 +209,37 @@ def test_a_temporary_error_is_not_cached_so_a_retry_fetches_again(error):
     assert fixture.token_value() == 'token-1'
 
 
+def test_keystone_that_fails_gets_one_request_in_an_interval_circuit_breaker():
+    fixture = Fixture()
+    attempts = []
+    fixture.keystone.on_fetch = lambda: attempts.append(1)
+    fixture.keystone.error = exceptions.ConnectFailure('refused')
+
+    def attempts_of(callers):
+        attempts.clear()
+        for _ in range(callers):
+            with pytest.raises(LookupUnavailable, match='refused'):
+                fixture.token_value()
+        return len(attempts)
+
+    assert attempts_of(100) == limits.CIRCUIT_OPEN_FAILURES
+    fixture.clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
+    assert attempts_of(100) == 1
+    fixture.clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
+    fixture.keystone.error = None
+    assert fixture.token_value() == 'token-1'
+
+
+def test_attempts_without_time_do_not_open_the_circuit_of_keystone():
+    fixture = Fixture()
+    fixture.keystone.error = exceptions.ConnectTimeout('no time')
+    for _ in range(20):
+        with pytest.raises(LookupUnavailable):
+            fixture.token_value(timeout_s=0.1)
+    fixture.keystone.error = None
+    assert fixture.token_value() == 'token-1'
+
+
 def test_a_plugin_without_credentials_is_an_error():
     authenticator = auth.Authenticator(FakeBasicAuth(None), endpoint_filter=ENDPOINT_FILTER)
     with pytest.raises(InstanceLookupError, match='no credentials for Neutron'):
@@ -295,7 +327,7 @@ def test_a_wrong_clock_of_this_host_does_not_change_the_lifetime_of_a_token(behi
     else:
         (warning,) = warnings
         assert warning.startswith(
-            f'The clock of this host is 7200 s {"ahead" if behind_s > 0 else "behind"} of the clock'
+            f'The clock of this host is 7200 s {"ahead" if behind_s > 0 else "behind"} of Keystone'
         )
 
 

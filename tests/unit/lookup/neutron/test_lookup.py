@@ -118,6 +118,38 @@ def test_an_empty_cloud_is_accepted_where_the_router_or_network_of_the_source_is
     assert fixture.find(source) == ()
 
 
+@pytest.mark.parametrize(
+    ('owners', 'networks'),
+    [
+        ([], 0),
+        (['service-project'], 0),
+        (['service-project', 'project-1', 'project-2'], 2),
+        (InstanceLookupError('Neutron at http://neutron answered 404'), 0),
+    ],
+)
+def test_networks_of_other_projects_show_in_an_empty_cloud_that_neutron_knows_the_role(owners, networks):
+    fixture = Fixture([])
+    fixture.api.owners = owners
+    result = fixture.probe()
+    assert (result.networks, result.is_likely, result.is_proven) == (networks, networks > 0, False)
+    assert ('shows networks of other projects, which have no ports yet' in str(result)) == (networks > 0)
+
+
+def test_networks_of_other_projects_do_not_make_an_empty_result_complete():
+    """A policy may show them and hide the ports."""
+    fixture = Fixture([])
+    fixture.api.owners = ['project-1']
+    with pytest.raises(InstanceLookupError, match='shows no port of network network-1, which sent a request'):
+        fixture.find(ON_NETWORK)
+
+
+def test_an_unavailable_neutron_is_no_sign_of_an_empty_cloud():
+    fixture = Fixture([])
+    fixture.api.owners = LookupUnavailable('no response')
+    with pytest.raises(LookupUnavailable):
+        fixture.probe()
+
+
 @pytest.mark.parametrize('role', ['service', 'admin', 'advsvc'])
 @pytest.mark.parametrize('source', [BEHIND_ROUTER, ON_NETWORK])
 def test_an_empty_result_is_an_error_where_not_even_the_router_or_network_of_the_source_is_visible(role, source):

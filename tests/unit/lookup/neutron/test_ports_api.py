@@ -4,15 +4,20 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import requests
+from keystoneauth1 import exceptions
 from keystoneauth1.session import Session
+from urllib3.exceptions import MaxRetryError, NewConnectionError
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.neutron.ports_api import MAX_PAGES, PortsApi
 from metadata_wsgi.lookup.neutron.transport import DeadlineAdapter
+from tests.fakes import FakeClock
 from tests.rawserver import (
     RawServer,
     always_responds_with,
@@ -200,7 +205,7 @@ def test_queries_above_the_connection_limit_wait_until_their_deadline(neutron):
     with ThreadPoolExecutor(1) as other:
         first = other.submit(list_ports, api)
         assert received.wait(20)
-        with pytest.raises(LookupUnavailable, match='before Neutron had answered earlier queries'):
+        with pytest.raises(LookupUnavailable, match='while earlier queries waited for Neutron'):
             list_ports(api, timeout_s=0.1)
         released.set()
         assert first.result() == [{'id': 'p1'}]
@@ -213,3 +218,73 @@ def test_no_error_text_contains_the_token(neutron):
         with pytest.raises(LookupUnavailable) as raised:
             list_ports(api)
         assert 'token-1' not in str(raised.value)
+
+
+def test_the_projects_of_the_networks_whose_use_is_visible(neutron):
+    body = {'network_ip_availabilities': [{'project_id': 'p1'}, {'tenant_id': 'p2'}]}
+    server, api, _ = neutron(responds_with(response(body=body)))
+    reported = []
+    assert api.network_owners(Deadline.after(9), lambda *query: reported.append(query)) == ['p1', 'p2']
+    assert b'GET /v2.0/network-ip-availabilities?fields=project_id&fields=tenant_id ' in server.requests[0]
+    assert [(what, count) for what, _, count in reported] == [('GET /v2.0/network-ip-availabilities', 2)]
+
+
+@pytest.mark.parametrize(
+    ('answer', 'kind'),
+    [
+        (response(404, {}), InstanceLookupError),
+        (response(503, {}), LookupUnavailable),
+        (response(200, b'[]'), LookupUnavailable),
+        (response(200, b'{"network_ip_availabilities": [1]}'), LookupUnavailable),
+    ],
+)
+def test_no_list_of_networks_is_an_error(neutron, answer, kind):
+    _, api, _ = neutron(responds_with(answer))
+    with pytest.raises(InstanceLookupError) as raised:
+        api.network_owners(Deadline.after(9), lambda *query: None)
+    assert type(raised.value) is kind
+
+
+class UnreachableSession:
+    """Opens no connection until ``is_back``; counts the attempts."""
+
+    def __init__(self):
+        self.attempts = 0
+        self.is_back = False
+
+    def get(self, url, **options):
+        self.attempts += 1
+        if self.is_back:
+            return SimpleNamespace(status_code=200, json=lambda: {'ports': [{'id': 'p1'}]})
+        cause = NewConnectionError(None, 'no connection to neutron port 9696: Connection refused')
+        raise exceptions.ConnectFailure('Unable to establish connection') from MaxRetryError(None, url, cause)
+
+
+def test_neutron_without_connections_gets_one_attempt_in_an_interval_circuit_breaker():
+    clock, session = FakeClock(), UnreachableSession()
+    api = PortsApi(session, FakeAuthenticator(), connections=4, clock=clock)
+
+    def attempts(count):
+        before = session.attempts
+        for _ in range(count):
+            with pytest.raises(LookupUnavailable, match='Connection refused'):
+                api.ports(QUERY, Deadline.after(9.0, clock), lambda *query: None)
+        return session.attempts - before
+
+    assert attempts(100) == limits.CIRCUIT_OPEN_FAILURES
+    clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
+    assert attempts(100) == 1
+    clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
+    session.is_back = True
+    for _ in range(10):
+        assert api.ports(QUERY, Deadline.after(9.0, clock), lambda *query: None) == [{'id': 'p1'}]
+
+
+def test_responses_that_break_do_not_open_the_circuit(neutron):
+    """A query that makes Neutron fail must not stop those of other instances."""
+    failures = 2 * limits.CIRCUIT_OPEN_FAILURES
+    _, api, _ = neutron(*[closes_after_request] * failures, always_responds_with(response()))
+    for _ in range(failures):
+        with pytest.raises(LookupUnavailable):
+            list_ports(api)
+    assert list_ports(api) == [{'id': 'p1'}]

@@ -4,6 +4,7 @@
 import gzip
 import ssl
 import subprocess
+import sys
 import threading
 from contextlib import closing
 
@@ -79,6 +80,68 @@ def test_chunked_and_gzip_responses(served):
 def test_the_deadline_ends_a_stalled_or_dripping_response_timeout(served, script):
     """A timeout of each single read would never end a response that drips."""
     _, get = served(script)
+    with pytest.raises(requests.exceptions.Timeout):
+        get(timeout_s=0.3)
+
+
+def tls_record_byte_by_byte(peer):
+    """The start of a TLS record: each read gets something, and the handshake never ends."""
+    peer.send(b'\x16\x03\x03\x40\x00')
+    while not peer.server.stop.wait(0.02):
+        peer.send(b'\x02')
+
+
+def header_byte_by_byte(peer):
+    peer.request()
+    peer.send(b'HTTP/1.1 200 OK\r\nX-Endless: ')
+    while not peer.server.stop.wait(0.02):
+        peer.send(b'x')
+
+
+GET_WITH_DEADLINE = """
+import sys
+if sys.argv[1] == 'gevent':
+    from gevent import monkey
+    monkey.patch_all()
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.lookup.neutron import transport
+session = transport.make_session(2)
+try:
+    with transport.deadline_scope(Deadline.after(0.3)):
+        session.get(sys.argv[2])
+except transport.requests.exceptions.Timeout as error:
+    print(transport.describe(error))
+"""
+
+
+@pytest.mark.parametrize('threads', ['threads', 'gevent'])
+@pytest.mark.parametrize(
+    ('scheme', 'script', 'reason'),
+    [
+        ('https', tls_record_byte_by_byte, 'the TLS handshake was not complete in time'),
+        ('http', header_byte_by_byte, 'the response was not complete in time'),
+    ],
+)
+def test_the_deadline_ends_a_handshake_or_header_that_arrives_byte_by_byte_timeout(scheme, script, reason, threads):
+    """gevent's timeout of a TLS handshake, and everybody's of a header, counts from the last byte."""
+    server = RawServer(script)
+    try:
+        done = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', GET_WITH_DEADLINE, threads, f'{scheme}://127.0.0.1:{server.port}/'],
+            capture_output=True, text=True, timeout=20,
+        )  # fmt: skip
+    finally:
+        server.close()
+    assert (done.stdout.strip(), done.stderr) == (reason, '')
+
+
+def test_a_body_without_length_that_does_not_end_is_a_timeout_and_no_short_body(served):
+    def starts(peer):
+        peer.request()
+        peer.send(b'HTTP/1.1 200 OK\r\n\r\n[')
+        peer.server.stop.wait(10)
+
+    _, get = served(starts)
     with pytest.raises(requests.exceptions.Timeout):
         get(timeout_s=0.3)
 
@@ -230,7 +293,5 @@ def test_an_unknown_ca_is_an_error_that_names_auth_ca_cert(tls_port):
 
 
 def test_a_machine_without_ca_certificates_is_an_error_that_names_auth_ca_cert(tls_port):
-    with pytest.raises(
-        requests.exceptions.SSLError, match='no CA certificates at /nowhere; name a file of them in auth_'
-    ):
+    with pytest.raises(requests.exceptions.SSLError, match='no CA certificates at /nowhere; set auth_'):
         get(f'https://127.0.0.1:{tls_port}/', 9.0, verify='/nowhere')

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exit codes of every verb of ``metadata-wsgi``, so that a monitor or a script may call it.
+
+====  ============  ====================================================================================
+code  constant      meaning
+====  ============  ====================================================================================
+0     WELL          done, or all is well
+1     NOT_WELL      it failed, or what was checked is not well; the output says what and why
+2     CANNOT_TELL   nothing was done or checked: wrong usage, missing privileges, an unusable file, a bug
+130   INTERRUPTED   ended by Ctrl-C
+====  ============  ====================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+WELL, NOT_WELL, CANNOT_TELL, INTERRUPTED = 0, 1, 2, 130
+
+
+def worst(codes: Iterable[int]) -> int:
+    """NOT_WELL if anything is not well, else CANNOT_TELL if anything is unknown, else WELL."""
+    found = set(codes)
+    return next((code for code in (NOT_WELL, CANNOT_TELL) if code in found), WELL)

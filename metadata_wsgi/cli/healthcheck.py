@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``metadata-wsgi healthcheck``: liveness and readiness of the agent or the keeper, for a probe or a monitor.
+
+The agent is asked on its unix socket (the filter ``healthcheck``), the keeper on root's socket. Exits with 0 if all is
+well, 1 if not. Sends no request to Neutron or Nova.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import os
+import socket
+
+from metadata_wsgi.cli import verbs
+from metadata_wsgi.config import config_files, state_paths
+from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.keeper import admin_client
+from metadata_wsgi.netns.target import NO_WORKER
+
+RESPONSE_TIMEOUT_S = 5.0
+PATH = '/healthcheck'
+
+
+def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the subcommand."""
+    parser = verbs.add_parser(
+        subparsers,
+        'healthcheck',
+        description='Checks whether the agent or the keeper is alive and ready, and prints the reasons if not. '
+        'The exit code is 0 if it is, else 1. Sends no request to Neutron or Nova.',
+    )
+    parser.add_argument('program', nargs='?', choices=['agent', 'keeper'], default='agent', help='default: agent')
+    parser.add_argument(
+        '--live', action='store_true', help='liveness only: whether it responds, whatever fails behind it'
+    )
+    config_files.add_arguments(parser)
+    parser.add_argument('--state-path', help='directory of the sockets')
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the reasons, and return 1 if something is wrong."""
+    conf = config_files.load(config_files.to_global_conf(args.config_file), state_paths.OPTS)
+    if args.state_path:
+        conf.set_override('state_path', os.path.abspath(args.state_path))
+    is_ok, text = (
+        keeper(conf.state_path, live=args.live)
+        if args.program == 'keeper'
+        else agent(conf.metadata_proxy_socket, live=args.live)
+    )
+    print(text)
+    return 0 if is_ok else 1
+
+
+def agent(path: str, *, live: bool) -> tuple[bool, str]:
+    """Whether the agent on the socket ``path`` is alive, or ready, and what it says."""
+    try:
+        status, text = get(path, PATH + ('/live' if live else ''))
+    except (OSError, http.client.HTTPException) as error:
+        return False, f'no response at {path}: {str(error) or type(error).__name__}'
+    if status == 400:
+        # As to every request without the headers of a namespace proxy: it responds.
+        return True, 'OK\nthe filter healthcheck is not in its pipeline; it responds'
+    return status == 200, text.rstrip()
+
+
+def keeper(state_path: str, *, live: bool) -> tuple[bool, str]:
+    """Whether the keeper of ``state_path`` responds, and, for readiness, whether workers serve its sockets."""
+    try:
+        with admin_client.connect(state_path) as client:
+            listeners, workers = client.list()
+    except MetadataError as error:
+        return False, str(error)
+    details = f'{len(listeners)} listeners; workers: ' + (
+        ', '.join(f'{count} in mode {mode}' for mode, count in sorted(workers.items())) or 'none'
+    )
+    problems = sorted({NO_WORKER[one.mode] for one in listeners if not workers.get(one.mode)})
+    if live or not problems:
+        return True, f'OK\n{details}'
+    return False, '\n'.join([*problems, details])
+
+
+def get(path: str, target: str) -> tuple[int, str]:
+    """Status and text of ``target`` on the unix socket ``path``."""
+    connection = http.client.HTTPConnection('agent', timeout=RESPONSE_TIMEOUT_S)
+    with socket.socket(socket.AF_UNIX) as unix_socket:
+        unix_socket.settimeout(RESPONSE_TIMEOUT_S)
+        unix_socket.connect(path)
+        connection.sock = unix_socket
+        connection.request('GET', target)
+        response = connection.getresponse()
+        return response.status, response.read().decode(errors='replace')

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs of ``metadata-wsgi``: the module of each and its line in the help of the program.
+
+The help is here and not in the modules, so that ``metadata-wsgi --help`` imports none of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+VERBS = {
+    'lab': ('lab', 'build a cloud on this machine, show the metadata of each instance'),
+    'attach': ('attach', 'attach the metadata path to routers or isolated networks'),
+    'detach': ('attach', 'detach them again and remove every trace'),
+    'attached': ('attach', 'show what is attached on this host, and what only partly'),
+    'keeper': ('keeper', 'open listening sockets in namespaces and hand them to workers; needs root'),
+    'adopt': ('adopt', 'serve what running haproxies of Neutron serve, and end them; no client is refused'),
+    'give-back': ('adopt', 'start the haproxies of Neutron again and return their sockets; no client is refused'),
+    'check-config': ('check_config', 'check the configuration and print what is wrong with it'),
+    'show-pipeline': ('check_config', 'print the filters of the pipeline and what each reads and provides'),
+    'explain': ('explain', 'send one request through the pipeline and print what each filter finds'),
+    'status': ('status', 'show whether the agent runs and works, and what is attached'),
+    'healthcheck': ('healthcheck', 'check whether agent or keeper is alive and ready; exit code 0 or 1, for a probe'),
+    'supervise': ('supervise', 'run keeper, shared namespace proxy and agent in a container; needs root'),
+    'report': ('report', 'write everything that a bug report needs into one file, without secrets'),
+    'watch': ('watch', 'attach new namespaces, detach deleted ones; needs root'),
+    'completion': ('completion', 'print the script that completes this command in bash or zsh'),
+}
+
+
+def add_parser(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser], verb: str, **kwargs: Any
+) -> argparse.ArgumentParser:
+    """The parser of ``verb``; ``kwargs`` are those of argparse."""
+    return subparsers.add_parser(verb, help=VERBS[verb][1], **kwargs)

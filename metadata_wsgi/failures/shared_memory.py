@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory in which a worker publishes its table of failures, and from which ``status`` reads it.
+
+The master makes one anonymous file in memory (memfd_create(2)) for each worker before it forks it, and keeps it open.
+A worker that ended, even by SIGKILL, leaves its last table to the master. There is no file in a directory: nothing
+that a worker could replace by a link, nothing to clean up after a crash, and nothing for a worker's user to permit.
+
+The size is sealed, so a worker cannot make it larger. What a worker writes is not trusted: it is parsed with bounds,
+and whatever is not a row of the table is left out.
+
+Another process of root, or of the master's user, finds the memory by its name among the descriptors of the master, and
+needs no path, no socket and no request for that.
+
+Layout: length and CRC-32 of the text (4 bytes each, little-endian), then the text, JSON. A reader that meets a writer
+sees a wrong CRC and reads again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import mmap
+import os
+import stat
+import struct
+import time
+import zlib
+from collections.abc import Sequence
+
+from metadata_wsgi import limits
+from metadata_wsgi.failures import table
+from metadata_wsgi.failures.table import Row
+
+NAME = 'metadata_wsgi_failures'
+_LINK = f'/memfd:{NAME} (deleted)'
+_HEADER = struct.Struct('<II')
+READ_ATTEMPTS, READ_PAUSE_S = 20, 0.01
+
+
+class FailureMemory:
+    """The memory of one worker. Made by the master; ``write`` is for the worker, ``read`` for the master."""
+
+    def __init__(self) -> None:
+        """Raises OSError where the kernel has no such memory."""
+        self._fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self._fd, limits.FAILURE_MEMORY_BYTES)
+            seals = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, seals)
+        except OSError:
+            os.close(self._fd)
+            raise
+        self._map: mmap.mmap | None = None
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Publish ``rows``; as many of them, from the first, as there is space for."""
+        if self._map is None:
+            self._map = mmap.mmap(self._fd, limits.FAILURE_MEMORY_BYTES)
+        text = json.dumps(table.to_objects(rows)).encode('ascii')
+        while len(text) > limits.FAILURE_MEMORY_BYTES - _HEADER.size:
+            rows = rows[: len(rows) * 3 // 4]
+            text = json.dumps(table.to_objects(rows)).encode('ascii')
+        # The old header does not fit the new text, and a reader that sees both reads again.
+        self._map[_HEADER.size : _HEADER.size + len(text)] = text
+        self._map[: _HEADER.size] = _HEADER.pack(len(text), zlib.crc32(text))
+
+    def read(self) -> list[Row]:
+        """The rows that the worker published last."""
+        return read(self._fd)
+
+    def close(self) -> None:
+        """In a worker: of its siblings. In the master: of a worker whose failures are no longer wanted."""
+        os.close(self._fd)
+        if self._map is not None:
+            # It has a descriptor of its own.
+            self._map.close()
+
+
+def read(fd: int) -> list[Row]:
+    """The rows in the memory behind ``fd``; none if there is no table in it."""
+    for _ in range(READ_ATTEMPTS):
+        data = os.pread(fd, limits.FAILURE_MEMORY_BYTES, 0)
+        if len(data) < _HEADER.size:
+            return []
+        length, checksum = _HEADER.unpack_from(data)
+        text = data[_HEADER.size : _HEADER.size + length]
+        if not length:
+            return []
+        if len(text) == length and zlib.crc32(text) == checksum:
+            try:
+                return table.from_objects(json.loads(text))
+            except (ValueError, RecursionError):
+                return []
+        time.sleep(READ_PAUSE_S)
+    return []
+
+
+def read_all(proc: str = '/proc') -> list[list[Row]]:
+    """The tables of all workers on this host whose masters belong to root or to the calling user.
+
+    Other processes are not looked at: a worker could have any number of memories. A table that several processes have
+    open is read once.
+    """
+    found: dict[tuple[int, int], list[Row]] = {}
+    for pid in filter(str.isdecimal, os.listdir(proc)):
+        # A process may end, or close a descriptor, at any time.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if _uids(f'{proc}/{pid}') <= {0, os.geteuid()}:
+                _read_process(f'{proc}/{pid}/fd', found)
+    return list(found.values())
+
+
+def _uids(directory: str) -> set[int]:
+    """The real, effective, saved and file system uid of a process."""
+    with open(f'{directory}/status', encoding='ascii', errors='replace') as file:
+        return {int(word) for line in file if line.startswith('Uid:') for word in line.split()[1:]}
+
+
+def _read_process(directory: str, found: dict[tuple[int, int], list[Row]]) -> None:
+    for entry in os.listdir(directory):
+        path = f'{directory}/{entry}'
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(path) != _LINK:
+                continue
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                status = os.fstat(fd)
+                if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in found:
+                    found[status.st_dev, status.st_ino] = read(fd)
+            finally:
+                os.close(fd)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memories of all workers of a master, in the master and, right after the fork, in a worker."""
+
+from __future__ import annotations
+
+import logging
+
+from metadata_wsgi import limits
+from metadata_wsgi.failures.shared_memory import FailureMemory
+
+LOG = logging.getLogger(__name__)
+
+
+class WorkerMemories:
+    """By the worker's number (gunicorn's ``age``). The last ``limits.FORMER_WORKERS`` that ended are kept."""
+
+    def __init__(self) -> None:
+        self._memories: dict[int, FailureMemory] = {}
+        self._ended: list[int] = []
+
+    def add(self, number: int) -> None:
+        """In the master, before the worker is forked."""
+        try:
+            self._memories[number] = FailureMemory()
+        except OSError as error:
+            LOG.warning('The failures of a worker cannot be read by status and report: no shared memory: %s', error)
+
+    def end(self, number: int) -> None:
+        """In the master, after the worker has ended."""
+        self._ended.append(number)
+        for former in self._ended[: -limits.FORMER_WORKERS]:
+            memory = self._memories.pop(former, None)
+            if memory is not None:
+                memory.close()
+        del self._ended[: -limits.FORMER_WORKERS]
+
+    def take(self, number: int) -> FailureMemory | None:
+        """In the worker: its memory. Closes the others, so that a compromised worker can change its own table only."""
+        own = self._memories.pop(number, None)
+        for other in self._memories.values():
+            other.close()
+        self._memories.clear()
+        return own

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a response from a connection of the HTTP client: header, body framing (RFC 9112) and streamed body.
+
+picohttpparser (gunicorn_h1c) parses the header, as in the server. An ambiguous response is an error.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+from metadata_wsgi import limits
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.http.head_parser import IncompleteError, ParseError, parse_response
+from metadata_wsgi.http.message import Headers
+from metadata_wsgi.http.raw_socket import from_gevent_socket
+
+_CHUNK_SIZE = re.compile(rb'[0-9A-Fa-f]{1,15}\Z')
+
+
+class ClientConnection:
+    """A connection and the bytes that were received and not parsed yet."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock: Any = from_gevent_socket(sock)
+        self._data = b''
+        self.reused = False
+        self.received_any = False
+        self.reusable = True
+        self.deadline: Deadline | None = None
+
+    def __del__(self) -> None:
+        # Needed for a streamed response that nobody reads: a retry replaced it, or the client closed its connection.
+        self._sock.close()
+
+    @property
+    def has_surplus_data(self) -> bool:
+        """Whether bytes were received after the end of the response. They belong to no request."""
+        return bool(self._data)
+
+    def is_reusable(self) -> bool:
+        """Whether an idle connection is open and no byte was received on it.
+
+        Such a byte would be taken for the start of the next response.
+        """
+        self._sock.settimeout(0)
+        try:
+            self._sock.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    def send(self, data: bytes) -> None:
+        while data:
+            self._sock.settimeout(self._timeout_s())
+            data = data[self._sock.send(data) :]
+
+    def close(self) -> None:
+        self.reusable = False
+        self._sock.close()
+
+    def read_header(self) -> tuple[int, str, Headers, bool]:
+        """Status, reason, headers (names in lower case), and whether the server closes the connection afterwards."""
+        self._fill()
+        while True:
+            try:
+                parsed = parse_response(self._data)
+            except IncompleteError:
+                if len(self._data) > limits.MAX_RESPONSE_HEADER_BYTES:
+                    raise ValueError('the header of the response is too long') from None
+                self._fill()
+                continue
+            except ParseError as error:
+                raise ValueError('the response is not HTTP') from error
+            self._data = self._data[parsed['consumed'] :]
+            if parsed['status'] >= 200:
+                break
+            if not self._data:
+                self._fill()
+        headers = [(_lower_name(name), value.decode('latin-1')) for name, value in parsed['headers']]
+        if not all(name for name, _ in headers):
+            raise ValueError('a header of the response is folded')
+        options = [
+            token.strip().lower() for name, value in headers if name == 'connection' for token in value.split(',')
+        ]
+        if parsed['minor_version'] == 0 and any(name == 'transfer-encoding' for name, _ in headers):
+            raise ValueError('the response is HTTP/1.0 and has a Transfer-Encoding')
+        is_last = 'close' in options or (parsed['minor_version'] == 0 and 'keep-alive' not in options)
+        return parsed['status'], parsed['message'].decode('latin-1'), _with_one_length(headers), is_last
+
+    def read_body(self, method: str, status: int, headers: Headers) -> Iterator[bytes]:
+        """The body, piece by piece as it arrives. Raises ValueError if its length is ambiguous (RFC 9112, 6.3)."""
+        if method == 'HEAD' or status in (204, 304):
+            return iter(())
+        codings = [value.strip().lower() for name, value in headers if name == 'transfer-encoding']
+        lengths = [value for name, value in headers if name == 'content-length']
+        if codings:
+            if lengths:
+                raise ValueError('the response has both Transfer-Encoding and Content-Length')
+            if codings != ['chunked']:
+                raise ValueError(f'the transfer coding of the response is not chunked: {", ".join(codings)[:80]}')
+            return self._chunks()
+        if not lengths:
+            self.reusable = False
+            return self._until_closed()
+        return self._exactly(int(lengths[0]))
+
+    def _exactly(self, remaining: int) -> Iterator[bytes]:
+        while remaining:
+            if not self._data:
+                self._fill()
+            piece, self._data = self._data[:remaining], self._data[remaining:]
+            remaining -= len(piece)
+            yield piece
+
+    def _chunks(self) -> Iterator[bytes]:
+        while size := self._chunk_size():
+            yield from self._exactly(size)
+            if self._line():
+                raise ValueError('a chunk of the response is longer than its size')
+        while self._line():  # trailers are hop-by-hop
+            pass
+
+    def _chunk_size(self) -> int:
+        digits = self._line().partition(b';')[0].rstrip(b' \t')
+        if not _CHUNK_SIZE.match(digits):  # int() accepts signs and underscores too
+            raise ValueError('a chunk of the response has no size')
+        return int(digits, 16)
+
+    def _until_closed(self) -> Iterator[bytes]:
+        while True:
+            if self._data:
+                yield self._data
+                self._data = b''
+            self._sock.settimeout(self._timeout_s())
+            self._data = self._sock.recv(limits.CHUNK_BYTES)
+            if not self._data:
+                return
+
+    def _line(self) -> bytes:
+        while b'\r\n' not in self._data:
+            if len(self._data) > limits.MAX_RESPONSE_HEADER_BYTES:
+                raise ValueError('a line of the response is too long')
+            self._fill()
+        line, _, self._data = self._data.partition(b'\r\n')
+        return line
+
+    def _fill(self) -> None:
+        """Receive at least one more byte."""
+        self._sock.settimeout(self._timeout_s())
+        piece = self._sock.recv(limits.CHUNK_BYTES)
+        if not piece:
+            raise ConnectionResetError('the connection was closed before the response was complete')
+        self.received_any = True
+        self._data += piece
+
+    def _timeout_s(self) -> float:
+        """Timeout of the next recv or send: the time to the deadline, or a constant in a streamed body."""
+        remaining_s = limits.READ_WRITE_TIMEOUT_S if self.deadline is None else self.deadline.remaining_s()
+        if remaining_s <= 0:
+            raise TimeoutError('the response was not complete in time')
+        return remaining_s
+
+
+class StreamedBody:
+    """The body of a large response: the part that was already received, then the rest as it arrives."""
+
+    def __init__(self, buffered: list[bytes], pieces: Iterator[bytes], connection: ClientConnection) -> None:
+        self._buffered = buffered
+        self._pieces = pieces
+        self._connection = connection
+
+    def __iter__(self) -> Iterator[bytes]:
+        self._connection.deadline = None
+        yield from self._buffered
+        yield from self._pieces
+
+    def close(self) -> None:
+        """Called by the server (PEP 3333), even if the client has closed its connection."""
+        self._connection.close()
+
+
+def _with_one_length(headers: Headers) -> Headers:
+    """``headers`` with at most one Content-Length. Repeated equal values become one header (RFC 9112, 6.3).
+
+    Raises ValueError for different values, or a value that is not a number.
+    """
+    values = [value for name, value in headers if name == 'content-length']
+    if not values or (len(values) == 1 and values[0].isascii() and values[0].isdigit()):
+        return headers
+    lengths = {part.strip() for value in values for part in value.split(',')}
+    length = lengths.pop()
+    if lengths:
+        raise ValueError('the response has several different lengths')
+    if not (length.isascii() and length.isdigit()):
+        raise ValueError('the Content-Length of the response is not a number')
+    return [*(header for header in headers if header[0] != 'content-length'), ('content-length', length)]
+
+
+@functools.lru_cache(maxsize=256)
+def _lower_name(name: bytes) -> str:
+    return name.decode('latin-1').lower()

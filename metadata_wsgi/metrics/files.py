@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files in the directory of the counts, and the counts of processes that have ended.
+
+prometheus-client writes ``counter_PID.db``, ``histogram_PID.db`` and ``gauge_MODE_PID.db``. The counts of a process
+that has ended must stay in the sums, or a counter would fall at each reload; its gauges must go. So each process that
+starts adds the counts of ended ones to ``counter_ended.db`` and ``histogram_ended.db`` and removes their files: the
+directory has as many files as there are processes, however often they are replaced.
+
+A process runs while it holds the lock (flock) of ``process_PID.lock``. Whoever changes or reads the files holds the
+lock of the directory. The processes must share one numbering of pids: containers that use one directory need the
+host's.
+
+A file is allocated when it is made: where there is no room, opening it fails, and not, with SIGBUS, a later count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import glob
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterator
+
+BYTES = {'counter': 1 << 16, 'histogram': 1 << 18, 'gauge_livesum': 1 << 16, 'gauge_livemax': 1 << 16,
+         'gauge_livemin': 1 << 16}  # fmt: skip
+"""The files of a process, and their sizes. A histogram has 13 values for each combination of labels."""
+
+ENDED = 'ended'
+MAX_BYTES = 1 << 24
+_NAME = re.compile(r'(?P<kind>counter|histogram|gauge_[a-z]+)_(?P<pid>[0-9]+)\.db')
+_READ = re.compile(rf'(counter|histogram|gauge_live[a-z]+)_([0-9]+|{ENDED})\.db')
+_LOCK_NAME = re.compile(r'process_([0-9]+)\.lock')
+
+
+@contextlib.contextmanager
+def locked(directory: str, *, exclusive: bool) -> Iterator[None]:
+    """Hold the lock of the directory."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(fd)
+
+
+def of_counts(directory: str) -> list[str]:
+    """The paths of the files of counts. Hold the lock of the directory."""
+    paths = [os.path.join(directory, name) for name in os.listdir(directory) if _READ.fullmatch(name)]
+    return [
+        path for path in paths if stat.S_ISREG((found := os.lstat(path)).st_mode) and 8 <= found.st_size <= MAX_BYTES
+    ]
+
+
+def begin(directory: str) -> int:
+    """Make the files of this process, after those of ended ones were added up. Hold the lock of the directory.
+
+    Returns the descriptor of its lock file: this process counts as running until it is closed.
+    """
+    lock = _lock_own(directory)
+    _add_ended(directory)
+    for kind, size in BYTES.items():
+        fd = os.open(os.path.join(directory, f'{kind}_{os.getpid()}.db'), _CREATE, 0o644)
+        try:
+            os.posix_fallocate(fd, 0, size)
+        finally:
+            os.close(fd)
+    return lock
+
+
+_CREATE = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _lock_own(directory: str) -> int:
+    path = os.path.join(directory, f'process_{os.getpid()}.lock')
+    fd = os.open(path, _CREATE, 0o644)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    # Files of a process that had this pid before.
+    for old in glob.glob(os.path.join(glob.escape(directory), f'*_{os.getpid()}.db')):
+        _move_to_ended(directory, os.path.basename(old))
+    return fd
+
+
+def _add_ended(directory: str) -> None:
+    running = {str(os.getpid())}
+    for name in os.listdir(directory):
+        if (found := _LOCK_NAME.fullmatch(name)) and found[1] != str(os.getpid()):
+            if _is_locked(os.path.join(directory, name)):
+                running.add(found[1])
+            else:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(directory, name))
+    for name in os.listdir(directory):
+        if (found := _NAME.fullmatch(name)) and found['pid'] not in running:
+            _move_to_ended(directory, name)
+
+
+def _is_locked(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return True  # unknown: its counts stay where they are
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _move_to_ended(directory: str, name: str) -> None:
+    """Add the counts in the file ``name`` to those of ended processes, and remove it.
+
+    It is removed first: if this process is killed in between, counts are lost and not doubled. Prometheus takes a
+    counter that fell for one that started again; one that jumped it takes for events.
+    """
+    from prometheus_client.mmap_dict import MmapedDict
+
+    path = os.path.join(directory, name)
+    values: list[tuple[str, float]] = []
+    kind = name.partition('_')[0]
+    if kind != 'gauge':
+        try:
+            values = _read(path)
+        except (OSError, ValueError, RuntimeError, struct.error):
+            return  # not a file of counts
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    if not any(value for _, value in values):
+        return
+    ended = MmapedDict(os.path.join(directory, f'{kind}_{ENDED}.db'))  # type: ignore[no-untyped-call]
+    try:
+        for key, value in values:
+            ended.write_value(key, ended.read_value(key)[0] + value, 0.0)  # type: ignore[no-untyped-call]
+    finally:
+        ended.close()  # type: ignore[no-untyped-call]
+
+
+def _read(path: str) -> list[tuple[str, float]]:
+    from prometheus_client.mmap_dict import MmapedDict
+
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
+            raise ValueError('not a file of counts')
+        every = MmapedDict.read_all_values_from_file(f'/proc/self/fd/{fd}')  # type: ignore[no-untyped-call]
+        return [(key, value) for key, value, *_ in every]
+    finally:
+        os.close(fd)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The section ``[metrics]``: the directory of the counts, and the address on which the agent serves them."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+
+from oslo_config import cfg
+
+from metadata_wsgi import safe_files
+from metadata_wsgi.config import config_files
+from metadata_wsgi.errors import ConfigError
+
+GROUP = 'metrics'
+OPTS = [
+    cfg.StrOpt(
+        'directory',
+        default='/run/metadata_wsgi/metrics',
+        help='Directory with the counts of the workers: each writes there, the page adds them up. The agent makes it. '
+        'It should be emptied at boot, as /run is.',
+    ),
+    cfg.StrOpt(
+        'listen',
+        default='',
+        help='Address and port on which the agent serves http://ADDRESS:PORT/metrics, for example 127.0.0.1:9698. By '
+        'default it does not. The pipeline must have the filter metrics.',
+    ),
+    cfg.BoolOpt(
+        'allow_remote',
+        default=False,
+        help='Allow an address in listen that other machines can reach. The page names no instance, but everybody who '
+        'can reach it can read it: let a firewall admit the Prometheus server only.',
+    ),
+]
+
+
+def load_directory(global_conf: Mapping[str, str]) -> str:
+    """The configured directory."""
+    directory: str = config_files.load(global_conf, OPTS, GROUP).metrics.directory
+    return os.path.abspath(directory)
+
+
+def load_listen_address(global_conf: Mapping[str, str]) -> tuple[str, int] | None:
+    """The address and port of ``listen``; None if it is not set. Raises ConfigError."""
+    conf = config_files.load(global_conf, OPTS, GROUP).metrics
+    if not conf.listen:
+        return None
+    host, _, port = conf.listen.rpartition(':')
+    try:
+        address = ipaddress.ip_address(host.removeprefix('[').removesuffix(']'))
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError
+    except ValueError:
+        raise ConfigError(
+            f'listen = {conf.listen} in [{GROUP}]: not an address and a port; write 127.0.0.1:9698 or [::1]:9698'
+        ) from None
+    if not address.is_loopback and not conf.allow_remote:
+        raise ConfigError(
+            f'listen = {conf.listen} in [{GROUP}]: other machines, and perhaps instances, can reach this address; '
+            'write a loopback address such as 127.0.0.1:9698, or set allow_remote = true behind a firewall'
+        )
+    return str(address), int(port)
+
+
+def make_directory(path: str, owner: tuple[int, int] | None) -> None:
+    """Make the directory if it is missing. Raises ConfigError if the workers cannot write there.
+
+    ``owner`` is the user and group of the workers where root starts them, else None. Root only makes the directory and
+    gives it to them: it never opens a file in it.
+    """
+    try:
+        fd = safe_files.open_directory(path, make=True)
+    except OSError as error:
+        raise ConfigError(f'directory = {path} in [{GROUP}] cannot be made: {error.strerror}') from error
+    try:
+        if owner is None:
+            if not os.access(f'/proc/self/fd/{fd}', os.W_OK):
+                raise ConfigError(f'directory = {path} in [{GROUP}] is not writable for this user')
+            return
+        owner_uid = os.fstat(fd).st_uid
+        if owner_uid == 0:
+            os.chown(f'/proc/self/fd/{fd}', *owner)
+        elif owner_uid != owner[0]:
+            raise ConfigError(
+                f'directory = {path} in [{GROUP}] belongs to uid {owner_uid}, and the workers, uid {owner[0]}, cannot '
+                'write there: remove it, or name another directory'
+            )
+    finally:
+        os.close(fd)

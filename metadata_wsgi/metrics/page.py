@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page with the sums of all processes, in Prometheus's text format.
+
+Two programs serve it, for the host only: the agent, on the address of ``[metrics] listen``, and, if one is wanted, a
+process of its own (the app ``metrics_page`` of the paste file).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import webob
+
+from metadata_wsgi.http import error_responses
+from metadata_wsgi.metrics import files, options
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+LOG = logging.getLogger(__name__)
+
+PATH = '/metrics'
+MAX_CLIENTS = 8
+"""Connections to the page inside a worker, at a time."""
+
+
+class MetricsPage:
+    """The app that answers PATH with ``page()``."""
+
+    REQUIRES: frozenset[str] = frozenset()
+    PROVIDES: frozenset[str] = frozenset()
+
+    def __init__(self, page: Callable[[], bytes]) -> None:
+        self._page = page
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """The page; 404 for another path, 405 for another method, 503 if the files cannot be read."""
+        if environ['PATH_INFO'] != PATH:
+            return error_responses.not_found()(environ, start_response)
+        if environ['REQUEST_METHOD'] not in ('GET', 'HEAD'):
+            return error_responses.not_allowed('GET')(environ, start_response)
+        try:
+            text = self._page()
+        except (OSError, ValueError, RuntimeError) as error:
+            LOG.error('The metrics cannot be read: %s', error)
+            return error_responses.unavailable()(environ, start_response)
+        response = webob.Response(text, content_type='text/plain', charset='utf-8')
+        response.content_type_params = {'version': '0.0.4', 'charset': 'utf-8'}
+        return response(environ, start_response)
+
+
+class _Collected:
+    """What ``generate_latest`` takes for a registry."""
+
+    def __init__(self, metrics: list[Any]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Any]:
+        """The metrics."""
+        return self._metrics
+
+
+def render(directory: str) -> bytes:
+    """The sums of the files in ``directory``."""
+    from prometheus_client import generate_latest
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    with files.locked(directory, exclusive=False):
+        metrics = list(MultiProcessCollector.merge(files.of_counts(directory)))  # type: ignore[no-untyped-call]
+    return generate_latest(_Collected(metrics))
+
+
+def serve(listener: socket.socket, app: WSGIApplication) -> Any:
+    """Serve ``app`` on ``listener`` inside a worker, in greenlets. Returns an object with ``stop()``."""
+    from gevent.pool import Pool
+    from gevent.pywsgi import WSGIServer
+    from gevent.socket import socket as gevent_socket
+
+    # The master opened it before gevent's patches, so it blocks: accept() would stop the whole worker when another one
+    # was quicker.
+    nonblocking = gevent_socket(fileno=os.dup(listener.fileno()))
+    server = WSGIServer(nonblocking, app, log=None, error_log=LOG, spawn=Pool(MAX_CLIENTS))
+    server.start()
+    return server
+
+
+def app_factory(global_conf: Mapping[str, str]) -> MetricsPage:
+    """For ``use = egg:metadata_wsgi#metrics_page``."""
+    directory = options.load_directory(global_conf)
+    return MetricsPage(lambda: render(directory))

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Notifications to systemd, sd_notify(3): the service has started, its state in one line, that it makes progress, and
+sockets to keep for the next process of the service.
+
+``READY=1``     the service has started (``Type=notify``)
+``STATUS=``     a line that ``systemctl status`` shows
+``FDSTORE=1``   a socket that systemd keeps open while the service is restarted; the next process inherits it
+``WATCHDOG=1``  the service makes progress; without it for ``WatchdogSec=`` systemd kills and restarts the service
+
+Each program sends WATCHDOG=1 only after it has done its work: a timer beside the work would go on while the work hangs.
+
+The variables that describe systemd are removed from the environment, so that no child process notifies in the name of
+the service. Not the library ``sdnotify``: it cannot send descriptors, which the keeper does (``keeper.fdstore``).
+"""
+
+from __future__ import annotations
+
+import array
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+
+from metadata_wsgi import limits
+from metadata_wsgi.throttle import Throttle
+
+LOG = logging.getLogger(__name__)
+
+VARIABLES = ('NOTIFY_SOCKET', 'WATCHDOG_USEC', 'WATCHDOG_PID')
+FIRST_DESCRIPTOR = 3
+SEND_TIMEOUT_S = 1.0
+WATCHDOG_DIVISOR = 4
+"""Notifications in one interval of the watchdog. sd_watchdog_enabled(3) recommends two or more."""
+MAX_STATUS_CHARS = 200
+
+
+class Notifier:
+    """Sends notifications to the systemd at ``address``; does nothing if that is empty, as outside of a unit.
+
+    ``watchdog_s`` is the unit's ``WatchdogSec=``; 0 if it has none. A notification that cannot be sent is logged.
+    """
+
+    def __init__(
+        self, address: str = '', *, watchdog_s: float = 0.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.environ: dict[str, str] = {}
+        """The variables that ``from_environ`` has removed."""
+        self._systemd: socket.socket | None = None
+        if address:
+            self._systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._systemd.settimeout(SEND_TIMEOUT_S)
+            try:
+                self._systemd.connect('\0' + address[1:] if address.startswith('@') else address)
+            except OSError:
+                self._systemd.close()
+                raise
+        self._watchdog_interval_s = watchdog_s / WATCHDOG_DIVISOR
+        self._next_watchdog_s = 0.0
+        self._status = ''
+        self._is_ready = False
+        self._clock = clock
+        self._error_log = Throttle(limits.LOG_INTERVAL_S)
+
+    @classmethod
+    def from_environ(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
+        """The notifier of this service; its variables are removed from ``environ``."""
+        removed = {name: environ.pop(name) for name in VARIABLES if name in environ}
+        address, usec, pid = (removed.get(name, '') for name in VARIABLES)
+        has_watchdog = usec.isascii() and usec.isdigit() and pid in ('', str(os.getpid()))
+        try:
+            notifier = cls(address, watchdog_s=int(usec) / 1e6 if has_watchdog else 0.0)
+        except OSError as error:
+            LOG.warning('systemd cannot be notified at %s: %s', address, error)
+            return cls()
+        notifier.environ = removed
+        return notifier
+
+    def __bool__(self) -> bool:
+        """Whether a systemd is notified."""
+        return self._systemd is not None
+
+    def ready(self, status: str = '') -> None:
+        """The service has started; the second and later calls only change the status."""
+        if self._is_ready:
+            self.status(status)
+            return
+        self._is_ready = True
+        self._status = status
+        self.send(f'READY=1\nSTATUS={_line(status)}' if status else 'READY=1')
+
+    def status(self, status: str) -> None:
+        """Show ``status`` in ``systemctl status``. Sent only if it has changed."""
+        if status != self._status:
+            self._status = status
+            self.send(f'STATUS={_line(status)}')
+
+    def progress(self) -> None:
+        """The service has done some of its work. Feeds the watchdog, at most WATCHDOG_DIVISOR times in its interval."""
+        now_s = self._clock()
+        if self._watchdog_interval_s and now_s >= self._next_watchdog_s:
+            self._next_watchdog_s = now_s + self._watchdog_interval_s
+            self.send('WATCHDOG=1')
+
+    def stopping(self) -> None:
+        """The service is about to end."""
+        self.send('STOPPING=1\nSTATUS=Stopping')
+
+    def store(self, name: str, descriptor: int) -> bool:
+        """Have systemd keep this descriptor for the next process of the service; returns whether it was sent."""
+        return self.send(f'FDSTORE=1\nFDNAME={name}', descriptor)
+
+    def remove_from_store(self, name: str) -> None:
+        """Have systemd close the descriptors of this name."""
+        self.send(f'FDSTOREREMOVE=1\nFDNAME={name}')
+
+    def send(self, text: str, descriptor: int | None = None) -> bool:
+        """Send a notification, with a file descriptor if one is given; returns whether it was sent."""
+        if self._systemd is None:
+            return False
+        ancillary = (
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [descriptor]))] if descriptor is not None else []
+        )
+        try:
+            self._systemd.sendmsg([text.encode('utf-8', errors='replace')], ancillary)
+        except OSError as error:
+            if self._error_log.allow():
+                LOG.warning('%r could not be sent to systemd: %s', text, error)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Close the connection; nothing more is sent."""
+        if self._systemd is not None:
+            self._systemd.close()
+            self._systemd = None
+
+
+def inherited(
+    environ: MutableMapping[str, str] = os.environ, first: int = FIRST_DESCRIPTOR
+) -> Iterator[tuple[str, int]]:
+    """(name, descriptor) of each descriptor that systemd has kept; the caller closes those that it does not use.
+
+    sd_listen_fds(3): they have the numbers 3, 4, ... The variables that describe them are removed from ``environ``.
+    """
+    names = environ.pop('LISTEN_FDNAMES', '').split(':')
+    count = int(environ.pop('LISTEN_FDS', '0'))
+    if environ.pop('LISTEN_PID', '') != str(os.getpid()):
+        return
+    names += [''] * (count - len(names))
+    for descriptor, name in zip(range(first, first + count), names, strict=False):
+        os.set_inheritable(descriptor, False)
+        yield name, descriptor
+
+
+def _line(status: str) -> str:
+    """Without line breaks: behind one another notification would begin."""
+    return ' '.join(status.split())[:MAX_STATUS_CHARS]

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the failures of a worker's requests into its table, and publishes the table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from metadata_wsgi.failures.shared_memory import FailureMemory
+from metadata_wsgi.failures.table import FailureTable
+from metadata_wsgi.pipeline import environ_keys
+from metadata_wsgi.pipeline.outcome import is_local_request
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+
+class FailureRecorder:
+    """Of one worker. ``memory`` is None where the kernel has none: then nothing is published."""
+
+    def __init__(self, memory: FailureMemory | None, table: FailureTable | None = None) -> None:
+        self.table = table or FailureTable()
+        self._memory = memory
+
+    def record(self, environ: WSGIEnvironment) -> None:
+        """Count the FAILURE of a request of an instance. A request of this host, such as a health check, is none."""
+        source: environ_keys.Source | None = environ.get(environ_keys.SOURCE)
+        if source is None and is_local_request(environ):
+            return
+        failure: environ_keys.Failure = environ[environ_keys.FAILURE]
+        namespace = source or failure.namespace or environ.get(environ_keys.NAMESPACE) or environ_keys.Namespace()
+        instance: environ_keys.Instance | None = environ.get(environ_keys.INSTANCE)
+        self.table.add(
+            status=failure.status,
+            reason=failure.reason,
+            path=environ.get('PATH_INFO', ''),
+            kind='router' if namespace.router_id else 'network' if namespace.network_id else '',
+            namespace_id=namespace.router_id or namespace.network_id or '',
+            address=source.address if source else environ.get('REMOTE_ADDR', ''),
+            instance_id=instance.instance_id if instance else '',
+        )
+
+    def publish(self) -> None:
+        """Write the table where ``status`` reads it, if it has changed."""
+        if self.table.has_changed and self._memory is not None:
+            self.table.has_changed = False
+            self._memory.write(self.table.rows())

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a worker makes progress. Only a worker that does sends its heartbeat to the master.
+
+Two faults stop the heartbeat. The event loop hangs: then nothing runs, the heartbeat included. Or the event loop runs,
+but requests are stuck: the deadline of one passed long ago, and no other request has ended since.
+
+The master ends a worker without a heartbeat (``limits.WORKER_TIMEOUT_S``) and starts another one. It feeds systemd's
+watchdog only while a worker sends heartbeats.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from metadata_wsgi import limits
+from metadata_wsgi.pipeline import environ_keys
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
+
+class Progress:
+    """The requests that the application of a worker handles now."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._running: dict[int, WSGIEnvironment] = {}
+        self._last_end_s = clock()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def start(self, environ: WSGIEnvironment) -> None:
+        """The application is called with ``environ``."""
+        self._running[id(environ)] = environ
+
+    def end(self, environ: WSGIEnvironment) -> None:
+        """The application has returned, or raised an exception."""
+        del self._running[id(environ)]
+        self._last_end_s = self._clock()
+
+    def is_made(self) -> bool:
+        """Whether requests are handled, or there are none. The caller calls it in the event loop."""
+        stuck_since_s = self._clock() - limits.STUCK_REQUEST_S
+        if self._last_end_s > stuck_since_s:
+            return True
+        return not any(_deadline_s(environ) < stuck_since_s for environ in self._running.values())
+
+
+def _deadline_s(environ: WSGIEnvironment) -> float:
+    """The time of the monotonic clock by which this request must have its response."""
+    deadline = environ.get(environ_keys.DEADLINE)
+    if deadline is not None:
+        return float(deadline.at_s)
+    return float(environ[environ_keys.RECEIVED_AT_S]) + limits.REQUEST_TIMEOUT_S

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Injects one fault while the clients boot, measures what they notice, and judges it by the contract."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from metadata_wsgi import limits
+from tests.chaos.faults import Fault
+from tests.chaos.host import Host
+from tests.chaos.load import OK, RETRY_AFTER, Exchange, Load
+
+RECOVERY_TIMEOUT_S = 60.0
+POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. ``outcomes`` are those that were no success, with their count.
+
+    ``broken`` are sentences about what the contract does not allow; ``allowed`` says why failures are no breach.
+    """
+
+    setup: str
+    fault: str
+    for_s: float
+    requests: int
+    outcomes: Mapping[str, int]
+    longest_s: float
+    recovery_s: float | None
+    allowed: str = ''
+    broken: Sequence[str] = field(default_factory=list)
+
+
+def run(setup: str, host: Host, load: Load, fault: Fault, for_s: float) -> Row:
+    """Inject ``fault`` for ``for_s`` seconds and wait until every client is served again."""
+    load.take()
+    began_s = time.monotonic()
+    fault.inject(host)
+    injected_s, injections = time.monotonic(), 1
+    while (now_s := time.monotonic()) < began_s + for_s:
+        if fault.every_s and now_s >= injected_s + fault.every_s:
+            fault.inject(host)
+            injected_s = time.monotonic()
+            injections += 1
+        time.sleep(POLL_S)
+    if fault.repair:
+        fault.repair(host)
+        repaired_s = time.monotonic()
+    else:
+        repaired_s = injected_s
+    recovered = _wait_for_recovery(host, load, repaired_s)
+    exchanges = [exchange for exchange in load.take() if exchange.ended_s >= began_s]
+    recovery_s = _recovery_s(exchanges, repaired_s) if recovered else None
+    # Where the host repairs itself, the fault lasts until it has.
+    outage_s = for_s if fault.repair else recovery_s or RECOVERY_TIMEOUT_S
+    broken = judge(host, fault, exchanges, outlasts=outage_s >= limits.REQUEST_TIMEOUT_S, injections=injections)
+    if not recovered:
+        broken.append(f'not every instance was served within {RECOVERY_TIMEOUT_S:g} s of the repair')
+    outcomes = Counter(exchange.outcome for exchange in exchanges if exchange.outcome != OK)
+    return Row(
+        setup, fault.name, for_s, len(exchanges), dict(outcomes),
+        max((exchange.ended_s - exchange.started_s for exchange in exchanges), default=0.0),
+        recovery_s,
+        fault.allows.why if outcomes else '', broken,
+    )  # fmt: skip
+
+
+def judge(host: Host, fault: Fault, exchanges: Sequence[Exchange], *, outlasts: bool, injections: int) -> list[str]:
+    """What the contract does not allow, one sentence for each kind. ``outlasts``: the deadline of a request."""
+    allows = fault.allows
+    first_router = {client.number for client in host.routers[0].clients}
+    broken: Counter[str] = Counter()
+    allowed: Counter[int] = Counter()
+    for exchange in exchanges:
+        if exchange.outcome == OK:
+            if exchange.instance_id != host.clients[exchange.client].instance_id:
+                broken["got another instance's metadata"] += 1
+            continue
+        if exchange.outcome == RETRY_AFTER and outlasts:
+            continue
+        concerns = not allows.first_router_only or exchange.client in first_router
+        if concerns and exchange.outcome.startswith(allows.outcomes):
+            allowed[exchange.client] += 1
+            continue
+        if concerns and outlasts and exchange.outcome.startswith(allows.after_deadline):
+            continue
+        broken[exchange.outcome] += 1
+    if allows.once and (most := max(allowed.values(), default=0)) > injections:
+        broken[f'one instance was cut {most} times by {injections} injections'] += 1
+    return [f'{count} x {what}' for what, count in broken.items()]
+
+
+def _wait_for_recovery(host: Host, load: Load, repaired_s: float) -> bool:
+    """Whether each client got a response to a request that it sent after the repair."""
+    give_up_at_s = time.monotonic() + RECOVERY_TIMEOUT_S
+    while time.monotonic() < give_up_at_s:
+        last_ok = [load.last_ok.get(client.number) for client in host.clients]
+        if all(one is not None and one.started_s >= repaired_s for one in last_ok):
+            return True
+        time.sleep(POLL_S)
+    return False
+
+
+def _recovery_s(exchanges: Sequence[Exchange], repaired_s: float) -> float:
+    """Seconds from the repair until the last client had its first response to a request sent after it."""
+    first: dict[int, float] = {}
+    for exchange in exchanges:
+        if exchange.outcome == OK and exchange.started_s >= repaired_s:
+            first.setdefault(exchange.client, exchange.ended_s)
+    return max(first.values(), default=repaired_s) - repaired_s

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A selection of the faults of ``tox -e chaos``, each for a second or two, in every mode."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.chaos.faults import CACHED
+from tests.chaos.host import MODES, ONE_HOP, PROCESS, SHARED
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.netns,
+    pytest.mark.skipif(os.geteuid() != 0, reason='makes network namespaces: run it as root'),
+]
+
+FAULTS = {
+    SHARED: [
+        'SIGKILL agent master', 'SIGKILL proxy master', 'SIGKILL keeper', 'SIGKILL holder', 'reload agent in a loop',
+        'Keystone down', 'Neutron flapping', 'Nova garbage', 'packets to the services dropped',
+        'state and log directory full', 'descriptors of the agent used up', 'rules of one router flushed',
+    ],
+    ONE_HOP: ['SIGKILL agent worker', 'SIGKILL keeper', 'reload agent in a loop', 'Nova flapping'],
+    PROCESS: ['SIGKILL agent master', 'SIGKILL proxy of one router', 'Nova resetting'],
+    CACHED: ['memcached hanging', 'memcached garbage', 'Neutron down'],
+}  # fmt: skip
+
+
+def test_every_mode_has_faults():
+    assert set(MODES) <= set(FAULTS)
+
+
+@pytest.mark.parametrize('setup', FAULTS)
+def test_booting_instances_lose_no_read(setup):
+    argv = [sys.executable, '-m', 'tests.chaos', '--setup', setup, '--seconds', '1.5', '--verbose']
+    argv += [word for fault in FAULTS[setup] for word in ('--fault', fault)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
+    assert done.stdout.count(f'| {setup} |') == 2 * len(FAULTS[setup]), done.stdout

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The log files of master and workers."""
+
+import logging
+import logging.handlers
+
+import pytest
+
+from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.server import log_files
+
+from .test_master import make_server
+
+
+@pytest.fixture
+def root_handler():
+    """Adds a handler to the root logger for the test."""
+    added = []
+
+    def add(handler):
+        logging.getLogger().addHandler(handler)
+        added.append(handler)
+        return handler
+
+    yield add
+    for handler in added:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+@pytest.mark.parametrize('kind', [logging.handlers.RotatingFileHandler, logging.handlers.TimedRotatingFileHandler])
+def test_a_log_handler_that_rotates_its_file_is_refused(kind, root_handler, tmp_path):
+    root_handler(kind(tmp_path / 'agent.log'))
+    with pytest.raises(ConfigError, match=r'log_rotation_type: .*agent\.log.*logrotate and then send SIGHUP'):
+        make_server()
+
+
+def test_a_rotated_log_file_is_reopened_for_new_workers(root_handler, tmp_path):
+    """As at SIGHUP; the lines of the new workers go to the new file, which they could not open."""
+    path = tmp_path / 'agent.log'
+    root_handler(logging.handlers.WatchedFileHandler(path))
+    path.rename(tmp_path / 'agent.log.1')
+    log_files.reopen()
+    # The handlers of a worker.
+    before = list(logging.getLogger().handlers)
+    try:
+        log_files.keep_open()
+        path.chmod(0)
+        logging.getLogger().warning('of the worker')
+    finally:
+        logging.getLogger().handlers[:] = before
+    assert (path.read_text(), (tmp_path / 'agent.log.1').read_text()) == ('of the worker\n', '')

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGUSR1; ``tests/netns/test_units.py`` sends it to running services."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from metadata_wsgi.server import reexec
+
+PROGRAM = """
+import os, socket, sys
+from metadata_wsgi.net import sd_notify
+from metadata_wsgi.server import reexec
+former = reexec.former_workers()
+inherited = dict(sd_notify.inherited())
+if not former:
+    listening = [socket.create_server(('127.0.0.1', 0)) for _ in 'ab']
+    # Their numbers are those that the other one gets.
+    reexec.execute_again({'b': listening[1].fileno(), 'a': listening[0].fileno()}, [7, 8], {'NOTIFY_SOCKET': '/n'})
+ports = [socket.socket(fileno=inherited[name]).getsockname()[1] > 0 for name in 'ab']
+print(sys.argv[1:], former, sorted(inherited.values()), ports, os.environ['NOTIFY_SOCKET'],
+      [name for name in os.environ if name.startswith(('LISTEN_', 'METADATA_WSGI_FORMER'))])
+"""
+
+
+def test_reexec_passes_arguments_sockets_workers_and_the_removed_variables(tmp_path):
+    program = tmp_path / 'program.py'
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', program, '--config-file', 'x'], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "['--config-file', 'x'] [7, 8] [3, 4] [True, True] /n []\n", done.stderr
+
+
+@pytest.mark.parametrize(('text', 'pids'), [('', []), ('12,13', [12, 13]), ('12,x', [12])])
+def test_reexec_former_workers_are_read_once(text, pids):
+    environ = {reexec.FORMER_WORKERS: text} if text else {}
+    assert (reexec.former_workers(environ), environ) == (pids, {})
+
+
+def test_reexec_ends_its_children_and_no_other_process_that_has_got_the_number():
+    # The shell's child is not ours.
+    shell_of_another = ['sh', '-c', 'sleep 600 & echo $!; wait']
+    with (
+        subprocess.Popen(['sleep', '600']) as child,
+        subprocess.Popen(shell_of_another, stdout=subprocess.PIPE) as shell,
+    ):
+        grandchild = int(shell.stdout.readline())
+        reexec.end([grandchild, child.pid, 2**22 + 1])
+        assert child.wait(20) == -signal.SIGTERM
+        os.kill(grandchild, 0)
+        os.kill(grandchild, signal.SIGKILL)
