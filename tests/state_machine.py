@@ -11,7 +11,7 @@ import os
 import random
 from typing import ClassVar
 
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, run_state_machine_as_test
 
 SEED = int(os.environ.get('METADATA_WSGI_SEED') or random.randrange(1 << 32))
@@ -27,8 +27,13 @@ class StateMachine(RuleBasedStateMachine):
         type(self).steps += 1
 
 
-def run(machine: type[StateMachine], *, runs: int, steps: int, nightly_runs: int | None = None) -> None:
-    """``runs`` runs of ``steps`` steps each; in the nightly run 50 times as many, or ``nightly_runs``."""
+def run(
+    machine: type[StateMachine], *, runs: int, steps: int, nightly_runs: int | None = None, shrink: bool = True
+) -> None:
+    """``runs`` runs of ``steps`` steps each; in the nightly run 50 times as many, or ``nightly_runs``.
+
+    ``shrink`` False: a failure is printed as it was found, where each attempt to shorten it takes seconds.
+    """
     if os.environ.get('METADATA_WSGI_NIGHTLY'):
         runs = nightly_runs or 50 * runs
     machine.steps = 0
@@ -37,6 +42,7 @@ def run(machine: type[StateMachine], *, runs: int, steps: int, nightly_runs: int
         seed(SEED)(machine),
         settings=settings(
             max_examples=runs, stateful_step_count=steps, deadline=None, database=None,
+            phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip

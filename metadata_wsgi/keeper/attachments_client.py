@@ -31,11 +31,14 @@ class AttachmentsClient:
         ``taken`` are listening sockets of a former process. Those with an address of ``hosts`` are registered.
         """
         wanted = [listener(target, mode, port, host) for host in hosts]
+        keys = {one.key for one in wanted}
         with admin_client.connect(self._state_path) as keeper:
-            changed = [keeper.register(one, _bound_to(one.host, taken)) for one in wanted]
-            if target.kind == NETWORK:
-                keys = {one.key for one in wanted}
-                changed += [keeper.unregister(one) for one in keeper.list(target.uuid)[0] if one.key not in keys]
+            stale = [one for one in keeper.list(target.uuid)[0] if one.key not in keys]
+            # A router has one listener: on every address, or on those of IPv4. The other one would hold the port.
+            in_the_way = [one for one in stale if target.kind == ROUTER and one.port == port]
+            changed = [keeper.unregister(one) for one in in_the_way]
+            changed += [keeper.register(one, _bound_to(one.host, taken)) for one in wanted]
+            changed += [keeper.unregister(one) for one in stale if one not in in_the_way]
         return any(changed)
 
     def close(self, target: AttachTarget, mode: str, port: int, host: str) -> None:

@@ -94,7 +94,8 @@ class Registry(Generic[S]):
         self._fdstore = fdstore
         self._registered: dict[str, tuple[Listener, S]] = {}
         self._subscribers: list[Subscriber] = []
-        self._unregistered_keys: deque[str] = deque(maxlen=MAX_UNREGISTERED_KEYS)
+        # Keys, and ids of which all listeners were unregistered; in the order of their unregistering.
+        self._unregistered: dict[str, None] = {}
 
     def __iter__(self) -> Iterator[Listener]:
         return iter([listener for listener, _ in self._registered.values()])
@@ -150,7 +151,8 @@ class Registry(Generic[S]):
         if current:
             accepted = self._opener.is_same_socket(current[1], sock)
         else:
-            accepted = listener.key not in self._unregistered_keys and self._opener.is_valid(listener, sock)
+            is_unregistered = listener.key in self._unregistered or listener.id in self._unregistered
+            accepted = not is_unregistered and self._opener.is_valid(listener, sock)
         if accepted and not current:
             self._add(listener, sock)
         else:
@@ -169,7 +171,7 @@ class Registry(Generic[S]):
 
     def unregister(self, key: str) -> bool:
         """Close the listener ``key`` and queue REMOVE for its workers. Returns whether it was registered."""
-        self._unregistered_keys.append(key)
+        self._remember_unregistered(key)
         current = self._registered.pop(key, None)
         if current is None:
             return False
@@ -178,6 +180,13 @@ class Registry(Generic[S]):
         self._remove_from_store(listener)
         sock.close()
         return True
+
+    def unregister_all(self, id_: str) -> bool:
+        """Close every listener of the router or network; whether there was one."""
+        closed = [self.unregister(one.key) for one in self if one.id == id_]
+        # Also those that a worker has and has not sent back yet.
+        self._remember_unregistered(id_)
+        return any(closed)
 
     def reconcile(self) -> list[tuple[Listener, bool]]:
         """Close the sockets in deleted namespaces. If there is a new namespace of the same name, open a socket in it.
@@ -225,11 +234,17 @@ class Registry(Generic[S]):
 
     def _add(self, listener: Listener, sock: S) -> None:
         self._registered[listener.key] = (listener, sock)
-        if listener.key in self._unregistered_keys:
-            self._unregistered_keys.remove(listener.key)
+        for name in (listener.key, listener.id):
+            self._unregistered.pop(name, None)
         if self._fdstore is not None:
             self._fdstore.add(listener, sock)
         self._notify(listener, {protocol.ADD: listener.to_json()}, sock)
+
+    def _remember_unregistered(self, key_or_id: str) -> None:
+        self._unregistered.pop(key_or_id, None)
+        self._unregistered[key_or_id] = None
+        if len(self._unregistered) > MAX_UNREGISTERED_KEYS:
+            del self._unregistered[next(iter(self._unregistered))]
 
     def _remove_from_store(self, listener: Listener) -> None:
         if self._fdstore is not None:

@@ -257,14 +257,13 @@ class Keeper:
                 sock, handed_over = handed_over, None
                 return [{'changed': self._registry.register(listener, sock)}]
             if verb == protocol.DETACH:
-                keys = [one.key for one in self._registry if one.id == id_]
+                # Also if none is registered: a worker may be about to send them back.
                 if 'key' in message:
-                    # Even if the key is not registered: a worker may be about to send its socket back.
-                    keys = [str(message['key'])]
-                elif isinstance(id_, str):
-                    self._holders.end(id_)
-                closed = [self._registry.unregister(key) for key in keys]
-                return [{'closed': any(closed)}]
+                    return [{'closed': self._registry.unregister(str(message['key']))}]
+                if not isinstance(id_, str):
+                    raise ValueError('detach: an id or a key')
+                self._holders.end(id_)
+                return [{'closed': self._registry.unregister_all(id_)}]
             if verb == protocol.LIST:
                 found = [one.to_json() for one in self._registry if id_ in (None, one.id)]
                 return _list_pages(found, self._registry.subscriber_counts())

@@ -185,7 +185,7 @@ class MetadataPath:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
 
-    def wait_until(self, condition: Callable[[], bool], name: str, timeout_s: float = 30.0) -> None:
+    def wait_until(self, condition: Callable[[], bool], name: str, timeout_s: float = 60.0) -> None:
         """Until ``true()`` is; fails where that takes longer than ``timeout_s``."""
         deadline = time.monotonic() + timeout_s
         while not condition():

@@ -26,7 +26,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def eventually(condition, description, within_s=20.0):
+def eventually(condition, description, within_s=60.0):
     """Wait until ``condition()`` is true; fail with ``description`` after ``within_s`` seconds."""
     deadline = time.monotonic() + within_s
     while not condition():

@@ -131,11 +131,14 @@ class NetworkNode:
             program.end()
 
     def run(self, command: str, instance: str = '') -> subprocess.CompletedProcess[str]:
-        """Run a shell command as root on the node, or in ``instance``; its errors are part of its output."""
+        """Run a shell command as root on the node, or in ``instance``; its errors are part of its output.
+
+        Its working directory is the node's own: a command may write a file there.
+        """
         inside = ('ip', 'netns', 'exec', instance) if instance else ()
         environ = {**os.environ, 'PATH': f'{BIN}:{os.environ["PATH"]}:/usr/sbin:/sbin', 'COLUMNS': '120'}
         return subprocess.run(
-            [*self._enter, *inside, 'sh', '-c', command],
+            [*self._enter, *inside, 'sh', '-c', f'cd /run\n{command}'],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False, env=environ,
         )  # fmt: skip
 
@@ -159,7 +162,7 @@ class NetworkNode:
         """Make the two networks, start all programs and attach the router and the network."""
         self._checked(TOPOLOGY)
         self._start_services()
-        self._checked('cp etc/api-paste.ini /etc/metadata_wsgi')
+        self._checked(f'cp {CHECKOUT}/etc/api-paste.ini /etc/metadata_wsgi')
         self.configure()
         self.start('keeper', BIN / 'metadata-wsgi', 'keeper')
         self._until('test -S /var/lib/quantum/listeners')

@@ -190,4 +190,4 @@ class HostMachine(state_machine.StateMachine):
 
 
 def test_router_is_served_behind_its_rules_or_has_nothing_after_any_events():
-    state_machine.run(HostMachine, runs=2, steps=10, nightly_runs=40)
+    state_machine.run(HostMachine, runs=2, steps=10, nightly_runs=40, shrink=False)

@@ -167,7 +167,8 @@ def test_each_other_command_of_a_troubleshooting_step_succeeds_on_a_healthy_node
     failed = {}
     for step in sorted(others):
         id_ = NETWORK if 'qdhcp-' in step else ROUTER
-        done = node.run(step.replace('ID', id_).replace('ADDRESS', '10.1.1.2'))
+        host = 'vm-web' if step.startswith('curl') else ''
+        done = node.run(step.replace('ID', id_).replace('ADDRESS', '10.1.1.2'), host)
         # This instance has no user-data.
         if done.returncode != (1 if '/user_data' in step else 0):
             failed[step] = done.stdout

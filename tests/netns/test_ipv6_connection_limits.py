@@ -7,13 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from metadata_wsgi.limits import MAX_CONNECTIONS_PER_ADDRESS
 from metadata_wsgi.netns import interface_state, namespaces
+from tests.e2e.conftest import eventually
 from tests.rawserver import RawServer
 
 from .router_topology import ip
@@ -115,13 +115,6 @@ def neighbour(wire):
     return lambda: [curl(wire.rival, url) for url in (URL6, URL4)] == ['this', 'this']
 
 
-def until(true, what):
-    give_up_at = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < give_up_at, what
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize(('prefix', 'kept'), [('2001:db8::', SHARE), ('fe80::', MANY)])
 def test_idle_connections_of_many_addresses_are_limited_per_global_64(
     wire, router, start_host, many_connections, neighbour, prefix, kept
@@ -132,8 +125,8 @@ def test_idle_connections_of_many_addresses_are_limited_per_global_64(
     for count in (SHARE - 1, 1, MANY - SHARE):
         guest.send_requests(count)
         assert neighbour()
-    until(lambda: guest.responses() == MANY, 'all were served')
-    until(lambda: MANY - guest.closed() == kept, guest.closed)
+    eventually(lambda: guest.responses() == MANY, 'all were served')
+    eventually(lambda: MANY - guest.closed() == kept, guest.closed)
 
 
 @pytest.mark.parametrize(('prefix', 'kept'), [('2001:db8::', SHARE), ('fe80::', MANY)])
@@ -159,8 +152,8 @@ def test_connections_of_many_addresses_in_use_do_not_refuse_a_neighbour(
         for count in (SHARE, MANY - SHARE):
             guest.send_requests(count, b'/slow')
             assert neighbour()
-        until(lambda: guest.closed() == MANY - kept, guest.closed)
+        eventually(lambda: guest.closed() == MANY - kept, guest.closed)
         assert guest.responses() == 0
     finally:
         release.set()
-    until(lambda: guest.responses() == kept, 'the requests in progress are finished')
+    eventually(lambda: guest.responses() == kept, 'the requests in progress are finished')

@@ -434,4 +434,4 @@ class KeeperMachine(state_machine.StateMachine):
 
 
 def test_keeper_and_workers_agree_after_any_events():
-    state_machine.run(KeeperMachine, runs=15, steps=30)
+    state_machine.run(KeeperMachine, runs=15, steps=30, shrink=False)

@@ -146,6 +146,18 @@ def test_register_with_a_handed_over_socket_opens_none(registry, namespaces):
     assert again.closed
 
 
+@pytest.mark.parametrize('host', ['', '169.254.169.254'])
+def test_a_detach_before_the_worker_sends_its_socket_back_is_not_undone(registry, host):
+    """After a restart of the keeper: nothing is registered yet."""
+    listener = replace(A, host=host)
+    assert registry.unregister_all('a') is False
+    assert registry.restore_from_worker(listener, FakeSocket(1, generation=1)) is False
+    assert registry.restore_from_worker(B, FakeSocket(2, generation=1)) is True
+    registry.register(listener)
+    registry.close()
+    assert registry.restore_from_worker(listener, FakeSocket(3, generation=1)) is True
+
+
 def test_a_handed_over_socket_of_another_port_replaces_the_registered_one(registry, namespaces):
     registry.register(A)
     handed_over = FakeSocket(99, generation=1)

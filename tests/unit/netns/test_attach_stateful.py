@@ -309,9 +309,7 @@ class SimulatedHost:
         return self.responding().unregister(listener.key)
 
     def unregister_all(self, id_):
-        registry = self.responding()
-        closed = [registry.unregister(one.key) for one in registry if one.id == id_]
-        return any(closed)
+        return self.responding().unregister_all(id_)
 
     def list(self, id_=None):
         registry = self.responding()

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The requests that attach makes of the keeper's client."""
+
+import contextlib
+
+import pytest
+
+from metadata_wsgi.keeper import admin_client
+from metadata_wsgi.keeper.attachments_client import AttachmentsClient, listener
+from metadata_wsgi.netns.target import AttachTarget
+
+ROUTER, NETWORK = AttachTarget.of('router', 'router-a'), AttachTarget.of('network', 'network-c')
+
+
+class RecordingKeeper:
+    """Records the requests; ``registered`` are the listeners of the target."""
+
+    def __init__(self):
+        self.registered = []
+        self.requests = []
+
+    def list(self, id_=None):
+        return list(self.registered), {}
+
+    def register(self, one, handed_over=None):
+        self.requests.append(('register', one.host, one.port))
+        return True
+
+    def unregister(self, one):
+        self.requests.append(('unregister', one.host, one.port))
+        return True
+
+
+@pytest.fixture
+def keeper(monkeypatch):
+    made = RecordingKeeper()
+    monkeypatch.setattr(admin_client, 'connect', lambda path: contextlib.nullcontext(made))
+    return made
+
+
+@pytest.mark.parametrize(
+    ('port', 'requests'),
+    [
+        (9697, [('unregister', '', 9697), ('register', '0.0.0.0', 9697)]),
+        (9700, [('register', '0.0.0.0', 9700), ('unregister', '', 9697)]),
+    ],
+)
+def test_router_without_ipv6_rules_has_one_listener_on_ipv4_afterwards(keeper, port, requests):
+    """The one on every address holds the port of the new one; on another port it would be open without rules."""
+    keeper.registered = [listener(ROUTER, 'shared', 9697, '')]
+    AttachmentsClient('/state').attach(ROUTER, 'shared', port, ['0.0.0.0'])
+    assert keeper.requests == requests
+
+
+def test_network_keeps_what_is_wanted_and_loses_the_address_of_a_former_interface(keeper):
+    keeper.registered = [
+        listener(NETWORK, 'shared', 80, '169.254.169.254'),
+        listener(NETWORK, 'shared', 80, 'fe80::a9fe:a9fe%tap0'),
+    ]
+    AttachmentsClient('/state').attach(NETWORK, 'shared', 80, ['169.254.169.254'])
+    assert keeper.requests == [('register', '169.254.169.254', 80), ('unregister', 'fe80::a9fe:a9fe%tap0', 80)]
