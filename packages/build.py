@@ -104,6 +104,7 @@ def build_wheel(sources: Path, output: Path) -> Path:
     for old in (*output.glob('metadata_wsgi-*.whl'), *output.glob('metadata_wsgi-*.tar.gz')):
         old.unlink()
     _run('uv', 'build', '--quiet', '--out-dir', output, sources)
+    (output / '.gitignore').unlink(missing_ok=True)
     (wheel,) = output.glob('metadata_wsgi-*.whl')
     return wheel
 

@@ -227,6 +227,14 @@ def test_every_output_that_a_troubleshooting_step_explains_is_in_the_code():
     assert [text for text in ours if not any(text in one for one in texts)] == []
 
 
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_every_text_that_a_page_searches_in_the_log_is_in_the_code(page):
+    of_others = {'Out of memory|segfault', 'Worker|WORKER'}  # of the kernel and of gunicorn
+    searched = set(re.findall("--grep '([^']+)'", page.read_text())) - of_others
+    texts = set().union(*map(strings, modules().values())) if searched else ()
+    assert [text for text in searched if not any(text in one for one in texts)] == []
+
+
 def test_the_table_of_fault_responses_has_the_cases_of_its_test():
     from tests.clients.test_error_statuses import CASES
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The supervisor with small programs in place of ours, in a process of its own: it handles signals of its children."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -62,7 +63,8 @@ def supervised(tmp_path):
     made = Supervised(tmp_path)
     yield made
     # Its programs too.
-    os.killpg(made.process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(made.process.pid, signal.SIGKILL)
     made.process.wait()
 
 
