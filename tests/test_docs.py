@@ -47,7 +47,7 @@ STEPS = [cells for cells in rows('architecture.md') if cells[0].isdigit()]
 
 
 def test_thirty_changes_and_every_step_of_a_request_were_found():
-    assert len(CHANGES) == 30
+    assert len(CHANGES) >= 30
     assert len(STEPS) > 10
 
 
