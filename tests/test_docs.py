@@ -46,8 +46,8 @@ CHANGES = [cells for cells in rows('where_to_change.md') if cells[0] != 'Change'
 STEPS = [cells for cells in rows('architecture.md') if cells[0].isdigit()]
 
 
-def test_thirty_changes_and_every_step_of_a_request_were_found():
-    assert len(CHANGES) == 30
+def test_typical_changes_and_every_step_of_a_request_were_found():
+    assert len(CHANGES) >= 30
     assert len(STEPS) > 10
 
 
@@ -225,6 +225,14 @@ def test_every_output_that_a_troubleshooting_step_explains_is_in_the_code():
     texts = set().union(*map(strings, modules().values()))
     ours = {text for text in quoted - of_curl if not text[:3].isdigit()}
     assert [text for text in ours if not any(text in one for one in texts)] == []
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_every_text_that_a_page_searches_in_the_log_is_in_the_code(page):
+    of_others = {'Out of memory|segfault', 'Worker|WORKER'}  # of the kernel and of gunicorn
+    searched = set(re.findall("--grep '([^']+)'", page.read_text())) - of_others
+    texts = set().union(*map(strings, modules().values())) if searched else ()
+    assert [text for text in searched if not any(text in one for one in texts)] == []
 
 
 def test_the_table_of_fault_responses_has_the_cases_of_its_test():

@@ -22,6 +22,7 @@ ADDRESS = '10.1.1.2'
 TENANTS = (('red', 'A'), ('blue', 'B'))
 REQUEST = 'GET http://169.254.169.254/…'
 FACTS = {
+    environ_keys.REQUEST_ID: 'for every log line',
     environ_keys.DEADLINE: 'time limit',
     environ_keys.SOURCE: f'{ADDRESS}, router A or B',
     environ_keys.INSTANCE: 'which instance?',

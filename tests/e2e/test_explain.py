@@ -25,16 +25,18 @@ def explain(cloud):
 def test_each_filter_shows_what_it_wrote(explain, cloud):
     code, lines = explain('--router-id=router-a', '10.1.1.2')
     assert code == 0
-    assert lines[:6] == [
+    assert lines[:7] == [
         'catch_errors  -',
+        lines[1],
         'peer_credentials -',
-        lines[2],
+        lines[3],
         'header_source 10.1.1.2 behind router router-a',
         'instance      instance-a of project project-a, port port-a',
         'signature     1 signature of instance-a',
     ]
-    assert re.fullmatch(r'deadline      \d\.\d s remaining', lines[2])
-    assert lines[6] == 'request       GET /openstack/latest/meta_data.json'
+    assert re.fullmatch(r'request_id    req-[0-9a-f-]{36}', lines[1])
+    assert re.fullmatch(r'deadline      \d\.\d s remaining', lines[3])
+    assert lines[7] == 'request       GET /openstack/latest/meta_data.json'
     assert '              x-instance-id: instance-a' in lines
     assert any(re.fullmatch(r' +x-instance-id-signature: [0-9a-f]{6}\.\.\. \(masked\)', line) for line in lines)
     assert lines[-1] == 'not sent; use --send to send it'
@@ -66,7 +68,8 @@ def test_format_json_has_a_row_for_each_step_and_masks_the_signature(cloud):
     code, steps = explain_json(cloud, '--router-id=router-a', '10.1.1.2')
     assert code == 0
     assert list(steps) == [
-        'catch_errors', 'peer_credentials', 'deadline', 'header_source', 'instance', 'signature', 'request'
+        'catch_errors', 'request_id', 'peer_credentials', 'deadline', 'header_source', 'instance', 'signature',
+        'request',
     ]  # fmt: skip
     assert steps['instance']['text'] == 'instance-a of project project-a, port port-a'
     assert steps['instance']['ms'] >= 0

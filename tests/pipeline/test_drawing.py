@@ -12,7 +12,16 @@ from metadata_wsgi.cli import main, pipeline_drawing
 from metadata_wsgi.pipeline import environ_keys
 
 ROOT = Path(__file__).parents[2]
-FILTERS = ['catch_errors', 'peer_credentials', 'deadline', 'header_source', 'instance', 'signature', 'upstream']
+FILTERS = [
+    'catch_errors',
+    'request_id',
+    'peer_credentials',
+    'deadline',
+    'header_source',
+    'instance',
+    'signature',
+    'upstream',
+]
 CONFIGURATION = ROOT / 'tests' / 'pipeline' / 'drawing.ini'
 
 
@@ -57,14 +66,14 @@ def test_mermaid_has_the_same_filters_in_the_same_order(draw):
     assert drawing.startswith('flowchart TB\n')
     names = re.findall(r'^ +step\d+\["(\w+)', drawing, re.MULTILINE)
     assert names == FILTERS
-    assert 'step4 --> service4["Neutron"]' in drawing
-    assert 'step6 --> service6["Nova :8775"]' in drawing
+    assert 'step5 --> service5["Neutron"]' in drawing
+    assert 'step7 --> service7["Nova :8775"]' in drawing
 
 
 def test_format_json_lists_what_each_filter_reads_and_provides(draw):
     rows = json.loads(draw('json'))
     assert [row['filter'] for row in rows] == FILTERS
-    assert rows[4] == {
+    assert rows[5] == {
         'filter': 'instance', 'reads': ['metadata_wsgi.deadline', 'metadata_wsgi.source'],
         'provides': ['metadata_wsgi.instance'],
     }  # fmt: skip

@@ -296,6 +296,8 @@ class SimulatedHost:
 
     def register(self, listener, handed_over=None):
         registry = self.responding()
+        # The client retries while the port is in use: meanwhile workers close what the keeper has closed.
+        self.sleep(0.2)
         # A keeper that ends does so before or after.
         self.in_keeper = True
         try:
