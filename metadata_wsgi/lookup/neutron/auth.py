@@ -267,10 +267,10 @@ class Authenticator:
         if abs(skew_s) > MAX_CLOCK_SKEW_S and not self._skew_is_logged:
             self._skew_is_logged = True
             LOG.warning(
-                "The clock of this host is %d s %s of Keystone's clock. Tokens still work, but times in logs are "
+                "The clock of this host is %d s %s Keystone's clock. Tokens still work, but times in logs are "
                 'wrong: check NTP on both hosts',
                 abs(skew_s),
-                'ahead' if skew_s > 0 else 'behind',
+                'ahead of' if skew_s > 0 else 'behind',
             )
 
 

@@ -327,7 +327,7 @@ def test_a_wrong_clock_of_this_host_does_not_change_the_lifetime_of_a_token(behi
     else:
         (warning,) = warnings
         assert warning.startswith(
-            f'The clock of this host is 7200 s {"ahead" if behind_s > 0 else "behind"} of Keystone'
+            f'The clock of this host is 7200 s {"ahead of" if behind_s > 0 else "behind"} Keystone'
         )
 
 
