@@ -7,7 +7,7 @@ of Python in ``PYTHONS``. Its interpreter is the distribution's ``/usr/bin/pytho
 installation needs no network and no compiler, and every file belongs to the package.
 
 The libraries are wheels of the versions and hashes in ``requirements.txt``. Times in the packages are those of the
-commit (SOURCE_DATE_EPOCH), so two builds of one commit are equal byte by byte.
+commit (SOURCE_DATE_EPOCH), so deb, rpm and wheel of two builds of one commit are equal byte by byte.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ CHANGES = [cells for cells in rows('where_to_change.md') if cells[0] != 'Change'
 STEPS = [cells for cells in rows('architecture.md') if cells[0].isdigit()]
 
 
-def test_the_changes_and_every_step_of_a_request_were_found():
-    assert len(CHANGES) > 30
+def test_typical_changes_and_every_step_of_a_request_were_found():
+    assert len(CHANGES) >= 30
     assert len(STEPS) > 10
 
 

@@ -10,7 +10,6 @@ Text lines have the id in the place where oslo.log has it, JSON lines in ``conte
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,8 @@ from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.pipeline.request_id import CURRENT
 
 if TYPE_CHECKING:
+    import argparse
+
     from oslo_config import cfg
 
 LOG = logging.getLogger(__name__)

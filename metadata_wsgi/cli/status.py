@@ -124,7 +124,7 @@ def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | Non
     """Its entries, None if it does not respond; and whether it runs, and which workers serve its sockets."""
     path = admin_client.socket_path(state_path)
     if not os.path.exists(path):
-        return [], Finding('keeper', WELL, 'there is none; only the modes shared and one_hop need it')
+        return [], Finding('keeper', WELL, 'does not run; only the modes shared and one_hop need it')
     try:
         entries, workers = state.entries(), state.workers()
         pid = proxy_process.unix_listener_pid(path, socket.SOCK_SEQPACKET)

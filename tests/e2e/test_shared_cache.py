@@ -93,13 +93,13 @@ class ManualClock:
 def test_shared_cache_retry_after_the_server_was_unavailable(server, connect, caplog):
     clock = ManualClock()
     one, other = connect(clock), connect(clock)
-    one.set(('k', 'r'), ['v'], TTL)
+    one.set(('k', 'r'), ['v'], TTL, 0.0)
     assert other.get(('k', 'r'))[0] == ('v',)
     one.delete(('k', 'r'))
     assert other.get(('k', 'r')) is None
 
     server.stop()
-    one.set(('k', 'r'), ['v'], TTL)
+    one.set(('k', 'r'), ['v'], TTL, 0.0)
     assert one.get(('k', 'r')) is None
     assert 'The shared cache is unavailable' in caplog.text
 
@@ -111,13 +111,13 @@ def test_shared_cache_retry_after_the_server_was_unavailable(server, connect, ca
 
 def is_back(one, clock):
     clock.now_s += shared.RETRY_AFTER_FAILURE_S
-    one.set(('k', 'r'), ['back'], TTL)
+    one.set(('k', 'r'), ['back'], TTL, 0.0)
     return one.get(('k', 'r')) is not None
 
 
 def test_shared_cache_timeout_of_a_server_that_hangs(server, connect, caplog):
     one = connect(ManualClock())
-    one.set('k', ['v'], TTL)
+    one.set('k', ['v'], TTL, 0.0)
     server.freeze()
     assert one.get('k') is None
     assert 'The shared cache is unavailable' in caplog.text
@@ -126,7 +126,7 @@ def test_shared_cache_timeout_of_a_server_that_hangs(server, connect, caplog):
 def test_shared_cache_stores_json_under_hashed_keys(server, connect):
     if server.kind != 'memcached':
         pytest.skip('looked at in memcached')
-    connect(ManualClock()).set(('10.1.1.2', 'router-a'), ['v'], TTL)
+    connect(ManualClock()).set(('10.1.1.2', 'router-a'), ['v'], TTL, 0.0)
     with contextlib.closing(socket.create_connection(('127.0.0.1', server.port), 10)) as peer:
         peer.sendall(b'lru_crawler metadump all\r\n')
         dump = b''

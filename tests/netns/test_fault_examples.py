@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import eventually
+
 from .conftest import opened_for_other_users
 from .network_node import NETWORK, ROUTER, NetworkNode, NotPossible
 
@@ -34,7 +36,7 @@ LEFT_OUT = [
 ]
 # What differs from run to run.
 VARIABLE = [
-    (re.compile(r'\d+-\d\d-\d\d \d\d:\d\d:\d\d\S*( \d+)?'), 'TIME PID'),
+    (re.compile(r'\d+-\d\d-\d\d[ T]\d\d:\d\d:\d\d\S*( \d+)?'), 'TIME PID'),
     (re.compile(r'(?i)\bdate: .*'), 'date: TIME'),
     (re.compile(r'\b\d+(\.\d+)?( (ms|s|milliseconds)\b)'), r'N\2'),
     (re.compile(r'pid \d+'), 'pid N'),
@@ -108,7 +110,11 @@ def replay(node):
     def run(block):
         written, missing = [], []
         for command in commands(block):
-            output = shortened(node.run(command.text, '' if command.host == NODE else command.host).stdout)
+            host = '' if command.host == NODE else command.host
+            if '--failures' in command.text:
+                # A worker publishes its failures once a second.
+                eventually(lambda text=command.text: 'REASON' in node.run(text).stdout, node.text)
+            output = shortened(node.run(command.text, host).stdout)
             user, sign = ('root', '#') if command.host == NODE else ('ubuntu', '$')
             written += [f'{user}@{command.host}:~{sign} {command.text}', *output]
             actual = map(normalized, output)

@@ -44,7 +44,7 @@ def state_path(tmp_path):
 
 
 def test_status_without_a_keeper_is_well(tmp_path):
-    text = 'there is none; only the modes shared and one_hop need it'
+    text = 'does not run; only the modes shared and one_hop need it'
     assert status.keeper(str(tmp_path), FakeKeeper()) == ([], Finding('keeper', WELL, text))
 
 
