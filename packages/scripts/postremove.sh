@@ -17,6 +17,7 @@ purge)
     # The state directory may be that of Quantum's agents, too: only our files, and the directories if they are empty.
     if cd /var/lib/quantum 2>/dev/null; then
         rm -f keeper listeners metadata_proxy shared_proxy attaching starting_shared_proxy ./*.lock report-*.txt
+        rm -rf holders
         # Links of another user are not followed.
         if [ ! -h external ] && [ ! -h external/pids ]; then
             rm -f external/pids/*.pid external/pids/*.pid.haproxy
