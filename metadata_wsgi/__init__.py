@@ -21,6 +21,7 @@ The other packages::
     keeper            root process that opens the listening sockets in namespaces and sends them to workers
     lab               a cloud on one machine
     metadata_service  a metadata API from the inventory, instead of Nova's
+    metrics           publishes the metrics of the workers for Prometheus
     net               addresses, listening sockets, name resolution
     netns             attaches a namespace: rules, addresses, processes
     privileges        user, capabilities and system call filter of the workers

@@ -241,7 +241,7 @@ def _host_page(global_conf: Mapping[str, str]) -> Callable[[Any], Stoppable | No
     address = options.load_listen_address(global_conf)
     if address is None:
         return lambda app: None
-    listener = listeners.tcp_listener(*address, reuse_port=True)
+    listener = listeners.bind_tcp(*address, reuse_port=True, option=f'listen in [{options.GROUP}]')
     metrics_page = page.app_factory(global_conf)
 
     def serve(app: Any) -> Stoppable:

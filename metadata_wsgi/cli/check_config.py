@@ -24,6 +24,7 @@ from metadata_wsgi.config import config_files, file_warnings
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError, MetadataError
 from metadata_wsgi.lookup import protocol
+from metadata_wsgi.metrics import sink
 from metadata_wsgi.nova_proxy import probe as nova_probe
 from metadata_wsgi.nova_proxy.upstream import UpstreamApp
 from metadata_wsgi.pipeline import order, paste_loader
@@ -78,10 +79,13 @@ def global_conf_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def load(args: argparse.Namespace) -> tuple[str, Any]:
-    """Return the path of the paste file and the application that ``args`` select."""
+    """Return the path of the paste file and the application that ``args`` select. Nothing is counted for metrics."""
     global_conf = global_conf_of(args)
     path = args.paste_file or agent.paste_file(global_conf)[0]
-    return path, paste_loader.load(path, args.pipeline, global_conf)
+    app = paste_loader.load(path, args.pipeline, global_conf)
+    # Root may run this, and the directory of the counts belongs to the workers.
+    sink.disconnect()
+    return path, app
 
 
 def check_config(args: argparse.Namespace) -> int:

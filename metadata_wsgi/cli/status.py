@@ -7,9 +7,11 @@ Read from the sockets, the kernel and the log, not from a record. The exit code 
 from __future__ import annotations
 
 import argparse
+import errno
 import http.client
 import os
 import socket
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -166,8 +168,12 @@ def faults(path: str) -> Finding:
 
 def last_faults(path: str, count: int) -> list[str]:
     """The last ``count`` lines at the end of the log that are warnings or worse. Raises OSError."""
-    with open(path, 'rb') as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+    # The directory may belong to the workers. Opening a FIFO would wait for a writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, 'not a regular file')
+        file.seek(max(0, found.st_size - LOG_TAIL_BYTES))
         lines = file.read().decode(errors='replace').splitlines()
     return [line for line in lines if any(level in line for level in FAULT_LEVELS)][-count:]
 

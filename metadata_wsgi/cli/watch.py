@@ -75,7 +75,9 @@ def ha_state(ha_confs_path: str, router_id: str) -> str:
     '' for a router without HA.
     """
     try:
-        with open(os.path.join(ha_confs_path, router_id, 'state'), 'rb') as file:
+        # The file is the user neutron's. O_NONBLOCK: a FIFO in its place must not stop all attaching.
+        descriptor = os.open(os.path.join(ha_confs_path, router_id, 'state'), os.O_RDONLY | os.O_NONBLOCK)
+        with open(descriptor, 'rb') as file:
             return file.read(HA_STATE_BYTES).decode(errors='replace').strip()
     except OSError:
         return ''

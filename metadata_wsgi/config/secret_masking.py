@@ -30,7 +30,9 @@ Known = Iterable[tuple[str, Sequence[cfg.Opt]]]
 """(group, options) pairs."""
 
 _SOUNDS_SECRET = re.compile('secret|passw|token|credential|private|auth_key|apikey|api_key', re.IGNORECASE)
-_USERINFO = re.compile(r'(?<=://)[^/\s@]+(?=@)')
+# To the last @ of the host part: libraries accept one in a password.
+_USERINFO = re.compile(r'(?<=://)[^/\s]+(?=@)')
+_AUTHORITY = re.compile(r'(?<=://)[^/\s]+')
 
 
 def masked_lines(path: str, known: Known) -> list[str]:
@@ -124,12 +126,12 @@ def _is_secret(opt: cfg.Opt) -> bool:
 
 def _passwords_in_urls(value: str) -> set[str]:
     found: set[str] = set()
-    for word in re.split(r'[\s,]+', value):
-        userinfo = _USERINFO.search(word)
-        if userinfo is None:
-            continue
-        password = userinfo[0].partition(':')[2] or userinfo[0]
-        found |= {password, unquote(password)}
+    for authority in _AUTHORITY.findall(value):
+        # transport_url of oslo.messaging has several hosts, each with a user and a password.
+        for part in (authority, *authority.split(',')):
+            userinfo = part.rpartition('@')[0]
+            password = userinfo.partition(':')[2] or userinfo
+            found |= {password, unquote(password)}
     return found
 
 

@@ -2,11 +2,13 @@
 """Connects the instruments of this process to Prometheus's files. Without it they do nothing.
 
 The files are opened at the first count: by a worker after it has dropped its privileges, so root opens none of them,
-and a process that only loads the pipeline (``check-config``, the check before a reload) leaves none.
+and a process that only loads the pipeline (the check before a reload) leaves none. ``check-config`` and ``explain``,
+which root runs, send requests too: they disconnect the instruments after they have loaded the pipeline.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import platform
@@ -56,6 +58,9 @@ def _open(directory: str) -> None:
     try:
         # The agent has made it; a namespace proxy may be the first.
         os.makedirs(directory, mode=0o755, exist_ok=True)
+        if os.geteuid() == 0 and os.stat(directory).st_uid != 0:
+            # Its owner may have put links there, and the library follows them.
+            raise PermissionError(errno.EPERM, 'it belongs to another user, and root opens no file there')
         with files.locked(directory, exclusive=True):
             files.begin(directory)
             reporters = [_reporter(instrument) for instrument in instruments.ALL]

@@ -177,7 +177,6 @@ def tcp_listener(
     *,
     backlog: int = limits.LISTEN_BACKLOG,
     timeout_s: float = limits.PORT_IN_USE_TIMEOUT_S,
-    reuse_port: bool = False,
     sleep: Callable[[float], None] = time.sleep,
     find_holder: Callable[[int], PortHolder | None] = port_holder.find,
 ) -> socket.socket:
@@ -185,15 +184,14 @@ def tcp_listener(
 
     While the port is in use it is retried for ``timeout_s``: a former proxy may be about to end. If another program
     listens on the port, it is retried only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``. An IPv6 address may have a
-    zone (``fe80::a9fe:a9fe%qr-1``). Such an address need not exist yet, and may be removed and added again. With
-    ``reuse_port`` processes of the same user may listen on the port too, as the workers of a former program do during
-    an upgrade. Raises ConfigError. Its text names the process that listens on the port, if that process is visible.
+    zone (``fe80::a9fe:a9fe%qr-1``). Such an address need not exist yet, and may be removed and added again.
+    Raises ConfigError. Its text names the process that listens on the port, if that process is visible.
     """
     started_at = time.monotonic()
     next_search_s = limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
     while True:
         try:
-            return bind_tcp(host, port, backlog, reuse_port=reuse_port)
+            return bind_tcp(host, port, backlog)
         except ConfigError as error:
             cause = error.__cause__
             number = cause.errno if isinstance(cause, OSError) else None
@@ -209,13 +207,24 @@ def tcp_listener(
         sleep(limits.PORT_RETRY_INTERVAL_S)
 
 
-def bind_tcp(host: str, port: int, backlog: int = 4096, *, reuse_port: bool = False) -> socket.socket:
-    """The same without a retry. Raises ConfigError with the OSError as its cause."""
+def bind_tcp(
+    host: str,
+    port: int,
+    backlog: int = limits.LISTEN_BACKLOG,
+    *,
+    reuse_port: bool = False,
+    option: str = 'metadata_port',
+) -> socket.socket:
+    """Listen on ``host`` and ``port`` without a retry.
+
+    With ``reuse_port`` processes of the same user may listen on the port too, as the workers of a former program do
+    during an upgrade. Raises ConfigError with the OSError as its cause. Its text names ``option``.
+    """
     try:
         return _bind_and_listen(host, port, backlog, reuse_port)
     except OSError as error:
         where = f'[{host}]:{port}' if ':' in host else f'{host or "any address"} port {port}'
-        raise ConfigError(f'metadata_port: cannot listen on {where}: {error.strerror or error}') from error
+        raise ConfigError(f'{option}: cannot listen on {where}: {error.strerror or error}') from error
 
 
 def _bind_and_listen(host: str, port: int, backlog: int, reuse_port: bool) -> socket.socket:

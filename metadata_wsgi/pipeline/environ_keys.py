@@ -34,7 +34,7 @@ key                                written by         read by                   
                                                                                                    (``upstream``); the
                                                                                                    headers are read
                                                                                                    (``metadata``)
-``metadata_wsgi.failure``          the filter or app  the server: ``status --failures``             no failure, or one
+``metadata_wsgi.failure``          the filter or app  the server: ``status --failures``            no failure, or one
                                    that refuses the                                                of a filter that
                                    request                                                         does not write it
 ================================== ================== ============================================ ==================
@@ -50,7 +50,8 @@ NAMESPACE = 'metadata_wsgi.namespace'
 """A :class:`Namespace`."""
 
 RECEIVED_AT_S = 'metadata_wsgi.received_at'
-"""Time at which the header of the request had arrived, in seconds of time.monotonic(). The deadline counts from it."""
+"""Time at which the header of the request had arrived, or, for the first one of a connection, its data: it may have
+waited to be accepted. In seconds of time.monotonic(). The deadline counts from it."""
 
 REQUEST_ID = 'metadata_wsgi.request_id'
 """The id of the request, ``req-`` and a UUID."""

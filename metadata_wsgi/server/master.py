@@ -362,7 +362,9 @@ class _Arbiter(Arbiter):
         LOG.info('The installed program is started in this process; the workers serve until new ones do')
         (listener,) = self.LISTENERS
         self.app.notifier.progress()
-        reexec.execute_again({self.app.socket_name: listener.fileno()}, self.WORKERS, self.app.notifier.environ)
+        # Also those of the program before, if this signal follows another one before new workers serve.
+        workers = [*self.app.former_workers, *self.WORKERS]
+        reexec.execute_again({self.app.socket_name: listener.fileno()}, workers, self.app.notifier.environ)
 
     def handle_usr2(self) -> None:
         """gunicorn starts a second master here. Ours writes a report."""

@@ -16,8 +16,12 @@ case "$1" in
 purge)
     # The state directory may be that of Quantum's agents, too: only our files, and the directories if they are empty.
     if cd /var/lib/quantum 2>/dev/null; then
-        rm -f keeper listeners metadata_proxy shared_proxy attaching starting_shared_proxy ./*.lock
-        rm -f external/pids/*.pid external/pids/*.pid.haproxy
+        rm -f keeper listeners metadata_proxy shared_proxy attaching starting_shared_proxy ./*.lock report-*.txt
+        rm -rf holders
+        # Links of another user are not followed.
+        if [ ! -h external ] && [ ! -h external/pids ]; then
+            rm -f external/pids/*.pid external/pids/*.pid.haproxy
+        fi
         cd /
         rmdir --ignore-fail-on-non-empty /var/lib/quantum/external/pids /var/lib/quantum/external /var/lib/quantum \
             2>/dev/null || true

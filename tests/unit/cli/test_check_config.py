@@ -2,10 +2,12 @@
 """What ``metadata-wsgi check-config`` prints about credentials, visibility, Nova and foreign options."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from metadata_wsgi.cli import main
+from metadata_wsgi import instruments
+from metadata_wsgi.cli import check_config, main
 from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
 from tests.cloud import SECRET, Cloud
 
@@ -150,3 +152,18 @@ def test_format_value_of_a_configuration_that_does_not_load_has_the_reason(tmp_p
         f'start not well config_file: {tmp_path}/none.ini is no file or directory; name one that exists \n'
     )
     assert err == ''
+
+
+def test_nothing_is_counted_for_metrics_by_a_verb_that_loads_the_pipeline(monkeypatch):
+    """Root may run it, and the directory of the counts belongs to the workers."""
+    counted = []
+
+    def load(*arguments):
+        instruments.RETRIES.connect(counted.append)
+        return 'app'
+
+    monkeypatch.setattr(check_config.paste_loader, 'load', load)
+    args = SimpleNamespace(config_file=[], neutron=False, paste_file='paste.ini', pipeline='agent')
+    assert check_config.load(args) == ('paste.ini', 'app')
+    instruments.RETRIES.add('nova')
+    assert counted == []

@@ -101,6 +101,12 @@ def test_a_log_that_cannot_be_read_is_unknown(tmp_path):
     assert status.faults(str(tmp_path / 'none.log')).state == UNKNOWN
 
 
+def test_a_fifo_in_the_place_of_the_log_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'agent.log')
+    found = status.faults(str(tmp_path / 'agent.log'))
+    assert (found.state, found.text) == (UNKNOWN, f'{tmp_path}/agent.log: not a regular file')
+
+
 def test_without_root_attachments_are_unknown_and_the_agent_is_not(tmp_path, monkeypatch, capsys):
     (tmp_path / 'empty.ini').touch()
     monkeypatch.setattr(os, 'geteuid', lambda: 65534)

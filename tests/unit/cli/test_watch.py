@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import logging
+import os
 import threading
 
 import pytest
@@ -305,3 +306,9 @@ def test_wrong_command_line_exits_with_2(argv, message, capsys):
         main(['watch', *argv])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_fifo_in_place_of_the_ha_state_does_not_block(tmp_path):
+    (tmp_path / 'router-1').mkdir()
+    os.mkfifo(tmp_path / 'router-1' / 'state')
+    assert watch.ha_state(str(tmp_path), 'router-1') == ''

@@ -73,6 +73,17 @@ def test_secrets_are_found_in_options_of_any_program_in_urls_in_files_and_in_cre
     }  # fmt: skip
 
 
+def test_an_at_sign_in_a_password_of_a_url_does_not_end_it(write):
+    path = write('[DEFAULT]\nauth_url = http://user:half@secret@keystone:5000/v3\n')
+    assert secret_masking.masked_lines(path, KNOWN) == ['[DEFAULT]', 'auth_url = http://***@keystone:5000/v3']
+    assert secret_masking.secrets_in([path], KNOWN) == {'half@secret'}
+
+
+def test_the_password_of_each_host_in_a_url_is_a_secret(write):
+    path = write('[DEFAULT]\ntransport_url = rabbit://nova:first-one@a:5672,nova:second-one@b:5672//\n')
+    assert {'first-one', 'second-one'} <= secret_masking.secrets_in([path], KNOWN)
+
+
 def test_every_line_of_a_file_that_cannot_be_parsed_counts_as_a_secret(write):
     found = secret_masking.secrets_in([write('[DEFAULT]\nshared_secret\nlost-secret\n')], KNOWN)
     assert 'lost-secret' in found

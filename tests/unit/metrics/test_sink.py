@@ -134,6 +134,16 @@ def test_a_directory_that_cannot_be_written_is_one_log_line_and_nothing_is_count
     assert log.count('Nothing is counted for metrics') == 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root')
+def test_root_opens_no_file_in_the_directory_of_another_user(worker, tmp_path):
+    """That user could have put links there, and the library follows them."""
+    os.chown(tmp_path / 'metrics', 65534, 65534)
+    process = worker('import logging; logging.basicConfig()', COUNT, COUNT)
+    _, log = process.communicate(timeout=60)
+    assert log.count('root opens no file there') == 1
+    assert names(tmp_path) == set()
+
+
 def test_without_a_sink_an_instrument_does_nothing():
     for instrument in instruments.ALL:
         assert vars(instrument).get('add', instrument.kind) in (instrument.kind, instruments._ignore)

@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from gunicorn.workers.workertmp import WorkerTmp
@@ -105,3 +106,14 @@ def test_a_jump_of_the_clock_ends_no_worker():
     # The file system may store microseconds only.
     assert before_s - 0.001 <= heartbeat.last_update() <= time.monotonic() + 0.001
     heartbeat.close()
+
+
+def test_a_second_reexec_before_new_workers_serve_passes_all_former_workers(monkeypatch):
+    """Those that it did not pass would serve the old version for ever."""
+    calls = []
+    monkeypatch.setattr(master.reexec, 'execute_again', lambda *arguments: calls.append(arguments))
+    notifier = SimpleNamespace(progress=lambda: None, environ={'NOTIFY_SOCKET': '/n'})
+    app = SimpleNamespace(socket_name='s', notifier=notifier, former_workers=[11, 12])
+    arbiter = SimpleNamespace(app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={13: None})
+    master._Arbiter.handle_usr1(arbiter)
+    assert calls == [({'s': 5}, [11, 12, 13], {'NOTIFY_SOCKET': '/n'})]
