@@ -10,7 +10,7 @@ from __future__ import annotations
 # --- One request, end to end ---------------------------------------------------------------------------------------
 
 REQUEST_TIMEOUT_S = 9.0
-"""Default deadline of a request. cloud-init abandons a request after 10 s."""
+"""Default deadline of a request. cloud-init waits 10 s for a response."""
 
 MIN_TIME_AFTER_QUEUE_S = 1.0
 """The deadline includes the time that a connection waited to be accepted. But a request that waited long has this much
@@ -155,7 +155,8 @@ makes hardly any cycles."""
 # --- HTTP client: namespace proxy to agent, agent to Nova ----------------------------------------------------------
 
 CONNECT_TIMEOUT_S = 3.0
-"""Time for one connection attempt: name resolution, all addresses of the name and TLS handshake together."""
+"""Time for one connection attempt: name resolution, all addresses of the name and TLS handshake together. It holds for
+the connections to Neutron and Keystone too (``lookup/neutron/transport.py``)."""
 
 UNIX_BACKLOG_RETRY_S = 0.02
 """Pause between two attempts to connect to a unix socket with a full backlog."""

@@ -3,5 +3,5 @@
 ``metadata-wsgi``.
 
 A verb of ``metadata-wsgi`` reads its options, calls the other packages, prints, and returns an exit code
-(``exit_codes``). What it lists it can print in several formats (``listing``).
+(``exit_codes``). Verbs that print a list can print it in several formats (``listing``).
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Responds 503 to every exception that no other filter handles. It is the first filter of the pipeline.
 
-The traceback is logged. The client gets a constant 503 with ``Retry-After: 1``, because cloud-init retries after 503
-and gives up after 500. No header, body or secret of the request is logged.
+The traceback is logged. The client gets a constant 503 with ``Retry-After: 1`` and not 500, because the fault may be
+temporary: 503 tells the client to retry. No header, body or secret of the request is logged.
 
 When the pipeline is loaded this filter is created last. So it also checks the complete pipeline: for each key that a
 filter reads, an earlier filter must set it. Otherwise the program does not start, with any WSGI server. A misspelt

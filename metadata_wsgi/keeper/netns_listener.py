@@ -26,7 +26,8 @@ class NetnsSocketOpener:
     def is_valid(self, listener: Listener, sock: socket.socket) -> bool:
         """Whether ``sock`` is a TCP socket that listens on the listener's port in the listener's namespace.
 
-        The kernel is asked, because an unprivileged worker may send a socket with wrong fields.
+        An unprivileged worker sends the socket and the listener's fields. The fields may be false, so the kernel is
+        asked about the socket.
         """
         try:
             return (

@@ -52,9 +52,10 @@ class PidFile:
         os.close(self._directory)
 
     def remove(self) -> None:
-        """Delete the file, then unlock it. Does nothing in a worker, which runs the same ``finally`` block at its end.
+        """Delete the file, then unlock it.
 
-        If another process has replaced the file, the new file is not deleted.
+        Does nothing in a worker: a worker is a fork of the master, and also leaves through the caller's ``finally``
+        block. If another process has replaced the file, the new file is not deleted.
         """
         if os.getpid() != self._owner:
             return

@@ -12,8 +12,8 @@ cannot have received it. All requests of a worker share a retry budget. While a 
 request at a time tries to connect to it. So a failing Nova is not loaded with the retries of all clients.
 
 While the shared secret is being changed there are two signatures. If Nova rejects one signature (403), the request is
-sent again with the other. This includes a POST, because a rejected request has no effect. The accepted signature is
-sent first from then on.
+sent again with the other signature. This includes a POST, because a rejected request has no effect. From then on the
+accepted signature is sent first.
 
 ``nova_metadata_host`` may name several hosts, separated by commas, each with its own port if needed
 (``nova1,nova2:8776,[2001:db8::1]:8775``). They are tried in order. After a failure a host is tried last for
@@ -172,7 +172,10 @@ class UpstreamApp:
     def _send_signed(
         self, request: message.Request, identity: environ_keys.SignedIdentity, deadline: Deadline
     ) -> message.Response:
-        """Send the request. If Nova rejects its signature, send it again with the other signature."""
+        """Send the request. While the secret is being changed there are two signatures.
+
+        After a 403 try the other signature, then the first one again.
+        """
         response = self._send_until(request, deadline)
         if response.status != 403 or len(identity.signatures) == 1:
             return response

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits the requests per minute of each client. Above the limit: 429 with Retry-After. Off by default.
 
-The unit is a boot: a boot with cloud-init is 28 requests in 0.2 s. cloud-init abandons its whole configuration after
-one 429. So the limit must stop endless loops and not boots: ``boots_per_minute`` is at least 2, and an instance that
-reboots immediately stays below the limit.
+The unit is a boot: a boot with cloud-init is 28 requests in 0.2 s. cloud-init 22.4.2 does not retry after 429, and may
+then boot without its metadata. So the limit must stop endless loops and not boots: ``boots_per_minute`` is at least 2,
+and an instance that reboots immediately stays below the limit.
 
 The position of the filter in the pipeline defines a client. After ``instance``, a client is a port with all its
 addresses: IPv4, IPv6 and link-local. Between ``header_source`` and ``instance``, a client is an address behind a router

@@ -164,7 +164,11 @@ _CUTOFF: ContextVar[_Cutoff] = ContextVar('metadata_wsgi.lookup.neutron.cutoff')
 
 
 class _ConnectionMixin:
-    """Opens the connection with this package's resolver, within the deadline of the scope, in CONNECT_TIMEOUT_S."""
+    """Opens the connection to Neutron or Keystone with this package's resolver.
+
+    The limits are the deadline of the scope and ``limits.CONNECT_TIMEOUT_S``, which is also the one for the agent and
+    Nova.
+    """
 
     def request(self: Any, *args: Any, **kwargs: Any) -> None:
         """Called by urllib3, with a connection that is open or not."""
