@@ -57,7 +57,7 @@ def test_the_ttl_counts_from_the_beginning_of_the_load(clock):
 
     backend = FakeBackend()
     cache = LocalCache(limit=100, clock=clock, backend=backend)
-    SingleFlight(cache, ttl_of=lambda value: Ttl(10.0, 60.0))('k', slow_load, Deadline.after(9.0, clock))
+    SingleFlight(cache, ttl_of=lambda value: Ttl(10.0, 60.0), name='lookup')('k', slow_load, Deadline.after(9.0, clock))
     assert backend.entries['k'] == ('v', 4.0, Ttl(10.0, 60.0))
     clock.sleep(5.9)
     assert cache.fresh('k').value == 'v'

@@ -162,7 +162,7 @@ def test_port_of_another_program_is_reported_before_any_rule_is_added(namespace)
 def test_another_port_that_another_program_holds_is_reported_before_any_rule_changes(namespace):
     """Otherwise requests would be redirected to that program, and the present port would be open without rules."""
     namespace.rules, namespace.open_port, namespace.holder = list(rules_for()), 9700, HAPROXY
-    with pytest.raises(NetnsError, match=r'port 9700 in qrouter-.* is held by pid 4712 \(haproxy\)'):
+    with pytest.raises(NetnsError, match=r'port 9700 in qrouter-.* is used by pid 4712 \(haproxy\)'):
         namespace.attacher.attach(ROUTER, mode='shared', port=9700)
     assert namespace.rules == list(rules_for())
 
