@@ -8,8 +8,8 @@
 
 import json
 import subprocess
-import time
 import sys
+import time
 import uuid
 from pathlib import Path
 
