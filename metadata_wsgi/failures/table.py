@@ -116,7 +116,7 @@ def merge(tables: Iterable[Sequence[Row]]) -> list[Row]:
 
 
 def to_objects(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """For JSON."""
+    """The rows as objects for JSON."""
     return [asdict(row) for row in rows]
 
 

@@ -4,8 +4,8 @@
 A client that receives an error may give up for good. The OpenStack datasource of cloud-init 22.4.2 does not repeat a
 request after any status of 400 or more (``doc/cloud_init.md``). cloud-init waits 10 s for a response. So a failed GET
 or HEAD is retried here, on the host, and the client receives an error only at the deadline. The first delay is random,
-at most ``limits.RETRY_BASE_DELAY_S``. The largest delay doubles each time, up to ``limits.RETRY_MAX_DELAY_S``. The jitter
-spreads the retries of a thousand clients when Nova becomes available again.
+at most ``limits.RETRY_BASE_DELAY_S``. The largest delay doubles each time, up to ``limits.RETRY_MAX_DELAY_S``. The
+jitter spreads the retries of a thousand clients when Nova becomes available again.
 
 A RetryBudget limits the retries of all requests together (``limits.RETRY_BUDGET_*``). Without it, if Nova responds 500
 to everything, every request would be sent about ten times. If the budget is empty, a request waits. It is retried when
