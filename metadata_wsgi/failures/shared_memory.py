@@ -71,7 +71,7 @@ class FailureMemory:
         return read(self._fd)
 
     def close(self) -> None:
-        """In a worker: of its siblings. In the master: of a worker whose failures are no longer wanted."""
+        """Close the memory: a worker closes those of its siblings, the master those that are no longer wanted."""
         os.close(self._fd)
         if self._map is not None:
             # It has a descriptor of its own.

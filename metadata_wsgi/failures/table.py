@@ -50,7 +50,7 @@ class Row:
 
 
 class FailureTable:
-    """Not locked: the greenlets of a worker change it, and none of its methods yields to another."""
+    """The table. It has no lock: the greenlets of a worker change it, and none of its methods yields to another."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
