@@ -9,7 +9,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 LAB_PROGRAMS := ip:iproute2 iptables:iptables curl:curl
 TEST_PROGRAMS := $(LAB_PROGRAMS) nft:nftables sysctl:procps haproxy:haproxy memcached:memcached \
 	redis-server:redis-server strace:strace netstat:net-tools cloud-init:cloud-init openssl:openssl faketime:faketime \
-	keepalived:keepalived dnsmasq:dnsmasq-base \
+	keepalived:keepalived dnsmasq:dnsmasq-base groff:groff-base zsh:zsh \
 	/lib/systemd/systemd:systemd /usr/include/asm-generic/unistd.h:linux-libc-dev
 
 .PHONY: lab test clean

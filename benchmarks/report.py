@@ -23,7 +23,7 @@ NAMES = {
 INTRODUCTION = """\
 # Benchmark
 
-This page compares the [modes](modes.md) of this path with two others:
+This page compares the [modes](modes.md) of metadata_wsgi with two others:
 
 - "Neutron 29 and haproxy" is what most operators run today: one haproxy in the namespace of each router, configured by
   Neutron's own driver, and Neutron's metadata agent behind it. The agent's RPC calls are answered in its own process.

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 STORED_SOCKET = 'metadata_proxy'
-"""Its name in systemd's file descriptor store, and for the next process at SIGUSR1."""
+"""Name of the agent's socket in systemd's file descriptor store, and for the next process at SIGUSR1."""
 
 OPTS = [
     cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the paste file of the package.'),

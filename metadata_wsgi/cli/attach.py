@@ -52,7 +52,7 @@ BULK_THRESHOLD = 4
 """If there are at least this many targets, rules are copied (``netns.ruleset_template``)."""
 
 COLUMNS = ('kind', 'id', 'namespace', 'mode', 'pid', 'port', 'rules', 'problems', 'notes')
-"""Of ``attached``."""
+"""The columns of ``attached``."""
 
 OUTCOMES = {
     PROCESS: ('its proxy runs already', 'a proxy was started'),

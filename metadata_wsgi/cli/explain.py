@@ -5,7 +5,7 @@ Passes one request through the configured pipeline as if the instance had sent i
 and an address. For each filter it prints the data that the filter sets and the time that it took. It also prints the
 queries of the lookup and the request to Nova, with the signature masked. With ``--send`` the request is sent to Nova
 and Nova's response is printed. In the formats for programs there is a row for each step, and the body of a response is
-left out.
+left out. A filter that refuses the request has no line.
 """
 
 from __future__ import annotations

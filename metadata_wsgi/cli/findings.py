@@ -42,5 +42,5 @@ def to_listing(findings: Iterable[Finding]) -> Listing:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """Of all of them together."""
+    """The exit code of all findings together."""
     return exit_codes.worst(EXIT_CODES[one.state] for one in findings)

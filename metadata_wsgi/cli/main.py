@@ -94,7 +94,7 @@ class _Version(argparse.Action):
 
 
 def _parsers(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
-    """By verb."""
+    """The parser of each verb."""
     (found,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return found.choices
 

@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _can_hand_over(args: argparse.Namespace) -> bool:
     """Whether the shared proxy can serve this namespace instead of this process.
 
-    So it is if root starts the program as an agent does: for one id, in the background and with a pid file.
+    It can if root starts the program as an agent does: for one id, in the background and with a pid file.
     """
     is_uuid = UUID.fullmatch(args.router_id or args.network_id or '')
     return bool(is_uuid and args.daemonize and args.pid_file and not args.listen_fd and os.geteuid() == 0)

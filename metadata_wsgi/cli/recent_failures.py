@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi status --failures``: recent failures of all workers on this host, a row for each client and reason.
 
-The workers keep them in memory (``metadata_wsgi.failures``): they are gone after a restart, and kept over a reload.
+The workers keep the failures in memory (``metadata_wsgi.failures``). A reload keeps them, a restart loses them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NO_WORKER = 'no worker publishes failures: the agent does not run, or it is not 
 
 
 def show(args: argparse.Namespace) -> int:
-    """Print them. The exit code says whether they could be read, not whether there are any."""
+    """Print the failures. The exit code says whether they could be read, not whether there are any."""
     tables = shared_memory.read_all()
     if not tables:
         print(NO_WORKER, file=sys.stderr)

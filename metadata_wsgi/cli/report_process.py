@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts ``metadata-wsgi report`` at SIGUSR2.
 
-A process of its own, because the master of a server must not import what a report needs: its workers are forked from
-it, and import libraries after gevent has patched what these use.
+The report is made by a process of its own. The master of a server must not import what a report needs: the workers are
+forked from the master, and import libraries after gevent has patched what these use.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ LOG = logging.getLogger(__name__)
 
 
 def start(state_path: str, program: str, options: Sequence[str] = ()) -> None:
-    """Start it in the background, with the ``options`` that select the configuration of ``program``. Raises OSError.
+    """Start the report in the background, with the ``options`` that select the configuration of ``program``.
 
-    It replaces ``report-<program>.txt`` in the state directory.
+    Raises OSError. It replaces ``report-<program>.txt`` in the state directory.
     """
     path = os.path.join(os.path.abspath(state_path), f'report-{program}.txt')
     argv = [installed.program('metadata-wsgi'), 'report', '--state-path', state_path, '--output', path, *options]

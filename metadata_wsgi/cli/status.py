@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi status``: shows whether agent and keeper run, what is attached, and the last faults in the log.
 
-Read from the sockets, the kernel and the log, not from a record. The exit code is for a monitor (``exit_codes``).
+The state is read from the sockets, the kernel and the log, not from a record. The exit code is for a monitor
+(``exit_codes``).
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def _health(path: str) -> Finding:
 
 
 def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | None, Finding]:
-    """Its entries, None if it does not respond; and whether it runs, and which workers serve its sockets."""
+    """The keeper's entries (None if it does not respond), and its finding: does it run, which workers serve?"""
     path = admin_client.socket_path(state_path)
     if not os.path.exists(path):
         return [], Finding('keeper', WELL, 'does not run; only the modes shared and one_hop need it')

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory in which a worker publishes its table of failures, and from which ``status`` reads it.
 
-The master makes one anonymous file in memory (memfd_create(2)) for each worker before it forks it, and keeps it open.
-A worker that ended, even by SIGKILL, leaves its last table to the master. There is no file in a directory: nothing
-that a worker could replace by a link, nothing to clean up after a crash, and nothing for a worker's user to permit.
+The master makes one anonymous file in memory (memfd_create(2)) for each worker before it forks the worker. It keeps the
+file open. A worker that ended, even by SIGKILL, leaves its last table to the master. There is no file in a directory:
+nothing that a worker could replace by a link, nothing to clean up after a crash, and nothing for a worker's user to
+permit.
 
 The size is sealed, so a worker cannot make it larger. What a worker writes is not trusted: it is parsed with bounds,
 and whatever is not a row of the table is left out.
@@ -70,7 +71,7 @@ class FailureMemory:
         return read(self._fd)
 
     def close(self) -> None:
-        """In a worker: of its siblings. In the master: of a worker whose failures are no longer wanted."""
+        """Close the memory: a worker closes those of its siblings, the master those that are no longer wanted."""
         os.close(self._fd)
         if self._map is not None:
             # It has a descriptor of its own.

@@ -50,7 +50,7 @@ class Row:
 
 
 class FailureTable:
-    """Not locked: the greenlets of a worker change it, and none of its methods yields to another."""
+    """The table. It has no lock: the greenlets of a worker change it, and none of its methods yields to another."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -116,7 +116,7 @@ def merge(tables: Iterable[Sequence[Row]]) -> list[Row]:
 
 
 def to_objects(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """For JSON."""
+    """The rows as objects for JSON."""
     return [asdict(row) for row in rows]
 
 

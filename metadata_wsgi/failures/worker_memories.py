@@ -12,21 +12,24 @@ LOG = logging.getLogger(__name__)
 
 
 class WorkerMemories:
-    """By the worker's number (gunicorn's ``age``). The last ``limits.FORMER_WORKERS`` that ended are kept."""
+    """The memories by the worker's number (gunicorn's ``age``).
+
+    Of workers that ended, the last ``limits.FORMER_WORKERS`` memories are kept.
+    """
 
     def __init__(self) -> None:
         self._memories: dict[int, FailureMemory] = {}
         self._ended: list[int] = []
 
     def add(self, number: int) -> None:
-        """In the master, before the worker is forked."""
+        """Make the memory of a worker. Called in the master, before the worker is forked."""
         try:
             self._memories[number] = FailureMemory()
         except OSError as error:
             LOG.warning('The failures of a worker cannot be read by status and report: no shared memory: %s', error)
 
     def end(self, number: int) -> None:
-        """In the master, after the worker has ended."""
+        """Keep the memory of a worker that has ended. Called in the master."""
         self._ended.append(number)
         for former in self._ended[: -limits.FORMER_WORKERS]:
             memory = self._memories.pop(former, None)
@@ -35,7 +38,10 @@ class WorkerMemories:
         del self._ended[: -limits.FORMER_WORKERS]
 
     def take(self, number: int) -> FailureMemory | None:
-        """In the worker: its memory. Closes the others, so that a compromised worker can change its own table only."""
+        """The memory of this worker. Called in the worker.
+
+        Closes the others, so that a compromised worker can change its own table only.
+        """
         own = self._memories.pop(number, None)
         for other in self._memories.values():
             other.close()

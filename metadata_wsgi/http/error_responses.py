@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Error responses of the filters and apps: constant texts that reveal nothing about the cloud.
 
-The status says whether a client may retry. 404 is sent only if there is certainly no such instance: no client retries
-after 404. Every temporary fault gets 503 with Retry-After. Not every client retries after 503: cloud-init 25.1 does,
-cloud-init 22.4.2 does not (``doc/cloud_init.md``). So faults are first retried on the host (``http/retry.py``).
+The status says whether a client may retry. 404 is final, so it is sent only if there is certainly no such instance.
+Every temporary fault gets 503 with Retry-After. Not every client retries after 503: the OpenStack datasource of
+cloud-init 25.1.4 does, that of 22.4.2 does not (``doc/cloud_init.md``). So faults are first retried on the host
+(``http/retry.py``).
 
 The statuses of requests that cannot be parsed are in ``server/parse_errors.py``. WebOb's responses would do, but its
 import costs each process 2.6 MB.
@@ -67,7 +68,7 @@ def payload_too_large(limit: int) -> WSGIApplication:
 
 
 def unavailable() -> WSGIApplication:
-    """503 with ``Retry-After: 1``. With 0 a client could retry without a pause, or count the retry as its last."""
+    """503 with ``Retry-After: 1``. The value is not 0: cloud-init 25.1 treats 0 as no value."""
     return _text_response(
         HTTPStatus.SERVICE_UNAVAILABLE, 'The metadata service is not available now.', ('Retry-After', '1')
     )

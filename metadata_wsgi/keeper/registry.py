@@ -145,7 +145,8 @@ class Registry(Generic[S]):
     def restore_from_worker(self, listener: Listener, sock: S) -> bool:
         """Register a socket that a worker has from an earlier keeper. Returns False if the worker must close it.
 
-        So it is if the listener was unregistered meanwhile, its namespace was deleted, or another socket is registered.
+        The worker must close it in three cases: the listener was unregistered meanwhile, its namespace was deleted, or
+        another socket is registered.
         """
         current = self._registered.get(listener.key)
         if current:

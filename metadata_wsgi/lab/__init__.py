@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cloud on one machine, to see the metadata path work and to try a change.
+"""A cloud on one machine, to see the programs work and to try a change.
 
 It has three networks with the same addresses, 10.1.1.0/24: two behind a router each, of two tenants, and an isolated
 one. Each network has an instance at 10.1.1.2. Routers, DHCP servers and instances are network namespaces. The rules,

@@ -2,7 +2,7 @@
 """network_data.json: the interfaces of an instance, from its ports and their subnets. Pure functions.
 
 If an address is in no subnet, or in a subnet with ``dhcp: true``, the file says "use DHCP" instead of the address.
-Link-local IPv6 addresses are left out, because an instance makes its own.
+Link-local IPv6 addresses are left out, because an instance makes its own link-local address.
 """
 
 from __future__ import annotations

@@ -114,8 +114,8 @@ def _is_locked(path: str) -> bool:
 def _move_to_ended(directory: str, name: str) -> None:
     """Add the counts in the file ``name`` to those of ended processes, and remove it.
 
-    It is removed first: if this process is killed in between, counts are lost and not doubled. Prometheus takes a
-    counter that fell for one that started again; one that jumped it takes for events.
+    The file is removed first. If this process is killed in between, counts are lost and not doubled. Prometheus takes a
+    counter that fell for a counter that started again. It would take doubled counts for new events.
     """
     from prometheus_client.mmap_dict import MmapedDict
 

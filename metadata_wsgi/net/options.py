@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the agent's unix socket; ``listeners`` says what they mean.
 
-A module of their own: the keeper and the namespace proxies open sockets and read no options, and oslo.config would cost
-each of them megabytes.
+They are in a module of their own: the keeper and the namespace proxies open sockets and read no options, and
+oslo.config would cost each of them megabytes.
 """
 
 from __future__ import annotations

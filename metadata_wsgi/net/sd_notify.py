@@ -10,7 +10,8 @@ sockets to keep for the next process of the service.
 Each program sends WATCHDOG=1 only after it has done its work: a timer beside the work would go on while the work hangs.
 
 The variables that describe systemd are removed from the environment, so that no child process notifies in the name of
-the service. Not the library ``sdnotify``: it cannot send descriptors, which the keeper does (``keeper.fdstore``).
+the service. The library ``sdnotify`` is not used: it cannot send descriptors, and the keeper sends some
+(``keeper.fdstore``).
 """
 
 from __future__ import annotations
@@ -154,5 +155,5 @@ def inherited(
 
 
 def _line(status: str) -> str:
-    """Without line breaks: behind one another notification would begin."""
+    """``status`` without line breaks: a line break would begin another notification."""
     return ' '.join(status.split())[:MAX_STATUS_CHARS]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaches the metadata path to the namespace of a router or an isolated network, and detaches it.
+"""Attaches the namespace of a router or an isolated network, and detaches it.
 
 Attach checks that the namespace exists and that the port is free. It adds the rules (router) or the address (network).
 Then it starts the process, or makes the keeper listen. The rules are added first, so that other packets cannot reach
@@ -393,13 +393,13 @@ class Attacher:
         return started
 
     def _wait_for_workers(self, target: AttachTarget, port: int) -> None:
-        """Wait until they have closed the keeper's socket: an attach that fails now must not see it open."""
+        """Wait until the workers have closed the keeper's socket: an attach that fails now must not see it open."""
         deadline_s = self._clock() + self._close_timeout_s
         while proxy_process.is_port_open(target.namespace, port) and self._clock() < deadline_s:
             self._sleep(START_POLL_S)
 
     def _close_in_keeper(self, target: AttachTarget) -> bool:
-        """Whether the keeper had a socket of it."""
+        """Make the keeper close the listeners of ``target``. Returns whether there were any."""
         try:
             return self._keeper is not None and self._keeper.detach(target)
         except NetnsError as error:

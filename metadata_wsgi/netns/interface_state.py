@@ -10,8 +10,8 @@ Facts:
   use it as their default route and lose this route at detach.
 - It has our IFA_PROTO, like the IPv4 address (``dhcp_address``).
 - During duplicate address detection (DAD) an address is tentative: it cannot be used. If the detection fails, the
-  address stays with the flag dadfailed, and the kernel never checks it again (RFC 4862, 5.4). ``link_local`` retries
-  it: it removes the address and adds it again.
+  address stays with the flag dadfailed, and the kernel never checks it again (RFC 4862, 5.4). ``link_local``
+  retries it: it removes the address and adds it again.
 """
 
 from __future__ import annotations

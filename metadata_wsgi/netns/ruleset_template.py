@@ -118,7 +118,7 @@ class Ruleset:
 
     @property
     def has_ours(self) -> bool:
-        """Whether it contains any of our rules."""
+        """Whether the ruleset contains any of our rules."""
         return any(rule.is_ours for rule in self.rules)
 
     def by_chain(self) -> dict[tuple[int, bytes, bytes], list[Item]]:

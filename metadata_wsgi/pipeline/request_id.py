@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """One id for each request, from the client to Nova and back, and in every log line.
 
-The id has the form of OpenStack: ``req-`` and a UUID. The namespace proxy (in mode ``one_hop`` the agent) takes the one
+The id has the form of OpenStack: ``req-`` and a UUID. The namespace proxy (in mode ``one_hop`` the agent) takes the id
 in the client's ``X-Openstack-Request-Id`` if it has exactly this form, else it makes one. So an instance chooses at
-most 32 hexadecimal digits of a log line; it can repeat an id, and does not learn those of other instances. What
-identifies an instance is never the request id: log lines name address and router beside it.
+most 32 hexadecimal digits of a log line; it can repeat an id, and does not learn those of other instances. The
+request id never identifies an instance: log lines name address and router beside it.
 
 The agent takes the id of the namespace proxy in the same way, and sends it to Nova and Neutron, which log it as
 ``global_request_id`` if their paste files have the filter ``request_id``.
@@ -37,7 +37,7 @@ _FORMAT = re.compile(r'req-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
 def make() -> str:
-    """A new id. Not a secret, so the quick generator: uuid4() reads the kernel's and takes three times as long."""
+    """A new id. It is not a secret, so a quick generator makes it: uuid4() would take three times as long."""
     digits = f'{random.getrandbits(128):032x}'
     return f'req-{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}'
 

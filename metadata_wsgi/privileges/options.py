@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the user that the agent's workers run as; ``identity`` says what they mean.
 
-A module of their own: the namespace proxies need the identity and not the options, and oslo.config would cost each of
-them megabytes.
+They are in a module of their own: the namespace proxies need the identity and not the options, and oslo.config would
+cost each of them megabytes.
 """
 
 from __future__ import annotations

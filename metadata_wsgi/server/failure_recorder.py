@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 class FailureRecorder:
-    """Of one worker. ``memory`` is None where the kernel has none: then nothing is published."""
+    """The recorder of one worker. ``memory`` is None where the kernel has none: then nothing is published."""
 
     def __init__(self, memory: FailureMemory | None, table: FailureTable | None = None) -> None:
         self.table = table or FailureTable()
         self._memory = memory
 
     def record(self, environ: WSGIEnvironment) -> None:
-        """Count the FAILURE of a request of an instance. A request of this host, such as a health check, is none."""
+        """Count the FAILURE of an instance's request. Requests of this host, such as health checks, are not counted."""
         source: environ_keys.Source | None = environ.get(environ_keys.SOURCE)
         if source is None and is_local_request(environ):
             return

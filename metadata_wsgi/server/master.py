@@ -10,8 +10,9 @@ SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TI
 SIGUSR1 starts the installed version of the program in this process, see ``reexec``. Log files are opened again then.
 SIGUSR2 writes a report for a bug report (``metadata-wsgi report``) into the state directory.
 
-systemd is notified (``net.sd_notify``) that the service has started when a worker serves, of the number of workers that
-serve, of a reload that failed, and of progress, once a second, only while a worker sends heartbeats (``progress``).
+systemd is notified (``net.sd_notify``) when the first worker serves: the service has started. It is also notified of
+the number of workers that serve, of a reload that failed, and of progress. Progress is sent once a second, and only
+while a worker sends heartbeats (``progress``).
 
 Workers use gevent: a waiting request (for Quantum, for Nova, for a slow client) costs a few kilobytes and no thread.
 
@@ -329,7 +330,7 @@ class _Arbiter(Arbiter):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def reload(self) -> None:
-        """Not gunicorn's, which stops the former workers at once and waits for their end."""
+        """Replaces gunicorn's method, which stops the former workers at once and waits for their end."""
         log_files.reopen()
         try:
             self.app.check_config_in_child(is_cancelled=lambda: not self._continue_check())
@@ -355,7 +356,7 @@ class _Arbiter(Arbiter):
         self.app.former_workers = []
 
     def handle_usr1(self) -> None:
-        """gunicorn opens the log files again here. So does this: another program with the same process id."""
+        """Start the installed program again in this process. As in gunicorn, log files are opened again."""
         if not self.app.socket_name:
             LOG.warning('SIGUSR1 does nothing here: restart the program; SIGHUP opens the log files again')
             return
@@ -367,7 +368,7 @@ class _Arbiter(Arbiter):
         reexec.execute_again({self.app.socket_name: listener.fileno()}, workers, self.app.notifier.environ)
 
     def handle_usr2(self) -> None:
-        """gunicorn starts a second master here. Ours writes a report."""
+        """Write a report. gunicorn would start a second master."""
         if self.app.write_report is None:
             LOG.warning('SIGUSR2 does nothing here')
             return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the agent's server.
 
-A module of their own: the namespace proxies have the server and not the options, and oslo.config would cost each of
-them megabytes.
+They are in a module of their own: the namespace proxies have the server and not the options, and oslo.config would cost
+each of them megabytes.
 """
 
 from __future__ import annotations

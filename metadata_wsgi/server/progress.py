@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a worker makes progress. Only a worker that does sends its heartbeat to the master.
+"""Whether a worker makes progress. A worker sends its heartbeat to the master only while it makes progress.
 
 Two faults stop the heartbeat. The event loop hangs: then nothing runs, the heartbeat included. Or the event loop runs,
 but requests are stuck: the deadline of one passed long ago, and no other request has ended since.

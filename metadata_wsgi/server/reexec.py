@@ -5,8 +5,8 @@ So an upgrade has no gap, where a restart has one of seconds, longer on a busy h
 process id stays, so systemd and the workers notice nothing.
 
 The new program gets the listening sockets as systemd passes them (``net.sd_notify.inherited``), and the process ids of
-the workers in a variable. When its own workers serve it ends those. If it does not start, the process ends with its
-error, the former workers end too, and systemd starts the unit again.
+the workers in a variable. When its own workers serve, it ends the former workers. If it does not start, the process
+ends with its error, the former workers end too, and systemd starts the unit again.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def former_workers(environ: MutableMapping[str, str] = os.environ) -> list[int]:
 
 
 def end(pids: Iterable[int]) -> None:
-    """Send SIGTERM to those that are still children of this process: another process may have the number by now."""
+    """Send SIGTERM to the processes that are still children: another process may have the number by now."""
     for pid in pids:
         if _is_child(pid):
             os.kill(pid, signal.SIGTERM)

@@ -8,18 +8,18 @@
     directory: reachable, 3 s ago
     nova: reachable, 1 s ago
 
-``/healthcheck`` is readiness: 200, or 503 with the reasons, if the lookup or Nova failed at the last request that used
-it, at most a minute ago, or if the node is drained. To drain a node create the file ``disable_by_file_path``; requests
-of instances are served on. ``/healthcheck/live`` is liveness: 200 as long as a worker responds, whatever fails behind
-it: a restart of the agent repairs neither Neutron nor Nova. HEAD gives 204. With ``Accept: application/json`` the same
-as JSON.
+``/healthcheck`` is readiness: 200, or 503 with the reasons. It is 503 in two cases. The lookup or Nova failed at the
+last request that used it, at most a minute ago. Or the node is drained: the file ``disable_by_file_path`` exists. A
+drained agent still serves instances. ``/healthcheck/live`` is liveness: 200 as long as a worker responds, even if
+Neutron or Nova fails, because a restart of the agent repairs neither. HEAD gets 204 instead of 200. With ``Accept:
+application/json`` the response is JSON.
 
 The check sends no request of its own: it reports the results of clients' requests in the worker process that responds.
 So it costs nothing, and a host without requests is healthy.
 
-A request for the same path from an instance goes to Nova: only a request on the agent's own socket without any header
-that names a client is one of the host, and a namespace proxy always sends such headers. The address in
-``[metrics] listen`` has these paths too. Stands behind ``request_id``.
+A request for the same path from an instance goes to Nova. A request is one of the host if it is on the agent's own
+socket and has no header that names a client. A namespace proxy always sends such headers. The address in ``[metrics]
+listen`` has these paths too. The filter stands behind ``request_id``.
 
 The paths, statuses, options and the form of the response are oslo.middleware's, the code is not: its healthcheck is an
 application and no filter any more, needs a library with a C extension, and takes 7 MB of memory in each worker.

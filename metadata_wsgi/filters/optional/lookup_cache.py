@@ -10,9 +10,9 @@ If an address moves to another instance, the new instance gets the metadata of t
 ``lookup_cache_seconds``; while Quantum is unavailable, for at most ``lookup_cache_stale_seconds``. The result "no
 instance" is cached for ``lookup_cache_none_seconds``. Errors are not cached.
 
-If Nova responds 404 for a cached instance, the instance may be deleted. Then the address is looked up again at once.
-If it belongs to another instance now, a GET or HEAD is sent to Nova once more, for the new instance. For other methods
-(POST writes the password) the instance is always looked up anew.
+If Nova responds 404 for a cached instance, the instance may be deleted. Then the address is looked up again at once. If
+the address belongs to another instance now, a GET or HEAD is sent to Nova once more, for the new instance. For other
+methods (POST writes the password) the instance is always looked up anew.
 
 The key of an entry is the address and the router or network of the client, so no client can reach entries of another
 client. The filter reads SOURCE and DEADLINE and writes INSTANCE.

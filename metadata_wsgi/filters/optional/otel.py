@@ -144,7 +144,7 @@ def _set_traceparent(environ: WSGIEnvironment) -> None:
 
 
 def _attributes(environ: WSGIEnvironment, status: str) -> dict[str, Any]:
-    """By OpenTelemetry's conventions for HTTP servers; our own have a prefix."""
+    """The attributes, by OpenTelemetry's conventions for HTTP servers. Our own attributes have a prefix."""
     found: dict[str, Any] = {
         'http.request.method': environ['REQUEST_METHOD'],
         'url.path': environ.get('PATH_INFO', '')[:MAX_PATH_LENGTH],

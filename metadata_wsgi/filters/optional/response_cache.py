@@ -94,9 +94,9 @@ class CachedResponse:
     body: bytes
 
     def send(self, start_response: StartResponse, age_s: float) -> Iterable[bytes]:
-        """Send it, ``age_s`` seconds after it was received, with its Age (RFC 9111, 5.1).
+        """Send the response, ``age_s`` seconds after it was received, with its Age (RFC 9111, 5.1).
 
-        Without the request id of Nova, if it has one: it is that of another request.
+        A request id of Nova in it is not sent: that id belongs to another request.
         """
         headers = [header for header in self.headers if header[0].lower() not in ('age', header_names.REQUEST_ID)]
         start_response(self.status, [*headers, ('Age', str(int(age_s) + self._received_age_s()))])

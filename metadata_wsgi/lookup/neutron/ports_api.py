@@ -6,8 +6,8 @@ and a response that is not a list of ports. Permanent errors are InstanceLookupE
 404, and a redirect. Redirects are not followed, because their target would get the token. No error text contains a
 token or the body of a response.
 
-A query has the id of the request that it is made for (``X-Openstack-Request-Id``), which Neutron logs. Of several
-requests that are looked up in one query, it is that of one of them.
+A query has the id of the request that it is made for (``X-Openstack-Request-Id``), which Neutron logs. If one
+query is made for several requests, it has the id of one of them.
 
 While Neutron accepts no connections it gets one attempt at a time (circuit breaker). All other queries fail at once.
 """
@@ -78,7 +78,7 @@ class PortsApi:
     def network_owners(self, deadline: Deadline, on_query: OnQuery) -> list[str]:
         """The project of each network whose use of addresses Neutron shows.
 
-        By Neutron's default policy only the roles admin and service see any: each of them those of all projects.
+        By Neutron's default policy only the roles admin and service see such networks, those of all projects.
         Raises as ``ports`` does; Neutron may be without this extension (404).
         """
         started_s = time.monotonic()
