@@ -24,7 +24,7 @@ FAULTS = {
     ],
     ONE_HOP: ['SIGKILL agent worker', 'SIGKILL keeper', 'reload agent in a loop', 'Nova flapping'],
     PROCESS: ['SIGKILL agent master', 'SIGKILL proxy of one router', 'Nova resetting'],
-    CACHED: ['memcached hanging', 'memcached garbage', 'Neutron down'],
+    CACHED: ['memcached hanging', 'memcached garbage'],
 }  # fmt: skip
 
 
