@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -23,6 +24,9 @@ PROGRAM = 'metadata-wsgi'
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Results and errors keep their order also where both go to one file or pipe.
+        sys.stdout.reconfigure(line_buffering=True)
     words = sys.argv[1:] if argv is None else list(argv)
     parser = make_parser(_modules_of(words))
     args, unknown = parser.parse_known_args(words)

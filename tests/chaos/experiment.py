@@ -15,6 +15,10 @@ from tests.chaos.load import OK, RETRY_AFTER, Exchange, Load
 
 RECOVERY_TIMEOUT_S = 60.0
 POLL_S = 0.1
+SETTLE_S = 2.0
+"""Where the host repairs itself: the time in which a failure must show. A worker may serve for up to a second after
+its master was killed, and a request that it served is no proof of recovery.
+"""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ def run(setup: str, host: Host, load: Load, fault: Fault, for_s: float) -> Row:
         repaired_s = time.monotonic()
     else:
         repaired_s = injected_s
-    recovered = _wait_for_recovery(host, load, repaired_s)
+    recovered = _wait_for_recovery(host, load, repaired_s, not_before_s=repaired_s + (0 if fault.repair else SETTLE_S))
     exchanges = [exchange for exchange in load.take() if exchange.ended_s >= began_s]
     recovery_s = _recovery_s(exchanges, repaired_s) if recovered else None
     # Where the host repairs itself, the fault lasts until it has.
@@ -94,21 +98,25 @@ def judge(host: Host, fault: Fault, exchanges: Sequence[Exchange], *, outlasts: 
     return [f'{count} x {what}' for what, count in broken.items()]
 
 
-def _wait_for_recovery(host: Host, load: Load, repaired_s: float) -> bool:
-    """Whether each client got a response to a request that it sent after the repair."""
+def _wait_for_recovery(host: Host, load: Load, repaired_s: float, *, not_before_s: float) -> bool:
+    """Whether each client's last request was sent after the repair and was successful, at ``not_before_s`` or later."""
     give_up_at_s = time.monotonic() + RECOVERY_TIMEOUT_S
     while time.monotonic() < give_up_at_s:
-        last_ok = [load.last_ok.get(client.number) for client in host.clients]
-        if all(one is not None and one.started_s >= repaired_s for one in last_ok):
+        last = [load.last.get(client.number) for client in host.clients]
+        if time.monotonic() >= not_before_s and all(
+            one is not None and one.outcome == OK and one.started_s >= repaired_s for one in last
+        ):
             return True
         time.sleep(POLL_S)
     return False
 
 
 def _recovery_s(exchanges: Sequence[Exchange], repaired_s: float) -> float:
-    """Seconds from the repair until the last client had its first response to a request sent after it."""
+    """Seconds from the repair until each client had a successful response that no failure followed."""
     first: dict[int, float] = {}
-    for exchange in exchanges:
-        if exchange.outcome == OK and exchange.started_s >= repaired_s:
+    for exchange in sorted(exchanges):
+        if exchange.outcome != OK:
+            first.pop(exchange.client, None)
+        elif exchange.started_s >= repaired_s:
             first.setdefault(exchange.client, exchange.ended_s)
     return max(first.values(), default=repaired_s) - repaired_s

@@ -48,8 +48,8 @@ class Load:
         self._exchanges: list[Exchange] = []
         self._record = record or self._exchanges.append
         self._stopping = threading.Event()
-        self.last_ok: dict[int, Exchange] = {}
-        """The last successful exchange of each client."""
+        self.last: dict[int, Exchange] = {}
+        """The last exchange of each client."""
         self._threads = [threading.Thread(target=self._run, args=(client,), daemon=True) for client in clients]
         for thread in self._threads:
             thread.start()
@@ -78,9 +78,8 @@ class Load:
                 if self._stopping.wait(self._pause_s):
                     return
                 exchange = send(client, target)
-                if exchange.outcome == OK:
-                    self.last_ok[client.number] = exchange
                 self._record(exchange)
+                self.last[client.number] = exchange
 
 
 def send(client: Client, target: str) -> Exchange:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -74,3 +75,16 @@ def test_a_verb_imports_only_the_slow_libraries_that_it_needs(line, tmp_path):
 def test_the_path_of_the_healthcheck_is_that_of_its_filter():
     (default,) = (opt.default for opt in healthcheck_filter.OPTS if opt.name == 'path')
     assert default == healthcheck.PATH
+
+
+def test_results_and_errors_keep_their_order_in_one_pipe(tmp_path):
+    """A buffered result would follow an error that was printed after it."""
+    paste = tmp_path / 'api-paste.ini'
+    paste.write_text('[pipeline:agent]\npipeline = gone\n')
+    done = subprocess.run(
+        [sys.executable, '-m', 'metadata_wsgi.cli.main', 'check-config', '--paste-file', str(paste)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        env={name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'},
+    )  # fmt: skip
+    result, error = done.stdout.find('configuration'), done.stdout.find('gone')
+    assert 0 <= result < error, done.stdout
