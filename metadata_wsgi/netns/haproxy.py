@@ -94,14 +94,19 @@ class Conversion:
             os.close(pidfd)
         return True
 
-    def give_back(self, proxy: Proxy, detach: Callable[[str], object]) -> bool:
-        """Start haproxy with Neutron's configuration and end the holder. Returns False if it is already a haproxy.
+    def give_back(self, proxy: Proxy, detach: Callable[[str], bool]) -> bool:
+        """Start haproxy with Neutron's configuration and end the holder. Returns whether anything was changed.
 
-        When haproxy listens, ``detach`` is called with the id; it must make the keeper close its sockets. Raises
-        NetnsError if haproxy does not start; then nothing is changed.
+        When haproxy listens, ``detach`` is called with the id. It must make the keeper close its sockets, and return
+        whether there were any. Raises NetnsError if haproxy does not start; then nothing is changed. If the keeper does
+        not respond, NetnsError is raised too, although haproxy serves: a worker may still accept on the socket. Then
+        ``give_back`` must be repeated when the keeper runs.
         """
         if proxy.is_haproxy:
-            return False
+            try:
+                return detach(proxy.id)
+            except NetnsError:
+                return False  # on a host that has been given back, the keeper does not run
         holder = self._opened(proxy)
         try:
             configuration = self._configuration_of(proxy.id)
