@@ -17,9 +17,8 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 
 from metadata_wsgi.cli import exit_codes, verbs
+from metadata_wsgi.cli.verbs import PROGRAM
 from metadata_wsgi.errors import ConfigError, MetadataError, UsageError
-
-PROGRAM = 'metadata-wsgi'
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -31,7 +31,8 @@ from oslo_config import cfg
 from metadata_wsgi import safe_files
 from metadata_wsgi.cli import (
     agent,
-    attach,
+    attach_command,
+    attached,
     check_config,
     listing,
     option_registry,
@@ -219,8 +220,8 @@ def _attached(args: argparse.Namespace) -> Iterator[str]:
     arguments = argparse.Namespace(
         config_file=[], state_path=_conf(args).state_path, metadata_proxy_socket=None, iptables=None
     )
-    statuses, _ = attach.statuses(arguments)
-    yield from attach.table(statuses).splitlines()
+    statuses, _ = attached.statuses(arguments)
+    yield from attached.table(statuses).splitlines()
 
 
 def _processes(args: argparse.Namespace) -> Iterator[str]:
@@ -261,7 +262,7 @@ def _state_directory(args: argparse.Namespace) -> Iterator[str]:
 
 def _rules(args: argparse.Namespace) -> Iterator[str]:
     names = [name for name in namespaces.names() if name.startswith(tuple(PREFIXES.values()))]
-    iptables = attach.iptables()
+    iptables = attach_command.iptables()
     for name in names[:MAX_NAMESPACES]:
         yield name
         try:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from oslo_config import cfg
 
-from metadata_wsgi.cli import attach, findings, healthcheck, listing, recent_failures, verbs
+from metadata_wsgi.cli import attach_command, attached, findings, healthcheck, listing, recent_failures, verbs
 from metadata_wsgi.cli.findings import NOT_WELL, UNKNOWN, WELL, Finding
 from metadata_wsgi.cli.terminal import printable
 from metadata_wsgi.config import config_files, state_paths
@@ -143,7 +143,9 @@ def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | Non
 def attachments(state_path: str, entries: list[KeeperEntry] | None) -> Finding:
     """What is attached. ``entries`` None: the keeper does not respond."""
     try:
-        found = attachment_status.list_attachments(attach.iptables(), state_path=state_path, keeper_entries=entries)
+        found = attachment_status.list_attachments(
+            attach_command.iptables(), state_path=state_path, keeper_entries=entries
+        )
     except MetadataError as error:
         return Finding('attached', NOT_WELL, str(error))
     # A mode without a worker is listed once, with the keeper.
@@ -153,7 +155,7 @@ def attachments(state_path: str, entries: list[KeeperEntry] | None) -> Finding:
     by_mode = ', '.join(f'{modes[mode]} in mode {mode}' for mode in (*MODES, attachment_status.UNKNOWN) if modes[mode])
     text = f'{len(found)} routers and networks, {len(wrong)} of them with problems' + (by_mode and f': {by_mode}')
     return Finding(
-        'attached', NOT_WELL if wrong else WELL, text, tuple(attach.table(wrong).splitlines() if wrong else ())
+        'attached', NOT_WELL if wrong else WELL, text, tuple(attached.table(wrong).splitlines() if wrong else ())
     )
 
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+PROGRAM = 'metadata-wsgi'
+
 VERBS = {
     'lab': ('lab', 'build a cloud on this machine, show the metadata of each instance'),
     'attach': ('attach', 'attach the metadata path to routers or isolated networks'),
     'detach': ('attach', 'detach them again and remove every trace'),
-    'attached': ('attach', 'show what is attached on this host, and what only partly'),
+    'attached': ('attached', 'show what is attached on this host, and what only partly'),
     'keeper': ('keeper', 'open listening sockets in namespaces and hand them to workers; needs root'),
     'adopt': ('adopt', 'serve what running haproxies of Neutron serve, and end them; no client is refused'),
     'give-back': ('adopt', 'start the haproxies of Neutron again and return their sockets; no client is refused'),

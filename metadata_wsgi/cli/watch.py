@@ -29,7 +29,7 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence, Set
 
-from metadata_wsgi.cli import attach, log_output, root_check, verbs
+from metadata_wsgi.cli import attach, attach_command, log_output, root_check, verbs
 from metadata_wsgi.cli.reconciler import FULL_RECONCILE_INTERVAL_S, Reconciler, TargetKey
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
@@ -97,18 +97,18 @@ class CliAttachAdapter:
         keeper: KeeperState | None = None,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        parser = argparse.ArgumentParser(prog=attach.PROGRAM, allow_abbrev=False)
+        parser = argparse.ArgumentParser(prog=verbs.PROGRAM, allow_abbrev=False)
         attach.add_verbs(parser.add_subparsers(required=True))
         # Exits with 2 at once if an option is wrong. The id is a placeholder.
         common = ['--router-id=any-id', *common_options]
         self._attach_args = parser.parse_args(['attach', *common, *attach_options])
         self._detach_args = parser.parse_args(['detach', *common])
-        for name in attach.COMMON_OPTIONS:
+        for name in attach_command.COMMON_OPTIONS:
             # These options may also be given after --. They apply to attach and detach.
             setattr(self._detach_args, name, getattr(self._attach_args, name))
         # Raises ConfigError at once for a wrong mark.
-        attach.AttachCommand(self._attach_args, {}, count=attach.BULK_THRESHOLD)
-        self._state_path = attach.state_path(self._attach_args)
+        attach_command.AttachCommand(self._attach_args, {}, count=attach_command.BULK_THRESHOLD)
+        self._state_path = attach_command.state_path(self._attach_args)
         self._keeper = keeper or AttachmentsClient(self._state_path)
         self._modes: dict[str, str] = {}
         """Mode by id, of the targets that had a socket in the keeper when it last responded."""
@@ -148,7 +148,7 @@ class CliAttachAdapter:
                 # The mode is unknown. A worker may listen on the port, and then a new process could not.
                 errors[target] = self._keeper_error
         known = [target for target in targets if target not in errors]
-        command = attach.AttachCommand(self._attach_args, self._modes, count=len(known))
+        command = attach_command.AttachCommand(self._attach_args, self._modes, count=len(known))
         errors |= self._errors(known, command.attach)
         self._warn_no_worker({command.mode(AttachTarget.of(*target)) for target in known})
         return errors
@@ -157,7 +157,7 @@ class CliAttachAdapter:
         """``metadata-wsgi detach``."""
         try:
             with lock.exclusive(self._state_path):
-                errors = self._errors(targets, attach.detach_command(self._detach_args, count=len(targets)))
+                errors = self._errors(targets, attach_command.detach_command(self._detach_args, count=len(targets)))
         except (MetadataError, OSError) as error:
             return dict.fromkeys(targets, str(error))
         for target in targets:
@@ -172,11 +172,11 @@ class CliAttachAdapter:
             finally:
                 self._on_progress()
 
-        outcomes = attach.run_for_each([AttachTarget.of(*target) for target in targets], run)
+        outcomes = attach_command.run_for_each([AttachTarget.of(*target) for target in targets], run)
         return {target: error for target, (_, error) in zip(targets, outcomes, strict=True) if error}
 
     def _has_process(self, uuid: str) -> bool:
-        return attach.has_own_process(self._state_path, uuid)
+        return attach_command.has_own_process(self._state_path, uuid)
 
     def _warn_no_worker(self, modes: set[str]) -> None:
         """Log a mode that no worker serves, once until a worker serves it."""
@@ -288,7 +288,7 @@ def _leftovers(args: argparse.Namespace) -> list[TargetKey]:
         args.state_path or config_files.load({'config_file': ','.join(args.config_file)}, state_paths.OPTS).state_path
     )
     try:
-        found = attachment_status.list_attachments(attach.iptables(), state_path=os.path.abspath(state_path))
+        found = attachment_status.list_attachments(attach_command.iptables(), state_path=os.path.abspath(state_path))
     except (MetadataError, OSError) as error:
         # Pid files and sockets of deleted namespaces then stay until the next start.
         LOG.warning('Attachments of deleted namespaces cannot be listed, so they are not removed: %s', error)
