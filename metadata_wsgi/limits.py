@@ -43,7 +43,7 @@ PORT_IN_USE_TIMEOUT_S = 20.0
 """A TCP port in use is retried for this time: a former proxy may be finishing its requests (GRACEFUL_TIMEOUT_S). It is
 shorter than the 30 s after which ``attach`` ends the program that it started."""
 
-FOREIGN_PORT_HOLDER_TIMEOUT_S = 2.0
+FOREIGN_PORT_TIMEOUT_S = 2.0
 """If a program of another package listens on the port, the port is retried only for this time."""
 
 PORT_RETRY_INTERVAL_S = 0.2

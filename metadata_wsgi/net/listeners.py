@@ -30,8 +30,8 @@ from contextlib import contextmanager, suppress
 
 from metadata_wsgi import limits, safe_files
 from metadata_wsgi.errors import ConfigError
-from metadata_wsgi.net import port_holder
-from metadata_wsgi.net.port_holder import PortHolder
+from metadata_wsgi.net import listening_process
+from metadata_wsgi.net.listening_process import ListeningProcess
 
 LOG = logging.getLogger(__name__)
 
@@ -178,17 +178,17 @@ def tcp_listener(
     backlog: int = limits.LISTEN_BACKLOG,
     timeout_s: float = limits.PORT_IN_USE_TIMEOUT_S,
     sleep: Callable[[float], None] = time.sleep,
-    find_holder: Callable[[int], PortHolder | None] = port_holder.find,
+    find_process: Callable[[int], ListeningProcess | None] = listening_process.find,
 ) -> socket.socket:
     """Listen on ``host`` (empty: every address of the namespace, both families) and ``port``.
 
     While the port is in use it is retried for ``timeout_s``: a former proxy may be about to end. If another program
-    listens on the port, it is retried only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``. An IPv6 address may have a
+    listens on the port, it is retried only for ``limits.FOREIGN_PORT_TIMEOUT_S``. An IPv6 address may have a
     zone (``fe80::a9fe:a9fe%qr-1``). Such an address need not exist yet, and may be removed and added again.
     Raises ConfigError. Its text names the process that listens on the port, if that process is visible.
     """
     started_at = time.monotonic()
-    next_search_s = limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
+    next_search_s = limits.FOREIGN_PORT_TIMEOUT_S
     while True:
         try:
             return bind_tcp(host, port, backlog)
@@ -198,10 +198,10 @@ def tcp_listener(
             waited_s = time.monotonic() - started_at
             if number == errno.EADDRINUSE and waited_s >= min(timeout_s, next_search_s):
                 # Not at each attempt, because the search reads the descriptors of every process.
-                next_search_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
-                holder = find_holder(port)
-                if holder and (not holder.is_own or waited_s >= timeout_s):
-                    raise ConfigError(holder.message(port, port_holder.namespace_name())) from cause
+                next_search_s += limits.FOREIGN_PORT_TIMEOUT_S
+                process = find_process(port)
+                if process and (not process.is_own or waited_s >= timeout_s):
+                    raise ConfigError(process.message(port, listening_process.namespace_name())) from cause
             if number not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL) or waited_s >= timeout_s:
                 raise
         sleep(limits.PORT_RETRY_INTERVAL_S)

@@ -36,7 +36,7 @@ from typing import Protocol
 
 from metadata_wsgi.config import state_paths
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.net import port_holder
+from metadata_wsgi.net import listening_process
 from metadata_wsgi.netns import dhcp_address, interface_state, link_local, namespaces, proxy_process
 from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.rules import Rule, redirect_port, rules_for
@@ -247,11 +247,11 @@ class Attacher:
         deadline_s = self._clock() + timeout_s
         while port is not None and proxy_process.is_port_open(target.namespace, port):
             if self._clock() >= deadline_s:
-                holder = self._port_holder(target, port)
-                if holder is None or not holder.is_own:
+                process = self._listening_process(target, port)
+                if process is None or not process.is_own:
                     return
                 raise NetnsError(
-                    f'port {port} in {target.namespace} is still open in pid {holder.pid} ({holder.program}); '
+                    f'port {port} in {target.namespace} is still open in pid {process.pid} ({process.program}); '
                     'the rules stay until it is closed: stop it, and detach again'
                 )
             self._sleep(START_POLL_S)
@@ -272,12 +272,12 @@ class Attacher:
         if redirect_port(self._iptables.ours(target.namespace, families=self._families)) == port:
             # The target is already attached. No search for the process: it is slow, and ``watch`` attaches often.
             return
-        holder = self._port_holder(target, port)
-        if holder is None or holder.is_own or holder.pid == SYSTEMD_PID:
+        process = self._listening_process(target, port)
+        if process is None or process.is_own or process.pid == SYSTEMD_PID:
             # systemd has copies of the keeper's sockets (``keeper.fdstore``).
             return
-        if holder.pid != proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid):
-            raise NetnsError(holder.message(port, target.namespace))
+        if process.pid != proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid):
+            raise NetnsError(process.message(port, target.namespace))
 
     def _close_former_port(self, target: AttachTarget, mode: str, port: int) -> None:
         """Close the keeper's socket on another port than ``port``, whose rules are about to go.
@@ -298,12 +298,12 @@ class Attacher:
         """Whether any process listens on the port, unless it is known to be another program's."""
         if not proxy_process.is_port_open(target.namespace, port):
             return False
-        holder = self._port_holder(target, port)
+        process = self._listening_process(target, port)
         # systemd has copies of the keeper's sockets (``keeper.fdstore``).
-        return holder is None or holder.is_own or holder.pid == SYSTEMD_PID
+        return process is None or process.is_own or process.pid == SYSTEMD_PID
 
-    def _port_holder(self, target: AttachTarget, port: int) -> port_holder.PortHolder | None:
-        return namespaces.run_in(target.namespace, lambda: port_holder.find(port))
+    def _listening_process(self, target: AttachTarget, port: int) -> listening_process.ListeningProcess | None:
+        return namespaces.run_in(target.namespace, lambda: listening_process.find(port))
 
     def _add_address(self, target: AttachTarget, interface: str | None) -> Callable[[], object]:
         """Add 169.254.169.254. Returns a function that undoes this."""

@@ -100,7 +100,7 @@ class KeeperMachine(state_machine.StateMachine):
     @contextlib.contextmanager
     def client(self, retry_s=0.001):
         with admin_client.connect(self.state_path) as keeper:
-            keeper._sleep, keeper._find_holder = lambda _: time.sleep(retry_s), lambda _: None
+            keeper._sleep, keeper._find_process = lambda _: time.sleep(retry_s), lambda _: None
             yield keeper
 
     def settle(self):

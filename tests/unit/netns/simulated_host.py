@@ -13,8 +13,8 @@ from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.keeper.registry import Registry, Subscriber
-from metadata_wsgi.net import port_holder
-from metadata_wsgi.net.port_holder import PortHolder
+from metadata_wsgi.net import listening_process
+from metadata_wsgi.net.listening_process import ListeningProcess
 from metadata_wsgi.netns import dhcp_address, interface_state, namespaces, proxy_process
 from metadata_wsgi.netns.attach import Attacher, ProxyCommand
 from tests.fakes import FakeClock
@@ -108,7 +108,7 @@ class SimulatedHost:
             (namespaces, 'name_of', self.name_of),
             (namespaces, 'run_in', self.run_in),
             (namespaces, '_is_stale', lambda name, age: False),
-            (port_holder, 'find', self.find_holder),
+            (listening_process, 'find', self.find_process),
             (proxy_process, 'running_pid', self.running_pid),
             (proxy_process, 'is_holder', lambda pid: False),
             (proxy_process, 'listens', self.listens),
@@ -178,12 +178,12 @@ class SimulatedHost:
     def is_port_open(self, name, port):
         return bool(self.listening(self.call(name).generation, port))
 
-    def find_holder(self, port):
+    def find_process(self, port):
         found = self.listening(self.current.generation, port)
         if not found:
             return None
         is_own = any(owner != FOREIGN for one in found for owner in one.owners)
-        return PortHolder(4711, 'metadata-wsgi' if is_own else 'haproxy', is_own=is_own)
+        return ListeningProcess(4711, 'metadata-wsgi' if is_own else 'haproxy', is_own=is_own)
 
     def running_pid(self, pid_file, uuid):
         process = self.processes.get(uuid)

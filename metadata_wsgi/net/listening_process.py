@@ -24,7 +24,7 @@ OWN_PROGRAMS = (
 
 
 @dataclass(frozen=True, slots=True)
-class PortHolder:
+class ListeningProcess:
     """A process that listens on a port. ``is_own``: it is a program of this package."""
 
     pid: int
@@ -39,7 +39,7 @@ class PortHolder:
         )
 
 
-def find(port: int) -> PortHolder | None:
+def find(port: int) -> ListeningProcess | None:
     """The process that listens on ``port`` in this thread's network namespace; None if none is visible.
 
     If several processes share the socket (a master and its workers), the process with the lowest pid is returned.
@@ -49,7 +49,7 @@ def find(port: int) -> PortHolder | None:
         return None
     for pid in sorted(int(name) for name in os.listdir('/proc') if name.isdecimal()):
         if _has_open(pid, links):
-            return PortHolder(pid, _read(pid, 'comm').strip() or 'unknown', _is_own(pid))
+            return ListeningProcess(pid, _read(pid, 'comm').strip() or 'unknown', _is_own(pid))
     return None
 
 
