@@ -105,6 +105,7 @@ COMPOSED = {
     'cli/watch.py': [('netns/target.py', 'NO_WORKER')],
     'config/file_warnings.py': [('config/file_warnings.py', 'misspelt')],
     'netns/attach.py': [('netns/link_local.py', 'settle'), ('netns/link_local.py', '_duplicate_message')],
+    'netns/mode_change.py': [('keeper/admin_client.py', 'connect')],
 }
 LEVELS = {'warning', 'error', 'critical', 'exception', 'log'}
 

@@ -19,9 +19,10 @@ from metadata_wsgi.errors import MetadataError, NetnsError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import namespaces, neutron_lock, proxy_process
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand, kernel_families
-from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.attach import Attacher
+from metadata_wsgi.netns.iptables import Iptables, kernel_families
 from metadata_wsgi.netns.neutron_lock import NeutronIptablesLock
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.rules import Rule, rules_for
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import ONE_HOP, PROCESS, SHARED, AttachTarget

@@ -45,7 +45,7 @@ from metadata_wsgi.config import config_files, file_warnings, secret_masking, st
 from metadata_wsgi.errors import MetadataError, NetnsError, UsageError
 from metadata_wsgi.failures import shared_memory, table
 from metadata_wsgi.netns import namespaces
-from metadata_wsgi.netns.attach import kernel_families
+from metadata_wsgi.netns.iptables import kernel_families
 from metadata_wsgi.netns.target import PREFIXES
 from metadata_wsgi.pipeline import order
 

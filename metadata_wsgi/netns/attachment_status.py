@@ -16,7 +16,7 @@ from typing import Protocol
 from metadata_wsgi.config import state_paths
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import dhcp_address, interface_state, link_local, namespaces, proxy_process
-from metadata_wsgi.netns.attach import kernel_families
+from metadata_wsgi.netns.iptables import kernel_families
 from metadata_wsgi.netns.rules import PREROUTING, Rule, rules_for
 from metadata_wsgi.netns.target import (
     NETWORK,

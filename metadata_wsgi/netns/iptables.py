@@ -18,6 +18,7 @@ Facts:
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -280,3 +281,8 @@ def _our_rules(family: int, tables: Mapping[str, Table]) -> list[Rule]:
         for args in rules
         if is_ours(args)
     ]
+
+
+def kernel_families() -> tuple[int, ...]:
+    """(4, 6), or (4,) if IPv6 is disabled in this kernel: then IPv6 rules cannot be added and are not needed."""
+    return (4, 6) if os.path.exists('/proc/net/if_inet6') else (4,)

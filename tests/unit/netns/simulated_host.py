@@ -16,7 +16,8 @@ from metadata_wsgi.keeper.registry import Registry, Subscriber
 from metadata_wsgi.net import listening_process
 from metadata_wsgi.net.listening_process import ListeningProcess
 from metadata_wsgi.netns import dhcp_address, interface_state, namespaces, proxy_process
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from tests.fakes import FakeClock
 
 KEEPER, FOREIGN = 'keeper', 'another program'

@@ -9,7 +9,8 @@ from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.net.listening_process import ListeningProcess
 from metadata_wsgi.netns import attach as attach_module
 from metadata_wsgi.netns import proxy_process
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.rules import rules_for
 from metadata_wsgi.netns.target import AttachTarget
 from tests.fakes import FakeClock
