@@ -45,11 +45,12 @@ PROGRAM = 'metadata-wsgi'
 
 MAX_CONCURRENT_ATTACHES = 8
 MAX_CONCURRENT_WAITS = 64
-"""For targets that only wait for duplicate address detection."""
+"""Number of targets that wait for duplicate address detection at the same time."""
 COMMON_OPTIONS = ('config_file', 'state_path', 'metadata_proxy_socket', 'iptables', 'neutron_lock_path')
 """Options of all three commands: ``attach``, ``detach`` and ``attached``."""
 BULK_THRESHOLD = 4
-"""If there are at least this many targets, rules are copied (``netns.ruleset_template``)."""
+"""With at least this many targets, iptables creates the rules once, and netlink copies them to the namespaces
+(``netns.ruleset_template``)."""
 
 COLUMNS = ('kind', 'id', 'namespace', 'mode', 'pid', 'port', 'rules', 'problems', 'notes')
 """The columns of ``attached``."""
@@ -69,7 +70,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
         'attach',
         description='Makes this host serve the metadata of the instances behind a router or on an isolated network: '
         'installs the redirect rules (a router) or the address (a network) in its namespace, and has a process listen '
-        'there. What is right already stays, so it can be repeated. Needs root.',
+        'there. Correct rules, addresses and listeners stay, so the command can be repeated. Needs root.',
     )
     _add_target_options(attach.add_mutually_exclusive_group(required=True))
     _add_common_options(attach)
@@ -105,8 +106,8 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     detach = verbs.add_parser(
         subparsers,
         'detach',
-        description='Closes the listening socket, removes rules and addresses, and ends the process of its own, if it '
-        'has one. What was not attached is no error. Needs root.',
+        description='Closes the listening sockets of a router or network, removes its rules and addresses, and ends '
+        'its own namespace proxy, if it has one. It is no error if the target was not attached. Needs root.',
     )
     which = detach.add_mutually_exclusive_group(required=True)
     _add_target_options(which)
@@ -118,9 +119,9 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     attached = verbs.add_parser(
         subparsers,
         'attached',
-        description='Shows every router and network of this host that has a proxy, a socket in the keeper or rules of '
-        'ours, as the kernel has them now. A line with ! is a problem and says how to repair it; then the exit code is '
-        '1. A line with - is a fact. Needs root.',
+        description='Shows every router and network of this host that has a namespace proxy, a socket in the keeper or '
+        'rules of this package, as the kernel has them now. A line with ! is a problem and says how to repair it; then '
+        'the exit code is 1. A line with - is a note: no repair is needed. Needs root.',
     )
     _add_common_options(attached)
     listing.add_arguments(attached, COLUMNS)
@@ -128,7 +129,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def default_program() -> str:
-    """The namespace proxy in the directory of this program, else the one on PATH."""
+    """The path of ``quantum-ns-metadata-proxy``: the file beside this program, else the first one on PATH."""
     beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), 'quantum-ns-metadata-proxy')
     if os.access(beside, os.X_OK):
         return beside
@@ -183,16 +184,17 @@ def _attach(args: argparse.Namespace) -> int:
 def has_own_process(path: str, uuid: str) -> bool:
     """Whether the target has a namespace proxy of its own (mode process).
 
-    The process in the pid file may also be a holder, which only holds sockets that the keeper serves.
+    The process in the pid file may also be a holder. A holder accepts no connections, so it does not count.
     """
     pid = proxy_process.running_pid(state_paths.pid_file(path, uuid), uuid)
     return pid is not None and not proxy_process.is_holder(pid)
 
 
 class AttachCommand:
-    """Attaches about ``count`` targets with the arguments of ``attach``.
+    """Attaches targets with the arguments ``args`` of the command ``attach``.
 
-    ``modes`` has the present mode of each attached target, by id.
+    ``modes`` has the present mode of each attached target, by id. ``count`` is the approximate number of targets: from
+    BULK_THRESHOLD on, rules are copied.
     """
 
     def __init__(self, args: argparse.Namespace, modes: Mapping[str, str], *, count: int) -> None:
@@ -203,7 +205,7 @@ class AttachCommand:
         self._attacher = _attacher(args, _bulk_rules(count, **rules), args.program, args.log_dir)
 
     def attach(self, target: AttachTarget) -> str:
-        """Attach the target without waiting for IPv6. Returns a message to print. Raises MetadataError."""
+        """Attach the target without waiting for IPv6. Returns a message to print. Raises MetadataError if it fails."""
         changed = self._attacher.attach(
             target,
             **self._options(target),
@@ -227,7 +229,7 @@ class AttachCommand:
         return str(known or self._default_mode())
 
     def _default_mode(self) -> str:
-        """SHARED if the shared proxy runs or can be started, else PROCESS, which costs tens of megabytes."""
+        """The mode of new targets: SHARED if the shared proxy runs or can be started, else PROCESS."""
         from metadata_wsgi.cli import shared_proxy
         from metadata_wsgi.filters import header_source
 
@@ -268,7 +270,7 @@ def _detach(args: argparse.Namespace) -> int:
 
 
 def detach_command(args: argparse.Namespace, *, count: int) -> Callable[[AttachTarget], str]:
-    """A function that detaches a target, with the arguments of ``detach``. It will be called about ``count`` times."""
+    """A function that detaches a target, with the arguments of ``detach``. ``count``: approximate number of targets."""
     attacher = _attacher(args, _bulk_rules(count))
 
     def detach(target: AttachTarget) -> str:
@@ -285,8 +287,8 @@ def run_for_each(
 ) -> list[tuple[str, str]]:
     """Run ``action`` for each target, ``concurrency`` at a time.
 
-    Returns for each target (result of ``action``, '') or ('', error message). ``on_done`` is called after each, in the
-    thread that ran it.
+    Returns for each target (result of ``action``, '') or ('', error message). ``on_done`` is called after each target,
+    in the thread that ran its action.
     """
 
     def run(target: AttachTarget) -> tuple[str, str]:
@@ -350,7 +352,7 @@ def to_listing(statuses: Iterable[attachment_status.AttachmentStatus]) -> listin
 
 
 def table(statuses: list[attachment_status.AttachmentStatus]) -> str:
-    """The statuses as a text table; below each row its problems (!) and notes (-)."""
+    """The statuses as a text table. Below each row are its problems (!) and notes (-)."""
     rows = [
         (one.kind, one.uuid, one.namespace or '-', one.mode, str(one.pid or '-'), str(one.port), one.rules)
         for one in statuses
@@ -408,7 +410,7 @@ def _paths(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def _bulk_rules(count: int, **options: Any) -> Sequence[Rule]:
-    """The rules to copy; none if there are fewer than BULK_THRESHOLD targets, because copying then saves no time."""
+    """The rules to copy. Empty for fewer than BULK_THRESHOLD targets, because copying then saves no time."""
     return rules_for(families=kernel_families(), **options) if count >= BULK_THRESHOLD else ()
 
 

@@ -2,26 +2,26 @@
 """Attaches the namespace of a router or an isolated network, and detaches it.
 
 Attach checks that the namespace exists and that the port is free. It adds the rules (router) or the address (network).
-Then it starts the process, or makes the keeper listen. The rules are added first, so that other packets cannot reach
-the port when a process listens. If no process can listen, the former rules are restored.
+Then it starts a namespace proxy, or makes the keeper listen. The rules also close the port for packets that were not
+redirected. So they are added before a process listens. If no process can listen, the former rules are restored.
 
 Detach stops the listeners first and then removes the rules, so that the port is never open without rules. If the keeper
-does not respond, a worker may still have its listeners: then the rules stay, and detach fails.
+does not respond, detach fails, because a worker may still listen. If the port is still open, the rules stay too.
 
-IPv6 is added last. An IPv6 error is only a warning, because IPv4 is already served. If the IPv6 rules cannot be added
-(no ip6tables), the proxy listens on IPv4 only. In a DHCP namespace the proxy binds to fe80::a9fe:a9fe before the
-address exists, so it does not wait for the address.
+An IPv6 error is only a warning, because IPv4 is served without IPv6. If the IPv6 rules cannot be added (no ip6tables),
+the proxy listens on IPv4 only. The kernel needs about 2 s for duplicate address detection of fe80::a9fe:a9fe. The wait
+for its result is the last step. In a DHCP namespace the proxy binds to this address before the kernel has finished.
 
-Attach and detach are idempotent. If a proxy already runs in this namespace, for this id and on this port, it is
-adopted, even if another program started it. Any other proxy of this id is replaced. For example, a proxy in a deleted
-namespace still runs, but no instance can reach it.
+Attach and detach are idempotent. If a proxy already runs in this namespace, for this id and on this port, it stays,
+even if another program started it. Any other proxy of this id is replaced: for example one that still runs in a deleted
+namespace, where no instance can reach it.
 
 In the modes SHARED and ONE_HOP the keeper listens instead of a process (``KeeperListeners``). Changes of the mode:
 
 - From a process to the keeper: the listening socket is copied before the process is stopped. No connection is refused.
 - Between SHARED and ONE_HOP: the socket stays. No connection is refused.
-- From the keeper to a process: the socket is copied to the new process, and closed in the keeper when the process
-  serves. If it cannot be copied, it is closed first, and connections are refused for a second.
+- From the keeper to a process: the socket is copied to the new process. The keeper closes its copy when the process
+  serves. If copying fails, the keeper closes the socket first, and connections are refused for about a second.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ LOG = logging.getLogger(__name__)
 START_TIMEOUT_S = 15.0
 START_POLL_S = 0.02
 CLOSE_TIMEOUT_S = 5.0
-"""Wait for this time until the workers have closed a socket that the keeper has closed."""
+"""Longest wait until the workers have closed a socket that the keeper has closed."""
 ANY_IPV4_ADDRESS = '0.0.0.0'  # noqa: S104 (the rules limit access)
 SYSTEMD_PID = 1
 
@@ -91,7 +91,7 @@ class RuleWriter(Protocol):
         """Replace our rules in the namespace by ``wanted``. Returns whether anything changed. Raises NetnsError."""
 
     def replace(self, namespace: str, wanted: Sequence[Rule], *, families: Sequence[int]) -> tuple[Rule, ...] | None:
-        """Like ``apply``, but returns our former rules, None if nothing changed. After an error no rule is changed."""
+        """Like ``apply``, but returns our former rules, None if nothing changed. If it raises, no rule was changed."""
 
     def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
         """The rules in the namespace that this package added."""
@@ -116,9 +116,10 @@ class KeeperListeners(Protocol):
 
 
 class Attacher:
-    """Attaches and detaches on this host. ``families``: 4 and 6, by default the families that the kernel supports.
+    """Attaches and detaches on this host.
 
-    Without ``keeper`` only the mode PROCESS is possible. ``keeper_pid`` returns the keeper's pid, None if unknown.
+    ``families``: the IP versions to serve, (4, 6) or (4,); by default those that the kernel supports. Without
+    ``keeper`` only the mode PROCESS is possible. ``keeper_pid`` returns the keeper's pid, None if unknown.
     Threads may share an Attacher.
     """
 
@@ -160,7 +161,7 @@ class Attacher:
         interface: str | None = None,
         wait_for_ipv6: bool = True,
     ) -> bool:
-        """Attach ``target``. Returns whether another process serves it than before.
+        """Attach ``target``. Returns whether a process was started or stopped, or the keeper's sockets changed.
 
         ``mode`` is one of ``target.MODES``. For routers: ``port``, ``interfaces`` (pattern of the internal interfaces)
         and ``mark``. For networks: ``interface``, which gets the address. ``wait_for_ipv6``: wait for duplicate address
@@ -192,7 +193,7 @@ class Attacher:
         return changed
 
     def settle(self, target: AttachTarget, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> bool:
-        """Wait for IPv6 after ``attach`` without ``wait_for_ipv6``. Returns whether another process serves it now."""
+        """Wait for IPv6 after ``attach(..., wait_for_ipv6=False)``. Returns whether the listener was replaced."""
         if target.kind == NETWORK:
             port, interfaces = NETWORK_PORT, dhcp_address.interface_with_address(target.namespace) or ''
         if not self._has_interface_for_ipv6(target, interfaces, self._families):
@@ -203,9 +204,10 @@ class Attacher:
         return self._settle_ipv6(target, mode, interfaces, port, started=False)
 
     def detach(self, target: AttachTarget) -> bool:
-        """Stop the listeners, then remove address and rules. Returns whether there were any.
+        """Stop the listeners, then remove address and rules. Returns whether there was anything to stop or remove.
 
-        The namespace may already be deleted. If a listener may still be open, raises NetnsError and removes no rule.
+        The namespace may already be deleted. Raises NetnsError if the keeper does not respond or a step fails. If a
+        listener of this package still has the port open, no rule is removed.
         """
         changed, keeper_error = False, None
         try:
@@ -280,13 +282,14 @@ class Attacher:
             raise NetnsError(holder.message(port, target.namespace))
 
     def _close_former_port(self, target: AttachTarget, mode: str, port: int) -> None:
-        """Close the keeper's socket on another port than ``port``, whose rules are about to go.
+        """If the target changes to mode PROCESS with a new ``port``, make the keeper close its sockets on the old port.
 
-        Raises NetnsError if the keeper does not respond: a worker may serve on, and send the socket to the next keeper.
+        Called before the rules of the old port are removed. Raises NetnsError if the keeper does not respond: then its
+        workers may still serve the old port, and send the socket to the next keeper.
         """
         former = redirect_port(self._iptables.ours(target.namespace, families=self._families))
         if mode != PROCESS or self._keeper is None or former in (None, port):
-            # In the other modes the keeper itself replaces it.
+            # In the other modes the keeper itself replaces the socket.
             return
         pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
         if pid is not None and proxy_process.listens(pid, former):
@@ -295,7 +298,7 @@ class Attacher:
             self._keeper.detach(target)
 
     def _may_be_ours(self, target: AttachTarget, port: int) -> bool:
-        """Whether any process listens on the port, unless it is known to be another program's."""
+        """Whether a process of this package, or an unknown process, listens on the port."""
         if not proxy_process.is_port_open(target.namespace, port):
             return False
         holder = self._port_holder(target, port)
@@ -366,14 +369,14 @@ class Attacher:
             LOG.info('%s %s: is now served in mode %s', target.kind, target.uuid, mode)
         pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
         if pid is not None and proxy_process.is_holder(pid):
-            # The holder belongs to the agent that started it. At its end it would make the keeper close the sockets.
+            # The agent that started the holder ends it. A holder that ends makes the keeper close the sockets.
             return changed
         return changed | self._stop_process(target)
 
     def _move_from_keeper_to_process(self, target: AttachTarget, port: int, hosts: Sequence[str]) -> bool:
         """Start a process with copies of the keeper's sockets, so that no connection is refused.
 
-        Returns False if this is not possible.
+        Returns False if the sockets cannot be copied, or the process cannot use them.
         """
         keeper_pid = self._keeper_pid()
         copies = proxy_process.copy_keeper_listeners(keeper_pid, target.namespace, port) if keeper_pid else []
@@ -393,7 +396,10 @@ class Attacher:
         return started
 
     def _wait_for_workers(self, target: AttachTarget, port: int) -> None:
-        """Wait until the workers have closed the keeper's socket: an attach that fails now must not see it open."""
+        """Wait until the workers have closed the keeper's socket, at most CLOSE_TIMEOUT_S.
+
+        If the attach fails later, ``_undo`` must not take this socket for a listener that needs the rules.
+        """
         deadline_s = self._clock() + self._close_timeout_s
         while proxy_process.is_port_open(target.namespace, port) and self._clock() < deadline_s:
             self._sleep(START_POLL_S)
@@ -427,7 +433,10 @@ class Attacher:
         return True
 
     def _settle_ipv6(self, target: AttachTarget, mode: str, interfaces: str, port: int, started: bool) -> bool:
-        """Wait for IPv6. If the proxy does not serve the address, replace it. Returns whether it was replaced."""
+        """Wait for IPv6. If the proxy does not serve the IPv6 address, replace the proxy, and return True.
+
+        ``started``: this attach started the proxy. Then the proxy is not replaced again; a warning is logged.
+        """
         try:
             with interface_state.open_table(target.namespace) as table:
                 for message in link_local.settle(table, interfaces, clock=self._clock, sleep=self._sleep):
@@ -455,7 +464,7 @@ class Attacher:
         return self._serve(target, mode, port, self._hosts(target, interfaces, self._families))
 
     def _hosts(self, target: AttachTarget, ipv6_interface: str, families: Sequence[int]) -> list[str]:
-        """The addresses to listen on. ``ipv6_interface``: a network's interface with the IPv6 address, '' for none."""
+        """The addresses to listen on. ``ipv6_interface``: the network's interface with the IPv6 address, '' if none."""
         if target.kind == NETWORK:
             return [dhcp_address.ADDRESS, *([f'{interface_state.ADDRESS}%{ipv6_interface}'] if ipv6_interface else [])]
         # Without the IPv6 rules, which close the port, the proxy must not listen on IPv6.
@@ -466,7 +475,8 @@ class Attacher:
     ) -> bool:
         """Start the proxy if it does not run, and wait until it listens. Returns whether it was started.
 
-        If ``listeners`` are given, the proxy serves these sockets and opens none.
+        If ``listeners`` are given, the new proxy serves these sockets and opens none. Raises NetnsError if the proxy
+        does not listen in time; it is stopped then.
         """
 
         def serves(pid: int) -> bool:
@@ -490,7 +500,7 @@ class Attacher:
                 break
             if self._clock() >= deadline_s:
                 state = f'pid {pid} does not listen on port {port}' if pid else f'no process, pid file {pid_file}'
-                # Otherwise it could listen later, after the rules have been removed.
+                # Otherwise the process could listen later, after the rules have been removed.
                 self._stop_process(target)
                 raise NetnsError(
                     f'{self._proxy.program} for {target.kind} {target.uuid} did not start within '
