@@ -21,7 +21,7 @@ class Throttle:
         self._allowed_at_s: float | None = None
 
     def allow(self) -> bool:
-        """Return True at the first call and then once in each interval. The caller must log only if it is True."""
+        """Return True at the first call, and then once in each interval. The caller logs its line if it gets True."""
         with self._lock:
             now_s = self._clock()
             if self._allowed_at_s is not None and now_s - self._allowed_at_s < self._interval_s:

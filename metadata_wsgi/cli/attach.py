@@ -37,7 +37,7 @@ from metadata_wsgi.netns import lock
 from metadata_wsgi.netns.target import MODES, NETWORK, NO_WORKER, PROCESS, ROUTER, AttachTarget
 
 MAX_CONCURRENT_WAITS = 64
-"""For targets that only wait for duplicate address detection."""
+"""Number of targets that wait for duplicate address detection at the same time."""
 
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,7 +47,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
         'attach',
         description='Makes this host serve the metadata of the instances behind a router or on an isolated network: '
         'installs the redirect rules (a router) or the address (a network) in its namespace, and has a process listen '
-        'there. What is right already stays, so it can be repeated. Needs root.',
+        'there. Correct rules, addresses and listeners stay, so the command can be repeated. Needs root.',
     )
     _add_target_options(attach.add_mutually_exclusive_group(required=True))
     add_common_options(attach)
@@ -83,8 +83,8 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     detach = verbs.add_parser(
         subparsers,
         'detach',
-        description='Closes the listening socket, removes rules and addresses, and ends the process of its own, if it '
-        'has one. What was not attached is no error. Needs root.',
+        description='Closes the listening sockets of a router or network, removes its rules and addresses, and ends '
+        'its own namespace proxy, if it has one. It is no error if the target was not attached. Needs root.',
     )
     which = detach.add_mutually_exclusive_group(required=True)
     _add_target_options(which)
@@ -95,7 +95,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def default_program() -> str:
-    """The namespace proxy in the directory of this program, else the one on PATH."""
+    """The path of ``quantum-ns-metadata-proxy``: the file beside this program, else the first one on PATH."""
     beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), 'quantum-ns-metadata-proxy')
     if os.access(beside, os.X_OK):
         return beside

@@ -33,7 +33,8 @@ MAX_CONCURRENT_ATTACHES = 8
 COMMON_OPTIONS = ('config_file', 'state_path', 'metadata_proxy_socket', 'iptables', 'neutron_lock_path')
 """Options of ``attach``, ``detach`` and ``attached``."""
 BULK_THRESHOLD = 4
-"""If there are at least this many targets, rules are copied (``netns.ruleset_template``)."""
+"""With at least this many targets, iptables creates the rules once, and netlink copies them to the namespaces
+(``netns.ruleset_template``)."""
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +62,10 @@ OUTCOMES = {
 
 
 class AttachCommand:
-    """Attaches about ``count`` targets with the arguments of ``attach``.
+    """Attaches targets with the arguments ``args`` of the command ``attach``.
 
-    ``modes`` has the present mode of each attached target, by id.
+    ``modes`` has the present mode of each attached target, by id. ``count`` is the approximate number of targets: from
+    BULK_THRESHOLD on, rules are copied.
     """
 
     def __init__(self, args: argparse.Namespace, modes: Mapping[str, str], *, count: int) -> None:
@@ -74,7 +76,7 @@ class AttachCommand:
         self._attacher = _attacher(args, _bulk_rules(count, **rules), args.program, args.log_dir)
 
     def attach(self, target: AttachTarget) -> str:
-        """Attach the target without waiting for IPv6. Returns a message to print. Raises MetadataError."""
+        """Attach the target without waiting for IPv6. Returns a message to print. Raises MetadataError if it fails."""
         changed = self._attacher.attach(
             target,
             **self._options(target),
@@ -98,7 +100,7 @@ class AttachCommand:
         return str(known or self._default_mode())
 
     def _default_mode(self) -> str:
-        """SHARED if the shared proxy runs or can be started, else PROCESS, which costs tens of megabytes."""
+        """The mode of new targets: SHARED if the shared proxy runs or can be started, else PROCESS."""
         from metadata_wsgi.cli import shared_proxy
         from metadata_wsgi.filters import header_source
 
@@ -123,7 +125,7 @@ class AttachCommand:
 
 
 def detach_command(args: argparse.Namespace, *, count: int) -> Callable[[AttachTarget], str]:
-    """A function that detaches a target, with the arguments of ``detach``. It will be called about ``count`` times."""
+    """A function that detaches a target, with the arguments of ``detach``. ``count``: approximate number of targets."""
     attacher = _attacher(args, _bulk_rules(count))
 
     def detach(target: AttachTarget) -> str:
@@ -140,8 +142,8 @@ def run_for_each(
 ) -> list[tuple[str, str]]:
     """Run ``action`` for each target, ``concurrency`` at a time.
 
-    Returns for each target (result of ``action``, '') or ('', error message). ``on_done`` is called after each, in the
-    thread that ran it.
+    Returns for each target (result of ``action``, '') or ('', error message). ``on_done`` is called after each target,
+    in the thread that ran its action.
     """
 
     def run(target: AttachTarget) -> tuple[str, str]:
@@ -168,7 +170,7 @@ def run_for_each(
 def has_own_process(path: str, uuid: str) -> bool:
     """Whether the target has a namespace proxy of its own (mode process).
 
-    The process in the pid file may also be a holder, which only holds sockets that the keeper serves.
+    The process in the pid file may also be a holder. A holder accepts no connections, so it does not count.
     """
     pid = proxy_process.running_pid(state_paths.pid_file(path, uuid), uuid)
     return pid is not None and not proxy_process.is_holder(pid)
@@ -193,7 +195,7 @@ def _paths(args: argparse.Namespace) -> tuple[str, str]:
 
 
 def _bulk_rules(count: int, **options: Any) -> Sequence[Rule]:
-    """The rules to copy; none if there are fewer than BULK_THRESHOLD targets, because copying then saves no time."""
+    """The rules to copy. Empty for fewer than BULK_THRESHOLD targets, because copying then saves no time."""
     return rules_for(families=kernel_families(), **options) if count >= BULK_THRESHOLD else ()
 
 

@@ -25,9 +25,9 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = verbs.add_parser(
         subparsers,
         'attached',
-        description='Shows every router and network of this host that has a proxy, a socket in the keeper or rules of '
-        'ours, as the kernel has them now. A line with ! is a problem and says how to repair it; then the exit code is '
-        '1. A line with - is a fact. Needs root.',
+        description='Shows every router and network of this host that has a namespace proxy, a socket in the keeper or '
+        'rules of this package, as the kernel has them now. A line with ! is a problem and says how to repair it; then '
+        'the exit code is 1. A line with - is a note: no repair is needed. Needs root.',
     )
     attach_command.add_common_options(parser)
     listing.add_arguments(parser, COLUMNS)
@@ -71,7 +71,7 @@ def to_listing(statuses: Iterable[attachment_status.AttachmentStatus]) -> listin
 
 
 def table(statuses: list[attachment_status.AttachmentStatus]) -> str:
-    """The statuses as a text table; below each row its problems (!) and notes (-)."""
+    """The statuses as a text table. Below each row are its problems (!) and notes (-)."""
     rows = [
         (one.kind, one.uuid, one.namespace or '-', one.mode, str(one.pid or '-'), str(one.port), one.rules)
         for one in statuses

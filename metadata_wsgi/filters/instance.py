@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks up the instance of a request. It must be after header_source or socket_source, and after deadline.
+"""Looks up the instance of a request. This filter must be after header_source or socket_source, and after deadline.
 
-The option ``directory`` names the lookup: ``quantum`` (the Quantum or Neutron API) or ``static`` (a YAML file). The
-response is 404 for no instance and for several, 503 if the lookup fails: ``lookup/resolve.py`` has the table.
+The option ``directory`` names the lookup: ``quantum`` or ``neutron`` (both are Neutron's API), or ``static`` (a YAML
+file). If the lookup finds no instance or several, the response is 404. If the lookup fails, the response is 503.
+``lookup/resolve.py`` has the table.
 
-The filter does nothing if INSTANCE is already set, by lookup_cache, by a test or by another lookup before it.
-It reads SOURCE and DEADLINE and writes INSTANCE.
+If an earlier filter (lookup_cache, for example) has set INSTANCE, this filter does nothing. It reads SOURCE and
+DEADLINE and writes INSTANCE.
 """
 
 from __future__ import annotations

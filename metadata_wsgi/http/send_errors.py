@@ -36,7 +36,7 @@ class ErrorResponse(NamedTuple):
 
 
 class SendErrors:
-    """Converts the errors of one app.
+    """Converts the exceptions of one app to error responses, and logs them.
 
     ``server`` names the other server in log messages. ``max_body_bytes`` is the app's limit of a request body.
     """

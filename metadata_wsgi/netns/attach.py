@@ -2,15 +2,15 @@
 """Attaches the namespace of a router or an isolated network, and detaches it.
 
 Attach checks that the namespace exists and that the port is free. It adds the rules (router) or the address (network).
-Then it starts the process, or makes the keeper listen. The rules are added first, so that other packets cannot reach
-the port when a process listens. If no process can listen, the former rules are restored.
+Then it starts a namespace proxy, or makes the keeper listen. The rules also close the port for packets that were not
+redirected. So they are added before a process listens. If no process can listen, the former rules are restored.
 
 Detach stops the listeners first and then removes the rules, so that the port is never open without rules. If the keeper
-does not respond, a worker may still have its listeners: then the rules stay, and detach fails.
+does not respond, detach fails, because a worker may still listen. If the port is still open, the rules stay too.
 
-IPv6 is added last. An IPv6 error is only a warning, because IPv4 is already served. If the IPv6 rules cannot be added
-(no ip6tables), the proxy listens on IPv4 only. In a DHCP namespace the proxy binds to fe80::a9fe:a9fe before the
-address exists, so it does not wait for the address.
+An IPv6 error is only a warning, because IPv4 is served without IPv6. If the IPv6 rules cannot be added (no ip6tables),
+the proxy listens on IPv4 only. The kernel needs about 2 s for duplicate address detection of fe80::a9fe:a9fe. The wait
+for its result is the last step. In a DHCP namespace the proxy binds to this address before the kernel has finished.
 
 Attach and detach are idempotent. ``mode_change`` starts and stops what listens.
 """
@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 5.0
-"""Wait for this time until the workers have closed a socket that the keeper has closed."""
+"""Longest wait until the workers have closed a socket that the keeper has closed."""
 ANY_IPV4_ADDRESS = '0.0.0.0'  # noqa: S104 (the rules limit access)
 SYSTEMD_PID = 1
 
@@ -48,16 +48,17 @@ class RuleWriter(Protocol):
         """Replace our rules in the namespace by ``wanted``. Returns whether anything changed. Raises NetnsError."""
 
     def replace(self, namespace: str, wanted: Sequence[Rule], *, families: Sequence[int]) -> tuple[Rule, ...] | None:
-        """Like ``apply``, but returns our former rules, None if nothing changed. After an error no rule is changed."""
+        """Like ``apply``, but returns our former rules, None if nothing changed. If it raises, no rule was changed."""
 
     def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
         """The rules in the namespace that this package added."""
 
 
 class Attacher:
-    """Attaches and detaches on this host. ``families``: 4 and 6, by default the families that the kernel supports.
+    """Attaches and detaches on this host.
 
-    Without ``keeper`` only the mode PROCESS is possible. ``keeper_pid`` returns the keeper's pid, None if unknown.
+    ``families``: the IP versions to serve, (4, 6) or (4,); by default those that the kernel supports. Without
+    ``keeper`` only the mode PROCESS is possible. ``keeper_pid`` returns the keeper's pid, None if unknown.
     Threads may share an Attacher.
     """
 
@@ -105,7 +106,7 @@ class Attacher:
         interface: str | None = None,
         wait_for_ipv6: bool = True,
     ) -> bool:
-        """Attach ``target``. Returns whether another process serves it than before.
+        """Attach ``target``. Returns whether a process was started or stopped, or the keeper's sockets changed.
 
         ``mode`` is one of ``target.MODES``. For routers: ``port``, ``interfaces`` (pattern of the internal interfaces)
         and ``mark``. For networks: ``interface``, which gets the address. ``wait_for_ipv6``: wait for duplicate address
@@ -140,7 +141,7 @@ class Attacher:
         return changed
 
     def settle(self, target: AttachTarget, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> bool:
-        """Wait for IPv6 after ``attach`` without ``wait_for_ipv6``. Returns whether another process serves it now."""
+        """Wait for IPv6 after ``attach(..., wait_for_ipv6=False)``. Returns whether the listener was replaced."""
         if target.kind == NETWORK:
             port, interfaces = NETWORK_PORT, dhcp_address.interface_with_address(target.namespace) or ''
         if not self._has_interface_for_ipv6(target, interfaces, self._families):
@@ -151,9 +152,10 @@ class Attacher:
         return self._settle_ipv6(target, mode, interfaces, port, started=False)
 
     def detach(self, target: AttachTarget) -> bool:
-        """Stop the listeners, then remove address and rules. Returns whether there were any.
+        """Stop the listeners, then remove address and rules. Returns whether there was anything to stop or remove.
 
-        The namespace may already be deleted. If a listener may still be open, raises NetnsError and removes no rule.
+        The namespace may already be deleted. Raises NetnsError if the keeper does not respond or a step fails. If a
+        listener of this package still has the port open, no rule is removed.
         """
         changed, keeper_error = False, None
         try:
@@ -227,7 +229,7 @@ class Attacher:
             raise NetnsError(process.message(port, target.namespace))
 
     def _may_be_ours(self, target: AttachTarget, port: int) -> bool:
-        """Whether any process listens on the port, unless it is known to be another program's."""
+        """Whether a process of this package, or an unknown process, listens on the port."""
         if not proxy_process.is_port_open(target.namespace, port):
             return False
         process = self._listening_process(target, port)
@@ -295,7 +297,10 @@ class Attacher:
         return True
 
     def _settle_ipv6(self, target: AttachTarget, mode: str, interfaces: str, port: int, started: bool) -> bool:
-        """Wait for IPv6. If the proxy does not serve the address, replace it. Returns whether it was replaced."""
+        """Wait for IPv6. If the proxy does not serve the IPv6 address, replace the proxy, and return True.
+
+        ``started``: this attach started the proxy. Then the proxy is not replaced again; a warning is logged.
+        """
         try:
             with interface_state.open_table(target.namespace) as table:
                 for message in link_local.settle(table, interfaces, clock=self._clock, sleep=self._sleep):
@@ -319,7 +324,7 @@ class Attacher:
         return self._mode_changer.serve_again(target, mode, port, self._hosts(target, interfaces, self._families))
 
     def _hosts(self, target: AttachTarget, ipv6_interface: str, families: Sequence[int]) -> list[str]:
-        """The addresses to listen on. ``ipv6_interface``: a network's interface with the IPv6 address, '' for none."""
+        """The addresses to listen on. ``ipv6_interface``: the network's interface with the IPv6 address, '' if none."""
         if target.kind == NETWORK:
             return [dhcp_address.ADDRESS, *([f'{interface_state.ADDRESS}%{ipv6_interface}'] if ipv6_interface else [])]
         # Without the IPv6 rules, which close the port, the proxy must not listen on IPv6.

@@ -9,8 +9,8 @@ In the modes SHARED and ONE_HOP the keeper listens (``KeeperListeners``). Change
 
 - From a process to the keeper: the listening socket is copied before the process is stopped. No connection is refused.
 - Between SHARED and ONE_HOP: the socket stays. No connection is refused.
-- From the keeper to a process: the socket is copied to the new process, and closed in the keeper when the process
-  serves. If it cannot be copied, it is closed first, and connections are refused for a second.
+- From the keeper to a process: the socket is copied to the new process. The keeper closes its copy when the process
+  serves. If copying fails, the keeper closes the socket first, and connections are refused for about a second.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class ModeChanger:
             LOG.info('%s %s: is now served in mode %s', target.kind, target.uuid, mode)
         pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
         if pid is not None and proxy_process.is_holder(pid):
-            # The holder belongs to the agent that started it. At its end it would make the keeper close the sockets.
+            # The agent that started the holder ends it. A holder that ends makes the keeper close the sockets.
             return changed
         return changed | self.stop_process(target)
 
@@ -128,10 +128,11 @@ class ModeChanger:
     def close_former_port(self, target: AttachTarget, mode: str, port: int, former: int | None) -> None:
         """Close the keeper's socket on the port ``former``, whose rules are about to go, if ``port`` is another one.
 
-        Raises NetnsError if the keeper does not respond: a worker may serve on, and send the socket to the next keeper.
+        Called before the rules of the old port are removed. Raises NetnsError if the keeper does not respond: then its
+        workers may still serve the old port, and send the socket to the next keeper.
         """
         if mode != PROCESS or self._keeper is None or former in (None, port):
-            # In the other modes the keeper itself replaces it.
+            # In the other modes the keeper itself replaces the socket.
             return
         pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
         if pid is not None and proxy_process.listens(pid, former):
@@ -142,7 +143,7 @@ class ModeChanger:
     def _move_from_keeper_to_process(self, target: AttachTarget, port: int, hosts: Sequence[str]) -> bool:
         """Start a process with copies of the keeper's sockets, so that no connection is refused.
 
-        Returns False if this is not possible.
+        Returns False if the sockets cannot be copied, or the process cannot use them.
         """
         keeper_pid = self._keeper_pid()
         copies = proxy_process.copy_keeper_listeners(keeper_pid, target.namespace, port) if keeper_pid else []
@@ -162,7 +163,10 @@ class ModeChanger:
         return started
 
     def _wait_for_workers(self, target: AttachTarget, port: int) -> None:
-        """Wait until the workers have closed the keeper's socket: an attach that fails now must not see it open."""
+        """Wait until the workers have closed the keeper's socket, at most CLOSE_TIMEOUT_S.
+
+        If the attach fails later, ``_undo`` must not take this socket for a listener that needs the rules.
+        """
         deadline_s = self._clock() + self._close_timeout_s
         while proxy_process.is_port_open(target.namespace, port) and self._clock() < deadline_s:
             self._sleep(POLL_S)
@@ -181,7 +185,8 @@ class ModeChanger:
     ) -> bool:
         """Start the proxy if it does not run, and wait until it listens. Returns whether it was started.
 
-        If ``listeners`` are given, the proxy serves these sockets and opens none.
+        If ``listeners`` are given, the new proxy serves these sockets and opens none. Raises NetnsError if the proxy
+        does not listen in time; it is stopped then.
         """
 
         def serves(pid: int) -> bool:
@@ -205,7 +210,7 @@ class ModeChanger:
                 break
             if self._clock() >= deadline_s:
                 state = f'pid {pid} does not listen on port {port}' if pid else f'no process, pid file {pid_file}'
-                # Otherwise it could listen later, after the rules have been removed.
+                # Otherwise the process could listen later, after the rules have been removed.
                 self.stop_process(target)
                 raise NetnsError(
                     f'{self._proxy.program} for {target.kind} {target.uuid} did not start within '

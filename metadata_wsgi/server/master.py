@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gunicorn master, embedded: takes over open listeners, forks workers and handles signals.
+"""gunicorn's master process: serves open listeners, forks workers and handles signals.
 
-SIGHUP  opens the log files again. Reads the paste file, the options of its filters, ``metadata_workers`` and
-        ``metadata_connections`` again, and replaces the workers. Requests in progress are finished. If the
-        configuration is wrong, the error is logged and the old workers stay. All other options need a restart: the
-        command line, ``metadata_one_hop``, ``allow_any_destination``, and the options of the listeners, of user and
-        group, and of logging.
-SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
-SIGUSR1 starts the installed version of the program in this process, see ``reexec``. Log files are opened again then.
-SIGUSR2 writes a report for a bug report (``metadata-wsgi report``) into the state directory.
+SIGHUP  opens the log files again. It reads the paste file, the options of its filters, ``metadata_workers`` and
+        ``metadata_connections`` again, and replaces the workers. The former workers finish their requests. If the
+        configuration is wrong, the error is logged and the former workers stay. A restart is needed for all other
+        options: the command line, ``metadata_one_hop``, ``allow_any_destination``, and the options of the listeners,
+        of user and group, and of logging.
+SIGTERM stops accepting, finishes the requests in progress (within ``limits.GRACEFUL_TIMEOUT_S``) and ends.
+SIGUSR1 executes the installed version of the program in this process (``reexec``). It also opens the log files again.
+SIGUSR2 writes the file of ``metadata-wsgi report`` into the state directory.
 
-systemd is notified (``net.sd_notify``) when the first worker serves: the service has started. It is also notified of
-the number of workers that serve, of a reload that failed, and of progress. Progress is sent once a second, and only
-while a worker sends heartbeats (``progress``).
+The master notifies systemd (``net.sd_notify``) that the service has started when the first worker serves. It also
+sends the number of workers that serve, and the error of a failed reload. While a worker sends heartbeats
+(``progress``), the master feeds systemd's watchdog once a second.
 
-Workers use gevent: a waiting request (for Quantum, for Nova, for a slow client) costs a few kilobytes and no thread.
+Workers use gevent. A request that waits for Neutron, for Nova or for a slow client costs a few kilobytes and no thread.
 
 The master keeps root's privileges, if it has them. It reads the configuration and forks workers, but handles no
 request. A worker loads the pipeline as root, then drops all privileges (``privileges``), then accepts connections. So
 files with secrets and keys may be readable for root only.
 
-Log files are opened by root too (``log_files``). Send SIGHUP after logrotate has moved a log file. Log handlers that
-rotate files themselves (oslo.log's ``log_rotation_type``) are an error at start.
+The master opens the log files as root too (``log_files``). Send SIGHUP after logrotate has moved a log file. If a log
+handler rotates its file itself (oslo.log's ``log_rotation_type``), the program does not start.
 
 All settings of gunicorn that would accept malformed requests are off.
 """
@@ -60,8 +60,8 @@ from metadata_wsgi.server.worker_replacement import WorkerState
 LOG = logging.getLogger(__name__)
 
 STRICT: dict[str, Any] = {
-    # Headers with underscores are dropped, because they could be read as other headers. No peer may set the path or
-    # the scheme.
+    # A header name with an underscore is dropped: its environ key is the same as with a hyphen. No peer may set the
+    # path or the scheme.
     'header_map': 'drop',
     'forwarder_headers': '',
     'forwarded_allow_ips': '127.0.0.1',
@@ -84,10 +84,12 @@ PRELOAD_MODULES = (
     *('gevent.ssl', 'gevent.subprocess', 'gevent.threading', 'gevent.selectors', 'gevent.signal', 'gevent.local'),
     *('concurrent.futures.thread', 'encodings.idna', 'netrc', 'stringprep'),
 )
-"""Modules that gevent's patching, or libraries during a first request, import. The master imports them, so that the
-workers share their memory. A worker could not do it later: its user may have no access to Python's directory, and after
-an upgrade of a package the files there are of another version. Some are private: one that the installed version does
-not have is skipped."""
+"""Modules that are otherwise imported by gevent's patching, or by libraries during the first request.
+
+The master imports them before it forks, so that the workers share their memory. A worker may be unable to import them
+later: its user may have no access to Python's directory, and after an upgrade the files there are of another version.
+Some are private modules of gevent. A module that the installed version does not have is skipped.
+"""
 
 
 class Log(Logger):
@@ -102,18 +104,20 @@ class Log(Logger):
 class Server(BaseApplication):
     """Serves the application that ``load`` returns on ``listeners``. Each worker calls ``load`` itself.
 
-    ``load`` raises MetadataError if the configuration is wrong. It is first called in a child process, as a check.
-    ``settings`` returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``. It is called again at SIGHUP.
-    ``on_worker_start`` is called in each new worker. ``keeper``, ``any_destination``, ``program`` and
-    ``on_serve``: see WorkerOptions.
-    ``identity`` returns the user of the workers, or None if they only drop privileges. It is called each second. If the
-    user changes, the workers are replaced.
-    ``on_config_checked`` is called in the child process after ``load``. It may log warnings.
-    ``on_first_worker`` is called in one worker after each start and SIGHUP, with the application as argument, after the
-    worker has dropped its privileges. It must return at once.
-    ``notifier`` notifies systemd. With ``keeps_sockets`` the files of unix sockets stay at the end, because systemd has
-    copies of the sockets. ``socket_name`` is the name of the one listener for ``reexec``; without it SIGUSR1 does
-    nothing. ``write_report`` is called in the master at SIGUSR2, and must return at once.
+    ``load``: raises MetadataError if the configuration is wrong. A child process calls it first, as a check.
+    ``settings``: returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``. Called at start and SIGHUP.
+    ``on_worker_start``: called in each new worker, right after the fork.
+    ``on_ready``: called in the master when the listeners are open, before the first worker is forked.
+    ``identity``: returns the user of the workers, or None if they only drop privileges. Called each second. If the user
+    changes, the workers are replaced.
+    ``on_config_checked``: called in the child process after ``load``. It may log warnings.
+    ``on_first_worker``: called in one worker after each start and SIGHUP, with the application as argument. The worker
+    has already dropped its privileges. The function must return at once.
+    ``notifier``: notifies systemd.
+    ``keeps_sockets``: systemd has copies of the sockets, so the files of unix sockets are not deleted at the end.
+    ``socket_name``: the listener's name for ``reexec``; there must be one listener only. With '' SIGUSR1 does nothing.
+    ``write_report``: called in the master at SIGUSR2. It must return at once.
+    ``keeper``, ``any_destination``, ``program``, ``on_serve``: see WorkerOptions.
     """
 
     def __init__(
@@ -152,7 +156,7 @@ class Server(BaseApplication):
         self.write_report = write_report
         self._failure_memories = WorkerMemories()
         self.failure_memory: FailureMemory | None = None
-        """In a worker: where it publishes its failures."""
+        """In a worker: the shared memory to which the worker writes its recent failures. None in the master."""
         self._identity = identity
         self.notifier = notifier or Notifier()
         self.keeps_sockets = keeps_sockets
@@ -190,7 +194,7 @@ class Server(BaseApplication):
         return self._load()
 
     def _on_listening(self, arbiter: Any) -> None:
-        # Before the first worker: it shares the memory of what it does not change.
+        # Before the first worker is forked: workers share the memory that they do not change.
         for name in PRELOAD_MODULES:
             try:
                 importlib.import_module(name)
@@ -223,9 +227,8 @@ class Server(BaseApplication):
     def check_config_in_child(self, is_cancelled: Callable[[], bool] = lambda: False) -> None:
         """Load the application in a child process. Raises MetadataError if this fails or takes too long.
 
-        Also raises it when ``is_cancelled()`` returns True. A child process is needed because the master must not
-        import the libraries of the application: workers are forked from the master, and must import these libraries
-        after gevent's patching.
+        Also raises MetadataError when ``is_cancelled()`` returns True. The master itself must not import the libraries
+        of the application: its workers must import them after gevent's patching.
         """
         read_end, write_end = os.pipe()
         pid = os.fork()
@@ -261,7 +264,10 @@ class Server(BaseApplication):
 
 
 class _Arbiter(Arbiter):
-    """gunicorn's master process; keeps its workers until others serve, at a reload and when their user changes."""
+    """gunicorn's master process. After a reload, or a change of the workers' user, it starts new workers first.
+
+    The former workers serve until the new workers are ready.
+    """
 
     def __init__(self, app: Server) -> None:
         super().__init__(app)
@@ -270,7 +276,7 @@ class _Arbiter(Arbiter):
         # ``age`` of the last worker that is to be replaced.
         self._former_age = 0
         self._is_reloading = False
-        # Then gunicorn does not remove the files of unix sockets when it ends.
+        # If True, gunicorn does not remove the files of unix sockets when it ends.
         self.systemd = app.keeps_sockets
 
     def signal(self, sig: int, frame: Any) -> None:
@@ -280,7 +286,7 @@ class _Arbiter(Arbiter):
         super().signal(sig, frame)
 
     def manage_workers(self) -> None:
-        """Called by gunicorn each second: forks missing workers, and stops those that are replaced or too many."""
+        """Called by gunicorn each second. Forks missing workers. Stops workers that are replaced or too many."""
         if self.app.update_identity():
             LOG.info('The workers are replaced: they run as another user')
             self._former_age = self.worker_age
@@ -296,7 +302,7 @@ class _Arbiter(Arbiter):
         self._notify()
 
     def _notify(self) -> None:
-        """Notify systemd that a worker serves, if one does."""
+        """Send systemd the number of workers that serve. If at least one serves, also send READY and progress."""
         now_s = time.monotonic()
         heartbeats = [worker.tmp.last_update() for worker in self.WORKERS.values()]
         serving = sum(has_fresh_heartbeat(last_s, now_s) for last_s in heartbeats)
@@ -313,15 +319,15 @@ class _Arbiter(Arbiter):
             self.app.notifier.status(status)
 
     def _continue_check(self) -> bool:
-        """Called during the check before a reload, which may take a minute; the workers serve meanwhile."""
+        """Called during the check before a reload, which may take a minute. Returns False if the master must stop."""
         self._notify()
         return not self._is_stopping
 
     def spawn_worker(self) -> None:
-        """Called by gunicorn. Signals that stop a worker wait until it has its own handlers (``MetadataWorker``).
+        """Called by gunicorn to fork a worker. Stop signals to the worker are blocked until it has its own handlers.
 
-        Until then it has the master's, which only queue them: the worker would serve on until it is killed, and cut its
-        requests then.
+        A new worker starts with the master's signal handlers, which only queue a signal. Without the block a stop
+        signal would be lost: the worker would serve until it is killed, and its requests would be cut off.
         """
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
@@ -330,7 +336,10 @@ class _Arbiter(Arbiter):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def reload(self) -> None:
-        """Replaces gunicorn's method, which stops the former workers at once and waits for their end."""
+        """Called by gunicorn at SIGHUP: check the configuration and start new workers. Former workers serve meanwhile.
+
+        gunicorn's own method would stop the former workers at once and wait for their end.
+        """
         log_files.reopen()
         try:
             self.app.check_config_in_child(is_cancelled=lambda: not self._continue_check())
@@ -356,19 +365,19 @@ class _Arbiter(Arbiter):
         self.app.former_workers = []
 
     def handle_usr1(self) -> None:
-        """Start the installed program again in this process. As in gunicorn, log files are opened again."""
+        """Called by gunicorn at SIGUSR1: execute the installed program in this process, which opens its log files."""
         if not self.app.socket_name:
             LOG.warning('SIGUSR1 does nothing here: restart the program; SIGHUP opens the log files again')
             return
         LOG.info('The installed program is started in this process; the workers serve until new ones do')
         (listener,) = self.LISTENERS
         self.app.notifier.progress()
-        # Also those of the program before, if this signal follows another one before new workers serve.
+        # If an earlier SIGUSR1 is not complete, the workers of the program before that one still serve.
         workers = [*self.app.former_workers, *self.WORKERS]
         reexec.execute_again({self.app.socket_name: listener.fileno()}, workers, self.app.notifier.environ)
 
     def handle_usr2(self) -> None:
-        """Write a report. gunicorn would start a second master."""
+        """Called by gunicorn at SIGUSR2: write a report. gunicorn's own method would start a second master."""
         if self.app.write_report is None:
             LOG.warning('SIGUSR2 does nothing here')
             return
@@ -379,17 +388,18 @@ class _Arbiter(Arbiter):
 
 
 def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:
-    """Whether a worker serves whose last heartbeat was at ``last_s`` of the monotonic clock.
+    """Whether a worker with its last heartbeat at ``last_s`` serves. Both times are in seconds.
 
-    Before the first heartbeat gunicorn returns the time of day, in which no monotonic clock is.
+    ``last_s`` is a time of the monotonic clock. Before the first heartbeat it is the time of day, which is much later
+    than ``now_s``.
     """
     return 0 <= now_s - last_s < limits.HEARTBEAT_FRESH_S
 
 
 def _is_ready(worker: Any) -> bool:
-    """Whether a worker serves: it has set its heartbeat once.
+    """Whether a worker has sent its first heartbeat, so that it serves.
 
-    The heartbeat is a time of the monotonic clock in a file's modification time. A new file has that of the wall clock,
+    A heartbeat sets the modification time of a file to the time of the monotonic clock. A new file has the time of day,
     which is later.
     """
     try:
@@ -399,18 +409,20 @@ def _is_ready(worker: Any) -> bool:
 
 
 def _tune_gc() -> None:
-    """Exclude the loaded modules from Python's garbage collection, and collect less often.
+    """Exclude the loaded objects from Python's garbage collection, and collect less often.
 
-    Called in a worker after it has loaded the application. The loaded objects live as long as the worker. A request
-    creates hardly any reference cycles.
+    Called in a worker after it has loaded the application. The loaded objects live as long as the worker, and a request
+    creates hardly any reference cycles. So frequent collection would find nothing.
     """
     _freeze_gc()
     gc.set_threshold(limits.GC_THRESHOLD)
 
 
 def _freeze_gc() -> None:
-    """Exclude all objects from garbage collection. It would write to each of them, and so copy the memory that a worker
-    shares with the master."""
+    """Exclude all present objects from garbage collection.
+
+    The garbage collector writes to each object. After a fork each write copies a page that the processes share.
+    """
     gc.collect()
     gc.freeze()
 
@@ -425,7 +437,7 @@ def _drop_privileges(worker: Any, identity: Identity | None) -> None:
 
 
 def _read_until_end(descriptor: int, timeout_s: float, is_cancelled: Callable[[], bool]) -> str | None:
-    """Read ``descriptor`` to its end and close it. None if this takes longer than ``timeout_s`` or is cancelled."""
+    """Read ``descriptor`` to its end and close it. Returns None after ``timeout_s``, or if it is cancelled."""
     deadline_s = time.monotonic() + timeout_s
     data = b''
     with os.fdopen(descriptor, 'rb', buffering=0) as pipe:
@@ -452,7 +464,7 @@ def _log_zero_workers() -> None:
 
 
 def default_workers() -> int:
-    """Half the number of processors, at least one, at most eight. The other processors are for the host's instances."""
+    """Half the number of processors, at least 1, at most 8. The other processors are for the host's instances."""
     return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
 
 
