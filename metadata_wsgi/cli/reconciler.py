@@ -32,6 +32,9 @@ class AttachActions(Protocol):
     def in_keeper(self) -> Set[TargetKey] | None:
         """The targets for which the keeper has a socket; None if the keeper does not respond."""
 
+    def ended(self) -> Set[TargetKey]:
+        """The targets whose namespace proxy (mode process) has ended since the last call, unless detached."""
+
 
 class Reconciler:
     """Attaches every namespace of the host and detaches deleted ones.
@@ -98,15 +101,13 @@ class Reconciler:
     def _mark_lost(self, existing: Mapping[TargetKey, object]) -> None:
         """Mark the targets that were attached and are broken now. They are attached again at once."""
         in_keeper = self._actions.in_keeper()
-        lost = set() if in_keeper is None else set(self._in_keeper - in_keeper)
+        lost = dict.fromkeys(self._actions.ended(), 'its namespace proxy has ended')
+        if in_keeper is not None:
+            lost |= dict.fromkeys(self._in_keeper - in_keeper, 'the keeper no longer has a socket for it')
         for target in sorted(existing):
             identity = self._attached.get(target)
             if identity is not None and (identity != existing[target] or target in lost):
-                reason = (
-                    'the keeper no longer has a socket for it'
-                    if target in lost
-                    else _difference(identity, existing[target])
-                )
+                reason = lost.get(target) or _difference(identity, existing[target])
                 LOG.warning('%s %s: %s', *target, reason)
                 self._attached[target] = None
                 self._logged.pop(target, None)

@@ -4,7 +4,8 @@
 The namespaces are listed whenever a name is added or removed (inotify), and every ``--interval`` seconds. A new
 ``qrouter-<id>`` or ``qdhcp-<id>`` is attached. If a namespace was deleted and created again under the same name, it is
 attached again. For a deleted namespace, pid file and sockets are removed. In the modes ``shared`` and ``one_hop`` the
-keeper's list is read at the same times: a router without a socket in the keeper is attached again. Every minute
+keeper's list is read at the same times: a router without a socket in the keeper is attached again. In mode ``process``
+a namespace proxy that ends is started again at once; if it ends again, after the interval at the earliest. Every minute
 (``--again``) all targets are attached again, which repairs rules that another program removed. Repairs are logged.
 
 ``-- --mode`` sets the mode. Without it an attached router keeps its mode, and a new router gets mode ``shared``. While
@@ -27,6 +28,7 @@ import logging
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 
 from metadata_wsgi.cli import attach, attach_command, log_output, root_check, verbs
@@ -35,8 +37,9 @@ from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.net.sd_notify import Notifier
-from metadata_wsgi.netns import attachment_status, lock, namespaces
+from metadata_wsgi.netns import attachment_status, lock, namespaces, proxy_process
 from metadata_wsgi.netns.namespace_events import NamespaceEvents
+from metadata_wsgi.netns.process_exits import ProcessExits
 from metadata_wsgi.netns.target import NO_WORKER, PROCESS, AttachTarget, KeeperState
 
 LOG = logging.getLogger(__name__)
@@ -95,6 +98,7 @@ class CliAttachAdapter:
         attach_options: list[str],
         *,
         keeper: KeeperState | None = None,
+        exits: ProcessExits[TargetKey] | None = None,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         parser = argparse.ArgumentParser(prog=verbs.PROGRAM, allow_abbrev=False)
@@ -112,6 +116,8 @@ class CliAttachAdapter:
         self._keeper = keeper or AttachmentsClient(self._state_path)
         self._modes: dict[str, str] = {}
         """Mode by id, of the targets that had a socket in the keeper when it last responded."""
+        self._exits = exits or ProcessExits()
+        """The namespace proxies of the targets that were attached in mode process."""
         self._on_progress = on_progress
         self._keeper_error = ''
         self._modes_without_worker: set[str] = set()
@@ -150,6 +156,9 @@ class CliAttachAdapter:
         known = [target for target in targets if target not in errors]
         command = attach_command.AttachCommand(self._attach_args, self._modes, count=len(known))
         errors |= self._errors(known, command.attach)
+        for target in known:
+            if target not in errors:
+                self._watch_process(target, command.mode(AttachTarget.of(*target)))
         self._warn_no_worker({command.mode(AttachTarget.of(*target)) for target in known})
         return errors
 
@@ -163,7 +172,19 @@ class CliAttachAdapter:
         for target in targets:
             if target not in errors:
                 self._modes.pop(target[1], None)
+                self._exits.forget(target)
         return errors
+
+    def ended(self) -> Set[TargetKey]:
+        """See ``reconciler.AttachActions``."""
+        return self._exits.take()
+
+    def _watch_process(self, target: TargetKey, mode: str) -> None:
+        pid = proxy_process.running_pid(state_paths.pid_file(self._state_path, target[1]), target[1])
+        if mode == PROCESS and pid is not None:
+            self._exits.watch(target, pid)
+        else:
+            self._exits.forget(target)
 
     def _errors(self, targets: Sequence[TargetKey], action: Callable[[AttachTarget], str]) -> dict[TargetKey, str]:
         def run(target: AttachTarget) -> str:
@@ -237,9 +258,10 @@ def run(args: argparse.Namespace) -> int:
     common_options = [f'--config-file={file}' for file in args.config_file]
     if args.state_path:
         common_options.append(f'--state-path={args.state_path}')
+    exits: ProcessExits[TargetKey] = ProcessExits()
     reconciler = Reconciler(
         lambda: watched_namespaces(args.only, args.ha_confs_path),
-        CliAttachAdapter(common_options, args.attach_options, on_progress=notifier.progress),
+        CliAttachAdapter(common_options, args.attach_options, exits=exits, on_progress=notifier.progress),
         full_interval_s=args.again,
     )
     running = True
@@ -256,9 +278,16 @@ def run(args: argparse.Namespace) -> int:
         notifier.ready('Attaching what is there')
         reconciler.start(_leftovers(args))
         notifier.status(reconciler.summary())
+        next_restart_s = 0.0
         while running:
-            events.wait(PENDING_POLL_S if _has_pending_name() else args.interval)
+            # A namespace proxy that always ends at its start must not keep this host busy.
+            may_restart = time.monotonic() >= next_restart_s
+            events.wait(
+                PENDING_POLL_S if _has_pending_name() else args.interval, exits.fileno() if may_restart else None
+            )
             if running:
+                if exits.has_ended():
+                    next_restart_s = time.monotonic() + args.interval
                 _reconcile(reconciler, notifier)
     notifier.stopping()
     return 0

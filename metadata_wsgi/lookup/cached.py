@@ -21,6 +21,7 @@ from metadata_wsgi import instruments
 from metadata_wsgi.cache.local import LocalCache, Ttl
 from metadata_wsgi.cache.single_flight import SingleFlight, jittered
 from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.errors import LookupUnavailable
 from metadata_wsgi.lookup.protocol import InstanceLookup, StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 
@@ -63,15 +64,16 @@ class CachedLookup:
     def revalidate(self, source: Source, deadline: Deadline) -> bool:
         """Look ``source`` up again and cache the result. Returns whether it differs from the cached result.
 
-        Returns False without a lookup if nothing is cached, if the cached result is younger than
-        ``MIN_REVALIDATE_AGE_S``, or while the lookup is unavailable. Raises InstanceLookupError if the lookup fails.
+        Returns False without a lookup if nothing is cached, or if the cached result is younger than
+        ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError if the lookup fails, or without a lookup if it was
+        unavailable just before.
         """
         key = _key(source)
         entry = self._cache.stale_ok(key) or self._cache.fresh(key)
         if entry is None or self._cache.clock() - entry.loaded_at_s < MIN_REVALIDATE_AGE_S:
             return False
         if self._results.source_is_down():
-            return False
+            raise LookupUnavailable('the last lookup had no response')
         return bool(self._results.refresh(key, entry.value, self._load(source), deadline) != entry.value)
 
     def invalidate(self, source: Source) -> None:

@@ -46,10 +46,15 @@ class NamespaceEvents:
         with suppress(BlockingIOError):
             os.write(self._wake_writer, b'\0')
 
-    def wait(self, timeout_s: float) -> None:
-        """Return when a name was added or removed since the last call, after ``wake``, or after ``timeout_s``."""
+    def wait(self, timeout_s: float, also: int | None = None) -> None:
+        """Return when a name was added or removed since the last call, after ``wake``, or after ``timeout_s``.
+
+        ``also``: a descriptor. Return when it is readable, too.
+        """
         poll = select.poll()
         poll.register(self._wake_reader, select.POLLIN)
+        if also is not None:
+            poll.register(also, select.POLLIN)
         if self._inotify:
             self._watch(self._inotify)
             poll.register(self._inotify.fileno(), select.POLLIN)

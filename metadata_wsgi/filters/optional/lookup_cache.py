@@ -11,8 +11,10 @@ If an address moves to another instance, the new instance gets the metadata of t
 instance" is cached for ``lookup_cache_none_seconds``. Errors are not cached.
 
 If Nova responds 404 for a cached instance, the instance may be deleted. Then the address is looked up again at once. If
-the address belongs to another instance now, a GET or HEAD is sent to Nova once more, for the new instance. For other
-methods (POST writes the password) the instance is always looked up anew.
+the address belongs to another instance now, a GET or HEAD is sent to Nova once more, for the new instance. While the
+lookup is unavailable, Nova is queried for a path that every instance has. If Nova does not know the instance, the
+client gets 503 and not 404, with which it would boot without keys. For other methods (POST writes the password) the
+instance is always looked up anew.
 
 The key of an entry is the address and the router or network of the client, so no client can reach entries of another
 client. The filter reads SOURCE and DEADLINE and writes INSTANCE.
@@ -20,22 +22,28 @@ client. The filter reads SOURCE and DEADLINE and writes INSTANCE.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
+from metadata_wsgi import limits
 from metadata_wsgi.cache import shared
 from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
+from metadata_wsgi.http import error_responses
 from metadata_wsgi.lookup import cached, protocol
 from metadata_wsgi.lookup.resolve import InstanceResolver
 from metadata_wsgi.pipeline import environ_keys, order
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+LOG = logging.getLogger(__name__)
 
 OPTS = [
     cfg.FloatOpt(
@@ -69,6 +77,8 @@ OPTS = [
     ),
 ]
 
+PATH_OF_EVERY_INSTANCE = '/openstack'
+"""If Nova responds 404 to it, Nova does not know the instance."""
 SAFE_METHODS = frozenset({'GET', 'HEAD'})
 REVALIDATE_TIME_SHARE = 1 / 2
 """The new lookup gets this part of the remaining time. The rest is for the second request to Nova."""
@@ -92,6 +102,7 @@ class LookupCacheFilter:
         self.lookup = lookup
         self._cached_lookup = cached_lookup
         self._resolver = InstanceResolver(cached_lookup, sleep=sleep)
+        self._unknown_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Set INSTANCE and call the next filter. If the address has moved to another instance, call it again."""
@@ -111,7 +122,14 @@ class LookupCacheFilter:
         body = self.app(environ, held.start_response)
         if not held.stop_delaying():
             return body
-        if not self._revalidate(source, environ[environ_keys.DEADLINE]):
+        instance = environ[environ_keys.INSTANCE]
+        unknown: InstanceLookupError | None = None
+        try:
+            is_right = not self._revalidate(source, environ[environ_keys.DEADLINE])
+        except InstanceLookupError as error:
+            is_right = self._is_known_to_nova({**original_environ, environ_keys.INSTANCE: instance})
+            unknown = error
+        if is_right:
             held.release()
             return body
         if hasattr(body, 'close'):
@@ -119,6 +137,15 @@ class LookupCacheFilter:
         # The same dict is changed, because earlier filters (request_log, metrics) read it after the response.
         environ.clear()
         environ.update(original_environ)
+        if unknown:
+            if self._unknown_log.allow():
+                LOG.error(
+                    'Requests get 503: Nova does not know the cached instance of %s (%s), and the lookup failed: %s',
+                    source, instance.instance_id, unknown,
+                )  # fmt: skip
+            reason = f'Nova does not know the cached instance, and the lookup failed: {unknown}'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
+            return error_responses.unavailable()(environ, start_response)
         error_response = self._set_instance(environ)
         return (error_response or self.app)(environ, start_response)
 
@@ -131,10 +158,26 @@ class LookupCacheFilter:
         return None
 
     def _revalidate(self, source: environ_keys.Source, deadline: Deadline) -> bool:
+        return self._cached_lookup.revalidate(source, deadline.fraction(REVALIDATE_TIME_SHARE))
+
+    def _is_known_to_nova(self, environ: WSGIEnvironment) -> bool:
+        """Whether Nova knows INSTANCE, or another filter refuses the question. False if Nova does not respond."""
+        statuses: list[str] = []
+
+        def start_response(status: str, headers: object, exc_info: object = None, /) -> Callable[[bytes], object]:
+            statuses.append(status)
+            return lambda data: None
+
+        environ |= {'REQUEST_METHOD': 'GET', 'PATH_INFO': PATH_OF_EVERY_INSTANCE, 'QUERY_STRING': ''}
+        environ['RAW_URI'] = PATH_OF_EVERY_INSTANCE
+        body = self.app(environ, start_response)
         try:
-            return self._cached_lookup.revalidate(source, deadline.fraction(REVALIDATE_TIME_SHARE))
-        except InstanceLookupError:
-            return False  # unknown: the client gets Nova's 404
+            for _ in body:
+                pass
+        finally:
+            if hasattr(body, 'close'):
+                body.close()
+        return not statuses[-1].startswith(('404', '5'))
 
 
 class _HeldResponse:
