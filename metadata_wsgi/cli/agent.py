@@ -121,7 +121,8 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
         )
         agent.check_config_in_child()
     except MetadataError as error:
-        return master.fail(program.name, error)
+        print(f'{program.name}: {error}', file=sys.stderr)
+        return 1
     agent.run()
     return 0
 
@@ -298,7 +299,7 @@ def _settings(global_conf: Mapping[str, str]) -> dict[str, Any]:
     conf = config_files.load(global_conf, server_options.OPTS)
     return {
         # 0 is Neutron's "no separate processes".
-        'workers': master.worker_count(conf.metadata_workers),
+        'workers': server_options.worker_count(conf.metadata_workers),
         'backlog': conf.metadata_backlog,
         'worker_connections': conf.metadata_connections,
     }

@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         pid_file = PidFile(args.pid_file) if args.pid_file else None
         sockets = _open_listeners(args)
     except MetadataError as error:
-        return master.fail(PROGRAM, _with_namespace_id(namespace_id, error))
+        print(f'{PROGRAM}: {_with_namespace_id(namespace_id, error)}', file=sys.stderr)
+        return 1
     ready = daemonize.daemonize() if args.daemonize else lambda: None
     try:
         if pid_file:

@@ -13,6 +13,6 @@ next major version of each library:
   ``http.wsgi.FileWrapper``, ``.WSGIErrorsWrapper``; ``Response.cfg`` (``pipeline.gunicorn_strictness``).
 - gunicorn_h1c, which is optional: ``http.head_parser``.
 - gevent: the attribute ``_sock`` of its sockets; the modules ``gevent._threading`` and ``gevent.resolver._addresses``,
-  which ``master.PRELOAD_MODULES`` names.
+  which ``preload.PRELOAD_MODULES`` names.
 - CPython: ``_socket.socket._accept``.
 """
