@@ -84,6 +84,9 @@ class AttachMachine(state_machine.StateMachine):
         except NetnsError:
             return None
 
+    def ended(self):
+        return set()
+
     # -- what is there
 
     def exists(self, target):
