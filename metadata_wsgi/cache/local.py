@@ -16,6 +16,10 @@ from typing import Any, Protocol
 
 MAX_ENTRIES_PER_OWNER = 64
 """A booting instance sends 28 requests."""
+MAX_DELETED_KEYS = 4096
+"""So many deletes are remembered; the oldest one is forgotten first."""
+CLOCK_DIFFERENCE_S = 2.0
+"""The clocks of the hosts that share a cache may differ so much (doc/caches.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,7 @@ class LocalCache:
         self._entries: dict[Hashable, Entry] = {}
         self._keys_of_owner: dict[str, dict[Hashable, None]] = {}
         self._weight = 0
+        self._deleted_at_s: dict[Hashable, float] = {}
         self._flights: dict[Hashable, Flight] = {}
         self._lock = threading.Lock()
 
@@ -118,13 +123,13 @@ class LocalCache:
     def fetch(self, key: Hashable, *, flight: Flight | None = None) -> Entry | None:
         """The fresh entry, local or from the backend. An entry from the backend is also stored locally, with its age.
 
-        It is not stored if ``delete`` was called for the key since ``flight`` began.
+        It is not used if ``delete`` was called for the key since ``flight`` or its own load began.
         """
         entry = self.fresh(key)
         if entry is not None or self._backend is None:
             return entry
         found = self._backend.get(key)
-        if found is not None:
+        if found is not None and not self._is_deleted(key, found[1]):
             value, age_s, ttl = found
             local = self._entries.get(key)
             # The local entry is newer if the backend was unavailable when the local entry was stored.
@@ -145,8 +150,17 @@ class LocalCache:
             self._backend.delete(key)
 
     def delete(self, key: Hashable) -> None:
-        """Remove the entry. If a load is in flight, the waiting requests get its result, but it is not stored."""
+        """Remove the entry. If a load is in flight, the waiting requests get its result, but it is not stored.
+
+        The entry may stay in the backend, if that is unavailable, or come back there, if another worker has loaded it
+        before. So the time of the delete is remembered, and older entries of the backend are not used.
+        """
         with self._lock:
+            if self._backend is not None:
+                self._deleted_at_s.pop(key, None)
+                self._deleted_at_s[key] = self.clock()
+                if len(self._deleted_at_s) > MAX_DELETED_KEYS:
+                    del self._deleted_at_s[next(iter(self._deleted_at_s))]
             self._evict(key)
             self._flights.pop(key, None)
         if self._backend is not None:
@@ -167,6 +181,11 @@ class LocalCache:
             if self._flights.get(key) is flight:
                 del self._flights[key]
         flight.land()
+
+    def _is_deleted(self, key: Hashable, age_s: float) -> bool:
+        """Whether an entry of the backend was deleted here, as far as the clocks of two hosts can tell."""
+        deleted_at_s = self._deleted_at_s.get(key)
+        return deleted_at_s is not None and self.clock() - age_s < deleted_at_s + CLOCK_DIFFERENCE_S
 
     def _was_deleted(self, key: Hashable, flight: Flight | None) -> bool:
         return flight is not None and self._flights.get(key) is not flight
