@@ -31,7 +31,7 @@ from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
 from metadata_wsgi.lookup import cached, protocol
-from metadata_wsgi.lookup.resolve import InstanceResolver
+from metadata_wsgi.lookup.request_lookup import RequestLookup
 from metadata_wsgi.pipeline import environ_keys, order
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class LookupCacheFilter:
         self.app = app
         self.lookup = lookup
         self._cached_lookup = cached_lookup
-        self._resolver = InstanceResolver(cached_lookup, sleep=sleep)
+        self._request_lookup = RequestLookup(cached_lookup, sleep=sleep)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Set INSTANCE and call the next filter. If the address has moved to another instance, call it again."""
@@ -126,7 +126,7 @@ class LookupCacheFilter:
         """Set INSTANCE from the cache or by a lookup. Returns an error response if there is no instance, else None."""
         instance = self._cached_lookup.cached(environ[environ_keys.SOURCE])
         if instance is None:
-            return self._resolver.resolve(environ)
+            return self._request_lookup.set_instance(environ)
         environ[environ_keys.INSTANCE] = instance
         return None
 

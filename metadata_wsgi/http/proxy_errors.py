@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error responses of an app that sends requests to another server, and their log lines.
+"""The error responses of an app that passes requests on to another server, and their log lines.
 
 ==============  ======  ==========================================================
 error           status  log
@@ -35,7 +35,7 @@ class ErrorResponse(NamedTuple):
     app: WSGIApplication
 
 
-class SendErrors:
+class ProxyErrors:
     """Converts the errors of one app.
 
     ``server`` names the other server in log messages. ``max_body_bytes`` is the app's limit of a request body.
