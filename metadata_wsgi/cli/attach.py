@@ -12,14 +12,12 @@ shared proxy cannot be started, the router gets ``process``.
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from metadata_wsgi.cli import attached, root_check, verbs
+from metadata_wsgi.cli import attached, installed_programs, root_check, verbs
 from metadata_wsgi.cli.attach_command import (
     MAX_CONCURRENT_ATTACHES,
     AttachCommand,
@@ -33,7 +31,7 @@ from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
 from metadata_wsgi.cli.terminal import Progress
 from metadata_wsgi.errors import UsageError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
-from metadata_wsgi.netns import lock
+from metadata_wsgi.netns import host_lock
 from metadata_wsgi.netns.target import MODES, NETWORK, NO_WORKER, PROCESS, ROUTER, AttachTarget
 
 MAX_CONCURRENT_WAITS = 64
@@ -71,7 +69,11 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     attach.add_argument(
         '--interface', type=_interface, help="a network's interface, to which the metadata addresses are added"
     )
-    attach.add_argument('--program', default=default_program(), help='the namespace proxy (default: %(default)s)')
+    attach.add_argument(
+        '--program',
+        default=installed_programs.path('quantum-ns-metadata-proxy'),
+        help='the namespace proxy (default: %(default)s)',
+    )
     attach.add_argument('--log-dir', default='', help="directory of the proxy's log file (default: no log file)")
     attach.add_argument(
         '--no-wait',
@@ -94,14 +96,6 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     detach.set_defaults(run=_detach)
 
 
-def default_program() -> str:
-    """The path of ``quantum-ns-metadata-proxy``: the file beside this program, else the first one on PATH."""
-    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), 'quantum-ns-metadata-proxy')
-    if os.access(beside, os.X_OK):
-        return beside
-    return shutil.which('quantum-ns-metadata-proxy') or 'quantum-ns-metadata-proxy'
-
-
 def _add_target_options(group: argparse._MutuallyExclusiveGroup) -> None:
     group.add_argument('--router-id', type=_uuid, metavar='ID', action='append', help='a router; may be repeated')
     group.add_argument(
@@ -118,7 +112,7 @@ def _add_target_options(group: argparse._MutuallyExclusiveGroup) -> None:
 def _attach(args: argparse.Namespace) -> int:
     root_check.require_root()
     targets = _targets(args)
-    with lock.exclusive(state_path(args)):
+    with host_lock.exclusive(state_path(args)):
         entries = [] if args.mode else AttachmentsClient(state_path(args)).entries()
         modes = {target.uuid: PROCESS for target in targets if has_own_process(state_path(args), target.uuid)}
         modes |= {entry.target.uuid: entry.mode for entry in entries}
@@ -141,7 +135,7 @@ def _warn_no_worker(args: argparse.Namespace, modes: set[str]) -> None:
 
 def _detach(args: argparse.Namespace) -> int:
     root_check.require_root()
-    with lock.exclusive(state_path(args)):
+    with host_lock.exclusive(state_path(args)):
         found, keeper_error = attached.statuses(args) if args.all else ([], '')
         targets = [status.target for status in found] if args.all else _targets(args)
         failed = _run_and_print(targets, detach_command(args, count=len(targets)), MAX_CONCURRENT_ATTACHES)

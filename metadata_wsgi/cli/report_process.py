@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 
-from metadata_wsgi.cli import installed
+from metadata_wsgi.cli import installed_programs
 
 LOG = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def start(state_path: str, program: str, options: Sequence[str] = ()) -> None:
     Raises OSError. It replaces ``report-<program>.txt`` in the state directory.
     """
     path = os.path.join(os.path.abspath(state_path), f'report-{program}.txt')
-    argv = [installed.program('metadata-wsgi'), 'report', '--state-path', state_path, '--output', path, *options]
+    argv = [installed_programs.path('metadata-wsgi'), 'report', '--state-path', state_path, '--output', path, *options]
     # gunicorn's master waits for every child. subprocess would complain that nobody waits for this one.
     pid = os.posix_spawnp(argv[0], argv, os.environ)
     LOG.info('SIGUSR2: process %d writes a report to %s', pid, path)

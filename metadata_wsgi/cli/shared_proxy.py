@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metadata_wsgi.cli import installed
+from metadata_wsgi.cli import installed_programs
 from metadata_wsgi.errors import MetadataError, NetnsError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.protocol import SHARED
-from metadata_wsgi.netns import haproxy, lock, proxy_process
+from metadata_wsgi.netns import haproxy, host_lock, proxy_process
 
 LOG = logging.getLogger(__name__)
 
@@ -46,13 +46,19 @@ class SharedProxy:
         """Start keeper and shared proxy unless workers are connected. Raises NetnsError."""
         if self._has_workers():
             return
-        with lock.exclusive(self.state_path, LOCK_NAME):
+        with host_lock.exclusive(self.state_path, LOCK_NAME):
             if self._has_workers():
                 return
             if not self._has_keeper():
-                _start([installed.program('metadata-wsgi'), 'keeper', '--daemonize', '--state-path', self.state_path])
+                _start(
+                    [installed_programs.path('metadata-wsgi'), 'keeper', '--daemonize', '--state-path', self.state_path]
+                )
             if not self._has_workers():
-                shared = [installed.program('quantum-ns-metadata-proxy'), '--shared', f'--state_path={self.state_path}']
+                shared = [
+                    installed_programs.path('quantum-ns-metadata-proxy'),
+                    '--shared',
+                    f'--state_path={self.state_path}',
+                ]
                 _start([*shared, *self.options])
             give_up_at = time.monotonic() + START_TIMEOUT_S
             while not self._has_workers():

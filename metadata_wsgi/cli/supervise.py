@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from metadata_wsgi import limits
-from metadata_wsgi.cli import agent, installed, neutron_agent, verbs
+from metadata_wsgi.cli import agent, installed_programs, neutron_agent, verbs
 from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
 from metadata_wsgi.cli.root_check import require_root
 from metadata_wsgi.config import config_files, state_paths
@@ -156,7 +156,7 @@ def programs_of(arguments: Sequence[str], *, is_neutron: bool) -> list[Program]:
     paths, _ = config_files.split_arguments(arguments)
     global_conf = program.configuration(paths)
     conf = config_files.load(global_conf, [*state_paths.OPTS, *agent.OPTS, *header_source.OPTS])
-    path = installed.program
+    path = installed_programs.path
     # The defaults of Neutron's agent are in files too, before those of the command line.
     files = [f'--config-file={file}' for file in filter(None, global_conf.get('config_file', '').split(','))]
     keeper = Program((path('metadata-wsgi'), 'keeper', *files), stops_last=True, reloads=False)

@@ -37,7 +37,7 @@ from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.net.sd_notify import Notifier
-from metadata_wsgi.netns import attachment_status, lock, namespaces, proxy_process
+from metadata_wsgi.netns import attachment_status, host_lock, namespaces, proxy_process
 from metadata_wsgi.netns.namespace_events import NamespaceEvents
 from metadata_wsgi.netns.process_exits import ProcessExits
 from metadata_wsgi.netns.target import NO_WORKER, PROCESS, AttachTarget, KeeperState
@@ -136,7 +136,7 @@ class CliAttachAdapter:
     def attach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
         """``metadata-wsgi attach --no-wait``: IPv6 is checked by the next reconciliation."""
         try:
-            with lock.exclusive(self._state_path):
+            with host_lock.exclusive(self._state_path):
                 return self._attach(targets)
         except (MetadataError, OSError) as error:
             # An error of the lock or the configuration concerns all targets.
@@ -165,7 +165,7 @@ class CliAttachAdapter:
     def detach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
         """``metadata-wsgi detach``."""
         try:
-            with lock.exclusive(self._state_path):
+            with host_lock.exclusive(self._state_path):
                 errors = self._errors(targets, attach_command.detach_command(self._detach_args, count=len(targets)))
         except (MetadataError, OSError) as error:
             return dict.fromkeys(targets, str(error))

@@ -25,8 +25,8 @@ from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import BadRequest, NoResponse, NotSent
 from metadata_wsgi.http import header_names, message
 from metadata_wsgi.http.client import HttpClient
+from metadata_wsgi.http.proxy_errors import ProxyErrors
 from metadata_wsgi.http.retry import retry_until
-from metadata_wsgi.http.send_errors import SendErrors
 from metadata_wsgi.net import addresses
 from metadata_wsgi.pipeline import request_id
 from metadata_wsgi.pipeline.environ_keys import DEADLINE, FAILURE, NAMESPACE, RECEIVED_AT_S, Failure, Namespace
@@ -66,7 +66,7 @@ class NamespaceProxyApp:
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._sleep = sleep
-        self._errors = SendErrors('the metadata agent', max_body_bytes=max_body_bytes)
+        self._errors = ProxyErrors('the metadata agent', max_body_bytes=max_body_bytes)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Send the agent's response to the client. 503 if there is none; 400, 408 or 413 for a bad request body."""

@@ -25,7 +25,7 @@ changed.
 ``proxy_process``      start, adopt and stop a namespace proxy; pid files as in Grizzly
 ``haproxy``            take over the sockets of Neutron's haproxies, and return them
 ``runner``             run a program, in a namespace if needed
-``lock``               one attach or detach at a time on a host
+``host_lock``          one attach or detach at a time on a host
 ``neutron_lock``       the lock that Neutron's agents hold while they change rules
 =====================  ======================================================================
 """

@@ -37,8 +37,8 @@ from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent
 from metadata_wsgi.http import client, header_names, message, trace_context
 from metadata_wsgi.http.client import HttpClient
+from metadata_wsgi.http.proxy_errors import ProxyErrors
 from metadata_wsgi.http.retry import RetryBudget, retry_until
-from metadata_wsgi.http.send_errors import SendErrors
 from metadata_wsgi.nova_proxy.hosts import RETRYABLE_STATUSES, Hosts
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.throttle import Throttle
@@ -115,7 +115,7 @@ class UpstreamApp:
         self._unknown_instances = 0
         self._unknown_log = Throttle(limits.UNKNOWN_INSTANCES_LOG_INTERVAL_S)
         self._secret_change_log = Throttle(limits.SECRET_CHANGE_LOG_INTERVAL_S)
-        self._errors = SendErrors('Nova', max_body_bytes=max_body_bytes)
+        self._errors = ProxyErrors('Nova', max_body_bytes=max_body_bytes)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Respond with Nova's response; 503 if there is none; 400, 408 or 413 if the request cannot be sent."""

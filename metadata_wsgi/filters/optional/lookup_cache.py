@@ -36,7 +36,7 @@ from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.lookup import cached, protocol
-from metadata_wsgi.lookup.resolve import InstanceResolver
+from metadata_wsgi.lookup.request_lookup import RequestLookup
 from metadata_wsgi.pipeline import environ_keys, order
 from metadata_wsgi.throttle import Throttle
 
@@ -101,7 +101,7 @@ class LookupCacheFilter:
         self.app = app
         self.lookup = lookup
         self._cached_lookup = cached_lookup
-        self._resolver = InstanceResolver(cached_lookup, sleep=sleep)
+        self._request_lookup = RequestLookup(cached_lookup, sleep=sleep)
         self._unknown_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -153,7 +153,7 @@ class LookupCacheFilter:
         """Set INSTANCE from the cache or by a lookup. Returns an error response if there is no instance, else None."""
         instance = self._cached_lookup.cached(environ[environ_keys.SOURCE])
         if instance is None:
-            return self._resolver.resolve(environ)
+            return self._request_lookup.set_instance(environ)
         environ[environ_keys.INSTANCE] = instance
         return None
 

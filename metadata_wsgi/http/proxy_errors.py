@@ -35,7 +35,7 @@ class ErrorResponse(NamedTuple):
     app: WSGIApplication
 
 
-class SendErrors:
+class ProxyErrors:
     """Converts the exceptions of one app to error responses, and logs them.
 
     ``server`` names the other server in log messages. ``max_body_bytes`` is the app's limit of a request body.

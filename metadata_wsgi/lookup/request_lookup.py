@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts the result of a lookup: into the instance of a request, or into an error response.
+"""The lookup of one request, with retries: sets the instance of the request, or makes an error response.
 
 ==============================  =====================================================================================
 result                          response
@@ -43,7 +43,7 @@ ATTEMPT_TIME_SHARE = 2 / 3
 """An attempt gets this part of the remaining time. The rest is for a retry if the attempt gets no response."""
 
 
-class InstanceResolver:
+class RequestLookup:
     """Sets INSTANCE of a request to the result of ``lookup``. Shared by all threads of a worker."""
 
     def __init__(
@@ -60,7 +60,7 @@ class InstanceResolver:
         # One throttle for each router or network: an instance can cause such lines and must not hide those of others.
         self._not_found_log = KeyedThrottle(limits.LOG_INTERVAL_S)
 
-    def resolve(self, environ: WSGIEnvironment) -> WSGIApplication | None:
+    def set_instance(self, environ: WSGIEnvironment) -> WSGIApplication | None:
         """Look SOURCE up and set INSTANCE, with retries until DEADLINE. Returns an error response if it fails."""
         source: environ_keys.Source = environ[environ_keys.SOURCE]
         if source.address in METADATA_ADDRESSES:

@@ -7,10 +7,10 @@ import os
 import sys
 
 
-def program(name: str) -> str:
-    """The program that was installed beside this one, else the one on PATH."""
+def path(name: str) -> str:
+    """The path of the program ``name`` that was installed beside this one, else the one on PATH."""
     for directory in (os.path.dirname(os.path.abspath(sys.argv[0])), os.path.join(sys.prefix, 'bin')):
-        path = os.path.join(directory, name)
-        if os.access(path, os.X_OK):
-            return path
+        found = os.path.join(directory, name)
+        if os.access(found, os.X_OK):
+            return found
     return name
