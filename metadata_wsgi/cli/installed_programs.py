@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the other programs of this package are."""
+"""Finds the other programs of this package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def path(name: str) -> str:
-    """The path of the program ``name`` that was installed beside this one, else the one on PATH."""
+    """The path of the program ``name`` beside this program; without such a file the bare ``name``, for PATH."""
     for directory in (os.path.dirname(os.path.abspath(sys.argv[0])), os.path.join(sys.prefix, 'bin')):
         found = os.path.join(directory, name)
         if os.access(found, os.X_OK):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi report``: everything that a bug report needs, in one file, without secrets.
 
-Versions, configuration, pipeline, status, processes, the state directory, rules, recent failures and the end of the
-log. A section that cannot be read says why; the others are written all the same. The values of options that are secret,
-or that belong to another program, are left out, and every secret of the files is removed from the whole text, whatever
-encodes it (``config.secret_masking``).
+The report has versions, configuration, pipeline, status, processes, the state directory, rules, recent failures and the
+end of the log. If a section cannot be read, the report has the reason in its place. The values of secret options, and
+of options of other programs, are left out. Every secret in the configuration files is also removed from the whole text,
+in any encoding (``config.secret_masking``).
 
-The agent and the namespace proxies start it at SIGUSR2 (``report_process``).
+The agent and the namespace proxies start this verb at SIGUSR2 (``report_process``).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def replace_file(path: str, text: str) -> None:
-    """Write a file for its owner only. In its directory others may have made names: none is followed or written to."""
+    """Write a file that only its owner may read. Follows no link: other users may write to the directory."""
     directory, name = os.path.split(path)
     dir_fd = safe_files.open_directory(directory)
     temporary = f'.{name}.{os.getpid()}'
@@ -117,7 +117,7 @@ def replace_file(path: str, text: str) -> None:
 
 
 def report(args: argparse.Namespace) -> str:
-    """The text, masked."""
+    """The text of the report, without secrets."""
     out = io.StringIO()
     out.write(f'metadata-wsgi report of {platform.node()}, {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n')
     for title, section in SECTIONS:
@@ -128,13 +128,13 @@ def report(args: argparse.Namespace) -> str:
 
 
 def _lines(section: Section, args: argparse.Namespace) -> Iterator[str]:
-    """The lines of a section; an error, and what came before it."""
+    """The lines of a section. If the section fails, the lines before the error, then the error."""
     try:
         yield from section(args)
     except (MetadataError, OSError) as error:
         yield f'cannot be read: {error}'
     except Exception:
-        # A bug in one section must not keep the others from being read: a bug is what a report is written for.
+        # A bug in one section must not prevent the other sections: the report may be about this bug.
         yield from ['cannot be read, unexpected error:', *traceback.format_exc().splitlines()]
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs of ``metadata-wsgi``: the module of each and its line in the help of the program.
+"""The verbs of ``metadata-wsgi``: for each verb its module, and its line in the help of the program.
 
-The help is here and not in the modules, so that ``metadata-wsgi --help`` imports none of them.
+The help lines are here and not in the modules, so that ``metadata-wsgi --help`` need not import the modules.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ VERBS = {
 def add_parser(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser], verb: str, **kwargs: Any
 ) -> argparse.ArgumentParser:
-    """The parser of ``verb``; ``kwargs`` are those of argparse."""
+    """Add the parser of ``verb``. ``kwargs`` are arguments of argparse's ``add_parser``."""
     return subparsers.add_parser(verb, help=VERBS[verb][1], **kwargs)

@@ -40,10 +40,11 @@ class KeeperClient:
     def register(self, listener: Listener, handed_over: socket.socket | None = None) -> bool:
         """Register ``listener``. Returns False if it was already registered.
 
-        The keeper opens the socket, or takes ``handed_over`` if it is given. While the port is in use the request is
-        retried for ``PORT_IN_USE_TIMEOUT_S``: a worker may not have sent the socket back yet after a restart of the
-        keeper, or a former proxy is about to end. If another program listens on the port, the request is retried only
-        for ``limits.FOREIGN_PORT_TIMEOUT_S``, and the error names that program.
+        The keeper opens the socket, or takes ``handed_over`` if it is given. While the port is in use, the request is
+        retried for ``PORT_IN_USE_TIMEOUT_S``. There are two usual reasons: after a restart of the keeper a worker has
+        not sent the socket to the new keeper yet, or a former proxy is about to end. If a program of another package
+        listens on the port, the request is retried only for ``limits.FOREIGN_PORT_TIMEOUT_S``, and the error names
+        that program.
         """
         message = {protocol.VERB: protocol.ATTACH, 'listener': listener.to_json()}
         waited_s, next_search_s = 0.0, limits.FOREIGN_PORT_TIMEOUT_S
@@ -90,7 +91,7 @@ class KeeperClient:
         return self._receive_reply(field)
 
     def _receive_reply(self, field: str) -> dict[str, Any]:
-        """Receive one reply. Raises NetnsError if it reports an error or has no ``field``."""
+        """Receive one reply. Raises NetnsError if the reply contains an error or has no ``field``."""
         try:
             reply, sock = protocol.receive(self._connection)
         except (EOFError, OSError, ValueError) as error:
@@ -110,7 +111,7 @@ class _PortInUse(NetnsError):
 
 
 def _find_process(listener: Listener) -> ListeningProcess | None:
-    """The process that listens on the port. The keeper cannot search it: its unit hides other processes from it."""
+    """The process that listens on the port. The keeper cannot find it, because its unit hides other processes."""
     try:
         return namespaces.run_in(listener.namespace, lambda: listening_process.find(listener.port))
     except (NetnsError, OSError):

@@ -16,7 +16,7 @@ class NetnsSocketOpener:
     """Opens and checks real sockets; see :class:`metadata_wsgi.keeper.registry.SocketOpener`."""
 
     def open(self, listener: Listener) -> socket.socket:
-        """Listen in the namespace. Raises NetnsError if it does not exist, ConfigError if the port is in use."""
+        """Listen in the listener's namespace. NetnsError if there is no such namespace, ConfigError if bind() fails."""
         if not namespaces.exists(listener.namespace):
             raise NetnsError(f'there is no namespace {listener.namespace} on this host')
         opened = namespaces.run_in(listener.namespace, lambda: listeners.bind_tcp(listener.host, listener.port))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the lab without root, in a user namespace, if the kernel allows it.
 
-In a user namespace the user is root over separate network, mount and pid namespaces. This is enough for a lab, and the
-machine itself cannot be changed from there. The lab ends when the first process of the namespace ends. So
-``lab --keep`` leaves this process running and writes its pid to a file in the user's runtime directory.
+In a user namespace the user is root, with separate network, mount and pid namespaces. This is enough for a lab, and the
+lab cannot change the machine. The lab ends when the first process of the namespace ends. So with ``lab --keep`` the
+first process continues to run, and its pid is in a file in the user's runtime directory.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the process that listens on a TCP port of the caller's network namespace. The message "port in use" names it.
+"""Finds the process that listens on a TCP port in the caller's network namespace, for the message "port in use".
 
 Facts from proc_net_tcp(5) and proc_pid_fd(5): /proc/thread-self/net lists the sockets in the network namespace of the
 calling thread, each with its inode number. If a process has a socket open, its fd directory has a link
@@ -20,7 +20,8 @@ OWN_PROGRAMS = (
     'quantum-ns-metadata-proxy', 'quantum-metadata-agent', 'metadata-wsgi', 'metadata_wsgi.cli',
     'neutron-metadata-agent-wsgi',
 )  # fmt: skip
-"""The programs of this package. The command line of their processes contains the name, even if gunicorn changed it."""
+"""The programs of this package. The command line of each of their processes contains one of these names, even after
+gunicorn has changed it."""
 
 
 @dataclass(frozen=True, slots=True)

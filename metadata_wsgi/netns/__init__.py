@@ -2,9 +2,9 @@
 """All code that changes the kernel's state: namespaces, addresses, packet rules, processes.
 
 Rule 1: this package needs privileges, so it parses no data from an instance. It imports no code that parses requests
-(webob, paste, the filters), and that code does not import this package.
-Rule 2: decisions are pure functions (``rules``, the difference in ``iptables``). Changes are made by a ``Runner`` or
-netlink. They raise NetnsError with the message of the program or the kernel.
+(webob, paste, the filters), and such code does not import this package.
+Rule 2: pure functions make the decisions (``rules``, ``iptables.difference``). A ``Runner`` or netlink makes the
+changes. If a change fails, NetnsError has the message of the program or the kernel.
 Rule 3: every operation is idempotent. Correct state is kept, stale state is replaced, state of other programs is not
 changed.
 
@@ -18,7 +18,7 @@ changed.
 ``namespace_events``   wait until a namespace is added or removed (inotify)
 ``rules``              the packet rules of a router, as data (pure)
 ``iptables``           add, replace and remove the rules of one namespace
-``ruleset_template``   the same for many namespaces: create the rules once and copy them
+``ruleset_template``   the rules of many namespaces: create them once and copy them
 ``dhcp_address``       169.254.169.254 on the interface of a DHCP namespace
 ``interface_state``    the interfaces of a namespace, and fe80::a9fe:a9fe on them
 ``link_local``         which interfaces get fe80::a9fe:a9fe; duplicate address detection

@@ -132,10 +132,10 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request got the error ``status``, 0 for a response that was cut off: one sentence for the operator, without
-    secrets.
+    """The reason why a request failed: one sentence for the operator, without secrets.
 
-    ``namespace`` is for an app that serves one namespace; elsewhere it is known from the connection or the source.
+    ``status`` is the status of the response, 0 for a response that was cut off. ``namespace`` is set by an app that
+    serves one namespace. Otherwise the namespace is known from the connection or the source.
     """
 
     status: int
@@ -147,8 +147,8 @@ class Failure:
 class SignedIdentity:
     """The signed identity for Nova: the instance, its address and the signature of the instance id.
 
-    ``signatures`` has one entry for each shared secret, the new secret first. There are two while the secret is being
-    changed. Only the app at the end of the pipeline converts it to headers.
+    ``signatures`` has one signature for each shared secret, that of the new secret first. There are two while the
+    secret is being changed. The app at the end of the pipeline converts the signed identity to headers.
     """
 
     instance: Instance
