@@ -2,9 +2,9 @@
 """Handles one connection: checks its destination and the limits, then reads requests and sends responses.
 
 - A connection that was not made to the metadata address is closed (``net.original_dst``).
-- Each client may have a limited number of connections (``connection_limits``). If a client at its limit opens another
-  connection, its connection that has been idle longest is closed. If the worker is full, the keep-alive connection that
-  has been idle longest is closed, even if its peer is a namespace proxy.
+- The number of connections of each client is limited (``connection_limits``). If a client at its limit opens another
+  connection, the client's connection that has been idle longest is closed. If the worker is full, the keep-alive
+  connection that has been idle longest is closed, even if its peer is a namespace proxy.
 - Timeouts (``limits``): HEADER_TIMEOUT_S for a header, BODY_TIMEOUT_S for a body, READ_WRITE_TIMEOUT_S for a pause
   inside a response, KEEPALIVE_TIMEOUT_S between two requests. A timeout ends only its own connection, so a slow client
   does not delay others. For comparison: Neutron's haproxy has one connection limit for the whole router. There 1,100
