@@ -2,9 +2,11 @@
 """Reads the requests of a connection, one after the other, within limits of size and time.
 
 Nearly every request of an instance is a GET without a body, and its header arrives in one segment. ``parse_simple``
-converts such a header to environ keys (``http.head_parser``). gunicorn's parser handles all other requests. These are
-requests with a body, ``Expect``, a repeated header, a header name with an underscore, or a target that is not a path;
-pipelined requests; and incomplete or malformed headers.
+converts such a header to environ keys (``http.head_parser``). gunicorn's parser handles all other requests:
+
+- with a body, ``Expect``, a repeated header, a header name with an underscore, or a target that is not a path;
+- pipelined requests;
+- incomplete or malformed headers.
 
 A request with a line that ends with LF instead of CRLF gets 400, and the log has the reason. RFC 9112, 2.2, allows a
 server to accept such lines. But if only one of two servers on the path accepts them, the two read different headers
