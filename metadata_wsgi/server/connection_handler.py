@@ -68,9 +68,10 @@ class ConnectionHandler:
 
     ``settings`` are gunicorn's. With ``any_destination``, connections to other addresses than the metadata address are
     served too. When ``is_stopping()`` returns True, a connection is closed after the request in progress.
-    ``has_waiting_connections()`` returns whether new connections wait because the worker is full. Then, when a
-    connection becomes idle, the connection that has been idle longest is closed. ``progress`` gets the start and the
-    end of each call of the application. ``on_failure`` is called with each environ that has the key FAILURE.
+    ``has_waiting_connections()`` returns whether new connections wait because the worker is full. While it returns
+    True, each connection that becomes idle causes the connection that has been idle longest to be closed. ``progress``
+    gets the start and the end of each call of the application. ``on_failure`` is called with each environ that has the
+    key FAILURE.
     """
 
     def __init__(

@@ -197,8 +197,8 @@ class StrictRequest(Request):
     def parse(self, unreader: Any) -> Any:
         """Called by gunicorn to read the header. Sets a limit for the size of the whole header.
 
-        gunicorn's own limit is the largest number of fields times the largest size of a field. This is megabytes. It
-        would cost much CPU time, because gunicorn parses an incomplete header again after every recv().
+        gunicorn's own limit is the largest number of fields times the largest size of a field: megabytes. A header of
+        this size would cost much CPU time, because gunicorn parses an incomplete header again after every recv().
         """
         self.max_buffer_headers = limits.MAX_REQUEST_HEADER_BYTES
         rest = super().parse(unreader)
