@@ -32,7 +32,7 @@ SECRET_CHANGE_LOG_INTERVAL_S = 600.0
 """The message that Nova accepts the other shared secret is logged at most once in this interval."""
 
 UNKNOWN_INSTANCES_WARNING = 20
-"""If a worker gets this many 404s from Nova and no 200, a WARNING says which option of nova.conf may be wrong."""
+"""If a worker gets this many 404s from Nova and no 200, a WARNING names the option of nova.conf that may be wrong."""
 
 UNKNOWN_INSTANCES_LOG_INTERVAL_S = 3600.0
 """The WARNING about 404s from Nova is logged at most once in this interval."""
@@ -75,10 +75,10 @@ MAX_IDLE_GREENLETS = 64
 """Largest number of idle greenlets that wait for the next connections. A new greenlet would need a new stack."""
 
 ACCEPT_BATCH = 16
-"""Connections accepted in a row. Then other connections, and other workers, get their turn."""
+"""Largest number of connections accepted in a row. Then other connections, and other workers, get their turn."""
 
 ACCEPT_ERROR_BACKOFF_S = 0.1
-"""Pause after accept() failed for lack of descriptors or memory. Without it the event loop would spin."""
+"""Pause after accept() failed for lack of descriptors or memory. Without a pause the event loop would spin."""
 
 # --- Server: reading a request -------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ WORKER_NOTIFY_S = 1.0
 worker ends."""
 
 CONFIG_CHECK_TIMEOUT_S = 60.0
-"""Time for the pipeline to load, at start and at SIGHUP. After it the check of the configuration fails."""
+"""Time for the pipeline to load, at start and at SIGHUP. After this time the check of the configuration fails."""
 
 FAILURES_PER_ADDRESS = 3
 FAILURES_PER_NAMESPACE = 8

@@ -24,9 +24,10 @@ CLOCK_DIFFERENCE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Ttl:
-    """How long an entry is fresh and how long it may be served stale, both in seconds after the beginning of its load.
+    """The lifetime of an entry. Both times are in seconds, and count from the beginning of the entry's load.
 
-    If ``stale_s`` is not greater than ``fresh_s``, the entry is never served stale.
+    Until ``fresh_s`` the entry is fresh. Until ``stale_s`` it may be served stale. If ``stale_s`` is not greater than
+    ``fresh_s``, the entry is never served stale.
     """
 
     fresh_s: float

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi adopt`` and ``give-back``: convert the haproxies of a running Neutron node, and back again."""
+"""``metadata-wsgi adopt`` takes over the sockets of a Neutron node's haproxies. ``give-back`` starts them again."""
 
 from __future__ import annotations
 

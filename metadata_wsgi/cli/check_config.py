@@ -80,7 +80,7 @@ def global_conf_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def load(args: argparse.Namespace) -> tuple[str, Any]:
-    """Return the path of the paste file and the application that ``args`` select. The metrics do not change."""
+    """Return the path of the paste file and the application that ``args`` select. Disconnects the metrics."""
     global_conf = global_conf_of(args)
     path = args.paste_file or agent.paste_file(global_conf)[0]
     app = paste_loader.load(path, args.pipeline, global_conf)

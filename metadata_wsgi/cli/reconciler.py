@@ -99,7 +99,10 @@ class Reconciler:
         return f'{text}, {waiting} cannot be attached yet' if waiting else text
 
     def _mark_lost(self, existing: Mapping[TargetKey, object]) -> None:
-        """Mark attached targets that changed, or lost their socket in the keeper. They are attached again at once."""
+        """Mark each attached target with a new identity, or without its socket in the keeper.
+
+        Marked targets are attached again at once.
+        """
         in_keeper = self._actions.in_keeper()
         lost = dict.fromkeys(self._actions.ended(), 'its namespace proxy has ended')
         if in_keeper is not None:

@@ -53,7 +53,7 @@ _PROGRAM = re.compile(
     r'^(\S*python\S*( -\S+( \w+)?)* |gunicorn: (master|worker) \[)?\S*'
     r'(quantum-metadata-agent|neutron-metadata-agent-wsgi|quantum-ns-metadata-proxy|metadata-wsgi)(\s|\]|$)'
 )
-"""A command line of ours, also where gunicorn has changed it (setproctitle)."""
+"""Matches the command line of a process of this package, even after gunicorn has changed it (setproctitle)."""
 MAX_PROCESSES, MAX_FILES, MAX_NAMESPACES, MAX_LOG_LINES = 100, 200, 20, 50
 MAX_LINE = 2000
 

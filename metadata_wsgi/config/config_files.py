@@ -17,9 +17,9 @@ oslo.config raises an error only when the value is read. A required option that 
 
 A comment after a value, on the same line, is an error: oslo.config reads the comment as a part of the value.
 
-A secret may be in a file of its own. If a secret option ``NAME`` has an option ``NAME_file`` beside it, the secret is
-read from that file, or from systemd's credential ``NAME`` (LoadCredential=), without the newline at the end. No error
-text contains the value of a secret.
+A secret may be in a file of its own. The newline at the end is removed. The option ``NAME_file`` names the file for the
+secret option ``NAME``. Without this option, the secret may be in systemd's credential ``NAME`` (LoadCredential=). No
+error text contains the value of a secret.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 
 There are two steps. :func:`masked_lines` prints the values of this package's options that are not secret. It prints no
 values of other options, because an option of Neutron may be secret too. Then :func:`mask` removes every secret of the
-configuration files from the whole text, for example from log lines and command lines. It also finds a secret in the
-encodings that programs use: base64, hexadecimal, percent-encoding, JSON and Python.
+configuration files from the whole text, for example from log lines and command lines. :func:`mask` also finds a secret
+in the encodings that programs use: base64, hexadecimal, percent-encoding, JSON and Python.
 """
 
 from __future__ import annotations

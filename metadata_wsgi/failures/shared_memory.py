@@ -71,7 +71,7 @@ class FailureMemory:
         return read(self._fd)
 
     def close(self) -> None:
-        """Close the memory. A worker closes those of other workers, the master those of workers that ended long ago."""
+        """Close the memory. A worker closes the memories of other workers, the master closes old ones."""
         os.close(self._fd)
         if self._map is not None:
             # It has a descriptor of its own.
@@ -100,8 +100,8 @@ def read(fd: int) -> list[Row]:
 def read_all(proc: str = '/proc') -> list[list[Row]]:
     """The tables of all workers on this host whose masters belong to root or to the calling user.
 
-    Other processes are skipped, because a worker could make any number of memories. If several processes have a table
-    open, it is read once.
+    Processes of other users are skipped, because a worker could make any number of memories. If several processes have
+    the same memory open, it is read once.
     """
     found: dict[tuple[int, int], list[Row]] = {}
     for pid in filter(str.isdecimal, os.listdir(proc)):

@@ -40,7 +40,7 @@ class WorkerMemories:
     def take(self, number: int) -> FailureMemory | None:
         """The memory of this worker. Called in the worker.
 
-        Closes the others, so that a compromised worker can change its own table only.
+        Closes the memories of other workers, so that a compromised worker can change its own table only.
         """
         own = self._memories.pop(number, None)
         for other in self._memories.values():

@@ -46,7 +46,7 @@ class CatchErrorsFilter:
         self._logs: dict[tuple[str, int, type], Throttle] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Call the rest of the pipeline; respond 503 if it raises an exception."""
+        """Call the rest of the pipeline. Respond 503 if it raises an exception."""
         if self._lenient_settings is None:
             self._lenient_settings = gunicorn_strictness.lenient_settings(
                 gunicorn_strictness.settings_of(start_response)

@@ -18,7 +18,7 @@ from metadata_wsgi import limits
 
 
 class CircuitBreaker:
-    """Counts consecutive connection failures of one host. For all threads of a worker."""
+    """Counts consecutive connection failures of one host. Shared by all threads of a worker."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -46,7 +46,7 @@ class HttpClient(Protocol):
 
 
 class PooledHttpClient:
-    """HttpClient of one host or unix socket, with a pool of keep-alive connections. For all threads of a worker.
+    """HttpClient of one host or unix socket, with a pool of keep-alive connections. Shared by all threads of a worker.
 
     ``connect(timeout_s)`` opens a connection or raises OSError. ``host`` is the value of the Host header. ``max_idle``
     is the size of the pool.

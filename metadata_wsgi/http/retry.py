@@ -86,7 +86,7 @@ class _Delays:
 
 
 class RetryBudget:
-    """Limits the retries of all requests to one service together: a token bucket. For all threads of a worker."""
+    """Limits the retries of all requests to one service together: a token bucket. Shared by all threads of a worker."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

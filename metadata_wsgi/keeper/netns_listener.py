@@ -26,8 +26,8 @@ class NetnsSocketOpener:
     def is_valid(self, listener: Listener, sock: socket.socket) -> bool:
         """Whether ``sock`` is a TCP socket that listens on the listener's port in the listener's namespace.
 
-        An unprivileged worker sends the socket and the listener's fields. The fields may be false, so the kernel is
-        asked about the socket.
+        An unprivileged worker sends the socket and the listener's fields. The fields may be false, so this method
+        compares them with the socket's state in the kernel.
         """
         try:
             return (

@@ -8,8 +8,8 @@ does not identify an instance.
 Facts: connection tracking in the socket's namespace stores the original destination (SO_ORIGINAL_DST). If there is no
 entry, the connection was not redirected, and the original destination is the local address of the socket. This is the
 case in a DHCP namespace, where the proxy listens on the metadata address itself. A connection over loopback is
-accepted, because only an operator in the namespace can make it: a packet from outside cannot have a loopback source
-(RFC 1122, 3.2.1.3; Linux drops it as martian).
+accepted, because only an operator in the namespace can make it. A packet from outside cannot have a loopback source:
+Linux drops it as martian (RFC 1122, 3.2.1.3).
 """
 
 from __future__ import annotations

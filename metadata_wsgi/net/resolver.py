@@ -72,7 +72,7 @@ class _Entry:
 
 
 class Resolver:
-    """Resolves host names and caches their addresses. For all threads of a process."""
+    """Resolves host names and caches their addresses. Shared by all threads of a process."""
 
     def __init__(self, lookup: Lookup | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._lookup = lookup or getaddrinfo
@@ -140,7 +140,7 @@ class Resolver:
 
 
 class TcpConnector:
-    """Opens TCP connections to hosts, given by name or IP address. For all threads of a process."""
+    """Opens TCP connections to hosts, given by name or IP address. Shared by all threads of a process."""
 
     def __init__(self, resolver: Resolver, clock: Callable[[], float] = time.monotonic) -> None:
         self._resolver = resolver

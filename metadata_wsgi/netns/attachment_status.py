@@ -204,7 +204,10 @@ def _check_namespace(
 
 
 def _read_rules(namespace: str, iptables: RuleReader, families: Sequence[int]) -> tuple[list[Rule], list[str]]:
-    """(rules of this package, problems). If the rules of one family cannot be read, the rules of the other family."""
+    """Return (rules of this package, problems).
+
+    If the rules of one family cannot be read, this is a problem, and the rules of the other family are returned.
+    """
     try:
         return iptables.ours(namespace, families=families), []
     except NetnsError as error:

@@ -95,7 +95,7 @@ class Conversion:
         return True
 
     def give_back(self, proxy: Proxy, detach: Callable[[str], object]) -> bool:
-        """Start haproxy with Neutron's configuration and end the holder. Returns False if it is already a haproxy.
+        """Start haproxy with Neutron's configuration and end the holder. False if ``proxy`` is a haproxy already.
 
         When haproxy listens, ``detach`` is called with the id, to make the keeper close its sockets. If haproxy does
         not start, raises NetnsError, and the holder and the keeper's sockets stay.

@@ -26,7 +26,7 @@ RETRYABLE_STATUSES = frozenset({500, 502, 503, 504})
 
 
 class Hosts:
-    """All hosts of Nova. For all threads of a worker. ``clients`` has at least one."""
+    """All hosts of Nova. Shared by all threads of a worker. ``clients`` has at least one."""
 
     def __init__(self, clients: Sequence[HttpClient], clock: Callable[[], float]) -> None:
         self._hosts = [_Host(client, clock) for client in clients]

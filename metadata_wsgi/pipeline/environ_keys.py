@@ -50,8 +50,8 @@ NAMESPACE = 'metadata_wsgi.namespace'
 """A :class:`Namespace`."""
 
 RECEIVED_AT_S = 'metadata_wsgi.received_at'
-"""Time at which the header of the request had arrived, or, for the first one of a connection, its data: it may have
-waited to be accepted. In seconds of time.monotonic(). The deadline counts from it."""
+"""The time at which the header of the request had arrived, in seconds of time.monotonic(). The deadline counts from it.
+For the first request of a connection, the time that the connection waited to be accepted is subtracted."""
 
 REQUEST_ID = 'metadata_wsgi.request_id'
 """The id of the request, ``req-`` and a UUID."""

@@ -7,7 +7,7 @@ not used now, and a worker must not fail because of it. Denied calls fail with E
 - starting another program, entering or creating a namespace, mounting, and opening files by handle;
 - access to another process: ptrace, its memory, its descriptors;
 - rarely used parts of the kernel, where privilege escalations were found: bpf, io_uring, userfaultfd, performance
-  counters, keys and modules. socket() for a family that this package does not use fails with EAFNOSUPPORT.
+  counters, keys, modules, and socket families that this package does not use (EAFNOSUPPORT instead of EPERM).
 
 Facts:
 

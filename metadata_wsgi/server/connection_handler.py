@@ -2,9 +2,9 @@
 """Handles one connection: checks its destination and the limits, then reads requests and sends responses.
 
 - A connection that was not made to the metadata address is closed (``net.original_dst``).
-- Each client may have a limited number of connections (``connection_limits``). If a client at its limit opens another
-  connection, its connection that has been idle longest is closed. If the worker is full, the keep-alive connection that
-  has been idle longest is closed, even if its peer is a namespace proxy.
+- The number of connections of each client is limited (``connection_limits``). If a client at its limit opens another
+  connection, the client's connection that has been idle longest is closed. If the worker is full, the keep-alive
+  connection that has been idle longest is closed, even if its peer is a namespace proxy.
 - Timeouts (``limits``): HEADER_TIMEOUT_S for a header, BODY_TIMEOUT_S for a body, READ_WRITE_TIMEOUT_S for a pause
   inside a response, KEEPALIVE_TIMEOUT_S between two requests. A timeout ends only its own connection, so a slow client
   does not delay others. For comparison: Neutron's haproxy has one connection limit for the whole router. There 1,100
@@ -68,9 +68,10 @@ class ConnectionHandler:
 
     ``settings`` are gunicorn's. With ``any_destination``, connections to other addresses than the metadata address are
     served too. When ``is_stopping()`` returns True, a connection is closed after the request in progress.
-    ``has_waiting_connections()`` returns whether new connections wait because the worker is full. Then, when a
-    connection becomes idle, the connection that has been idle longest is closed. ``progress`` gets the start and the
-    end of each call of the application. ``on_failure`` is called with each environ that has the key FAILURE.
+    ``has_waiting_connections()`` returns whether new connections wait because the worker is full. While it returns
+    True, each connection that becomes idle causes the connection that has been idle longest to be closed. ``progress``
+    gets the start and the end of each call of the application. ``on_failure`` is called with each environ that has the
+    key FAILURE.
     """
 
     def __init__(

@@ -8,10 +8,11 @@ There are three limits. Addresses are counted for each namespace, because two te
   them. Each link-local address has its own limit, because all instances of all networks are in fe80::/64.
 - All clients together have at most ``total`` connections.
 
-If a limit is reached, the connection that has been idle longest is closed for the new one. At the first limit it is one
-of the same address, at the second one of the same /64, at ``total`` one of the namespace with the most idle
-connections. A connection is idle while the server waits until the client sends or receives. A client normally sends its
-request within milliseconds after it has connected. So mostly half-sent requests and keep-alive connections are closed.
+If a limit is reached, an idle connection is closed for the new one: the connection that has been idle longest, of the
+same address or of the same /64. At ``total`` it is the connection that has been idle longest of the namespace with the
+most idle connections. A connection is idle while the server waits until the client sends or receives. A client normally
+sends its request within milliseconds after it has connected. So mostly half-sent requests and keep-alive connections
+are closed.
 
 If no connection is idle, a new connection is refused at the first two limits. At ``total`` it is accepted, and waits
 for a greenlet.

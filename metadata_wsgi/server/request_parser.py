@@ -2,9 +2,11 @@
 """Reads the requests of a connection, one after the other, within limits of size and time.
 
 Nearly every request of an instance is a GET without a body, and its header arrives in one segment. ``parse_simple``
-converts such a header to environ keys (``http.head_parser``). gunicorn's parser handles all other requests. These are
-requests with a body, ``Expect``, a repeated header, a header name with an underscore, or a target that is not a path;
-pipelined requests; and incomplete or malformed headers.
+converts such a header to environ keys (``http.head_parser``). gunicorn's parser handles all other requests:
+
+- with a body, ``Expect``, a repeated header, a header name with an underscore, or a target that is not a path;
+- pipelined requests;
+- incomplete or malformed headers.
 
 A request with a line that ends with LF instead of CRLF gets 400, and the log has the reason. RFC 9112, 2.2, allows a
 server to accept such lines. But if only one of two servers on the path accepts them, the two read different headers
@@ -195,8 +197,8 @@ class StrictRequest(Request):
     def parse(self, unreader: Any) -> Any:
         """Called by gunicorn to read the header. Sets a limit for the size of the whole header.
 
-        gunicorn's own limit is the largest number of fields times the largest size of a field. This is megabytes. It
-        would cost much CPU time, because gunicorn parses an incomplete header again after every recv().
+        gunicorn's own limit is the largest number of fields times the largest size of a field: megabytes. A header of
+        this size would cost much CPU time, because gunicorn parses an incomplete header again after every recv().
         """
         self.max_buffer_headers = limits.MAX_REQUEST_HEADER_BYTES
         rest = super().parse(unreader)

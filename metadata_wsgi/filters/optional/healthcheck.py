@@ -14,9 +14,9 @@
 - The node is drained: the file ``disable_by_file_path`` exists, or a file of ``enable_by_file_paths`` is missing. A
   drained agent still serves instances.
 
-``/healthcheck/live`` is the liveness check: 200 as long as a worker responds, even if Neutron or Nova fails, because a
-restart of the agent would not repair them. HEAD gets 204 instead of 200. With ``Accept: application/json`` the response
-is JSON.
+``/healthcheck/live`` is the liveness check: 200 as long as a worker responds. A failure of Neutron or Nova does not
+change this, because a restart of the agent would not repair them. HEAD gets 204 instead of 200. With ``Accept:
+application/json`` the response is JSON.
 
 The check sends no request to Neutron or Nova. It reports the results of instances' requests in the worker that
 responds. So a host without requests is healthy.
@@ -26,9 +26,9 @@ has no header that names a client. A namespace proxy always sends such headers. 
 paths, its request goes to Nova. The agent also serves the paths on the address in ``[metrics] listen``. The filter must
 be after ``request_id``.
 
-The paths, statuses, options and the form of the response are those of oslo.middleware's healthcheck. Its code is not
-used, because it is an application and not a filter, needs a library with a C extension, and takes 7 MB of memory in
-each worker.
+The paths, statuses, options and the form of the response are those of oslo.middleware's healthcheck. That healthcheck
+itself is not used, for three reasons. It is an application and not a filter, it needs a library with a C extension, and
+it takes 7 MB of memory in each worker.
 """
 
 from __future__ import annotations

@@ -156,8 +156,8 @@ class NeutronLookup:
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
         """Return the instances that have the source's address behind its router or on its network.
 
-        Raises LookupUnavailable if Neutron or Keystone is unavailable. Raises InstanceLookupError if one of them
-        rejects the credentials, or if Neutron shows no ports to the agent.
+        Raises LookupUnavailable if Neutron or Keystone is unavailable. Raises InstanceLookupError if Neutron or
+        Keystone rejects the credentials, or if the agent's role may see no ports.
         """
         if source.network_id:
             networks = [source.network_id]
