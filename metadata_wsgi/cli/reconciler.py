@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides which targets ``watch`` attaches and detaches, and logs this.
+"""Decides which targets ``watch`` attaches and detaches, and logs the results.
 
-It makes no system call. ``AttachActions`` attaches and detaches.
+This module makes no system call. ``AttachActions`` attaches and detaches.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class AttachActions(Protocol):
 
 
 class Reconciler:
-    """Attaches every namespace of the host and detaches deleted ones.
+    """Attaches every namespace of the host, and detaches deleted namespaces.
 
     ``list_namespaces`` returns the existing namespaces by target, each with its identity. If the identity changes, the
     namespace was deleted and created again under the same name, or an HA router changed its state. Every target is
@@ -82,7 +82,7 @@ class Reconciler:
             self._attached.pop(target, None)
             self._logged.pop(target, None)
         due = [target for target in sorted(existing) if self._attached.get(target) != existing[target]]
-        # Targets whose attach fails are recorded too: they may be partly attached, and that part must be removed later.
+        # A target is recorded even if its attach fails: it may be partly attached, and must then be detached later.
         self._attached.update(dict.fromkeys(due))
         for target in self._run_and_log(due, 'attached', self._actions.attach):
             self._attached[target] = existing[target]
@@ -99,7 +99,10 @@ class Reconciler:
         return f'{text}, {waiting} cannot be attached yet' if waiting else text
 
     def _mark_lost(self, existing: Mapping[TargetKey, object]) -> None:
-        """Mark the targets that were attached and are broken now. They are attached again at once."""
+        """Mark each attached target with a new identity, or without its socket in the keeper.
+
+        Marked targets are attached again at once.
+        """
         in_keeper = self._actions.in_keeper()
         lost = dict.fromkeys(self._actions.ended(), 'its namespace proxy has ended')
         if in_keeper is not None:
@@ -119,7 +122,7 @@ class Reconciler:
         success: str,
         action: Callable[[Sequence[TargetKey]], Mapping[TargetKey, str]],
     ) -> list[TargetKey]:
-        """Run the action and log each outcome that is new for its target. Returns the targets that succeeded."""
+        """Run the action. Log an outcome if the target's last one was different. Returns the targets that succeeded."""
         errors = action(targets) if targets else {}
         news: dict[str, list[TargetKey]] = {}
         for target in targets:

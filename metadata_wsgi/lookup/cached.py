@@ -4,12 +4,12 @@
 A result is cached for this time after the lookup:
 
 - Exactly one instance: 60 % to 80 % of ``fresh_s``. The time is random, so that instances that booted together are not
-  looked up together again. While the lookup is unavailable: up to ``stale_s``.
-- No instance or several: at most ``not_found_s``, because the instance may be created just now. Such a result is never
-  used after that time.
+  looked up together again. While the lookup is unavailable, the result is used for up to ``stale_s``.
+- No instance or several: at most ``not_found_s``, because an instance with the address may just be created. Such a
+  result is never used after that time.
 
-A lookup may cache the networks of a router separately (``networks_cache``). They are cached for a fifth of ``fresh_s``
-and the instance for the rest. So a result is never older than ``fresh_s``.
+A lookup may cache the networks of a router separately (``networks_cache``), for a fifth of ``fresh_s``. An instance is
+cached for at most four fifths of ``fresh_s``. So a result never depends on data that is older than ``fresh_s``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from metadata_wsgi.pipeline.environ_keys import Instance, Source
 NETWORKS_TIME_SHARE = 0.2
 """The networks of a router are cached for this part of ``fresh_s``."""
 MIN_REVALIDATE_AGE_S = 1.0
-"""A younger result is not looked up again, because a boot may get several 404s from Nova in a fraction of a second."""
+"""A result that is younger is not looked up again: a boot may get several 404s from Nova in a fraction of a second."""
 
 
 class CachedLookup:
@@ -53,7 +53,7 @@ class CachedLookup:
         return found
 
     def cached(self, source: Source) -> Instance | None:
-        """The instance if a fresh cache entry has exactly one, else None. Does no lookup."""
+        """The instance of ``source`` if it is in the cache and fresh, else None. Does no lookup."""
         entry = self._cache.fresh(_key(source))
         if entry is None or len(entry.value) != 1:
             return None  # ``find`` counts it

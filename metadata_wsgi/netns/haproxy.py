@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes over the listening sockets of the haproxies that a Neutron agent started, and returns them.
+"""Takes over the listening sockets of the haproxies that a Neutron agent started, and starts the haproxies again.
 
-Facts that make this possible without a refused connection:
+Because of these facts no connection is refused:
 
 - pidfd_getfd(2), Linux 5.6, copies a descriptor of another process. A socket and its accept queue stay open as long as
   one process has a descriptor.
 - After SIGUSR1 haproxy finishes the requests in progress and ends.
 - haproxy binds with SO_REUSEPORT, so a new haproxy can listen on a port while our process still listens.
-- With ``net.ipv4.tcp_migrate_req`` (Linux 5.14), when a socket is closed, the kernel moves the connections in its
+- If ``net.ipv4.tcp_migrate_req`` is set (Linux 5.14) and a socket is closed, the kernel moves the connections in its
   accept queue to another socket on the same port.
 """
 
@@ -66,10 +66,10 @@ class Conversion:
         self._shim = _loaded(program)
 
     def adopt(self, proxy: Proxy) -> bool:
-        """Register the haproxy's sockets at the keeper and end the haproxy. Returns False for a holder.
+        """Register the haproxy's sockets at the keeper, start a holder, end the haproxy. Returns False for a holder.
 
         Raises NetnsError if the configuration is not from Neutron, or if the keeper or its workers do not run. Then the
-        haproxy continues.
+        haproxy continues to serve.
         """
         if not proxy.is_haproxy:
             return False
@@ -97,10 +97,10 @@ class Conversion:
     def give_back(self, proxy: Proxy, detach: Callable[[str], bool]) -> bool:
         """Start haproxy with Neutron's configuration and end the holder. Returns whether anything was changed.
 
-        When haproxy listens, ``detach`` is called with the id. It must make the keeper close its sockets, and return
-        whether there were any. Raises NetnsError if haproxy does not start; then nothing is changed. If the keeper does
-        not respond, NetnsError is raised too, although haproxy serves: a worker may still accept on the socket. Then
-        ``give_back`` must be repeated when the keeper runs.
+        When haproxy listens, ``detach`` is called with the id, to make the keeper close its sockets. It returns whether
+        there were any. If haproxy does not start, raises NetnsError, and the holder and the keeper's sockets stay. If
+        the keeper does not respond, raises NetnsError although haproxy serves: a worker may still accept on the socket.
+        Repeat ``give_back`` when the keeper runs.
         """
         if proxy.is_haproxy:
             try:
@@ -119,7 +119,8 @@ class Conversion:
             namespaces.run_in(namespace, _migrate_requests)
             self._run([*_tag(proxy.id), real, '-f', configuration], namespace=namespace)
             self._wait_for_haproxy(proxy)
-            # The holder ends first: the workers accept on the socket, so theirs must be the last copy.
+            # The holder ends before the workers close their copies. Otherwise it would have the last copy of a socket
+            # on which no process accepts.
             signal.pidfd_send_signal(holder, signal.SIGKILL)
             detach(proxy.id)
         finally:

@@ -10,7 +10,7 @@ from metadata_wsgi.cli.main import main
 from metadata_wsgi.cli.reconciler import Reconciler
 from metadata_wsgi.cli.watch import CliAttachAdapter
 from metadata_wsgi.errors import ConfigError, NetnsError
-from metadata_wsgi.netns import lock
+from metadata_wsgi.netns import host_lock
 from metadata_wsgi.netns.target import NO_WORKER, AttachTarget, KeeperEntry
 from tests.fakes import FakeClock
 
@@ -271,7 +271,7 @@ def test_mode_without_worker_is_logged_once_until_a_worker_serves_it(adapter, ca
 def test_attach_waits_for_the_lock(adapter, tmp_path):
     keeper = FakeKeeper({'router-1': 'shared'})
     one = adapter(keeper)
-    with lock.exclusive(str(tmp_path)):
+    with host_lock.exclusive(str(tmp_path)):
         attaching = threading.Thread(target=one.attach, args=([R1],))
         attaching.start()
         attaching.join(0.1)
@@ -281,8 +281,8 @@ def test_attach_waits_for_the_lock(adapter, tmp_path):
 
 
 def test_lock_that_cannot_be_taken_is_an_error_of_each_target_and_does_not_end_watch(adapter, tmp_path):
-    (tmp_path / lock.NAME).write_text('')
-    (tmp_path / lock.NAME).chmod(0o666)
+    (tmp_path / host_lock.NAME).write_text('')
+    (tmp_path / host_lock.NAME).chmod(0o666)
     one = adapter(FakeKeeper({}))
     for errors in (one.attach([R1, R2]), one.detach([R1, R2])):
         assert list(errors) == [R1, R2]
