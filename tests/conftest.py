@@ -5,6 +5,9 @@ Coverage traces the main thread only. With ``concurrency = gevent`` it calls ``g
 it traces, and greenlet then makes a state for the thread. At the end of the thread greenlet destroys it without the
 GIL, under a lock of its own (``TThreadStateDestroy.cpp``); once in some runs the whole run hung there. What threads of
 tests execute is traced in the programs, whose few threads live as long as the program.
+
+No upstream report describes exactly this. The nearest ones, open when this was written: coveragepy issues 1950 (gevent
+and threads in one process are not supported) and 2137 (a process with many threads hangs under coverage).
 """
 
 from __future__ import annotations
