@@ -136,6 +136,15 @@ def _kill_together(*names: str) -> Action:
     return kill
 
 
+def _upgrade(host: Host) -> None:
+    """As the packages do after an installation: the version is the same one here (tests/packages has two)."""
+    for name in (AGENT, PROXY):
+        if name in host.units:
+            host.units[name].kill(signal.SIGUSR1)
+    if KEEPER in host.units:
+        host.units[KEEPER].restart()
+
+
 def _processes() -> Iterator[Fault]:
     for setups, agent_killed, agent_frozen in (
         ((SHARED, PROCESS), NOTHING, NOTHING),
@@ -171,6 +180,7 @@ def _processes() -> Iterator[Fault]:
                 allows=FRONT_IS_GONE)  # fmt: skip
     yield Fault('restart everything', _restart(KEEPER, PROXY, AGENT, WATCH), setups=shared, every_s=15,
                 allows=FRONT_RESTARTS)  # fmt: skip
+    yield Fault('upgrade of all programs', _upgrade, every_s=15)
     yield Fault('SIGKILL holder', _signal_router_process(signal.SIGKILL), setups=shared)
     yield Fault('SIGKILL proxy of one router', _signal_router_process(signal.SIGKILL), setups=(PROCESS,), every_s=10,
                 allows=FRONT_OF_ROUTER_IS_GONE)  # fmt: skip
