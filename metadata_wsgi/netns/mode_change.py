@@ -134,9 +134,8 @@ class ModeChanger:
         if mode != PROCESS or self._keeper is None or former in (None, port):
             # In the other modes the keeper itself replaces the socket.
             return
-        pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
-        if pid is not None and proxy_process.listens(pid, former):
-            return
+        # Also if a process of its own listens: a worker may have a copy of its socket, if the keeper ended while the
+        # socket was moved to the process.
         if proxy_process.is_port_open(target.namespace, former):
             self._keeper.detach(target)
 

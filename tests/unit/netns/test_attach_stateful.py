@@ -310,3 +310,25 @@ class AttachMachine(state_machine.StateMachine):
 
 def test_attach_detach_and_watch_leave_nothing_open_without_rules_after_any_events():
     state_machine.run(AttachMachine, runs=50, steps=30)
+
+
+def test_port_of_a_process_stays_while_a_worker_may_have_its_socket():
+    """The keeper ended while the socket was moved from it to the process, so a worker still has a copy."""
+    target, reached = TARGETS[0], 0
+    for countdown in range(40):
+        machine = AttachMachine()
+        try:
+            machine.start()
+            machine.host.attacher.attach(target, mode=ONE_HOP, port=9697)
+            machine.host.deliver()
+            with machine.interrupted(target, (countdown, 'keeper ends')), contextlib.suppress(NetnsError):
+                machine.host.attacher.attach(target, mode=PROCESS, port=9697)
+            if target.uuid not in machine.host.processes or machine.host.registry is not None:
+                continue
+            reached += 1
+            with contextlib.suppress(NetnsError):
+                machine.host.attacher.attach(target, mode=PROCESS, port=9700)
+            machine.a_port_of_ours_is_open_only_behind_its_rules()
+        finally:
+            machine.teardown()
+    assert reached
