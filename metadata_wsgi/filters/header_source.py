@@ -80,7 +80,7 @@ class HeaderSourceFilter:
         except BadRequest as error:
             environ[environ_keys.FAILURE] = environ_keys.Failure(400, f'not from a namespace proxy: {error}')
             return error_responses.bad_request(str(error))(environ, start_response)
-        environ[environ_keys.CLIENT_IS_PROXY] = _FORWARDED_KEY in environ
+        environ[environ_keys.CLIENT_IS_PROXY] = not environ.keys().isdisjoint(_FORWARDED_KEYS)
         for key in [key for key in environ if header_names.is_reserved_key(key)]:
             del environ[key]
         environ[environ_keys.SOURCE] = source
@@ -118,7 +118,8 @@ def parse_address(text: str | None) -> str:
         raise BadRequest('An invalid client address.') from None
 
 
-_FORWARDED_KEY = header_names.environ_key(header_names.CLIENT_FORWARDED)
+# Our namespace proxy replaces a client's forwarding headers by the first; haproxy leaves "Forwarded".
+_FORWARDED_KEYS = frozenset(map(header_names.environ_key, (header_names.CLIENT_FORWARDED, 'forwarded')))
 _INTERFACE_KEY = header_names.environ_key(header_names.CLIENT_INTERFACE)
 
 
