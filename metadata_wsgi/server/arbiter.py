@@ -148,9 +148,6 @@ class Arbiter(gunicorn.arbiter.Arbiter):
 
     def handle_usr2(self) -> None:
         """Called by gunicorn at SIGUSR2: write a report. gunicorn's own method would start a second master."""
-        if self.app.write_report is None:
-            LOG.warning('SIGUSR2 does nothing here')
-            return
         try:
             self.app.write_report()
         except OSError as error:
