@@ -13,8 +13,8 @@ key                                written by         read by                   
 ================================== ================== ============================================ ==================
 ``metadata_wsgi.received_at``      the worker         ``deadline``, the namespace proxy            another server: the
                                                                                                    deadline counts
-                                                                                                   from the first
-                                                                                                   filter
+                                                                                                   from the filter
+                                                                                                   ``deadline``
 ``metadata_wsgi.request_id``       ``request_id``     ``upstream``, ``catch_errors``               no id in log lines
                                                                                                    and at Nova
 ``metadata_wsgi.namespace``        the worker         ``socket_source``, ``healthcheck``, the      the connection came

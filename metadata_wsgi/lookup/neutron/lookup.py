@@ -2,7 +2,7 @@
 """Finds instances through the ports of Neutron, and detects credentials that cannot see all ports.
 
 If the credentials have too few rights, Neutron responds 200 with an empty list, as for a router without instances. So
-the lookup fails (503) if the list is empty. Only in these two cases an empty list is accepted (404 for the client):
+the lookup fails (503) if the list is empty. An empty list is accepted (404 for the client) only in these two cases:
 
 - A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has found ports of other projects.
 - The check has found no ports of other projects, for example in a new cloud. But by Neutron's default policy the role

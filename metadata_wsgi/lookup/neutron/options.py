@@ -36,7 +36,7 @@ OPTS = [
     cfg.StrOpt('admin_user', help='User with a role that may see the ports of every project (service or admin).'),
     cfg.StrOpt('admin_password', secret=True, help='Password of admin_user.'),
     cfg.StrOpt('admin_password_file', help='A file with the password, instead of admin_password.'),
-    cfg.StrOpt('admin_tenant_name', help='Project in which admin_user has this role.'),
+    cfg.StrOpt('admin_tenant_name', help='Project in which admin_user has the role service or admin.'),
     cfg.StrOpt(
         'auth_region',
         help="Region of Neutron in Keystone's catalogue. Must be set if the catalogue has Neutron in several regions.",

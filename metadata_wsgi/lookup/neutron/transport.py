@@ -223,7 +223,7 @@ class DeadlineAdapter(TCPKeepAliveAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send ``request``. Raises the exceptions of the library ``requests``: ReadTimeout at the deadline.
+        """Send ``request``. Raises the exceptions of the library ``requests``, at the deadline ReadTimeout.
 
         The arguments ``stream`` and ``timeout`` are ignored.
         """
