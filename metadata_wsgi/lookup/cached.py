@@ -65,8 +65,8 @@ class CachedLookup:
         """Look ``source`` up again and cache the result. Returns whether it differs from the cached result.
 
         Returns False without a lookup if nothing is cached, or if the cached result is younger than
-        ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError if the lookup fails, or without a lookup if it was
-        unavailable just before.
+        ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError if the lookup fails. Raises it without a lookup if
+        the source was unavailable within the last ``single_flight.RETRY_AFTER_FAILURE_S``.
         """
         key = _key(source)
         entry = self._cache.stale_ok(key) or self._cache.fresh(key)
