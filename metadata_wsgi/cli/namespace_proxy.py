@@ -41,7 +41,7 @@ LOG = logging.getLogger(__name__)
 PROGRAM = 'quantum-ns-metadata-proxy'
 SYSLOG = '/dev/log'
 SHARED_SOCKET = 'shared_proxy'
-"""Name of the socket of the shared proxy in its state path, and for the next process at SIGUSR1."""
+"""Name of the shared proxy's socket in its state path, and when SIGUSR1 executes the program again."""
 UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
