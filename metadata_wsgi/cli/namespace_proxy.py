@@ -275,12 +275,12 @@ def make_parser() -> argparse.ArgumentParser:
     option(
         'metadata_proxy_user',
         default='',
-        help="user of the workers if root starts it (default: a user that may connect to the agent's socket)",
+        help="user of the workers if root starts the proxy (default: a user that may connect to the agent's socket)",
     )
     option(
         'metadata_proxy_group',
         default='',
-        help="group of the workers if root starts it (default: a group that may connect to the agent's socket)",
+        help="group of the workers if root starts the proxy (default: a group that may connect to the agent's socket)",
     )
     option(
         'allow_any_destination',
