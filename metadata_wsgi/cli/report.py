@@ -4,7 +4,7 @@
 The report has versions, configuration, pipeline, status, processes, the state directory, rules, recent failures and the
 end of the log. If a section cannot be read, the report has the reason in its place. The values of secret options, and
 of options of other programs, are left out. Every secret in the configuration files is also removed from the whole text,
-in any encoding (``config.secret_masking``).
+also in the usual encodings (``config.secret_masking``).
 
 The agent and the namespace proxies start this verb at SIGUSR2 (``report_process``).
 """
@@ -66,9 +66,9 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         subparsers,
         'report',
         description='Writes one text file with versions, configuration, pipeline, status, processes, rules, recent '
-        'failures and the last warnings of the log. Secrets are left out, in every encoding, and so are the values of '
-        'options of other programs. The file has ids and addresses of instances: read it before you publish it. '
-        'Without root some sections are missing.',
+        'failures and the last warnings of the log. Secrets are left out, also in base64, hexadecimal, '
+        'percent-encoding and JSON. The values of options of other programs are left out too. The file has ids and '
+        'addresses of instances: read it before you publish it. Without root some sections are missing.',
     )
     check_config.add_configuration(parser)
     parser.add_argument('--state-path', help='directory of pid files and socket')
