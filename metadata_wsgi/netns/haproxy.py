@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes over the listening sockets of the haproxies that a Neutron agent started, and starts the haproxies again.
+"""Takes over the listening sockets of the haproxies that a Neutron agent started, or starts haproxy again.
 
 Because of these facts no connection is refused:
 
@@ -95,7 +95,7 @@ class Conversion:
         return True
 
     def give_back(self, proxy: Proxy, detach: Callable[[str], object]) -> bool:
-        """Start haproxy with Neutron's configuration and end the holder. False if ``proxy`` is a haproxy already.
+        """Start haproxy with Neutron's configuration, end the holder. Returns False if ``proxy`` is a haproxy.
 
         When haproxy listens, ``detach`` is called with the id, to make the keeper close its sockets. If haproxy does
         not start, raises NetnsError, and the holder and the keeper's sockets stay.
