@@ -72,7 +72,7 @@ def _give_back(conversion: haproxy.Conversion, proxy: haproxy.Proxy, state_path:
     return conversion.give_back(proxy, _detach(state_path))
 
 
-def _detach(state_path: str) -> Callable[[str], object]:
+def _detach(state_path: str) -> Callable[[str], bool]:
     def detach(id_: str) -> bool:
         with admin_client.connect(state_path) as keeper:
             return keeper.unregister_all(id_)

@@ -33,7 +33,7 @@ from metadata_wsgi import limits
 from metadata_wsgi.cache import shared
 from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.config import config_files
-from metadata_wsgi.deadline import Deadline, sleep
+from metadata_wsgi.deadline import sleep
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.lookup import cached, protocol
@@ -126,7 +126,8 @@ class LookupCacheFilter:
         instance = environ[environ_keys.INSTANCE]
         unknown: InstanceLookupError | None = None
         try:
-            is_right = not self._revalidate(source, environ[environ_keys.DEADLINE])
+            deadline = environ[environ_keys.DEADLINE].fraction(REVALIDATE_TIME_SHARE)
+            is_right = not self._cached_lookup.revalidate(source, instance, deadline)
         except InstanceLookupError as error:
             is_right = self._is_known_to_nova({**original_environ, environ_keys.INSTANCE: instance})
             unknown = error
@@ -157,9 +158,6 @@ class LookupCacheFilter:
             return self._request_lookup.set_instance(environ)
         environ[environ_keys.INSTANCE] = instance
         return None
-
-    def _revalidate(self, source: environ_keys.Source, deadline: Deadline) -> bool:
-        return self._cached_lookup.revalidate(source, deadline.fraction(REVALIDATE_TIME_SHARE))
 
     def _is_known_to_nova(self, environ: WSGIEnvironment) -> bool:
         """Whether Nova knows INSTANCE. False after 404 or 5xx. True if a later filter responds 401 or 429."""
