@@ -66,7 +66,8 @@ class CachedLookup:
 
         If the cache has another result already, another request has looked ``source`` up since. Otherwise ``source`` is
         looked up again, unless the cached result is younger than ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError
-        if the lookup fails, or without a lookup if it was unavailable just before.
+        if the lookup fails. Raises it without a lookup if the source was unavailable within the last
+        ``single_flight.RETRY_AFTER_FAILURE_S``.
         """
         key = _key(source)
         entry = self._cache.stale_ok(key) or self._cache.fresh(key)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes over the listening sockets of the haproxies that a Neutron agent started, and starts the haproxies again.
+"""Takes over the listening sockets of the haproxies that a Neutron agent started, or starts haproxy again.
 
 Because of these facts no connection is refused:
 

@@ -6,9 +6,9 @@ Facts:
 - The address is added with the prefix length 128. With a shorter prefix the kernel would add a second route to
   fe80::/64, and when the address is removed, it could remove the interface's own route.
 - The address is deprecated from the start (``preferred_lft 0``), so the kernel does not choose it as a source address.
-  Otherwise the router would send its router advertisements from it, because it is the newest address. Instances would
-  use it as their default route and lose this route at detach.
-- It has our IFA_PROTO, like the IPv4 address (``dhcp_address``).
+  Otherwise the router would send its router advertisements from its newest address, which is fe80::a9fe:a9fe.
+  Instances would use this address as their default gateway, and lose the gateway at detach.
+- The address has our IFA_PROTO, like the IPv4 address (``dhcp_address``).
 - During duplicate address detection (DAD) an address is tentative: it cannot be used. If the detection fails, the
   address stays with the flag dadfailed, and the kernel never checks it again (RFC 4862, 5.4). ``link_local``
   retries it: it removes the address and adds it again.
