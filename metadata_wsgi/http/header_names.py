@@ -127,6 +127,13 @@ def of_environ_key(key: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
+def end_to_end_of_environ_key(key: str) -> str:
+    """Like ``of_environ_key``, but also '' for a hop-by-hop header."""
+    name = of_environ_key(key)
+    return '' if name in HOP_BY_HOP else name
+
+
+@functools.lru_cache(maxsize=256)
 def is_reserved(name: str) -> bool:
     """Whether clients are forbidden to set the header ``name``. Case is ignored, and ``_`` is the same as ``-``."""
     name = name.lower().replace('_', '-')
