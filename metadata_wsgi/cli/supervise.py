@@ -87,7 +87,8 @@ class Supervisor:
         now_s = self._clock()
         for program in [one for one, due_s in self._due_s.items() if due_s <= now_s]:
             del self._due_s[program]
-            pid = os.posix_spawnp(program.argv[0], program.argv, os.environ, setsigmask=())
+            # Under nohup SIGHUP is ignored, and a program of a shell script could not handle it.
+            pid = os.posix_spawnp(program.argv[0], program.argv, os.environ, setsigmask=(), setsigdef=SIGNALS)
             self._running[pid] = program
             self._started_s.setdefault(program, now_s)
             LOG.info('%s was started with pid %d', program.name, pid)

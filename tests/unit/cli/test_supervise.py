@@ -40,7 +40,7 @@ class Supervised:
         code = SUPERVISE.format(first_start_s=first_start_s, stop_timeout_s=stop_timeout_s)
         with (self._directory / 'log').open('w') as log:
             self.process = subprocess.Popen(
-                [sys.executable, '-W', 'ignore', '-c', code, keeper, agent],
+                ['nohup', sys.executable, '-W', 'ignore', '-c', code, keeper, agent],
                 cwd=self._directory, stderr=log, start_new_session=True,
                 env={**os.environ, 'PYTHONPATH': str(Path(supervise.__file__).parents[2])},
             )  # fmt: skip
