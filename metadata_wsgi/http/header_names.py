@@ -127,10 +127,24 @@ def of_environ_key(key: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def end_to_end_of_environ_key(key: str) -> str:
-    """Like ``of_environ_key``, but also '' for a hop-by-hop header."""
+def end_to_end_name(key: str) -> str:
+    """Like ``of_environ_key``, but '' for a hop-by-hop header."""
     name = of_environ_key(key)
     return '' if name in HOP_BY_HOP else name
+
+
+@functools.lru_cache(maxsize=256)
+def client_name(key: str) -> str:
+    """Like ``end_to_end_name``, but '' for a header that clients may not set."""
+    name = end_to_end_name(key)
+    return '' if is_reserved(name) else name
+
+
+@functools.lru_cache(maxsize=256)
+def upstream_name(key: str) -> str:
+    """Like ``end_to_end_name``, but '' for a header that is not sent to Nova."""
+    name = end_to_end_name(key)
+    return name if name in UPSTREAM_ALLOWED else ''
 
 
 @functools.lru_cache(maxsize=256)

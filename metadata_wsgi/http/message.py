@@ -11,7 +11,7 @@ import contextlib
 import functools
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -102,9 +102,12 @@ def target(environ: WSGIEnvironment) -> str:
     return raw
 
 
-def headers(environ: WSGIEnvironment) -> Headers:
-    """The end-to-end headers of the request, with names in lower case, in the order of ``environ``."""
-    found = [(name, environ[key]) for key in environ if (name := header_names.end_to_end_of_environ_key(key))]
+def headers(environ: WSGIEnvironment, name_of: Callable[[str], str] = header_names.end_to_end_name) -> Headers:
+    """The end-to-end headers of the request, with names in lower case, in the order of ``environ``.
+
+    ``name_of`` returns the name of the header for an environ key, '' if the header is not wanted.
+    """
+    found = [(name, environ[key]) for key in environ if (name := name_of(key))]
     if environ.get('CONTENT_TYPE'):
         found.append(('content-type', environ['CONTENT_TYPE']))
     return without_named(found, connection_options(environ.get('HTTP_CONNECTION', '')))

@@ -70,6 +70,8 @@ class RawSocket:
             try:
                 return self._sock.recv(size)
             except BlockingIOError:
+                if self._timeout_s == 0 and self._deadline_s is None:
+                    raise
                 self._wait(_READABLE)
 
     def send(self, data: bytes) -> int:

@@ -100,7 +100,7 @@ class NamespaceProxyApp:
         return header_names.network_id(self._prefix), namespace.network_id or ''
 
     def _request(self, environ: WSGIEnvironment, id_: str, deadline: Deadline) -> message.Request:
-        headers = [(name, value) for name, value in message.headers(environ) if not header_names.is_reserved(name)]
+        headers = message.headers(environ, header_names.client_name)
         if not environ.keys().isdisjoint(_FORWARDED_KEYS):
             headers.append((header_names.CLIENT_FORWARDED, '1'))
         if interface := addresses.interface_of(environ['REMOTE_ADDR']):
