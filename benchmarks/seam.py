@@ -30,42 +30,34 @@ from pathlib import Path
 
 import machine
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper import admin_client
+from tests.neutron_haproxy import DEFAULTS
 
 HERE = Path(__file__).resolve().parent
 SEAM = HERE.parent / 'bin' / 'metadata-wsgi-haproxy'
 BIN = Path(sys.executable).parent
-CONFIGURATION = """
+CONFIGURATION = f"""
 global
     log         /dev/log local0 info
-    log-tag     haproxy-metadata-proxy-{id}
+    log-tag     haproxy-metadata-proxy-{{id}}
     user        root
     group       root
     maxconn     1024
-    pidfile     {pid_file}
+    pidfile     {{pid_file}}
     daemon
-
-defaults
+{DEFAULTS}
     log global
-    mode http
     option httplog
-    option dontlognull
-    option http-server-close
-    option forwardfor
-    retries                 3
-    timeout http-request    30s
-    timeout connect         30s
-    timeout client          32s
-    timeout server          32s
-    timeout http-keep-alive 30s
 
 listen listener
     bind 0.0.0.0:9697
-    server metadata {state}/metadata_proxy
+    server metadata {{state}}/metadata_proxy
 
     http-request del-header X-Neutron-Network-ID
-    http-request set-header X-Neutron-Router-ID {id}
+    http-request set-header X-Neutron-Router-ID {{id}}
 """
 NAMES = {'seam': '`metadata-wsgi-haproxy`', 'haproxy': 'haproxy'}
 

@@ -34,9 +34,9 @@ class Deadline:
 
 
 def sleep(seconds: float) -> None:
-    """Call ``time.sleep``, looked up at each call. For default arguments of code that runs in a worker.
+    """Call the present ``time.sleep``. Use this function as default argument in code that runs in a worker.
 
-    gevent replaces ``time.sleep`` in the worker. If a module is imported before that, in the master, a default argument
-    ``time.sleep`` would be the original function, which blocks the whole worker.
+    gevent replaces ``time.sleep`` in the worker. In a module that the master has imported before, a default argument
+    ``time.sleep`` would still be the original function, which blocks the whole worker.
     """
     time.sleep(seconds)

@@ -8,14 +8,14 @@
     ├── BadRequest               the request itself is wrong; the client gets 400
     │   └── RequestTimeout       the request body did not arrive in time; the client gets 408
     ├── InstanceLookupError      the lookup of an instance failed, and a retry will not help
-    │   └── LookupUnavailable    the lookup failed for now; retried until the deadline
-    ├── NoResponse               the agent or Nova gave no complete response
-    │   ├── NotSent              it cannot have received the request: even a POST may be retried
-    │   └── MaybeSent            it may have acted on the request: only GET and HEAD may be retried
+    │   └── LookupUnavailable    the lookup failed, and a retry may succeed; it is retried until the deadline
+    ├── NoResponse               the agent or Nova sent no complete response
+    │   ├── NotSent              the server cannot have received the request: even a POST may be retried
+    │   └── MaybeSent            the server may have processed the request: only GET and HEAD may be retried
     ├── NetnsError               a namespace, rule, socket or process could not be made or removed
-    └── UsageError               a command cannot be run like this
+    └── UsageError               wrong arguments of a command, or missing privileges
 
-The code that calls a library converts the library's exceptions to these.
+Code that calls a library converts the library's exceptions to these exceptions.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class InstanceLookupError(MetadataError):
 
 
 class LookupUnavailable(InstanceLookupError):
-    """The lookup failed for now: Neutron or Keystone is unreachable, slow or failing."""
+    """The lookup failed because Neutron or Keystone is unreachable, slow or failing. A retry may succeed."""
 
 
 class NoResponse(MetadataError):
-    """The agent or Nova gave no complete response."""
+    """The agent or Nova sent no complete response."""
 
 
 class NotSent(NoResponse):

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the programs count and time: every metric, its labels and their values, in one list.
+"""The metrics of the programs: every metric with its labels and their values, in one list.
 
-Rule 1: every package may import this module; it imports nothing of ours and no library. A part of the program reports
-what happened (``RETRIES.add('nova')``) and does not know whether or how it is published.
-Rule 2: until ``metrics.sink`` connects the instruments each call does nothing, which takes 0.04 microseconds.
-Rule 3: a label has few values, none of which an instance chooses: never an id, an address or a path.
+Rule 1: every package may import this module. It imports no other module of this package and no library. The code that
+counts an event (``RETRIES.add('nova')``) does not depend on whether or how the metric is published.
+Rule 2: until ``metrics.sink`` connects the instruments, each call does nothing, which takes 0.04 microseconds.
+Rule 3: a label has few values. An instance cannot choose them: no label is an id, an address or a path.
 
-The names are stable: dashboards and alert rules have them. ``doc/reference_pages.py`` makes a page of this list.
+The names of the metrics must not change, because dashboards and alert rules contain them. ``doc/reference_pages.py``
+makes a page of this list.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ ALL: list[Instrument] = []
 
 
 def _ignore(*args: object) -> None:
-    """What an instrument does that is not connected."""
+    """The action of an instrument that is not connected: none."""
 
 
 class Instrument:
-    """A metric. ``labels``: label -> its values. ``across``: how the values of several workers become one."""
+    """A metric. ``labels``: the values of each label. ``across``: how the values of several workers are combined."""
 
     kind = ''
 
@@ -41,7 +42,7 @@ class Instrument:
         ALL.append(self)
 
     def connect(self, report: Any) -> None:
-        """Call ``report`` from now on; None: do nothing again."""
+        """Call ``report`` for each later event. None: do nothing again."""
         raise NotImplementedError
 
 
@@ -58,7 +59,7 @@ class Counter(Instrument):
 
 
 class Histogram(Instrument):
-    """Times something: ``observe(seconds, label value, ...)``."""
+    """Counts durations: ``observe(seconds, label value, ...)``."""
 
     kind = 'histogram'
 
@@ -105,8 +106,8 @@ PROXIED_REQUESTS = Counter(
 )
 LOOKUP_SECONDS = Histogram(
     'metadata_wsgi_lookup_seconds',
-    'Lookups of the instance of a request that the filter lookup_cache did not answer at once: seconds, retries '
-    'included. none and several are 404 for the client, unavailable and failed are 503.',
+    'Lookups of the instance of a request, without those that lookup_cache had in its cache: seconds, including '
+    'retries. none and several: the client gets 404. unavailable and failed: the client gets 503.',
     {'result': ('one', 'none', 'several', 'unavailable', 'failed')},
 )
 SERVICE_SECONDS = Histogram(
@@ -117,8 +118,8 @@ SERVICE_SECONDS = Histogram(
 )
 RETRIES = Counter(
     'metadata_wsgi_retries_total',
-    'Retries after a failed attempt: to send a request to Nova, to look an instance up, to send a request to the '
-    'agent (namespace proxy).',
+    'Retries after a failed attempt. nova: request to Nova. lookup: lookup of an instance. agent: request of a '
+    'namespace proxy to the agent.',
     {'service': ('nova', 'lookup', 'agent')},
 )
 
@@ -134,7 +135,7 @@ NOVA_HOST_FAILURES = Counter(
 )
 NOVA_HOST_SET_ASIDE = Gauge(
     'metadata_wsgi_nova_host_set_aside',
-    '1 while a host of nova_metadata_host is tried after the others, or not at all, because it failed.',
+    '1 while a host of nova_metadata_host gets requests only if the other hosts fail, because it failed itself.',
     {'host': ANY},
     across='max',
 )
@@ -149,8 +150,8 @@ CACHE_REQUESTS = Counter(
 REFUSED = Counter(
     'metadata_wsgi_refused_total',
     'Connections and requests that the server refused. connection_limit: the client has too many connections; '
-    'idle_closed: an idle connection was closed to admit another; destination: not made to the metadata address; '
-    'concurrency: no slot in time (503); malformed: not HTTP (400, 414, 431, 501).',
+    'idle_closed: an idle connection was closed for a new one; destination: a connection was not made to the metadata '
+    'address; concurrency: a request got no slot in time (503); malformed: not a valid request (400, 414, 431, 501).',
     {'reason': ('connection_limit', 'idle_closed', 'destination', 'concurrency', 'malformed')},
 )
 CONNECTIONS = Gauge(
@@ -190,7 +191,7 @@ LISTENERS = Gauge(
 
 DRAINED = Gauge(
     'metadata_wsgi_drained',
-    '1 while the file of [healthcheck] disable_by_file_path exists, as the last health check found it.',
+    '1 if the file of [healthcheck] disable_by_file_path existed at the last health check.',
     across='max',
 )
 BUILD_INFO = Gauge(

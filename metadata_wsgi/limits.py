@@ -13,14 +13,14 @@ REQUEST_TIMEOUT_S = 9.0
 """Default deadline of a request. cloud-init waits 10 s for a response."""
 
 MIN_TIME_AFTER_QUEUE_S = 1.0
-"""The deadline includes the time that a connection waited to be accepted. But a request that waited long has this much
-time: its client may wait longer than cloud-init, and one attempt takes milliseconds."""
+"""The deadline includes the time that a connection waited to be accepted. But each request gets at least this time,
+however long its connection waited: some clients wait longer than cloud-init, and one attempt takes milliseconds."""
 
 AGENT_HEADROOM_S = 0.3
 """The agent gets this much less time than the namespace proxy has, so that the agent's response arrives in time."""
 
 BODY_DEADLINE_FRACTION = 2 / 3
-"""A request body must arrive within this part of the time to the deadline. The rest is for Nova's response."""
+"""A request body must arrive within this part of the remaining time. The rest is for Nova's response."""
 
 MAX_REQUEST_BODY_BYTES = 1 << 20
 """Default limit of a request body; above it 413. Nova accepts a password of at most 1,020 bytes."""
@@ -32,7 +32,7 @@ SECRET_CHANGE_LOG_INTERVAL_S = 600.0
 """The message that Nova accepts the other shared secret is logged at most once in this interval."""
 
 UNKNOWN_INSTANCES_WARNING = 20
-"""If a worker gets this many 404s from Nova and no 200, a WARNING says which option of nova.conf may be wrong."""
+"""If a worker gets this many 404s from Nova and no 200, a WARNING names the option of nova.conf that may be wrong."""
 
 UNKNOWN_INSTANCES_LOG_INTERVAL_S = 3600.0
 """The WARNING about 404s from Nova is logged at most once in this interval."""
@@ -40,10 +40,10 @@ UNKNOWN_INSTANCES_LOG_INTERVAL_S = 3600.0
 # --- Server: listening ---------------------------------------------------------------------------------------------
 
 PORT_IN_USE_TIMEOUT_S = 20.0
-"""A TCP port in use is retried for this time: a former proxy may be finishing its requests (GRACEFUL_TIMEOUT_S). It is
-shorter than the 30 s after which ``attach`` ends the program that it started."""
+"""A program that finds its TCP port in use tries again for this time: a former proxy may still finish its requests
+(GRACEFUL_TIMEOUT_S). ``attach`` waits 10 s longer for a command that it runs (``netns/runner.py``)."""
 
-FOREIGN_PORT_HOLDER_TIMEOUT_S = 2.0
+FOREIGN_PORT_TIMEOUT_S = 2.0
 """If a program of another package listens on the port, the port is retried only for this time."""
 
 PORT_RETRY_INTERVAL_S = 0.2
@@ -55,43 +55,44 @@ LISTEN_BACKLOG = 4096
 # --- Server: connections -------------------------------------------------------------------------------------------
 
 MAX_CONNECTIONS = 4096
-"""Connections of a worker: of the agent, by default, and of a namespace proxy for one router. Further connections wait
-in the backlog. It is eight times MAX_CONNECTIONS_PER_ADDRESS, so a single client cannot use them up."""
+"""Connections of one worker of a namespace proxy for one router. Also the default for a worker of the agent
+(``metadata_connections``). Further connections wait in the backlog. The number is eight times
+MAX_CONNECTIONS_PER_ADDRESS, so a single client cannot take all connections."""
 
 MAX_CONNECTIONS_SHARED = 8192
-"""Connections of the shared namespace proxy. It is twice as high because it serves all routers of a host."""
+"""Connections of one worker of the shared namespace proxy. Twice as many, because it serves all routers of a host."""
 
 MAX_CONNECTIONS_PER_ADDRESS = 512
 """Connections of one client address. A boot is 28 requests, some of them concurrent. But hundreds of containers may
 share one address and start at the same time. Neutron's haproxy allows 1,024 for all clients of a router together."""
 
 MAX_CONCURRENT_PER_CLIENT = 16
-"""Requests of one client address that the pipeline processes at a time. Further requests wait for a slot, until
-REQUEST_TIMEOUT_S after their header. If Nova takes 0.1 s, this is 160 requests a second, or five boots. All addresses
-of a global IPv6 /64 count as one client."""
+"""Requests of one client address that the pipeline processes at a time. Further requests wait for a slot for up to
+REQUEST_TIMEOUT_S. If Nova takes 0.1 s for a response, this is 160 requests a second, or five boots. All addresses of a
+global IPv6 /64 count as one client."""
 
 MAX_IDLE_GREENLETS = 64
 """Largest number of idle greenlets that wait for the next connections. A new greenlet would need a new stack."""
 
 ACCEPT_BATCH = 16
-"""Connections accepted in a row. Then other connections, and other workers, get their turn."""
+"""Largest number of connections accepted in a row. Then other connections, and other workers, get their turn."""
 
 ACCEPT_ERROR_BACKOFF_S = 0.1
-"""Pause after accept() failed for lack of descriptors or memory. Without it the event loop would spin."""
+"""Pause after accept() failed for lack of descriptors or memory. Without a pause the event loop would spin."""
 
 # --- Server: reading a request -------------------------------------------------------------------------------------
 
 HEADER_TIMEOUT_S = 10.0
-"""Time for a complete header. It counts from the start of the connection for the first request, and from the first byte
-for later requests."""
+"""Time for a complete header. For the first request of a connection it counts from the start of the connection, for a
+later request from its first byte."""
 
 BODY_TIMEOUT_S = 6.0
 """Time for a complete request body, from the application's first read. It ends at the latest REQUEST_TIMEOUT_S after
 the header. The rest of REQUEST_TIMEOUT_S is for Nova."""
 
 READ_WRITE_TIMEOUT_S = 10.0
-"""Longest time without progress: of a client while it sends a body or receives a response, of Nova while it sends a
-large response."""
+"""Longest pause in a transfer: while a client sends a body or receives a response, and while Nova sends a large
+response."""
 
 KEEPALIVE_TIMEOUT_S = 75.0
 """An idle keep-alive connection is closed after this time."""
@@ -114,8 +115,9 @@ SEND_BYTES = 1 << 18
 DRAIN_S = 1.0
 DRAIN_RECVS = 256
 DRAIN_RECV_BYTES = 1 << 16
-"""After an early response the server discards data from the client for this time and this number of recv() calls.
-Otherwise the kernel could send a reset before the client has received the response."""
+"""If the server responds before it has read the whole request, it then reads and discards the client's data. It does so
+for at most DRAIN_S, and at most DRAIN_RECVS times. Otherwise the kernel could send a reset before the client has
+received the response."""
 
 # --- Server: workers -----------------------------------------------------------------------------------------------
 
@@ -129,24 +131,26 @@ STUCK_REQUEST_S = 15.0
 """A worker sends no heartbeat while a request is this long past its deadline and no other request has ended since."""
 
 HEARTBEAT_FRESH_S = 5.0
-"""A worker whose last heartbeat is younger than this serves. It sends one each second."""
+"""A worker serves if its last heartbeat is younger than this. Workers send heartbeats each second."""
 
 WORKER_NOTIFY_S = 1.0
-"""A worker tells the master in this interval that it is alive, and finds out whether there still is one."""
+"""Interval of a worker's heartbeats. At each heartbeat a worker also checks that its master still runs; if not, the
+worker ends."""
 
 CONFIG_CHECK_TIMEOUT_S = 60.0
-"""Time for the pipeline to load, at start and at SIGHUP. After it the check of the configuration fails."""
+"""Time for the pipeline to load, at start and at SIGHUP. After this time the check of the configuration fails."""
 
 FAILURES_PER_ADDRESS = 3
 FAILURES_PER_NAMESPACE = 8
 FAILURE_NAMESPACES = 128
-"""Rows of the table of recent failures of a worker: of one client, of one router or network, and how many of those."""
+"""Size of a worker's table of recent failures: rows of one client address, rows of one router or network, and number of
+routers and networks."""
 
 FORMER_WORKERS = 4
 """The tables of this many workers that ended are kept: after a reload or a crash their failures can still be read."""
 
 FAILURE_MEMORY_BYTES = 1 << 20
-"""Memory for the published table of a worker. Only what is used takes memory: about 400 bytes for each row."""
+"""Largest size of the published table of a worker. Unused space takes no memory. A row takes about 400 bytes."""
 
 GC_THRESHOLD = 20_000
 """Python searches for reference cycles after this many allocations without a deallocation. It is high because a request
@@ -155,8 +159,8 @@ makes hardly any cycles."""
 # --- HTTP client: namespace proxy to agent, agent to Nova ----------------------------------------------------------
 
 CONNECT_TIMEOUT_S = 3.0
-"""Time for one connection attempt: name resolution, all addresses of the name and TLS handshake together. It holds for
-the connections to Neutron and Keystone too (``lookup/neutron/transport.py``)."""
+"""Time for one connection attempt: name resolution, all addresses of the name and TLS handshake together. It also
+limits connections to Neutron and Keystone (``lookup/neutron/transport.py``)."""
 
 UNIX_BACKLOG_RETRY_S = 0.02
 """Pause between two attempts to connect to a unix socket with a full backlog."""
@@ -165,7 +169,7 @@ NAME_REFRESH_S = 30.0
 """The addresses of a host name are resolved again after this time, in the background."""
 
 NAME_RETRY_S = 1.0
-"""After a failure a host name is not resolved again before this time."""
+"""After a failed resolution, the same host name is not resolved again for this time."""
 
 MAX_IDLE_CONNECTIONS = 256
 """Largest number of idle connections in the pool of one host."""
@@ -186,23 +190,23 @@ RETRY_MAX_DELAY_S = 1.0
 """The delay between two attempts is random. Its upper bound doubles from RETRY_BASE_DELAY_S to RETRY_MAX_DELAY_S."""
 
 RETRY_MIN_TIME_FOR_ATTEMPT_S = 0.05
-"""No attempt is started if less time than this remains to the deadline."""
+"""If less time than this remains to the deadline, no further attempt is made."""
 
 RETRY_BUDGET_PER_REQUEST = 1.0
 """Each request adds this many retries to the budget, which all requests to a service share. So if Nova fails every
-request, the retries at most double the load, except for RETRY_BUDGET_PER_S and, once, RETRY_BUDGET_MAX."""
+request, the retries at most double the load. RETRY_BUDGET_PER_S and, once, RETRY_BUDGET_MAX come on top."""
 
 RETRY_BUDGET_PER_SUCCESS = 2.0
 """Each successful response adds this many retries. So after an outage the load grows step by step."""
 
 RETRY_BUDGET_PER_S = 10.0
-"""Each second adds this many retries. So the budget does not delay the retries of a single instance."""
+"""Each second adds this many retries to the budget. So the budget does not delay the retries of a single instance."""
 
 RETRY_BUDGET_MAX = 100.0
 """The budget never has more retries than this."""
 
 CIRCUIT_OPEN_FAILURES = 5
-"""After this many failures to connect in a row the circuit is open: only one request at a time tries to connect."""
+"""After this many failures to connect in a row, the circuit is open: only one request at a time tries to connect."""
 
 CIRCUIT_PROBE_INTERVAL_S = 0.5
 """Pause after each attempt while the circuit is open."""
@@ -214,7 +218,7 @@ NOVA_ATTEMPT_FRACTION = 2 / 3
 """An attempt of a request that may be retried gets this part of the remaining time. The rest is for a retry."""
 
 NOVA_HOST_BACKOFF_S = 5.0
-"""After a failure a Nova host is tried last for this time."""
+"""For this time after a failure, a Nova host gets a request only if the other hosts fail."""
 
 NOVA_PROBE_TIMEOUT_S = 5.0
 """Time for the two requests that check the shared secret of a Nova host, at start and in ``check-config``."""

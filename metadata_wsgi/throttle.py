@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 
 
 class Throttle:
-    """Allows one log line in each interval of ``interval_s`` seconds. For all threads of a worker."""
+    """Allows one log line in each interval of ``interval_s`` seconds. Shared by all threads of a worker."""
 
     def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval_s = interval_s
@@ -21,7 +21,7 @@ class Throttle:
         self._allowed_at_s: float | None = None
 
     def allow(self) -> bool:
-        """Return True at the first call and then once in each interval. The caller must log only if it is True."""
+        """Return True at the first call, and then once in each interval. The caller logs its line if it gets True."""
         with self._lock:
             now_s = self._clock()
             if self._allowed_at_s is not None and now_s - self._allowed_at_s < self._interval_s:
@@ -31,9 +31,10 @@ class Throttle:
 
 
 class KeyedThrottle:
-    """A Throttle for each key: log lines about one key do not suppress lines about others. For all threads of a worker.
+    """A Throttle for each key: log lines about one key do not suppress lines about others.
 
-    If there are more than ``max_keys`` keys, the oldest key is dropped, so the memory is bounded.
+    Shared by all threads of a worker. If there are more than ``max_keys`` keys, the oldest key is dropped, to bound the
+    memory.
     """
 
     def __init__(self, interval_s: float, clock: Callable[[], float] = time.monotonic, *, max_keys: int = 1024) -> None:

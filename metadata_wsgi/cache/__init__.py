@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Caches of a worker process, and the cache that workers and hosts share.
 
-Rule 1: every entry has its own expiry time. An expired entry is never returned, whether or not it was removed.
+Rule 1: every entry has its own expiry time. An expired entry is never returned, even if it has not been removed yet.
 Rule 2: errors are not cached.
 Rule 3: this package does not interpret keys and values. Their meaning is defined by the caller.
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cache of one worker: a bounded dict of entries that expire, and the loads that are in flight.
 
-It is a dict and not a library's cache because every request looks a key up. In a dict a lookup is one access and one
-comparison. The total weight is limited: the oldest entry is evicted first. The number of entries per owner is limited
+The cache is a dict and not a library's cache, because every request looks a key up, and a dict is fastest. The total
+weight is limited: if it is exceeded, the oldest entries are evicted. The number of entries of each owner is limited
 too, so that many requests of one instance do not evict the entries of other instances.
 """
 
@@ -15,14 +15,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 MAX_ENTRIES_PER_OWNER = 64
-"""A booting instance sends 28 requests."""
+"""More than the 28 requests of a boot."""
+MAX_DELETED_KEYS = 4096
+"""So many deletes are remembered; the oldest one is forgotten first."""
+CLOCK_DIFFERENCE_S = 2.0
+"""The clocks of the hosts that share a cache may differ so much (doc/caches.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ttl:
-    """How long an entry is fresh and how long it may be served stale, both in seconds after the beginning of its load.
+    """The lifetime of an entry. Both times are in seconds, and count from the beginning of the entry's load.
 
-    If ``stale_s`` is not greater than ``fresh_s``, the entry is never served stale.
+    Until ``fresh_s`` the entry is fresh. Until ``stale_s`` it may be served stale. If ``stale_s`` is not greater than
+    ``fresh_s``, the entry is never served stale.
     """
 
     fresh_s: float
@@ -42,7 +47,7 @@ class Entry:
 
 
 class Flight:
-    """One load in flight. Other requests for the same key wait for it.
+    """One load of a key that is in progress. Other requests for the same key wait until it ends.
 
     ``result`` is a tuple with the loaded value, None until the load succeeds. ``error`` is the exception of a failed
     load.
@@ -63,7 +68,7 @@ class Flight:
 
 
 class Backend(Protocol):
-    """A shared cache behind the local one: :class:`~metadata_wsgi.cache.shared.SharedCache`. Never raises."""
+    """A shared cache behind the local one. No method raises. SharedCache (``cache.shared``) implements it."""
 
     def get(self, key: Hashable) -> tuple[Any, float, Ttl] | None:
         """(value, age in seconds, TTL with which the value was stored), or None."""
@@ -99,6 +104,7 @@ class LocalCache:
         self._entries: dict[Hashable, Entry] = {}
         self._keys_of_owner: dict[str, dict[Hashable, None]] = {}
         self._weight = 0
+        self._deleted_at_s: dict[Hashable, float] = {}
         self._flights: dict[Hashable, Flight] = {}
         self._lock = threading.Lock()
 
@@ -116,15 +122,15 @@ class LocalCache:
         return entry if entry is not None and self.clock() < entry.stale_until_s else None
 
     def fetch(self, key: Hashable, *, flight: Flight | None = None) -> Entry | None:
-        """The fresh entry, local or from the backend. An entry from the backend is also stored locally, with its age.
+        """The fresh entry, local or from the backend; None if there is none.
 
-        It is not stored if ``delete`` was called for the key since ``flight`` began.
+        It is not used if ``delete`` was called for the key since ``flight`` or its own load began.
         """
         entry = self.fresh(key)
         if entry is not None or self._backend is None:
             return entry
         found = self._backend.get(key)
-        if found is not None:
+        if found is not None and not self._is_deleted(key, found[1]):
             value, age_s, ttl = found
             local = self._entries.get(key)
             # The local entry is newer if the backend was unavailable when the local entry was stored.
@@ -133,9 +139,9 @@ class LocalCache:
         return self.fresh(key)
 
     def set(self, key: Hashable, value: Any, ttl: Ttl, *, age_s: float = 0.0, flight: Flight | None = None) -> None:
-        """Store ``value``, whose load began ``age_s`` seconds ago: it may have been true only then (RFC 9111, 4.2.3).
+        """Store ``value``, whose load began ``age_s`` seconds ago. The TTL counts from then (RFC 9111, 4.2.3).
 
-        Does nothing if ``delete`` was called since ``flight`` began.
+        Does nothing if ``delete`` was called for the key since ``flight`` began.
         """
         if not self._store(key, value, ttl, age_s, flight) or self._backend is None:
             return
@@ -145,8 +151,17 @@ class LocalCache:
             self._backend.delete(key)
 
     def delete(self, key: Hashable) -> None:
-        """Remove the entry. If a load is in flight, the waiting requests get its result, but it is not stored."""
+        """Remove the entry. If a load is in flight, the waiting requests get its result, but it is not stored.
+
+        The entry may stay in the backend if the backend is unavailable. Another worker that loaded the entry before may
+        also store it there again. So this cache keeps the time of the delete, and uses no older entry of the backend.
+        """
         with self._lock:
+            if self._backend is not None:
+                self._deleted_at_s.pop(key, None)
+                self._deleted_at_s[key] = self.clock()
+                if len(self._deleted_at_s) > MAX_DELETED_KEYS:
+                    del self._deleted_at_s[next(iter(self._deleted_at_s))]
             self._evict(key)
             self._flights.pop(key, None)
         if self._backend is not None:
@@ -168,11 +183,16 @@ class LocalCache:
                 del self._flights[key]
         flight.land()
 
+    def _is_deleted(self, key: Hashable, age_s: float) -> bool:
+        """Whether an entry of the backend was deleted here, as far as the clocks of two hosts can tell."""
+        deleted_at_s = self._deleted_at_s.get(key)
+        return deleted_at_s is not None and self.clock() - age_s < deleted_at_s + CLOCK_DIFFERENCE_S
+
     def _was_deleted(self, key: Hashable, flight: Flight | None) -> bool:
         return flight is not None and self._flights.get(key) is not flight
 
     def _store(self, key: Hashable, value: Any, ttl: Ttl, age_s: float, flight: Flight | None) -> bool:
-        """Store the entry locally; False if the key was deleted since ``flight`` began."""
+        """Store the entry locally. Returns False if the key was deleted since ``flight`` began."""
         loaded_at_s = self.clock() - age_s
         weight, owner = self._weigh(value), self._owner_of(key)
         with self._lock:

@@ -21,9 +21,10 @@ _LAYOUT = struct.Struct('=dq')
 
 
 class SharedPause:
-    """A pause of ``BASE_PAUSE_S`` to ``MAX_PAUSE_S``. Each failure doubles the pause. Create it before the fork.
+    """A pause of ``BASE_PAUSE_S`` to ``MAX_PAUSE_S``. Each failure doubles the pause.
 
-    All processes of a host have the same monotonic clock. Two failures at the same moment may count as one.
+    Create the object before the fork: the processes share its memory. All processes of a host have the same monotonic
+    clock. Two failures at the same moment may count as one.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,7 +50,7 @@ class SharedPause:
 
 @runtime_checkable
 class UsesSharedPause(Protocol):
-    """A lookup with credentials. The program passes it the pause that all workers share."""
+    """A lookup with credentials. The agent calls ``use_pause`` with the pause that all workers share."""
 
     def use_pause(self, pause: SharedPause) -> None:
-        """Observe ``pause`` from now on."""
+        """Use ``pause`` for all later attempts."""

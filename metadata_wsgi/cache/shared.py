@@ -6,11 +6,12 @@ so no key is too long and no key names an instance. Each entry contains its TTL 
 expired entry is not used even if the server still stores it. The clocks of hosts that share a cache must not differ by
 more than a second.
 
-An unavailable server must not delay requests: a call ends within ``TIMEOUT_S``. After a failure no request calls the
-server for ``RETRY_AFTER_FAILURE_S``, then a single request tries. The methods of SharedCache raise nothing.
+An unavailable server must not delay requests: a connection attempt, a read and a write each end within ``TIMEOUT_S``.
+After a failure no request uses the server for ``RETRY_AFTER_FAILURE_S``. Then one request tries again. No method of
+SharedCache raises an exception.
 
-A program that can write to the server can make the agent take one instance for another. A program that can read from
-the server can read cached responses. So make the server reachable for the agents only.
+If a program can write to the server, it can make the agent send one instance the metadata of another. If it can read
+from the server, it can read cached responses. So only the agents may be able to connect to the server.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ EXPIRY_MARGIN_S = 5.0
 
 
 class SharedCache:
-    """The entries of one ``kind`` in ``region``. ``pack`` turns a value into JSON types, ``unpack`` reverses it."""
+    """The entries of one ``kind`` in ``region``. ``pack`` converts a value to JSON types, ``unpack`` reverses it."""
 
     def __init__(
         self,
@@ -163,7 +164,7 @@ def _dumps(value: Any) -> bytes:
 
 
 class _BytesSerde:
-    """Leaves values as bytes. pymemcache's own serde would unpickle a value that the server marks as a pickle."""
+    """Stores and returns bytes. pymemcache's own serde would unpickle a value that the server marks as a pickle."""
 
     def serialize(self, key: Any, value: bytes) -> tuple[bytes, int]:
         return value, 0

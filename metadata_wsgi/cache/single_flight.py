@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read through a cache: one load for all requests that need the same key, and stale entries while the source is down.
+"""Loads values through a cache: one load for all concurrent requests with the same key, and stale entries on failure.
 
-If a load of the key is in flight, a request waits for the result within its own deadline. If the source is unavailable
-(LookupUnavailable), a stale entry is returned. After such a failure the source is not called again for
-``RETRY_AFTER_FAILURE_S`` for keys that have a stale entry; otherwise each request would wait for the same timeout. For
-a key without a stale entry the source is always called.
+If another request already loads the key, a request waits for the result, at most until its own deadline. If the source
+is unavailable (LookupUnavailable), a stale entry is returned. Then, for ``RETRY_AFTER_FAILURE_S``, a key with a stale
+entry is not loaded again. Otherwise each request would wait for the timeout of the source. A key without a stale entry
+is always loaded.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Load = Callable[[Deadline], Any]
 
 
 def jittered(seconds: float) -> float:
-    """A random time between 75 % and 100 % of ``seconds``. So entries loaded together do not expire together."""
+    """A random time between 75 % and 100 % of ``seconds``. So entries loaded together expire at different times."""
     return seconds * random.uniform(0.75, 1.0)  # noqa: S311 (no secret, only spread)
 
 
 class SingleFlight:
-    """Stores loaded values in ``cache``; ``ttl_of`` gives the TTL of a value. Shared by all threads of a worker.
+    """Stores loaded values in ``cache``. ``ttl_of`` returns the TTL of a value. Shared by all threads of a worker.
 
-    ``name`` is the label of the metric of cache requests.
+    ``name`` is a label of the metric that counts cache requests.
     """
 
     def __init__(self, cache: LocalCache, *, ttl_of: Callable[[Any], Ttl], name: str) -> None:
@@ -58,8 +58,8 @@ class SingleFlight:
     def refresh(self, key: Hashable, doubted: Any, load: Load, deadline: Deadline) -> Any:
         """Load ``key`` again because the cached value ``doubted`` may be wrong.
 
-        If another request has replaced ``doubted`` meanwhile, returns the cached value without a load. Raises the
-        exception of ``load``; the entry then stays in the cache.
+        If another request has replaced ``doubted`` meanwhile, returns the new cached value without a load. If ``load``
+        raises an exception, raises it too, and ``doubted`` stays in the cache.
         """
         return self._once(key, lambda flight: self._reload(flight, key, doubted, load, deadline), deadline)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi adopt`` and ``give-back``: convert the haproxies of a running Neutron node, and back again."""
+"""``metadata-wsgi adopt`` takes over the sockets of a Neutron node's haproxies. ``give-back`` starts them again."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     adopt = verbs.add_parser(
         subparsers,
         'adopt',
-        description='Takes over the listening sockets of the haproxies that Neutron agents started on this host. '
-        'Needs the keeper and its workers. The agents need metadata-wsgi-haproxy on their PATH under the name haproxy, '
-        'otherwise the next restart of an agent starts haproxy again. The command give-back reverses this.',
+        description='Takes over the listening sockets of the haproxies that Neutron agents started on this host, and '
+        'ends these haproxies. The keeper and its workers must run. On the PATH of the Neutron agents, '
+        'metadata-wsgi-haproxy must have the name haproxy. Otherwise an agent starts haproxy again when it is '
+        'restarted. The command give-back reverses adopt.',
     )
     give_back = verbs.add_parser(
         subparsers,
         'give-back',
-        description="Starts haproxy with Neutron's configuration beside our listener, then closes our listener.",
+        description="Starts haproxy again, with Neutron's configuration. When haproxy listens, the keeper closes its "
+        'listening sockets, so no connection is refused.',
     )
     for parser, convert in ((adopt, _adopt), (give_back, _give_back)):
         which = parser.add_mutually_exclusive_group(required=True)
@@ -42,7 +44,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert each proxy; exit code 1 if one of them failed. A failure does not stop the others."""
+    """Convert each proxy. A failure does not stop the others. Returns exit code 1 if any failed or does not run."""
     root_check.require_root()
     proxies = [proxy for proxy in haproxy.running(args.state_path) if args.all or proxy.id in args.id]
     missing = sorted(set(args.id) - {proxy.id for proxy in proxies})

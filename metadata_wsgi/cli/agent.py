@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``quantum-metadata-agent``: serves the ``agent`` pipeline of the paste file on the unix socket.
 
-It runs in the foreground. ``--config-file`` and ``--config-dir`` may be repeated; without them the first existing
-``metadata_agent.ini`` of /etc/metadata_wsgi, /etc/quantum and /etc/neutron is read. The logging options are those of
-oslo.log. SIGHUP reloads the configuration. SIGTERM stops the agent after the requests in progress.
-``neutron_agent`` is the same program with the defaults of Neutron.
+The agent runs in the foreground. ``--config-file`` and ``--config-dir`` may be repeated. Without these options the
+agent reads the first existing ``metadata_agent.ini`` of /etc/metadata_wsgi, /etc/quantum and /etc/neutron. The logging
+options are those of oslo.log. SIGHUP reloads the configuration. At SIGTERM the agent finishes the requests in progress
+and ends. ``neutron_agent`` is the same program with the defaults of Neutron.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ OPTS = [
     cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the paste file of the package.'),
     cfg.StrOpt(
         'api_paste_config',
-        help='Old name of metadata_paste_config. Neutron and Nova have an option of the same name in the same files. '
-        'So this option is used only if the paste file has a section [pipeline:agent].',
+        help='Old name of metadata_paste_config. Neutron and Nova have an option with this name too, and may read the '
+        'same files. So the agent uses this option only if the file that it names has a section [pipeline:agent].',
     ),
     cfg.BoolOpt(
         'metadata_one_hop',
@@ -65,23 +65,24 @@ OPTS = [
         default=False,
         deprecated_name='metadata_any_destination',
         help='In mode one_hop, serve connections to any destination, not only to 169.254.169.254:80 and '
-        '[fe80::a9fe:a9fe]:80. For hosts with their own rules, which redirect the instances and reject other clients.',
+        '[fe80::a9fe:a9fe]:80. Set this option only on hosts with firewall rules of their own, which redirect the '
+        'instances and reject other clients.',
     ),
     cfg.BoolOpt(
         'check_services_at_start',
         default=True,
         deprecated_name='metadata_look_at_start',
-        help='When the agent starts, check in the background that the lookup directory shows the ports of other '
-        'projects, and that Nova checks signatures with the same secret. Log an error if one of these is not so.',
+        help='When the agent starts, check in the background that the lookup shows the ports of other projects, and '
+        'that Nova checks signatures with the same secret. If a check fails, an error is logged.',
     ),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One of the agent's program names, with the defaults that apply to it.
+    """One of the agent's two program names, with its defaults.
 
-    ``configuration`` returns the ``global_conf`` for the configuration paths of the command line.
+    ``configuration`` converts the configuration paths of the command line to paste's ``global_conf``.
     """
 
     name: str
@@ -121,7 +122,8 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
         )
         agent.check_config_in_child()
     except MetadataError as error:
-        return master.fail(program.name, error)
+        print(f'{program.name}: {error}', file=sys.stderr)
+        return 1
     agent.run()
     return 0
 
@@ -131,9 +133,9 @@ def _report_options(program: Program, paths: Sequence[str]) -> list[str]:
 
 
 def paste_file(global_conf: Mapping[str, str]) -> tuple[str, str]:
-    """Return the path of the paste file and a note.
+    """Return the path of the paste file, and a note for the operator.
 
-    The note says that ``api_paste_config`` names a file of another program; otherwise it is ''.
+    If ``api_paste_config`` names the paste file of another program, the note explains this, else it is ''.
     """
     conf = config_files.load(global_conf, OPTS)
     if conf.metadata_paste_config:
@@ -222,12 +224,12 @@ def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
 
 
 def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]:
-    """The mode, owner and group of the agent's socket. '' as owner or group: the one of this process.
+    """The mode, owner and group of the agent's socket. '' as owner or group means that of this process.
 
-    The arguments are the values of the three options ``metadata_proxy_socket_mode``, ``_user`` and ``_group``. Only
-    root can give the socket to another user. An agent that does not run as root, and has the mode ``deduce``, allows
-    connections as Neutron's agent does: for its own group if the namespace proxies have this group, else for all users.
-    The filter ``peer_credentials`` still accepts connections of ``metadata_proxy_user`` only.
+    The arguments are the values of ``metadata_proxy_socket_mode``, ``metadata_proxy_user`` and
+    ``metadata_proxy_group``. Only root can give the socket to another user. If the agent does not run as root and the
+    mode is ``deduce``, it uses the permissions of Neutron's agent. If the group of the namespace proxies is a group of
+    this process, the group may connect, else all users may. The filter ``peer_credentials`` still checks the peers.
     """
     if os.geteuid() == 0 or mode_name != 'deduce' or not user or listeners.uid_of(user) == os.geteuid():
         return mode_name, user, group
@@ -237,7 +239,7 @@ def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]
 
 
 def _host_page(global_conf: Mapping[str, str]) -> Callable[[Any], Stoppable | None]:
-    """Open the port of [metrics] listen, if it is set. Returns the function by which a worker serves it."""
+    """Open the port of [metrics] listen, if it is set. Returns the function with which a worker serves the port."""
     address = options.load_listen_address(global_conf)
     if address is None:
         return lambda app: None
@@ -268,9 +270,10 @@ def _check_metrics(global_conf: Mapping[str, str], app: Any) -> None:
 
 
 def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None, notifier: Notifier) -> tuple[socket.socket, bool]:
-    """The agent's socket, and whether systemd keeps a copy of it while the agent is restarted.
+    """The agent's listening socket, and whether systemd keeps a copy of it while the agent is restarted.
 
-    Connections that are made meanwhile wait in its backlog. A kept socket is used if the options are as before.
+    During a restart new connections wait in the backlog of the kept socket. The kept socket is used again if its path,
+    mode, owner and group match the options.
     """
     mode_name, user, group = socket_access(
         conf.metadata_proxy_socket_mode, conf.metadata_proxy_user, conf.metadata_proxy_group
@@ -298,7 +301,7 @@ def _settings(global_conf: Mapping[str, str]) -> dict[str, Any]:
     conf = config_files.load(global_conf, server_options.OPTS)
     return {
         # 0 is Neutron's "no separate processes".
-        'workers': master.worker_count(conf.metadata_workers),
+        'workers': server_options.worker_count(conf.metadata_workers),
         'backlog': conf.metadata_backlog,
         'worker_connections': conf.metadata_connections,
     }

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi check-config`` and ``show-pipeline``: check whether the agent would start, and show its pipeline.
 
-``check-config`` reads the agent's configuration and loads the pipeline. It checks that the lookup directory shows
-every instance to the agent, and that Nova checks signatures with the same secret. If the agent's role may see no
-ports, Neutron returns an empty list for every query: the same response as for an address that no instance has. If
-nothing is wrong, but no other project has a port or network yet, the exit code is 2: whether the role sees every
-instance cannot be determined.
+``check-config`` reads the agent's configuration and loads the pipeline. It checks that the lookup shows every instance
+to the agent, and that Nova checks signatures with the same secret. If the agent's role may see no ports, Neutron
+returns an empty list for every query. The response is the same for an address that no instance has. In a new cloud no
+other project has a port or network yet. Then it is unknown whether the role sees every instance, and the exit code is 2
+if there is no other problem.
 
 ``show-pipeline`` prints the filters as a list, or draws the way of a request (``-f mermaid``, ``-f svg``).
 """
@@ -40,10 +40,10 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     checks = verbs.add_parser(
         subparsers,
         'check-config',
-        description="Reads the agent's configuration, loads its pipeline, and sends one query to Neutron and one "
-        'request to Nova: whether the credentials show the ports of every project, and whether both sides have the '
-        'same shared secret. Ends with "ok", or says what to change. It changes nothing, and a running agent is not '
-        'affected.',
+        description="Reads the agent's configuration and loads its pipeline. Queries Neutron, to check that the "
+        'credentials show the ports of every project. Sends requests to each host of Nova, to check that Nova has the '
+        'same shared secret. The last line is "ok", or what to change. The command changes nothing and does not affect '
+        'a running agent.',
     )
     add_configuration(checks)
     listing.add_arguments(checks, findings.COLUMNS)
@@ -51,8 +51,9 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     shows = verbs.add_parser(
         subparsers,
         'show-pipeline',
-        description='Loads the pipeline as the agent does and prints its filters in the order of a request. With '
-        '-f mermaid or -f svg it draws the way of a request from two instances with the same address to Nova.',
+        description='Loads the pipeline as the agent does, and prints its filters in the order in which a request '
+        'passes them. With -f mermaid or -f svg it draws the path of a request from two instances with the same '
+        'address to Nova.',
     )
     add_configuration(shows)
     listing.add_arguments(shows, PIPELINE_COLUMNS, *DRAWINGS)
@@ -79,7 +80,7 @@ def global_conf_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def load(args: argparse.Namespace) -> tuple[str, Any]:
-    """Return the path of the paste file and the application that ``args`` select. Nothing is counted for metrics."""
+    """Return the path of the paste file and the application that ``args`` select. Disconnects the metrics."""
     global_conf = global_conf_of(args)
     path = args.paste_file or agent.paste_file(global_conf)[0]
     app = paste_loader.load(path, args.pipeline, global_conf)
@@ -89,7 +90,7 @@ def load(args: argparse.Namespace) -> tuple[str, Any]:
 
 
 def check_config(args: argparse.Namespace) -> int:
-    """Print a line for each check as soon as it is done, and the problems last."""
+    """Print a line for each check as soon as it is done, then the problems. Returns the exit code."""
     is_text = listing.is_text(args)
     found = []
     for finding in _without_exception(checks(args)):
@@ -107,7 +108,7 @@ def check_config(args: argparse.Namespace) -> int:
 
 
 def _without_exception(found: Iterator[Finding]) -> Iterator[Finding]:
-    """The findings; a MetadataError, after which nothing can be checked, as the last one."""
+    """The findings. If a MetadataError prevents further checks, the last finding has its text."""
     try:
         yield from found
     except MetadataError as error:

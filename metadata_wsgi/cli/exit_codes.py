@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exit codes of every verb of ``metadata-wsgi``, so that a monitor or a script may call it.
+"""The exit codes of all verbs of ``metadata-wsgi``, for monitoring systems and scripts.
 
 ====  ============  ====================================================================================
 code  constant      meaning
 ====  ============  ====================================================================================
 0     WELL          done, or all is well
-1     NOT_WELL      it failed, or what was checked is not well; the output says what and why
+1     NOT_WELL      the action failed, or a check found a problem; the output names the reason
 2     CANNOT_TELL   nothing was done or checked: wrong usage, missing privileges, an unusable file, a bug
 130   INTERRUPTED   ended by Ctrl-C
 ====  ============  ====================================================================================

@@ -2,10 +2,10 @@
 """``metadata-wsgi explain``: the first command to run when an instance gets no metadata.
 
 Passes one request through the configured pipeline as if the instance had sent it. The arguments are a router or network
-and an address. For each filter it prints the data that the filter sets and the time that it took. It also prints the
-queries of the lookup and the request to Nova, with the signature masked. With ``--send`` the request is sent to Nova
-and Nova's response is printed. In the formats for programs there is a row for each step, and the body of a response is
-left out. A filter that refuses the request has no line.
+and an address. For each filter that passes the request on, a line has the data that the filter sets and the time that
+it took. Further lines are the queries of the lookup and the request to Nova, with the signature masked. With ``--send``
+the request is sent to Nova, and Nova's response is printed. In the formats for programs there is a row for each step,
+without the body of the response.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = verbs.add_parser(
         subparsers,
         'explain',
-        description='The first command to run when an instance gets no metadata. Sends one request for the address '
-        'through the configured pipeline, in this process, and prints what each filter finds, the queries to Neutron '
-        'and the request that would go to Nova. Exit code 0: the request reached the end of the pipeline (with --send: '
-        'Nova responded 200). 1: it did not. 2: the configuration does not load.',
+        description='The first command to run when an instance gets no metadata. Passes one request from this address '
+        'through the configured pipeline, in this process. Prints what each filter finds, the queries to Neutron and '
+        'the request to Nova, which is sent only with --send. Exit code 0: the request reached the end of the pipeline '
+        '(with --send: Nova responded 200). 1: it did not. 2: the configuration does not load.',
     )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument('--router-id', help='id of the router that the instance is behind')
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
     body = b''.join(app(environ, start_response))
     if status_lines != [_Probe.NOT_SENT]:
-        # A tenant may have written it: no escape sequence reaches the terminal.
+        # A tenant may have written the body, so escape sequences are removed.
         trace.write(''.join(f'{printable(line)}\n' for line in body.decode('utf-8', 'replace').split('\n')))
     if not listing.is_text(args):
         listing.write(args, listing.Listing(COLUMNS, trace.rows()), sys.stdout)
@@ -108,7 +108,7 @@ class _Trace:
         return [(*row, tuple(details)) for row, details in zip(self._rows, self._details, strict=True)]
 
     def step(self, name: str, text: str, *, is_timed: bool = True) -> None:
-        """A step, and the time since the last one."""
+        """Print a step and, if ``is_timed``, the time since the step before."""
         elapsed_ms = None
         if is_timed:
             now_s = time.monotonic()
@@ -120,7 +120,7 @@ class _Trace:
         self.write(f'{name:<13} {text}' + (f'   ({elapsed_ms:.1f} ms)\n' if is_timed else '\n'))
 
     def detail(self, text: str, *, is_of_last_step: bool = True) -> None:
-        """A line below the last step, or above the next one."""
+        """Print a line below the last step, or above the next step."""
         (self._details[-1] if is_of_last_step else self._pending).append(text)
         self.write(f'{"":14}{text}\n')
 
@@ -142,7 +142,7 @@ class _Trace:
 
 
 class _Probe:
-    """Stands between two filters and prints the data that the outer filter has set."""
+    """A WSGI app between two filters. Prints the data that the outer filter has set, and calls the inner filter."""
 
     NOT_SENT = '200 Not sent'
 

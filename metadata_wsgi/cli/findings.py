@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``status`` and ``check-config`` find: one finding for each part that they look at."""
+"""The results of ``status`` and ``check-config``: one finding for each part that they check."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ COLOURS = {WELL: GREEN, NOT_WELL: RED, UNKNOWN: YELLOW}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One part, for example ``keeper``: its state (WELL, NOT_WELL or UNKNOWN), a sentence, and lines below it."""
+    """The result for one part, for example ``keeper``. ``state`` is WELL, NOT_WELL or UNKNOWN.
+
+    ``text`` is a sentence. ``details`` are lines below it.
+    """
 
     part: str
     state: str
@@ -29,7 +32,7 @@ class Finding:
 
 
 def show(finding: Finding, width: int) -> None:
-    """Print it: the part in a column of that width, its sentence, its details below."""
+    """Print the part in a column of ``width`` characters, then its sentence, and its details below."""
     print(f'{paint(finding.part.ljust(width), COLOURS[finding.state], sys.stdout)}{finding.text}')
     for line in finding.details:
         print(line)

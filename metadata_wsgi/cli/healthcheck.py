@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi healthcheck``: liveness and readiness of the agent or the keeper, for a probe or a monitor.
 
-The agent is asked on its unix socket (the filter ``healthcheck``), the keeper on root's socket. Exits with 0 if all is
-well, 1 if not. Sends no request to Neutron or Nova.
+The command sends a request to the agent's unix socket (the filter ``healthcheck``), or to the keeper's socket for root.
+The exit code is 0 if the program is alive and ready, else 1. Neutron and Nova get no request.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument('program', nargs='?', choices=['agent', 'keeper'], default='agent', help='default: agent')
     parser.add_argument(
-        '--live', action='store_true', help='liveness only: whether it responds, whatever fails behind it'
+        '--live', action='store_true', help='check liveness only: whether the program responds, even if it is not ready'
     )
     config_files.add_arguments(parser)
     parser.add_argument('--state-path', help='directory of the sockets')
@@ -40,7 +40,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the reasons, and return 1 if something is wrong."""
+    """Print the result with the reasons. Returns the exit code: 1 if something is wrong, else 0."""
     conf = config_files.load(config_files.to_global_conf(args.config_file), state_paths.OPTS)
     if args.state_path:
         conf.set_override('state_path', os.path.abspath(args.state_path))
@@ -54,13 +54,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def agent(path: str, *, live: bool) -> tuple[bool, str]:
-    """Whether the agent on the socket ``path`` is alive, or ready, and what it says."""
+    """Whether the agent on the socket ``path`` is ready (with ``live``: alive), and the text of its response."""
     try:
         status, text = get(path, PATH + ('/live' if live else ''))
     except (OSError, http.client.HTTPException) as error:
         return False, f'no response at {path}: {str(error) or type(error).__name__}'
     if status == 400:
-        # As to every request without the headers of a namespace proxy: it responds.
+        # Without the filter healthcheck the agent responds 400, because the headers of a namespace proxy are missing.
         return True, 'OK\nthe filter healthcheck is not in its pipeline; it responds'
     return status == 200, text.rstrip()
 
@@ -82,7 +82,7 @@ def keeper(state_path: str, *, live: bool) -> tuple[bool, str]:
 
 
 def get(path: str, target: str) -> tuple[int, str]:
-    """Status and text of ``target`` on the unix socket ``path``."""
+    """Send GET ``target`` to the unix socket ``path``. Returns status and text of the response."""
     connection = http.client.HTTPConnection('agent', timeout=RESPONSE_TIMEOUT_S)
     with socket.socket(socket.AF_UNIX) as unix_socket:
         unix_socket.settimeout(RESPONSE_TIMEOUT_S)

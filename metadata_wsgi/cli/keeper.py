@@ -20,8 +20,8 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         subparsers,
         'keeper',
         description='The privileged process of the modes shared and one_hop. It enters namespaces, opens the listening '
-        'sockets and sends them to the unprivileged workers; it never reads a request. Runs in the foreground until '
-        'SIGTERM; the workers serve on while it is restarted.',
+        'sockets and sends them to the unprivileged workers. It never reads a request. It runs in the foreground until '
+        'SIGTERM. While it is restarted, the workers continue to serve.',
     )
     config_files.add_arguments(parser)
     parser.add_argument('--state-path', help="directory of the keeper's two sockets (default: state_path)")
@@ -31,8 +31,11 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace) -> int:
-    """Become the keeper, which runs until SIGTERM. The workers' socket is owned by metadata_proxy_user and
-    metadata_proxy_group, by default by the default group of the workers."""
+    """Replace this process by the keeper, which runs until SIGTERM.
+
+    The keeper's socket for workers belongs to ``metadata_proxy_user`` and ``metadata_proxy_group``. If neither is set,
+    it belongs to the group of the workers.
+    """
     global_conf = config_files.to_global_conf(args.config_file)
     owner = config_files.load(global_conf, net_options.OPTS)
     state_path = args.state_path or config_files.load(global_conf, state_paths.OPTS).state_path
@@ -43,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         group = str(workers.gid) if workers else ''
     flags = {'daemonize': args.daemonize, 'use-json': args.use_json, 'use-journal': args.use_journal}
     argv = keeper_process.command_line(os.path.abspath(state_path), user, group, flags)
-    # Another program in the same process: systemd goes on to watch it, and what was imported until here is gone. It
-    # finds the package where this one did, also if a wrapper has changed the path.
+    # The same process executes another program: its pid stays, and the memory of all imported modules is freed. With
+    # PYTHONPATH it finds the package in the same place, even if a wrapper has changed the path.
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
     os.execve(sys.executable, argv, environment)  # noqa: S606 (no shell: that is the point)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper's process, which ``metadata-wsgi keeper`` turns into once it knows its options.
+"""The keeper's process. ``metadata-wsgi keeper`` reads the options, then executes this module.
 
-It has no part of the package that reads a configuration or runs a server: it is root, it never ends, and what it
-imports stays in memory. ``python -m metadata_wsgi.cli.keeper_process STATE_PATH OWNER GROUP [FLAG...]``, where OWNER
-and GROUP of the workers' socket may be empty. The flags are ``daemonize``, ``use-json`` and ``use-journal``.
+The keeper runs as root and never ends, and everything that it imports stays in memory. So it imports no part of the
+package that reads a configuration or runs a server. The command line is ``python -m metadata_wsgi.cli.keeper_process
+STATE_PATH OWNER GROUP [FLAG...]``. OWNER and GROUP are those of the workers' socket; they may be empty. The flags are
+``daemonize``, ``use-json`` and ``use-journal``.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop
 
 NAME = 'metadata-wsgi'
-"""In process lists, instead of the name of the interpreter."""
+"""The name of the process in process lists, in place of the interpreter's name."""
 LOG_FORMAT = '%(asctime)s %(process)d %(levelname)s %(name)s %(message)s'
 SYSLOG = '/dev/log'
 
 
 def command_line(state_path: str, owner: str, group: str, flags: Mapping[str, bool]) -> list[str]:
-    """The command line of the process, with those ``flags`` that are true."""
+    """The command line of the keeper's process. ``flags``: name of each flag, and whether it is set."""
     # -P: nothing is imported from the current directory.
     words = [sys.executable, '-P', '-m', 'metadata_wsgi.cli.keeper_process', state_path, owner, group]
     return words + [flag for flag, is_set in flags.items() if is_set]
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the keeper until SIGTERM; returns the exit code."""
+    """Run the keeper until SIGTERM. Returns the exit code."""
     state_path, owner, group, *flags = argv
     with contextlib.suppress(OSError), open('/proc/self/comm', 'w', encoding='ascii') as name:
         name.write(NAME)

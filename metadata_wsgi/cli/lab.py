@@ -22,10 +22,11 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = verbs.add_parser(
         subparsers,
         'lab',
-        description='Needs no OpenStack. Builds two tenants whose networks use the same addresses, and an isolated '
-        'network, each with an instance in a namespace of its own. Starts the agent with a YAML file in place of '
-        'Neutron and Nova, attaches the path, and prints what each instance receives. Removes all of it at the end, '
-        'unless --keep is given. Without root it runs in a user namespace, where the kernel allows that.',
+        description='A cloud on one machine, without OpenStack: two tenants whose networks use the same addresses, and '
+        'an isolated network, each with an instance in a namespace of its own. Starts the agent with a YAML file in '
+        'place of Neutron and Nova, attaches routers and network, and prints what each instance receives. Removes '
+        'everything at the end, unless --keep is given. Without root it runs in a user namespace, if the kernel allows '
+        'this.',
     )
     parser.add_argument(
         'action', nargs='?', choices=['up', 'down'], default='up', help='build the lab (default), or remove it'

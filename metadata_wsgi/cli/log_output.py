@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the programs log: with oslo.log, and with the id of the request in every line about a request.
+"""Sets up the logs of the programs. Every log line about a request has the id of the request.
 
-The agent has all options of oslo.log. The other programs have ``--use-json`` and ``--use-journal``, which mean the
-same, and import oslo.log for these two only: without them a line is plain text, and a namespace proxy costs less
-memory.
+The agent has all options of oslo.log. The other programs have ``--use-json`` and ``--use-journal``, with the same
+meaning as in oslo.log. They import oslo.log only if one of these two options is set, to save memory. Otherwise a log
+line is plain text.
 
-Text lines have the id in the place where oslo.log has it, JSON lines in ``context``, journal entries in ``REQUEST_ID``.
+A text line has the id where oslo.log prints it, a JSON line in ``context``, a journal entry in ``REQUEST_ID``.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ class RequestIdRecord(logging.LogRecord):
         super().__init__(*args, **kwargs)
         id_ = CURRENT.get()
         if id_:
-            # What oslo.log's formatters read; one without ``context`` would ask oslo.context, which is not used here.
+            # oslo.log's formatters read these attributes. Without ``context`` they would use oslo.context, which has
+            # no id here.
             self.request_id = id_
             self.context = {'request_id': id_}
 
 
 def set_up_oslo_log(conf: cfg.ConfigOpts) -> None:
-    """Log as the options of oslo.log in ``conf`` say. Raises ConfigError if the log cannot be opened."""
+    """Set up the log with the options of oslo.log in ``conf``. Raises ConfigError if the log cannot be opened."""
     from oslo_log import log
 
     logging.setLogRecordFactory(RequestIdRecord)
@@ -58,7 +59,7 @@ def set_up_oslo_log(conf: cfg.ConfigOpts) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--use-json`` and ``--use-journal``, also with underscores."""
+    """Declare ``--use-json`` and ``--use-journal``. Both may also be written with underscores."""
     for name, text in (
         ('use_json', 'log lines as JSON objects, as oslo.log writes them'),
         ('use_journal', 'log to the journal of systemd with its fields; needs the Python module systemd'),
@@ -71,7 +72,7 @@ def set_up(
 ) -> None:
     """Log to ``handlers``, or to the journal, in ``text_format`` or as JSON.
 
-    ``text_format`` may have ``%(request_id)s``, which is ``-`` in a line about no request.
+    ``text_format`` may contain ``%(request_id)s``. Its value is ``-`` in a line that is not about a request.
     """
     logging.setLogRecordFactory(RequestIdRecord)
     if use_journal and _has_journal():

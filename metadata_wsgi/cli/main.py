@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi``: the commands that an operator runs by hand.
 
-Only the module of the verb on the command line is imported. To import all modules would take 0.7 s. A module imports
-at its top what each of its verbs needs, and inside a function what is slow to import and needed seldom.
-``exit_codes`` has the exit codes.
+Only the module of the verb on the command line is imported, because the import of all modules would take 0.7 s. A
+module imports at its top what each of its verbs needs. It imports inside a function what is slow to import and seldom
+needed. ``exit_codes`` has the exit codes.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ import traceback
 from collections.abc import Iterable, Mapping, Sequence
 
 from metadata_wsgi.cli import exit_codes, verbs
+from metadata_wsgi.cli.verbs import PROGRAM
 from metadata_wsgi.errors import ConfigError, MetadataError, UsageError
-
-PROGRAM = 'metadata-wsgi'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Results and errors keep their order also where both go to one file or pipe.
+        # Results and errors keep their order, even if both are written to one file or pipe.
         sys.stdout.reconfigure(line_buffering=True)
     words = sys.argv[1:] if argv is None else list(argv)
     parser = make_parser(_modules_of(words))
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        # The usage of the verb, where argparse would print that of the program.
+        # Prints the usage of the verb. argparse itself would print the usage of the program.
         _parsers(parser)[args.verb].error(f'unrecognized arguments: {" ".join(unknown)}')
     try:
         code: int = args.run(args)
-        # What a pipe does not take is noticed here, not after the exit code is decided.
+        # A write error of a pipe must occur here, before the exit code is returned.
         sys.stdout.flush()
     except (ConfigError, UsageError) as error:
         return _fail(args.verb, str(error), exit_codes.CANNOT_TELL)
@@ -85,7 +84,7 @@ def make_parser(modules: Iterable[str] | None = None) -> argparse.ArgumentParser
 
 
 class _Version(argparse.Action):
-    """Prints the version: the library that knows it is imported only then."""
+    """Prints the version. The library that reads the version is slow to import, so it is imported only here."""
 
     def __init__(self, option_strings: Sequence[str], dest: str) -> None:
         super().__init__(option_strings, dest, nargs=0, help='show the version and exit')

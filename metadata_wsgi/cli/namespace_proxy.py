@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """``quantum-ns-metadata-proxy``: the namespace proxy for one router or network.
 
-It accepts the command line of an L3 or DHCP agent of Grizzly and serves the namespace in which it is started. It reads
-no configuration file. If root starts it, it opens its sockets and then serves as an unprivileged user:
+The program accepts the command line of an L3 or DHCP agent of Grizzly, and serves the namespace in which it is started.
+It reads no configuration file. If root starts it, it opens its sockets and then serves as an unprivileged user:
 ``--metadata_proxy_user`` and ``--metadata_proxy_group``, else a user that may connect to the agent's socket. The agent
 may be started before or after the proxy (``privileges.identity_from_socket``).
 
-The id of the router or network stays in the command line of the process, because process managers search for it there.
-The proxy does not start if another process has the same pid file.
+The id of the router or network stays in the command line of the process, because process managers search for the id
+there. The proxy does not start if another process has the same pid file.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         pid_file = PidFile(args.pid_file) if args.pid_file else None
         sockets = _open_listeners(args)
     except MetadataError as error:
-        return master.fail(PROGRAM, _with_namespace_id(namespace_id, error))
+        print(f'{PROGRAM}: {_with_namespace_id(namespace_id, error)}', file=sys.stderr)
+        return 1
     ready = daemonize.daemonize() if args.daemonize else lambda: None
     try:
         if pid_file:
@@ -100,14 +101,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _can_hand_over(args: argparse.Namespace) -> bool:
     """Whether the shared proxy can serve this namespace instead of this process.
 
-    It can if root starts the program as an agent does: for one id, in the background and with a pid file.
+    It can if root starts the program in the form of an L3 or DHCP agent: for one id, in the background, with a pid
+    file, and without ``--listen_fd``.
     """
     is_uuid = UUID.fullmatch(args.router_id or args.network_id or '')
     return bool(is_uuid and args.daemonize and args.pid_file and not args.listen_fd and os.geteuid() == 0)
 
 
 def _hand_over(args: argparse.Namespace) -> bool:
-    """Let the shared proxy serve this namespace. Returns False if it cannot; then this process must serve."""
+    """Make the shared proxy serve this namespace. Returns False if this fails; then this process must serve."""
     # Imported here and not in a master that serves: its workers would inherit functions that gevent must replace.
     from metadata_wsgi.cli import shared_proxy
 
@@ -207,8 +209,8 @@ def _configure_logging(args: argparse.Namespace, namespace_id: str) -> None:
 def _log_handlers(args: argparse.Namespace, namespace_id: str) -> list[logging.Handler]:
     """The log handlers that the options select.
 
-    A daemon closes its standard error when it is ready, because its caller waits for that. So a daemon also logs to
-    syslog if no other destination is given.
+    A daemon closes its standard error when it is ready, because its caller may wait until it is closed. So a daemon
+    also logs to syslog if no other destination is given.
     """
     if args.use_syslog and _syslog_is_reachable():
         return [logging.handlers.SysLogHandler(SYSLOG)]
@@ -230,7 +232,7 @@ def _syslog_is_reachable() -> bool:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line: Grizzly's, and what was added since."""
+    """The parser of the command line: the options of Grizzly's program, and newer ones."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description='Namespace proxy for one router or network.', allow_abbrev=False
     )
@@ -242,16 +244,17 @@ def make_parser() -> argparse.ArgumentParser:
         parser.add_argument(*names, dest=name, **kwargs)
 
     option('pid_file', help='file for the pid; locked while the proxy runs')
-    option('router_id', help='id of the router whose namespace this is; has precedence over network_id')
+    option('router_id', help='id of the router whose namespace this is; if it is given, network_id is ignored')
     option('network_id', help='id of the isolated network whose namespace this is')
     option('shared', action='store_true', help='serve every namespace that is attached with --mode shared')
     option(
         'mode',
         choices=[SHARED, PROCESS],
         default=SHARED,
-        help="shared (default): pass the listening socket to the host's shared proxy, which is started if none runs, "
-        'and leave a small process with the id in its command line; process: serve in this process, which costs tens '
-        'of MB. The mode is always process without root, without --pid_file, with --nodaemonize or with --listen_fd',
+        help="shared (default): pass the listening socket to the host's shared proxy, which is started if it does not "
+        'run, and start a small process with the id in its command line; process: serve in this process, which takes '
+        'tens of MB of memory. The mode is always process without root, without --pid_file, with --nodaemonize or with '
+        '--listen_fd',
     )
     option('state_path', default='/var/lib/quantum', help='directory of the agent (default: %(default)s)')
     option('metadata_port', type=int, default=9697, help='TCP port to listen on (default: %(default)s)')
@@ -295,8 +298,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     option(
         'metrics_directory',
-        help='count for Prometheus in this directory, that of [metrics] of the agent; the user that it serves as must '
-        'be able to write there (default: nothing is counted)',
+        help='directory for the counts of the metrics: the option directory in [metrics] of the agent. The user of the '
+        'workers must be able to write there (default: nothing is counted)',
     )
     option('log_file', help='log file, instead of standard error (by default a daemon logs to syslog)')
     option('log_dir', help='directory of the log file')

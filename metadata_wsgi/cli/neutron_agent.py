@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """``neutron-metadata-agent-wsgi``: the agent with the command line and the defaults of Neutron's metadata agent.
 
-It replaces ``neutron-metadata-agent`` in a unit file, an image or a wrapper. Arguments and files are the same::
+The program can replace ``neutron-metadata-agent`` in a unit file, an image or a wrapper. Its arguments and files are
+the same::
 
     neutron-metadata-agent-wsgi --config-file /etc/neutron/neutron.conf --config-file /etc/neutron/metadata_agent.ini
 
-It differs from ``quantum-metadata-agent`` by two files of defaults in ``metadata_wsgi/config``. They are read before
-all other files:
+The program differs from ``quantum-metadata-agent`` only by the files that it reads, in this order:
 
-- ``neutron_defaults.conf``: the state path and the trusted header prefix, X-Neutron.
-- ``neutron_defaults_root.conf``, only if root starts the program and a user neutron exists: the workers run as that
-  user, like the haproxies of Neutron's agents.
+1. ``metadata_wsgi/config/neutron_defaults.conf``: the state path and the trusted header prefix, X-Neutron.
+2. ``metadata_wsgi/config/neutron_defaults_root.conf``, only if root starts the program and a user neutron exists. The
+   workers then run as the user neutron, like the haproxies of Neutron's agents.
+3. ``neutron.conf.d`` and ``neutron-metadata-agent.conf.d`` in /etc/neutron, like Neutron's agent.
+4. The files of the command line. If it names no file: neutron.conf and metadata_agent.ini in /etc/neutron.
 
-The credentials are those of ``[keystone_authtoken]`` if no others are set.
-
-Like Neutron's agent it then reads ``neutron.conf.d`` and ``neutron-metadata-agent.conf.d`` in /etc/neutron, and after
-them the files of the command line. If the command line names no file, it reads neutron.conf and metadata_agent.ini in
-/etc/neutron.
+If no other credentials are set, those of ``[keystone_authtoken]`` are used.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists every option of the package: for the sample file, the reference and the search for misspelt names.
 
-Options are declared in the modules that use them; this module lists these modules. No other package imports this
-module. Other packages load the list through the entry point ``metadata_wsgi`` of ``oslo.config.opts``.
+Each option is declared in the module that uses it. This module lists these modules. Other packages do not import this
+module: they load the list through the entry point ``metadata_wsgi`` of ``oslo.config.opts``.
 """
 
 from __future__ import annotations

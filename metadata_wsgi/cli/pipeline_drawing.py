@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws a pipeline, with the way of a request before it: two instances with one address, each behind its own router.
+"""Draws a pipeline, and the path of a request to it: from two instances with one address, each behind its own router.
 
-What the drawing shows is what the loaded pipeline has: its filters in their order, below each what it establishes, and
-the services that it asks. A pipeline that reads the source from the socket is drawn without a namespace proxy.
+The drawing shows the filters of the loaded pipeline in their order. The text below the name of a filter is what the
+filter finds out. An arrow leads to the service that the filter queries. A pipeline with ``socket_source`` is drawn
+without a namespace proxy.
 
-The places of the shapes follow from the number of filters. So the SVG is written here, and no layout library is
+The positions of the shapes depend only on the number of filters and the length of their texts, so no layout library is
 needed.
 """
 
@@ -28,12 +29,12 @@ FACTS = {
     environ_keys.INSTANCE: 'which instance?',
     environ_keys.SIGNED_IDENTITY: 'HMAC signature',
 }
-"""What a filter that provides the key establishes, in the words of the drawing."""
+"""The text below a filter, by the environ key that the filter provides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A filter or the app at the end: its name, what it establishes and which service it asks, '' for nothing."""
+    """A filter or the app at the end: its name, the text below it, and the service that it queries ('' for none)."""
 
     name: str
     fact: str
@@ -58,7 +59,7 @@ def _step(link: Any) -> Step:
 
 
 def _in_namespace(steps: Iterable[Step]) -> tuple[str, str, str]:
-    """What stands in the namespace, what it does, and how the request leaves it."""
+    """Three texts: the process or socket in the namespace, what it does, and how the request reaches the host."""
     if any(step.name == 'socket_source' for step in steps):
         return 'listening socket of the agent', 'router: known from the socket', 'the same connection'
     return 'namespace proxy', f'adds “{ADDRESS}, router {{}}”', 'unix socket'
@@ -113,7 +114,7 @@ ARROW_HEAD = (
     '<path d="M 0 0 L 10 5 L 0 10 z" fill="#334155"/></marker>'
 )
 MARGIN, GAP, CHARACTER = 24, 26, 7.6
-"""In pixels; CHARACTER is the width of a letter of the bold font, rounded up."""
+"""In pixels. CHARACTER is the width of a letter of the bold font, rounded up."""
 GUEST_Y, NAMESPACE_Y, HOST_Y, SERVICE_Y = 16, 116, 304, 452
 GUEST_HEIGHT, NAMESPACE_HEIGHT, HOST_HEIGHT, SERVICE_HEIGHT = 52, 132, 108, 36
 COLUMN_WIDTH = 320
@@ -133,13 +134,13 @@ class _Svg:
         self.lines.append(f'  <text{attribute} x="{x:g}" y="{y:g}">{escape(text)}</text>')
 
     def way(self, *points: tuple[float, float]) -> None:
-        """An arrow through the points."""
+        """Draw an arrow through the points."""
         path = ' L '.join(f'{x:g} {y:g}' for x, y in points)
         self.lines.append(f'  <path class="way" d="M {path}"/>')
 
 
 def svg(links: Sequence[Any]) -> str:
-    """A picture that stands alone; it has a white background, for pages with a dark one."""
+    """A complete SVG file. It has a white background, so that it can be read on a page with a dark background."""
     steps = steps_of(links)
     widths = [max(len(step.name), len(step.fact), len(step.service)) * CHARACTER + 18 for step in steps]
     row_width = sum(widths) + GAP * (len(steps) - 1)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi status --failures``: recent failures of all workers on this host, a row for each client and reason.
 
-The workers keep the failures in memory (``metadata_wsgi.failures``). A reload keeps them, a restart loses them.
+The workers store the failures in memory (``metadata_wsgi.failures``). After a reload of the agent they can still be
+read, after a restart they cannot.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ NO_WORKER = 'no worker publishes failures: the agent does not run, or it is not 
 
 
 def show(args: argparse.Namespace) -> int:
-    """Print the failures. The exit code says whether they could be read, not whether there are any."""
+    """Print the failures. The exit code is WELL if they could be read, even if there are some; else CANNOT_TELL."""
     tables = shared_memory.read_all()
     if not tables:
         print(NO_WORKER, file=sys.stderr)
@@ -34,7 +35,7 @@ def show(args: argparse.Namespace) -> int:
 
 
 def to_listing(rows: Iterable[table.Row]) -> listing.Listing:
-    """The rows with readable times; None for what is unknown."""
+    """The rows with times as text (UTC). A cell is None if its value is unknown."""
     cells: list[tuple[listing.Cell, ...]] = [
         (
             _time(row.last_at_s), row.count, row.kind or None, row.namespace_id or None, row.address or None,

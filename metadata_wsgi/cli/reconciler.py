@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides which targets ``watch`` attaches and detaches, and logs this.
+"""Decides which targets ``watch`` attaches and detaches, and logs the results.
 
-It makes no system call. ``AttachActions`` attaches and detaches.
+This module makes no system call. ``AttachActions`` attaches and detaches.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ class AttachActions(Protocol):
     def in_keeper(self) -> Set[TargetKey] | None:
         """The targets for which the keeper has a socket; None if the keeper does not respond."""
 
+    def ended(self) -> Set[TargetKey]:
+        """The targets whose namespace proxy (mode process) has ended since the last call, unless detached."""
+
 
 class Reconciler:
-    """Attaches every namespace of the host and detaches deleted ones.
+    """Attaches every namespace of the host, and detaches deleted namespaces.
 
     ``list_namespaces`` returns the existing namespaces by target, each with its identity. If the identity changes, the
     namespace was deleted and created again under the same name, or an HA router changed its state. Every target is
@@ -79,7 +82,7 @@ class Reconciler:
             self._attached.pop(target, None)
             self._logged.pop(target, None)
         due = [target for target in sorted(existing) if self._attached.get(target) != existing[target]]
-        # Targets whose attach fails are recorded too: they may be partly attached, and that part must be removed later.
+        # A target is recorded even if its attach fails: it may be partly attached, and must then be detached later.
         self._attached.update(dict.fromkeys(due))
         for target in self._run_and_log(due, 'attached', self._actions.attach):
             self._attached[target] = existing[target]
@@ -96,17 +99,18 @@ class Reconciler:
         return f'{text}, {waiting} cannot be attached yet' if waiting else text
 
     def _mark_lost(self, existing: Mapping[TargetKey, object]) -> None:
-        """Mark the targets that were attached and are broken now. They are attached again at once."""
+        """Mark each attached target with a new identity, or without its socket in the keeper.
+
+        Marked targets are attached again at once.
+        """
         in_keeper = self._actions.in_keeper()
-        lost = set() if in_keeper is None else set(self._in_keeper - in_keeper)
+        lost = dict.fromkeys(self._actions.ended(), 'its namespace proxy has ended')
+        if in_keeper is not None:
+            lost |= dict.fromkeys(self._in_keeper - in_keeper, 'the keeper no longer has a socket for it')
         for target in sorted(existing):
             identity = self._attached.get(target)
             if identity is not None and (identity != existing[target] or target in lost):
-                reason = (
-                    'the keeper no longer has a socket for it'
-                    if target in lost
-                    else _difference(identity, existing[target])
-                )
+                reason = lost.get(target) or _difference(identity, existing[target])
                 LOG.warning('%s %s: %s', *target, reason)
                 self._attached[target] = None
                 self._logged.pop(target, None)
@@ -118,7 +122,7 @@ class Reconciler:
         success: str,
         action: Callable[[Sequence[TargetKey]], Mapping[TargetKey, str]],
     ) -> list[TargetKey]:
-        """Run the action and log each outcome that is new for its target. Returns the targets that succeeded."""
+        """Run the action. Log an outcome if the target's last one was different. Returns the targets that succeeded."""
         errors = action(targets) if targets else {}
         news: dict[str, list[TargetKey]] = {}
         for target in targets:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi report``: everything that a bug report needs, in one file, without secrets.
 
-Versions, configuration, pipeline, status, processes, the state directory, rules, recent failures and the end of the
-log. A section that cannot be read says why; the others are written all the same. The values of options that are secret,
-or that belong to another program, are left out, and every secret of the files is removed from the whole text, whatever
-encodes it (``config.secret_masking``).
+The report has versions, configuration, pipeline, status, processes, the state directory, rules, recent failures and the
+end of the log. If a section cannot be read, the report has the reason in its place. The values of secret options, and
+of options of other programs, are left out. Every secret in the configuration files is also removed from the whole text,
+in any encoding (``config.secret_masking``).
 
-The agent and the namespace proxies start it at SIGUSR2 (``report_process``).
+The agent and the namespace proxies start this verb at SIGUSR2 (``report_process``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from oslo_config import cfg
 from metadata_wsgi import safe_files
 from metadata_wsgi.cli import (
     agent,
-    attach,
+    attach_command,
+    attached,
     check_config,
     listing,
     option_registry,
@@ -44,7 +45,7 @@ from metadata_wsgi.config import config_files, file_warnings, secret_masking, st
 from metadata_wsgi.errors import MetadataError, NetnsError, UsageError
 from metadata_wsgi.failures import shared_memory, table
 from metadata_wsgi.netns import namespaces
-from metadata_wsgi.netns.attach import kernel_families
+from metadata_wsgi.netns.iptables import kernel_families
 from metadata_wsgi.netns.target import PREFIXES
 from metadata_wsgi.pipeline import order
 
@@ -52,7 +53,7 @@ _PROGRAM = re.compile(
     r'^(\S*python\S*( -\S+( \w+)?)* |gunicorn: (master|worker) \[)?\S*'
     r'(quantum-metadata-agent|neutron-metadata-agent-wsgi|quantum-ns-metadata-proxy|metadata-wsgi)(\s|\]|$)'
 )
-"""A command line of ours, also where gunicorn has changed it (setproctitle)."""
+"""Matches the command line of a process of this package, even after gunicorn has changed it (setproctitle)."""
 MAX_PROCESSES, MAX_FILES, MAX_NAMESPACES, MAX_LOG_LINES = 100, 200, 20, 50
 MAX_LINE = 2000
 
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def replace_file(path: str, text: str) -> None:
-    """Write a file for its owner only. In its directory others may have made names: none is followed or written to."""
+    """Write a file that only its owner may read. Follows no link: other users may write to the directory."""
     directory, name = os.path.split(path)
     dir_fd = safe_files.open_directory(directory)
     temporary = f'.{name}.{os.getpid()}'
@@ -116,7 +117,7 @@ def replace_file(path: str, text: str) -> None:
 
 
 def report(args: argparse.Namespace) -> str:
-    """The text, masked."""
+    """The text of the report, without secrets."""
     out = io.StringIO()
     out.write(f'metadata-wsgi report of {platform.node()}, {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC\n')
     for title, section in SECTIONS:
@@ -127,13 +128,13 @@ def report(args: argparse.Namespace) -> str:
 
 
 def _lines(section: Section, args: argparse.Namespace) -> Iterator[str]:
-    """The lines of a section; an error, and what came before it."""
+    """The lines of a section. If the section fails, the lines before the error, then the error."""
     try:
         yield from section(args)
     except (MetadataError, OSError) as error:
         yield f'cannot be read: {error}'
     except Exception:
-        # A bug in one section must not keep the others from being read: a bug is what a report is written for.
+        # A bug in one section must not prevent the other sections: the report may be about this bug.
         yield from ['cannot be read, unexpected error:', *traceback.format_exc().splitlines()]
 
 
@@ -219,8 +220,8 @@ def _attached(args: argparse.Namespace) -> Iterator[str]:
     arguments = argparse.Namespace(
         config_file=[], state_path=_conf(args).state_path, metadata_proxy_socket=None, iptables=None
     )
-    statuses, _ = attach.statuses(arguments)
-    yield from attach.table(statuses).splitlines()
+    statuses, _ = attached.statuses(arguments)
+    yield from attached.table(statuses).splitlines()
 
 
 def _processes(args: argparse.Namespace) -> Iterator[str]:
@@ -261,7 +262,7 @@ def _state_directory(args: argparse.Namespace) -> Iterator[str]:
 
 def _rules(args: argparse.Namespace) -> Iterator[str]:
     names = [name for name in namespaces.names() if name.startswith(tuple(PREFIXES.values()))]
-    iptables = attach.iptables()
+    iptables = attach_command.iptables()
     for name in names[:MAX_NAMESPACES]:
         yield name
         try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts ``metadata-wsgi report`` at SIGUSR2.
 
-The report is made by a process of its own. The master of a server must not import what a report needs: the workers are
-forked from the master, and import libraries after gevent has patched what these use.
+A process of its own writes the report. The master of a server must not import the modules that a report needs: its
+workers must import these modules after gevent's patching.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 
-from metadata_wsgi.cli import installed
+from metadata_wsgi.cli import installed_programs
 
 LOG = logging.getLogger(__name__)
 
@@ -19,10 +19,11 @@ LOG = logging.getLogger(__name__)
 def start(state_path: str, program: str, options: Sequence[str] = ()) -> None:
     """Start the report in the background, with the ``options`` that select the configuration of ``program``.
 
-    Raises OSError. It replaces ``report-<program>.txt`` in the state directory.
+    The report replaces the file ``report-<program>.txt`` in the state directory. Raises OSError if the process cannot
+    be started.
     """
     path = os.path.join(os.path.abspath(state_path), f'report-{program}.txt')
-    argv = [installed.program('metadata-wsgi'), 'report', '--state-path', state_path, '--output', path, *options]
-    # gunicorn's master waits for every child. subprocess would complain that nobody waits for this one.
+    argv = [installed_programs.path('metadata-wsgi'), 'report', '--state-path', state_path, '--output', path, *options]
+    # gunicorn's master reaps every child. subprocess would warn that it has not reaped this one.
     pid = os.posix_spawnp(argv[0], argv, os.environ)
     LOG.info('SIGUSR2: process %d writes a report to %s', pid, path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Verbs that need root check it first: their other errors would name a file or a namespace, and not the reason."""
+"""Checks that root runs a verb. Without this check the error would name a file or a namespace, not the reason."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from metadata_wsgi.errors import UsageError
 
 
 def require_root() -> None:
-    """Raise UsageError unless root runs this."""
+    """Raise UsageError unless this process runs as root."""
     if os.geteuid() != 0:
         raise UsageError('only root can enter namespaces and change rules; run it with sudo')

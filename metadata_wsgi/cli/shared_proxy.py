@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts the keeper and the shared namespace proxy of a host if they do not run, and passes listening sockets to them.
 
-A namespace proxy process for one router costs tens of megabytes. So ``metadata-wsgi attach`` uses the shared proxy by
-default, and so does ``quantum-ns-metadata-proxy`` when an L3 agent starts it. A router then costs one listening socket.
-The L3 agent also needs a process with the router's id: a holder (``bin/metadata-wsgi-haproxy``) of 0.13 MB.
+A namespace proxy process for one router costs tens of megabytes. So by default ``metadata-wsgi attach``, and
+``quantum-ns-metadata-proxy`` when an L3 agent starts it, use the shared proxy. A router then costs one listening
+socket. The L3 agent also needs a process with the router's id: a holder (``bin/metadata-wsgi-haproxy``) of 0.13 MB.
 
 If systemd runs keeper and shared proxy as units, nothing is started here.
 """
@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from metadata_wsgi.cli import installed
+from metadata_wsgi.cli import installed_programs
 from metadata_wsgi.errors import MetadataError, NetnsError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.protocol import SHARED
-from metadata_wsgi.netns import haproxy, lock, proxy_process
+from metadata_wsgi.netns import haproxy, host_lock, proxy_process
 
 LOG = logging.getLogger(__name__)
 
@@ -43,16 +43,22 @@ class SharedProxy:
     options: Sequence[str] = ()
 
     def ensure_running(self) -> None:
-        """Start keeper and shared proxy unless workers are connected. Raises NetnsError."""
+        """Start keeper and shared proxy, unless workers are connected. Raises NetnsError if no worker connects."""
         if self._has_workers():
             return
-        with lock.exclusive(self.state_path, LOCK_NAME):
+        with host_lock.exclusive(self.state_path, LOCK_NAME):
             if self._has_workers():
                 return
             if not self._has_keeper():
-                _start([installed.program('metadata-wsgi'), 'keeper', '--daemonize', '--state-path', self.state_path])
+                _start(
+                    [installed_programs.path('metadata-wsgi'), 'keeper', '--daemonize', '--state-path', self.state_path]
+                )
             if not self._has_workers():
-                shared = [installed.program('quantum-ns-metadata-proxy'), '--shared', f'--state_path={self.state_path}']
+                shared = [
+                    installed_programs.path('quantum-ns-metadata-proxy'),
+                    '--shared',
+                    f'--state_path={self.state_path}',
+                ]
                 _start([*shared, *self.options])
             give_up_at = time.monotonic() + START_TIMEOUT_S
             while not self._has_workers():
@@ -63,10 +69,10 @@ class SharedProxy:
                 time.sleep(POLL_S)
 
     def hand_over(self, kind: str, id_: str, pid_file: str, port: int, hosts: Sequence[str]) -> None:
-        """Let the shared proxy serve the network namespace of this process.
+        """Make the shared proxy serve the network namespace of this process.
 
-        Opens the listening sockets, passes them to the keeper, and starts a holder, whose pid is in ``pid_file``.
-        Raises AlreadyRunning if a proxy with this id runs, and NetnsError if the keeper does not take the sockets.
+        Opens the listening sockets, passes them to the keeper, starts a holder, and writes its pid to ``pid_file``.
+        Raises AlreadyRunning if a proxy with this id runs, and NetnsError if the keeper does not accept the sockets.
         """
         running = proxy_process.running_pid(pid_file, id_)
         if running is not None:
@@ -95,7 +101,7 @@ class SharedProxy:
 
 
 def _start(argv: Sequence[str]) -> None:
-    """Run a program in the host's network namespace until it is in the background. Raises NetnsError if it fails."""
+    """Start a program in the host's network namespace, and wait until it is in the background. May raise NetnsError."""
     host = _host_namespace()
     prefix = ['nsenter', f'--net={host}', '--'] if host else []
     # No pipes, because the program's children would keep them open.
@@ -108,11 +114,11 @@ def _start(argv: Sequence[str]) -> None:
 
 
 def _host_namespace() -> str:
-    """Path of the network namespace of the agent that started this process; '' if it is the one of this process.
+    """The path of the host's network namespace; '' if this process is already in it.
 
-    The agent started this process in a router's namespace. A keeper that ran in a router's namespace would keep that
-    namespace in the kernel. The agent is the nearest ancestor in another network namespace: ``ip netns exec`` replaces
-    itself by the program.
+    An L3 agent starts this process in a router's namespace. A keeper in a router's namespace would keep the namespace
+    in the kernel after it was deleted. So the keeper is started in the namespace of the L3 agent. The L3 agent is the
+    nearest ancestor process in another network namespace.
     """
     own = _namespace_of('self')
     pid = os.getppid()

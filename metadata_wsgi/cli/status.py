@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi status``: shows whether agent and keeper run, what is attached, and the last faults in the log.
 
-The state is read from the sockets, the kernel and the log, not from a record. The exit code is for a monitor
+The command reads the present state from the sockets, the kernel and the log. A monitoring system can use the exit code
 (``exit_codes``).
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from oslo_config import cfg
 
-from metadata_wsgi.cli import attach, findings, healthcheck, listing, recent_failures, verbs
+from metadata_wsgi.cli import attach_command, attached, findings, healthcheck, listing, recent_failures, verbs
 from metadata_wsgi.cli.findings import NOT_WELL, UNKNOWN, WELL, Finding
 from metadata_wsgi.cli.terminal import printable
 from metadata_wsgi.config import config_files, state_paths
@@ -36,7 +36,7 @@ MAX_FAULTS_SHOWN = 5
 LOG_TAIL_BYTES = 1 << 18
 PART_WIDTH = 12
 LOG_OPTS = [cfg.StrOpt('log_file', deprecated_name='logfile'), cfg.StrOpt('log_dir', deprecated_name='logdir')]
-"""The two of oslo.log's options that say where the log is: importing oslo.log takes as long as the rest of the verb."""
+"""oslo.log's options for the path of the log. They are declared here again, because oslo.log is slow to import."""
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,22 +45,22 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         subparsers,
         'status',
         description='Shows whether agent and keeper run and respond, which routers and networks have problems, and the '
-        'last warnings and errors of the log. Exit code 0: all is well. 1: something is not. 2: a part could not be '
-        'read, for example without root, and the others are well.',
+        'last warnings and errors of the log. Exit code 0: all is well. 1: there is a problem. 2: a part could not be '
+        'read, for example without root, and the other parts have no problem.',
     )
     config_files.add_arguments(parser, help=' (default: as the agent)')
     parser.add_argument('--state-path', help='directory of pid files and socket')
     parser.add_argument(
         '--failures',
         action='store_true',
-        help='show only the recent requests that failed: which client got which error, when, how often and why',
+        help='show only the recent failed requests: client, error status, reason, number, and time of the last one',
     )
     listing.add_arguments(parser, (*findings.COLUMNS, *recent_failures.COLUMNS))
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print each part as soon as it is known; returns the exit code of all."""
+    """Print the finding of each part as soon as it is known. Returns the exit code of all findings together."""
     if args.failures:
         return recent_failures.show(args)
     conf = cfg.ConfigOpts()
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parts(conf: cfg.ConfigOpts) -> Iterator[Finding]:
-    """A finding for each part of the host, in the order in which a request meets them."""
+    """A finding for each part: agent and its health, keeper, attached routers and networks, faults in the log."""
     yield from agent(conf.metadata_proxy_socket)
     if os.geteuid() != 0:
         yield Finding('attached', UNKNOWN, 'only root can read it')
@@ -117,14 +117,14 @@ def _health(path: str) -> Finding:
     except (OSError, http.client.HTTPException) as error:
         return Finding('health', NOT_WELL, f'no response: {str(error) or type(error).__name__}')
     if status not in (200, 503):
-        # The pipeline has no filter healthcheck. It responds 400, because the namespace proxy's headers are missing.
+        # Without the filter healthcheck the agent responds 400, because the headers of a namespace proxy are missing.
         state = WELL if status == 400 else NOT_WELL
         return Finding('health', state, 'the agent responds; the filter healthcheck is not in its pipeline')
     return Finding('health', WELL if status == 200 else NOT_WELL, printable('; '.join(text.splitlines())))
 
 
 def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | None, Finding]:
-    """The keeper's entries (None if it does not respond), and its finding: does it run, which workers serve?"""
+    """The keeper's entries (None if it does not respond), and the finding about the keeper and its workers."""
     path = admin_client.socket_path(state_path)
     if not os.path.exists(path):
         return [], Finding('keeper', WELL, 'does not run; only the modes shared and one_hop need it')
@@ -141,9 +141,11 @@ def keeper(state_path: str, state: KeeperState) -> tuple[list[KeeperEntry] | Non
 
 
 def attachments(state_path: str, entries: list[KeeperEntry] | None) -> Finding:
-    """What is attached. ``entries`` None: the keeper does not respond."""
+    """The finding about attached routers and networks. ``entries`` is None if the keeper does not respond."""
     try:
-        found = attachment_status.list_attachments(attach.iptables(), state_path=state_path, keeper_entries=entries)
+        found = attachment_status.list_attachments(
+            attach_command.iptables(), state_path=state_path, keeper_entries=entries
+        )
     except MetadataError as error:
         return Finding('attached', NOT_WELL, str(error))
     # A mode without a worker is listed once, with the keeper.
@@ -153,7 +155,7 @@ def attachments(state_path: str, entries: list[KeeperEntry] | None) -> Finding:
     by_mode = ', '.join(f'{modes[mode]} in mode {mode}' for mode in (*MODES, attachment_status.UNKNOWN) if modes[mode])
     text = f'{len(found)} routers and networks, {len(wrong)} of them with problems' + (by_mode and f': {by_mode}')
     return Finding(
-        'attached', NOT_WELL if wrong else WELL, text, tuple(attach.table(wrong).splitlines() if wrong else ())
+        'attached', NOT_WELL if wrong else WELL, text, tuple(attached.table(wrong).splitlines() if wrong else ())
     )
 
 

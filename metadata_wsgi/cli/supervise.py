@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi supervise``: run keeper, shared namespace proxy and agent in a container, where no systemd does.
+"""``metadata-wsgi supervise``: runs keeper, shared namespace proxy and agent in a container without systemd.
 
-It takes the place of the units: a program that ends is started again after RESTART_DELAY_S. The shared proxy is left
-out where ``metadata_one_hop`` is set. Arguments are those of the agent; ``--neutron`` selects
-``neutron-metadata-agent-wsgi`` and its defaults. It needs root, because the keeper does; the workers are unprivileged.
+The command replaces the systemd units. If a program ends, it is started again after RESTART_DELAY_S. If
+``metadata_one_hop`` is set, the shared proxy is not started. The arguments are those of the agent. ``--neutron``
+selects ``neutron-metadata-agent-wsgi`` and its defaults. The command needs root for the keeper. The workers are
+unprivileged.
 
-A program that ends within FIRST_START_S of its first start has a fault that a new start does not mend, usually in the
-configuration: all programs are stopped, and the exit code is 1, so that the container shows it.
+If a program ends within FIRST_START_S after its first start, a restart would not help: usually the configuration is
+wrong. Then all programs are stopped, and the exit code is 1, so that the container fails visibly.
 
-SIGTERM  stops the agent and the shared proxy, which finish the requests in progress, then the keeper.
-SIGHUP   is passed on to the agent and the shared proxy, which reload.
+SIGTERM  stops the agent and the shared proxy, which finish the requests in progress. Then it stops the keeper.
+SIGHUP   reloads the agent and the shared proxy.
 
-As process 1 it also collects the exit codes of processes whose parent has ended.
+As process 1 of the container, the command also reaps processes whose parent has ended.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from metadata_wsgi import limits
-from metadata_wsgi.cli import agent, installed, neutron_agent, verbs
+from metadata_wsgi.cli import agent, installed_programs, neutron_agent, verbs
 from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
 from metadata_wsgi.cli.root_check import require_root
 from metadata_wsgi.config import config_files, state_paths
@@ -37,13 +38,13 @@ LOG = logging.getLogger(__name__)
 RESTART_DELAY_S = 1.0
 FIRST_START_S = 5.0
 STOP_TIMEOUT_S = limits.GRACEFUL_TIMEOUT_S + 3.0
-"""A program that has not ended this long after SIGTERM is killed."""
+"""If a program has not ended this long after SIGTERM, it is killed."""
 SIGNALS = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One program: ``stops_last`` if the others need it until they have ended, ``reloads`` if it handles SIGHUP."""
+    """One program. ``stops_last``: it is stopped after all others have ended. ``reloads``: it handles SIGHUP."""
 
     argv: tuple[str, ...]
     stops_last: bool = False
@@ -51,23 +52,23 @@ class Program:
 
     @property
     def name(self) -> str:
-        """For the log."""
+        """The name of the program in log lines."""
         return ' '.join([os.path.basename(self.argv[0]), *(word for word in self.argv[1:2] if word[0] != '-')])
 
 
 class Supervisor:
-    """Runs ``programs`` until SIGTERM. Blocks the signals of SIGNALS in its process, not in the programs."""
+    """Runs ``programs`` until SIGTERM. Blocks SIGNALS in this process. The programs start with unblocked signals."""
 
     def __init__(self, programs: Sequence[Program], *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._due_s: dict[Program, float] = dict.fromkeys(programs, 0.0)
-        """When each program that does not run is to be started."""
+        """The time at which each program that does not run must be started."""
         self._running: dict[int, Program] = {}
         self._started_s: dict[Program, float] = {}
-        """When each program was started for the first time."""
+        """The time of the first start of each program."""
 
     def run(self) -> int:
-        """Run until SIGTERM or the failure of a first start; returns the exit code."""
+        """Run until SIGTERM, or until a program fails at its first start. Returns the exit code."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         failed = None
         try:
@@ -94,16 +95,16 @@ class Supervisor:
             LOG.info('%s was started with pid %d', program.name, pid)
 
     def _next_due_s(self) -> float:
-        """The time until a program is to be started."""
+        """Seconds until the next program must be started; 60 if all programs run."""
         return min((max(0.0, due_s - self._clock()) for due_s in self._due_s.values()), default=60.0)
 
     def _wait(self, timeout_s: float) -> int | None:
-        """Wait for a signal; None if there is none in time."""
+        """Wait for one of SIGNALS. Returns its number, or None after ``timeout_s``."""
         received = signal.sigtimedwait(SIGNALS, timeout_s)
         return received.si_signo if received else None
 
     def _reap(self) -> Program | None:
-        """Note the programs that have ended; returns one that failed at its first start."""
+        """Schedule the restart of ended programs. Returns a program that failed at its first start, else None."""
         failed = None
         for pid, status in _ended_children():
             program = self._running.pop(pid, None)
@@ -120,7 +121,7 @@ class Supervisor:
         return failed
 
     def _stop(self) -> None:
-        """End all programs, those with ``stops_last`` after the others."""
+        """Stop all programs. Those with ``stops_last`` are stopped when the others have ended."""
         for stops_last in (False, True):
             self._send(signal.SIGTERM, [one for one in self._running.values() if one.stops_last is stops_last])
             give_up_s = self._clock() + STOP_TIMEOUT_S
@@ -140,7 +141,7 @@ class Supervisor:
 
 
 def _ended_children() -> list[tuple[int, int]]:
-    """(pid, wait status) of each child that has ended, also of those that were adopted."""
+    """(pid, wait status) of each child that has ended, including adopted children (of process 1)."""
     found = []
     try:
         while (child := os.waitpid(-1, os.WNOHANG))[0]:
@@ -151,12 +152,12 @@ def _ended_children() -> list[tuple[int, int]]:
 
 
 def programs_of(arguments: Sequence[str], *, is_neutron: bool) -> list[Program]:
-    """The programs for these arguments of the agent. Raises ConfigError."""
+    """The programs for these arguments of the agent. Raises ConfigError if the configuration is wrong."""
     program = agent.Program(neutron_agent.PROGRAM, neutron_agent.configuration) if is_neutron else agent.QUANTUM
     paths, _ = config_files.split_arguments(arguments)
     global_conf = program.configuration(paths)
     conf = config_files.load(global_conf, [*state_paths.OPTS, *agent.OPTS, *header_source.OPTS])
-    path = installed.program
+    path = installed_programs.path
     # The defaults of Neutron's agent are in files too, before those of the command line.
     files = [f'--config-file={file}' for file in filter(None, global_conf.get('config_file', '').split(','))]
     keeper = Program((path('metadata-wsgi'), 'keeper', *files), stops_last=True, reloads=False)
@@ -175,9 +176,9 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         subparsers,
         'supervise',
         description='Runs in the foreground until SIGTERM, in containers without systemd. Starts keeper, '
-        'shared namespace proxy and agent, and starts each again that ends. Where the configuration has '
-        'metadata_one_hop = true there is no shared proxy. SIGHUP reloads the agent. If a program fails at its first '
-        'start, all are stopped and the exit code is 1.',
+        'shared namespace proxy and agent. If one of them ends, it is started again. With metadata_one_hop = true in '
+        'the configuration, the shared proxy is not started. SIGHUP reloads agent and shared proxy. If a program fails '
+        'at its first start, all programs are stopped and the exit code is 1.',
     )
     parser.add_argument('--neutron', action='store_true', help='the agent is neutron-metadata-agent-wsgi')
     parser.add_argument('agent_arguments', nargs='*', metavar='-- ARGUMENT', help='arguments of the agent, behind --')

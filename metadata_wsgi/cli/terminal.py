@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colour and progress, on a terminal only: a pipe, a file and the journal get plain text.
+"""Colour and a progress line, on a terminal only. A pipe, a file and the journal get plain text.
 
-Colour is off with ``NO_COLOR`` in the environment (no-color.org) and with ``TERM=dumb``. Progress is one line on
-standard error that appears after two seconds and is removed at the end.
+Colour is off with ``NO_COLOR`` in the environment (no-color.org) and with ``TERM=dumb``. The progress line is written
+to standard error after two seconds, and removed at the end.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def has_colour(stream: TextIO) -> bool:
 
 
 def paint(text: str, colour: str, stream: TextIO) -> str:
-    """``text`` in that colour where ``stream`` has colours, else unchanged."""
+    """``text`` in ``colour`` if ``stream`` has colours, else unchanged."""
     return f'\033[{colour}m{text}\033[0m' if has_colour(stream) else text
 
 
 def printable(text: str) -> str:
-    """``text`` in one line, with ``?`` for each character that a terminal might obey."""
+    """``text`` in one line, with ``?`` in place of each control character, because a terminal would execute it."""
     return ''.join(letter if letter.isprintable() else '?' for letter in text)
 
 
 class Progress:
-    """A line ``<what> <done> of <total>`` on ``stream``, by default standard error, while the block runs.
+    """Writes a line ``<what> <done> of <total>`` to ``stream``, by default standard error, while its block runs.
 
     Nothing is written if ``stream`` is not a terminal, or if the block ends within PROGRESS_DELAY_S. ``step`` may be
     called from any thread.
@@ -60,7 +60,7 @@ class Progress:
         return self
 
     def step(self) -> None:
-        """One more is done."""
+        """Count one more item as done, and update the line."""
         with self._lock:
             self._done += 1
             now_s = self._clock()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs of ``metadata-wsgi``: the module of each and its line in the help of the program.
+"""The verbs of ``metadata-wsgi``: for each verb its module, and its line in the help of the program.
 
-The help is here and not in the modules, so that ``metadata-wsgi --help`` imports none of them.
+The help lines are here and not in the modules, so that ``metadata-wsgi --help`` need not import the modules.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+PROGRAM = 'metadata-wsgi'
+
 VERBS = {
     'lab': ('lab', 'build a cloud on this machine, show the metadata of each instance'),
     'attach': ('attach', 'attach the metadata path to routers or isolated networks'),
     'detach': ('attach', 'detach them again and remove every trace'),
-    'attached': ('attach', 'show what is attached on this host, and what only partly'),
+    'attached': ('attached', 'show what is attached on this host, and what only partly'),
     'keeper': ('keeper', 'open listening sockets in namespaces and hand them to workers; needs root'),
     'adopt': ('adopt', 'serve what running haproxies of Neutron serve, and end them; no client is refused'),
     'give-back': ('adopt', 'start the haproxies of Neutron again and return their sockets; no client is refused'),
@@ -32,5 +34,5 @@ VERBS = {
 def add_parser(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser], verb: str, **kwargs: Any
 ) -> argparse.ArgumentParser:
-    """The parser of ``verb``; ``kwargs`` are those of argparse."""
+    """Add the parser of ``verb``. ``kwargs`` are arguments of argparse's ``add_parser``."""
     return subparsers.add_parser(verb, help=VERBS[verb][1], **kwargs)

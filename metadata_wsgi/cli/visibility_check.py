@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check at the agent's start: can Nova and the lookup directory serve every instance?
+"""The check at the agent's start: whether Nova and the lookup can serve every instance.
 
 One worker runs the check in the background. No request waits for it:
 
 - Nova must check signatures with the same shared secret (``nova_proxy.probe``). If not, all instances get 404 or 403.
-- The lookup directory must show every instance to the agent. If the agent's role may see no ports, Neutron returns an
-  empty list and no error. While the directory is unavailable the check is retried.
+- The lookup must show every instance to the agent. If the agent's role may see no ports, Neutron returns an empty list
+  and no error. While the lookup is unavailable, the check is retried.
 
-Without this check the fault would be noticed only when an instance boots without metadata.
+Without this check an operator would notice such a fault only when an instance boots without metadata.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOG = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 10.0
 RETRY_INTERVAL_S = 30.0
-"""Long, because many agents may wait for the same Neutron."""
+"""The interval is long, because many agents may wait for the same Neutron."""
 
 
 def check_in_background(app: Any) -> None:
@@ -36,7 +36,7 @@ def check_in_background(app: Any) -> None:
 
 
 def check(app: Any, *, sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds)) -> None:
-    """Check Nova once, then check the lookup directory of the pipeline ``app`` until there is a result. Log both."""
+    """Check Nova once, then check the lookup of the pipeline ``app`` until there is a result. Log both results."""
     # Imported in the worker, after gevent has patched the modules that it uses.
     from metadata_wsgi.nova_proxy import probe as nova_probe
 

@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi watch``: attach new namespaces of this host, detach deleted ones; for clouds without an L3 agent.
 
-The namespaces are listed whenever a name is added or removed (inotify), and every ``--interval`` seconds. A new
-``qrouter-<id>`` or ``qdhcp-<id>`` is attached. If a namespace was deleted and created again under the same name, it is
-attached again. For a deleted namespace, pid file and sockets are removed. In the modes ``shared`` and ``one_hop`` the
-keeper's list is read at the same times: a router without a socket in the keeper is attached again. Every minute
-(``--again``) all targets are attached again, which repairs rules that another program removed. Repairs are logged.
+The command lists the namespaces whenever a name is added or removed (inotify), and every ``--interval`` seconds. It
+attaches each new ``qrouter-<id>`` or ``qdhcp-<id>``. If a namespace was deleted and created again under the same name,
+it is attached again. For a deleted namespace, pid file and sockets are removed.
 
-``-- --mode`` sets the mode. Without it an attached router keeps its mode, and a new router gets mode ``shared``. While
-the keeper does not respond, routers of the modes ``shared`` and ``one_hop`` are not changed.
+With each listing the command also lists the keeper's sockets. If a router lost its socket in the keeper, it is attached
+again. In mode ``process`` a namespace proxy that ends is started again at once. If the same proxy ends again, it is
+started again after the interval at the earliest. Every minute (``--again``) all targets are attached again, which
+repairs rules that another program removed. Repairs are logged.
 
-If a target cannot be attached yet (for example, a DHCP namespace has no interface yet), it is retried each time. Each
-error is logged once. A file in /run/netns that is not a namespace is logged; the other targets are not affected. The
-standby of an HA router gets its IPv6 address when keepalived makes it the primary (``--ha-confs-path``).
+``-- --mode`` sets the mode. Without this option an attached router keeps its mode, and a new router gets mode
+``shared``. While the keeper does not respond, routers of the modes ``shared`` and ``one_hop`` are not changed.
 
-SIGTERM ends the program and detaches nothing. The next ``watch`` continues with the same targets. Options of ``attach``
-are given after ``--``, for example ``--neutron-lock-path`` if a Neutron agent runs on the same host. It needs root.
-``etc/systemd/metadata-wsgi-watch.service`` is a systemd unit. Do not run it on a host with an L3 agent that attaches
-its routers itself: each would undo the changes of the other.
+If a target cannot be attached yet (for example, a DHCP namespace has no interface yet), each listing tries again. Each
+error is logged once. A file in /run/netns that is not a namespace is logged. It does not affect other targets. The
+standby of an HA router gets the IPv6 metadata address when keepalived makes it the primary (``--ha-confs-path``).
+
+SIGTERM ends the program and detaches nothing. The next ``watch`` continues with the same targets. Write options of
+``attach`` after ``--``, for example ``--neutron-lock-path`` if a Neutron agent runs on the same host. The command needs
+root. ``etc/systemd/metadata-wsgi-watch.service`` is its systemd unit. Do not run it on a host with an L3 agent that
+attaches its routers itself: each program would undo the changes of the other.
 """
 
 from __future__ import annotations
@@ -27,16 +30,18 @@ import logging
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 
-from metadata_wsgi.cli import attach, log_output, root_check, verbs
+from metadata_wsgi.cli import attach, attach_command, log_output, root_check, verbs
 from metadata_wsgi.cli.reconciler import FULL_RECONCILE_INTERVAL_S, Reconciler, TargetKey
 from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.net.sd_notify import Notifier
-from metadata_wsgi.netns import attachment_status, lock, namespaces
+from metadata_wsgi.netns import attachment_status, host_lock, namespaces, proxy_process
 from metadata_wsgi.netns.namespace_events import NamespaceEvents
+from metadata_wsgi.netns.process_exits import ProcessExits
 from metadata_wsgi.netns.target import NO_WORKER, PROCESS, AttachTarget, KeeperState
 
 LOG = logging.getLogger(__name__)
@@ -58,8 +63,8 @@ PENDING_POLL_S = 0.1
 def watched_namespaces(only: str | None, ha_confs_path: str = HA_CONFS_PATH) -> dict[TargetKey, object]:
     """The namespaces of routers and networks, each with its identity. ``only``: 'router' or 'network', None for both.
 
-    The state of an HA router is part of the identity, because the router's addresses change with its state. Names
-    without a namespace are listed too, so that ``attach`` reports them.
+    The identity is the namespace's identity and the state of an HA router, because the router's addresses change with
+    its state. Names without a namespace are listed too, so that ``attach`` reports them.
     """
     found: dict[TargetKey, object] = {}
     for name in (*namespaces.names(), *namespaces.stale_names(attachment_status.STALE_AFTER_S)):
@@ -75,7 +80,7 @@ def ha_state(ha_confs_path: str, router_id: str) -> str:
     '' for a router without HA.
     """
     try:
-        # The file is the user neutron's. O_NONBLOCK: a FIFO in its place must not stop all attaching.
+        # The user neutron may replace the file. O_NONBLOCK: a FIFO in its place must not block this program.
         descriptor = os.open(os.path.join(ha_confs_path, router_id, 'state'), os.O_RDONLY | os.O_NONBLOCK)
         with open(descriptor, 'rb') as file:
             return file.read(HA_STATE_BYTES).decode(errors='replace').strip()
@@ -95,23 +100,26 @@ class CliAttachAdapter:
         attach_options: list[str],
         *,
         keeper: KeeperState | None = None,
+        exits: ProcessExits[TargetKey] | None = None,
         on_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        parser = argparse.ArgumentParser(prog=attach.PROGRAM, allow_abbrev=False)
+        parser = argparse.ArgumentParser(prog=verbs.PROGRAM, allow_abbrev=False)
         attach.add_verbs(parser.add_subparsers(required=True))
         # Exits with 2 at once if an option is wrong. The id is a placeholder.
         common = ['--router-id=any-id', *common_options]
         self._attach_args = parser.parse_args(['attach', *common, *attach_options])
         self._detach_args = parser.parse_args(['detach', *common])
-        for name in attach.COMMON_OPTIONS:
+        for name in attach_command.COMMON_OPTIONS:
             # These options may also be given after --. They apply to attach and detach.
             setattr(self._detach_args, name, getattr(self._attach_args, name))
         # Raises ConfigError at once for a wrong mark.
-        attach.AttachCommand(self._attach_args, {}, count=attach.BULK_THRESHOLD)
-        self._state_path = attach.state_path(self._attach_args)
+        attach_command.AttachCommand(self._attach_args, {}, count=attach_command.BULK_THRESHOLD)
+        self._state_path = attach_command.state_path(self._attach_args)
         self._keeper = keeper or AttachmentsClient(self._state_path)
         self._modes: dict[str, str] = {}
-        """Mode by id, of the targets that had a socket in the keeper when it last responded."""
+        """The modes of targets by id, from the keeper's last response and the running processes."""
+        self._exits = exits or ProcessExits()
+        """The namespace proxies of the targets that were attached in mode process."""
         self._on_progress = on_progress
         self._keeper_error = ''
         self._modes_without_worker: set[str] = set()
@@ -128,9 +136,9 @@ class CliAttachAdapter:
         return {(entry.target.kind, entry.target.uuid) for entry in entries}
 
     def attach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
-        """``metadata-wsgi attach --no-wait``: IPv6 is checked by the next reconciliation."""
+        """``metadata-wsgi attach --no-wait``. The next reconciliation checks IPv6."""
         try:
-            with lock.exclusive(self._state_path):
+            with host_lock.exclusive(self._state_path):
                 return self._attach(targets)
         except (MetadataError, OSError) as error:
             # An error of the lock or the configuration concerns all targets.
@@ -148,22 +156,37 @@ class CliAttachAdapter:
                 # The mode is unknown. A worker may listen on the port, and then a new process could not.
                 errors[target] = self._keeper_error
         known = [target for target in targets if target not in errors]
-        command = attach.AttachCommand(self._attach_args, self._modes, count=len(known))
+        command = attach_command.AttachCommand(self._attach_args, self._modes, count=len(known))
         errors |= self._errors(known, command.attach)
+        for target in known:
+            if target not in errors:
+                self._watch_process(target, command.mode(AttachTarget.of(*target)))
         self._warn_no_worker({command.mode(AttachTarget.of(*target)) for target in known})
         return errors
 
     def detach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
         """``metadata-wsgi detach``."""
         try:
-            with lock.exclusive(self._state_path):
-                errors = self._errors(targets, attach.detach_command(self._detach_args, count=len(targets)))
+            with host_lock.exclusive(self._state_path):
+                errors = self._errors(targets, attach_command.detach_command(self._detach_args, count=len(targets)))
         except (MetadataError, OSError) as error:
             return dict.fromkeys(targets, str(error))
         for target in targets:
             if target not in errors:
                 self._modes.pop(target[1], None)
+                self._exits.forget(target)
         return errors
+
+    def ended(self) -> Set[TargetKey]:
+        """See ``reconciler.AttachActions``."""
+        return self._exits.take()
+
+    def _watch_process(self, target: TargetKey, mode: str) -> None:
+        pid = proxy_process.running_pid(state_paths.pid_file(self._state_path, target[1]), target[1])
+        if mode == PROCESS and pid is not None:
+            self._exits.watch(target, pid)
+        else:
+            self._exits.forget(target)
 
     def _errors(self, targets: Sequence[TargetKey], action: Callable[[AttachTarget], str]) -> dict[TargetKey, str]:
         def run(target: AttachTarget) -> str:
@@ -172,14 +195,14 @@ class CliAttachAdapter:
             finally:
                 self._on_progress()
 
-        outcomes = attach.run_for_each([AttachTarget.of(*target) for target in targets], run)
+        outcomes = attach_command.run_for_each([AttachTarget.of(*target) for target in targets], run)
         return {target: error for target, (_, error) in zip(targets, outcomes, strict=True) if error}
 
     def _has_process(self, uuid: str) -> bool:
-        return attach.has_own_process(self._state_path, uuid)
+        return attach_command.has_own_process(self._state_path, uuid)
 
     def _warn_no_worker(self, modes: set[str]) -> None:
-        """Log a mode that no worker serves, once until a worker serves it."""
+        """Log each mode that no worker serves. The line is not repeated until a worker has served the mode."""
         try:
             without_worker = modes - {PROCESS} - set(self._keeper.workers())
         except MetadataError:
@@ -195,8 +218,8 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         subparsers,
         'watch',
         description='Runs in the foreground until SIGTERM. Attaches each router and network as soon as its namespace '
-        'appears on this host, detaches it when the namespace is deleted, and repairs what another program removes. '
-        'For hosts whose L3 and DHCP agents do not do it themselves.',
+        'exists on this host, detaches it when the namespace is deleted, and repairs rules and sockets that are '
+        'missing. For hosts whose L3 and DHCP agents do not attach routers and networks themselves.',
     )
     parser.add_argument('--only', choices=sorted(KINDS.values()), help='only routers, or only networks (default: both)')
     parser.add_argument(
@@ -237,9 +260,10 @@ def run(args: argparse.Namespace) -> int:
     common_options = [f'--config-file={file}' for file in args.config_file]
     if args.state_path:
         common_options.append(f'--state-path={args.state_path}')
+    exits: ProcessExits[TargetKey] = ProcessExits()
     reconciler = Reconciler(
         lambda: watched_namespaces(args.only, args.ha_confs_path),
-        CliAttachAdapter(common_options, args.attach_options, on_progress=notifier.progress),
+        CliAttachAdapter(common_options, args.attach_options, exits=exits, on_progress=notifier.progress),
         full_interval_s=args.again,
     )
     running = True
@@ -252,13 +276,20 @@ def run(args: argparse.Namespace) -> int:
     with NamespaceEvents() as events:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
-        # Before the first attachments: those of a thousand routers may take longer than systemd waits for a start.
+        # READY is sent before the first attachments: a thousand of them may take longer than systemd's start timeout.
         notifier.ready('Attaching what is there')
         reconciler.start(_leftovers(args))
         notifier.status(reconciler.summary())
+        next_restart_s = 0.0
         while running:
-            events.wait(PENDING_POLL_S if _has_pending_name() else args.interval)
+            # A namespace proxy that always ends at its start must not keep this host busy.
+            may_restart = time.monotonic() >= next_restart_s
+            events.wait(
+                PENDING_POLL_S if _has_pending_name() else args.interval, exits.fileno() if may_restart else None
+            )
             if running:
+                if exits.has_ended():
+                    next_restart_s = time.monotonic() + args.interval
                 _reconcile(reconciler, notifier)
     notifier.stopping()
     return 0
@@ -288,7 +319,7 @@ def _leftovers(args: argparse.Namespace) -> list[TargetKey]:
         args.state_path or config_files.load({'config_file': ','.join(args.config_file)}, state_paths.OPTS).state_path
     )
     try:
-        found = attachment_status.list_attachments(attach.iptables(), state_path=os.path.abspath(state_path))
+        found = attachment_status.list_attachments(attach_command.iptables(), state_path=os.path.abspath(state_path))
     except (MetadataError, OSError) as error:
         # Pid files and sockets of deleted namespaces then stay until the next start.
         LOG.warning('Attachments of deleted namespaces cannot be listed, so they are not removed: %s', error)

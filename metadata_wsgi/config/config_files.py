@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads options from the operator's oslo.config files and checks all of them at once.
 
-The paste file has the order of the filters; the configuration files have the values of the options. Each module
+The paste file has the order of the filters. The configuration files have the values of the options. Each module
 declares its options and calls :func:`load` with them. One file may contain the options of all modules.
 
-``config_file`` names the files, in the paste file's ``[DEFAULT]`` or on the command line. Several files are separated
-by commas; the last one has precedence. If ``config_file`` is not set, the first file of ``DEFAULT_FILES`` that exists
-is read. A directory stands for its files ``*.conf``, sorted by name; they are listed again at each load. On the command
-line ``--config-file`` and ``--config-dir`` may be repeated in any order (:func:`split_arguments`). Inside a block of
-:func:`parsed_once` each file is parsed once, although many filters call :func:`load`.
+``config_file`` in the paste file's ``[DEFAULT]``, or the command line, names the files. Several files are separated by
+commas. If two files set the same option, the last file has precedence. If ``config_file`` is not set, the first
+existing file of ``DEFAULT_FILES`` is read. If a directory is named, its files ``*.conf`` are read, sorted by name. They
+are listed again at each load. On the command line ``--config-file`` and ``--config-dir`` may be repeated in any order
+(:func:`split_arguments`). Inside a block of :func:`parsed_once` each file is parsed once, although many filters call
+:func:`load`.
 
-oslo.config does not report two mistakes at start, so this module checks for them: a value outside its bounds (an error
-only when the value is read), and a required option that is not set (read as None). ``file_warnings`` searches for
-misspelt names.
+oslo.config does not report two mistakes at start, so this module checks for both. For a value outside its bounds
+oslo.config raises an error only when the value is read. A required option that is not set is read as None.
+``file_warnings`` searches for misspelt names.
 
 A comment after a value, on the same line, is an error: oslo.config reads the comment as a part of the value.
 
-A secret may be in a file of its own. If a secret option ``NAME`` has an option ``NAME_file`` beside it, the secret is
-read from that file, or from systemd's credential ``NAME`` (LoadCredential=), without the newline at the end. No error
-text contains the value of a secret.
+A secret may be in a file of its own. The newline at the end is removed. The option ``NAME_file`` names the file for the
+secret option ``NAME``. Without this option, the secret may be in systemd's credential ``NAME`` (LoadCredential=). No
+error text contains the value of a secret.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def parsed_once() -> Iterator[None]:
 
 
 def is_parsed_once() -> bool:
-    """Whether the caller is inside a block of :func:`parsed_once`: a program of this package loads the pipeline."""
+    """Whether the caller is inside a block of :func:`parsed_once`, that is, a program of this package loads the app."""
     return _PARSED.get() is not None
 
 
@@ -88,7 +89,7 @@ def files(global_conf: Mapping[str, str]) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, help: str = '') -> None:
-    """Declare ``--config-file`` and ``--config-dir``; both are appended to ``args.config_file`` in their order."""
+    """Declare ``--config-file`` and ``--config-dir``. The values of both are appended to ``args.config_file``."""
     for option, kind in (('--config-file', 'file'), ('--config-dir', 'directory of *.conf files')):
         parser.add_argument(
             option,
@@ -114,9 +115,9 @@ def to_global_conf(paths: Sequence[str]) -> dict[str, str]:
 
 
 def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = 'DEFAULT') -> cfg.ConfigOpts:
-    """Return a ConfigOpts with ``opts`` in ``[group]``; their values are checked. It may have other options too.
+    """Return a ConfigOpts with ``opts`` in ``[group]``. It may have other options too.
 
-    Raises ConfigError. Its text names the option, its value, the files and a value that would be right.
+    If a value is wrong, raises ConfigError. Its text names the option, its value, the files and what would be right.
     """
     paths = files(global_conf)
     parsed = _parsed_files(paths)
@@ -136,9 +137,10 @@ def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = '
 
 
 def load_group(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str) -> cfg.ConfigOpts:
-    """Like :func:`load`, for options that a library declares. ``[DEFAULT]`` is a group like any other here.
+    """Like :func:`load`, for options that a library declares. ``[DEFAULT]`` is treated like every other group.
 
-    So its values are attributes of ``conf['DEFAULT']`` and do not collide with options of the same names.
+    So its values are attributes of ``conf['DEFAULT']``, and do not collide with this package's options of the same
+    names.
     """
     paths = files(global_conf)
     conf = _parsed_files(paths).conf
@@ -264,7 +266,7 @@ def check_comment(name: str, value: object, where: str, *, is_secret: bool = Fal
 
 
 def _parse_error_location(paths: Sequence[str]) -> str:
-    """The line that cannot be parsed, and the reason. oslo.config's own text contains the line, perhaps a secret."""
+    """The number of the line that cannot be parsed, and the reason. The line itself may contain a secret."""
     for path in paths:
         try:
             cfg.ConfigParser(path, {}).parse()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Warnings about the operator's configuration files: misspelt names, and secrets that every user can read.
 
-oslo.config ignores an unknown name. It is no error here either, because the same files have options of Quantum and
-Neutron. If an unknown name resembles an option of this package, a warning is logged.
+oslo.config ignores an unknown name. An unknown name is no error in this package either, because the same files have
+options of Neutron. If an unknown name resembles an option of this package, a warning is logged.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ CREDENTIAL_SECRETS = frozenset({'password', 'application_credential_secret', 'cl
 def world_readable_secrets(paths: Iterable[str], known: Iterable[tuple[str, Sequence[cfg.Opt]]]) -> list[str]:
     """One sentence for each file that contains a secret and that every user can read.
 
-    Checked are ``paths`` and the files that an option ``NAME_file`` names. ``known`` are (group, options) pairs; the
-    secrets of keystoneauth's plugins are added to them. A file without a secret may be readable.
+    The function checks ``paths``, and the files that an option ``NAME_file`` names. ``known`` are (group, options)
+    pairs. The secret options of keystoneauth's plugins are checked too. A file without a secret may be readable.
     """
     names = {opt.name for _, opts in known for opt in opts if opt.secret}
     sentences = []
@@ -133,7 +133,7 @@ KNOWN_FOREIGN_OPTIONS = frozenset(
         'neutron_metadata_proxy_shared_secret',
     }
 )
-"""Options of other programs in the same files that resemble ours."""
+"""Options of other programs in the same files whose names resemble options of this package."""
 
 
 def _option_names(path: str) -> list[tuple[str, str]]:

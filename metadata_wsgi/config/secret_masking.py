@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps secrets out of a text that is given to others: ``metadata-wsgi report``.
+"""Removes secrets from a text that is given to other people: ``metadata-wsgi report``.
 
-Two layers. :func:`masked_lines` shows the values of our own options that are not secret, and no other value: files of
-Neutron have options of which nobody knows here whether they are secrets. :func:`mask` then removes every secret that
-the files contain from the whole text, wherever it came from (a log line, a command line), also in the encodings that
-programs use: base64, hexadecimal, percent-encoding, JSON and Python.
+There are two steps. :func:`masked_lines` prints the values of this package's options that are not secret. It prints no
+values of other options, because an option of Neutron may be secret too. Then :func:`mask` removes every secret of the
+configuration files from the whole text, for example from log lines and command lines. :func:`mask` also finds a secret
+in the encodings that programs use: base64, hexadecimal, percent-encoding, JSON and Python.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from metadata_wsgi.config.file_warnings import CREDENTIAL_SECRETS
 MASK = '***'
 NOT_OURS = '(not shown: an option of another program)'
 MIN_SECRET = 4
-"""A shorter secret is masked as a value, but not searched in the text: it would be in every word."""
+"""A shorter secret is masked as the value of its option, but not searched in the text: many words would contain it."""
 
 Known = Iterable[tuple[str, Sequence[cfg.Opt]]]
 """(group, options) pairs."""
 
 _SOUNDS_SECRET = re.compile('secret|passw|token|credential|private|auth_key|apikey|api_key', re.IGNORECASE)
-# To the last @ of the host part: libraries accept one in a password.
+# User and password end at the last @ of the host part: libraries accept an @ in a password.
 _USERINFO = re.compile(r'(?<=://)[^/\s]+(?=@)')
 _AUTHORITY = re.compile(r'(?<=://)[^/\s]+')
 
 
 def masked_lines(path: str, known: Known) -> list[str]:
-    """The options of a configuration file, one a line, without comments. ParseError and OSError if it is none."""
+    """The options of a configuration file, one a line, without comments. ParseError or OSError if it cannot be read."""
     ours = {(group, name): opt for group, opts in known for opt in opts for name in _names(opt)}
     lines = []
     for group, values in _parse(path).items():
@@ -52,8 +52,8 @@ def masked_lines(path: str, known: Known) -> list[str]:
 def secrets_in(paths: Iterable[str], known: Known) -> set[str]:
     """Every secret in the files, in the files that they name (``NAME_file``), and in systemd's credentials.
 
-    Secrets are the values of our secret options, of options of any program whose name sounds like one, and passwords in
-    URLs. A file that cannot be read has none.
+    Secrets are the values of this package's secret options, the values of other options with a name like ``password``,
+    and passwords in URLs. A file that cannot be opened is skipped.
     """
     secret_names = {
         name for _, opts in known for opt in opts if opt.secret for name in _names(opt)
@@ -63,7 +63,7 @@ def secrets_in(paths: Iterable[str], known: Known) -> set[str]:
         try:
             sections = _parse(path)
         except (cfg.ParseError, OSError, ValueError):
-            # Whatever is in it: a line that cannot be parsed may be a secret.
+            # Each line counts as a secret, because a line that cannot be parsed may contain one.
             found |= {line.strip() for line in _read(path).splitlines()}
             continue
         for name, value in _values(sections):
@@ -79,7 +79,7 @@ def secrets_in(paths: Iterable[str], known: Known) -> set[str]:
 
 
 def mask(text: str, secrets: Iterable[str]) -> str:
-    """``text`` without the secrets, in whatever encoding of :func:`encodings`."""
+    """``text`` without the secrets, in all encodings of :func:`encodings`."""
     forms = {form for secret in secrets for form in encodings(secret)}
     # The longest first: one form may contain another.
     for form in sorted(forms, key=len, reverse=True):
@@ -88,7 +88,7 @@ def mask(text: str, secrets: Iterable[str]) -> str:
 
 
 def encodings(secret: str) -> set[str]:
-    """The secret as it is, and as programs write it."""
+    """The secret itself, and its encodings."""
     data = secret.encode('utf-8', 'surrogateescape')
     forms = {secret, quote(secret), quote(secret, safe=''), quote_plus(secret), unquote(secret)}
     forms |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}
@@ -99,7 +99,7 @@ def encodings(secret: str) -> set[str]:
         # In the base64 of a longer text a secret begins at any of three positions. The characters at both ends
         # depend on what is beside it.
         padded = base64.b64encode(b'\0' * start + data).decode()
-        # A character has 6 bits: those that only the secret decides.
+        # A character of base64 has 6 bits. Only characters that consist of bits of the secret are used.
         inner = padded[(8 * start + 5) // 6 : 8 * (start + len(data)) // 6]
         forms |= {inner, inner.replace('+', '-').replace('/', '_')}
     return {form for form in forms if len(form) >= MIN_SECRET}

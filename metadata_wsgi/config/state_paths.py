@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state directory and the paths in it: the agent's socket and the pid files.
 
-Names and defaults are those of Quantum, so that Quantum's L3 agent and these programs use the same paths.
+Names and defaults are those of Quantum, so that Quantum's L3 agent and the programs of this package use the same paths.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory in which a worker publishes its table of failures, and from which ``status`` reads it.
+"""The memory in which a worker publishes its table of failures. ``metadata-wsgi status`` reads the table there.
 
-The master makes one anonymous file in memory (memfd_create(2)) for each worker before it forks the worker. It keeps the
-file open. A worker that ended, even by SIGKILL, leaves its last table to the master. There is no file in a directory:
-nothing that a worker could replace by a link, nothing to clean up after a crash, and nothing for a worker's user to
-permit.
+Before the master forks a worker, it makes an anonymous file in memory (memfd_create(2)) for the worker. The master
+keeps the file open. So when a worker has ended, even by SIGKILL, its last table can still be read. There is no file in
+a directory. So a worker cannot replace the file by a link, nothing must be removed after a crash, and no directory
+permissions are needed.
 
-The size is sealed, so a worker cannot make it larger. What a worker writes is not trusted: it is parsed with bounds,
-and whatever is not a row of the table is left out.
+The size is sealed, so a worker cannot make the file larger. A worker is not trusted: the reader parses the table with
+limits, and leaves invalid rows out.
 
-Another process of root, or of the master's user, finds the memory by its name among the descriptors of the master, and
-needs no path, no socket and no request for that.
+``status`` must run as root or as the master's user. It finds the memory by its name among the descriptors of the
+master, without a path, a socket or a request.
 
-Layout: length and CRC-32 of the text (4 bytes each, little-endian), then the text, JSON. A reader that meets a writer
-sees a wrong CRC and reads again.
+Layout: length and CRC-32 of the text (4 bytes each, little-endian), then the text, JSON. If a reader reads during a
+write, the CRC is wrong, and the reader reads again.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ READ_ATTEMPTS, READ_PAUSE_S = 20, 0.01
 
 
 class FailureMemory:
-    """The memory of one worker. Made by the master; ``write`` is for the worker, ``read`` for the master."""
+    """The memory of one worker. The master makes it. The worker calls ``write``."""
 
     def __init__(self) -> None:
-        """Raises OSError where the kernel has no such memory."""
+        """Raises OSError if the kernel cannot make the memory."""
         self._fd = os.memfd_create(NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self._fd, limits.FAILURE_MEMORY_BYTES)
@@ -55,7 +55,7 @@ class FailureMemory:
         self._map: mmap.mmap | None = None
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Publish ``rows``; as many of them, from the first, as there is space for."""
+        """Publish ``rows``. If there is not enough space, publish only the first rows."""
         if self._map is None:
             self._map = mmap.mmap(self._fd, limits.FAILURE_MEMORY_BYTES)
         text = json.dumps(table.to_objects(rows)).encode('ascii')
@@ -71,7 +71,7 @@ class FailureMemory:
         return read(self._fd)
 
     def close(self) -> None:
-        """Close the memory: a worker closes those of its siblings, the master those that are no longer wanted."""
+        """Close the memory. A worker closes the memories of other workers, the master closes old ones."""
         os.close(self._fd)
         if self._map is not None:
             # It has a descriptor of its own.
@@ -79,7 +79,7 @@ class FailureMemory:
 
 
 def read(fd: int) -> list[Row]:
-    """The rows in the memory behind ``fd``; none if there is no table in it."""
+    """The rows in the memory with the descriptor ``fd``. Empty if the memory contains no valid table."""
     for _ in range(READ_ATTEMPTS):
         data = os.pread(fd, limits.FAILURE_MEMORY_BYTES, 0)
         if len(data) < _HEADER.size:
@@ -100,8 +100,8 @@ def read(fd: int) -> list[Row]:
 def read_all(proc: str = '/proc') -> list[list[Row]]:
     """The tables of all workers on this host whose masters belong to root or to the calling user.
 
-    Other processes are not looked at: a worker could have any number of memories. A table that several processes have
-    open is read once.
+    Processes of other users are skipped, because a worker could make any number of memories. If several processes have
+    the same memory open, it is read once.
     """
     found: dict[tuple[int, int], list[Row]] = {}
     for pid in filter(str.isdecimal, os.listdir(proc)):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recent failures of one worker, in bounded memory.
 
-One row for each client, status and reason, with the number of times and the last path. A client can only fill the rows
-of its own address, and the clients of a router only those of their router: ``limits.FAILURES_PER_ADDRESS`` and
-``FAILURES_PER_NAMESPACE``. Beyond ``FAILURE_NAMESPACES`` routers and networks the one that has been quiet longest is
-forgotten.
+The table has one row for each client, status and reason, with the number of failures and the last path. A client
+address has at most ``limits.FAILURES_PER_ADDRESS`` rows, a router or network at most ``FAILURES_PER_NAMESPACE``. So no
+client can displace the rows of another router. If there are more than ``FAILURE_NAMESPACES`` routers and networks, the
+rows of the one whose last failure is oldest are deleted.
 
-No query, header or body is kept. The texts of a client are percent-encoded and cut, so a row is printable ASCII.
+No query, header or body is kept. Characters that are not printable ASCII are replaced, and long texts are cut.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ SAFE_IN_PATH = "/:@!$&'()*+,;=~-._"
 class Row:
     """A failure: its client, the response and the reason. Times are in seconds since 1970.
 
-    ``kind`` is router or network, '' where the namespace is unknown. ``instance_id`` is '' where the failure came
-    before the lookup's result.
+    ``kind`` is ``router`` or ``network``, '' if the namespace is unknown. ``instance_id`` is '' if the request failed
+    before its instance was known.
     """
 
     first_at_s: float
@@ -45,16 +45,16 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str, int, str]:
-        """What makes two failures one row."""
+        """Failures with the same key are counted in one row."""
         return self.kind, self.namespace_id, self.address, self.status, self.reason
 
 
 class FailureTable:
-    """The table. It has no lock: the greenlets of a worker change it, and none of its methods yields to another."""
+    """The table. It needs no lock: only greenlets of one worker use it, and no method yields to another greenlet."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        # By namespace, the one with the oldest failure first; in it likewise.
+        # The rows of each namespace. The namespace whose last failure is oldest is first. Its rows have the same order.
         self._rows: dict[tuple[str, str], dict[tuple[Any, ...], Row]] = {}
         self.has_changed = False
 
@@ -121,7 +121,7 @@ def to_objects(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 
 def from_objects(objects: object) -> list[Row]:
-    """The rows in what a worker has written. A row that no FailureTable makes is left out: a worker is not trusted."""
+    """The rows in ``objects``, which a worker has written. Workers are not trusted, so invalid rows are left out."""
     if not isinstance(objects, list):
         return []
     bound = limits.FAILURE_NAMESPACES * limits.FAILURES_PER_NAMESPACE
@@ -143,7 +143,7 @@ def _row(values: object) -> Row | None:
 
 
 def _clean(name: str, text: str) -> str:
-    """``text`` cut to its length, with ``?`` for all but printable ASCII."""
+    """``text``, cut to its length in MAX_TEXT, with ``?`` in place of each character that is not printable ASCII."""
     return ''.join(letter if ' ' <= letter <= '~' else '?' for letter in text[: MAX_TEXT[name]])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memories of all workers of a master, in the master and, right after the fork, in a worker."""
+"""The failure memories of all workers of a master. The master has all of them; a worker keeps only its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LOG = logging.getLogger(__name__)
 class WorkerMemories:
     """The memories by the worker's number (gunicorn's ``age``).
 
-    Of workers that ended, the last ``limits.FORMER_WORKERS`` memories are kept.
+    The memories of the last ``limits.FORMER_WORKERS`` workers that ended are kept too.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class WorkerMemories:
     def take(self, number: int) -> FailureMemory | None:
         """The memory of this worker. Called in the worker.
 
-        Closes the others, so that a compromised worker can change its own table only.
+        Closes the memories of other workers, so that a compromised worker can change its own table only.
         """
         own = self._memories.pop(number, None)
         for other in self._memories.values():

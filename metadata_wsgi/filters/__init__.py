@@ -6,7 +6,7 @@ filter             reads                       writes                purpose
 ================== =========================== ===================== ==================================================
 catch_errors       -                           -                     503 and a log line for unexpected exceptions
 request_id         -                           REQUEST_ID            the id of the request, for log lines and Nova
-peer_credentials   -                           -                     refuses all peers but namespace proxies
+peer_credentials   -                           -                     accepts only namespace proxies as peers
 deadline           -                           DEADLINE              the time until which the response must be sent
 header_source      -                           SOURCE,               the address and router or network of the client
                                                CLIENT_IS_PROXY

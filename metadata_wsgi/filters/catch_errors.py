@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Responds 503 to every exception that no other filter handles. It is the first filter of the pipeline.
 
-The traceback is logged. The client gets a constant 503 with ``Retry-After: 1`` and not 500, because the fault may be
-temporary: 503 tells the client to retry. No header, body or secret of the request is logged.
+The traceback is logged. The client gets a constant 503 with ``Retry-After: 1``. The status is not 500, because the
+fault may be temporary, and 503 tells the client to retry. No header, body or secret of the request is logged.
 
-When the pipeline is loaded this filter is created last. So it also checks the complete pipeline: for each key that a
-filter reads, an earlier filter must set it. Otherwise the program does not start, with any WSGI server. A misspelt
+When the pipeline is loaded, this filter is created last. So it also checks the complete pipeline: each environ key that
+a filter reads must be set by an earlier filter. Otherwise the program does not start, with any WSGI server. A misspelt
 option in the configuration files is logged as a warning.
 
-At the first request it checks the settings of gunicorn, if gunicorn serves the pipeline. If they allow malformed
-requests, every request gets 503 and the log names the setting (``pipeline/gunicorn_strictness.py``). The filter reads
-REQUEST_ID, if a filter behind it has set it, and writes no environ key. It has no options.
+If gunicorn serves the pipeline, the filter checks gunicorn's settings at the first request. If the settings allow
+malformed requests, every request gets 503, and the log names the setting (``pipeline/gunicorn_strictness.py``). The
+filter reads REQUEST_ID if a later filter has set it. It writes only the key FAILURE. It has no options.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class CatchErrorsFilter:
         self._logs: dict[tuple[str, int, type], Throttle] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Call the rest of the pipeline; respond 503 if it raises an exception."""
+        """Call the rest of the pipeline. Respond 503 if it raises an exception."""
         if self._lenient_settings is None:
             self._lenient_settings = gunicorn_strictness.lenient_settings(
                 gunicorn_strictness.settings_of(start_response)
@@ -69,7 +69,7 @@ class CatchErrorsFilter:
             return error_responses.unavailable()(environ, start_response)
 
     def _log(self, error: Exception) -> None:
-        """Log the traceback, at most once per interval for each line of code: a client may repeat its request."""
+        """Log the traceback, for each line of code at most once in an interval, because clients repeat requests."""
         *_, (frame, line) = traceback.walk_tb(error.__traceback__)
         place = (frame.f_code.co_filename, line, type(error))
         throttle = self._logs.setdefault(place, Throttle(limits.LOG_INTERVAL_S))
@@ -78,7 +78,7 @@ class CatchErrorsFilter:
 
 
 def _with_exc_info(start_response: StartResponse) -> StartResponse:
-    """``start_response`` with exc_info. The server then replaces a status that it has not sent yet (PEP 3333)."""
+    """``start_response`` with exc_info: if the server has not sent the status yet, it replaces it (PEP 3333)."""
 
     def replace_status(
         status: str, headers: list[tuple[str, str]], exc_info: object = None, /

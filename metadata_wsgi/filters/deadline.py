@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets the deadline of the request. It must be before all filters that take time.
+"""Sets the deadline of the request. This filter must be before all filters that take time.
 
-Instances wait 10 s for a response (cloud-init, Ignition, CirrOS). So a request has 9 s by default, for namespace proxy,
-lookup, retries and Nova together. The namespace proxy sends the remaining time in ``X-Metadata-Remaining-Ms``. This
-header can only shorten the time. The filter deletes it.
+Instances wait 10 s for a response (cloud-init, Ignition, CirrOS). So a request has 9 s by default. This time is for
+namespace proxy, lookup, retries and Nova together. The namespace proxy sends the remaining time in
+``X-Metadata-Remaining-Ms``. This header can only shorten the time of the option. The filter deletes the header.
 
 A client cannot set the header: the namespace proxy deletes every ``X-Metadata-*`` header of a client.
 The filter writes DEADLINE.
@@ -33,7 +33,7 @@ OPTS = [
         min=0.1,
         max=3600.0,
         deprecated_name='answer_within',
-        help='Seconds until a request must have its response, all retries included. Instances wait 10 seconds.',
+        help='Seconds from a request to its response, including all retries. Instances wait 10 seconds.',
     ),
 ]
 
@@ -41,7 +41,7 @@ _REMAINING_KEY = header_names.environ_key(header_names.REMAINING_MS)
 
 
 class DeadlineFilter:
-    """Writes DEADLINE: ``request_timeout_s`` seconds from now or earlier."""
+    """Writes DEADLINE: at most ``request_timeout_s`` seconds after the request arrived."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES = frozenset({environ_keys.DEADLINE})
@@ -58,7 +58,7 @@ class DeadlineFilter:
         remaining_ms = environ.pop(_REMAINING_KEY, '')
         timeout_s = self._request_timeout_s
         if remaining_ms.isascii() and remaining_ms.isdigit():
-            # Nine digits are eleven days: more than the option allows, and few enough for int().
+            # Nine digits of milliseconds are eleven days, more than the option allows. A cut keeps int() fast.
             timeout_s = min(timeout_s, int(remaining_ms[:9]) / 1000)
         received_at_s = environ.get(environ_keys.RECEIVED_AT_S, self._clock())
         environ[environ_keys.DEADLINE] = Deadline(received_at_s + timeout_s, self._clock)

@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads address and router or network of the client from the headers of the namespace proxy. It is before instance.
 
-It reads ``X-Forwarded-For`` (the client's address) and, with the trusted prefix, ``-Router-ID`` or ``-Network-ID``:
-exactly one of the two. Then it deletes these headers and every other header that could name a client or an instance. So
-no later filter can read such a header from a client.
+The filter reads the client's address from ``X-Forwarded-For``. It reads the id from ``PREFIX-Router-ID`` or
+``PREFIX-Network-ID``, of which a request must have exactly one. PREFIX is the option ``metadata_header_prefix``:
+``X-Quantum`` for our and Grizzly's namespace proxy, ``X-Neutron`` for Neutron's haproxy, ``X-OVN`` for OVN's haproxy.
+Then the filter deletes these headers, and every other header that could name a client or an instance. So no later
+filter can read such a header from a client.
 
 An IPv6 link-local address is unique on its link only. Our namespace proxy sends the interface on which the request
-arrived (``X-Metadata-Interface``), and the instance is searched on the network of that interface. Neutron's haproxy
-does not send this header. Then the instance is searched on all networks of the router, as Neutron's agent does. Behind
-haproxy a client can send the header itself, but it can only restrict the search.
+arrived (``X-Metadata-Interface``). Then the lookup searches the network of that interface. Neutron's haproxy does not
+send this header. Then the lookup searches all networks of the router, as Neutron's agent does. Behind haproxy a client
+can send the header itself, but the header can only restrict the search.
 
-A client cannot forge these headers as long as only a namespace proxy can connect to the agent's socket: the proxy sets
-them and deletes the client's. These requests get 400: a header that arrives twice (its values are joined by a comma),
-an id with another prefix than the trusted one (LP#1865036), and two ids.
+Only a namespace proxy may connect to the agent's socket. It sets these headers and deletes the client's, so a client
+cannot forge them. These requests get 400: a header that arrives twice (its values are joined by a comma), an id with
+another prefix (LP#1865036), and two ids.
 
-``metadata_header_prefix`` is ``X-Quantum`` for our and Grizzly's namespace proxy, ``X-Neutron`` for Neutron's haproxy,
-``X-OVN`` for OVN's haproxy. The filter writes SOURCE and CLIENT_IS_PROXY. CLIENT_IS_PROXY: the client sent a forwarding
-header, as a proxy does.
+The filter writes SOURCE and CLIENT_IS_PROXY. CLIENT_IS_PROXY is True if the client sent a forwarding header, as a proxy
+does.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ OPTS = [
             ('X-OVN', "OVN's haproxy"),
         ],
         ignore_case=True,
-        help='Prefix of the headers with the router or network id. Requests with an id under another prefix get 400.',
+        help='Prefix of the headers with the router or network id. A request with an id under another prefix gets 400.',
     ),
 ]
 
@@ -73,7 +74,7 @@ class HeaderSourceFilter:
         )
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Set SOURCE and call the next filter; respond 400 if the headers name no client, or more than one."""
+        """Set SOURCE and call the next filter. Responds 400 if the headers do not identify exactly one client."""
         try:
             source = self._source(environ)
         except BadRequest as error:
@@ -104,10 +105,10 @@ class HeaderSourceFilter:
 
 
 def parse_address(text: str | None) -> str:
-    """The canonical form of the address ``text``: without a zone; IPv4 for a v4-mapped address (haproxy).
+    """The canonical form of the address ``text``: without a zone. A v4-mapped address (haproxy) becomes IPv4.
 
-    Quantum compares IPv6 addresses as strings, so only the canonical form is found. Raises BadRequest if ``text`` is
-    not a valid address.
+    Neutron compares IPv6 addresses as strings, so a query must contain the canonical form. Raises BadRequest if
+    ``text`` is not a valid address.
     """
     if text is None:
         raise BadRequest('No client address.')

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks up the instance of a request. It must be after header_source or socket_source, and after deadline.
+"""Looks up the instance of a request. This filter must be after header_source or socket_source, and after deadline.
 
-The option ``directory`` names the lookup: ``quantum`` (the Quantum or Neutron API) or ``static`` (a YAML file). The
-response is 404 for no instance and for several, 503 if the lookup fails: ``lookup/resolve.py`` has the table.
+The option ``directory`` names the lookup: ``quantum`` or ``neutron`` (both are Neutron's API), or ``static`` (a YAML
+file). If the lookup finds no instance or several, the response is 404. If the lookup fails, the response is 503.
+``lookup/request_lookup.py`` has the table.
 
-The filter does nothing if INSTANCE is already set, by lookup_cache, by a test or by another lookup before it.
-It reads SOURCE and DEADLINE and writes INSTANCE.
+If an earlier filter (lookup_cache, for example) has set INSTANCE, this filter does nothing. It reads SOURCE and
+DEADLINE and writes INSTANCE.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import sleep
 from metadata_wsgi.lookup import protocol
-from metadata_wsgi.lookup.resolve import InstanceResolver
+from metadata_wsgi.lookup.request_lookup import RequestLookup
 from metadata_wsgi.pipeline import environ_keys
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ class InstanceFilter:
     ) -> None:
         self.app = app
         self.lookup = lookup
-        self._resolver = InstanceResolver(lookup, clock=clock, sleep=sleep)
+        self._request_lookup = RequestLookup(lookup, clock=clock, sleep=sleep)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Set INSTANCE and call the next filter, or respond 404 or 503."""
         if environ_keys.INSTANCE not in environ:
-            error_response = self._resolver.resolve(environ)
+            error_response = self._request_lookup.set_instance(environ)
             if error_response is not None:
                 return error_response(environ, start_response)
         return self.app(environ, start_response)

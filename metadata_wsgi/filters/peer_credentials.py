@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accepts only namespace proxies as clients of the agent's socket. It must be before ``header_source``.
+"""Accepts only namespace proxies as clients of the agent's socket. This filter must be before ``header_source``.
 
-A process that can connect to the agent's socket can request the metadata of any instance. The mode of the socket
-excludes other users. This filter also checks uid and gid of the peer, which the kernel returns (SO_PEERCRED). So a
-wrong mode of the socket, or a member of its group with another purpose, is no danger. Other peers get 403, and the log
-names their uid.
+A process that can connect to the agent's socket can request the metadata of any instance. The file mode of the socket
+excludes other users. In addition this filter checks uid and gid of the peer, which the kernel returns (SO_PEERCRED). So
+metadata stays protected if the socket has a wrong mode, or if other programs run in its group. A refused peer gets 403,
+and the log names its uid.
 
 These peers are accepted:
 
-- root, and the agent's own users. The user ``nobody``, as which workers run if there is no user metadata-wsgi, is not
-  accepted, because other programs also run as nobody;
+- root, and the users of the agent's master and workers. If there is no user metadata-wsgi, workers run as ``nobody``.
+  This user is not accepted, because other programs also run as nobody;
 - ``metadata_proxy_user``, and users with the socket's group as primary group;
 - the users of ``metadata_peer_users``, and users with a primary group of ``metadata_peer_groups``;
-- all users, if ``metadata_proxy_socket_mode = all`` and neither of these two options is set.
+- all users, if ``metadata_proxy_socket_mode = all`` and neither ``metadata_peer_users`` nor ``metadata_peer_groups`` is
+  set.
 
-The server must be gunicorn, which gives access to the connection. Under another server, or over TCP, all requests are
-refused. Without a server all requests pass: webtest and ``explain`` set the key ``paste.testing``.
+The filter needs gunicorn, because it reads the connection from the key ``gunicorn.socket``. Under another server, or
+over TCP, it refuses all requests. If the key ``paste.testing`` is set, all requests pass: webtest and ``explain`` set
+it and have no connection.
 The filter reads and writes no environ key.
 """
 
@@ -60,11 +62,11 @@ OPTS = [
 
 
 _SHARED_USERS = frozenset({'nobody', '65534'})
-"""Names of the user that workers have if there is no user metadata-wsgi. Other programs use it too."""
+"""Name and uid of the user as which workers run if there is no user metadata-wsgi. Other programs use it too."""
 
 
 class PeerCredentialsFilter:
-    """Accepts peers with a uid in ``uids`` or a primary gid in ``gids``; others get 403. ``uids`` None: all pass."""
+    """Accepts peers with a uid in ``uids`` or a primary gid in ``gids``. Others get 403. ``uids`` None accepts all."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Give each request its id: taken from the namespace proxy, or made. Stands directly behind catch_errors.
+"""Gives each request an id: the id that the namespace proxy sent, or a new one. It is directly after catch_errors.
 
 The id is in every log line about the request, in the request to Nova (``X-Openstack-Request-Id``), in queries to
 Neutron, and in the response to the client. One request has the same id in the logs of the namespace proxy and of the
-agent. ``pipeline/request_id.py`` says which ids are accepted, and which header wins if Nova sends one too.
+agent. ``pipeline/request_id.py`` describes which ids are accepted, and which id the client gets if Nova sends one too.
 
-Without this filter log lines have no id and Nova gets none. Establishes REQUEST_ID. No options.
+Without this filter log lines have no id, and Nova gets none. The filter writes REQUEST_ID. It has no options.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class RequestIdFilter:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Set the id and call the next filter."""
         id_ = environ[environ_keys.REQUEST_ID] = request_id.begin(environ)
-        # Removed: for the filters behind, its presence would mean that the request is not one of this host.
+        # Later filters take a request with a reserved header for one of an instance (``is_local_request``).
         environ.pop(request_id.HEADER_KEY, None)
         return self.app(environ, request_id.added_to(start_response, id_))
 

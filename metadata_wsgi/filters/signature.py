@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signs the instance id, as Nova requires. It must be the last filter before the app.
+"""Signs the instance id, as Nova requires. This filter must be the last one before the app.
 
-The signature is the HMAC-SHA256 of the instance id with the shared secret, in lower-case hex, as Nova computes it. The
-project id is sent too. A tenant can create a port with the id of another tenant's instance. Only the project id shows
-this to Nova: Nova compares it with the project of the instance (LP#1235450).
+The signature is the HMAC-SHA256 of the instance id with the shared secret, in lower-case hex, as Nova computes it. Nova
+also gets the project id of the port, because a tenant can create a port with the id of another tenant's instance. Nova
+compares the project id with the project of the instance, and so detects this (LP#1235450).
 
 ``metadata_proxy_shared_secret`` must have the value of ``[neutron] metadata_proxy_shared_secret`` in nova.conf. If the
 values differ, Nova responds 403 to every request, and ``upstream`` logs this.
@@ -13,10 +13,10 @@ To change the secret without an outage:
 1. Write the new secret to ``metadata_proxy_shared_secret`` and the old one to ``metadata_proxy_shared_secret_old``.
 2. Reload every agent.
 3. Change the secret of Nova, host by host. If Nova rejects a signature (403), ``upstream`` sends the request again with
-   the other signature. The accepted signature is then sent first.
+   the other signature. Later requests are first sent with the signature that Nova accepted last.
 4. When every Nova host has the new secret, remove the old secret.
 
-Each secret may be in a file of its own (``..._file``) or in the systemd credential with the name of the option.
+Each secret may be in a file of its own (the options ``..._file``), or in a systemd credential with the option's name.
 No other module of the pipeline reads the secret. The filter reads SOURCE and INSTANCE and writes SIGNED_IDENTITY.
 """
 
@@ -69,7 +69,7 @@ class SignatureFilter:
         self._cached_signatures = functools.lru_cache(maxsize=SIGNATURES_CACHED)(self.signatures)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Sign, and call the next filter."""
+        """Sign the instance id, and call the next filter."""
         instance: environ_keys.Instance = environ[environ_keys.INSTANCE]
         source: environ_keys.Source = environ[environ_keys.SOURCE]
         environ[environ_keys.SIGNED_IDENTITY] = environ_keys.SignedIdentity(

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads address and router or network of the client from its connection: mode one_hop, without a namespace proxy.
+"""Reads address and router or network of the client from its connection: for mode one_hop, without a namespace proxy.
 
-A listening socket stays in the namespace in which the keeper opened it. So the socket shows in which router's or
-network's namespace a client connected. The client's address is the peer address of the connection. An IPv6 link-local
-address has the interface on which the connection arrived. Every header that could name a client or an instance is
-deleted, in every spelling.
+A listening socket stays in the namespace in which the keeper opened it. So each listening socket belongs to one router
+or network. The client's address is the peer address of the connection. For an IPv6 link-local address, SOURCE also has
+the interface on which the connection arrived. The filter deletes every header that could name a client or an instance,
+in every spelling.
 
-In this mode the process that parses clients' requests also has Nova's secret and the credentials for Quantum. In the
-other modes it has neither. But the worker runs as an unprivileged user that cannot enter a namespace, and the keeper
-reads no data of a client.
+In mode one_hop the process that parses clients' requests also has the secret of Nova and the credentials for Neutron.
+In the other modes the namespace proxy parses them, and has neither. In all modes a worker runs as an unprivileged user
+that cannot enter a namespace, and the keeper reads no data of a client.
 
-The filter replaces ``header_source`` in a pipeline for sockets of the keeper. A request on another socket gets 400. It
-writes SOURCE and CLIENT_IS_PROXY. CLIENT_IS_PROXY: the client sent a forwarding header, as a proxy does. It has no
-options.
+The filter replaces ``header_source`` in a pipeline for sockets of the keeper. A request on another socket gets 400. The
+filter writes SOURCE and CLIENT_IS_PROXY. CLIENT_IS_PROXY is True if the client sent a forwarding header, as a proxy
+does. The filter has no options.
 """
 
 from __future__ import annotations

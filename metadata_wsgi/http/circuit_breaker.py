@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Circuit breaker: while a host accepts no connections, only one request at a time tries to connect.
 
-Without it each of a thousand waiting requests would connect about once a second. If name servers do not respond or a
-firewall drops packets, each attempt also takes seconds.
+Without a circuit breaker each of a thousand waiting requests would try to connect about once a second. If name servers
+do not respond or a firewall drops packets, each attempt also takes seconds.
 
-Only failures to connect open the circuit. An instance cannot cause such a failure, so it cannot make the service
-unavailable for others. Responses that are incomplete or do not arrive do not open the circuit: the deadline and the
-retry budget (``retry.py``) limit them.
+Only failures to connect open the circuit. An instance cannot cause such a failure, so no instance can make the service
+unavailable for others. An incomplete or missing response does not open the circuit: the deadline and the retry budget
+(``retry.py``) limit the attempts in this case.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from metadata_wsgi import limits
 
 
 class CircuitBreaker:
-    """Counts consecutive connection failures of one host. For all threads of a worker."""
+    """Counts consecutive connection failures of one host. Shared by all threads of a worker."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -31,7 +31,7 @@ class CircuitBreaker:
         return self._failures < limits.CIRCUIT_OPEN_FAILURES or self._clock() >= self._next_attempt_at_s
 
     def start_attempt(self) -> None:
-        """Call when an attempt starts. While the circuit is open, no other attempt is allowed until this one ends."""
+        """Call when an attempt starts. If the circuit is open, the next attempt is allowed after this one has ended."""
         if self._failures >= limits.CIRCUIT_OPEN_FAILURES:
             self._next_attempt_at_s = self._clock() + limits.CONNECT_TIMEOUT_S + limits.CIRCUIT_PROBE_INTERVAL_S
 
@@ -40,7 +40,7 @@ class CircuitBreaker:
         self._failures = 0
 
     def record_failure(self, error: Exception, *, had_time: bool = True) -> None:
-        """Count a failure to connect. With ``had_time`` False it is not counted: the attempt had too little time."""
+        """Count a failure to connect. ``had_time`` False: the attempt had too little time, so it is not counted."""
         self._failures += had_time
         self._next_attempt_at_s = self._clock() + limits.CIRCUIT_PROBE_INTERVAL_S
         self.last_error = str(error)

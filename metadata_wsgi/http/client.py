@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """HTTP client with a connection pool: namespace proxy to agent (unix socket), agent to Nova (TCP or TLS).
 
-No library is used, for two reasons. The request target must be sent unchanged (also ``%2f``, ``..`` and non-ASCII), and
-the libraries rewrite it. And urllib3 takes 335 microseconds of CPU for a request, this client 40. ``response_reader``
+No library is used, for two reasons. The request target must be sent unchanged (also ``%2f``, ``..`` and non-ASCII), but
+the libraries rewrite it. urllib3 takes 335 microseconds of CPU time for a request, this client 40. ``response_reader``
 reads the response.
 
-A response up to ``limits.MAX_BUFFERED_BYTES`` is received completely before the client gets its first byte. So the
-request can be retried if the connection breaks. A larger response is streamed, so memory is bounded. If the connection
-then breaks, the client's connection is closed too, and the client detects that the body is incomplete.
+A response up to ``limits.MAX_BUFFERED_BYTES`` is received completely before the instance gets its first byte. So the
+request can be retried if the connection to the service breaks. A larger response is streamed, so memory is bounded. If
+the connection breaks during the stream, the server closes the instance's connection too. So the instance detects that
+the body is incomplete.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class HttpClient(Protocol):
 
 
 class PooledHttpClient:
-    """HttpClient of one host or unix socket, with a pool of keep-alive connections. For all threads of a worker.
+    """HttpClient of one host or unix socket, with a pool of keep-alive connections. Shared by all threads of a worker.
 
     ``connect(timeout_s)`` opens a connection or raises OSError. ``host`` is the value of the Host header. ``max_idle``
     is the size of the pool.
@@ -70,8 +71,8 @@ class PooledHttpClient:
     def send_request(self, request: Request, deadline: Deadline) -> Response:
         """See :meth:`HttpClient.send_request`. Raises BadRequest for a header or target that cannot be sent.
 
-        A request that is not retryable always gets a new connection. The server may close an idle connection at the
-        moment when a request is sent on it; then it is unknown whether the server received the request.
+        A request that is not retryable always gets a new connection. On an idle connection the server may close it just
+        when the request is sent. Then the client cannot know whether the server received the request.
         """
         header = _header_bytes(request, self._host)
         while request.is_retryable and self._idle:
@@ -158,9 +159,10 @@ def tcp_client(
 def _connect_unix(path: str, timeout_s: float) -> socket.socket:
     """A connection to the unix socket at ``path``.
 
-    While the backlog of the listening socket is full, connect() fails with EAGAIN, and no event signals the end of this
-    state. gevent's connect() would spin, because an unconnected unix socket is always writable. So this function waits
-    between two attempts.
+    Raises OSError, or TimeoutError after ``timeout_s``. While the backlog of the listening socket is full, connect()
+    fails with EAGAIN, and the kernel sends no event when there is room. gevent's connect() would call it again and
+    again without a pause, because an unconnected unix socket is always writable. So this function waits between two
+    attempts.
     """
     until_s = time.monotonic() + timeout_s
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -192,8 +194,8 @@ def _header_bytes(request: Request, host: str) -> bytes:
         lines.append('accept-encoding: identity')
     if not request.is_retryable:
         lines.append(f'content-length: {len(request.body)}')
-    # An instance id is the device_id of a port in Neutron, and a tenant may set it. With a line break in it the tenant
-    # could add headers after the signature.
+    # An instance id is the device_id of a port in Neutron, and a tenant may set the device_id. If it could contain a
+    # line break, the tenant could add headers to the signed request.
     header = '\r\n'.join(lines)
     if header.count('\r') != len(lines) - 1 or header.count('\n') != len(lines) - 1 or '\0' in header:
         raise BadRequest('The request has a character that no request may have.')

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Error responses of the filters and apps: constant texts that reveal nothing about the cloud.
 
-The status says whether a client may retry. 404 is final, so it is sent only if there is certainly no such instance.
-Every temporary fault gets 503 with Retry-After. Not every client retries after 503: the OpenStack datasource of
-cloud-init 25.1.4 does, that of 22.4.2 does not (``doc/cloud_init.md``). So faults are first retried on the host
-(``http/retry.py``).
+The status tells a client whether it may retry. 404 is final, so it is sent only if certainly no instance has the
+address. Every temporary fault gets 503 with Retry-After. Not every client retries after 503: cloud-init 25.1.4 does,
+cloud-init 22.4.2 does not, both with the OpenStack datasource (``doc/cloud_init.md``). So requests that fail are first
+retried on the host (``http/retry.py``).
 
-The statuses of requests that cannot be parsed are in ``server/parse_errors.py``. WebOb's responses would do, but its
+The statuses of requests that cannot be parsed are in ``server/parse_errors.py``. WebOb is not used here, because its
 import costs each process 2.6 MB.
 """
 
@@ -26,7 +26,7 @@ def bad_request(reason: str) -> WSGIApplication:
 
 
 def instance_not_found() -> WSGIApplication:
-    """404: the lookup succeeded and found no instance, or more than one."""
+    """404: the lookup succeeded and found no instance, or several."""
     return _text_response(HTTPStatus.NOT_FOUND, 'No instance was found for this address.')
 
 

@@ -2,19 +2,19 @@
 """Parses the header of a request or a response: with gunicorn_h1c if it is installed, else in Python.
 
 gunicorn_h1c (picohttpparser) is a C extension. Not every platform has a wheel of it, so it is optional (extra
-``fast``). Both parsers have the same interface and return the same dictionaries;
-``tests/unit/http/test_head_parser.py`` compares them:
+``fast``). Both parsers have the same two functions, which return dictionaries with these keys
+(``tests/unit/http/test_head_parser.py`` compares the parsers):
 
 - ``parse_request(data)``: ``method``, ``path``, ``minor_version``, ``headers``, ``consumed``;
 - ``parse_response(data)``: ``status``, ``message``, ``minor_version``, ``headers``, ``consumed``.
 
-Names, values and the path are bytes; a continuation line of a folded header has the name b''. ``consumed`` is the
-length of the header. IncompleteError is raised if ``data`` ends inside the header, ParseError if it is malformed.
+Header names, header values and the path are bytes. A continuation line of a folded header has the name b''.
+``consumed`` is the length of the whole header in bytes. The functions raise IncompleteError if ``data`` ends inside the
+header, and ParseError if the header is malformed.
 
 The Python ``parse_request`` accepts only the usual form of a request, with CRLF at the end of every line. For other
 forms it raises ParseError, and its caller then uses gunicorn's parser. The Python ``parse_response`` accepts the same
-responses as gunicorn_h1c. It detects a malformed line only when the line is complete; until then it raises
-IncompleteError.
+responses as gunicorn_h1c. If a malformed line is still incomplete, the Python functions raise IncompleteError.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Header names: client to namespace proxy, namespace proxy to agent, agent to Nova.
+"""The names of HTTP headers: of client to namespace proxy, namespace proxy to agent, and agent to Nova.
 
-Constants, and functions on names. No function here reads a request. All names are lower case, because the case of
-header names has no meaning (RFC 9110, 5.1).
+No function here reads a request. All names are in lower case, because header names are case-insensitive (RFC 9110,
+5.1).
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ REMAINING_MS: Final = 'x-metadata-remaining-ms'
 """Milliseconds for which the namespace proxy still waits for the agent's response."""
 
 CLIENT_FORWARDED: Final = 'x-metadata-guest-forwarded'
-"""The namespace proxy sets it to ``1`` if the client sent one of ``FORWARDED_HEADERS``, and deletes that header."""
+"""The namespace proxy sets this header to ``1`` if the client sent one of ``FORWARDED_HEADERS``, which it deletes."""
 
 CLIENT_INTERFACE: Final = 'x-metadata-interface'
 """Set by the namespace proxy: the interface on which a request from an IPv6 link-local address arrived."""
 
 REQUEST_ID: Final = 'x-openstack-request-id'
-"""Id of a request: from the client if it sends a valid one, to Nova and back."""
+"""Id of a request. A client may send one. The agent sends the id to Nova, and in the response."""
 
 TRACEPARENT: Final = 'traceparent'
-"""Trace and span of the caller (W3C Trace Context). A client's valid one is sent to Nova."""
+"""Trace and span of the caller (W3C Trace Context). If a client sends a valid value, the agent sends it to Nova."""
 
 HOP_LIMIT: Final = 'x-metadata-hop-limit'
-"""In a response: the IP hop limit (TTL) of its packets to the client. The server sets it and removes the header."""
+"""In a response: the IP TTL of its packets. The server sets the TTL of the client's socket and removes the header."""
 
 TOKEN_TTL: Final = 'x-aws-ec2-metadata-token-ttl-seconds'  # noqa: S105 (the name of a header)
 """Lifetime of a session token in seconds, in the request and in the response."""
@@ -53,8 +53,9 @@ def network_id(prefix: str) -> str:
     return f'{prefix}-network-id'
 
 
-# Headers that no client may set: some program on the path to Nova reads an identity from them, or reads it in another
-# way because of them. For example, x-metadata-provider makes Nova use the authentication for load balancers.
+# Headers that no client may set, because a program on the path to Nova reads the identity of an instance from them, or
+# changes how it finds the identity. For example, x-metadata-provider makes Nova use the authentication for load
+# balancers.
 RESERVED_PREFIXES: Final = (
     *(prefix + '-' for prefix in PREFIXES),
     'x-forwarded-',
@@ -93,7 +94,7 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 
-# The client's headers that are sent to Nova: those about the wanted response and about the request body.
+# The client's headers that are sent to Nova. They describe the wanted response and the request body.
 UPSTREAM_ALLOWED: Final = frozenset(
     {
         'accept',

@@ -122,7 +122,7 @@ def connection_options(value: str) -> frozenset[str]:
 def without_named(end_to_end: Headers, options: frozenset[str]) -> Headers:
     """``end_to_end`` (names in lower case) without the headers that ``options`` of the ``Connection`` header name.
 
-    A reserved header is kept even if ``Connection`` names it: a client must not be able to remove it.
+    A reserved header is kept even if ``Connection`` names it: a client must not be able to remove reserved headers.
     """
     if options <= _PERSISTENCE_OPTIONS:
         return end_to_end
@@ -174,9 +174,9 @@ def _read(stream: Any, size: int, deadline: Deadline | None) -> bytes:
 
 
 def _time_limit(deadline: Deadline | None) -> contextlib.AbstractContextManager[Any]:
-    """Raises TimeoutError inside its block when the time for the body is over. Only under gevent.
+    """A context that raises TimeoutError in its block when the time for the body is over. Without gevent: no limit.
 
-    Not used for a body that is in memory: the timer costs 10 microseconds, a quarter of the HTTP client's cost.
+    Not used for a body that is in memory, because the timer costs 10 microseconds of CPU time.
     """
     if deadline is None or not monkey.is_module_patched('socket'):
         return contextlib.nullcontext()

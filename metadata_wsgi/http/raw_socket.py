@@ -40,8 +40,9 @@ def _noop() -> None:
 class RawSocket:
     """A connected stream socket with a timeout for each call and a deadline for several calls together.
 
-    It owns ``sock``, a plain socket. Only one greenlet may use it; ``shutdown`` may be called by others. The methods
-    are those of ``socket.socket`` and raise OSError. ``on_block`` is called before each wait for the peer.
+    The object owns ``sock``, a plain socket. Only one greenlet may use the object, except that other greenlets may call
+    ``shutdown``. The methods are those of ``socket.socket`` and raise OSError. ``on_block`` is called before each wait
+    for the peer.
     """
 
     __slots__ = ('_deadline_s', '_sock', '_timeout_s', '_watchers', 'family', 'on_block')
@@ -57,7 +58,7 @@ class RawSocket:
         self._watchers: dict[int, Any] = {}
 
     def settimeout(self, seconds: float | None) -> None:
-        """Set the timeout of one ``recv`` or ``send``, None for no timeout. After it they raise TimeoutError."""
+        """Set the timeout of each ``recv`` and ``send``, which raise TimeoutError after it. None means no timeout."""
         self._timeout_s = seconds
 
     def set_deadline(self, seconds: float | None) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads a response from a connection of the HTTP client: header, body framing (RFC 9112) and streamed body.
 
-picohttpparser (gunicorn_h1c) parses the header, as in the server. An ambiguous response is an error.
+``head_parser`` parses the header, as in the server. A response with an ambiguous header or length is an error.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class ClientConnection:
         return bool(self._data)
 
     def is_reusable(self) -> bool:
-        """Whether an idle connection is open and no byte was received on it.
+        """Whether an idle connection is open and has no received byte.
 
-        Such a byte would be taken for the start of the next response.
+        A received byte would be read as the start of the next response.
         """
         self._sock.settimeout(0)
         try:
@@ -208,7 +208,7 @@ class ClientConnection:
 
 
 class StreamedBody:
-    """The body of a large response: the part that was already received, then the rest as it arrives."""
+    """The body of a large response: first the part that was already received, then the rest as it arrives."""
 
     def __init__(self, buffered: list[bytes], pieces: Iterator[bytes], connection: ClientConnection) -> None:
         self._buffered = buffered

@@ -3,16 +3,19 @@
 
 A client that receives an error may give up for good. The OpenStack datasource of cloud-init 22.4.2 does not repeat a
 request after any status of 400 or more (``doc/cloud_init.md``). cloud-init waits 10 s for a response. So a failed GET
-or HEAD is retried here, on the host, and the client receives an error only at the deadline. The first delay is random,
-at most ``limits.RETRY_BASE_DELAY_S``. The largest delay doubles each time, up to ``limits.RETRY_MAX_DELAY_S``. The
-jitter spreads the retries of a thousand clients when Nova becomes available again.
+or HEAD is retried here, on the host, and the client receives an error only at the deadline.
 
-A RetryBudget limits the retries of all requests together (``limits.RETRY_BUDGET_*``). Without it, if Nova responds 500
-to everything, every request would be sent about ten times. If the budget is empty, a request waits. It is retried when
-the budget allows it, or gets the last response at the deadline.
+The delay before a retry is random. Its upper bound starts at ``limits.RETRY_BASE_DELAY_S`` and doubles with each retry,
+up to ``limits.RETRY_MAX_DELAY_S``. The random delays spread the retries of a thousand clients when Nova becomes
+available again.
 
-No library is used, because each request passes through this loop several times: tenacity takes 30 microseconds even if
-nothing fails.
+A RetryBudget limits the retries of all requests together (``limits.RETRY_BUDGET_*``). Without a budget, if Nova
+responds 500 to everything, every request would be sent about ten times. While the budget is empty, a request waits. It
+is retried when the budget allows a retry. If no retry is possible before the deadline, the client gets the last
+response.
+
+No library is used, because each request passes through this loop several times, and tenacity takes 30 microseconds even
+if nothing fails.
 """
 
 from __future__ import annotations
@@ -38,11 +41,11 @@ def retry_until(
     may_retry: Callable[[], bool] = lambda: True,
     sleep: Callable[[float], None] = sleep,
 ) -> T:
-    """Call ``attempt``. Retry while it raises one of ``retry_on`` or ``retry_if_result`` is true of its result.
+    """Call ``attempt``. Retry while it raises one of ``retry_on``, or ``retry_if_result`` returns True for its result.
 
-    There is a delay before each retry. After the delay ``may_retry`` is called; if it returns False, there is another
+    There is a delay before each retry. After the delay ``may_retry`` is called. If it returns False, there is another
     delay. When there is no time for another attempt before ``deadline``, the last result is returned or the last
-    exception is raised. The first attempt is always made. ``service`` is the label of the metric of retries.
+    exception is raised. The first attempt is always made. ``service`` is a label of the metric that counts retries.
     """
     delays: _Delays | None = None
     while True:
@@ -83,7 +86,7 @@ class _Delays:
 
 
 class RetryBudget:
-    """Limits the retries of all requests to one service together: a token bucket. For all threads of a worker."""
+    """Limits the retries of all requests to one service together: a token bucket. Shared by all threads of a worker."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

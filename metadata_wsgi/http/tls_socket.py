@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A TLS socket with a timeout for a whole handshake, ``recv`` or ``send``.
 
-The timeout of gevent's SSLSocket starts again with every piece of a TLS record. A peer that sends one byte a second
-could so delay a request beyond its deadline.
+The timeout of gevent's SSLSocket starts again with every received piece of a TLS record. So a peer that sends one byte
+a second could delay a request beyond its deadline.
 """
 
 from __future__ import annotations

@@ -10,5 +10,8 @@ _VERSION_00 = re.compile(r'00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-
 
 
 def is_valid(traceparent: str) -> bool:
-    """Whether it is a ``traceparent`` of version 00, the only one that exists: a client chooses hexadecimal digits."""
+    """Whether ``traceparent`` has the format of version 00, the only version that exists.
+
+    Such a value consists of hexadecimal digits and hyphens, so it is safe in a header and in a log line.
+    """
     return _VERSION_00.fullmatch(traceparent) is not None

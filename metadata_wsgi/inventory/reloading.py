@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the inventory again when its file has changed. If the new file is invalid, the old inventory stays in use.
 
-To change the file, rename a complete new file over it: then no process reads a half-written file. A change is detected
-by modification time, size or inode, at the first call that is at least ``interval_s`` after the last check.
+To change the inventory, write a complete new file and rename it to the name of the old file. Then no process reads a
+half-written file. A change is detected by modification time, size or inode. The file is checked at the first call that
+is at least ``interval_s`` after the last check.
 
 A file of 16 MiB takes seconds to read. So it is read in a thread of the operating system, and other requests are served
 meanwhile. A request waits up to ``MAX_WAIT_S`` for the new inventory and then uses the old one. ``is_reloading`` is

@@ -2,15 +2,15 @@
 """The keeper: a small root process that opens listening sockets in network namespaces and sends them to workers.
 
 A listening socket stays in the network namespace in which it was opened, even if a process in another namespace accepts
-on it. So one privileged process opens a socket in each router's namespace and sends it to unprivileged workers. The
-workers stay in their own namespace. A router costs a socket and not a process. While workers are killed, upgraded or
-restarted, the keeper holds the sockets with the connections in their accept queues.
+on it. So one privileged process, the keeper, opens a socket in each router's namespace and sends it to unprivileged
+workers. The workers stay in the host's namespace. A router costs a socket and not a process. While workers are killed,
+upgraded or restarted, the keeper holds the sockets with the connections in their accept queues.
 
 The keeper accepts no client connection and reads no client data. Root sends it the requests ``attach``, ``detach``,
-``get`` and ``list`` over a socket that only root can open. Workers send no requests. They subscribe and then receive
-the listeners of their mode and every later change.
+``get`` and ``list`` over a socket that only root can open. Workers send no requests. They subscribe. Then the keeper
+sends them the listeners of their mode, and every later change.
 
-When the keeper is restarted, the workers continue to serve and send their sockets back to the new keeper. No socket is
+When the keeper is restarted, the workers continue to serve and send their sockets to the new keeper. No socket is
 closed. Under systemd the keeper and the workers may be restarted together, because systemd holds the sockets meanwhile
 (``fdstore``). ``doc/modes.md`` has the details.
 
@@ -25,7 +25,7 @@ is a worker that receives listeners. A listener is *registered*, *unregistered*,
 ``holders``             processes that hold copies of the sockets
 ``server``              the keeper's process
 ``admin_client``        sends attach, detach and list to the keeper
-``attachments_client``  the same by router or network instead of by listener
+``attachments_client``  attaches and detaches routers and networks, with ``admin_client``
 ``worker_client``       a worker's subscription
 ======================  ==========================================================================
 """

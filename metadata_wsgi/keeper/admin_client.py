@@ -14,8 +14,8 @@ from metadata_wsgi import limits
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper import protocol
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.net import port_holder
-from metadata_wsgi.net.port_holder import PortHolder
+from metadata_wsgi.net import listening_process
+from metadata_wsgi.net.listening_process import ListeningProcess
 from metadata_wsgi.netns import namespaces
 
 REPLY_TIMEOUT_S = 10.0
@@ -31,32 +31,33 @@ class KeeperClient:
         connection: socket.socket,
         *,
         sleep: Callable[[float], None] = time.sleep,
-        find_holder: Callable[[Listener], PortHolder | None] | None = None,
+        find_process: Callable[[Listener], ListeningProcess | None] | None = None,
     ) -> None:
         self._connection = connection
         self._sleep = sleep
-        self._find_holder = find_holder or _find_holder
+        self._find_process = find_process or _find_process
 
     def register(self, listener: Listener, handed_over: socket.socket | None = None) -> bool:
         """Register ``listener``. Returns False if it was already registered.
 
-        The keeper opens the socket, or takes ``handed_over`` if it is given. While the port is in use the request is
-        retried for ``PORT_IN_USE_TIMEOUT_S``: a worker may not have sent the socket back yet after a restart of the
-        keeper, or a former proxy is about to end. If another program listens on the port, the request is retried only
-        for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``, and the error names that program.
+        The keeper opens the socket, or takes ``handed_over`` if it is given. While the port is in use, the request is
+        retried for ``PORT_IN_USE_TIMEOUT_S``. There are two usual reasons: after a restart of the keeper a worker has
+        not sent the socket to the new keeper yet, or a former proxy is about to end. If a program of another package
+        listens on the port, the request is retried only for ``limits.FOREIGN_PORT_TIMEOUT_S``, and the error names
+        that program.
         """
         message = {protocol.VERB: protocol.ATTACH, 'listener': listener.to_json()}
-        waited_s, next_search_s = 0.0, limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
+        waited_s, next_search_s = 0.0, limits.FOREIGN_PORT_TIMEOUT_S
         while True:
             try:
                 return bool(self._request(message, 'changed', handed_over.fileno() if handed_over else None)['changed'])
             except _PortInUse:
                 if waited_s >= min(PORT_IN_USE_TIMEOUT_S, next_search_s):
                     # Not at each attempt, because the search reads the descriptors of every process.
-                    next_search_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
-                    holder = self._find_holder(listener)
-                    if holder and (not holder.is_own or waited_s >= PORT_IN_USE_TIMEOUT_S):
-                        raise NetnsError(holder.message(listener.port, listener.namespace)) from None
+                    next_search_s += limits.FOREIGN_PORT_TIMEOUT_S
+                    process = self._find_process(listener)
+                    if process and (not process.is_own or waited_s >= PORT_IN_USE_TIMEOUT_S):
+                        raise NetnsError(process.message(listener.port, listener.namespace)) from None
                 if waited_s >= PORT_IN_USE_TIMEOUT_S:
                     raise
                 self._sleep(limits.PORT_RETRY_INTERVAL_S)
@@ -90,7 +91,7 @@ class KeeperClient:
         return self._receive_reply(field)
 
     def _receive_reply(self, field: str) -> dict[str, Any]:
-        """Receive one reply. Raises NetnsError if it reports an error or has no ``field``."""
+        """Receive one reply. Raises NetnsError if the reply contains an error or has no ``field``."""
         try:
             reply, sock = protocol.receive(self._connection)
         except (EOFError, OSError, ValueError) as error:
@@ -109,10 +110,10 @@ class _PortInUse(NetnsError):
     """The keeper refused because the port is in use. A retry may succeed."""
 
 
-def _find_holder(listener: Listener) -> PortHolder | None:
-    """The process that listens on the port. The keeper cannot search it: its unit hides other processes from it."""
+def _find_process(listener: Listener) -> ListeningProcess | None:
+    """The process that listens on the port. The keeper cannot find it, because its unit hides other processes."""
     try:
-        return namespaces.run_in(listener.namespace, lambda: port_holder.find(listener.port))
+        return namespaces.run_in(listener.namespace, lambda: listening_process.find(listener.port))
     except (NetnsError, OSError):
         return None
 

@@ -28,13 +28,14 @@ class AttachmentsClient:
     ) -> bool:
         """Register listeners on ``hosts`` in ``mode``. Return True if anything changed.
 
-        ``taken`` are listening sockets of a former process. Those with an address of ``hosts`` are registered.
+        ``taken`` are listening sockets of a former process. If one of them is bound to an address of ``hosts``, it is
+        registered, and the keeper opens no socket for this address.
         """
         wanted = [listener(target, mode, port, host) for host in hosts]
         keys = {one.key for one in wanted}
         with admin_client.connect(self._state_path) as keeper:
             stale = [one for one in keeper.list(target.uuid)[0] if one.key not in keys]
-            # A router has one listener: on every address, or on those of IPv4. The other one would hold the port.
+            # A router has one listener: on every address, or on every IPv4 address. The former one blocks the port.
             in_the_way = [one for one in stale if target.kind == ROUTER and one.port == port]
             changed = [keeper.unregister(one) for one in in_the_way]
             changed += [keeper.register(one, _bound_to(one.host, taken)) for one in wanted]
@@ -82,7 +83,7 @@ class AttachmentsClient:
         ]
 
     def _socket_exists(self) -> bool:
-        """Whether listeners may be registered: a keeper removes its socket file only if none is when it ends."""
+        """Whether listeners may be registered. When a keeper without listeners ends, it removes its socket file."""
         return os.path.exists(admin_client.socket_path(self._state_path))
 
 

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """systemd's file descriptor store: systemd holds the listening sockets while keeper and workers are both stopped.
 
-While the keeper restarts, the workers hold the sockets. While the workers restart, the keeper holds them. Without the
-store the sockets are closed if both stop at the same time. A unit with ``FileDescriptorStoreMax=`` may send its sockets
-to systemd and gets them back at its next start.
+While the keeper restarts, the workers hold the sockets. While the workers restart, the keeper holds the sockets. If
+both stop at the same time, the sockets are closed, unless systemd holds copies. A unit with ``FileDescriptorStoreMax=``
+may send its sockets to systemd. At its next start it gets them back.
 
-Facts from sd_notify(3) and sd_listen_fds(3) of systemd 252: a descriptor is sent in a datagram. At the next start it is
-number 3, 4, ..., and ``LISTEN_FDNAMES`` has the names. A name is at most 255 printable ASCII characters without a
-colon. A socket is stored only once, even if it is sent again under another name. The store is emptied when the unit is
-stopped, but not when it is restarted or ends by itself.
+Facts from sd_notify(3) and sd_listen_fds(3) of systemd 252: a descriptor is sent in a datagram. At the next start the
+descriptors have the numbers 3, 4, ..., and ``LISTEN_FDNAMES`` has their names. A name is at most 255 printable ASCII
+characters without a colon. A socket is stored only once, even if it is sent again under another name. systemd empties
+the store when the unit is stopped, but not when it is restarted or ends by itself.
 
-The name of a socket contains the listener's fields, so no other file is needed. The name is not trusted: the registry
-checks that the socket matches it.
+The name of a socket contains the listener's fields, so no other file is needed. The name may be wrong, so the registry
+checks that the socket matches the name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROUTER, NETWORK = 'router', 'network'
 class SystemdFdStore:
     """Sends sockets to systemd through ``notifier``; see :class:`metadata_wsgi.keeper.registry.FdStore`.
 
-    If a socket cannot be stored, it is served but may be lost at a restart. A warning is logged.
+    If a socket cannot be stored, it is still served, but a restart may close it. A warning is logged.
     """
 
     def __init__(self, notifier: Notifier) -> None:
@@ -45,9 +45,9 @@ class SystemdFdStore:
     def restore(
         self, environ: MutableMapping[str, str], first: int = sd_notify.FIRST_DESCRIPTOR
     ) -> Iterator[tuple[Listener, socket.socket]]:
-        """The sockets that an earlier keeper stored. The caller must register each, or close it and call ``remove``.
+        """The sockets that an earlier keeper stored. The caller must register each socket, or close and ``remove`` it.
 
-        Removes the variables about these sockets from ``environ``.
+        Removes the variables that describe these sockets from ``environ``.
         """
         # A descriptor without a name is closed, like one with an invalid name.
         for name, descriptor in sd_notify.inherited(environ, first):

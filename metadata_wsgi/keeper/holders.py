@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The holders on this host: small processes, each with a copy of a router's or network's listening sockets.
+"""The holders on this host: small processes, each with copies of the listening sockets of one router or network.
 
-A Neutron agent needs a process with a pid file for each metadata proxy. ``metadata-wsgi-haproxy`` starts a holder as
-that process. In containers systemd does not store the keeper's sockets. If keeper and workers end at the same time
-there, only the holders have the sockets.
+A Neutron agent expects a process with a pid file for each of its metadata proxies. ``metadata-wsgi-haproxy`` starts a
+holder as that process. In containers systemd does not store the keeper's sockets. If keeper and workers end at the same
+time in a container, only the holders still have the sockets.
 
-``<state_path>/holders/<id>`` is a FIFO that the holder of that id reads. The line ``again`` makes the holder send its
-sockets to the keeper. Any other line ends the holder.
+A holder reads the FIFO ``<state_path>/holders/<id>``; the id is that of its router or network. The line ``again`` makes
+the holder send its sockets to the keeper. Any other line ends the holder.
 
-The state path may belong to an unprivileged user. So the directory ``holders`` is opened without following a link, and
-only the keeper's user may own it and write to it. Links in it are not followed either.
+The state path may belong to an unprivileged user. So the keeper follows no symbolic link to the directory ``holders``
+or in it. The directory is ignored unless the keeper's user owns it and nobody else may write to it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ import time
 from collections.abc import Callable, Collection
 
 REQUEST_INTERVAL_S = 2.0
-"""Time between two requests to holders, and before the first one. Workers send their sockets within this time."""
+"""Time between two rounds of requests to holders, and between the keeper's start and the first round. Workers send
+their sockets within this time, so only holders of other sockets get a request."""
 BATCH = 32
-"""Number of holders that get a request at the same time. It is limited because each holder starts a program."""
+"""Largest number of holders that get a request in one round, because each of them starts a program."""
 
 
 class Holders:
@@ -36,7 +37,7 @@ class Holders:
         self._next_request_at = clock() + REQUEST_INTERVAL_S
 
     def ids(self) -> list[str]:
-        """The ids of the routers and networks that have a FIFO of a holder."""
+        """The ids of the routers and networks for which a holder's FIFO exists."""
         directory = self._open()
         if directory is None:
             return []
@@ -46,9 +47,9 @@ class Holders:
             os.close(directory)
 
     def request_sockets(self, registered: Callable[[], Collection[str]]) -> list[str]:
-        """Request the sockets of holders with an id that is not in ``registered()``, once in ``REQUEST_INTERVAL_S``.
+        """Send ``again`` to up to BATCH holders whose id is not in ``registered()``. Return their ids.
 
-        Return the ids of these holders.
+        The keeper calls this often. Calls within ``REQUEST_INTERVAL_S`` after a round do nothing and return [].
         """
         if self._clock() < self._next_request_at:
             return []
@@ -59,7 +60,7 @@ class Holders:
         return [id_ for id_ in missing if self._write(id_, b'again\n')]
 
     def end(self, id_: str) -> None:
-        """End the holder of ``id_``, because its sockets would keep a deleted namespace in the kernel."""
+        """End the holder of ``id_``. Its sockets would keep a deleted namespace in the kernel."""
         self._write(id_, b'end\n')
 
     def _open(self) -> int | None:

@@ -16,7 +16,7 @@ class NetnsSocketOpener:
     """Opens and checks real sockets; see :class:`metadata_wsgi.keeper.registry.SocketOpener`."""
 
     def open(self, listener: Listener) -> socket.socket:
-        """Listen in the namespace. Raises NetnsError if it does not exist, ConfigError if the port is in use."""
+        """Listen in the listener's namespace. NetnsError if there is no such namespace, ConfigError if bind() fails."""
         if not namespaces.exists(listener.namespace):
             raise NetnsError(f'there is no namespace {listener.namespace} on this host')
         opened = namespaces.run_in(listener.namespace, lambda: listeners.bind_tcp(listener.host, listener.port))
@@ -26,8 +26,8 @@ class NetnsSocketOpener:
     def is_valid(self, listener: Listener, sock: socket.socket) -> bool:
         """Whether ``sock`` is a TCP socket that listens on the listener's port in the listener's namespace.
 
-        An unprivileged worker sends the socket and the listener's fields. The fields may be false, so the kernel is
-        asked about the socket.
+        An unprivileged worker sends the socket and the listener's fields. The fields may be false, so this method
+        compares them with the socket's state in the kernel.
         """
         try:
             return (

@@ -19,18 +19,19 @@ On ``<state_path>/keeper`` (root only), a request and its reply::
 On ``<state_path>/listeners`` (workers), after a worker's first packet ``{"mode": "..."}``::
 
     worker -> keeper   {"holds": {...}} with the socket: a listener that the worker has from an earlier keeper
-                       {"holds": null}: end of that list; from now on the worker is subscribed
+                       {"holds": null}: no further listener follows; from now on the worker is subscribed
     keeper -> worker   {"serve": {...}} with the socket: add this listener
                        {"leave": "key"}: remove the listener with this key
                        {"complete": true}: all listeners registered so far have been sent
 
-``attach`` is one packet and one reply, so any program that can send a descriptor can register its own sockets.
+``attach`` is one packet and one reply. So any program that can send a descriptor can register its own sockets.
 
 Sockets are sent as ancillary data (SCM_RIGHTS, unix(7)), at most one in each packet.
 
 The field names above are the wire format. During an upgrade a worker or client may have another release than the
-keeper. So new fields may be added, but existing fields keep their name and meaning. The keeper rejects an attach with
-an unknown field. Workers and clients ignore unknown fields. The code uses the constants below.
+keeper. So a new release may add fields, but existing fields keep their name and meaning. The keeper rejects an attach
+with an unknown field. Workers and clients ignore unknown fields. In the code the fields have the names of the constants
+below.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ ADD, REMOVE, SYNC_END = 'serve', 'leave', 'complete'
 class Listener:
     """A listening socket in a namespace.
 
-    ``mode`` selects the workers that accept on it: the workers of the shared namespace proxy (``shared``) or of the
-    agent (``one_hop``). Exactly one of the two ids is set. ``host`` is the address that the socket is bound to, '' for
-    every address of the namespace.
+    ``mode`` selects the workers that accept connections on the socket: those of the shared namespace proxy (``shared``)
+    or of the agent (``one_hop``). Exactly one of the two ids is set. ``host`` is the address that the socket is bound
+    to, '' for every address of the namespace.
     """
 
     mode: str
@@ -77,7 +78,7 @@ class Listener:
 
     @property
     def key(self) -> str:
-        """The key of the listener, unique on a host: id and address."""
+        """The id and the address. No two listeners of a host have the same key."""
         return f'{self.id} {self.host}'.rstrip()
 
     @property
@@ -121,7 +122,7 @@ class Listener:
 
 
 def send(sock: socket.socket, message: dict[str, Any], descriptor: int | None = None) -> None:
-    """Send one packet. If ``descriptor`` is not None, it is sent with the packet."""
+    """Send one packet, with ``descriptor`` if it is not None."""
     packet = json.dumps(message).encode()
     ancillary = (
         [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [descriptor]))] if descriptor is not None else []
@@ -130,7 +131,7 @@ def send(sock: socket.socket, message: dict[str, Any], descriptor: int | None = 
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], socket.socket | None]:
-    """Receive one packet and the socket in it. The caller must close the socket.
+    """Receive one packet, and the socket in it, if there is one. The caller must close the socket.
 
     Raises EOFError at the end of the connection, and ValueError for an invalid packet. All descriptors in an invalid
     packet are closed. A packet with several descriptors, or with a descriptor that is not a socket, is invalid.
@@ -170,9 +171,10 @@ def peer_uid(connection: socket.socket) -> int:
 
 
 def is_root_or_own(uid: int, own_uid: int) -> bool:
-    """Whether the peer, a keeper or its client, is trusted: it runs as root or as the calling user.
+    """Whether the peer, a keeper or a client, is trusted: it runs as root or as the user of this process.
 
-    The permissions of the socket file are not enough: a user who may write to the directory can create a socket there.
+    The permissions of the socket file are not enough. A user who may write to its directory can create another socket
+    there.
     """
     return uid in (0, own_uid)
 

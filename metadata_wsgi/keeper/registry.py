@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The registered listeners and the subscribed workers. This module does no I/O: ``SocketOpener`` opens sockets.
 
-A listener's key (router or network id, and address) is in one of three states. The effect of each operation:
+A listener's key (router or network id, and address) is in one of three states. Each operation has this effect:
 
 ======================  ============================  ================================  =========================
 operation               ABSENT                        REGISTERED                        UNREGISTERED
@@ -18,9 +18,10 @@ operation               ABSENT                        REGISTERED                
                                                       closed -> UNREGISTERED
 ======================  ============================  ================================  =========================
 
-The state UNREGISTERED exists for a worker that has not received the REMOVE of a ``detach`` yet. If the keeper is
-restarted, such a worker sends the socket back, and this must not undo the ``detach``. The last
-``MAX_UNREGISTERED_KEYS`` unregistered keys are stored; older ones are ABSENT.
+A worker that connects to the keeper again sends the sockets that it has. It may have a socket that was detached while
+it was not connected. The state UNREGISTERED makes the keeper refuse this socket. In the state ABSENT the keeper would
+register it, and so undo the ``detach``. The last ``MAX_UNREGISTERED_KEYS`` unregistered keys are stored; older keys are
+ABSENT.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class SocketOpener(Protocol[S]):
     """Operations on sockets. :class:`metadata_wsgi.keeper.netns_listener.NetnsSocketOpener` implements them."""
 
     def open(self, listener: Listener) -> S:
-        """Open the listening socket. Raises MetadataError."""
+        """Open the listening socket. Raises MetadataError if this fails."""
 
     def is_valid(self, listener: Listener, sock: S) -> bool:
         """Whether ``sock`` listens on the listener's port, in the namespace that has the listener's name now."""
@@ -76,10 +77,10 @@ class FdStore(Protocol[S_contra]):
 
 @dataclass(eq=False)
 class Subscriber:
-    """A worker: the mode of the listeners that it receives, and the packets that are not sent yet.
+    """A worker: the mode of the listeners that it receives, and the queue of the packets that are not sent yet.
 
-    Packets wait here and not in the kernel, for two reasons. A worker that reads slowly must not block the keeper. And
-    the kernel limits the number of descriptors in flight (unix(7), ETOOMANYREFS).
+    Packets wait in this queue and not in the kernel, for two reasons. A worker that reads slowly must not block the
+    keeper. And the kernel limits the number of descriptors in flight (unix(7), ETOOMANYREFS).
     """
 
     mode: str
@@ -94,7 +95,7 @@ class Registry(Generic[S]):
         self._fdstore = fdstore
         self._registered: dict[str, tuple[Listener, S]] = {}
         self._subscribers: list[Subscriber] = []
-        # Keys, and ids of which all listeners were unregistered; in the order of their unregistering.
+        # Keys of unregistered listeners, and ids of which all listeners were unregistered. The oldest is first.
         self._unregistered: dict[str, None] = {}
 
     def __iter__(self) -> Iterator[Listener]:
@@ -132,7 +133,7 @@ class Registry(Generic[S]):
                 return False
             if only_mode_differs:
                 self._notify(current[0], {protocol.REMOVE: listener.key}, None)
-                # First removed, then added: systemd stores a socket under one name only.
+                # Removed before it is added with its new name: systemd stores a socket under one name only.
                 self._remove_from_store(current[0])
                 self._add(listener, current[1])
                 return True
@@ -145,8 +146,8 @@ class Registry(Generic[S]):
     def restore_from_worker(self, listener: Listener, sock: S) -> bool:
         """Register a socket that a worker has from an earlier keeper. Returns False if the worker must close it.
 
-        The worker must close it in three cases: the listener was unregistered meanwhile, its namespace was deleted, or
-        another socket is registered.
+        The worker must close the socket in three cases: the listener was unregistered meanwhile, its namespace was
+        deleted, or another socket is registered for it.
         """
         current = self._registered.get(listener.key)
         if current:
@@ -163,7 +164,7 @@ class Registry(Generic[S]):
     def restore_from_store(self, listener: Listener, sock: S) -> bool:
         """Register a socket that systemd stored for an earlier keeper.
 
-        If the socket is invalid, it is removed from the store, and False is returned.
+        If the socket is refused, as in ``restore_from_worker``, it is removed from the store. Then returns False.
         """
         accepted = self.restore_from_worker(listener, sock)
         if not accepted:
@@ -183,9 +184,9 @@ class Registry(Generic[S]):
         return True
 
     def unregister_all(self, id_: str) -> bool:
-        """Close every listener of the router or network; whether there was one."""
+        """Close every listener of the router or network. Returns whether there was one."""
         closed = [self.unregister(one.key) for one in self if one.id == id_]
-        # Also those that a worker has and has not sent back yet.
+        # A worker may have other listeners of this id, which it has not sent to this keeper yet.
         self._remember_unregistered(id_)
         return any(closed)
 
@@ -211,13 +212,13 @@ class Registry(Generic[S]):
         return outcome
 
     def close(self) -> None:
-        """Close this process's copies of the sockets. Workers are not notified: they and systemd keep their copies."""
+        """Close this process's copies of the sockets. Workers and systemd keep theirs, so workers are not notified."""
         for _, sock in self._registered.values():
             sock.close()
         self._registered.clear()
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Queue all listeners of the subscriber's mode for it, and from now on every change."""
+        """Queue all listeners of the subscriber's mode. From now on every change is queued for it too."""
         for listener, sock in self._registered.values():
             if listener.mode == subscriber.mode:
                 subscriber.queue.append(({protocol.ADD: listener.to_json()}, sock))
@@ -229,7 +230,7 @@ class Registry(Generic[S]):
         return subscriber in self._subscribers
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
-        """Queue no more changes for ``subscriber``: its connection has ended."""
+        """Stop queueing changes for ``subscriber``. Called when its connection has ended."""
         if subscriber in self._subscribers:
             self._subscribers.remove(subscriber)
 

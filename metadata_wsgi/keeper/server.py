@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper's process: two unix sockets and one event loop. Its only other thread is one that enters a namespace."""
+"""The keeper's process: serves two unix sockets with one event loop. Another thread runs only to enter a namespace."""
 
 from __future__ import annotations
 
@@ -30,28 +30,29 @@ from metadata_wsgi.throttle import Throttle
 
 LOG = logging.getLogger(__name__)
 
-# Limits of the kernel for descriptors in flight and for buffers. No event reports when sending is possible again.
+# Errors at the kernel's limits for descriptors in flight and for buffers. No event shows when sending is possible.
 TRANSIENT_SEND_ERRORS = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 DISCONNECT_ERRNOS = frozenset({errno.EAGAIN, errno.ECONNABORTED, errno.EINTR})
-"""accept() failed because the client disconnected. Other errors mean a lack of descriptors or memory."""
+"""accept() fails with these if the client disconnected. Other errors mean a lack of descriptors or memory."""
 POLL_S = 1.0
 RESEND_POLL_S = 0.05
 REPLY_TIMEOUT_S = 2.0
 ACCEPT_BACKOFF_S = 1.0
 MAX_WORKER_CONNECTIONS = 512
-"""A worker has one connection. The number is limited so that root's requests always get a descriptor."""
+"""Each worker has one connection. The number is limited so that descriptors remain for root's requests."""
 MAX_QUEUED_REFUSALS = 1 << 14
-"""Limit for one worker, because a worker reads nothing before it has sent all its listeners."""
+"""Largest number of refusals that are queued for one worker. A worker reads nothing before it has sent all its
+listeners, so the queue would otherwise be unbounded."""
 SO_PEERGROUPS = 59  # <asm-generic/socket.h>, Linux 4.13
 MAX_OPTION_BYTES = 1024
-"""Python's getsockopt() refuses a larger buffer: 256 groups. Of a process that has more only the first group counts."""
+"""The largest buffer of Python's getsockopt(): 256 groups. If a process has more, only its primary group is used."""
 
 
 class Keeper:
     """Serves ``<state_path>/keeper`` and ``<state_path>/listeners`` until ``stop``.
 
-    ``user`` and ``group`` own the socket for workers. ``opener`` opens listeners. ``fdstore`` gets a copy of each one.
-    ``notifier`` gets the state, and each turn of the event loop as progress.
+    ``user`` and ``group`` own the socket for workers. ``opener`` opens listeners. ``fdstore`` gets a copy of each
+    listener. ``notifier`` gets the state, and each turn of the event loop as progress.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Keeper:
         """Serve until ``stop``. After that the workers keep their sockets, and send them to the next keeper."""
         wake_up, woken = socket.socketpair()
         wake_up.setblocking(False)
-        # A signal handler runs during select(), which then goes on to wait.
+        # After a signal handler, select() continues to wait. The wakeup descriptor ends it.
         self._selector.register(woken, selectors.EVENT_READ, lambda sock: sock.recv(64))
         signal.set_wakeup_fd(wake_up.fileno())
         signal.signal(signal.SIGTERM, self.stop)
@@ -116,7 +117,7 @@ class Keeper:
         signal.set_wakeup_fd(-1)
         wake_up.close()
         if not len(self._registry):
-            # Clients conclude from a missing socket file that nothing is registered.
+            # For clients a missing socket file means that no listener is registered.
             os.unlink(self._path)
         self.close()
 
@@ -147,9 +148,9 @@ class Keeper:
             LOG.info('Requested the sockets of %s from its holder', id_)
 
     def _reconcile_if_due(self) -> None:
-        """Reconcile when names were added or removed, and again until two polls later at least.
+        """Reconcile when namespaces were created or deleted, and again for at least two polls.
 
-        A name exists before its namespace does.
+        "ip netns add" creates the file in /run/netns before the namespace. So one reconcile may be too early.
         """
         now, changed_at = time.monotonic(), namespaces.changed_at()
         if changed_at != self._namespaces_changed_at:
@@ -158,7 +159,7 @@ class Keeper:
         if not self._is_reconcile_due or now - self._reconciled_at < POLL_S / 2:
             return
         self._reconciled_at = now
-        # Also where this process did not run for a while.
+        # True until one reconcile has run after _reconcile_until, even if this process was stopped for a while.
         self._is_reconcile_due = now < self._reconcile_until
         for listener, reopened in self._registry.reconcile():
             LOG.info(
@@ -188,7 +189,7 @@ class Keeper:
         self._selector.register(listening, selectors.EVENT_READ, accept)
 
     def _pause_accepting(self, listening: socket.socket, accept: Callable[[Any], None], reason: str) -> None:
-        """Pause after descriptors or memory ran out: the socket stays readable, and the event loop would spin."""
+        """Pause after a lack of descriptors or memory. The socket stays readable, so the event loop would spin."""
         if self._accept_log.allow():
             LOG.warning('No connections are accepted for the next %g s: %s', ACCEPT_BACKOFF_S, reason)
         self._selector.unregister(listening)
@@ -257,7 +258,7 @@ class Keeper:
                 sock, handed_over = handed_over, None
                 return [{'changed': self._registry.register(listener, sock)}]
             if verb == protocol.DETACH:
-                # Also if none is registered: a worker may be about to send them back.
+                # Also called if none is registered: a worker may still have the listeners, and send them later.
                 if 'key' in message:
                     return [{'closed': self._registry.unregister(str(message['key']))}]
                 if not isinstance(id_, str):
@@ -341,7 +342,7 @@ class Keeper:
 def may_subscribe(uid: int, group_ids: list[int], socket_stat: os.stat_result) -> bool:
     """Whether a process with these ids may subscribe: root, and the owner and the group of the socket for workers.
 
-    The kernel checks the permissions of the socket file only in connect().
+    The kernel checks the permissions of the socket file at connect() only. The keeper checks the peer again.
     """
     return uid in (0, socket_stat.st_uid) or (
         bool(socket_stat.st_mode & stat.S_IWGRP) and socket_stat.st_gid in group_ids

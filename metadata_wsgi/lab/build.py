@@ -14,7 +14,8 @@ from contextlib import suppress
 
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.lab import guests, plan, topology
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import NETWORK, ROUTER, AttachTarget
 

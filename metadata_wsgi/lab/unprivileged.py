@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the lab without root, in a user namespace, if the kernel allows it.
 
-In a user namespace the user is root over separate network, mount and pid namespaces. This is enough for a lab, and the
-machine itself cannot be changed from there. The lab ends when the first process of the namespace ends. So
-``lab --keep`` leaves this process running and writes its pid to a file in the user's runtime directory.
+In a user namespace the user is root, with separate network, mount and pid namespaces. This is enough for a lab, and the
+lab cannot change the machine. The lab ends when the first process of the namespace ends. So with ``lab --keep`` the
+first process continues to run, and its pid is in a file in the user's runtime directory.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def needed() -> bool:
 def run(argv: Sequence[str], *, keep: bool) -> int:
     """Run ``argv`` (the lab's own command) in a new user namespace. Returns its exit code.
 
-    With ``keep`` the namespace stays when ``argv`` has ended. Raises NetnsError if user namespaces are not allowed; the
-    text says how to allow them.
+    With ``keep`` the namespace stays when ``argv`` has ended. If user namespaces are not allowed, raises NetnsError.
+    Its text explains how to allow them.
     """
     if shutil.which('unshare') is None:
         raise NetnsError('the lab needs root, or the program unshare (package util-linux) to run without root')

@@ -4,12 +4,12 @@
 A result is cached for this time after the lookup:
 
 - Exactly one instance: 60 % to 80 % of ``fresh_s``. The time is random, so that instances that booted together are not
-  looked up together again. While the lookup is unavailable: up to ``stale_s``.
-- No instance or several: at most ``not_found_s``, because the instance may be created just now. Such a result is never
-  used after that time.
+  looked up together again. While the lookup is unavailable, the result is used for up to ``stale_s``.
+- No instance or several: at most ``not_found_s``, because an instance with the address may just be created. Such a
+  result is never used after that time.
 
-A lookup may cache the networks of a router separately (``networks_cache``). They are cached for a fifth of ``fresh_s``
-and the instance for the rest. So a result is never older than ``fresh_s``.
+A lookup may cache the networks of a router separately (``networks_cache``), for a fifth of ``fresh_s``. An instance is
+cached for at most four fifths of ``fresh_s``. So a result never depends on data that is older than ``fresh_s``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from metadata_wsgi import instruments
 from metadata_wsgi.cache.local import LocalCache, Ttl
 from metadata_wsgi.cache.single_flight import SingleFlight, jittered
 from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.errors import LookupUnavailable
 from metadata_wsgi.lookup.protocol import InstanceLookup, StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 
 NETWORKS_TIME_SHARE = 0.2
 """The networks of a router are cached for this part of ``fresh_s``."""
 MIN_REVALIDATE_AGE_S = 1.0
-"""A younger result is not looked up again, because a boot may get several 404s from Nova in a fraction of a second."""
+"""A result that is younger is not looked up again: a boot may get several 404s from Nova in a fraction of a second."""
 
 
 class CachedLookup:
@@ -52,7 +53,7 @@ class CachedLookup:
         return found
 
     def cached(self, source: Source) -> Instance | None:
-        """The instance if a fresh cache entry has exactly one, else None. Does no lookup."""
+        """The instance of ``source`` if it is in the cache and fresh, else None. Does no lookup."""
         entry = self._cache.fresh(_key(source))
         if entry is None or len(entry.value) != 1:
             return None  # ``find`` counts it
@@ -63,15 +64,16 @@ class CachedLookup:
     def revalidate(self, source: Source, deadline: Deadline) -> bool:
         """Look ``source`` up again and cache the result. Returns whether it differs from the cached result.
 
-        Returns False without a lookup if nothing is cached, if the cached result is younger than
-        ``MIN_REVALIDATE_AGE_S``, or while the lookup is unavailable. Raises InstanceLookupError if the lookup fails.
+        Returns False without a lookup if nothing is cached, or if the cached result is younger than
+        ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError if the lookup fails, or without a lookup if it was
+        unavailable just before.
         """
         key = _key(source)
         entry = self._cache.stale_ok(key) or self._cache.fresh(key)
         if entry is None or self._cache.clock() - entry.loaded_at_s < MIN_REVALIDATE_AGE_S:
             return False
         if self._results.source_is_down():
-            return False
+            raise LookupUnavailable('the last lookup had no response')
         return bool(self._results.refresh(key, entry.value, self._load(source), deadline) != entry.value)
 
     def invalidate(self, source: Source) -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface of an instance lookup, and the loader of the lookup that the option ``directory`` names.
 
-A lookup is any class with a method ``find``. It does not retry and does not handle requests: the filters do that. Its
+A lookup is any class with a method ``find``. A lookup neither retries nor handles requests: the filters do both. Its
 factory is an entry point of the group ``metadata_wsgi.directories``. The factory takes paste's ``global_conf`` and the
-keyword ``networks_cache``, which it may ignore.
+keyword argument ``networks_cache``, which it may ignore.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ OPTS = [
     cfg.StrOpt(
         'directory',
         default='quantum',
-        help='The lookup that finds the instance: neutron (quantum is the same), static (a YAML file), or another '
-        'entry point of the group metadata_wsgi.directories.',
+        help='The lookup that finds the instance: neutron (quantum is the same), static (a YAML file), or the name of '
+        'another entry point of the group metadata_wsgi.directories.',
     ),
 ]
 """Options of the filters that have a lookup."""
@@ -40,8 +40,8 @@ class InstanceLookup(Protocol):
     def find(self, source: Source, deadline: Deadline) -> Sequence[Instance]:
         """All instances with the address of ``source`` behind its router or on its network; empty if there is none.
 
-        Raises LookupUnavailable if a retry may succeed, else InstanceLookupError. The caller retries. Returns or raises
-        before ``deadline``.
+        If it fails: raises LookupUnavailable if a retry may succeed, else InstanceLookupError. The caller retries.
+        Returns or raises before ``deadline``.
         """
 
 
@@ -50,9 +50,9 @@ class ChecksVisibility(Protocol):
     """A lookup that can check whether it sees the instances of all projects."""
 
     def probe(self, deadline: Deadline) -> object:
-        """Do the check. ``str`` of the result is a sentence for the operator.
+        """Do the check. ``str()`` of the result is a sentence for the operator.
 
-        Raises LookupUnavailable or InstanceLookupError if no instance can be found.
+        Raises LookupUnavailable or InstanceLookupError if the lookup cannot find any instance.
         """
 
 
@@ -94,11 +94,11 @@ class Factory(Protocol):
     """The type of an entry point of the group ``metadata_wsgi.directories``."""
 
     def __call__(self, global_conf: Mapping[str, str], *, networks_cache: StepCache | None = None) -> InstanceLookup:
-        """Make a lookup from its own options. Raises ConfigError."""
+        """Make a lookup from its own options. Raises ConfigError if an option is wrong."""
 
 
 def load(name: str, global_conf: Mapping[str, str], *, networks_cache: StepCache | None = None) -> InstanceLookup:
-    """Make the lookup of the entry point ``name`` from its own options. Raises ConfigError."""
+    """Make the lookup of the entry point ``name``. Raises ConfigError if there is none, or an option is wrong."""
     published = entry_points(group=GROUP)
     try:
         factory = cast(Factory, published[name].load())

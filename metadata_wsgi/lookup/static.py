@@ -37,9 +37,9 @@ OPTS = [
 class StaticLookup:
     """Finds instances in the inventory that ``current`` returns.
 
-    ``is_reloading`` returns True while a newer inventory is being read, which may have an instance that is not found.
-    ``on_other_port`` is called with a sentence about each port that has the address but no instance. By default it
-    logs; it may be replaced.
+    ``is_reloading`` returns True while a newer inventory is being read. The newer inventory may contain an instance
+    that is not found yet. ``on_other_port`` is called with a sentence about each port that has the address but no
+    instance. The default logs the sentence. The attribute may be replaced.
     """
 
     def __init__(self, current: Callable[[], Inventory], *, is_reloading: Callable[[], bool] = lambda: False) -> None:

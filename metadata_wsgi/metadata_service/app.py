@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The WSGI app: Nova's metadata API, with data from the inventory. It is the last part of a pipeline.
 
-It may run on its own port; then the agent's ``upstream`` sends requests to it instead of Nova. Or it is in the agent's
-own pipeline, after ``signature``. In both cases it trusts only the signed identity. Every method reads, as in Nova.
-Only the password can be written, and only once.
+The app may run on its own port. Then the agent's ``upstream`` sends requests to it instead of Nova. Or the app is in
+the agent's own pipeline, after ``signature``. In both cases it trusts only the signed identity. As in Nova, every
+method reads, except that a POST writes the password. The password can be written only once.
 """
 
 from __future__ import annotations

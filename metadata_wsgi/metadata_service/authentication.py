@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks the three headers that identify the instance of a request: instance id, tenant id and signature.
 
-The order of the checks and the status codes are those of Nova: 400 for a missing header (first instance id, then
-signature, then tenant), 403 for a wrong signature. ``app`` then checks whether the instance exists and belongs to the
-tenant.
+The order of the checks and the status codes are those of Nova. A missing header gets 400: the instance id is checked
+first, then the signature, then the tenant. A wrong signature gets 403. ``app`` then checks that the instance exists and
+belongs to the tenant.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def tree(instance: Instance, version: str) -> Folder:
 def ec2_id(instance: Instance, prefix: str) -> str:
     """The EC2 id of the instance, for example ``i-0a1b2c3d``.
 
-    The id never changes. If it did, cloud-init would configure the instance again, as a new one.
+    The id must never change: with another id cloud-init would configure the instance again, as a new instance.
     """
     return f'{prefix}-{hashlib.sha256(instance.id.encode()).hexdigest()[:8]}'
 

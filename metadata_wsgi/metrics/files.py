@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files in the directory of the counts, and the counts of processes that have ended.
 
-prometheus-client writes ``counter_PID.db``, ``histogram_PID.db`` and ``gauge_MODE_PID.db``. The counts of a process
-that has ended must stay in the sums, or a counter would fall at each reload; its gauges must go. So each process that
-starts adds the counts of ended ones to ``counter_ended.db`` and ``histogram_ended.db`` and removes their files: the
-directory has as many files as there are processes, however often they are replaced.
+prometheus-client writes ``counter_PID.db``, ``histogram_PID.db`` and ``gauge_MODE_PID.db``. When a process has ended,
+its counters and histograms must stay in the sums: otherwise a counter would fall at each reload. Its gauges must be
+removed. So each process that starts adds the counts of ended processes to ``counter_ended.db`` and
+``histogram_ended.db``, and removes their files. So the number of files does not grow with each reload.
 
-A process runs while it holds the lock (flock) of ``process_PID.lock``. Whoever changes or reads the files holds the
-lock of the directory. The processes must share one numbering of pids: containers that use one directory need the
-host's.
+A process runs as long as it holds the lock (flock) of ``process_PID.lock``. A process that changes or reads the files
+holds the lock of the directory. All processes must be in the same pid namespace: containers that share the directory
+need the pid namespace of the host.
 
-A file is allocated when it is made: where there is no room, opening it fails, and not, with SIGBUS, a later count.
+The space of a file is allocated when the file is made. So if there is no space left, opening the file fails. Otherwise
+a later count would end the process with SIGBUS.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def locked(directory: str, *, exclusive: bool) -> Iterator[None]:
 
 
 def of_counts(directory: str) -> list[str]:
-    """The paths of the files of counts. Hold the lock of the directory."""
+    """The paths of the files with counts. The caller must hold the lock of the directory."""
     paths = [os.path.join(directory, name) for name in os.listdir(directory) if _READ.fullmatch(name)]
     return [
         path for path in paths if stat.S_ISREG((found := os.lstat(path)).st_mode) and 8 <= found.st_size <= MAX_BYTES
@@ -55,9 +56,9 @@ def of_counts(directory: str) -> list[str]:
 
 
 def begin(directory: str) -> int:
-    """Make the files of this process, after those of ended ones were added up. Hold the lock of the directory.
+    """Add up the counts of ended processes, then make the files of this process. The caller must hold the lock.
 
-    Returns the descriptor of its lock file: this process counts as running until it is closed.
+    Returns the descriptor of this process's lock file. The process counts as running until the descriptor is closed.
     """
     lock = _lock_own(directory)
     _add_ended(directory)
@@ -114,8 +115,8 @@ def _is_locked(path: str) -> bool:
 def _move_to_ended(directory: str, name: str) -> None:
     """Add the counts in the file ``name`` to those of ended processes, and remove it.
 
-    The file is removed first. If this process is killed in between, counts are lost and not doubled. Prometheus takes a
-    counter that fell for a counter that started again. It would take doubled counts for new events.
+    The file is removed first. If this process is killed between the two steps, counts are lost and not doubled.
+    Prometheus treats a counter that fell as a counter that started again. It would treat doubled counts as new events.
     """
     from prometheus_client.mmap_dict import MmapedDict
 

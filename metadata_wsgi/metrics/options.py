@@ -18,20 +18,20 @@ OPTS = [
     cfg.StrOpt(
         'directory',
         default='/run/metadata_wsgi/metrics',
-        help='Directory with the counts of the workers: each writes there, the page adds them up. The agent makes it. '
-        'It should be emptied at boot, as /run is.',
+        help='Directory with the counts of the workers. The agent creates it. Choose a directory that is emptied at '
+        'boot, such as one in /run.',
     ),
     cfg.StrOpt(
         'listen',
         default='',
         help='Address and port on which the agent serves http://ADDRESS:PORT/metrics, for example 127.0.0.1:9698. By '
-        'default it does not. The pipeline must have the filter metrics.',
+        'default the agent does not serve the metrics. The pipeline must have the filter metrics.',
     ),
     cfg.BoolOpt(
         'allow_remote',
         default=False,
-        help='Allow an address in listen that other machines can reach. The page names no instance, but everybody who '
-        'can reach it can read it: let a firewall admit the Prometheus server only.',
+        help='Allow an address in listen that other machines can reach. Everybody who can connect can read the page. '
+        'It names no instance. Configure a firewall so that only the Prometheus server can connect.',
     ),
 ]
 
@@ -43,7 +43,7 @@ def load_directory(global_conf: Mapping[str, str]) -> str:
 
 
 def load_listen_address(global_conf: Mapping[str, str]) -> tuple[str, int] | None:
-    """The address and port of ``listen``; None if it is not set. Raises ConfigError."""
+    """The address and port of ``listen``; None if it is not set. Raises ConfigError if the value is wrong."""
     conf = config_files.load(global_conf, OPTS, GROUP).metrics
     if not conf.listen:
         return None
@@ -67,8 +67,8 @@ def load_listen_address(global_conf: Mapping[str, str]) -> tuple[str, int] | Non
 def make_directory(path: str, owner: tuple[int, int] | None) -> None:
     """Make the directory if it is missing. Raises ConfigError if the workers cannot write there.
 
-    ``owner`` is the user and group of the workers where root starts them, else None. Root only makes the directory and
-    gives it to them: it never opens a file in it.
+    ``owner`` is (uid, gid) of the workers if root starts them, else None. Root makes the directory and gives it to this
+    user. Root never opens a file in the directory.
     """
     try:
         fd = safe_files.open_directory(path, make=True)

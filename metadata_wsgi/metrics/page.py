@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page with the sums of all processes, in Prometheus's text format.
 
-Two programs serve it, for the host only: the agent, on the address of ``[metrics] listen``, and, if one is wanted, a
-process of its own (the app ``metrics_page`` of the paste file).
+The agent serves the page on the address in ``[metrics] listen``. Without this option a separate process can serve it
+(the app ``metrics_page`` of the paste file).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ LOG = logging.getLogger(__name__)
 
 PATH = '/metrics'
 MAX_CLIENTS = 8
-"""Connections to the page inside a worker, at a time."""
+"""Largest number of concurrent connections to the page in a worker."""
 
 
 class MetricsPage:
-    """The app that answers PATH with ``page()``."""
+    """The WSGI app that serves ``page()`` at PATH."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -38,7 +38,7 @@ class MetricsPage:
         self._page = page
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """The page; 404 for another path, 405 for another method, 503 if the files cannot be read."""
+        """Respond with the page. 404 for another path, 405 for another method, 503 if the files cannot be read."""
         if environ['PATH_INFO'] != PATH:
             return error_responses.not_found()(environ, start_response)
         if environ['REQUEST_METHOD'] not in ('GET', 'HEAD'):
@@ -54,7 +54,7 @@ class MetricsPage:
 
 
 class _Collected:
-    """What ``generate_latest`` takes for a registry."""
+    """The argument for ``generate_latest``, which calls its ``collect()``, as it would that of a registry."""
 
     def __init__(self, metrics: list[Any]) -> None:
         self._metrics = metrics

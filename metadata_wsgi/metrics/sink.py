@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connects the instruments of this process to Prometheus's files. Without it they do nothing.
+"""Connects the instruments of this process to Prometheus's files. Until then the instruments do nothing.
 
-The files are opened at the first count: by a worker after it has dropped its privileges, so root opens none of them,
-and a process that only loads the pipeline (the check before a reload) leaves none. ``check-config`` and ``explain``,
-which root runs, send requests too: they disconnect the instruments after they have loaded the pipeline.
+The files are opened at the first count. At this time a worker has dropped its privileges, so root opens none of the
+files. A process that only loads the pipeline (the check before a reload) makes no files. Root may run ``check-config``
+and ``explain``, which send requests. So these commands disconnect the instruments after they have loaded the pipeline.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _opener(instrument: Instrument, directory: str) -> Callable[..., object]:
 def _open(directory: str) -> None:
     disconnect()
     try:
-        # The agent has made it; a namespace proxy may be the first.
+        # The agent makes the directory, but a namespace proxy may start before the agent.
         os.makedirs(directory, mode=0o755, exist_ok=True)
         if os.geteuid() == 0 and os.stat(directory).st_uid != 0:
             # Its owner may have put links there, and the library follows them.
@@ -73,7 +73,7 @@ def _open(directory: str) -> None:
 
 
 def _reporter(instrument: Instrument) -> Callable[..., object]:
-    """The function that the instrument calls. Makes the series whose labels are known, with 0."""
+    """The function that the instrument calls. Makes each series whose label values are known, with the value 0."""
     import prometheus_client
 
     registry = prometheus_client.CollectorRegistry()
@@ -97,7 +97,7 @@ def _reporter(instrument: Instrument) -> Callable[..., object]:
         methods[values] = method = getattr(metric.labels(*values) if values else metric, name)
         return method
 
-    # A gauge is made when its state is known: 0 would be a statement.
+    # A gauge is made when its state is known, because 0 would be a state.
     if instrument.kind != 'gauge' and labels:
         for values in _known(list(instrument.labels.values())):
             method_of(values)

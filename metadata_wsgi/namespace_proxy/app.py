@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The WSGI app of the namespace proxy: adds the client's address and namespace, and sends the request to the agent.
 
-The app *sets* two headers, and never appends to them. ``X-Forwarded-For`` is the peer address of the connection. The
-id of the router or network is taken from the command line, or from the listening socket if one process serves many
-namespaces. The app deletes every header that a client may not set, in every spelling (LP#1865036), and hop-by-hop
-headers. If the client sent ``X-Forwarded-For`` or ``Forwarded``, the agent gets ``X-Metadata-Guest-Forwarded: 1``
-instead. Path, query and body are sent unchanged. The id of the request (``pipeline/request_id.py``) is taken from the
-client or made, sent to the agent, and added to a response that has none.
+The app *sets* two headers, and never appends to the client's values. ``X-Forwarded-For`` gets the peer address of the
+connection. ``X-Quantum-Router-ID`` or ``X-Quantum-Network-ID`` gets the id from the command line. If one process serves
+many namespaces, the id of the listening socket is used.
+
+The app deletes every header that a client may not set, in every spelling (LP#1865036), and hop-by-hop headers. If the
+client sent ``X-Forwarded-For`` or ``Forwarded``, the agent gets ``X-Metadata-Guest-Forwarded: 1`` instead. Path, query
+and body are sent unchanged. The app also sends the id of the request (``pipeline/request_id.py``) to the agent. It adds
+the id to a response without one.
 
 A GET or HEAD is retried until the deadline while the agent is unavailable (restart, upgrade, reload). Then the client
 gets 503 with ``Retry-After: 1``. The app has no secret and sends no request to Nova or OpenStack.
@@ -23,8 +25,8 @@ from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import BadRequest, NoResponse, NotSent
 from metadata_wsgi.http import header_names, message
 from metadata_wsgi.http.client import HttpClient
+from metadata_wsgi.http.proxy_errors import ProxyErrors
 from metadata_wsgi.http.retry import retry_until
-from metadata_wsgi.http.send_errors import SendErrors
 from metadata_wsgi.net import addresses
 from metadata_wsgi.pipeline import request_id
 from metadata_wsgi.pipeline.environ_keys import DEADLINE, FAILURE, NAMESPACE, RECEIVED_AT_S, Failure, Namespace
@@ -36,10 +38,10 @@ _FORWARDED_KEYS = frozenset(header_names.environ_key(name) for name in header_na
 
 
 class NamespaceProxyApp:
-    """The app for the namespace of one router or network; without an id, for the namespace of each connection.
+    """The app for the namespace of one router or network. Without an id, each connection's socket has the id.
 
     ``agent`` sends requests to the agent's socket. ``prefix`` is the header prefix that the agent trusts, for example
-    ``X-Quantum``.
+    ``X-Quantum``. ``max_body_bytes`` is the limit of a request body.
     """
 
     REQUIRES: frozenset[str] = frozenset()
@@ -64,10 +66,10 @@ class NamespaceProxyApp:
         self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._sleep = sleep
-        self._errors = SendErrors('the metadata agent', max_body_bytes=max_body_bytes)
+        self._errors = ProxyErrors('the metadata agent', max_body_bytes=max_body_bytes)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Respond with the agent's response; 503 if there is none; 400, 408 or 413 if the request cannot be sent."""
+        """Send the agent's response to the client. 503 if there is none; 400, 408 or 413 for a bad request body."""
         id_ = request_id.begin(environ)
         start_response = request_id.added_to(start_response, id_)
         received_at_s = environ.get(RECEIVED_AT_S, self._clock())

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 
 def daemonize() -> Callable[[], None]:
-    """Fork twice. Only the daemon returns from this function; it must call the returned function when it is ready.
+    """Fork twice. Only the daemon returns from this function. It must call the returned function when it is ready.
 
     The calling process waits in this function. It exits with 0 when the daemon is ready, or with 1 if the daemon ended
-    before.
+    before it was ready.
     """
     read_end, write_end = os.pipe()
     if os.fork():

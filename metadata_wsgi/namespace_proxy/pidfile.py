@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pid file of a namespace proxy. It ensures that a router has only one proxy, and contains the pid for signals.
+"""The pid file of a namespace proxy: ensures that a router has only one proxy, and contains the pid for signals.
 
-While the proxy runs it holds a lock (flock) on the file. The kernel releases the lock when the process ends, even if it
-is killed. So the file of a killed proxy can be used again. Root writes the file in a directory where workers may create
-files, so it is opened with ``safe_files``.
+A running proxy holds a lock (flock) on the file. When the process ends, even if it is killed, the kernel releases the
+lock. So the next proxy can use the file of a killed one. Root writes the file in a directory in which unprivileged
+workers may create files. So ``safe_files`` opens it and follows no link.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ class PidFile:
             raise NetnsError(f'pid_file {path}: {error.strerror}') from error
 
     def write(self) -> None:
-        """Write the pid of the calling process. Call it after the process has become a daemon."""
+        """Write the pid of the calling process. Call this method after the process has become a daemon."""
         self._owner = os.getpid()
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, b'%d\n' % self._owner, 0)
         os.fsync(self._fd)
 
     def close_in_child(self) -> None:
-        """Close the file in a forked child, so that the lock ends when the parent ends."""
+        """Close the file in a forked child. Otherwise the child would hold the lock after the end of its parent."""
         os.close(self._fd)
         os.close(self._directory)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The canonical text of IP addresses. It is needed because Quantum compares IPv6 addresses as strings."""
+"""The canonical text of IP addresses. It is needed because Neutron compares IPv6 addresses as strings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _IFREQ = struct.Struct('16si20x')
 def normalize_ip(text: str) -> str:
     """The address ``text`` in lower case, compressed, without a zone. A v4-mapped address becomes an IPv4 address.
 
-    On a dual-stack socket, and in Neutron's haproxy, 10.1.1.2 is ``::ffff:10.1.1.2``. Raises ValueError if ``text`` is
+    A dual-stack socket, and Neutron's haproxy, return 10.1.1.2 as ``::ffff:10.1.1.2``. Raises ValueError if ``text`` is
     not an address.
     """
     bare, percent, zone = text.partition('%')
@@ -40,7 +40,7 @@ def is_link_local(address: str) -> bool:
 
 
 def interface_of(text: str) -> str | None:
-    """The zone of the address ``text``, an interface name; None without a zone. Raises ValueError if it is invalid."""
+    """The zone (interface name) of the address ``text``; None without a zone. Raises ValueError if it is invalid."""
     _, percent, zone = text.partition('%')
     if percent and not _ZONE.match(zone):
         raise ValueError(f'{zone!r} is not a zone')
@@ -50,9 +50,9 @@ def interface_of(text: str) -> str | None:
 def with_interface(descriptor: int, peer: tuple[Any, ...]) -> str:
     """The peer's address as text. The zone of a link-local address is the interface on which the connection arrived.
 
-    ``descriptor`` is the descriptor of the connection. ``peer`` is the address that accept() returned; it has the index
-    of the interface. The kernel looks the name of the interface up in the namespace of the socket, not of the process.
-    If the interface was deleted or has an unusual name, the zone is left out.
+    ``descriptor`` is the descriptor of the connection. ``peer`` is the address that accept() returned, with the index
+    of the interface. The kernel returns the interface's name in the namespace of the socket, not of the process. If the
+    interface was deleted or has an unusual name, the zone is left out.
     """
     host, scope_id = str(peer[0]), peer[3] if len(peer) == 4 else 0
     if not scope_id:

@@ -2,16 +2,16 @@
 """Opens the listening sockets: the agent's unix socket, and the namespace proxy's TCP port.
 
 Every process that can connect to the agent's unix socket can request the metadata of any instance. So the permissions
-of the socket are never wider than configured: at first only its owner has access. Other users get access after owner
-and group are set. ``metadata_proxy_socket_mode`` selects which users may connect:
+of the socket are never wider than configured. When the socket is created, only the user of this process has access. The
+final permissions are set after the group. ``metadata_proxy_socket_mode`` selects which users may connect:
 
 ``user``    the owner, ``metadata_proxy_user``
 ``group``   owner and group, ``metadata_proxy_group``
 ``all``     every user of the host
 ``deduce``  ``user`` if only ``metadata_proxy_user`` is set, else ``group``
 
-If neither user nor group is set and root starts the agent, the socket gets the group of the agent's workers
-(``privileges.identity``). By default the namespace proxies' workers have the same group.
+If neither user nor group is set and the agent's workers run as another user than root, the socket gets the group of the
+workers (``privileges.identity``). By default the workers of the namespace proxies have the same group.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from contextlib import contextmanager, suppress
 
 from metadata_wsgi import limits, safe_files
 from metadata_wsgi.errors import ConfigError
-from metadata_wsgi.net import port_holder
-from metadata_wsgi.net.port_holder import PortHolder
+from metadata_wsgi.net import listening_process
+from metadata_wsgi.net.listening_process import ListeningProcess
 
 LOG = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ def unix_listener(
     program: str = 'agent',
     sleep: Callable[[float], None] = time.sleep,
 ) -> socket.socket:
-    """Listen on ``path``. A stale socket is replaced. Raises ConfigError if another process listens on it.
+    """Listen on ``path``. A stale socket is replaced. Raises ConfigError if another process listens on ``path``.
 
     If another process listens, the check is repeated for ``timeout_s``: after an agent's master was killed, its workers
-    need a second to end. ``<path>.lock`` exists while this function runs. Otherwise, if two processes start at the same
-    time, one could take the socket of the other for a stale one, between bind() and listen(). Error messages contain
-    ``option`` and ``program``.
+    need a second to end. ``<path>.lock`` is locked during the check and until the socket listens. Without the lock, if
+    two processes start at the same time, one could delete the socket of the other between its bind() and listen().
+    Error messages contain ``option`` and ``program``.
     """
     path = os.path.abspath(path)
     uid, gid = uid_of(user), gid_of(group)
@@ -96,7 +96,7 @@ def unix_listener(
 
 
 def is_unix_listener(sock: socket.socket, path: str, *, mode: int, user: str = '', group: str = '') -> bool:
-    """Whether ``sock`` is what ``unix_listener`` would return for the same arguments."""
+    """Whether ``sock`` listens on ``path``, and its file has the mode and owner that ``unix_listener`` would set."""
     uid, gid = uid_of(user), gid_of(group)
     try:
         found = os.lstat(path)
@@ -164,7 +164,7 @@ def tcp_listeners(hosts: Sequence[str], port: int) -> list[socket.socket]:
     listeners = [tcp_listener(hosts[0], port)]
     for host in hosts[1:]:
         try:
-            # Short, because the first call has already waited for a former process.
+            # A short timeout, because the first call has already waited for a former process.
             listeners.append(tcp_listener(host, port, timeout_s=1.0))
         except ConfigError as error:
             LOG.warning('Serving %s only: %s', hosts[0], error)
@@ -178,17 +178,18 @@ def tcp_listener(
     backlog: int = limits.LISTEN_BACKLOG,
     timeout_s: float = limits.PORT_IN_USE_TIMEOUT_S,
     sleep: Callable[[float], None] = time.sleep,
-    find_holder: Callable[[int], PortHolder | None] = port_holder.find,
+    find_process: Callable[[int], ListeningProcess | None] = listening_process.find,
 ) -> socket.socket:
     """Listen on ``host`` (empty: every address of the namespace, both families) and ``port``.
 
-    While the port is in use it is retried for ``timeout_s``: a former proxy may be about to end. If another program
-    listens on the port, it is retried only for ``limits.FOREIGN_PORT_HOLDER_TIMEOUT_S``. An IPv6 address may have a
-    zone (``fe80::a9fe:a9fe%qr-1``). Such an address need not exist yet, and may be removed and added again.
-    Raises ConfigError. Its text names the process that listens on the port, if that process is visible.
+    While the port is in use, this function tries again for ``timeout_s``, because a former proxy may be about to end.
+    If a program of another package listens on the port, the function tries only for
+    ``limits.FOREIGN_PORT_TIMEOUT_S``. An IPv6 address may have a zone (``fe80::a9fe:a9fe%qr-1``). Such an address need
+    not exist yet, and may be removed and added again. If listening fails, raises ConfigError. Its text names the
+    process that listens on the port, if this process is visible.
     """
     started_at = time.monotonic()
-    next_search_s = limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
+    next_search_s = limits.FOREIGN_PORT_TIMEOUT_S
     while True:
         try:
             return bind_tcp(host, port, backlog)
@@ -198,10 +199,10 @@ def tcp_listener(
             waited_s = time.monotonic() - started_at
             if number == errno.EADDRINUSE and waited_s >= min(timeout_s, next_search_s):
                 # Not at each attempt, because the search reads the descriptors of every process.
-                next_search_s += limits.FOREIGN_PORT_HOLDER_TIMEOUT_S
-                holder = find_holder(port)
-                if holder and (not holder.is_own or waited_s >= timeout_s):
-                    raise ConfigError(holder.message(port, port_holder.namespace_name())) from cause
+                next_search_s += limits.FOREIGN_PORT_TIMEOUT_S
+                process = find_process(port)
+                if process and (not process.is_own or waited_s >= timeout_s):
+                    raise ConfigError(process.message(port, listening_process.namespace_name())) from cause
             if number not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL) or waited_s >= timeout_s:
                 raise
         sleep(limits.PORT_RETRY_INTERVAL_S)
@@ -217,8 +218,9 @@ def bind_tcp(
 ) -> socket.socket:
     """Listen on ``host`` and ``port`` without a retry.
 
-    With ``reuse_port`` processes of the same user may listen on the port too, as the workers of a former program do
-    during an upgrade. Raises ConfigError with the OSError as its cause. Its text names ``option``.
+    With ``reuse_port`` other processes of the same user may listen on the port too. The workers of a former program do
+    so during an upgrade. If listening fails, raises ConfigError with the OSError as its cause. Its text names
+    ``option``.
     """
     try:
         return _bind_and_listen(host, port, backlog, reuse_port)

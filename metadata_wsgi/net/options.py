@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the agent's unix socket; ``listeners`` says what they mean.
+"""Options of the agent's unix socket. ``listeners`` explains the options.
 
-They are in a module of their own: the keeper and the namespace proxies open sockets and read no options, and
-oslo.config would cost each of them megabytes.
+They are in a module of their own, because keeper and namespace proxies open sockets without these options. So they need
+not import oslo.config, which takes megabytes of memory in each process.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ OPTS = [
         'metadata_proxy_socket_mode',
         default='deduce',
         choices=['deduce', 'user', 'group', 'all'],
-        help='Who may connect to the socket: the owner, its group too, everybody; deduced from the two options below.',
+        help='Users that may connect to the socket. user: its owner. group: its owner and group. all: every user. '
+        'deduce: user if only metadata_proxy_user is set, else group.',
     ),
     cfg.StrOpt(
         'metadata_proxy_user', default='', help='Owner of the socket, a name or uid: the user of the namespace proxies.'

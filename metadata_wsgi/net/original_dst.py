@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that a connection was made to the metadata address before a rule redirected it to the proxy's port.
+"""Checks that a client connected to the metadata address, and a rule redirected the connection to the proxy's port.
 
-This check protects the proxy if a firewall rule is missing. A connection to the router's own address on the proxy's
-port did not pass the rules (LP#1187102). It may come from outside or from another network. Then its source address does
-not identify an instance.
+This check protects the proxy if a firewall rule is missing. Without the rule, clients could connect to the proxy's port
+on the router's own address (LP#1187102). Such a client may be outside or on another network. Then its source address
+does not identify an instance.
 
 Facts: connection tracking in the socket's namespace stores the original destination (SO_ORIGINAL_DST). If there is no
-entry, the connection was not redirected, and the original destination is the local address of the socket. This is so in
-a DHCP namespace, where the proxy listens on the metadata address itself. A connection over loopback is made by an
-operator: a packet from outside cannot have a loopback source (RFC 1122, 3.2.1.3; Linux drops it as martian).
+entry, the connection was not redirected, and the original destination is the local address of the socket. This is the
+case in a DHCP namespace, where the proxy listens on the metadata address itself. A connection over loopback is
+accepted, because only an operator in the namespace can make it. A packet from outside cannot have a loopback source:
+Linux drops it as martian (RFC 1122, 3.2.1.3).
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _IPV4_MAPPED_PREFIX = bytes(10) + b'\xff\xff'
 def targets_metadata_address(connection: Any, peer: str) -> bool:
     """Whether ``connection``, accepted from the address ``peer``, was made to the metadata address and port.
 
-    Also True for a peer on the loopback of the namespace. Costs one system call for a redirected connection. Raises
-    OSError if the peer has closed the connection.
+    Also True for a peer on the loopback interface of the namespace. Takes one system call for a redirected connection.
+    Raises OSError if the peer has closed the connection.
     """
     if peer.startswith(('127.', '::ffff:127.')) or peer == '::1':
         return True

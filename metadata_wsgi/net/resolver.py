@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resolves a host name and connects over TCP, within a timeout for both together.
+"""Resolves a host name and connects over TCP, within one timeout for both steps.
 
 ``socket.create_connection`` has no such timeout. Its timeout does not apply to ``getaddrinfo``: glibc waits 10 to 40 s
-for name servers that do not respond, and gevent has only ten threads for all lookups of a process. And each address of
-a name gets the whole timeout. The API, for every HTTP client of this package::
+for name servers that do not respond, and gevent has only ten threads for all lookups of a process. If a name has
+several addresses, each address gets the whole timeout. Every HTTP client of this package uses these functions::
 
     resolver.SHARED.connect('nova.example.net', 8775, timeout_s=3.0)    # a connected socket, in blocking mode
     resolver.Resolver().resolve('nova.example.net', timeout_s=3.0)      # its addresses only
 
-Both raise OSError within ``timeout_s`` seconds. The text of the error says which step took too long, for example
-``name nova.example.net could not be resolved within 3.0 s``.
+If they fail, both raise OSError within ``timeout_s`` seconds. The text of the error names the step that took too long,
+for example ``name nova.example.net could not be resolved within 3.0 s``.
 
 * An IP address needs no lookup and no thread.
-* Each name is looked up in its own thread, at most one lookup for a name at a time. The addresses are used for
-  ``limits.NAME_REFRESH_S`` seconds, then looked up again in the background. If a lookup fails or does not end, the last
-  known addresses stay in use.
+* Each lookup of a name has its own thread, at most one for each name. The addresses are used for
+  ``limits.NAME_REFRESH_S`` seconds. The next request after this time starts another lookup in the background. If a
+  lookup fails or does not end, the last known addresses stay in use.
 * Each address of a name gets an equal share of the remaining time. The address that accepted the last connection is
   tried first.
 
-It works with threads and under gevent's monkey patching, which makes greenlets of threads. It does not import gevent.
+The module does not import gevent. It works with threads, and under gevent's monkey patching, where a thread is a
+greenlet.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ Lookup = Callable[[str], Sequence[Address]]
 
 @dataclass(slots=True)
 class _Entry:
-    """The cached result for one host name. Its lookup thread changes it, all other threads read it."""
+    """The cached result for one host name. The thread of the lookup changes it, all other threads read it."""
 
     addresses: tuple[Address, ...] = ()
     error: str = ''
@@ -71,13 +72,13 @@ class _Entry:
 
 
 class Resolver:
-    """Resolves host names and caches their addresses. For all threads of a process."""
+    """Resolves host names and caches their addresses. Shared by all threads of a process."""
 
     def __init__(self, lookup: Lookup | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._lookup = lookup or getaddrinfo
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
-        # Held only for a few instructions, and never while a thread is started: that would be a deadlock under gevent.
+        # Held only for a few instructions. Under gevent it would be a deadlock to start a thread while it is held.
         self._lock = threading.Lock()
         self._failure_log = Throttle(limits.LOG_INTERVAL_S)
 
@@ -139,7 +140,7 @@ class Resolver:
 
 
 class TcpConnector:
-    """Opens TCP connections to hosts, given by name or IP address. For all threads of a process."""
+    """Opens TCP connections to hosts, given by name or IP address. Shared by all threads of a process."""
 
     def __init__(self, resolver: Resolver, clock: Callable[[], float] = time.monotonic) -> None:
         self._resolver = resolver
@@ -155,8 +156,8 @@ class TcpConnector:
     ) -> Any:
         """Connect within ``timeout_s`` seconds. Returns a socket in blocking mode. Raises OSError.
 
-        ``finish(sock, timeout_s)`` completes a connection, for example with a TLS handshake; its result is returned. If
-        it fails, it must close the socket and raise OSError. Then the next address is tried.
+        ``finish(sock, timeout_s)`` completes a connection, for example with a TLS handshake. Its result is returned. If
+        ``finish`` fails, it must close the socket and raise OSError. Then the next address is tried.
         """
         until_s = self._clock() + timeout_s
         addresses = self._in_order(host, port, self._resolver.resolve(host, timeout_s))
@@ -185,7 +186,7 @@ class TcpConnector:
 
 
 def ip_literal(host: str) -> Address | None:
-    """The address if ``host`` is an IP address, also with a zone (``fe80::1%eth0``); None if it is a name."""
+    """The address if ``host`` is an IP address, with or without a zone (``fe80::1%eth0``). None if it is a name."""
     try:
         # With AI_NUMERICHOST the C function cannot block. gevent's function would need a thread.
         return _addresses(_socket.getaddrinfo(host, 0, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST))[0]
@@ -203,7 +204,7 @@ def _addresses(found: Sequence[Any]) -> list[Address]:
 
 
 def wait_ready(sock: Any, event: int, timeout_s: float | None) -> None:
-    """Wait until ``sock`` can be read (``select.POLLIN``) or written (``select.POLLOUT``); raises TimeoutError."""
+    """Wait until ``sock`` can be read (``select.POLLIN``) or written (``select.POLLOUT``). TimeoutError if too late."""
     poller = select.poll()  # under gevent's monkey patching this is gevent's poll
     poller.register(sock.fileno(), event)
     if timeout_s is not None and timeout_s <= 0:

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notifications to systemd, sd_notify(3): the service has started, its state in one line, that it makes progress, and
-sockets to keep for the next process of the service.
+"""Sends notifications to systemd, sd_notify(3), and receives the sockets that systemd kept.
 
 ``READY=1``     the service has started (``Type=notify``)
 ``STATUS=``     a line that ``systemctl status`` shows
 ``FDSTORE=1``   a socket that systemd keeps open while the service is restarted; the next process inherits it
-``WATCHDOG=1``  the service makes progress; without it for ``WatchdogSec=`` systemd kills and restarts the service
+``WATCHDOG=1``  the service makes progress; if it is missing for ``WatchdogSec=``, systemd restarts the service
 
-Each program sends WATCHDOG=1 only after it has done its work: a timer beside the work would go on while the work hangs.
+Each program sends WATCHDOG=1 in the loop that does its work. A separate timer would also send it while the work hangs.
 
-The variables that describe systemd are removed from the environment, so that no child process notifies in the name of
-the service. The library ``sdnotify`` is not used: it cannot send descriptors, and the keeper sends some
-(``keeper.fdstore``).
+``from_environ`` removes the variables that describe systemd from the environment, so that no child process sends
+notifications for the service. The library ``sdnotify`` is not used, because it cannot send descriptors, and keeper and
+agent send some.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ MAX_STATUS_CHARS = 200
 
 
 class Notifier:
-    """Sends notifications to the systemd at ``address``; does nothing if that is empty, as outside of a unit.
+    """Sends notifications to systemd's socket ``address``. If it is '', as outside of a unit, sends nothing.
 
-    ``watchdog_s`` is the unit's ``WatchdogSec=``; 0 if it has none. A notification that cannot be sent is logged.
+    ``watchdog_s`` is the unit's ``WatchdogSec=``, 0 if it has none. If a notification cannot be sent, this is logged.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class Notifier:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
-        """The notifier of this service; its variables are removed from ``environ``."""
+        """The notifier of this service. Removes the variables that it reads from ``environ``."""
         removed = {name: environ.pop(name) for name in VARIABLES if name in environ}
         address, usec, pid = (removed.get(name, '') for name in VARIABLES)
         has_watchdog = usec.isascii() and usec.isdigit() and pid in ('', str(os.getpid()))
@@ -82,7 +81,7 @@ class Notifier:
         return self._systemd is not None
 
     def ready(self, status: str = '') -> None:
-        """The service has started; the second and later calls only change the status."""
+        """Send that the service has started. The second and later calls only change the status."""
         if self._is_ready:
             self.status(status)
             return
@@ -97,26 +96,26 @@ class Notifier:
             self.send(f'STATUS={_line(status)}')
 
     def progress(self) -> None:
-        """The service has done some of its work. Feeds the watchdog, at most WATCHDOG_DIVISOR times in its interval."""
+        """Feed the watchdog, at most WATCHDOG_DIVISOR times in its interval. Call it after work has been done."""
         now_s = self._clock()
         if self._watchdog_interval_s and now_s >= self._next_watchdog_s:
             self._next_watchdog_s = now_s + self._watchdog_interval_s
             self.send('WATCHDOG=1')
 
     def stopping(self) -> None:
-        """The service is about to end."""
+        """Send that the service is about to end."""
         self.send('STOPPING=1\nSTATUS=Stopping')
 
     def store(self, name: str, descriptor: int) -> bool:
-        """Have systemd keep this descriptor for the next process of the service; returns whether it was sent."""
+        """Make systemd keep this descriptor for the next process of the service. Returns whether it was sent."""
         return self.send(f'FDSTORE=1\nFDNAME={name}', descriptor)
 
     def remove_from_store(self, name: str) -> None:
-        """Have systemd close the descriptors of this name."""
+        """Make systemd close the descriptors of this name."""
         self.send(f'FDSTOREREMOVE=1\nFDNAME={name}')
 
     def send(self, text: str, descriptor: int | None = None) -> bool:
-        """Send a notification, with a file descriptor if one is given; returns whether it was sent."""
+        """Send a notification, with a file descriptor if one is given. Returns whether it was sent."""
         if self._systemd is None:
             return False
         ancillary = (
@@ -131,7 +130,7 @@ class Notifier:
         return True
 
     def close(self) -> None:
-        """Close the connection; nothing more is sent."""
+        """Close the connection. Later notifications are not sent."""
         if self._systemd is not None:
             self._systemd.close()
             self._systemd = None
@@ -140,9 +139,10 @@ class Notifier:
 def inherited(
     environ: MutableMapping[str, str] = os.environ, first: int = FIRST_DESCRIPTOR
 ) -> Iterator[tuple[str, int]]:
-    """(name, descriptor) of each descriptor that systemd has kept; the caller closes those that it does not use.
+    """(name, descriptor) of each descriptor that systemd has kept. The caller must close those that it does not use.
 
-    sd_listen_fds(3): they have the numbers 3, 4, ... The variables that describe them are removed from ``environ``.
+    The descriptors have the numbers 3, 4, ... (sd_listen_fds(3)). Removes the variables that describe the descriptors
+    from ``environ``.
     """
     names = environ.pop('LISTEN_FDNAMES', '').split(':')
     count = int(environ.pop('LISTEN_FDS', '0'))
@@ -155,5 +155,5 @@ def inherited(
 
 
 def _line(status: str) -> str:
-    """``status`` without line breaks: a line break would begin another notification."""
+    """``status`` without line breaks, because a line break would begin another notification."""
     return ' '.join(status.split())[:MAX_STATUS_CHARS]

@@ -2,43 +2,32 @@
 """Attaches the namespace of a router or an isolated network, and detaches it.
 
 Attach checks that the namespace exists and that the port is free. It adds the rules (router) or the address (network).
-Then it starts the process, or makes the keeper listen. The rules are added first, so that other packets cannot reach
-the port when a process listens. If no process can listen, the former rules are restored.
+Then it starts a namespace proxy, or makes the keeper listen. The rules also close the port for packets that were not
+redirected. So they are added before a process listens. If no process can listen, the former rules are restored.
 
 Detach stops the listeners first and then removes the rules, so that the port is never open without rules. If the keeper
-does not respond, a worker may still have its listeners: then the rules stay, and detach fails.
+does not respond, detach fails, because a worker may still listen. If the port is still open, the rules stay too.
 
-IPv6 is added last. An IPv6 error is only a warning, because IPv4 is already served. If the IPv6 rules cannot be added
-(no ip6tables), the proxy listens on IPv4 only. In a DHCP namespace the proxy binds to fe80::a9fe:a9fe before the
-address exists, so it does not wait for the address.
+An IPv6 error is only a warning, because IPv4 is served without IPv6. If the IPv6 rules cannot be added (no ip6tables),
+the proxy listens on IPv4 only. The kernel needs about 2 s for duplicate address detection of fe80::a9fe:a9fe. The wait
+for its result is the last step. In a DHCP namespace the proxy binds to this address before the kernel has finished.
 
-Attach and detach are idempotent. If a proxy already runs in this namespace, for this id and on this port, it is
-adopted, even if another program started it. Any other proxy of this id is replaced. For example, a proxy in a deleted
-namespace still runs, but no instance can reach it.
-
-In the modes SHARED and ONE_HOP the keeper listens instead of a process (``KeeperListeners``). Changes of the mode:
-
-- From a process to the keeper: the listening socket is copied before the process is stopped. No connection is refused.
-- Between SHARED and ONE_HOP: the socket stays. No connection is refused.
-- From the keeper to a process: the socket is copied to the new process, and closed in the keeper when the process
-  serves. If it cannot be copied, it is closed first, and connections are refused for a second.
+Attach and detach are idempotent. ``mode_change`` starts and stops what listens.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
-from metadata_wsgi.config import state_paths
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.net import port_holder
-from metadata_wsgi.netns import dhcp_address, interface_state, link_local, namespaces, proxy_process
-from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.net import listening_process
+from metadata_wsgi.netns import dhcp_address, interface_state, link_local, mode_change, namespaces, proxy_process
+from metadata_wsgi.netns.iptables import Iptables, kernel_families
+from metadata_wsgi.netns.mode_change import KeeperListeners, ModeChanger
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.rules import Rule, redirect_port, rules_for
 from metadata_wsgi.netns.runner import Runner
 from metadata_wsgi.netns.target import NETWORK, NETWORK_PORT, PROCESS, ROUTER, AttachTarget
@@ -46,42 +35,10 @@ from metadata_wsgi.netns.target import NETWORK, NETWORK_PORT, PROCESS, ROUTER, A
 LOG = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 15.0
-START_POLL_S = 0.02
 CLOSE_TIMEOUT_S = 5.0
-"""Wait for this time until the workers have closed a socket that the keeper has closed."""
+"""Longest wait until the workers have closed a socket that the keeper has closed."""
 ANY_IPV4_ADDRESS = '0.0.0.0'  # noqa: S104 (the rules limit access)
 SYSTEMD_PID = 1
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyCommand:
-    """The command line of a namespace proxy. If ``socket`` is '', the program uses its default."""
-
-    program: str = 'quantum-ns-metadata-proxy'
-    state_path: str = '/var/lib/quantum'
-    socket: str = ''
-    log_dir: str = ''
-
-    def pid_file(self, uuid: str) -> str:
-        """The path of the pid file for the router or network ``uuid``."""
-        return state_paths.pid_file(self.state_path, uuid)
-
-    def argv(self, target: AttachTarget, port: int, hosts: Sequence[str] = ('',)) -> list[str]:
-        """The command line, in the form of Grizzly's L3 agent. ``hosts``: the addresses to listen on; '' means all."""
-        argv = [
-            self.program,
-            f'--pid_file={self.pid_file(target.uuid)}',
-            f'--{target.kind}_id={target.uuid}',
-            f'--state_path={self.state_path}',
-            f'--metadata_port={port}',
-            '--mode=process',
-        ]
-        if self.socket:
-            argv.append(f'--metadata_proxy_socket={self.socket}')
-        argv += [f'--metadata_host={host}' for host in hosts if host]
-        if self.log_dir:
-            argv += [f'--log-file=quantum-ns-metadata-proxy-{target.uuid}.log', f'--log-dir={self.log_dir}']
-        return argv
 
 
 class RuleWriter(Protocol):
@@ -91,34 +48,17 @@ class RuleWriter(Protocol):
         """Replace our rules in the namespace by ``wanted``. Returns whether anything changed. Raises NetnsError."""
 
     def replace(self, namespace: str, wanted: Sequence[Rule], *, families: Sequence[int]) -> tuple[Rule, ...] | None:
-        """Like ``apply``, but returns our former rules, None if nothing changed. After an error no rule is changed."""
+        """Like ``apply``, but returns our former rules, None if nothing changed. If it raises, no rule was changed."""
 
     def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
         """The rules in the namespace that this package added."""
 
 
-class KeeperListeners(Protocol):
-    """The keeper's listening sockets. Implemented by ``metadata_wsgi.keeper.attachments_client.AttachmentsClient``.
-
-    Every method raises NetnsError if the keeper refuses or does not respond.
-    """
-
-    def attach(
-        self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
-    ) -> bool:
-        """Make the keeper listen on ``hosts``, with the sockets ``taken`` or new ones. Returns whether it changed."""
-
-    def close(self, target: AttachTarget, mode: str, port: int, host: str) -> None:
-        """Make the keeper close the listener on ``host``."""
-
-    def detach(self, target: AttachTarget) -> bool:
-        """Make the keeper close all listeners of ``target``. Returns whether there were any."""
-
-
 class Attacher:
-    """Attaches and detaches on this host. ``families``: 4 and 6, by default the families that the kernel supports.
+    """Attaches and detaches on this host.
 
-    Without ``keeper`` only the mode PROCESS is possible. ``keeper_pid`` returns the keeper's pid, None if unknown.
+    ``families``: the IP versions to serve, (4, 6) or (4,); by default those that the kernel supports. Without
+    ``keeper`` only the mode PROCESS is possible. ``keeper_pid`` returns the keeper's pid, None if unknown.
     Threads may share an Attacher.
     """
 
@@ -137,17 +77,23 @@ class Attacher:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._runner = runner
         self._proxy = proxy
         self._iptables = iptables or Iptables(runner)
-        self._keeper = keeper
-        self._keeper_pid = keeper_pid
         self._families = tuple(families or kernel_families())
-        self._start_timeout_s = start_timeout_s
-        self._stop_timeout_s = stop_timeout_s
         self._close_timeout_s = close_timeout_s
         self._clock = clock
         self._sleep = sleep
+        self._mode_changer = ModeChanger(
+            runner,
+            proxy,
+            keeper,
+            keeper_pid,
+            start_timeout_s=start_timeout_s,
+            stop_timeout_s=stop_timeout_s,
+            close_timeout_s=close_timeout_s,
+            clock=clock,
+            sleep=sleep,
+        )
 
     def attach(
         self,
@@ -160,7 +106,7 @@ class Attacher:
         interface: str | None = None,
         wait_for_ipv6: bool = True,
     ) -> bool:
-        """Attach ``target``. Returns whether another process serves it than before.
+        """Attach ``target``. Returns whether a process was started or stopped, or the keeper's sockets changed.
 
         ``mode`` is one of ``target.MODES``. For routers: ``port``, ``interfaces`` (pattern of the internal interfaces)
         and ``mark``. For networks: ``interface``, which gets the address. ``wait_for_ipv6``: wait for duplicate address
@@ -178,12 +124,15 @@ class Attacher:
             families = self._families
         else:
             self._check_port(target, port)
-            self._close_former_port(target, mode, port)
+            former = redirect_port(self._iptables.ours(target.namespace, families=self._families))
+            self._mode_changer.close_former_port(target, mode, port, former)
             wanted = rules_for(port=port, interfaces=interfaces, mark=mark, families=self._families)
             families, undo = self._add_rules(target, wanted)
         try:
             has_ipv6 = self._begin_ipv6(target, interfaces, families)
-            changed = self._serve(target, mode, port, self._hosts(target, interfaces if has_ipv6 else '', families))
+            changed = self._mode_changer.serve(
+                target, mode, port, self._hosts(target, interfaces if has_ipv6 else '', families)
+            )
         except BaseException:
             self._undo(target, port, undo)
             raise
@@ -192,7 +141,7 @@ class Attacher:
         return changed
 
     def settle(self, target: AttachTarget, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> bool:
-        """Wait for IPv6 after ``attach`` without ``wait_for_ipv6``. Returns whether another process serves it now."""
+        """Wait for IPv6 after ``attach(..., wait_for_ipv6=False)``. Returns whether the listener was replaced."""
         if target.kind == NETWORK:
             port, interfaces = NETWORK_PORT, dhcp_address.interface_with_address(target.namespace) or ''
         if not self._has_interface_for_ipv6(target, interfaces, self._families):
@@ -203,17 +152,17 @@ class Attacher:
         return self._settle_ipv6(target, mode, interfaces, port, started=False)
 
     def detach(self, target: AttachTarget) -> bool:
-        """Stop the listeners, then remove address and rules. Returns whether there were any.
+        """Stop the listeners, then remove address and rules. Returns whether there was anything to stop or remove.
 
-        The namespace may already be deleted. If a listener may still be open, raises NetnsError and removes no rule.
+        The namespace may already be deleted. Raises NetnsError if the keeper does not respond or a step fails. If a
+        listener of this package still has the port open, no rule is removed.
         """
         changed, keeper_error = False, None
         try:
-            if self._keeper:
-                changed |= self._keeper.detach(target)
+            changed |= self._mode_changer.detach_in_keeper(target)
         except NetnsError as error:
             keeper_error = error
-        changed |= self._stop_process(target)
+        changed |= self._mode_changer.stop_process(target)
         if namespaces.exists(target.namespace):
             # If the keeper does not respond, its workers do not close the socket, so it is useless to wait.
             timeout_s = 0.0 if keeper_error else self._close_timeout_s
@@ -247,14 +196,14 @@ class Attacher:
         deadline_s = self._clock() + timeout_s
         while port is not None and proxy_process.is_port_open(target.namespace, port):
             if self._clock() >= deadline_s:
-                holder = self._port_holder(target, port)
-                if holder is None or not holder.is_own:
+                process = self._listening_process(target, port)
+                if process is None or not process.is_own:
                     return
                 raise NetnsError(
-                    f'port {port} in {target.namespace} is still open in pid {holder.pid} ({holder.program}); '
+                    f'port {port} in {target.namespace} is still open in pid {process.pid} ({process.program}); '
                     'the rules stay until it is closed: stop it, and detach again'
                 )
-            self._sleep(START_POLL_S)
+            self._sleep(mode_change.POLL_S)
 
     def _remove_rules(self, target: AttachTarget) -> bool:
         try:
@@ -272,38 +221,23 @@ class Attacher:
         if redirect_port(self._iptables.ours(target.namespace, families=self._families)) == port:
             # The target is already attached. No search for the process: it is slow, and ``watch`` attaches often.
             return
-        holder = self._port_holder(target, port)
-        if holder is None or holder.is_own or holder.pid == SYSTEMD_PID:
+        process = self._listening_process(target, port)
+        if process is None or process.is_own or process.pid == SYSTEMD_PID:
             # systemd has copies of the keeper's sockets (``keeper.fdstore``).
             return
-        if holder.pid != proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid):
-            raise NetnsError(holder.message(port, target.namespace))
-
-    def _close_former_port(self, target: AttachTarget, mode: str, port: int) -> None:
-        """Close the keeper's socket on another port than ``port``, whose rules are about to go.
-
-        Raises NetnsError if the keeper does not respond: a worker may serve on, and send the socket to the next keeper.
-        """
-        former = redirect_port(self._iptables.ours(target.namespace, families=self._families))
-        if mode != PROCESS or self._keeper is None or former in (None, port):
-            # In the other modes the keeper itself replaces it.
-            return
-        pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
-        if pid is not None and proxy_process.listens(pid, former):
-            return
-        if proxy_process.is_port_open(target.namespace, former):
-            self._keeper.detach(target)
+        if process.pid != proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid):
+            raise NetnsError(process.message(port, target.namespace))
 
     def _may_be_ours(self, target: AttachTarget, port: int) -> bool:
-        """Whether any process listens on the port, unless it is known to be another program's."""
+        """Whether a process of this package, or an unknown process, listens on the port."""
         if not proxy_process.is_port_open(target.namespace, port):
             return False
-        holder = self._port_holder(target, port)
+        process = self._listening_process(target, port)
         # systemd has copies of the keeper's sockets (``keeper.fdstore``).
-        return holder is None or holder.is_own or holder.pid == SYSTEMD_PID
+        return process is None or process.is_own or process.pid == SYSTEMD_PID
 
-    def _port_holder(self, target: AttachTarget, port: int) -> port_holder.PortHolder | None:
-        return namespaces.run_in(target.namespace, lambda: port_holder.find(port))
+    def _listening_process(self, target: AttachTarget, port: int) -> listening_process.ListeningProcess | None:
+        return namespaces.run_in(target.namespace, lambda: listening_process.find(port))
 
     def _add_address(self, target: AttachTarget, interface: str | None) -> Callable[[], object]:
         """Add 169.254.169.254. Returns a function that undoes this."""
@@ -346,70 +280,6 @@ class Attacher:
             if namespaces.exists(target.namespace):
                 LOG.warning('%s %s: the added rules could not be removed: %s', target.kind, target.uuid, error)
 
-    def _serve(self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str]) -> bool:
-        if mode == PROCESS:
-            if self._move_from_keeper_to_process(target, port, hosts):
-                return True
-            if self._close_in_keeper(target):
-                self._wait_for_workers(target, port)
-            return self._start_process(target, port, hosts)
-        if self._keeper is None:
-            raise NetnsError(f'mode {mode} needs the keeper')
-        copies = proxy_process.copy_proxy_listeners(self._proxy.pid_file(target.uuid), target.uuid, port)
-        try:
-            usable = _in_current_namespace(target, copies)
-            changed = self._keeper.attach(target, mode, port, hosts, usable)
-        finally:
-            for copy in copies:
-                copy.close()
-        if changed:
-            LOG.info('%s %s: is now served in mode %s', target.kind, target.uuid, mode)
-        pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
-        if pid is not None and proxy_process.is_holder(pid):
-            # The holder belongs to the agent that started it. At its end it would make the keeper close the sockets.
-            return changed
-        return changed | self._stop_process(target)
-
-    def _move_from_keeper_to_process(self, target: AttachTarget, port: int, hosts: Sequence[str]) -> bool:
-        """Start a process with copies of the keeper's sockets, so that no connection is refused.
-
-        Returns False if this is not possible.
-        """
-        keeper_pid = self._keeper_pid()
-        copies = proxy_process.copy_keeper_listeners(keeper_pid, target.namespace, port) if keeper_pid else []
-        try:
-            if not copies or len(copies) != len(hosts):
-                return False
-            started = self._start_process(target, port, hosts, copies)
-        except NetnsError as error:
-            # ``--program`` may be another program, without the option --listen_fd.
-            LOG.warning('%s %s: restarted, connections are refused meanwhile: %s', target.kind, target.uuid, error)
-            self._stop_process(target)
-            return False
-        finally:
-            for copy in copies:
-                copy.close()
-        self._close_in_keeper(target)
-        return started
-
-    def _wait_for_workers(self, target: AttachTarget, port: int) -> None:
-        """Wait until the workers have closed the keeper's socket: an attach that fails now must not see it open."""
-        deadline_s = self._clock() + self._close_timeout_s
-        while proxy_process.is_port_open(target.namespace, port) and self._clock() < deadline_s:
-            self._sleep(START_POLL_S)
-
-    def _close_in_keeper(self, target: AttachTarget) -> bool:
-        """Make the keeper close the listeners of ``target``. Returns whether there were any."""
-        try:
-            return self._keeper is not None and self._keeper.detach(target)
-        except NetnsError as error:
-            # The keeper may still have a socket. Then the port is in use, and the new process reports this.
-            LOG.warning('%s %s: %s', target.kind, target.uuid, error)
-            return False
-
-    def _stop_process(self, target: AttachTarget) -> bool:
-        return proxy_process.stop(self._proxy.pid_file(target.uuid), target.uuid, timeout_s=self._stop_timeout_s)
-
     def _has_interface_for_ipv6(self, target: AttachTarget, interfaces: str, families: Sequence[int]) -> bool:
         return 6 in families and any(
             link_local.matches(interfaces, name) for name in interface_state.names(target.namespace)
@@ -427,7 +297,10 @@ class Attacher:
         return True
 
     def _settle_ipv6(self, target: AttachTarget, mode: str, interfaces: str, port: int, started: bool) -> bool:
-        """Wait for IPv6. If the proxy does not serve the address, replace it. Returns whether it was replaced."""
+        """Wait for IPv6. If the proxy does not serve the IPv6 address, replace the proxy, and return True.
+
+        ``started``: this attach started the proxy. Then the proxy is not replaced again; a warning is logged.
+        """
         try:
             with interface_state.open_table(target.namespace) as table:
                 for message in link_local.settle(table, interfaces, clock=self._clock, sleep=self._sleep):
@@ -448,65 +321,11 @@ class Attacher:
             )
             return False
         # The proxy was started without IPv6, or another interface of the same name has replaced the interface.
-        if mode == PROCESS:
-            self._stop_process(target)
-        elif self._keeper and target.kind == NETWORK:
-            self._keeper.close(target, mode, port, f'{interface_state.ADDRESS}%{interfaces}')
-        return self._serve(target, mode, port, self._hosts(target, interfaces, self._families))
+        return self._mode_changer.serve_again(target, mode, port, self._hosts(target, interfaces, self._families))
 
     def _hosts(self, target: AttachTarget, ipv6_interface: str, families: Sequence[int]) -> list[str]:
-        """The addresses to listen on. ``ipv6_interface``: a network's interface with the IPv6 address, '' for none."""
+        """The addresses to listen on. ``ipv6_interface``: the network's interface with the IPv6 address, '' if none."""
         if target.kind == NETWORK:
             return [dhcp_address.ADDRESS, *([f'{interface_state.ADDRESS}%{ipv6_interface}'] if ipv6_interface else [])]
         # Without the IPv6 rules, which close the port, the proxy must not listen on IPv6.
         return [''] if tuple(families) == self._families else [ANY_IPV4_ADDRESS]
-
-    def _start_process(
-        self, target: AttachTarget, port: int, hosts: Sequence[str], listeners: Sequence[socket.socket] = ()
-    ) -> bool:
-        """Start the proxy if it does not run, and wait until it listens. Returns whether it was started.
-
-        If ``listeners`` are given, the proxy serves these sockets and opens none.
-        """
-
-        def serves(pid: int) -> bool:
-            is_here = namespaces.name_of(pid) == target.namespace and proxy_process.listens(pid, port)
-            return is_here and not proxy_process.is_holder(pid)
-
-        def spawn(_pid_file: str) -> None:
-            argv, descriptors = self._proxy.argv(target, port, hosts), [one.fileno() for one in listeners]
-            if descriptors:
-                argv += [f'--listen_fd={number}' for number in descriptors]
-                self._runner(argv, namespace=target.namespace, pass_fds=descriptors)
-            else:
-                self._runner(argv, namespace=target.namespace)
-
-        pid_file = self._proxy.pid_file(target.uuid)
-        started = proxy_process.ensure_running(pid_file, target.uuid, spawn, is_wanted=serves)
-        deadline_s = self._clock() + self._start_timeout_s
-        while started:
-            pid = proxy_process.running_pid(pid_file, target.uuid)
-            if pid is not None and serves(pid):
-                break
-            if self._clock() >= deadline_s:
-                state = f'pid {pid} does not listen on port {port}' if pid else f'no process, pid file {pid_file}'
-                # Otherwise it could listen later, after the rules have been removed.
-                self._stop_process(target)
-                raise NetnsError(
-                    f'{self._proxy.program} for {target.kind} {target.uuid} did not start within '
-                    f'{self._start_timeout_s:g} s ({state}); see its log'
-                )
-            self._sleep(START_POLL_S)
-        if started:
-            LOG.info('%s %s: a proxy was started', target.kind, target.uuid)
-        return started
-
-
-def _in_current_namespace(target: AttachTarget, sockets: Sequence[socket.socket]) -> list[socket.socket]:
-    """The sockets in the namespace that has the target's name now, not in a deleted one."""
-    return [sock for sock in sockets if namespaces.identity_of(sock) == namespaces.identity(target.namespace)]
-
-
-def kernel_families() -> tuple[int, ...]:
-    """(4, 6), or (4,) if IPv6 is disabled in this kernel: then IPv6 rules cannot be added and are not needed."""
-    return (4, 6) if os.path.exists('/proc/net/if_inet6') else (4,)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attached routers and networks of this host, and their problems.
 
-The data come from the kernel, the pid files and the keeper, and not from a stored list. So changes that other programs
-make are noticed.
+The data come from the kernel, the pid files and the keeper, and not from a stored list. So the status shows changes by
+other programs too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Protocol
 from metadata_wsgi.config import state_paths
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import dhcp_address, interface_state, link_local, namespaces, proxy_process
-from metadata_wsgi.netns.attach import kernel_families
+from metadata_wsgi.netns.iptables import kernel_families
 from metadata_wsgi.netns.rules import PREROUTING, Rule, rules_for
 from metadata_wsgi.netns.target import (
     NETWORK,
@@ -33,11 +33,11 @@ LOG = logging.getLogger(__name__)
 
 DEFAULT_PORT = 9697
 STALE_AFTER_S = 5.0
-"""A file in /run/netns without a namespace is stale after this time. Before, its namespace may be being created."""
+"""A file in /run/netns without a namespace is stale after this time. A newer file may still become a namespace."""
 
 YES, PARTLY, NO = 'yes', 'partly', 'no'
 UNKNOWN = 'unknown'
-"""The mode of a target that has no process, while the keeper does not respond."""
+"""The mode of a target without a process if the keeper does not respond."""
 
 NO_LISTENER = 'no proxy runs, and no keeper has a socket for it; attach it again'
 KEEPER_UNAVAILABLE = 'no proxy runs, and the keeper does not respond, so it is unknown whether it has a socket'
@@ -204,7 +204,10 @@ def _check_namespace(
 
 
 def _read_rules(namespace: str, iptables: RuleReader, families: Sequence[int]) -> tuple[list[Rule], list[str]]:
-    """(rules of this package, problems). If the rules of one family cannot be read, only those of the other."""
+    """Return (rules of this package, problems).
+
+    If the rules of one family cannot be read, this is a problem, and the rules of the other family are returned.
+    """
     try:
         return iptables.ours(namespace, families=families), []
     except NetnsError as error:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """169.254.169.254 on the interface of a DHCP namespace, for a network without a router.
 
-The prefix length is 16, as in Quantum's DHCP agent. With the address the kernel adds the route to 169.254.0.0/16. So an
-instance that has only a link-local address gets the response.
+The prefix length is 16, as in Quantum's DHCP agent. With the address the kernel adds a route to 169.254.0.0/16. So
+responses reach an instance that has only a link-local address.
 
-IFA_PROTO (Linux 5.18) marks the address as ours. An address of the DHCP agent has no IFA_PROTO and is never removed. An
-older kernel does not store IFA_PROTO: there the address is removed only with its namespace.
+IFA_PROTO (Linux 5.18) marks the address as ours. An address that the DHCP agent added has no IFA_PROTO, and this module
+never removes it. An older kernel does not store IFA_PROTO, so there the address stays until its namespace is deleted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ADDRESS_PROTO = 169
 def add(namespace: str, interface: str | None = None) -> bool:
     """Add the address to ``interface``, by default to the only one. Returns False if an interface already has it.
 
-    Raises NetnsError if the interface does not exist, or if it is not given and there are several.
+    Raises NetnsError if the interface does not exist, or if ``interface`` is None and there are several.
     """
     from pyroute2 import NetlinkError
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes over the listening sockets of the haproxies that a Neutron agent started, and returns them.
+"""Takes over the listening sockets of the haproxies that a Neutron agent started, and starts the haproxies again.
 
-Facts that make this possible without a refused connection:
+Because of these facts no connection is refused:
 
 - pidfd_getfd(2), Linux 5.6, copies a descriptor of another process. A socket and its accept queue stay open as long as
   one process has a descriptor.
 - After SIGUSR1 haproxy finishes the requests in progress and ends.
 - haproxy binds with SO_REUSEPORT, so a new haproxy can listen on a port while our process still listens.
-- With ``net.ipv4.tcp_migrate_req`` (Linux 5.14), when a socket is closed, the kernel moves the connections in its
+- If ``net.ipv4.tcp_migrate_req`` is set (Linux 5.14) and a socket is closed, the kernel moves the connections in its
   accept queue to another socket on the same port.
 """
 
@@ -66,10 +66,10 @@ class Conversion:
         self._shim = _loaded(program)
 
     def adopt(self, proxy: Proxy) -> bool:
-        """Register the haproxy's sockets at the keeper and end the haproxy. Returns False for a holder.
+        """Register the haproxy's sockets at the keeper, start a holder, end the haproxy. Returns False for a holder.
 
         Raises NetnsError if the configuration is not from Neutron, or if the keeper or its workers do not run. Then the
-        haproxy continues.
+        haproxy continues to serve.
         """
         if not proxy.is_haproxy:
             return False
@@ -95,10 +95,10 @@ class Conversion:
         return True
 
     def give_back(self, proxy: Proxy, detach: Callable[[str], object]) -> bool:
-        """Start haproxy with Neutron's configuration and end the holder. Returns False if it is already a haproxy.
+        """Start haproxy with Neutron's configuration and end the holder. False if ``proxy`` is a haproxy already.
 
-        When haproxy listens, ``detach`` is called with the id; it must make the keeper close its sockets. Raises
-        NetnsError if haproxy does not start; then nothing is changed.
+        When haproxy listens, ``detach`` is called with the id, to make the keeper close its sockets. If haproxy does
+        not start, raises NetnsError, and the holder and the keeper's sockets stay.
         """
         if proxy.is_haproxy:
             return False
@@ -114,7 +114,8 @@ class Conversion:
             namespaces.run_in(namespace, _migrate_requests)
             self._run([*_tag(proxy.id), real, '-f', configuration], namespace=namespace)
             self._wait_for_haproxy(proxy)
-            # The holder ends first: the workers accept on the socket, so theirs must be the last copy.
+            # The holder ends before the workers close their copies. Otherwise it would have the last copy of a socket
+            # on which no process accepts.
             signal.pidfd_send_signal(holder, signal.SIGKILL)
             detach(proxy.id)
         finally:

@@ -62,7 +62,7 @@ class Interface:
 
 
 class InterfaceTable(Protocol):
-    """The interfaces of one namespace. :func:`open_table` returns one. Every method may raise NetnsError."""
+    """The interfaces of one namespace. :func:`open_table` makes the object. Every method may raise NetnsError."""
 
     def interfaces(self) -> list[Interface]:
         """All interfaces except the loopback, sorted by index."""

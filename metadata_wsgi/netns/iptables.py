@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adds, replaces and removes the packet rules of this package in one namespace.
 
-It reads ``iptables-save``, computes the difference, and applies it with one ``iptables-restore --noflush`` for each
-family. If there is no difference, ``iptables-restore`` is not run. Every rule with the comment ``metadata_wsgi`` is
-ours, even if its port or form is old. Other rules are neither moved nor removed.
+This module reads ``iptables-save``, computes the difference to the wanted rules, and applies the difference with one
+``iptables-restore --noflush`` for each family. If there is no difference, ``iptables-restore`` is not run. Every rule
+with the comment ``metadata_wsgi`` is ours, even if its port or form is old. Other rules are neither moved nor removed.
 
-Each table is changed atomically. The tables are changed in an order in which no packet to the metadata address can
-leave the router meanwhile: first the rules that drop, then the rules that accept; on removal in the reverse order.
+Each table is changed atomically. The table ``filter``, with the rules that drop packets, is changed first, and last at
+a removal. So no packet to the metadata address can leave the router during the change.
 
 Facts:
 
-- iptables-nft and iptables-legacy have separate rules, and a packet passes through both. So rules are added with the
-  variant that the namespace uses, and old rules are searched in both.
+- iptables-nft and iptables-legacy have separate rules, and a packet passes through the rules of both. So rules are
+  added with the variant that the namespace uses, and old rules are searched in both variants.
 - ``:chain`` in the input of iptables-restore empties an existing chain, even with ``--noflush``. ``-N`` fails if the
   chain exists.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -99,7 +100,7 @@ def _table_difference(table: Table, wanted: Sequence[Rule]) -> list[str]:
 
 
 def _chains_to_delete(table: Table, by_chain: Mapping[str, Sequence[str]], maybe_unused: Iterable[str]) -> list[str]:
-    """Commands that delete unused chains: they had one of our rules, or were its target, and no rule uses them now."""
+    """Commands that delete the chains in ``maybe_unused`` that no rule uses now. They had our rules or were targets."""
     used = {_jump_target(args) for rules in by_chain.values() for args in rules} | set(by_chain)
     for chain, existing in table.chains.items():
         foreign = [args for args in existing if not is_ours(args)]
@@ -121,7 +122,7 @@ def _jump_target(args: str) -> str:
 
 
 def _words(args: str) -> list[str]:
-    """The words of a rule. iptables-save quotes comments like a shell: they may contain blanks and quotes."""
+    """The words of a rule. iptables-save quotes comments as a shell does, because they may contain blanks."""
     if '"' not in args and "'" not in args and '\\' not in args:
         # Most rules, and all of ours, have no quotes. shlex is slow: it took half of the time of an attach.
         return args.split()
@@ -134,9 +135,9 @@ def _words(args: str) -> list[str]:
 class Iptables:
     """Reads and changes the rules of namespaces.
 
-    ``binary`` is, for example, ``iptables-nft``; by default the variant that the namespace uses. ``bulk_rules`` are
-    rules for many namespaces; they are copied if possible (``ruleset_template``). ``lock`` is held while the rules of
-    a namespace are read and changed.
+    ``binary`` is, for example, ``iptables-nft``. By default the variant that the namespace uses is taken.
+    ``bulk_rules`` are rules for many namespaces. They are copied if possible (``ruleset_template``).
+    ``lock(namespace)`` is held while the rules of a namespace are read and changed.
     """
 
     def __init__(
@@ -163,9 +164,9 @@ class Iptables:
         )
 
     def apply(self, namespace: str, wanted: Sequence[Rule], *, families: Iterable[int] = (4, 6)) -> bool:
-        """Replace our rules in the namespace by ``wanted``; an empty ``wanted`` removes them.
+        """Replace our rules in the namespace by ``wanted``. An empty ``wanted`` removes our rules.
 
-        Returns whether anything changed. Raises NetnsError with the error message of iptables.
+        Returns whether anything changed. If iptables fails, raises NetnsError with its error message.
         """
         return self.replace(namespace, wanted, families=families) is not None
 
@@ -198,7 +199,7 @@ class Iptables:
             return tuple(former) if changed else None
 
     def ours(self, namespace: str, *, families: Iterable[int] = (4, 6)) -> list[Rule]:
-        """All rules in the namespace with our comment, also old ones."""
+        """All rules in the namespace with our comment, including old rules."""
         found = self._template.ours(namespace) if self._template else None
         if found is not None:
             return found
@@ -257,7 +258,7 @@ class Iptables:
         return parse(self._runner([f'{binary}-save'], namespace=namespace))
 
     def _binaries(self, namespace: str, family: int) -> list[str]:
-        """The iptables program to use, and possibly another one that may also have our rules."""
+        """The iptables program to use. A second program follows if our rules may also be in its variant."""
         prefix = self._family_binary(family)
         if self._binary:
             return [prefix]
@@ -280,3 +281,8 @@ def _our_rules(family: int, tables: Mapping[str, Table]) -> list[Rule]:
         for args in rules
         if is_ours(args)
     ]
+
+
+def kernel_families() -> tuple[int, ...]:
+    """(4, 6), or (4,) if IPv6 is disabled in this kernel: then IPv6 rules cannot be added and are not needed."""
+    return (4, 6) if os.path.exists('/proc/net/if_inet6') else (4,)

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adds fe80::a9fe:a9fe to the internal interfaces, with duplicate address detection (DAD).
 
-A link-local address belongs to one interface and must be unique on the network of the interface. The kernel checks this
-before it uses the address (RFC 4862: 1 to 2 s). So the address is added early (``begin``), other steps of the attach
-are done meanwhile, and ``settle`` waits for the result last.
+A link-local address belongs to one interface, and must be unique on the network of the interface. Before the kernel
+uses the address, it checks this for 1 to 2 s (RFC 4862). So ``begin`` adds the address early in an attach, and
+``settle`` waits for the result as the last step.
 
-DAD is necessary. Networks with two DHCP agents are usual, and each agent offers this address (LP#1953165). Without DAD
-(``nodad`` or an optimistic address) the packets of an instance would reach sometimes one agent and sometimes the other.
-The wait delays no instance, because IPv4 is served meanwhile.
+DAD is necessary, because networks often have two DHCP agents, and each agent offers this address (LP#1953165). Without
+DAD (``nodad`` or an optimistic address) the packets of an instance would reach sometimes one agent and sometimes the
+other. The wait delays no instance, because IPv4 is served meanwhile.
 
-An interface without an address of its own does not get the address, because it belongs to the standby of an HA router.
-It has the same MAC as the interface of the primary on another host. Every frame from it (DAD, MLD reports, neighbour
-solicitations) would make the switches send the router's traffic to the wrong host (LP#1403860, LP#1859832). When the
-router becomes the primary, keepalived adds the router's addresses. Then fe80::a9fe:a9fe is added too. It is removed
-when keepalived has removed the others. An interface with only link-local addresses is treated as a standby.
+An interface without an address of its own belongs to the standby of an HA router. It does not get fe80::a9fe:a9fe. It
+has the same MAC as the interface of the primary on another host. Every frame from the standby (DAD, MLD reports,
+neighbour solicitations) would make the switches send the router's traffic to the wrong host (LP#1403860, LP#1859832).
+When the router becomes the primary, keepalived adds the router's addresses. The next attach then adds fe80::a9fe:a9fe.
+When keepalived has removed the router's addresses, the next attach removes fe80::a9fe:a9fe. An interface with only
+link-local addresses is treated as a standby.
 
-If DAD finds a duplicate, the address is removed, because the kernel never checks it again, and the MAC of the other
+If DAD finds a duplicate, the address is removed, because the kernel never checks it again. Then the MAC of the other
 owner is looked up. If the owner is another interface of the same router, nothing is wrong: a network with an IPv4 and
-an IPv6 subnet has two such interfaces. Otherwise the address is added again a few times. If it is still a duplicate, a
-message names the other MAC, and the next attach tries again. IPv4 is not affected.
+an IPv6 subnet has two such interfaces. Otherwise the address is added again, up to DAD_ATTEMPTS times in total. If it
+is still a duplicate, a message names the other MAC, and the next attach tries again. IPv4 is not affected.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ DAD_POLL_S = 0.05
 
 
 def begin(table: InterfaceTable, pattern: str) -> None:
-    """Add the address to every interface that ``pattern`` matches, if none of them has it. Does not wait.
+    """If no interface has the address yet, add it to every interface that ``pattern`` matches. Does not wait for DAD.
 
-    If an interface already has it, ``settle`` adds it to the others, after a check whether they are on the same
-    network. The address is removed from interfaces that have no address of their own any more.
+    If an interface already has the address, ``settle`` adds it to the other interfaces, unless they are on the same
+    network. The address is removed from interfaces that have no other address any more.
     """
     for interface in standby_interfaces(table, pattern):
         if interface.ours:
@@ -65,9 +66,9 @@ def settle(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[str]:
-    """Wait until the address is usable on every interface. Returns a message for each interface on which it is not.
+    """Wait until the address is usable on every interface. Returns a message for each interface where this fails.
 
-    Does not wait for interfaces that are down: the kernel checks the address when they come up.
+    Does not wait for interfaces that are down, because the kernel checks the address when they come up.
     """
     for attempts_left in reversed(range(DAD_ATTEMPTS)):
         duplicates = _attempt(table, pattern, clock, sleep)
@@ -87,10 +88,10 @@ def remove(table: InterfaceTable) -> bool:
 
 
 def missing_addresses(table: InterfaceTable, pattern: str) -> dict[Interface, str]:
-    """The interfaces on which the address is missing, each with the MAC that has it on its network ('': none).
+    """The interfaces without the address. The value is the MAC that has the address on the interface's network, or ''.
 
-    The address is not missing if the interface is down, if the address is still tentative, or if another interface of
-    the same namespace has it on the same network.
+    An interface is left out if it is down, if its address is still tentative, or if another interface of the namespace
+    has the address on the same network.
     """
     without = [found for found in _wanted(table, pattern) if found.up and found.state in (MISSING, DUPLICATE)]
     return _held_by_others(table, {interface: table.neighbour_mac(interface) for interface in without})

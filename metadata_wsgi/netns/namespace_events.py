@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Waits for the next change of /run/netns, with inotify(7).
 
-An event only ends the wait; the caller then lists the directory. So a lost event only delays the next listing.
+An event only ends the wait. Then the caller lists the directory. So a lost event only delays the next listing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from metadata_wsgi.netns import namespaces
 
 
 class NamespaceEvents:
-    """A context manager. If inotify is not available, ``wait`` waits for its timeout."""
+    """A context manager that receives the events. Without inotify, ``wait`` always waits for its timeout."""
 
     def __init__(self, directory: str = namespaces.DIRECTORY) -> None:
         self._directory = directory
@@ -42,14 +42,19 @@ class NamespaceEvents:
         os.close(self._wake_writer)
 
     def wake(self) -> None:
-        """End the present ``wait``, or the next one. A signal handler may call this."""
+        """End the ``wait`` in progress, or else the next one. A signal handler may call this method."""
         with suppress(BlockingIOError):
             os.write(self._wake_writer, b'\0')
 
-    def wait(self, timeout_s: float) -> None:
-        """Return when a name was added or removed since the last call, after ``wake``, or after ``timeout_s``."""
+    def wait(self, timeout_s: float, also: int | None = None) -> None:
+        """Return when a name was added or removed since the last call, after ``wake``, or after ``timeout_s``.
+
+        ``also``: a descriptor. Return when it is readable, too.
+        """
         poll = select.poll()
         poll.register(self._wake_reader, select.POLLIN)
+        if also is not None:
+            poll.register(also, select.POLLIN)
         if self._inotify:
             self._watch(self._inotify)
             poll.register(self._inotify.fileno(), select.POLLIN)

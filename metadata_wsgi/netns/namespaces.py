@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Named network namespaces in /run/netns, where ``ip netns`` creates them.
 
-A name is a file in this directory, on which the namespace is mounted. After a crash or the restart of a container plain
-files may remain. They are not namespaces: such a name is stale.
+Each name is a file in this directory, on which the namespace is mounted. After a crash or the restart of a container
+plain files may remain. A plain file is not a namespace: its name is stale.
 
-The namespace of the calling thread never changes. setns(2) moves only one thread. So a function that must run in a
-namespace runs in a new thread.
+setns(2) changes the namespace of one thread. So a function that must run in another namespace runs in a new thread, and
+the namespace of the calling thread never changes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def exists(name: str) -> bool:
 
 
 def missing_reason(name: str) -> str:
-    """A sentence for the operator that says why the namespace ``name`` does not exist."""
+    """A sentence for the operator: the reason why the namespace ``name`` does not exist."""
     if _is_stale(name, 0.0):
         return f'{path(name)} is a file and not a namespace; remove it: ip netns delete {name}'
     return f'there is no namespace {name} on this host'
@@ -135,7 +135,7 @@ def run_in(name: str, fn: Callable[[], T]) -> T:
 
 
 def run_in_scratch(fn: Callable[[], T]) -> T:
-    """Call ``fn`` in a scratch namespace: it has no name, is created for this call, and ends with its last socket."""
+    """Call ``fn`` in a scratch namespace. It is created for this call, has no name, and ends with its last socket."""
     return _run(_NamespaceCall(None, fn))
 
 
@@ -193,9 +193,10 @@ class _NamespaceCall:
 
 
 def _call_libc(name: str, *arguments: int) -> None:
-    """setns(2) and unshare(2); the os module has them from Python 3.12 on. Raises OSError.
+    """Call setns(2) or unshare(2) of the C library. Raises OSError if the call fails.
 
-    pyroute2 has them too, but its import costs the keeper megabytes.
+    Python's os module has these functions from 3.12 on. pyroute2 has them too, but its import takes megabytes of memory
+    in the keeper.
     """
     if getattr(_LIBC, name)(*arguments):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

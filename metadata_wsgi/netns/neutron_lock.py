@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Neutron's lock on the iptables rules of a namespace.
 
-A Neutron agent on the same host reads a namespace's rules, changes them and writes them back, and this package does the
-same. With this lock only one of them does so at a time.
+A Neutron agent on the same host reads the rules of a namespace, changes them and writes them back. This package does
+the same. The lock prevents that both do so at the same time.
 
 Facts:
 
 - While Neutron's IptablesManager changes rules, it holds the external lock ``neutron-iptables-<namespace>`` of
   oslo.concurrency (neutron 29, agent/linux/iptables_manager.py; the prefix is SYNCHRONIZED_PREFIX of neutron-lib).
-- An external lock is a file of this name in ``[oslo_concurrency] lock_path``. It is locked with fcntl.lockf, which is
-  fcntl(2) (fasteners, process_mechanism.py). A lock of flock(2) would not exclude it.
-- oslo opens the file for writing, as the agent's user. So a file that root creates gets the owner of the directory.
+- An external lock is a file of this name in ``[oslo_concurrency] lock_path``. oslo locks the file with fcntl(2)
+  (fasteners, process_mechanism.py). A lock of flock(2) would have no effect on a lock of fcntl(2).
+- oslo opens the file for writing, as the agent's user. So if root creates the file here, the file gets the owner of
+  the directory.
 - A lock of fcntl(2) belongs to the process, and ends when the process closes any descriptor of the file. So two threads
   must not use the lock of the same namespace.
 """
@@ -36,7 +37,7 @@ POLL_S = 0.02
 
 
 class NeutronIptablesLock:
-    """The locks of the namespaces, in the directory ``lock_path``. If it is '', no lock is used."""
+    """The locks of the namespaces, in the directory ``lock_path``. If ``lock_path`` is '', no lock is used."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class NeutronIptablesLock:
 
     @contextmanager
     def __call__(self, namespace: str) -> Iterator[None]:
-        """Hold the lock of ``namespace``. Raises NetnsError if its file cannot be opened or it is not free in time."""
+        """Hold the lock of ``namespace``. NetnsError if the file cannot be opened, or the lock is not free in time."""
         if not self._lock_path:
             yield
             return

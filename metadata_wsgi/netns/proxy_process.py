@@ -2,14 +2,14 @@
 """Starts, adopts and stops the process of a namespace proxy.
 
 Pid files have the same paths as in Grizzly's process manager (``state_paths.pid_file``). As in Grizzly, a proxy runs if
-its pid is alive and the id of its router or network is in its command line. So ``attach`` adopts proxies that an L3
-agent started, and the agent adopts proxies that ``attach`` started. The id must be a value of --router_id or
---network_id, or the name of a configuration or pid file. Elsewhere in a command line it is ignored.
+its pid is alive and the id of its router or network is in its command line. So ``attach`` finds and keeps the proxies
+that an L3 agent started, and the L3 agent those that ``attach`` started. The id must be a value of --router_id or
+--network_id, or the name of a configuration or pid file. Elsewhere in a command line the id is ignored.
 
-A less privileged process may be able to write to the directory of the pid files, so they are opened with
-``safe_files``: a link, a FIFO or a file of another user is not read.
+An unprivileged process may be able to write to the directory of the pid files. So ``safe_files`` opens them, and a
+link, a FIFO or a file of another user is not read.
 
-After a process has ended the kernel may give its pid to another process. So a process is opened as a pidfd (Linux 5.3)
+After a process has ended, the kernel may give its pid to another process. So a process is opened as a pidfd (Linux 5.3)
 *before* its command line is read, and signals are sent through the pidfd.
 """
 
@@ -36,7 +36,7 @@ STOP_TIMEOUT_S = limits.GRACEFUL_TIMEOUT_S + 3.0
 SIGKILL_TIMEOUT_S = 5.0
 MAX_PID_FILE_BYTES = 64
 PIDFD_GETFD = 438
-"""Number of the system call, the same on every architecture. It is not in Python's os module."""
+"""Number of the system call pidfd_getfd, the same on every architecture. Python's os module does not have the call."""
 
 HOLDER = 'metadata-wsgi-holder'
 """A word in the command line of a holder (``bin/metadata-wsgi-haproxy``)."""
@@ -66,9 +66,9 @@ def running_pid(pid_file: str, uuid: str) -> int | None:
 def ensure_running(
     pid_file: str, uuid: str, spawn: Callable[[str], object], *, is_wanted: Callable[[int], bool]
 ) -> bool:
-    """Adopt the running process if ``is_wanted(pid)``, else replace it. Returns whether ``spawn`` was called.
+    """If ``is_wanted(pid)`` is true for the running process, keep it, else replace it. Returns whether it was replaced.
 
-    ``spawn`` gets the path of the pid file. The new process must write the file.
+    To start the new process, ``spawn`` is called with the path of the pid file. The new process must write the file.
     """
     running = running_pid(pid_file, uuid)
     if running is not None and is_wanted(running):
@@ -84,7 +84,7 @@ def ensure_running(
 
 
 def stop(pid_file: str, uuid: str, *, timeout_s: float = STOP_TIMEOUT_S) -> bool:
-    """Stop the process of ``uuid`` (SIGTERM; SIGKILL after ``timeout_s`` seconds) and remove the file.
+    """Stop the process of ``uuid`` (SIGTERM, then SIGKILL after ``timeout_s`` seconds) and remove the pid file.
 
     Returns whether there was a process. If the id is not in the command line of the process, the process is not
     stopped. Raises NetnsError if the process does not end after SIGKILL.
@@ -128,8 +128,8 @@ def listens(pid: int, port: int) -> bool:
 def is_port_open(namespace: str, port: int) -> bool:
     """Whether any process listens on the TCP port in the namespace.
 
-    The test is a bind() with SO_REUSEADDR, which fails only if a socket listens. To read /proc/net/tcp would take 10 to
-    30 ms in every namespace, because the kernel walks over the table of all sockets of the host.
+    The test is a bind() with SO_REUSEADDR, which fails only if a socket listens on the port. To read /proc/net/tcp
+    would take 10 to 30 ms for each namespace, because the kernel reads the table of all sockets of the host.
     """
     return namespaces.run_in(namespace, lambda: not _can_bind(port))
 
@@ -137,8 +137,8 @@ def is_port_open(namespace: str, port: int) -> bool:
 def copy_proxy_listeners(pid_file: str, uuid: str, port: int) -> list[socket.socket]:
     """Copies of the listening sockets on ``port`` of the running process of ``uuid``.
 
-    They stay open, with their accept queue, when the process ends, so no connection is refused. The list is empty
-    before Linux 5.6 (pidfd_getfd(2)). Then new sockets must be opened.
+    When the process ends, the copies stay open with their accept queues, so no connection is refused. Before Linux 5.6
+    the list is empty, because there is no pidfd_getfd(2). Then the caller must open new sockets.
     """
     pid = read_pid(pid_file)
     with _open_pidfd(pid, uuid) as pidfd:
@@ -243,7 +243,7 @@ def _has_id(command_line: bytes, uuid: str) -> bool:
 
 @contextlib.contextmanager
 def _open_pidfd(pid: int | None, uuid: str) -> Iterator[int | None]:
-    """A pidfd of process ``pid`` if it is alive and its command line is of a proxy of ``uuid``, else None."""
+    """A pidfd of process ``pid`` if it is alive and its command line is that of a proxy of ``uuid``, else None."""
     try:
         pidfd = os.pidfd_open(pid) if pid else None
     except OSError:
@@ -276,7 +276,7 @@ def _terminate(pidfd: int, pid_file: str, timeout_s: float) -> None:
 
 
 def _has_ended(pidfd: int, wait_s: float) -> bool:
-    """Whether the process ends within ``wait_s`` seconds: then the pidfd becomes readable (pidfd_open(2))."""
+    """Whether the process ends within ``wait_s`` seconds. A pidfd becomes readable at the end (pidfd_open(2))."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(wait_s * 1000))

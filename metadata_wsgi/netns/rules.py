@@ -3,19 +3,20 @@
 
 The rules guarantee:
 
-- A request from an instance to 169.254.169.254:80 is redirected to the proxy's port. These are the two rules of
-  Grizzly's L3 agent, with the same options and in the same chains, so an operator recognises them in ``iptables-save``.
+- A request from an instance to 169.254.169.254:80 is redirected to the proxy's port. The redirect rule and the accept
+  rule are those of Grizzly's L3 agent, with the same options and in the same chains, so an operator recognises them in
+  ``iptables-save``.
 - Only packets that arrive on internal interfaces are redirected, and only redirected packets reach the port. They get a
   mark on arrival, before the redirect changes their destination (LP#1187102). Without the mark, other packets to the
   proxy's port, for example from outside to 10.1.1.1:9697, could not be distinguished from redirected packets.
-- A packet to the metadata address is never forwarded (LP#1920778): even if the redirect was flushed, if the packet is
-  for another port, or while these rules are added or removed.
+- A packet to the metadata address is never forwarded (LP#1920778). This is true even if another program has removed the
+  redirect, if the packet is for another port, and while these rules are added or removed.
 
-Some rules are in the kernel's chains and not in the L3 agent's chains, because an L3 agent rewrites its chains and
-removes rules that it did not add. The rules that drop packets must not be removed. The redirect and the accept rule are
-rules of the agent too, so they may be in its chains.
+Some rules are in the kernel's chains and not in the L3 agent's chains, because an L3 agent rewrites its own chains and
+removes rules that it did not add. The rules that drop packets must stay. The redirect and the accept rule are also
+rules of the L3 agent, so they may be in its chains.
 
-``! -i lo``: packets on lo come from inside the namespace, from an operator who tests the proxy. No packet from an
+``! -i lo`` excludes packets on lo: an operator who tests the proxy inside the namespace sends them. No packet from an
 instance arrives on lo.
 
 DHCP namespaces need no rules, because the proxy listens on the metadata address itself.
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 from metadata_wsgi.errors import ConfigError
 
 COMMENT = 'metadata_wsgi'
-"""All our rules have this comment. Every rule with this comment is treated as ours."""
+"""All rules of this package have this comment. Every rule with this comment is treated as a rule of this package."""
 
 ADDRESSES = {4: '169.254.169.254/32', 6: 'fe80::a9fe:a9fe/128'}
 ALL_BITS = 0xFFFFFFFF

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules of many routers: iptables creates them once, and netlink copies them to the other namespaces.
 
-To run iptables for each router is slow. CPU time per router, measured with 150 namespaces on two busy cores:
+It is slow to run iptables for each router. CPU time per router, measured with 150 namespaces on two busy cores:
 
 ==========================================  ========  ==================
 step                                        iptables  copied (this file)
@@ -15,13 +15,18 @@ remove the rules, if there are no others       21 ms                2 ms
 1.5 s with this module. The nftables module of pyroute2 takes 3 to 7 ms to read one router, because it decodes every
 expression.
 
-iptables adds the rules in a scratch namespace, and this module reads them with netlink. Tables, chains and rules are
-opaque bytes for it: the kernel creates them again from the bytes that it returned. Before the first router is changed,
-the rules are copied to a second scratch namespace. ``iptables-save`` must print the wanted rules there.
+iptables adds the rules in a scratch namespace, and this module reads them with netlink. The module does not interpret
+tables, chains and rules: the kernel creates them again from the bytes that it returned. Before the first router is
+changed, the rules are copied to a second scratch namespace. ``iptables-save`` must print the wanted rules there.
 
-In these cases the methods return None, and the caller must use iptables: only some of our rules exist; our rules must
-be removed and there are others; there are rules of iptables-legacy; a chain has a policy; the kernel refuses; or
-iptables is not the nft variant.
+In these cases the methods return None, and the caller must use iptables:
+
+- only some of our rules exist;
+- our rules must be removed, and there are rules of other programs;
+- there are rules of iptables-legacy;
+- a chain has a policy;
+- the kernel refuses the change;
+- iptables is not the nft variant.
 
 Facts:
 
@@ -130,7 +135,7 @@ class Ruleset:
 
 
 class RulesetTemplate:
-    """Copies ``rules`` to namespaces. Threads may share it. The first thread creates the template.
+    """Copies ``rules`` to namespaces. Threads may share the object. The first call creates the template.
 
     ``add_rules`` runs iptables to add the rules. ``are_rules_there`` runs iptables to check that the rules exist. Both
     are called in a scratch namespace.

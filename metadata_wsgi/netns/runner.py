@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a program and returns its output. Modules of ``netns`` run programs with it, so that tests can replace it."""
+"""Runs a program and returns its output. Modules of ``netns`` run programs with a Runner, so tests can replace it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ class Runner(Protocol):
     ) -> str:
         """Run ``argv`` and return its standard output. With ``namespace``, run it in this network namespace.
 
-        The program inherits the descriptors ``pass_fds`` with the same numbers. Raises NetnsError, with the program's
-        standard error, if it cannot be started, does not end before the timeout, or has another exit code than 0.
+        The program inherits the descriptors ``pass_fds`` with the same numbers. Raises NetnsError if the program cannot
+        be started, does not end before the timeout, or has another exit code than 0. The text of the error contains the
+        program's standard error.
         """
 
 

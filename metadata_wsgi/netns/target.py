@@ -9,7 +9,7 @@ from typing import Protocol
 ROUTER, NETWORK = 'router', 'network'
 PREFIXES = {ROUTER: 'qrouter-', NETWORK: 'qdhcp-'}
 NETWORK_PORT = 80
-"""Port of the proxy in a DHCP namespace. It listens on the metadata address itself, so no redirect is needed."""
+"""Port of the proxy in a DHCP namespace. The proxy listens on the metadata address, so no redirect is needed."""
 
 PROCESS, SHARED, ONE_HOP = 'process', 'shared', 'one_hop'
 MODES = (PROCESS, SHARED, ONE_HOP)
@@ -41,7 +41,7 @@ NO_WORKER = {
 class KeeperEntry:
     """The keeper's listening sockets of one target. ``hosts``: their addresses, '' for every address.
 
-    ``workers`` is the number of workers that accept on them.
+    ``workers`` is the number of workers that accept connections on these sockets.
     """
 
     target: AttachTarget

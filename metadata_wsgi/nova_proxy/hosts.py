@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hosts of Nova's metadata API: selects the host that gets a request.
 
-Hosts are tried in the configured order. After a failure a host is tried last for ``limits.NOVA_HOST_BACKOFF_S``
-seconds. While a host accepts no connections, only one request at a time tries to connect to it (circuit breaker).
+A request is sent to the first configured host. If this host fails, the request is sent to the next one. For
+``limits.NOVA_HOST_BACKOFF_S`` seconds after a failure, a host stands last in the order. While a host accepts no
+connections, only one request at a time tries to connect to it (circuit breaker).
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from metadata_wsgi.throttle import Throttle
 LOG = logging.getLogger(__name__)
 
 RETRYABLE_STATUSES = frozenset({500, 502, 503, 504})
-"""Nova sends these while a service that it needs is unavailable. Every other status is sent to the client at once."""
+"""Nova responds with these while it, or a service that it needs, is unavailable. Other statuses are not retried."""
 
 
 class Hosts:
-    """All hosts of Nova. For all threads of a worker. ``clients`` has at least one."""
+    """All hosts of Nova. Shared by all threads of a worker. ``clients`` has at least one."""
 
     def __init__(self, clients: Sequence[HttpClient], clock: Callable[[], float]) -> None:
         self._hosts = [_Host(client, clock) for client in clients]
@@ -37,7 +38,8 @@ class Hosts:
     def send_request(self, request: Request, deadline: Deadline) -> Response:
         """Send the request to one host after the other until one succeeds.
 
-        If all fail, returns the last response or raises the last exception.
+        A request that is not retryable is sent to another host only if no byte of it was sent. If all hosts fail,
+        returns the last response or raises the last exception.
         """
         hosts = self._in_order()
         if not hosts:
@@ -71,7 +73,7 @@ class _Host:
     def __init__(self, client: HttpClient, clock: Callable[[], float]) -> None:
         self.circuit = CircuitBreaker(clock)
         self.has_failed = False
-        """Whether it failed since its last good response. If not, it is not backed off and its circuit is closed."""
+        """Whether the host failed since its last good response. False: the circuit is closed, no backoff is active."""
         self._client = client
         self._clock = clock
         self._backed_off_until_s = 0.0
@@ -100,11 +102,11 @@ class _Host:
         return response
 
     def is_backed_off(self) -> bool:
-        """Whether the host is tried last at present."""
+        """Whether the host stands last in the order now."""
         return self.has_failed and self._backed_off_until_s > self._clock()
 
     def back_off(self, reason: object) -> None:
-        """Try the host last for ``limits.NOVA_HOST_BACKOFF_S`` seconds, because it failed."""
+        """Put the host last in the order for ``limits.NOVA_HOST_BACKOFF_S`` seconds, because it failed."""
         if not self.is_backed_off() and self._failure_log.allow():
             LOG.warning('Nova at %s fails: %s', self._client.name, reason)
         instruments.NOVA_HOST_FAILURES.add(self._client.name)
@@ -113,7 +115,7 @@ class _Host:
         self.has_failed = True
 
     def end_backoff(self) -> None:
-        """Try the host in its configured order again, because it responded."""
+        """Put the host back in its configured place, because it responded."""
         if self.has_failed:
             instruments.NOVA_HOST_SET_ASIDE.set(0, self._client.name)
         self.has_failed = False

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks that Nova's metadata API checks signatures, and that it has the same shared secret.
 
-It sends two requests to each host, for an instance id that no instance has. The response to a wrong signature must be
-403. The response to the right signature must be 404. If ``service_metadata_proxy`` is off (or misspelt) in nova.conf,
-Nova ignores signatures, and every instance gets 404. If Nova has another secret, every instance gets 403. Without this
-check these faults would be noticed only when an instance boots.
+The check sends two requests to each host of Nova, with an instance id that no instance has. A request with a wrong
+signature must get 403. A request with the right signature must get 404. If ``service_metadata_proxy`` is off (or
+misspelt) in nova.conf, Nova ignores signatures, and every instance gets 404. If Nova has another secret, every instance
+gets 403. Without this check an operator would notice these faults only when an instance boots.
 
-For ``check-config`` and for the check at start::
+``check-config`` and the check at the agent's start call::
 
     problems = probe.check(pipeline_app)    # sentences for the operator; empty if all is well
 
@@ -37,7 +37,7 @@ WRONG_SIGNATURE = '0' * 64
 def check(app: Any, timeout_s: float = limits.NOVA_PROBE_TIMEOUT_S) -> list[str]:
     """The problems of Nova's hosts, a sentence for each. ``app`` is a loaded pipeline.
 
-    The list is empty if there are no problems, or if the last part of the pipeline is not Nova. Waits at most
+    The list is empty if there are no problems, or if the pipeline does not end with Nova (``upstream``). Waits at most
     ``timeout_s`` seconds for each host.
     """
     links = order.chain(app)

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sends the signed request to Nova's metadata API and returns the response. The app at the end of the pipeline.
 
-It sends the method, raw target and body of the client's request. Of the client's headers it sends only an allow-list
-(``header_names.UPSTREAM_ALLOWED``), because other headers could have a meaning for Nova. It adds the headers by which
-Nova identifies the instance, from SIGNED_IDENTITY. Nova's status, end-to-end headers and body are returned unchanged.
-Redirects are not followed.
+The app sends the method, raw target and body of the client's request unchanged. Of the client's headers it sends only
+those in ``header_names.UPSTREAM_ALLOWED``, because other headers could have a meaning for Nova. The app adds the
+headers by which Nova identifies the instance, from SIGNED_IDENTITY. It also adds the id of the request
+(``X-Openstack-Request-Id``), and a valid ``traceparent`` of the client. Nova's status, end-to-end headers and body are
+returned unchanged. Redirects are not followed.
 
 A GET or HEAD is retried until the deadline if Nova is unreachable, does not respond, or responds 500, 502, 503 or 504.
-Then the client gets Nova's last response, or 503 if there was none. A POST (the password) is retried only if Nova
-cannot have received it. All requests of a worker share a retry budget. While a host accepts no connections, only one
-request at a time tries to connect to it. So a failing Nova is not loaded with the retries of all clients.
+At the deadline the client gets Nova's last response, or 503 if there was none. A POST (the password) is retried only if
+Nova cannot have received it. All requests of a worker share a retry budget. While a host accepts no connections, only
+one request at a time tries to connect to it. So the retries of many clients do not overload a failing Nova.
 
-While the shared secret is being changed there are two signatures. If Nova rejects one signature (403), the request is
-sent again with the other signature. This includes a POST, because a rejected request has no effect. From then on the
-accepted signature is sent first.
+While the shared secret is being changed there are two signatures. If Nova rejects one signature (403), the app sends
+the request again with the other signature. It also does so for a POST, because a rejected request has no effect. Later
+requests are first sent with the signature that Nova accepted last.
 
 ``nova_metadata_host`` may name several hosts, separated by commas, each with its own port if needed
-(``nova1,nova2:8776,[2001:db8::1]:8775``). They are tried in order. After a failure a host is tried last for
-``limits.NOVA_HOST_BACKOFF_S`` seconds. Nova also gets the id of the request (``X-Openstack-Request-Id``), and a valid
-``traceparent`` of the client. The app reads DEADLINE and SIGNED_IDENTITY, and REQUEST_ID if it is set.
+(``nova1,nova2:8776,[2001:db8::1]:8775``). A request is sent to the first host. If this host fails, the request is sent
+to the next one. For ``limits.NOVA_HOST_BACKOFF_S`` seconds after a failure, a host stands last in the order. The app
+reads DEADLINE and SIGNED_IDENTITY, and REQUEST_ID if it is set.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import BadRequest, ConfigError, NoResponse, NotSent
 from metadata_wsgi.http import client, header_names, message, trace_context
 from metadata_wsgi.http.client import HttpClient
+from metadata_wsgi.http.proxy_errors import ProxyErrors
 from metadata_wsgi.http.retry import RetryBudget, retry_until
-from metadata_wsgi.http.send_errors import SendErrors
 from metadata_wsgi.nova_proxy.hosts import RETRYABLE_STATUSES, Hosts
 from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.throttle import Throttle
@@ -115,10 +116,10 @@ class UpstreamApp:
         self._unknown_instances = 0
         self._unknown_log = Throttle(limits.UNKNOWN_INSTANCES_LOG_INTERVAL_S)
         self._secret_change_log = Throttle(limits.SECRET_CHANGE_LOG_INTERVAL_S)
-        self._errors = SendErrors('Nova', max_body_bytes=max_body_bytes)
+        self._errors = ProxyErrors('Nova', max_body_bytes=max_body_bytes)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Respond with Nova's response; 503 if there is none; 400, 408 or 413 if the request cannot be sent."""
+        """Send Nova's response to the client: 503 if there is none; 400, 408 or 413 for a bad request or body."""
         identity: environ_keys.SignedIdentity = environ[environ_keys.SIGNED_IDENTITY]
         deadline: Deadline = environ[environ_keys.DEADLINE]
         try:
@@ -217,7 +218,7 @@ class UpstreamApp:
 
 
 def _failure_reason(status: int, path: str) -> str:
-    """What a status of Nova says about this instance; '' for a usual one: clients probe for paths, and get 404."""
+    """The reason for a status of Nova that shows a failure, else ''. Clients try many paths, so 404 is usual."""
     if status in RETRYABLE_STATUSES:
         return f'Nova responded {status} until the deadline'
     if status == 403:

@@ -50,8 +50,8 @@ NAMESPACE = 'metadata_wsgi.namespace'
 """A :class:`Namespace`."""
 
 RECEIVED_AT_S = 'metadata_wsgi.received_at'
-"""Time at which the header of the request had arrived, or, for the first one of a connection, its data: it may have
-waited to be accepted. In seconds of time.monotonic(). The deadline counts from it."""
+"""The time at which the header of the request had arrived, in seconds of time.monotonic(). The deadline counts from it.
+For the first request of a connection, the time that the connection waited to be accepted is subtracted."""
 
 REQUEST_ID = 'metadata_wsgi.request_id'
 """The id of the request, ``req-`` and a UUID."""
@@ -132,10 +132,10 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a request got the error ``status``, 0 for a response that was cut off: one sentence for the operator, without
-    secrets.
+    """The reason why a request failed: one sentence for the operator, without secrets.
 
-    ``namespace`` is for an app that serves one namespace; elsewhere it is known from the connection or the source.
+    ``status`` is the status of the response, 0 for a response that was cut off. ``namespace`` is set by an app that
+    serves one namespace. Otherwise the namespace is known from the connection or the source.
     """
 
     status: int
@@ -147,8 +147,8 @@ class Failure:
 class SignedIdentity:
     """The signed identity for Nova: the instance, its address and the signature of the instance id.
 
-    ``signatures`` has one entry for each shared secret, the new secret first. There are two while the secret is being
-    changed. Only the app at the end of the pipeline converts it to headers.
+    ``signatures`` has one signature for each shared secret, that of the new secret first. There are two while the
+    secret is being changed. The app at the end of the pipeline converts the signed identity to headers.
     """
 
     instance: Instance

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One id for each request, from the client to Nova and back, and in every log line.
 
-The id has the form of OpenStack: ``req-`` and a UUID. The namespace proxy (in mode ``one_hop`` the agent) takes the id
-in the client's ``X-Openstack-Request-Id`` if it has exactly this form, else it makes one. So an instance chooses at
-most 32 hexadecimal digits of a log line; it can repeat an id, and does not learn those of other instances. The
-request id never identifies an instance: log lines name address and router beside it.
+The id has the form of OpenStack: ``req-`` and a UUID. If the client sends an ``X-Openstack-Request-Id`` of exactly this
+form, the namespace proxy uses it (in mode ``one_hop`` the agent). Otherwise it makes a new id. So an instance can
+choose at most 32 hexadecimal digits of a log line. It can repeat an id, but does not learn the ids of other instances.
+The id does not show which instance sent the request. So log lines also have its address and router.
 
-The agent takes the id of the namespace proxy in the same way, and sends it to Nova and Neutron, which log it as
-``global_request_id`` if their paste files have the filter ``request_id``.
+The agent uses the id that the namespace proxy sends, and sends it to Nova and Neutron. They log it as
+``global_request_id`` if their paste files have oslo.middleware's filter ``request_id``.
 
-A response that has an ``X-Openstack-Request-Id`` keeps it: Nova's response is relayed unchanged, and oslo.middleware
-does the same. Where Nova's pipeline has that filter, a client gets Nova's id, and Nova's log has both on one line.
+If a response already has an ``X-Openstack-Request-Id``, its value is not changed. If Nova's pipeline has the filter
+``request_id``, the client gets Nova's own id, and a line of Nova's log has both ids.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 CURRENT: ContextVar[str] = ContextVar('metadata_wsgi.pipeline.request_id', default='')
-"""The id of the request that this greenlet (or thread) handles, '' if none. For log lines; filters have REQUEST_ID."""
+"""The id of the request that this greenlet (or thread) handles, '' if none. For log lines. Filters use REQUEST_ID."""
 
 HEADER_KEY = header_names.environ_key(header_names.REQUEST_ID)
 RESPONSE_HEADER = 'X-Openstack-Request-Id'
@@ -37,13 +37,13 @@ _FORMAT = re.compile(r'req-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
 def make() -> str:
-    """A new id. It is not a secret, so a quick generator makes it: uuid4() would take three times as long."""
+    """A new id. It is not a secret, so the generator need not be secure: uuid4() would take three times as long."""
     digits = f'{random.getrandbits(128):032x}'
     return f'req-{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}'
 
 
 def begin(environ: WSGIEnvironment) -> str:
-    """The id of this request, taken from its header or made. Log lines of this greenlet have it from now on."""
+    """The id of this request, from its header or new. From now on the log lines of this greenlet contain it."""
     given = environ.get(HEADER_KEY)
     id_ = given if given is not None and _FORMAT.fullmatch(given) else make()
     CURRENT.set(id_)
@@ -51,7 +51,7 @@ def begin(environ: WSGIEnvironment) -> str:
 
 
 def added_to(start_response: StartResponse, id_: str) -> StartResponse:
-    """A ``start_response`` that adds the id to a response that has none."""
+    """A ``start_response`` that adds the id to a response without an ``X-Openstack-Request-Id``."""
 
     def start(status: str, headers: list[tuple[str, str]], exc_info: object = None, /) -> Callable[[bytes], object]:
         for name, _ in headers:

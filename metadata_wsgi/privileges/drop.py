@@ -2,9 +2,9 @@
 """Drops the privileges of a worker: user, capabilities and system calls. The process cannot undo this.
 
 Facts: capabilities, no_new_privs and a seccomp filter belong to a thread. A worker has one thread when it calls
-``drop``; later threads inherit from it. The kernel resets ``dumpable`` when the user changes, so ``dumpable`` is set
-after the change of the user. To empty the bounding set, CAP_SETPCAP is needed, so this is done before the change of the
-user.
+``drop``, and later threads inherit from this thread. The kernel resets ``dumpable`` when the user changes, so
+``dumpable`` is set after this change. To empty the bounding set, a process needs CAP_SETPCAP, so the set is emptied
+before the change of the user.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _empty_bounding_set() -> None:
         try:
             _prctl(_CAPBSET_DROP, capability)
         except OSError as error:
-            # EPERM: not root. Then no_new_privs prevents that the process ever gets a capability of the set.
+            # EPERM: not root. Then no_new_privs prevents the process from getting any capability of the set.
             # EINVAL: the previous capability was the last one of this kernel.
             if error.errno not in (errno.EPERM, errno.EINVAL):
                 raise

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The user and group of the workers.
 
-The agent's options are ``metadata_user`` and ``metadata_group``; the namespace proxy has two other options. If root
+The agent's options are ``metadata_user`` and ``metadata_group``. The namespace proxy has two other options. If root
 starts the program, the default user is ``metadata-wsgi`` (``useradd --system metadata-wsgi``), or ``nobody`` if there
-is no such user. ``nobody`` protects the host, but other programs run as nobody too. If another user starts the
-program, the workers keep that user.
+is no such user. ``nobody`` has few privileges on the host, but other programs run as nobody too. If another user starts
+the program, the workers keep this user.
 
-The workers' user must be able to read the CA certificates and, for changes of it, the inventory of the lookup
-``static``. Configuration files, keys and secrets are read before the change of the user.
+The workers' user must be able to read the CA certificates. With the lookup ``static`` it must also be able to read the
+inventory, because a worker reads the inventory again after a change. Workers read configuration files, keys and secrets
+before they change their user.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def default_identity() -> Identity:
 def resolve(user: str, group: str, *, options: tuple[str, str] = ('metadata_user', 'metadata_group')) -> Identity:
     """The identity of ``user`` and ``group``, each a name or a number.
 
-    If ``user`` is '', it is the default user. If ``group`` is '', it is the user's primary group. Raises ConfigError if
-    there is no such user or group. The text names the option, one of ``options``.
+    If ``user`` is '', the default user is used. If ``group`` is '', the user's primary group is used. Raises
+    ConfigError if there is no such user or group. ``options`` are the names of the two options in its text.
     """
     found = default_identity()
     if user:
@@ -74,9 +75,9 @@ def resolve_workers(
 ) -> Identity | None:
     """The identity to which the workers of this process switch; None if they keep their user.
 
-    They keep it if root did not start this process. They also keep it in a user namespace that does not map the default
-    user: root of such a namespace is an ordinary user of the host. Raises ConfigError, for example if the configured
-    user is root.
+    Workers keep their user if root did not start this process. They also keep it in a user namespace without the
+    default user: root of such a namespace is an ordinary user of the host. Raises ConfigError, for example if the
+    configured user is root.
     """
     wanted = resolve(user, group, options=options)
     if os.geteuid() != 0:

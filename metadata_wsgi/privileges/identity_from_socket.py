@@ -2,24 +2,24 @@
 """The identity of a namespace proxy's workers if no option sets it: a user that may connect to the agent.
 
 An L3 agent of Grizzly passes no user to a namespace proxy. It may start the proxy before or after the metadata agent.
-Only the agent's socket shows the agent's options (``metadata_proxy_user``, ``metadata_proxy_group``,
-``metadata_proxy_socket_mode``). Until an agent listens on the socket, workers run as the default user. Then they run as
-an identity that may connect. If the agent is restarted with other options, the identity changes. While the agent is
-stopped the identity does not change.
+The proxy does not read the agent's options (``metadata_proxy_user``, ``metadata_proxy_group``,
+``metadata_proxy_socket_mode``), but owner, group and mode of the agent's socket depend on them. Until an agent listens
+on the socket, workers run as the default user. Then they run as a user or group that may connect. If the agent is
+restarted with other options, the identity changes. While the agent is stopped, the identity does not change.
 
 ==========================  =============================================================================
 users that may connect      identity of the workers
 ==========================  =============================================================================
 every user                  the default user
-a group                     the default user with that group: the owner may have other privileges
+a group                     the default user with this group, because the owner may have other privileges
 the owner                   the owner
 only root                   the default user, which cannot connect: clients get 503
 ==========================  =============================================================================
 
-Workers parse client data, so they never run as root, not even without capabilities: uid 0 may write to root's files. If
-the identity cannot reach the socket (only root may connect, or it may not search a directory above), an error in the
-log says what to change. A socket on which no process listens is ignored, because its owner may be wrong: it may be
-stale, or between bind() and chown().
+Workers parse client data, so they never run as root. Even without capabilities, uid 0 may write to root's files. If the
+workers cannot connect to the socket (only root may connect, or they may not enter its directory), an error in the log
+names the option or the mode to change. A socket on which no process listens is ignored: it may be stale, or the agent
+has not set its owner and group yet.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LOG = logging.getLogger(__name__)
 class IdentityFromSocket:
     """Returns the identity for new workers. A call is fast: the identity is cached until the socket file changes.
 
-    ``default`` is the identity until an agent listens on ``path``, and if every user may connect.
+    ``default`` is the identity until an agent listens on ``path``. It is also used if every user may connect.
     """
 
     def __init__(self, path: str, default: Identity) -> None:
@@ -58,7 +58,7 @@ class IdentityFromSocket:
         if found is None:
             return self._current
         changed = (found.st_dev, found.st_ino, found.st_ctime_ns)
-        # _is_live connects, and the agent must accept that. So it is called only if the socket file has changed.
+        # _is_live connects, and the agent must accept the connection. So call it only if the socket file has changed.
         if changed != self._last_stat and stat.S_ISSOCK(found.st_mode) and _is_live(self._path):
             self._last_stat = changed
             self._current = self._required_identity(found)
@@ -82,7 +82,7 @@ class IdentityFromSocket:
             os.close(dir_fd)
 
     def _required_identity(self, found: os.stat_result) -> Identity:
-        """The identity for the workers. Logs an error if it cannot connect to the socket."""
+        """The identity for the workers. Logs an error if this identity cannot connect to the socket."""
         wanted = _who_may_connect(found, self._default)
         directory = os.path.dirname(self._path)
         if wanted is None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the user that the agent's workers run as; ``identity`` says what they mean.
+"""Options of the user that the agent's workers run as. ``identity`` explains the options.
 
-They are in a module of their own: the namespace proxies need the identity and not the options, and oslo.config would
-cost each of them megabytes.
+They are in a module of their own, because namespace proxies use ``identity`` without these options. So a namespace
+proxy need not import oslo.config, which takes megabytes of memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,6 @@ OPTS = [
         'By default metadata-wsgi, or nobody if there is no such user.',
     ),
     cfg.StrOpt(
-        'metadata_group', default='', help="Group of the agent's workers, a name or gid. By default that user's own."
+        'metadata_group', default='', help="Group of the agent's workers, a name or gid. Default: their primary group."
     ),
 ]

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The system call filter of the workers, as a BPF program for seccomp(2).
 
-It is a deny list and not an allow list: a new version of Python or of a library may use another harmless call, and a
-worker must not fail because of it. Denied calls fail with EPERM. These are denied:
+The filter is a deny list and not an allow list. A new version of Python or of a library may use a system call that is
+not used now, and a worker must not fail because of it. Denied calls fail with EPERM. These are denied:
 
 - starting another program, entering or creating a namespace, mounting, and opening files by handle;
 - access to another process: ptrace, its memory, its descriptors;
 - rarely used parts of the kernel, where privilege escalations were found: bpf, io_uring, userfaultfd, performance
-  counters, keys, modules, and socket families that this package does not use.
+  counters, keys, modules, and socket families that this package does not use (EAFNOSUPPORT instead of EPERM).
 
 Facts:
 
-- On another architecture the same number is another call. So all calls of other architectures are denied, x32 included
-  (x86-64 numbers from 0x40000000 on).
+- The same system call number means another call on another architecture. So all calls of other architectures are
+  denied, x32 included (x86-64 numbers from 0x40000000 on).
 - The flags of ``clone3`` are in memory, which a filter cannot read. So ``clone3`` fails with ENOSYS. Then the C library
   uses ``clone``, which has its flags in a register.
 """
@@ -35,7 +35,7 @@ _COLUMN = {X86_64: 0, AARCH64: 1}
 _X32 = 0x40000000
 
 CLONE_NEW = 0x7E020080
-"""All CLONE_NEW* flags, also CLONE_NEWTIME."""
+"""All CLONE_NEW* flags, including CLONE_NEWTIME. A clone() with one of them is denied."""
 ALLOWED_SOCKET_FAMILIES = (1, 2, 10, 16)
 """AF_UNIX, AF_INET, AF_INET6 and AF_NETLINK. getaddrinfo of the C library lists addresses with AF_NETLINK."""
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The HTTP server of the agent and the namespace proxy: gunicorn's master and worker, with own connection handling.
 
-It uses these undocumented interfaces of libraries. They may change in any version, so setup.cfg excludes the next major
-version:
+The server uses these undocumented interfaces of libraries. A new version may change them, so setup.cfg excludes the
+next major version of each library:
 
 - gunicorn: ``Arbiter.manage_workers``, ``.reload``, ``.num_workers``, ``.spawn_worker``, ``.kill_worker``, ``.setup``,
   ``.worker_age``, ``.WORKERS``, ``.LISTENERS``, ``.signal``, ``.handle_usr1``, ``.handle_usr2``, ``.stop``,
@@ -13,6 +13,6 @@ version:
   ``http.wsgi.FileWrapper``, ``.WSGIErrorsWrapper``; ``Response.cfg`` (``pipeline.gunicorn_strictness``).
 - gunicorn_h1c, which is optional: ``http.head_parser``.
 - gevent: the attribute ``_sock`` of its sockets; the modules ``gevent._threading`` and ``gevent.resolver._addresses``,
-  which ``master.PRELOAD_MODULES`` names.
+  which ``preload.PRELOAD_MODULES`` names.
 - CPython: ``_socket.socket._accept``.
 """

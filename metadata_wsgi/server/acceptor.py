@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accepts connections on the listeners, and runs the handler of each connection in a greenlet of a bounded pool.
 
-Differences to gevent's ``StreamServer``, which makes a new greenlet for each connection:
+Differences from gevent's ``StreamServer``, which makes a new greenlet for each connection:
 
-- A finished greenlet waits for the next connection (at most ``limits.MAX_IDLE_GREENLETS`` of them). A new greenlet
-  would be slower, because CPython gets its stack from the kernel.
-- The handler of a connection starts inside the event loop's I/O callback, before the next connection is accepted, and
-  not in the next iteration of the loop. The handler must not block before its first wait.
-- If the pool is full and a new connection waits, its listener is paused and ``on_full`` is called, which closes an idle
-  connection. Paused listeners are resumed in turn, one connection each.
+- A greenlet whose connection has ended waits for the next connection. At most ``limits.MAX_IDLE_GREENLETS`` greenlets
+  wait. To reuse a greenlet is faster than to make one, because CPython gets a new stack from the kernel.
+- The handler of a connection starts in the I/O callback of the event loop, before the next connection is accepted.
+  gevent would start it in the next iteration of the loop. The handler must not block before its first wait.
+- If the pool is full when a new connection arrives, its listener is paused, and ``on_full`` is called. The worker's
+  ``on_full`` closes an idle connection. When greenlets are free, each paused listener in turn accepts one connection.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ Handler = Callable[[_socket.socket, Any], None]
 
 
 class GreenletPool:
-    """At most ``limit`` greenlets, each with one connection. ``len()`` is the number of connections in progress."""
+    """At most ``limit`` greenlets, each with one connection. ``len()`` is the number of connections in progress.
+
+    ``on_full`` is called when a new connection finds the pool full.
+    """
 
     def __init__(self, limit: int, on_full: Callable[[], None] = lambda: None) -> None:
         self._limit = limit
@@ -65,7 +68,7 @@ class GreenletPool:
         self._on_full()
 
     def spawn(self, handler: Handler, sock: _socket.socket, address: Any) -> None:
-        """Run ``handler`` until its first wait. Called in the event loop."""
+        """Start ``handler`` in a greenlet. Returns at the handler's first wait. Called in the event loop."""
         runner = self._idle.pop() if self._idle else greenlet(self._run, get_hub())
         runner.switch(handler, sock, address)
 
@@ -82,7 +85,7 @@ class GreenletPool:
                 self._busy -= 1
                 if self._paused_acceptors:
                     get_hub().loop.run_callback(self._resume_paused)
-            # Without this the local variables would keep their objects alive until the next connection.
+            # Otherwise the local variables would keep their objects alive until the next connection.
             del handler, sock, address, job
             if len(self._idle) >= limits.MAX_IDLE_GREENLETS:
                 return
@@ -156,7 +159,10 @@ class Acceptor:
             self._pool.spawn(self._handler, sock, address)
 
     def _back_off(self, error: OSError) -> None:
-        """Pause after a lasting error (EMFILE, ENOMEM): the listener stays readable, and the event loop would spin."""
+        """Pause after an error that lasts, such as EMFILE or ENOMEM.
+
+        The listener stays readable, so without a pause the event loop would call accept() again at once, forever.
+        """
         self._watcher.stop()
         gevent.spawn(self._restart_later, error)
 

@@ -4,8 +4,8 @@
 Further requests of the same client wait for a slot, in the order of their arrival. Requests of other clients do not
 wait for them, so a single client cannot use all of Nova's capacity.
 
-gevent's ``Semaphore`` is not used because it is not fair: ``acquire`` takes a free slot even if others wait for one. A
-connection that pipelines requests would always get the slot before the waiting connections.
+gevent's ``Semaphore`` is not used because it is not fair: its ``acquire`` takes a free slot even if other greenlets
+wait for one. A connection with pipelined requests would always get the slot before the waiting connections.
 """
 
 from __future__ import annotations

@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handles one connection: checks and limits it, then reads requests and sends responses until it ends.
+"""Handles one connection: checks its destination and the limits, then reads requests and sends responses.
 
 - A connection that was not made to the metadata address is closed (``net.original_dst``).
-- Connections per client are limited (``connection_limits``). If a client is at its limit, its connection that has been
-  idle longest is closed for a new one. If the worker is full, the keep-alive connection that has been idle longest is
-  closed, even if it is from a namespace proxy.
+- The number of connections of each client is limited (``connection_limits``). If a client at its limit opens another
+  connection, the client's connection that has been idle longest is closed. If the worker is full, the keep-alive
+  connection that has been idle longest is closed, even if its peer is a namespace proxy.
 - Timeouts (``limits``): HEADER_TIMEOUT_S for a header, BODY_TIMEOUT_S for a body, READ_WRITE_TIMEOUT_S for a pause
-  inside a response, KEEPALIVE_TIMEOUT_S between two requests. They apply to each connection, so a slow client does not
-  delay others. For comparison: Neutron's haproxy has one connection limit for the whole router, and 1,100 half-sent
-  requests of one client delayed the others by 29 s.
+  inside a response, KEEPALIVE_TIMEOUT_S between two requests. A timeout ends only its own connection, so a slow client
+  does not delay others. For comparison: Neutron's haproxy has one connection limit for the whole router. There 1,100
+  half-sent requests of one client delayed the other clients by 29 s.
 - The pipeline processes at most MAX_CONCURRENT_PER_CLIENT requests of a client at a time (``concurrency_limit``). If a
   request gets no slot within REQUEST_TIMEOUT_S, the response is 503 with Retry-After. The deadline of a request counts
   from its complete header (``environ_keys.RECEIVED_AT_S``), so it includes the wait for a slot and for the body.
-- The time that a connection waited to be accepted is part of the time of its first request (``net.queue_wait``).
-- Other connections get their turn after REQUESTS_PER_YIELD pipelined requests on a connection, and inside a long body
-  after each recv().
+- The deadline of the first request also includes the time that the connection waited to be accepted
+  (``net.queue_wait``).
+- A busy connection yields to the other connections: after REQUESTS_PER_YIELD pipelined requests, and before each recv()
+  of a body.
 - A malformed request gets a constant error response (400, 414, 431, 501), and the connection is closed. The connection
-  is also closed if the application did not read the whole body: gunicorn would read on as long as the client sends.
-  ``100 Continue`` is sent when the application first reads the body. So if the application rejects a request without
+  is also closed if the application did not read the whole body. gunicorn would read the rest as long as the client
+  sends.
+- ``100 Continue`` is sent when the application first reads the body. So if the application rejects a request without
   reading the body, the client need not send the body.
-- Log lines that a client can cause are throttled: one per LOG_INTERVAL_S for each kind. The others are DEBUG.
+- Log lines that a client can cause are throttled. In each LOG_INTERVAL_S one line of each kind is logged at its own
+  level, further lines at DEBUG.
 
 ``request_parser`` reads requests, ``response_writer`` writes responses.
 """
@@ -63,17 +66,18 @@ LOG = logging.getLogger(__name__)
 
 
 DISCONNECT_ERRNOS = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF})
-"""Errors because the client closed the connection. They are not logged, because they are no fault of the server."""
+"""Errors that occur when the client closes the connection. They are not logged, because the server is not at fault."""
 
 
 class ConnectionHandler:
     """Serves ``application`` on connections.
 
     ``settings`` are gunicorn's. With ``any_destination``, connections to other addresses than the metadata address are
-    served too. When ``is_stopping()`` returns True, a connection is closed after the request in progress. While the
-    worker is full, ``has_waiting_connections()`` returns True. Then, when a connection becomes idle, the connection
-    that has been idle longest is closed. ``progress`` gets the start and the end of each call of the application.
-    ``on_failure`` is called with the environ of each request that has FAILURE in it.
+    served too. When ``is_stopping()`` returns True, a connection is closed after the request in progress.
+    ``has_waiting_connections()`` returns whether new connections wait because the worker is full. While it returns
+    True, each connection that becomes idle causes the connection that has been idle longest to be closed. ``progress``
+    gets the start and the end of each call of the application. ``on_failure`` is called with each environ that has the
+    key FAILURE.
     """
 
     def __init__(
@@ -103,7 +107,7 @@ class ConnectionHandler:
         self._malformed_log = Throttle(limits.LOG_INTERVAL_S)
         self._connection_error_log = Throttle(limits.LOG_INTERVAL_S)
         self._application_error_log = Throttle(limits.LOG_INTERVAL_S)
-        # Without these settings the parser does not use the peer's address.
+        # If both settings are empty, the parser does not use the peer's address.
         self._peer_may_set_headers = bool(settings.secure_scheme_headers or settings.forwarder_headers)
 
     def close_idle(self) -> None:
@@ -195,7 +199,7 @@ class ConnectionHandler:
     ) -> None:
         served = 0
         while True:
-            # The next log line is about no request, or about one without an id yet.
+            # The next request has no id yet: its log lines must not contain the id of the request before it.
             request_id.CURRENT.set('')
             try:
                 request = self._next_request(requests, connection, is_first=not served)
@@ -224,7 +228,7 @@ class ConnectionHandler:
         send_error(connection, error)
 
     def _next_request(self, requests: RequestStream, connection: RawSocket, *, is_first: bool) -> ParsedRequest | None:
-        """Read the header of the next request. None at the end of the connection; TimeoutError if it is late."""
+        """Read the header of the next request. None at the end of the connection. TimeoutError if it arrives late."""
         try:
             if is_first:
                 connection.settimeout(limits.READ_WRITE_TIMEOUT_S)
@@ -252,9 +256,9 @@ class ConnectionHandler:
         client_key: tuple[Hashable, ...],
         environ: WSGIEnvironment,
     ) -> bool:
-        """Wait for a slot of the client, then respond. Returns whether the connection may serve another request.
+        """Wait for a concurrency slot of the client, then respond. Returns whether the connection may stay open.
 
-        ``client_key`` is empty for a namespace proxy, whose requests are not limited.
+        ``client_key`` is empty for a namespace proxy, because its requests are not limited.
         """
         if not client_key:
             return self._respond(request, connection, environ)
@@ -283,7 +287,7 @@ class ConnectionHandler:
         drain(connection)
 
     def _respond(self, request: ParsedRequest, connection: RawSocket, environ: WSGIEnvironment) -> bool:
-        """Call the application and send its response. Returns whether the connection may serve another request."""
+        """Call the application and send its response. Returns whether the connection may stay open."""
         response = ResponseWriter(request, connection)
         if request.expects_body:
             environ['wsgi.input'] = self._body(request, connection, response, environ[environ_keys.RECEIVED_AT_S])
@@ -340,11 +344,11 @@ class ConnectionHandler:
 
 
 def _waited_s(connection: RawSocket) -> float:
-    """Seconds that the first request of a connection waited to be read, as far as its deadline includes them."""
+    """Seconds that a connection waited to be accepted. At most so many that MIN_TIME_AFTER_QUEUE_S remains."""
     return min(queue_wait_s(connection), limits.REQUEST_TIMEOUT_S - limits.MIN_TIME_AFTER_QUEUE_S)
 
 
 def _with_zone(address: tuple[Any, ...]) -> str:
-    """The client's address as text. An IPv6 link-local address has its zone, because it is unique on its link only."""
+    """The client's address as text, with the zone of an IPv6 link-local address, which is unique on its link only."""
     scope_id = address[3] if len(address) == 4 else 0
     return f'{address[0]}%{scope_id}' if scope_id else str(address[0])

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits the connections of each client in a worker, so that no client can prevent the service of others.
+"""Limits the connections of each client in a worker, so that no client can take all connections.
 
 There are three limits. Addresses are counted for each namespace, because two tenants may use the same addresses:
 
-- an address has at most ``per_address`` connections;
-- the global addresses of one IPv6 /64 together have at most twice as many, because one client can use all of them.
-  Link-local addresses are counted one by one, because all instances of all networks are in fe80::/64;
-- all clients together have at most ``total``.
+- An address has at most ``per_address`` connections.
+- The global addresses of one IPv6 /64 together have at most ``2 * per_address``, because one client can use all of
+  them. Each link-local address has its own limit, because all instances of all networks are in fe80::/64.
+- All clients together have at most ``total`` connections.
 
 If a limit is reached, an idle connection is closed for the new one: the connection that has been idle longest, of the
-same address, of the same /64, or (for ``total``) of the namespace with the most idle connections. Idle means that the
-server waits until the client sends or receives. A request normally arrives within milliseconds after its connection. So
-mostly half-sent requests and keep-alive connections are closed.
+same address or of the same /64. At ``total`` it is the connection that has been idle longest of the namespace with the
+most idle connections. A connection is idle while the server waits until the client sends or receives. A client normally
+sends its request within milliseconds after it has connected. So mostly half-sent requests and keep-alive connections
+are closed.
 
-If no connection is idle, a new connection is refused at the first two limits. At ``total`` it is accepted and waits for
-a greenlet.
+If no connection is idle, a new connection is refused at the first two limits. At ``total`` it is accepted, and waits
+for a greenlet.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from metadata_wsgi import instruments
 
 
 class Closable(Protocol):
-    """A connection. ``shutdown`` wakes the greenlet that waits for it."""
+    """A connection. ``shutdown`` wakes the greenlet that waits for data of this connection."""
 
     def shutdown(self, how: int, /) -> object:
         """Shut down both directions (``how`` = 2)."""
@@ -79,7 +80,7 @@ class ConnectionLimits:
                 del self._counts[group]
 
     def mark_idle(self, connection: Closable, groups: tuple[Hashable, ...]) -> None:
-        """Call when the server starts to wait for the client. Only the first of several calls has an effect."""
+        """Call when the server starts to wait for the client. Further calls before ``mark_active`` have no effect."""
         self._idle.setdefault(connection, groups)
 
     def mark_active(self, connection: Closable) -> None:

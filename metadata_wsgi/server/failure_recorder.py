@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the failures of a worker's requests into its table, and publishes the table."""
+"""Records the failed requests of a worker in its table of recent failures, and publishes the table for ``status``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class FailureRecorder:
-    """The recorder of one worker. ``memory`` is None where the kernel has none: then nothing is published."""
+    """The recorder of one worker. ``memory`` is None if the kernel has no memfd; then nothing is published."""
 
     def __init__(self, memory: FailureMemory | None, table: FailureTable | None = None) -> None:
         self.table = table or FailureTable()
@@ -40,7 +40,7 @@ class FailureRecorder:
         )
 
     def publish(self) -> None:
-        """Write the table where ``status`` reads it, if it has changed."""
+        """If the table has changed, write it to the shared memory that ``metadata-wsgi status`` reads."""
         if self.table.has_changed and self._memory is not None:
             self.table.has_changed = False
             self._memory.write(self.table.rows())

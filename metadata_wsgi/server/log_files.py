@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log files of master and workers. Root opens them, and the workers' user may not open them again.
+"""The log files of master and workers. The master opens them as root. The workers' user may not open them.
 
 A worker writes to the file that the master had open when it forked the worker. At SIGHUP the master opens its log files
-again and forks new workers.
+again and forks new workers, which write to the new files.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from metadata_wsgi.errors import ConfigError
 
 
 def keep_open() -> None:
-    """Replace log handlers that open their file again after a rotation: the worker's user may not open it.
+    """Replace the worker's log handlers that would open their file again after a rotation.
 
-    The workers write to the file that the master has open. At SIGHUP the master opens it again and forks new workers.
+    The worker's user may not open the file. The new handlers write to the file that is open until the worker ends.
     """
     root = logging.getLogger()
     for handler in list(root.handlers):
@@ -43,8 +43,8 @@ def reopen() -> None:
 def refuse_rotating_handlers() -> None:
     """Raise ConfigError if a log handler rotates its file itself.
 
-    A worker can neither rename a file in root's directory nor open it again. So its log lines would be lost after the
-    first rotation. Also, several workers would rotate the same file.
+    Such a handler renames its file and opens a new one. A worker may do neither in root's directory. So its log lines
+    would be lost after the first rotation. Also, several workers would rotate the same file.
     """
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.handlers.BaseRotatingHandler):

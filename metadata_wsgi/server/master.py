@@ -1,67 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gunicorn master, embedded: takes over open listeners, forks workers and handles signals.
+"""The gunicorn master, embedded: its settings, and the start of its workers. ``arbiter`` handles the signals.
 
-SIGHUP  opens the log files again. Reads the paste file, the options of its filters, ``metadata_workers`` and
-        ``metadata_connections`` again, and replaces the workers. Requests in progress are finished. If the
-        configuration is wrong, the error is logged and the old workers stay. All other options need a restart: the
-        command line, ``metadata_one_hop``, ``allow_any_destination``, and the options of the listeners, of user and
-        group, and of logging.
-SIGTERM stops accepting, finishes the requests in progress (``limits.GRACEFUL_TIMEOUT_S``) and ends.
-SIGUSR1 starts the installed version of the program in this process, see ``reexec``. Log files are opened again then.
-SIGUSR2 writes a report for a bug report (``metadata-wsgi report``) into the state directory.
-
-systemd is notified (``net.sd_notify``) when the first worker serves: the service has started. It is also notified of
-the number of workers that serve, of a reload that failed, and of progress. Progress is sent once a second, and only
-while a worker sends heartbeats (``progress``).
-
-Workers use gevent: a waiting request (for Quantum, for Nova, for a slow client) costs a few kilobytes and no thread.
+Workers use gevent. A request that waits for Neutron, for Nova or for a slow client costs a few kilobytes and no thread.
 
 The master keeps root's privileges, if it has them. It reads the configuration and forks workers, but handles no
 request. A worker loads the pipeline as root, then drops all privileges (``privileges``), then accepts connections. So
 files with secrets and keys may be readable for root only.
 
-Log files are opened by root too (``log_files``). Send SIGHUP after logrotate has moved a log file. Log handlers that
-rotate files themselves (oslo.log's ``log_rotation_type``) are an error at start.
+The master opens the log files as root too (``log_files``). Send SIGHUP after logrotate has moved a log file. If a log
+handler rotates its file itself (oslo.log's ``log_rotation_type``), the program does not start.
 
 All settings of gunicorn that would accept malformed requests are off.
 """
 
 from __future__ import annotations
 
-import functools
-import gc
-import importlib
 import logging
 import os
-import select
-import signal
 import socket
-import sys
-import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
-from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
 from metadata_wsgi import limits
-from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.failures.shared_memory import FailureMemory
 from metadata_wsgi.failures.worker_memories import WorkerMemories
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
-from metadata_wsgi.server import log_files, reexec, worker_replacement
-from metadata_wsgi.server.worker import STOP_SIGNALS, MetadataWorker, Stoppable, WorkerOptions
-from metadata_wsgi.server.worker_replacement import WorkerState
-
-LOG = logging.getLogger(__name__)
+from metadata_wsgi.server import config_check, log_files, preload, reexec
+from metadata_wsgi.server.arbiter import Arbiter
+from metadata_wsgi.server.worker import MetadataWorker, Stoppable, WorkerOptions
 
 STRICT: dict[str, Any] = {
-    # Headers with underscores are dropped, because they could be read as other headers. No peer may set the path or
-    # the scheme.
+    # A header name with an underscore is dropped: its environ key is the same as with a hyphen. No peer may set the
+    # path or the scheme.
     'header_map': 'drop',
     'forwarder_headers': '',
     'forwarded_allow_ips': '127.0.0.1',
@@ -79,16 +55,6 @@ STRICT: dict[str, Any] = {
 }
 """The settings of gunicorn for reading requests."""
 
-PRELOAD_MODULES = (
-    *('gevent.resolver.thread', 'gevent.resolver._addresses', 'gevent.threadpool', 'gevent._threading', 'gevent.util'),
-    *('gevent.ssl', 'gevent.subprocess', 'gevent.threading', 'gevent.selectors', 'gevent.signal', 'gevent.local'),
-    *('concurrent.futures.thread', 'encodings.idna', 'netrc', 'stringprep'),
-)
-"""Modules that gevent's patching, or libraries during a first request, import. The master imports them, so that the
-workers share their memory. A worker could not do it later: its user may have no access to Python's directory, and after
-an upgrade of a package the files there are of another version. Some are private: one that the installed version does
-not have is skipped."""
-
 
 class Log(Logger):
     """Sends gunicorn's messages to the root logger."""
@@ -102,18 +68,20 @@ class Log(Logger):
 class Server(BaseApplication):
     """Serves the application that ``load`` returns on ``listeners``. Each worker calls ``load`` itself.
 
-    ``load`` raises MetadataError if the configuration is wrong. It is first called in a child process, as a check.
-    ``settings`` returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``. It is called again at SIGHUP.
-    ``on_worker_start`` is called in each new worker. ``keeper``, ``any_destination``, ``program`` and
-    ``on_serve``: see WorkerOptions.
-    ``identity`` returns the user of the workers, or None if they only drop privileges. It is called each second. If the
-    user changes, the workers are replaced.
-    ``on_config_checked`` is called in the child process after ``load``. It may log warnings.
-    ``on_first_worker`` is called in one worker after each start and SIGHUP, with the application as argument, after the
-    worker has dropped its privileges. It must return at once.
-    ``notifier`` notifies systemd. With ``keeps_sockets`` the files of unix sockets stay at the end, because systemd has
-    copies of the sockets. ``socket_name`` is the name of the one listener for ``reexec``; without it SIGUSR1 does
-    nothing. ``write_report`` is called in the master at SIGUSR2, and must return at once.
+    ``load``: raises MetadataError if the configuration is wrong. A child process calls it first, as a check.
+    ``settings``: returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``. Called at start and SIGHUP.
+    ``on_worker_start``: called in each new worker, right after the fork.
+    ``on_ready``: called in the master when the listeners are open, before the first worker is forked.
+    ``identity``: returns the user of the workers, or None if they only drop privileges. Called each second. If the user
+    changes, the workers are replaced.
+    ``on_config_checked``: called in the child process after ``load``. It may log warnings.
+    ``on_first_worker``: called in one worker after each start and SIGHUP, with the application as argument. The worker
+    has already dropped its privileges. The function must return at once.
+    ``notifier``: notifies systemd.
+    ``keeps_sockets``: systemd has copies of the sockets, so the files of unix sockets are not deleted at the end.
+    ``socket_name``: the listener's name for ``reexec``; there must be one listener only. With '' SIGUSR1 does nothing.
+    ``write_report``: called in the master at SIGUSR2. It must return at once.
+    ``keeper``, ``any_destination``, ``program``, ``on_serve``: see WorkerOptions.
     """
 
     def __init__(
@@ -152,7 +120,7 @@ class Server(BaseApplication):
         self.write_report = write_report
         self._failure_memories = WorkerMemories()
         self.failure_memory: FailureMemory | None = None
-        """In a worker: where it publishes its failures."""
+        """In a worker: the shared memory to which the worker writes its recent failures. None in the master."""
         self._identity = identity
         self.notifier = notifier or Notifier()
         self.keeps_sockets = keeps_sockets
@@ -190,13 +158,9 @@ class Server(BaseApplication):
         return self._load()
 
     def _on_listening(self, arbiter: Any) -> None:
-        # Before the first worker: it shares the memory of what it does not change.
-        for name in PRELOAD_MODULES:
-            try:
-                importlib.import_module(name)
-            except ImportError as error:
-                LOG.debug('Not loaded before the workers are forked: %s', error)
-        _freeze_gc()
+        # Before the first worker is forked: workers share the memory that they do not change.
+        preload.import_modules()
+        preload.freeze_gc()
         self._on_ready()
 
     def _before_fork(self, arbiter: Any, worker: Any) -> None:
@@ -210,7 +174,7 @@ class Server(BaseApplication):
         self._on_worker_start()
 
     def _on_worker_loaded(self, worker: Any) -> None:
-        _tune_gc()
+        preload.tune_gc()
         _drop_privileges(worker, self._worker_identity)
         if worker.age == self._first_worker_age:
             self._on_first_worker(worker.wsgi)
@@ -221,198 +185,19 @@ class Server(BaseApplication):
         return before != self._worker_identity
 
     def check_config_in_child(self, is_cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Load the application in a child process. Raises MetadataError if this fails or takes too long.
+        """Load the application in a child process. Raises MetadataError as ``config_check.run_in_child`` does."""
 
-        Also raises it when ``is_cancelled()`` returns True. A child process is needed because the master must not
-        import the libraries of the application: workers are forked from the master, and must import these libraries
-        after gevent's patching.
-        """
-        read_end, write_end = os.pipe()
-        pid = os.fork()
-        if not pid:
-            os.close(read_end)
-            try:
-                self._settings()
-                self._load()
-                self._on_config_checked()
-            except MetadataError as error:
-                os.write(write_end, str(error).encode())
-            except BaseException as error:
-                LOG.exception('The pipeline cannot be loaded')
-                os.write(write_end, f'the pipeline cannot be loaded: {type(error).__name__}: {error}'.encode())
-            finally:
-                os._exit(0)
-        os.close(write_end)
-        message = _read_until_end(read_end, limits.CONFIG_CHECK_TIMEOUT_S, is_cancelled)
-        if message is None:
-            # No wait: a process in an uninterruptible system call (NFS) does not end. The master reaps it later.
-            os.kill(pid, signal.SIGKILL)
-            if is_cancelled():
-                raise MetadataError('the server is stopping')
-            raise MetadataError(f'the pipeline did not load within {limits.CONFIG_CHECK_TIMEOUT_S:.0f} s')
-        os.waitpid(pid, 0)
-        if message:
-            raise MetadataError(message)
+        def load() -> None:
+            self._settings()
+            self._load()
+            self._on_config_checked()
+
+        config_check.run_in_child(load, is_cancelled)
 
     def run(self) -> None:
         """Serve until SIGTERM."""
         drop.no_core_files()
-        _Arbiter(self).run()
-
-
-class _Arbiter(Arbiter):
-    """gunicorn's master process; keeps its workers until others serve, at a reload and when their user changes."""
-
-    def __init__(self, app: Server) -> None:
-        super().__init__(app)
-        self._is_stopping = False
-        self._reload_error = ''
-        # ``age`` of the last worker that is to be replaced.
-        self._former_age = 0
-        self._is_reloading = False
-        # Then gunicorn does not remove the files of unix sockets when it ends.
-        self.systemd = app.keeps_sockets
-
-    def signal(self, sig: int, frame: Any) -> None:
-        """The signal handler. gunicorn only queues a signal, but a reload in progress must be cancelled at once."""
-        if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            self._is_stopping = True
-        super().signal(sig, frame)
-
-    def manage_workers(self) -> None:
-        """Called by gunicorn each second: forks missing workers, and stops those that are replaced or too many."""
-        if self.app.update_identity():
-            LOG.info('The workers are replaced: they run as another user')
-            self._former_age = self.worker_age
-        states = [WorkerState(pid, worker.age, _is_ready(worker)) for pid, worker in self.WORKERS.items()]
-        planned = worker_replacement.changes(states, wanted=self.num_workers, former_age=self._former_age)
-        for _ in range(planned.start):
-            self.spawn_worker()
-        for pid in planned.stop:
-            self.kill_worker(pid, signal.SIGTERM)
-        if self._is_reloading and all(worker.age > self._former_age for worker in self.WORKERS.values()):
-            self._is_reloading = False
-            LOG.info('Reloaded')
-        self._notify()
-
-    def _notify(self) -> None:
-        """Notify systemd that a worker serves, if one does."""
-        now_s = time.monotonic()
-        heartbeats = [worker.tmp.last_update() for worker in self.WORKERS.values()]
-        serving = sum(has_fresh_heartbeat(last_s, now_s) for last_s in heartbeats)
-        if serving >= self.num_workers and self.app.former_workers:
-            LOG.info('The workers of the former program end')
-            self._end_former_workers()
-        status = f'{serving} of {self.num_workers} workers serve, version {self.app.version}'
-        if self._reload_error:
-            status += f'; not reloaded: {self._reload_error}'
-        if serving:
-            self.app.notifier.ready(status)
-            self.app.notifier.progress()
-        else:
-            self.app.notifier.status(status)
-
-    def _continue_check(self) -> bool:
-        """Called during the check before a reload, which may take a minute; the workers serve meanwhile."""
-        self._notify()
-        return not self._is_stopping
-
-    def spawn_worker(self) -> None:
-        """Called by gunicorn. Signals that stop a worker wait until it has its own handlers (``MetadataWorker``).
-
-        Until then it has the master's, which only queue them: the worker would serve on until it is killed, and cut its
-        requests then.
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            super().spawn_worker()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-    def reload(self) -> None:
-        """Replaces gunicorn's method, which stops the former workers at once and waits for their end."""
-        log_files.reopen()
-        try:
-            self.app.check_config_in_child(is_cancelled=lambda: not self._continue_check())
-        except MetadataError as error:
-            LOG.error('Not reloaded, the former pipeline and options stay in force: %s', error)
-            self._reload_error = str(error)
-            return
-        self._reload_error = ''
-        self.app.reload()
-        self.setup(self.app)
-        self._former_age = self.worker_age
-        self._is_reloading = True
-        self.manage_workers()
-
-    def stop(self, graceful: bool = True) -> None:
-        """Called by gunicorn to end the workers."""
-        self.app.notifier.stopping()
-        self._end_former_workers()
-        super().stop(graceful)
-
-    def _end_former_workers(self) -> None:
-        reexec.end(self.app.former_workers)
-        self.app.former_workers = []
-
-    def handle_usr1(self) -> None:
-        """Start the installed program again in this process. As in gunicorn, log files are opened again."""
-        if not self.app.socket_name:
-            LOG.warning('SIGUSR1 does nothing here: restart the program; SIGHUP opens the log files again')
-            return
-        LOG.info('The installed program is started in this process; the workers serve until new ones do')
-        (listener,) = self.LISTENERS
-        self.app.notifier.progress()
-        # Also those of the program before, if this signal follows another one before new workers serve.
-        workers = [*self.app.former_workers, *self.WORKERS]
-        reexec.execute_again({self.app.socket_name: listener.fileno()}, workers, self.app.notifier.environ)
-
-    def handle_usr2(self) -> None:
-        """Write a report. gunicorn would start a second master."""
-        if self.app.write_report is None:
-            LOG.warning('SIGUSR2 does nothing here')
-            return
-        try:
-            self.app.write_report()
-        except OSError as error:
-            LOG.error('The report cannot be written: %s', error)
-
-
-def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:
-    """Whether a worker serves whose last heartbeat was at ``last_s`` of the monotonic clock.
-
-    Before the first heartbeat gunicorn returns the time of day, in which no monotonic clock is.
-    """
-    return 0 <= now_s - last_s < limits.HEARTBEAT_FRESH_S
-
-
-def _is_ready(worker: Any) -> bool:
-    """Whether a worker serves: it has set its heartbeat once.
-
-    The heartbeat is a time of the monotonic clock in a file's modification time. A new file has that of the wall clock,
-    which is later.
-    """
-    try:
-        return bool(worker.tmp.last_update() <= time.monotonic())
-    except (OSError, ValueError):
-        return False
-
-
-def _tune_gc() -> None:
-    """Exclude the loaded modules from Python's garbage collection, and collect less often.
-
-    Called in a worker after it has loaded the application. The loaded objects live as long as the worker. A request
-    creates hardly any reference cycles.
-    """
-    _freeze_gc()
-    gc.set_threshold(limits.GC_THRESHOLD)
-
-
-def _freeze_gc() -> None:
-    """Exclude all objects from garbage collection. It would write to each of them, and so copy the memory that a worker
-    shares with the master."""
-    gc.collect()
-    gc.freeze()
+        Arbiter(self).run()
 
 
 def _drop_privileges(worker: Any, identity: Identity | None) -> None:
@@ -422,41 +207,3 @@ def _drop_privileges(worker: Any, identity: Identity | None) -> None:
         os.fchown(worker.tmp.fileno(), identity.uid, identity.gid)
         log_files.keep_open()
     drop.drop(identity)
-
-
-def _read_until_end(descriptor: int, timeout_s: float, is_cancelled: Callable[[], bool]) -> str | None:
-    """Read ``descriptor`` to its end and close it. None if this takes longer than ``timeout_s`` or is cancelled."""
-    deadline_s = time.monotonic() + timeout_s
-    data = b''
-    with os.fdopen(descriptor, 'rb', buffering=0) as pipe:
-        while time.monotonic() < deadline_s and not is_cancelled():
-            if not select.select([pipe], [], [], 0.1)[0]:
-                continue
-            received = pipe.read(65536)
-            if not received:
-                return data.decode()
-            data += received
-    return None
-
-
-def worker_count(configured: int | None) -> int:
-    """Number of workers for the value ``configured`` of ``metadata_workers``. None and 0 mean the default."""
-    if configured == 0:
-        _log_zero_workers()
-    return configured or default_workers()
-
-
-@functools.cache
-def _log_zero_workers() -> None:
-    LOG.info('metadata_workers = 0 means the default here: %s', default_workers())
-
-
-def default_workers() -> int:
-    """Half the number of processors, at least one, at most eight. The other processors are for the host's instances."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) // 2))
-
-
-def fail(program: str, error: Exception) -> int:
-    """Print ``error`` to standard error, the reason why ``program`` does not start. Returns the exit code."""
-    print(f'{program}: {error}', file=sys.stderr)  # noqa: T201
-    return 1

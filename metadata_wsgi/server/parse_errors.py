@@ -41,9 +41,9 @@ def send_error(connection: Any, error: Exception) -> None:
 
 
 def drain(connection: Any) -> None:
-    """Receive and discard for up to ``limits.DRAIN_S``.
+    """Send the end of the response (FIN), then receive and discard the client's data for up to ``limits.DRAIN_S``.
 
-    If data arrives after close(), the kernel sends a reset, and the client may lose the response.
+    If data arrived after close(), the kernel would send a reset, and the client might lose the response.
     """
     deadline_s = time.monotonic() + limits.DRAIN_S
     try:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a worker makes progress. A worker sends its heartbeat to the master only while it makes progress.
 
-Two faults stop the heartbeat. The event loop hangs: then nothing runs, the heartbeat included. Or the event loop runs,
-but requests are stuck: the deadline of one passed long ago, and no other request has ended since.
+Two faults stop the heartbeat. Either the event loop hangs, so nothing in the worker runs. Or the event loop runs, but
+requests are stuck: one request is ``limits.STUCK_REQUEST_S`` past its deadline, and no request has ended for this time.
 
-The master ends a worker without a heartbeat (``limits.WORKER_TIMEOUT_S``) and starts another one. It feeds systemd's
-watchdog only while a worker sends heartbeats.
+The master kills a worker that sent no heartbeat for ``limits.WORKER_TIMEOUT_S``, and starts another one. The master
+feeds systemd's watchdog only while a worker sends heartbeats.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Progress:
         return len(self._running)
 
     def start(self, environ: WSGIEnvironment) -> None:
-        """The application is called with ``environ``."""
+        """Call before the application is called with ``environ``."""
         self._running[id(environ)] = environ
 
     def end(self, environ: WSGIEnvironment) -> None:
-        """The application has returned, or raised an exception."""
+        """Call when the application has returned or raised an exception."""
         del self._running[id(environ)]
         self._last_end_s = self._clock()
 
     def is_made(self) -> bool:
-        """Whether requests are handled, or there are none. The caller calls it in the event loop."""
+        """Whether the requests in progress are not stuck. True without requests. Called in the event loop."""
         stuck_since_s = self._clock() - limits.STUCK_REQUEST_S
         if self._last_end_s > stuck_since_s:
             return True

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGUSR1: the master executes the installed program again, in the same process; its workers serve until new ones do.
+"""SIGUSR1: the master executes the installed program again, in the same process. Its workers continue to serve.
 
-So an upgrade has no gap, where a restart has one of seconds, longer on a busy host. haproxy's master does the same. The
-process id stays, so systemd and the workers notice nothing.
+So requests are served during the whole upgrade. After a restart no worker would serve for seconds, and longer on a busy
+host. haproxy's master does the same. The process id does not change, so systemd still sees the same service, and the
+workers still have the same parent.
 
-The new program gets the listening sockets as systemd passes them (``net.sd_notify.inherited``), and the process ids of
-the workers in a variable. When its own workers serve, it ends the former workers. If it does not start, the process
-ends with its error, the former workers end too, and systemd starts the unit again.
+The new program gets the listening sockets in the form in which systemd passes sockets (``net.sd_notify.inherited``),
+and the process ids of the workers in an environment variable. When its own workers serve, it ends the former workers.
+If the new program does not start, the process ends with an error. Then the former workers end too, and systemd starts
+the unit again.
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ from metadata_wsgi.net.sd_notify import FIRST_DESCRIPTOR
 
 FORMER_WORKERS = 'METADATA_WSGI_FORMER_WORKERS'
 FREE_DESCRIPTOR = 256
-"""The sockets are moved above this number first, so that none overwrites another."""
+"""The sockets are first copied to numbers from this one on, so that no copy overwrites another socket."""
 
 
 def execute_again(sockets: Mapping[str, int], workers: Iterable[int], environ: Mapping[str, str]) -> None:
-    """Replace this process. ``sockets``: descriptors by name; ``environ``: variables that the program had removed."""
+    """Replace the program of this process. ``sockets``: descriptors by name. ``workers``: pids of the workers.
+
+    ``environ``: variables that this program had removed from its environment, and that the new program needs.
+    """
     moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FREE_DESCRIPTOR) for descriptor in sockets.values()]
     for number, descriptor in enumerate(moved, FIRST_DESCRIPTOR):
         os.dup2(descriptor, number, inheritable=True)
@@ -40,19 +45,19 @@ def execute_again(sockets: Mapping[str, int], workers: Iterable[int], environ: M
 
 
 def former_workers(environ: MutableMapping[str, str] = os.environ) -> list[int]:
-    """The process ids of the workers of the former program; the variable is removed from ``environ``."""
+    """The process ids of the former program's workers, from a variable that is then removed from ``environ``."""
     return [int(text) for text in environ.pop(FORMER_WORKERS, '').split(',') if text.isdigit()]
 
 
 def end(pids: Iterable[int]) -> None:
-    """Send SIGTERM to the processes that are still children: another process may have the number by now."""
+    """Send SIGTERM to those processes that are still children. Another process may have got the pid of an ended one."""
     for pid in pids:
         if _is_child(pid):
             os.kill(pid, signal.SIGTERM)
 
 
 def _is_child(pid: int) -> bool:
-    """Whether it is a child of this process that runs. Not read from /proc, where workers may be hidden from us."""
+    """Whether ``pid`` is a running child of this process. Not read from /proc, because /proc may hide workers."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     except ChildProcessError:

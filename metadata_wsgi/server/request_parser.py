@@ -2,13 +2,11 @@
 """Reads the requests of a connection, one after the other, within limits of size and time.
 
 Nearly every request of an instance is a GET without a body, and its header arrives in one segment. ``parse_simple``
-converts such a header to environ keys (``http.head_parser``). For all other requests it returns None: a body,
-``Expect``, a repeated header, a header name with an underscore, a target that is not a path, a pipelined request, an
-incomplete or malformed header. gunicorn's parser handles them.
+converts such a header to environ keys (``http.head_parser``). gunicorn's parser handles all other requests:
 
-A line that ends with LF instead of CRLF gets 400, and the log has the reason. RFC 9112, 2.2, allows a server to accept
-it. But if only one of two servers accepts it, they read different headers from the same bytes. So a request that is
-written by hand (``printf ... | nc``) must have CRLF at the end of each line.
+- with a body, ``Expect``, a repeated header, a header name with an underscore, or a target that is not a path;
+- pipelined requests;
+- incomplete or malformed headers.
 
 For a request that ``parse_simple`` accepts, gunicorn's parser gives the same result:
 ``tests/unit/server/test_request_parser.py`` compares them.
@@ -105,7 +103,7 @@ class RequestStream:
         self._data = b''
 
     def wait_for_data(self) -> bool:
-        """Wait for the first byte of the next request. Returns False if no request can follow."""
+        """Wait for the first byte of the next request. Returns False if the connection can have no further request."""
         if self._last is not None and (self._last.must_close or self._last.has_unread_body):
             return False
         self._data = self._parser.unreader.take_buffered() if self._parser else b''
@@ -227,8 +225,8 @@ class StrictRequest(Request):
     def parse(self, unreader: Any) -> Any:
         """Called by gunicorn to read the header. Sets a limit for the size of the whole header.
 
-        gunicorn's own limit is the largest number of fields times the largest size of a field. This is megabytes, and
-        an incomplete header is parsed again after every recv().
+        gunicorn's own limit is the largest number of fields times the largest size of a field: megabytes. A header of
+        this size would cost much CPU time, because gunicorn parses an incomplete header again after every recv().
         """
         self.max_buffer_headers = limits.MAX_REQUEST_HEADER_BYTES
         rest = super().parse(unreader)
@@ -240,8 +238,8 @@ class StrictRequest(Request):
     def set_body_reader(self) -> None:
         """Called by gunicorn when the header is complete.
 
-        Raises UnsupportedTransferCoding for any transfer coding except ``chunked``. gunicorn also accepts ``identity``
-        and compressions before ``chunked``, but this package does not decode them (RFC 9112, 6.1 and 6.3).
+        Raises UnsupportedTransferCoding for any transfer coding except ``chunked``, because this package does not
+        decode other codings (RFC 9112, 6.1 and 6.3). gunicorn would also accept ``identity`` and compressions.
         """
         codings = [value.strip(' \t').lower() for name, value in self.headers if name == 'TRANSFER-ENCODING']
         if codings not in ([], ['chunked']):
@@ -257,7 +255,7 @@ class StrictRequest(Request):
             self.force_close()
 
     def must_close_after(self) -> bool:
-        """Whether, by its header, the connection must be closed after this request."""
+        """Whether the header of this request requires that the connection is closed after it."""
         return bool(super().should_close())
 
     def should_close(self) -> bool:
@@ -268,8 +266,8 @@ class StrictRequest(Request):
 class YieldingUnreader(SocketUnreader):
     """Yields to other greenlets before each recv().
 
-    A body in chunks of one byte takes seconds to parse. If a client sends fast, data is always available, and recv()
-    alone would never yield.
+    A large body in chunks of one byte takes seconds to parse. recv() itself yields only if no data is available. If the
+    client sends fast, data is always available, and the other connections would wait until the body is complete.
     """
 
     def chunk(self, size_hint: int | None = None) -> bytes:
@@ -291,8 +289,8 @@ class Parser(RequestParser):
 class Body:
     """``wsgi.input`` with a timeout for the complete body.
 
-    The body must arrive within ``limits.BODY_TIMEOUT_S`` after the first read, and before ``deadline_s``, a reading of
-    time.monotonic(). Otherwise a read raises TimeoutError. ``on_first_read`` is called before the first read.
+    The body must arrive within ``limits.BODY_TIMEOUT_S`` after the first read, and before ``deadline_s`` (a time of
+    time.monotonic()). Otherwise a read raises TimeoutError. ``on_first_read`` is called before the first read.
     ``on_progress`` is called after each read, even if it failed.
     """
 

@@ -2,8 +2,8 @@
 """Writes the responses of the application.
 
 - The header and the first piece of the body are sent together.
-- If the response has a header ``X-Metadata-Hop-Limit``, the TTL of the client's socket is set to it (IP_TTL). The
-  header is not sent to a client.
+- If the response has a header ``X-Metadata-Hop-Limit``, its value becomes the IP TTL of the client's socket. The header
+  is not sent to an instance.
 
 ``parse_errors`` sends the responses to requests that cannot be parsed.
 """
@@ -40,7 +40,7 @@ TTL_OPTIONS = {
 class ClientConnectionError(Exception):
     """A response could not be sent: the client closed the connection, or did not receive in time.
 
-    The cause is an OSError. It is not raised itself, because the application may raise OSError too.
+    ``__cause__`` is the OSError of the socket. A class of its own distinguishes it from an OSError of the application.
     """
 
 
@@ -166,7 +166,7 @@ class ResponseWriter:
     def _set_ttl(self) -> None:
         """Set the TTL of the client's socket to the response's hop limit, for the rest of the connection.
 
-        On a unix socket this is not called: there the header is sent to the namespace proxy.
+        Not called for a unix socket: the header is sent to the namespace proxy, which sets the TTL.
         """
         ttl = int(self._hop_limit) if self._hop_limit.isdecimal() else 0
         if 0 < ttl < 256:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gunicorn worker: listens, accepts and shuts down.
 
-Differences to gunicorn's gevent worker:
+Differences from gunicorn's gevent worker:
 
-- Connections are accepted by ``acceptor`` and handled by ``connection_handler``.
-- In addition to gunicorn's listeners it serves the keeper's listeners, each in the namespace of a router or network.
-- The heartbeat is sent only while requests end (``progress``).
-- A stopping worker closes idle keep-alive connections at once, so that a restart does not wait for namespace proxies.
-  It finishes the requests in progress.
+- ``acceptor`` accepts connections, and ``connection_handler`` handles them.
+- In addition to gunicorn's listeners, a worker serves the keeper's listeners, each in the namespace of a router or
+  network.
+- A worker sends no heartbeat while its requests are stuck (``progress``).
+- A stopping worker finishes the requests in progress. It closes idle keep-alive connections at once, so that a restart
+  does not wait until the namespace proxies close theirs.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ LOG = logging.getLogger(__name__)
 
 
 class Stoppable(Protocol):
-    """Something that runs beside the requests."""
+    """A part of the worker that runs beside the requests, for example the server of the metrics page."""
 
     def stop(self) -> object:
         """End it."""
 
 
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
-"""The master blocks them around the fork of a worker."""
+"""The master blocks these signals while it forks a worker."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class WorkerOptions:
     """The options of a worker, from ``master.Server.worker_options``.
 
     ``keeper``: path of the keeper's socket for workers, and the mode of the listeners to serve; None without a
-    keeper. ``any_destination``: also serve connections that were not made to the metadata address. ``program``: the
-    label of metrics. ``on_serve``: called with the application when the worker begins to serve; what it returns is
-    stopped at the end.
+    keeper. ``any_destination``: also serve connections that were not made to the metadata address. ``program``: value
+    of the label ``program`` of metrics. ``on_serve``: called with the application when the worker begins to serve. It
+    returns a Stoppable, which the worker stops at its end, or None.
     """
 
     keeper: tuple[str, str] | None = None
@@ -82,7 +83,7 @@ class MetadataWorker(GeventWorker):
         super().init_process()
 
     def prepare(self) -> None:
-        """Make the state of an empty worker."""
+        """Initialize the worker's state: no listeners, no connections."""
         self._handler: ConnectionHandler | None = None
         self._stopping = Event()
         self._pool = GreenletPool(self.worker_connections, on_full=self._close_longest_idle)
@@ -93,7 +94,7 @@ class MetadataWorker(GeventWorker):
         self._attached_changed = True
 
     def init_signals(self) -> None:
-        """Called by gunicorn: from now on the signals are this worker's."""
+        """Called by gunicorn to install the worker's signal handlers. Then the blocked signals are let through."""
         super().init_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
@@ -225,8 +226,8 @@ class MetadataWorker(GeventWorker):
 class FrozenSettings:
     """gunicorn's settings as plain attributes. They never change in a worker.
 
-    The parser reads several settings for each request. gunicorn's own ``Config`` is slower: it looks each setting up in
-    a dictionary, in ``__getattr__``.
+    The parser reads several settings for each request. gunicorn's own ``Config`` is slower, because its ``__getattr__``
+    looks each setting up in a dictionary.
     """
 
     def __init__(self, cfg: Any) -> None:

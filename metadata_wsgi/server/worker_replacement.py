@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which workers the master starts and stops, so that a reload leaves no moment without a worker that serves.
+"""Decides which workers the master starts and stops, so that during a reload there is always a worker that serves.
 
-gunicorn stops the former workers as soon as it has forked the new ones, which need a second to load, and longer on a
-busy host. Reloads that follow one another faster than that would leave connections waiting until their clients give
-up. Here the former workers serve until as many new ones are ready.
+gunicorn stops the former workers as soon as it has forked the new ones. New workers need a second to load, and longer
+on a busy host. If one reload follows another before they have loaded, no worker serves, and connections wait until
+their clients give up. With this module the former workers serve until as many new workers are ready.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import NamedTuple
 
 
 class WorkerState(NamedTuple):
-    """A worker as the master knows it. ``age`` counts the workers of a master; ``is_ready``: it serves."""
+    """The state of a worker in the master. ``age`` is gunicorn's number of the worker; later workers have higher ones.
+
+    ``is_ready``: the worker serves.
+    """
 
     pid: int
     age: int
@@ -21,16 +24,17 @@ class WorkerState(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """What to do now: how many workers to start, and the pids of those to stop."""
+    """The number of workers to start now, and the pids of the workers to stop now."""
 
     start: int
     stop: tuple[int, ...]
 
 
 def changes(workers: Iterable[WorkerState], *, wanted: int, former_age: int) -> Changes:
-    """The changes towards ``wanted`` workers that are younger than ``former_age``, the age of the last former one.
+    """The changes that lead to ``wanted`` workers with an ``age`` above ``former_age``.
 
-    A former worker that was still loading is stopped at once: its configuration is out of date, and it serves nobody.
+    ``former_age`` is the ``age`` of the last worker that must be replaced. A former worker that is still loading is
+    stopped at once, because its configuration is out of date and it does not serve yet.
     """
     in_order = sorted(workers, key=lambda worker: worker.age)
     former = [worker for worker in in_order if worker.age <= former_age]

@@ -28,7 +28,8 @@ from pyroute2 import IPRoute
 
 from metadata_wsgi.lab import topology
 from metadata_wsgi.netns import namespaces
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import ROUTER, AttachTarget
 from tests.cloud import SHIPPED

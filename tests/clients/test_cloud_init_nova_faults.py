@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """cloud-init boots completely while Nova fails: the agent retries.
 
-Debian's release drops user-data after one 500, and gives up the datasource after one 503 on /openstack. A complete
-boot therefore shows that the path hid the fault.
+Debian's cloud-init 22.4.2 does not repeat a request that gets an error status. It boots without user-data if the
+request for user-data fails, and without metadata if the request for /openstack or meta_data.json fails. So a complete
+boot shows that the agent has retried the request.
 """
 
 from __future__ import annotations

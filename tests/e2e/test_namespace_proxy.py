@@ -77,7 +77,8 @@ def test_ambiguous_request_is_answered_400_and_not_forwarded(agent, proxy, cloud
     agent()
     _, port = proxy()
     smuggled = b'GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n'
-    assert raw(port, data + smuggled).startswith(b'HTTP/1.1 400 ')
+    # gunicorn's parser in Python calls two codings an unknown coding: 501.
+    assert raw(port, data + smuggled).startswith((b'HTTP/1.1 400 ', b'HTTP/1.1 501 '))
     assert cloud.nova.seen == []
 
 

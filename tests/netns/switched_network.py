@@ -7,9 +7,10 @@ import uuid
 from pathlib import Path
 
 from metadata_wsgi.netns import interface_state, namespaces, proxy_process
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
 from metadata_wsgi.netns.attachment_status import list_attachments
 from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
 from tests.rawserver import RawServer, always_responds_with

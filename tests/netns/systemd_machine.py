@@ -40,7 +40,29 @@ _BASE = os.path.realpath(sys.base_prefix)
 INTERPRETER = Path('/opt/python') / Path(os.path.realpath(sys.executable)).relative_to(_BASE)
 
 ENTER_CGROUP = 'echo $$ > "$1/cgroup.procs"; shift; exec "$@"'
-BOOT = r"""
+MOUNT_DEVICES = r"""
+mount -t tmpfs -o mode=755 tmpfs dev
+mkdir dev/pts dev/shm
+mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts dev/pts
+ln -s pts/ptmx dev/ptmx
+ln -s /proc/self/fd dev/fd
+for node in 'null 3' 'zero 5' 'full 7' 'random 8' 'urandom 9'; do mknod -m 666 "dev/${node% *}" c 1 "${node#* }"; done
+mknod -m 666 dev/tty c 5 0
+touch dev/kmsg
+mount -t proc proc proc
+mount -t sysfs -o ro sysfs sys
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+"""
+"""In the new root: devices, /proc, /sys and the cgroups of a machine of its own."""
+
+START_SYSTEMD = r"""
+exec setpriv --bounding-set=-sys_module,-sys_time,-sys_rawio,-sys_boot,-syslog,-wake_alarm \
+    env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system \
+    --log-target=kmsg --show-status=no --crash-reboot=no
+"""
+
+BOOT = (
+    r"""
 set -eu
 root=$1 skeleton=$2 python=$3 packages=$4 checkout=$5
 mount --make-rslave /
@@ -65,17 +87,9 @@ ldconfig -r "$root"
 mount -t tmpfs -o mode=755 tmpfs run
 mkdir -p run/netns run/lock
 mount -o rbind,ro /run/netns run/netns
-mount -t tmpfs -o mode=755 tmpfs dev
-mkdir dev/pts dev/shm
-mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts dev/pts
-ln -s pts/ptmx dev/ptmx
-ln -s /proc/self/fd dev/fd
-for node in 'null 3' 'zero 5' 'full 7' 'random 8' 'urandom 9'; do mknod -m 666 "dev/${node% *}" c 1 "${node#* }"; done
-mknod -m 666 dev/tty c 5 0
-touch dev/kmsg
-mount -t proc proc proc
-mount -t sysfs -o ro sysfs sys
-mount -t cgroup2 cgroup2 sys/fs/cgroup
+"""
+    + MOUNT_DEVICES
+    + r"""
 mount -o bind,ro proc/sys proc/sys
 if [ -e proc/sysrq-trigger ]; then mount -o bind,ro proc/sysrq-trigger proc/sysrq-trigger; fi
 pivot_root . old
@@ -91,10 +105,9 @@ while read -r _ where _ options _; do
 done < /proc/self/mounts
 [ "$(stat -f -c %T /)" = tmpfs ]
 mount --make-rshared /
-exec setpriv --bounding-set=-sys_module,-sys_time,-sys_rawio,-sys_boot,-syslog,-wake_alarm \
-    env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system \
-    --log-target=kmsg --show-status=no --crash-reboot=no
 """
+    + START_SYSTEMD
+)
 
 
 def missing_requirements():

@@ -17,8 +17,9 @@ from hypothesis.stateful import initialize, precondition, rule
 
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces, proxy_process
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
 from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.rules import redirect_port
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import MODES, PROCESS, ROUTER, AttachTarget

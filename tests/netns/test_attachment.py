@@ -12,9 +12,10 @@ import pytest
 
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces, proxy_process
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
 from metadata_wsgi.netns.attachment_status import NO_LISTENER, list_attachments
 from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
 from tests.e2e.conftest import eventually

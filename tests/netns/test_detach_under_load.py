@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from metadata_wsgi.netns import namespaces, proxy_process
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
 from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.rules import rules_for
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget

@@ -130,19 +130,17 @@ def replay(node):
     return run
 
 
-def test_wrong_shared_secret_is_found_by_the_commands_of_the_page(node, replay):
-    search, repaired = sections()['The shared secrets differ']
-    node.configure(metadata_proxy_shared_secret='another-secret')
-    node.reload_agent()
-    replay(search)
-    node.configure()
-    node.reload_agent()
-    replay(repaired)
-
-
-def test_role_that_sees_no_ports_is_found_by_the_commands_of_the_page(node, replay):
-    search, repaired = sections()['The role of the agent sees no ports']
-    node.configure(admin_user='reader')
+@pytest.mark.parametrize(
+    ('section', 'option'),
+    [
+        ('The shared secrets differ', {'metadata_proxy_shared_secret': 'another-secret'}),
+        ('The role of the agent sees no ports', {'admin_user': 'reader'}),
+    ],
+    ids=['wrong shared secret', 'role that sees no ports'],
+)
+def test_wrong_option_is_found_by_the_commands_of_the_page(node, replay, section, option):
+    search, repaired = sections()[section]
+    node.configure(**option)
     node.reload_agent()
     replay(search)
     node.configure()

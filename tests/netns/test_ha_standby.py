@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from metadata_wsgi.netns import interface_state
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
 from metadata_wsgi.netns.attachment_status import list_attachments
 from metadata_wsgi.netns.iptables import Iptables
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.proxy_process import stop
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget

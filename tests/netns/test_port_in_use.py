@@ -18,32 +18,32 @@ LISTEN = 'import socket, time; s = socket.create_server(("", 9697)); print("list
 
 
 @pytest.fixture
-def holder(start, topology):
+def listening(start, topology):
     """A program in the namespace that listens on port 9697."""
-    program = start('holder', 'ip', 'netns', 'exec', topology.router, sys.executable, '-c', LISTEN)
+    program = start('listening', 'ip', 'netns', 'exec', topology.router, sys.executable, '-c', LISTEN)
     eventually(lambda: 'listening' in program.text(), program.text)
     return program
 
 
-def expected(holder, topology):
-    name = Path(f'/proc/{holder.pid}/comm').read_text().strip()
+def expected(listening, topology):
+    name = Path(f'/proc/{listening.pid}/comm').read_text().strip()
     return (
-        f'metadata_port: port 9697 in {topology.router} is used by pid {holder.pid} ({name}): '
+        f'metadata_port: port 9697 in {topology.router} is used by pid {listening.pid} ({name}): '
         'stop it, or use --metadata-port 9698'
     )
 
 
-def test_port_in_use_is_reported_by_the_namespace_proxy(start, cloud, topology, holder):
+def test_port_in_use_is_reported_by_the_namespace_proxy(start, cloud, topology, listening):
     program = start(
         'proxy', 'ip', 'netns', 'exec', topology.router, BIN / 'quantum-ns-metadata-proxy', '--nodaemonize',
         '--router_id=router-a', f'--state_path={cloud.state_path}', '--metadata_port=9697',
     )  # fmt: skip
     assert program.wait() == 1
-    assert program.text() == f'quantum-ns-metadata-proxy: router-a: {expected(holder, topology)}\n'
-    assert holder.process.poll() is None
+    assert program.text() == f'quantum-ns-metadata-proxy: router-a: {expected(listening, topology)}\n'
+    assert listening.process.poll() is None
 
 
-def test_port_in_use_is_reported_by_a_client_of_the_keeper(start, cloud, topology, holder):
+def test_port_in_use_is_reported_by_a_client_of_the_keeper(start, cloud, topology, listening):
     start('keeper', BIN / 'metadata-wsgi', 'keeper', '--config-file', cloud.conf_file)
 
     def accepts():
@@ -55,4 +55,4 @@ def test_port_in_use_is_reported_by_a_client_of_the_keeper(start, cloud, topolog
         AttachmentsClient(str(cloud.state_path)).attach(
             AttachTarget(ROUTER, 'router-a', topology.router), 'shared', 9697, ['']
         )
-    assert str(raised.value) == expected(holder, topology)
+    assert str(raised.value) == expected(listening, topology)

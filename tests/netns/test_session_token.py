@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from metadata_wsgi.netns import namespaces, proxy_process
-from metadata_wsgi.netns.attach import Attacher, AttachTarget, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.runner import SubprocessRunner
+from metadata_wsgi.netns.target import AttachTarget
 from tests.cloud import SHIPPED
 from tests.e2e.conftest import eventually, rejects_unidentified_request
 

@@ -14,12 +14,26 @@ from tests.e2e.conftest import eventually
 
 from .keeper_host import TARGET, RequestLoad, get_instance_id
 from .router_topology import METADATA, ip
+from .running_units import (
+    AGENT,
+    ALL,
+    EXPECTED_OWNERS,
+    KEEPER,
+    PROXY,
+    children,
+    owners,
+    pid,
+    refused_connections,
+    shorten_watchdog,
+    sockets_in_fdstore,
+    start_machine,
+    wait_until_attached_is_healthy,
+    workers,
+)
 from .systemd_machine import CHECKOUT, NEUTRON, UNITS, USER, BootError, SystemdMachine, missing_requirements
 
 pytestmark = pytest.mark.netns
 
-KEEPER, AGENT, PROXY = 'metadata-wsgi-keeper', 'quantum-metadata-agent', 'quantum-ns-metadata-proxy'
-ALL = (KEEPER, AGENT, PROXY)
 SECRET_FILE = 'metadata_proxy_shared_secret'
 CAPABILITIES = {'net_bind_service': 10, 'net_admin': 12, 'sys_admin': 21, 'chown': 0, 'dac_override': 1}
 
@@ -53,20 +67,6 @@ def machine(directory, network, topology):
             made.stop()
 
 
-def start_machine(machine):
-    """Boot the machine and start all units."""
-    try:
-        running = machine.start()
-    except BootError as error:
-        pytest.skip(f'no systemd could be booted here: {error}')
-    running.systemctl('start', *ALL)
-    eventually(
-        lambda: workers(running) == {'shared', 'one_hop'},
-        lambda: f'workers of both modes are connected: {running.text()}',
-    )
-    return running
-
-
 @pytest.fixture
 def host(machine):
     return start_machine(machine)
@@ -85,60 +85,16 @@ def attach(host, topology):
 @pytest.fixture
 def load(topology):
     """Starts a load of two parallel requests of the guest; stopped at the end of the test."""
-    start_machine = []
+    loads = []
 
     def start():
-        start_machine.append(RequestLoad([(topology.guest, 'instance-a')] * 2))
-        start_machine[-1].more()
-        return start_machine[-1]
+        loads.append(RequestLoad([(topology.guest, 'instance-a')] * 2))
+        loads[-1].more()
+        return loads[-1]
 
     yield start
-    for one in start_machine:
+    for one in loads:
         one.stop()
-
-
-def workers(host, state_path='/var/lib/quantum'):
-    """The modes that have workers."""
-    script = (
-        'import sys; sys.path[:0] = ["/opt/checkout", "/opt/packages"]\n'
-        'from metadata_wsgi.keeper.attachments_client import AttachmentsClient\n'
-        f'print(*AttachmentsClient({state_path!r}).workers())'
-    )
-    return set(host.run(host.interpreter, '-c', script).stdout.split())
-
-
-def sockets_in_fdstore(host):
-    return int(host.show_property(KEEPER, 'NFileDescriptorStore'))
-
-
-def pid(host, unit):
-    return int(host.show_property(unit, 'MainPID'))
-
-
-def wait_until_attached_is_healthy(host):
-    """Wait until ``metadata-wsgi attached`` reports no problem: workers reconnect to a new keeper after a while."""
-    eventually(
-        lambda: host.metadata_wsgi('attached', check=False).returncode == 0,
-        lambda: host.metadata_wsgi('attached', check=False).stdout + host.text(),
-    )
-
-
-def refused_connections(requests):
-    return [failure for failure in requests.failures if isinstance(failure, ConnectionRefusedError)]
-
-
-def owners(host):
-    """Owner, group and mode of the state directory and each socket."""
-    return host.run('stat', '-c', '%n %U:%G %a', *(f'/var/lib/quantum{name}' for name in SOCKETS)).stdout.splitlines()
-
-
-SOCKETS = ('', '/keeper', '/listeners', '/metadata_proxy')
-EXPECTED_OWNERS = [
-    '/var/lib/quantum root:metadata-wsgi 1775',
-    '/var/lib/quantum/keeper root:root 600',
-    '/var/lib/quantum/listeners root:metadata-wsgi 660',
-    '/var/lib/quantum/metadata_proxy metadata-wsgi:metadata-wsgi 660',
-]
 
 
 def test_boot_is_refused_if_a_host_mount_is_writable(machine, directory):
@@ -393,14 +349,6 @@ def test_watchdog_is_not_fed_while_no_worker_makes_progress(host, topology, atta
     )
 
 
-def shorten_watchdog(host, unit):
-    drop_in = f'/etc/systemd/system/{unit}.service.d/watchdog.conf'
-    host.run('sh', '-c', f'printf "[Service]\\nWatchdogSec=8\\n" > {drop_in}', check=True)
-    host.systemctl('daemon-reload')
-    host.systemctl('restart', unit)
-    eventually(lambda: workers(host) == {'shared', 'one_hop'}, lambda: f'workers are connected: {host.text()}')
-
-
 def test_status_line_of_each_unit(host, attach):
     attach('shared')
     expected = {
@@ -496,8 +444,3 @@ def test_sigusr1_replaces_the_program_without_a_failed_request(host, attach, loa
     host.systemctl('restart', AGENT, PROXY)
     requests.more()
     assert refused_connections(requests) == []
-
-
-def children(host, unit):
-    master = pid(host, unit)
-    return set(host.run('cat', f'/proc/{master}/task/{master}/children').stdout.split())

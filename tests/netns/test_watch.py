@@ -136,6 +136,20 @@ def test_watch_attaches_new_routers_and_detaches_deleted_ones(host):
     assert 'foreign' not in host.log()
 
 
+def test_killed_namespace_proxy_is_started_again_at_once(host):
+    router = str(uuid.uuid4())
+    host.run('ip', 'netns', 'add', f'qrouter-{router}')
+    # So long that neither a listing nor a full reconciliation ends the test.
+    host.watching('--interval=600', '--again=3600', '--', '--mode=process')
+    eventually(lambda: f'router {router}: attached' in host.log(), host.log)
+    killed = host.pid(router)
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: host.pid(router) not in (None, killed), host.log)
+    eventually(lambda: host.log().count(f'router {router}: attached') == 2, host.log)
+    assert f'router {router}: its namespace proxy has ended' in host.log()
+    assert is_well(host, 'process')
+
+
 def test_router_deleted_while_watch_was_stopped_is_detached(host):
     router = str(uuid.uuid4())
     host.run('ip', 'netns', 'add', f'qrouter-{router}')

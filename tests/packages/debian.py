@@ -12,12 +12,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.netns.systemd_machine import SystemdMachine
+from tests.netns.systemd_machine import MOUNT_DEVICES, START_SYSTEMD, SystemdMachine
 
 CACHE = Path(os.environ.get('METADATA_WSGI_DEBIAN_DIR', Path.home() / '.cache' / 'metadata_wsgi' / 'debian'))
 INCLUDE = 'systemd,systemd-sysv,python3,iproute2,iptables,curl,passwd'
 
-BOOT = r"""
+BOOT = (
+    r"""
 set -eu
 root=$2
 mount --make-rslave /
@@ -26,17 +27,9 @@ cd "$root"
 mount -t tmpfs -o mode=755 tmpfs run
 mkdir -p run/netns run/lock old
 mount -t tmpfs -o mode=1777 tmpfs tmp
-mount -t tmpfs -o mode=755 tmpfs dev
-mkdir dev/pts dev/shm
-mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts dev/pts
-ln -s pts/ptmx dev/ptmx
-ln -s /proc/self/fd dev/fd
-for node in 'null 3' 'zero 5' 'full 7' 'random 8' 'urandom 9'; do mknod -m 666 "dev/${node% *}" c 1 "${node#* }"; done
-mknod -m 666 dev/tty c 5 0
-touch dev/kmsg
-mount -t proc proc proc
-mount -t sysfs -o ro sysfs sys
-mount -t cgroup2 cgroup2 sys/fs/cgroup
+"""
+    + MOUNT_DEVICES
+    + r"""
 mount --bind proc/sys/net old
 mount -o bind,ro proc/sys proc/sys
 mount --move old proc/sys/net
@@ -46,10 +39,9 @@ cd /
 umount -l /old
 rmdir /old
 mount --make-rshared /
-exec setpriv --bounding-set=-sys_module,-sys_time,-sys_rawio,-sys_boot,-syslog,-wake_alarm \
-    env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system \
-    --log-target=kmsg --show-status=no --crash-reboot=no
 """
+    + START_SYSTEMD
+)
 
 
 def missing_requirements():

@@ -4,7 +4,9 @@
 A response with metadata of an instance is right if that instance had the place (router and address) at some time
 between ``bound`` before the start of the request and its end. The bound is that of doc/caches.md:
 ``lookup_cache_seconds``, and ``lookup_cache_stale_seconds`` while lookups were impossible. A 404 is right if the place
-had no instance at some time in the same interval. Every other outcome needs a fault that may cause it.
+had no instance at some time in the same interval. It is also right if the place changed its instance within the last
+second: Nova does not know the former instance, and a younger entry is not looked up again. Every other outcome needs a
+fault that may cause it.
 
 A response for another router's or another address's instance is never right, however old it is: that is what the check
 of the place means.
@@ -16,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metadata_wsgi.lookup import cached
 from tests.chaos.load import OK
 from tests.soak.history import Assignment, FaultWindow, History, Place, Request
 
@@ -25,11 +28,17 @@ FOREVER_S = float('inf')
 
 @dataclass(frozen=True)
 class Bounds:
-    """In seconds. ``after_outage_s``: for how long after an outage a worker may still take lookups to be impossible."""
+    """In seconds. ``after_outage_s``: for how long after an outage a worker may still take lookups to be impossible.
+
+    ``unchecked_s``: age at which a cached instance that Nova does not know is looked up again. ``response_s``: from the
+    decision about a response to its end.
+    """
 
     fresh_s: float = 10.0
     stale_s: float = 300.0
     after_outage_s: float = 7.0
+    unchecked_s: float = cached.MIN_REVALIDATE_AGE_S
+    response_s: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,9 @@ def _reason(
             return ''
         if request.outcome == OK:
             return f'got the metadata of {wanted}, which did not have this place in the {bound_s:g} s before'
+        changed_after_s = max(request.started_s, request.ended_s - bounds.response_s) - bounds.unchecked_s
+        if any(changed_after_s <= tenure.until_s <= request.ended_s for tenure in tenures):
+            return ''
         if _is_explained(request, faults):
             return ''
         return f'got 404, but the place had an instance in all of the {bound_s:g} s before'

@@ -138,3 +138,17 @@ def test_recorded_history_is_read_back(tmp_path):
     recorder.close()
     read = history.load(tmp_path / 'history')
     assert [*read.requests, *read.assignments, *read.faults] == events
+
+
+def test_404_is_right_only_just_after_the_place_changed_its_instance():
+    """Nova does not know the former instance, whose entry is younger than a second."""
+    assignments = [assigned(0.0, 'former'), assigned(50.0, 'present')]
+
+    def violations(started_s, ended_s):
+        return check(History([Request(started_s, ended_s, PLACE, NOT_FOUND)], assignments, []), BOUNDS)
+
+    assert violations(51.0, 51.01) == []
+    assert violations(49.0, 50.5) == []
+    assert violations(51.2, 51.3)
+    assert violations(45.0, 49.9)
+    assert violations(49.0, 57.0)

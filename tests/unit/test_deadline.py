@@ -61,13 +61,13 @@ AFTER_IMPORT = """
 from metadata_wsgi.filters import instance
 from metadata_wsgi.filters.optional import lookup_cache
 from metadata_wsgi.http import retry
-from metadata_wsgi.lookup import resolve
+from metadata_wsgi.lookup import request_lookup
 from metadata_wsgi.namespace_proxy import app
 from metadata_wsgi.nova_proxy import upstream
 from gevent import monkey; monkey.patch_all()
 import gevent, inspect, time
 for function in (instance.InstanceFilter, lookup_cache.LookupCacheFilter, retry.retry_until,
-                 resolve.InstanceResolver, app.NamespaceProxyApp, upstream.UpstreamApp):
+                 request_lookup.RequestLookup, app.NamespaceProxyApp, upstream.UpstreamApp):
     sleep = inspect.signature(function).parameters['sleep'].default
     order = []
     def sleeps():

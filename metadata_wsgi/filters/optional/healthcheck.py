@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Health of the agent for monitors, load balancers and Kubernetes, as oslo.middleware's healthcheck. Off by default.
+"""Health of the agent for monitors, load balancers and Kubernetes. Off by default.
 
 ::
 
@@ -8,21 +8,27 @@
     directory: reachable, 3 s ago
     nova: reachable, 1 s ago
 
-``/healthcheck`` is readiness: 200, or 503 with the reasons. It is 503 in two cases. The lookup or Nova failed at the
-last request that used it, at most a minute ago. Or the node is drained: the file ``disable_by_file_path`` exists. A
-drained agent still serves instances. ``/healthcheck/live`` is liveness: 200 as long as a worker responds, even if
-Neutron or Nova fails, because a restart of the agent repairs neither. HEAD gets 204 instead of 200. With ``Accept:
+``/healthcheck`` is the readiness check: 200, or 503 with the reasons. There are two reasons for 503:
+
+- The last request that used the lookup, or the last request to Nova, failed in the last minute.
+- The node is drained: the file ``disable_by_file_path`` exists, or a file of ``enable_by_file_paths`` is missing. A
+  drained agent still serves instances.
+
+``/healthcheck/live`` is the liveness check: 200 as long as a worker responds. A failure of Neutron or Nova does not
+change this, because a restart of the agent would not repair them. HEAD gets 204 instead of 200. With ``Accept:
 application/json`` the response is JSON.
 
-The check sends no request of its own: it reports the results of clients' requests in the worker process that responds.
-So it costs nothing, and a host without requests is healthy.
+The check sends no request to Neutron or Nova. It reports the results of instances' requests in the worker that
+responds. So a host without requests is healthy.
 
-A request for the same path from an instance goes to Nova. A request is one of the host if it is on the agent's own
-socket and has no header that names a client. A namespace proxy always sends such headers. The address in ``[metrics]
-listen`` has these paths too. The filter stands behind ``request_id``.
+The filter responds to requests of this host only. A request is one of the host if it is on the agent's own socket and
+has no header that names a client. A namespace proxy always sends such headers. If an instance requests one of these
+paths, its request goes to Nova. The agent also serves the paths on the address in ``[metrics] listen``. The filter must
+be after ``request_id``.
 
-The paths, statuses, options and the form of the response are oslo.middleware's, the code is not: its healthcheck is an
-application and no filter any more, needs a library with a C extension, and takes 7 MB of memory in each worker.
+The paths, statuses, options and the form of the response are those of oslo.middleware's healthcheck. That healthcheck
+itself is not used, for three reasons. It is an application and not a filter, it needs a library with a C extension, and
+it takes 7 MB of memory in each worker.
 """
 
 from __future__ import annotations
@@ -55,12 +61,12 @@ if TYPE_CHECKING:
 
 GROUP = 'healthcheck'
 OPTS = [
-    cfg.StrOpt('path', default='/healthcheck', help='Path of the readiness check; PATH/live is the liveness check.'),
-    cfg.BoolOpt('detailed', default=True, help='Say when the lookup and Nova were used last, in text and JSON.'),
+    cfg.StrOpt('path', default='/healthcheck', help='Path of the readiness check. PATH/live is the liveness check.'),
+    cfg.BoolOpt('detailed', default=True, help='The response says when lookup and Nova were last used.'),
     cfg.StrOpt(
         'disable_by_file_path',
         default='',
-        help='While this file exists the agent is not ready (503, DISABLED BY FILE): drain a node with it.',
+        help='To drain a node, create this file. While it exists, the agent is not ready (503, DISABLED BY FILE).',
     ),
     cfg.ListOpt('enable_by_file_paths', default=[], help='The agent is ready only while all of these files exist.'),
 ]
@@ -69,14 +75,14 @@ LIVE = '/live'
 STALE_AFTER_S = 60.0
 NOVA_FAILURE_STATUSES = frozenset({'500', '502', '503', '504'})
 OWN_STATUSES = frozenset({'400', '408', '413'})
-"""``upstream`` itself responds with these, without Nova, if a request is malformed, too slow or too large."""
+"""Responses that ``upstream`` makes without Nova, because the request is malformed, too slow or too large."""
 LOOKUP_STATUSES = frozenset({'404', '503'})
-"""Statuses of a lookup that finds no instance. Another status, at that stage, is from a filter before the lookup."""
+"""Statuses of a lookup that finds no instance. At the stage SOURCE, other statuses are from an earlier filter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The result of one check. ``reason`` is ``OK`` or why not, a constant text."""
+    """The result of one check. ``reason`` is a constant text: ``OK``, or why the check failed."""
 
     check: str
     reason: str
@@ -84,12 +90,12 @@ class Result:
 
     @property
     def is_ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether the check succeeded."""
         return self.reason == 'OK'
 
 
 class HealthcheckFilter:
-    """Responds to ``path`` on the host, and observes all other requests."""
+    """Responds to requests of the host for ``path``. Records the status of all other requests."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -127,7 +133,7 @@ class HealthcheckFilter:
         return path in self._paths
 
     def respond(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """The result of the readiness or the liveness check, to a request of the host."""
+        """The response to a request of the host: the result of the readiness or the liveness check."""
         is_live = environ['PATH_INFO'] == self._live_path
         results = [Result('worker', 'OK', f'pid {os.getpid()}')] if is_live else self._results()
         return self._response(results, webob.Request(environ))(environ, start_response)

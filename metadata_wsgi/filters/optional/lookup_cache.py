@@ -1,41 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
 """Caches for some seconds which instance has an address. It must be before instance, after header_source and deadline.
 
-A booting instance sends 28 requests. Without this filter each request causes two queries to Quantum. The filter does
-the lookup that the option ``directory`` names, through a cache, and sets INSTANCE. The filter ``instance`` after it
-then does nothing. Concurrent requests for the same address share one lookup. The networks of a router are queried once
-for all instances behind it.
+A booting instance sends 28 requests. Without this filter each request causes two queries to Neutron. The filter does
+the lookup that the option ``directory`` names, through a cache, and sets INSTANCE. The later filter ``instance`` then
+does nothing. Concurrent requests for the same address share one lookup. One query for the networks of a router serves
+all instances behind the router.
 
 If an address moves to another instance, the new instance gets the metadata of the old one for at most
-``lookup_cache_seconds``; while Quantum is unavailable, for at most ``lookup_cache_stale_seconds``. The result "no
-instance" is cached for ``lookup_cache_none_seconds``. Errors are not cached.
+``lookup_cache_seconds``. While Neutron is unavailable, this time is at most ``lookup_cache_stale_seconds``. The result
+"no instance" is cached for ``lookup_cache_none_seconds``. Errors are not cached.
 
-If Nova responds 404 for a cached instance, the instance may be deleted. Then the address is looked up again at once. If
-the address belongs to another instance now, a GET or HEAD is sent to Nova once more, for the new instance. For other
-methods (POST writes the password) the instance is always looked up anew.
+If Nova responds 404 for a cached instance, the instance may be deleted. Then the filter looks the address up again at
+once. If the address now belongs to another instance, the filter sends a GET or HEAD to Nova once more, for the new
+instance. If the lookup fails, the filter requests a path from Nova that every instance has. If Nova does not know the
+instance, the client gets 503: with a 404 it would boot without keys. For other methods (POST writes the password) the
+cache is never used.
 
-The key of an entry is the address and the router or network of the client, so no client can reach entries of another
+The key of an entry is the address and the router or network of the client. So no client gets the entry of another
 client. The filter reads SOURCE and DEADLINE and writes INSTANCE.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
 
+from metadata_wsgi import limits
 from metadata_wsgi.cache import shared
 from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline, sleep
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
+from metadata_wsgi.http import error_responses
 from metadata_wsgi.lookup import cached, protocol
-from metadata_wsgi.lookup.resolve import InstanceResolver
+from metadata_wsgi.lookup.request_lookup import RequestLookup
 from metadata_wsgi.pipeline import environ_keys, order
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+
+LOG = logging.getLogger(__name__)
 
 OPTS = [
     cfg.FloatOpt(
@@ -50,15 +58,15 @@ OPTS = [
         default=1.0,
         min=0.0,
         max=60.0,
-        help='For the filter lookup_cache: number of seconds for which the result "no instance" is cached. Until then '
-        'the response is 404 without another lookup.',
+        help='For the filter lookup_cache: number of seconds for which the result "no instance" is cached. During this '
+        'time the response is 404 without another lookup.',
     ),
     cfg.FloatOpt(
         'lookup_cache_stale_seconds',
         default=300.0,
         min=0.0,
         max=86400.0,
-        help='For the filter lookup_cache: number of seconds for which a found instance is used while Quantum or '
+        help='For the filter lookup_cache: number of seconds for which a found instance is used while Neutron or '
         'Keystone is unavailable.',
     ),
     cfg.IntOpt(
@@ -69,13 +77,15 @@ OPTS = [
     ),
 ]
 
+PATH_OF_EVERY_INSTANCE = '/openstack'
+"""If Nova responds 404 to it, Nova does not know the instance."""
 SAFE_METHODS = frozenset({'GET', 'HEAD'})
 REVALIDATE_TIME_SHARE = 1 / 2
 """The new lookup gets this part of the remaining time. The rest is for the second request to Nova."""
 
 
 class LookupCacheFilter:
-    """Sets INSTANCE from ``cached_lookup``. ``lookup`` is the lookup behind that cache."""
+    """Sets INSTANCE from ``cached_lookup``, which caches the results of ``lookup``."""
 
     REQUIRES = frozenset({environ_keys.SOURCE, environ_keys.DEADLINE})
     PROVIDES = frozenset({environ_keys.INSTANCE})
@@ -91,10 +101,11 @@ class LookupCacheFilter:
         self.app = app
         self.lookup = lookup
         self._cached_lookup = cached_lookup
-        self._resolver = InstanceResolver(cached_lookup, sleep=sleep)
+        self._request_lookup = RequestLookup(cached_lookup, sleep=sleep)
+        self._unknown_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Set INSTANCE and call the next filter. If the address has moved to another instance, call it again."""
+        """Set INSTANCE and call the next filter. If the address has moved, call it again for the new instance."""
         if environ_keys.INSTANCE in environ:
             return self.app(environ, start_response)
         source: environ_keys.Source = environ[environ_keys.SOURCE]
@@ -111,7 +122,14 @@ class LookupCacheFilter:
         body = self.app(environ, held.start_response)
         if not held.stop_delaying():
             return body
-        if not self._revalidate(source, environ[environ_keys.DEADLINE]):
+        instance = environ[environ_keys.INSTANCE]
+        unknown: InstanceLookupError | None = None
+        try:
+            is_right = not self._revalidate(source, environ[environ_keys.DEADLINE])
+        except InstanceLookupError as error:
+            is_right = self._is_known_to_nova({**original_environ, environ_keys.INSTANCE: instance})
+            unknown = error
+        if is_right:
             held.release()
             return body
         if hasattr(body, 'close'):
@@ -119,6 +137,15 @@ class LookupCacheFilter:
         # The same dict is changed, because earlier filters (request_log, metrics) read it after the response.
         environ.clear()
         environ.update(original_environ)
+        if unknown:
+            if self._unknown_log.allow():
+                LOG.error(
+                    'Requests get 503: Nova does not know the cached instance of %s (%s), and the lookup failed: %s',
+                    source, instance.instance_id, unknown,
+                )  # fmt: skip
+            reason = f'Nova does not know the cached instance, and the lookup failed: {unknown}'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
+            return error_responses.unavailable()(environ, start_response)
         error_response = self._set_instance(environ)
         return (error_response or self.app)(environ, start_response)
 
@@ -126,15 +153,31 @@ class LookupCacheFilter:
         """Set INSTANCE from the cache or by a lookup. Returns an error response if there is no instance, else None."""
         instance = self._cached_lookup.cached(environ[environ_keys.SOURCE])
         if instance is None:
-            return self._resolver.resolve(environ)
+            return self._request_lookup.set_instance(environ)
         environ[environ_keys.INSTANCE] = instance
         return None
 
     def _revalidate(self, source: environ_keys.Source, deadline: Deadline) -> bool:
+        return self._cached_lookup.revalidate(source, deadline.fraction(REVALIDATE_TIME_SHARE))
+
+    def _is_known_to_nova(self, environ: WSGIEnvironment) -> bool:
+        """Whether Nova knows INSTANCE, or another filter refuses the question. False if Nova does not respond."""
+        statuses: list[str] = []
+
+        def start_response(status: str, headers: object, exc_info: object = None, /) -> Callable[[bytes], object]:
+            statuses.append(status)
+            return lambda data: None
+
+        environ |= {'REQUEST_METHOD': 'GET', 'PATH_INFO': PATH_OF_EVERY_INSTANCE, 'QUERY_STRING': ''}
+        environ['RAW_URI'] = PATH_OF_EVERY_INSTANCE
+        body = self.app(environ, start_response)
         try:
-            return self._cached_lookup.revalidate(source, deadline.fraction(REVALIDATE_TIME_SHARE))
-        except InstanceLookupError:
-            return False  # unknown: the client gets Nova's 404
+            for _ in body:
+                pass
+        finally:
+            if hasattr(body, 'close'):
+                body.close()
+        return not statuses[-1].startswith(('404', '5'))
 
 
 class _HeldResponse:
@@ -161,7 +204,7 @@ class _HeldResponse:
         return self._start_response(status, headers)
 
     def stop_delaying(self) -> bool:
-        """Delay no later response. Returns whether a 404 was delayed."""
+        """Stop delaying responses. Returns whether a 404 was delayed."""
         self._is_holding = False
         return self._held is not None
 

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Count and time requests for Prometheus, and switch on all other metrics of the agent. Off by default.
+"""Counts requests for Prometheus, measures their time, and enables all metrics of the agent. Off by default.
 
-Two labels say what became of a request, in ``metadata_wsgi_request_seconds``:
+The metric ``metadata_wsgi_request_seconds`` has two labels with the outcome of a request:
 
 ``status``   status code of the response, or ``fault`` if a filter raised an exception and the response was 503
-``reached``  ``unidentified``: the source is not known (400). ``source``: the instance is not known (404: none, 503:
-             the lookup is unavailable, 429). ``instance``: a filter after ``instance`` responded (429 rate_limit,
-             401 session_token, 404 path_policy, 200 response_cache). ``upstream``: Nova's response, or 503 without one.
+``reached``  the last stage of the pipeline that the request reached:
+             ``unidentified``: the client is not known (400).
+             ``source``: the instance is not known (404: there is none; 503: the lookup is unavailable; 429).
+             ``instance``: a filter after ``instance`` responded (429 rate_limit, 401 session_token, 404 path_policy,
+             200 response_cache).
+             ``upstream``: Nova's response, or 503 if Nova did not respond.
 
-The filter stands behind ``catch_errors`` and ``request_id`` and only counts. No instance can read the metrics: the
-agent serves them on the host, on the address in ``listen``. Without ``listen`` a process of its own can do that::
+The filter must be after ``catch_errors`` and ``request_id``. It changes no request. No instance can read the metrics:
+the agent serves them on the host, on the address in ``listen``. Without ``listen`` a separate process can serve them::
 
     gunicorn --paste /etc/metadata_wsgi/api-paste.ini#metrics --bind 127.0.0.1:9698
 
-Each worker writes its counts into files in ``directory`` (``metrics/files.py``), and the page adds them up. Without
-this filter nothing is counted anywhere in the agent.
+Each worker writes its counts into files in ``directory`` (``metrics/files.py``). The page adds them up. Without this
+filter the agent counts nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ OPTS = options.OPTS
 
 
 class MetricsFilter:
-    """Observes each request, also one that ends with an exception."""
+    """Counts each request, including requests that end with an exception."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -65,7 +68,7 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     directory = options.load_directory(global_conf)
     conf = config_files.load(global_conf, privileges_options.OPTS)
     workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
-    # A worker that root has started loads the pipeline as root, and counts as the user in ``workers``.
+    # If root started the agent, a worker loads the pipeline as root. Later it writes counts as the user ``workers``.
     options.make_directory(directory, (workers.uid, workers.gid) if workers and os.geteuid() == 0 else None)
     sink.connect(directory)
     return MetricsFilter

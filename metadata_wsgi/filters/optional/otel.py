@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenTelemetry: one trace for each request, with a span for each filter and for the app at the end. Off by default.
 
-It needs the libraries of the extra ``otel`` (``pip install metadata_wsgi[otel]``). The spans are nested as the filters
-are: the time of ``instance`` without that of ``signature`` is the lookup. The first span has the method, path and
-status of the request, its request id, and the ids of instance, router and network. No span has a header, a query, a
-body or the text of an exception.
+The filter needs the libraries of the extra ``otel`` (``pip install metadata_wsgi[otel]``). The span of a filter
+contains the span of the next filter. So the time of ``instance`` minus the time of ``signature`` is the time of the
+lookup. The first span has the method, path and status of the request, its request id, and the ids of instance, router
+and network. No span has a header, a query, a body or the text of an exception.
 
-The SDK is configured by its own variables, for example in the unit of the agent::
+The environment variables of OpenTelemetry's SDK configure it, for example in the systemd unit of the agent::
 
     OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318
     OTEL_TRACES_SAMPLER=parentbased_traceidratio
     OTEL_TRACES_SAMPLER_ARG=0.01
 
-Nova gets the ``traceparent`` of the last span. A ``traceparent`` of the client only becomes a link of our trace: as the
-parent it would let an instance have each of its requests sampled, and write into traces of others. With
-``trust_client_traceparent`` it is the parent.
+Nova gets the ``traceparent`` of the last span. If a client sends a ``traceparent``, the trace only has a link to it. As
+parent of our trace it would let an instance decide that its requests are sampled, and add spans to traces of others.
+With ``trust_client_traceparent`` the client's ``traceparent`` is the parent.
 
-Stands behind ``request_id``. At the first request it puts a span around each filter behind it; without this filter in
-the pipeline nothing is wrapped and nothing is imported. Reads the keys that other filters have set, if they are there.
+The filter must be after ``request_id``. At the first request it wraps each later filter in a span. Without this filter
+in the pipeline, nothing is wrapped and no library of OpenTelemetry is imported. The filter reads REQUEST_ID, SOURCE and
+INSTANCE, if they are set.
 """
 
 from __future__ import annotations
@@ -42,20 +43,20 @@ OPTS = [
     cfg.BoolOpt(
         'trust_client_traceparent',
         default=False,
-        help="For the filter otel: continue the client's trace instead of linking to it. Only where instances are "
-        'trusted: they decide which of their requests are sampled.',
+        help="For the filter otel: continue the client's trace, instead of starting a new trace with a link to it. Set "
+        'this option only if instances are trusted: they then decide which of their requests are sampled.',
     ),
 ]
 
 SERVICE_NAME = 'metadata-wsgi-agent'
-"""The name of the service, unless OTEL_SERVICE_NAME or OTEL_RESOURCE_ATTRIBUTES has one."""
+"""The service name in traces, if neither OTEL_SERVICE_NAME nor OTEL_RESOURCE_ATTRIBUTES sets one."""
 
 MAX_PATH_LENGTH = 200
 _TRACEPARENT_KEY = header_names.environ_key(header_names.TRACEPARENT)
 
 
 class OtelFilter:
-    """Makes the first span, and puts one around each filter behind. ``tracer`` is called at the first request."""
+    """Starts the first span, and wraps each later filter in a span. ``tracer`` is called at the first request."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -90,7 +91,7 @@ class OtelFilter:
                         span.set_status(trace.StatusCode.ERROR)
 
     def _origin(self, traceparent: str) -> dict[str, Any]:
-        """The parent of the first span, or its link; neither without a valid ``traceparent``."""
+        """Arguments for the first span: its parent or its link. Without a valid ``traceparent`` it has neither."""
         from opentelemetry import trace
         from opentelemetry.context import Context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -104,7 +105,7 @@ class OtelFilter:
 
 
 class SpannedApp:
-    """``app``, a filter or the app at the end, in a span with its name."""
+    """Wraps ``app``, a filter or the app at the end, in a span with its name."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -116,7 +117,7 @@ class SpannedApp:
         self._is_last = is_last
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Call the app in a span, which ends when it returns."""
+        """Call the app in a span. The span ends when the app returns."""
         with self._tracer.start_as_current_span(self._name, record_exception=False, set_status_on_exception=False):
             if self._is_last:
                 _set_traceparent(environ)
@@ -134,7 +135,7 @@ def _spanned(app: WSGIApplication, tracer: Any) -> WSGIApplication:
 
 
 def _set_traceparent(environ: WSGIEnvironment) -> None:
-    """The present span is the parent of what Nova does."""
+    """Set the ``traceparent`` for Nova to the current span, so that Nova's spans are its children."""
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     carrier: dict[str, str] = {}
@@ -164,7 +165,7 @@ def _attributes(environ: WSGIEnvironment, status: str) -> dict[str, Any]:
 
 
 def _tracer(exporter: Any, resource: Any) -> Any:
-    """A tracer of the SDK that is set up already (``opentelemetry-instrument``), else of one that uses ``exporter``."""
+    """A tracer. If no SDK is set up yet (by ``opentelemetry-instrument``), set one up that uses ``exporter``."""
     from opentelemetry import trace
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -180,7 +181,7 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
     """For ``use = egg:metadata_wsgi#otel``."""
     conf = config_files.load(global_conf, OPTS, GROUP).otel
     try:
-        # Now, and not at the first request: then the worker's user may have no access to Python's directory.
+        # Imported now and not at the first request, because the worker's user may have no access to Python's directory.
         import opentelemetry.sdk.trace.export  # noqa: F401
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource

@@ -18,13 +18,14 @@ PATTERN  a path and all paths beneath it. ``*`` matches any characters of one pa
 after    the rule applies only if the instance's port was created at least so many minutes ago. If the creation time is
          unknown, the rule applies.
 
-A path is compared in the form that Nova uses: decoded once, and without ``//``, ``.``, ``..`` and a slash at the end.
-So another spelling of a path does not bypass a rule. A target with ``#`` gets 400: no client sends it, and servers
-interpret it differently.
+The filter compares paths in the form that Nova uses: decoded once, and without ``//``, ``.``, ``..`` and a slash at the
+end. So another spelling of a path does not bypass a rule. A target with ``#`` gets 400, because servers interpret it
+differently, and no usual client sends it.
 
-A listing still shows the names of hidden paths. cloud-init abandons all EC2 metadata if one listed leaf of
-``/latest/meta-data/`` gets 404. So hide ``user-data`` and whole trees, not leaves. With ``after``, an instance that is
-rebuilt or that first boots later gets no user-data. The filter must be after ``instance``. It reads INSTANCE.
+A listing still shows the names of hidden paths. If one listed leaf of ``/latest/meta-data/`` gets 404, cloud-init drops
+all EC2 metadata. So hide ``user-data`` and whole trees, not leaves. If a rule with ``after`` hides the user-data, an
+instance that is rebuilt, or boots for the first time, after this time gets no user-data. The filter must be after
+``instance``. It reads INSTANCE.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Rule:
 
 
 def parse(line: str) -> Rule:
-    """The rule in a line of the configuration. Raises ConfigError."""
+    """The rule in a line of the configuration. Raises ConfigError if the line is malformed."""
     words = _RULE.fullmatch(line.strip())
     if not words:
         raise ConfigError(
@@ -90,13 +91,13 @@ def parse(line: str) -> Rule:
 
 
 def normalize(path: str) -> str:
-    """Nova's form of a decoded path: ``//``, ``.``, ``..`` resolved, no slash at the end, no leading ``ec2``."""
+    """A decoded path in Nova's form: ``//``, ``.`` and ``..`` resolved, no slash at the end, no ``/ec2`` in front."""
     path = posixpath.normpath('/' + path.lstrip('/'))
     return '/' + path[5:] if path == '/ec2' or path.startswith('/ec2/') else path
 
 
 class PathPolicyFilter:
-    """Responds 404 to paths that ``rules`` hide. ``clock`` is the wall clock, like the creation time of a port."""
+    """Responds 404 to paths that ``rules`` hide. ``clock`` is the wall clock, because ports have a creation time."""
 
     REQUIRES = frozenset({environ_keys.INSTANCE})
     PROVIDES: frozenset[str] = frozenset()
@@ -107,7 +108,7 @@ class PathPolicyFilter:
         self._clock = clock
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Call the next filter, or respond 404, or 400 to a target with #."""
+        """Call the next filter, or respond 404 to a hidden path, or 400 to a target with #."""
         try:
             target = message.target(environ)
             if '#' in target:

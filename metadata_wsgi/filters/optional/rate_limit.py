@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits the requests per minute of each client. Above the limit: 429 with Retry-After. Off by default.
 
-The unit is a boot: a boot with cloud-init is 28 requests in 0.2 s. cloud-init 22.4.2 does not retry after 429, and may
-then boot without its metadata. So the limit must stop endless loops and not boots: ``boots_per_minute`` is at least 2,
-and an instance that reboots immediately stays below the limit.
+The unit is a boot, because a boot with cloud-init is 28 requests in 0.2 s. cloud-init 22.4.2 does not retry after 429,
+so an instance may boot without its metadata. The limit must stop endless loops and never a boot. So
+``boots_per_minute`` is at least 2, which allows a boot and an immediate reboot.
 
-The position of the filter in the pipeline defines a client. After ``instance``, a client is a port with all its
+The position of the filter in the pipeline defines what a client is. After ``instance``, a client is a port with all its
 addresses: IPv4, IPv6 and link-local. Between ``header_source`` and ``instance``, a client is an address behind a router
-or on a network. Then the lookups are limited too, but an instance with two addresses has two counters. Headers and
-paths have no effect on the counter. So a client cannot avoid its own counter or use up the counter of another client.
+or on a network. In this position the filter also limits the lookups, but an instance with two addresses has two
+counters. Headers and paths have no effect on the counter. So a client cannot avoid its own counter or use up the
+counter of another client.
 
-``storage_url`` selects where the counters are stored. With ``memory://`` each worker process has its own counters, so
-the limit is up to ``metadata_workers`` times as high. With ``redis://host:6379`` and ``memcached://host:11211`` all
-workers and hosts share the counters. While the store is unavailable all requests pass, and a warning is logged once a
+``storage_url`` selects where the counters are stored. With ``memory://`` each worker process has its own counters, so a
+client gets up to ``metadata_workers`` times the limit. With ``redis://host:6379`` and ``memcached://host:11211`` all
+workers and hosts share the counters. While the store is unavailable, all requests pass, and a warning is logged once a
 minute. The filter reads SOURCE, and INSTANCE if it is set.
 """
 
@@ -49,7 +50,8 @@ OPTS = [
         default=10,
         min=2,
         max=100000,
-        help='Number of boots of an instance in a minute; a boot is 28 requests. Above: 429 with Retry-After.',
+        help='Largest number of boots of an instance in a minute. A boot is 28 requests. Further requests get 429 with '
+        'Retry-After.',
     ),
     cfg.StrOpt(
         'storage_url',
@@ -65,7 +67,7 @@ REQUESTS_PER_BOOT = 28
 """Requests of one boot with cloud-init's OpenStack datasource. With its EC2 datasource there are 26."""
 WINDOW_S = 60
 RETRY_AFTER_FAILURE_S = 5.0
-"""After a failure the store is not used for this time, so that clients do not wait for its timeout again."""
+"""After a failure the store is not used for this time, so that the next requests do not wait for its timeout too."""
 STORE_TIMEOUT_S = 0.2
 STORE_SCHEMES = ('memory', 'redis', 'rediss', 'redis+unix', 'memcached')
 
@@ -78,9 +80,9 @@ class Counters(Protocol):
     """Counts requests. :class:`StoredCounters` is the implementation. Shared by all threads of a worker."""
 
     def hit(self, client: str) -> float:
-        """Count one request of ``client``. Returns 0 if it may pass, else the seconds until the next request may pass.
+        """Count one request of ``client``. Returns 0 if it may pass, else the seconds until a request may pass.
 
-        Raises StoreUnavailable.
+        Raises StoreUnavailable if the store does not respond.
         """
 
 

@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caches Nova's responses to an instance for some seconds. It must be after instance.
+"""Caches Nova's responses to an instance for some seconds. This filter must be after instance.
 
-Instances request the same few paths again and again. This filter sends the cached response without a request to Nova.
-It caches responses to GET with status 200 and at most ``answer_cache_largest_body`` bytes, for
-``answer_cache_seconds``. These are never cached:
+Instances request the same few paths again and again. If a response is cached, this filter sends it without a request to
+Nova. The filter caches responses to GET with status 200 and at most ``answer_cache_largest_body`` bytes, for
+``answer_cache_seconds``. These responses are never cached:
 
-- paths that contain ``password``, and paths that are not in canonical form;
-- requests with a query, a body, a range, a condition or a session token;
-- responses with ``Set-Cookie``, ``Cache-Control`` or ``Vary``.
+- for paths that contain ``password``, and for paths that are not in canonical form (``//``, ``/.``, ``%``);
+- to requests with a query, a body, a range, a condition or a session token;
+- with ``Set-Cookie``, ``Cache-Control`` or ``Vary``.
 
 Identical concurrent requests cause one request to Nova.
 
-The key is the instance, its project, the client's address, the path and the ``Accept*`` headers. So no instance gets
-the response of another. If an instance reads meta_data.json twice within these seconds, it gets the same
-``random_seed``. Filters that may reject a request (``session_token``, ``path_policy``, ``rate_limit``) must be before
-this filter.
+The cache key is the instance, its project, the client's address, the path and the ``Accept*`` headers. So no instance
+gets the response of another. If an instance reads meta_data.json twice within ``answer_cache_seconds``, it gets the
+same ``random_seed``. Filters that may reject a request (``session_token``, ``path_policy``, ``rate_limit``) must be
+before this filter.
 
-With ``answer_cache_shared`` the responses are also stored in ``cache_url``. They contain user-data and keys. Every
-program with access to that server can read them. The filter reads SOURCE, INSTANCE and DEADLINE and writes no key.
+With ``answer_cache_shared`` the responses are also stored on the server that ``cache_url`` names. They contain
+user-data and keys. Every program with access to that server can read them. The filter reads SOURCE, INSTANCE and
+DEADLINE and writes no key.
 """
 
 from __future__ import annotations
@@ -54,32 +55,34 @@ OPTS = [
         default=65536,
         min=0,
         max=1 << 20,
-        help='For the filter response_cache: larger bodies, in bytes, are not cached.',
+        help='For the filter response_cache: largest body in bytes that is cached.',
     ),
     cfg.IntOpt(
         'answer_cache_mebibytes',
         default=64,
         min=1,
-        help='For the filter response_cache: size of the cache in each worker. The oldest responses are evicted first.',
+        help='For the filter response_cache: size in MiB of the cache of each worker. If it is full, the oldest '
+        'responses are removed.',
     ),
     cfg.BoolOpt(
         'answer_cache_shared',
         default=False,
-        help='For the filter response_cache: also store the responses in cache_url. They contain user-data.',
+        help='For the filter response_cache: also store the responses on the server that cache_url names. The '
+        'responses contain user-data and keys.',
     ),
 ]
 
-# A response to a request with one of these headers is for that request only.
+# If a request has one of these headers, the response may be wrong for other requests.
 _UNCACHEABLE_REQUEST_KEYS = (
     'HTTP_RANGE', 'HTTP_IF_MATCH', 'HTTP_IF_NONE_MATCH', 'HTTP_IF_MODIFIED_SINCE', 'HTTP_IF_UNMODIFIED_SINCE',
     'HTTP_X_AWS_EC2_METADATA_TOKEN', 'HTTP_AUTHORIZATION', 'HTTP_COOKIE', 'HTTP_TRANSFER_ENCODING',
 )  # fmt: skip
 _UNCACHEABLE_RESPONSE_HEADERS = frozenset({'set-cookie', 'cache-control', 'vary', 'content-range', 'www-authenticate'})
-# Each spelling of a path would be a key of its own, and a client could fill the cache with spellings.
+# Otherwise each spelling of a path would be a cache key, and a client could fill the cache with spellings of one path.
 _NON_CANONICAL = ('//', '/.', '%', '?', '#', '\\')
 MAX_PATH_LENGTH = 256
 WAIT_TIME_SHARE = 1 / 2
-"""A request waits for an identical one for this part of its remaining time. The rest is for its own call of Nova."""
+"""A request waits for an identical one for this part of its remaining time. The rest is for its own request to Nova."""
 MAX_NUMBER_DIGITS = 9
 ENTRY_BYTES = 2048
 """Approximate size of an entry without its body."""

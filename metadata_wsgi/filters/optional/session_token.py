@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Session tokens as in AWS's IMDSv2, against SSRF in an instance. Off by default.
 
-Server-side request forgery (SSRF): an attacker makes a web application in an instance fetch
-``http://169.254.169.254/...`` and so reads keys and passwords of the instance. The attacker can rarely make the
+In a server-side request forgery (SSRF) an attacker makes a web application in an instance fetch
+``http://169.254.169.254/...``, and so reads keys and passwords of the instance. The attacker can rarely make the
 application send a PUT with a header. So a client must first send ``PUT /latest/api/token`` with the header
-``X-aws-ec2-metadata-token-ttl-seconds`` (1 to 21600). The response contains a token. The client sends the token with
-all other requests, in ``X-aws-ec2-metadata-token``.
+``X-aws-ec2-metadata-token-ttl-seconds`` (1 to 21600 seconds). The response contains a token. The client sends the token
+with all other requests, in ``X-aws-ec2-metadata-token``.
 
 ==========================================  ==========================================================
 request                                     response
@@ -20,13 +20,13 @@ another path with a valid token             passes
 ... without a token                         passes; 401 if ``required`` is set
 ==========================================  ==========================================================
 
-Tokens are not stored. A token consists of its expiry time and an HMAC-SHA256 over the expiry time and the id of the
-instance's port. So a stolen token is invalid for another port. A token is valid on every host that has the same
-``keys``. To replace a key, put the new key first on every host, and remove the old key six hours later.
+The server stores no tokens. A token consists of its expiry time and an HMAC-SHA256 over the expiry time and the id of
+the instance's port. So a stolen token is invalid for another port. A token is valid on every host that has the same
+``keys``. To replace a key, write the new key before the old key on every host. Remove the old key six hours later.
 
-The response with the token has an IP TTL of ``hop_limit``. So a container behind a bridge, or a router in the instance,
-cannot receive it. The worker that has the client's connection sets the TTL, in every mode. With haproxy instead of our
-namespace proxy there is no such limit.
+The response with the token has an IP TTL of ``hop_limit``. With TTL 1 the response does not pass a router in the
+instance, so a container on a Docker bridge cannot receive it. The worker that has the client's connection sets the TTL,
+in every mode. With haproxy instead of our namespace proxy the TTL is not set.
 
 If ``required`` is set, clients that do not support tokens get no metadata: cloud-init requests tokens on AWS only.
 The filter must be after ``instance``. No token is logged or sent to Nova. It reads INSTANCE and CLIENT_IS_PROXY.
@@ -58,8 +58,8 @@ OPTS = [
         'keys',
         secret=True,
         required=True,
-        help='Keys of the session tokens, each of at least 32 characters. They must be the same on all hosts. New '
-        'tokens are made with the first key. Tokens of all keys are accepted.',
+        help='Keys of the session tokens, each of at least 32 characters. The keys must be the same on all hosts. New '
+        'tokens are made with the first key. Tokens that were made with any of the keys are accepted.',
     ),
     cfg.BoolOpt('required', default=False, help='Respond 401 to a request without a session token.'),
     cfg.IntOpt('hop_limit', default=1, min=1, max=255, help='IP TTL of the response with a session token.'),
@@ -68,7 +68,7 @@ OPTS = [
 PATH = '/latest/api/token'
 MAX_TTL_S = 21600
 MAX_CLOCK_SKEW_S = 60
-"""The clocks of two hosts may differ by this time. A token that expires later than MAX_TTL_S plus this is rejected."""
+"""The clocks of two hosts may differ by this time. So a token may expire up to MAX_TTL_S plus this time from now."""
 MIN_KEY_BYTES = 32
 
 _TOKEN = 'HTTP_X_AWS_EC2_METADATA_TOKEN'  # noqa: S105 (a header's name)
@@ -76,7 +76,7 @@ _TTL = 'HTTP_X_AWS_EC2_METADATA_TOKEN_TTL_SECONDS'
 
 
 class SessionTokenFilter:
-    """Issues tokens and checks them. ``clock`` is the wall clock, because tokens are valid on all hosts."""
+    """Issues tokens and checks them. ``clock`` is the wall clock, because a token of one host is valid on others."""
 
     REQUIRES = frozenset({environ_keys.INSTANCE, environ_keys.CLIENT_IS_PROXY})
     PROVIDES: frozenset[str] = frozenset()

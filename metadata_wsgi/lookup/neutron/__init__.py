@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds instances through the API of Neutron, which Grizzly calls Quantum.
 
-``directory = neutron`` or ``directory = quantum`` selects it. A lookup takes two queries: the networks of the router,
-and the port with the address on one of these networks. The user's role must be allowed to see the ports of all
-projects: ``service`` or ``admin``. With another role Neutron returns empty lists, as if no instance existed.
-``metadata-wsgi check-config`` and the agent's start detect this. Requests then get 503 and not 404.
+``directory = neutron`` or ``directory = quantum`` selects this lookup. A lookup sends two queries: for the networks of
+the router, and for the port with the address on one of these networks. The agent's user needs a role that may see the
+ports of all projects: ``service`` or ``admin``. With another role Neutron returns empty lists, as if no instance
+existed. The lookup detects this, and requests get 503 instead of 404. ``metadata-wsgi check-config`` and the start of
+the agent report it.
 
 Credentials are Grizzly's options in ``[DEFAULT]`` (``auth_url``, ``admin_user``, ...), or the options of any
 keystoneauth plugin in ``[neutron]`` (or ``[quantum]``), or Neutron's own credentials in ``neutron.conf``. ``options``
@@ -21,8 +22,8 @@ lists them by precedence. An example::
 
 Modules: ``options`` reads the configuration. ``transport`` limits each request to its deadline. ``auth`` gets and
 renews the token. ``ports_api`` lists ports. ``queries`` makes the queries and interprets the responses. ``batching``
-sends the queries of concurrent lookups together. ``lookup`` combines these. Of a client's request, only the client's
-address is sent to Neutron.
+sends the queries of concurrent lookups together. ``lookup`` combines these modules. Of the data that a client can
+choose, Neutron gets only the client's address and the request id.
 """
 
 from __future__ import annotations

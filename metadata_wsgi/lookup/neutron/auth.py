@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Keystone token and the Neutron endpoint: fetched once for all threads of a worker, renewed early.
 
-keystoneauth sends the requests. This module makes that efficient if a thousand instances boot at once:
+keystoneauth sends the requests. This module keeps their number small if a thousand instances boot at once:
 
-- One thread renews a token ``RENEW_BEFORE_EXPIRY_S`` before it expires. Other threads use the old token meanwhile. If
-  the renewal fails, the old token is used until it expires.
+- One thread renews a token ``RENEW_BEFORE_EXPIRY_S`` before it expires (earlier for a short-lived token). Other threads
+  use the old token meanwhile. If the renewal fails, the old token is used until it expires.
 - If Neutron rejects a token (401), one thread renews it, even if several threads received a 401.
-- A thread waits for another thread's renewal only until its own deadline.
-- While Keystone fails it gets one request at a time, with pauses (circuit breaker). Other requests fail at once.
-- If a retry will not help, the error is cached for ``NEGATIVE_CACHE_S``. After rejected credentials the pause doubles
-  with each rejection, up to ``MAX_PAUSE_S``. All workers of the agent share this pause (``rejection_pause``), because
-  Keystone may lock an account after some failed attempts.
+- If another thread renews the token, a thread waits for the result, but only until its own deadline.
+- While Keystone fails, it gets one request at a time, with pauses (circuit breaker). Other requests fail at once.
+- If a retry cannot help, the error is cached for ``NEGATIVE_CACHE_S``.
+- If Keystone rejects the credentials, it gets no request during a pause. The pause doubles with each rejection, up to
+  ``process_shared.MAX_PAUSE_S``. All workers of the agent share the pause (``rejection_pause``), because Keystone may
+  lock an account after some failed attempts.
 
-The lifetime of a token is the difference of two times from Keystone, ``expires_at`` and ``issued_at``. It is measured
-with the monotonic clock of this host. So tokens are used correctly even if the date of this host is wrong.
+The lifetime of a token is the difference of two times from Keystone, ``expires_at`` and ``issued_at``. This host
+measures the lifetime with its monotonic clock. So tokens are used correctly even if the date of this host is wrong.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ LOG = logging.getLogger(__name__)
 
 RENEW_BEFORE_EXPIRY_S = 120.0
 EXPIRY_MARGIN_S = 5.0
-"""A token is not used in its last seconds: Neutron 29 rejected a token about 2 s before it expired."""
+"""A token is not used in these last seconds: Neutron 29 rejected a token about 2 s before it expired."""
 NEGATIVE_CACHE_S = 5.0
 REJECTED = 'Keystone rejects the credentials (401): compare user, password and project'
 MAX_CLOCK_SKEW_S = 30.0
@@ -73,7 +74,8 @@ class EndpointFilter:
 class Token:
     """Endpoint and headers for requests to Neutron. ``headers`` contain the token and are never logged.
 
-    Without Keystone ``roles`` is empty and ``project_id`` is None. Times are readings of the authenticator's clock.
+    Without Keystone ``roles`` is empty and ``project_id`` is None. ``renew_at_s`` and ``expires_at_s`` are times of the
+    authenticator's clock.
     """
 
     endpoint: str
@@ -95,8 +97,8 @@ class Token:
 class KeystoneSession(Session):
     """A keystoneauth session that never authenticates a request itself.
 
-    If Keystone responds 401 to the discovery of its versions, keystoneauth authenticates while it holds the plugin's
-    lock. The thread would then wait for itself without a timeout.
+    If Keystone responds 401 to the discovery of its versions, keystoneauth would request a token while it holds the
+    lock of its plugin. To request a token it needs the same lock. So the thread would wait forever.
     """
 
     def get_auth_headers(self, auth: Any = None, **kwargs: Any) -> Any:
@@ -129,14 +131,14 @@ class Authenticator:
         self._token: Token | None = None
         self._renew_at_s = 0.0
         self._cached_error = ('', 0.0)
-        # Nothing that an instance sends reaches Keystone, so every failure counts, and not only those to connect.
+        # Instances cannot cause failures of Keystone. So every failure counts, and not only failures to connect.
         self._circuit = CircuitBreaker(clock)
         self.rejection_pause = SharedPause(clock)
         self._renewal_log = Throttle(limits.LOG_INTERVAL_S, clock)
         self._skew_is_logged = False
 
     def token(self, deadline: Deadline, rejected: Token | None = None) -> Token:
-        """Return the current token, or a new one if the current token is ``rejected``.
+        """Return the current token, or a new one if the current token has expired or is ``rejected``.
 
         Raises LookupUnavailable if Keystone is unavailable, InstanceLookupError if it rejects the credentials.
         """
@@ -277,9 +279,9 @@ class Authenticator:
 def select_endpoint(catalog: Any, wanted: EndpointFilter) -> str:
     """Return the URL of the endpoint that ``wanted`` selects in a keystoneauth service catalogue.
 
-    Raises InstanceLookupError if no endpoint matches. The text lists the endpoints of the catalogue. If no region is
-    configured and there are endpoints in several regions, this is an error too: the Neutron of another region does not
-    have the routers of this host.
+    Raises InstanceLookupError if no endpoint matches. Its text lists the regions or interfaces in the catalogue. Also
+    raises it if no region is configured and the catalogue has endpoints in several regions: the Neutron of another
+    region does not have the routers of this host.
     """
     found = catalog.get_endpoints_data(service_type=wanted.service_type, service_name=wanted.service_name)
     endpoints = [entry for entries in found.values() for entry in entries if entry.url]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sends the queries of concurrent lookups together. So if many instances boot at once, Neutron gets only a few queries.
 
-While fewer than ``MAX_IN_FLIGHT`` queries are in flight, a lookup sends its query at once. Otherwise it waits. The next
-query then contains the keys of all waiting lookups, as many as fit into one URL. There is no timer, so an idle agent
-adds no delay. Each lookup waits at most until its own deadline.
+While fewer than ``MAX_IN_FLIGHT`` queries are in flight, a lookup sends its query at once. Otherwise it waits until a
+query has ended. The next query contains the keys of the waiting lookups, as many as fit into one URL. No lookup waits
+for others to join, so without load there is no delay. Each lookup waits at most until its own deadline.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Query = Callable[[Sequence[K], Deadline], Sequence[Port]]
 
 
 class _Waiter(Generic[K]):
-    """One lookup: its key, its deadline, and either its result or the batch of lookups that it must send."""
+    """One lookup: its key, its deadline, and its result. ``batch``: the lookups whose query this lookup must send."""
 
     __slots__ = ('batch', 'deadline', 'error', 'key', 'ports', 'wake')
 
@@ -62,7 +62,7 @@ class QueryBatcher(Generic[K]):
         self._lock = threading.Lock()
 
     def ports(self, key: K, deadline: Deadline) -> Sequence[Port]:
-        """Return the ports that match ``key``. There may also be ports of other keys, so the caller must filter them.
+        """Return the ports that match ``key``. The result may contain ports of other keys; the caller filters it.
 
         Raises the exception of the query, or LookupUnavailable if ``deadline`` passes first.
         """
@@ -104,7 +104,7 @@ class QueryBatcher(Generic[K]):
                 member.wake.set()
 
     def _leave(self, waiter: _Waiter[K]) -> None:
-        """Stop waiting. If the lookup had to send a query, let one of the waiting lookups send the next query."""
+        """End the lookup. If it has sent a query, select a waiting lookup, which sends the next query."""
         with self._lock:
             if not waiter.batch:
                 if waiter in self._waiting:

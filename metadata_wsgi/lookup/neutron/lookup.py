@@ -2,14 +2,14 @@
 """Finds instances through the ports of Neutron, and detects credentials that cannot see all ports.
 
 If the credentials have too few rights, Neutron responds 200 with an empty list, as for a router without instances. So
-an empty result is accepted (404 for the client) only in two cases. Otherwise the lookup fails (503):
+an empty result is accepted (404 for the client) only in one of two cases. Otherwise the lookup fails (503):
 
-- A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has shown ports of other projects.
-- The check has shown no ports of other projects, because the cloud is new. The role may see all ports by Neutron's
-  default policy. And Neutron shows the interfaces of the router, or a port of the network, from which the request came.
+- A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has found ports of other projects.
+- The check has found no ports of other projects, for example in a new cloud. But by Neutron's default policy the role
+  may see all ports, and Neutron shows interfaces of the request's router, or a port on the request's network.
 
-Before an empty result is accepted, the networks of the router are queried again and not taken from the cache: a network
-may have been added.
+If a lookup with cached networks of the router finds nothing, the networks are queried again, because a network may have
+been added.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LOG = logging.getLogger(__name__)
 
 VISIBILITY_CHECK_INTERVAL_S = 60.0
 SAMPLE_SIZE = 100
-"""Largest number of ports that a visibility check queries. Neutron spends 2 to 3 ms of CPU on each."""
+"""Largest number of ports that a visibility check queries. Each port costs Neutron 2 to 3 ms of CPU time."""
 ROLES_THAT_SEE_ALL = frozenset({'admin', 'service', 'advsvc'})
 """By Neutron's default policy these roles may list the ports of all projects."""
 
@@ -71,7 +71,7 @@ class PortsClient(Protocol):
         """The ports that ``query`` selects."""
 
     def network_owners(self, deadline: Deadline, on_query: OnQuery) -> Sequence[str]:
-        """The projects of the networks whose use of addresses is visible."""
+        """The project ids of the networks that Neutron lists in ``network-ip-availabilities``."""
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -79,9 +79,9 @@ class PortsClient(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class VisibilityCheck:
-    """Result of a visibility check of ``ports`` ports. ``foreign`` of these ports belong to other projects.
+    """Result of a visibility check. Neutron showed ``ports`` ports; ``foreign`` of these belong to other projects.
 
-    ``networks``: where no port is foreign, the networks of other projects whose use of addresses is visible.
+    ``networks``: if ``foreign`` is 0, the number of networks of other projects in ``network-ip-availabilities``.
     """
 
     endpoint: str
@@ -92,14 +92,14 @@ class VisibilityCheck:
 
     @property
     def is_proven(self) -> bool:
-        """Whether ports of other projects are visible. If not, the cloud may have no such ports."""
+        """Whether Neutron has shown ports of other projects. If not, there may be no such ports."""
         return self.foreign > 0
 
     @property
     def is_likely(self) -> bool:
-        """Whether Neutron knows the role as one that sees all projects, even if there are no ports to prove it.
+        """Whether Neutron has shown ports or networks of other projects.
 
-        Not enough to call an empty result complete: a policy may treat ports differently.
+        Networks alone do not prove that an empty list of ports is complete: Neutron's policy may hide ports.
         """
         return self.is_proven or self.networks > 0
 
@@ -120,10 +120,10 @@ class VisibilityCheck:
 class NeutronLookup:
     """Finds instances through ``api``.
 
-    ``networks_cache`` caches the networks of routers. Without it each lookup queries them. ``credentials`` is a
-    sentence that says which credentials are used. Two callbacks may be replaced; by default they log. ``on_query`` is
-    called after each query. ``on_other_port`` is called with a sentence about each port that has the address but
-    belongs to no instance.
+    ``networks_cache`` caches the networks of routers. Without this cache each lookup queries the networks.
+    ``credentials`` is a text for the operator: the user and the option that the credentials come from. The attributes
+    ``on_query`` and ``on_other_port`` may be replaced; by default they log. ``on_query`` is called after each query.
+    ``on_other_port`` is called with a sentence about each port that has the address but belongs to no instance.
     """
 
     def __init__(
@@ -156,8 +156,8 @@ class NeutronLookup:
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
         """Return the instances that have the source's address behind its router or on its network.
 
-        Raises LookupUnavailable if Neutron or Keystone is unavailable. Raises InstanceLookupError if one of them
-        rejects the credentials, or if Neutron shows no ports to the agent.
+        Raises LookupUnavailable if Neutron or Keystone is unavailable. Raises InstanceLookupError if Neutron or
+        Keystone rejects the credentials, or if the agent's role may see no ports.
         """
         if source.network_id:
             networks = [source.network_id]
@@ -171,8 +171,8 @@ class NeutronLookup:
     def probe(self, deadline: Deadline) -> VisibilityCheck:
         """Query a sample of ports. Raises InstanceLookupError if the token's role or scope cannot see instances.
 
-        A new cloud also has no ports of other projects. Then ``is_proven`` of the result is False, and no error is
-        raised.
+        A new cloud has no ports of other projects either. If the role may see all ports, no error is raised, and
+        ``is_proven`` of the result is False.
         """
         query = (('limit', str(SAMPLE_SIZE)), ('fields', 'id'), ('fields', 'project_id'), ('fields', 'tenant_id'))
         ports = self._api.ports(query, deadline, self.on_query, pages=1)
@@ -199,7 +199,7 @@ class NeutronLookup:
         return sum(owner != token.project_id for owner in owners)
 
     def _check_empty_result(self, source: Source, networks: list[str], deadline: Deadline) -> None:
-        """Raise InstanceLookupError if an instance at ``source`` may exist that Neutron does not show to the agent."""
+        """Raise InstanceLookupError if Neutron may hide an instance at ``source`` from the agent."""
         if self._current_visibility(deadline).is_proven:
             return
         if source.network_id:
@@ -213,7 +213,7 @@ class NeutronLookup:
             raise InstanceLookupError(f'Neutron shows no port of {place}, which sent a request. {self._visibility}')
 
     def _current_visibility(self, deadline: Deadline) -> VisibilityCheck:
-        """The result of the last visibility check. If it is too old, does a new one, once for concurrent lookups."""
+        """The result of the last visibility check. If it is too old, does a new check, one for concurrent lookups."""
         if not self._visibility_lock.acquire(timeout=deadline.remaining_s()):
             raise LookupUnavailable('the deadline passed during a check of the ports that Neutron shows')
         try:
@@ -225,7 +225,7 @@ class NeutronLookup:
             self._visibility_lock.release()
 
     def use_pause(self, pause: SharedPause) -> None:
-        """Use ``pause`` after rejected credentials. All workers of a program share it."""
+        """Use ``pause``, which all workers share, after Keystone has rejected the credentials."""
         self._api.auth.rejection_pause = pause
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options for Keystone and Neutron, and the keystoneauth session that is made from them.
+"""The options for Keystone and Neutron, and the keystoneauth session that they configure.
 
-The first of these credentials that is set is used:
+The agent uses the first credentials in this list that are set:
 
 1. ``auth_type`` (or ``auth_section``) in ``[quantum]`` or ``[neutron]``: any plugin of keystoneauth.
 2. ``admin_user``, ``admin_password`` and ``admin_tenant_name`` in ``[DEFAULT]``, the names from Grizzly to Juno. Their
@@ -77,8 +77,8 @@ class ConnectionSettings:
     """The settings for Keystone and Neutron. Its repr() contains no credentials.
 
     ``verify`` and ``cert`` are arguments of the library requests. ``endpoint_filter`` selects an endpoint of the
-    catalogue. If ``endpoint`` is set, the catalogue is not used. ``connections`` is the number of concurrent queries.
-    ``credentials`` is a sentence that says which credentials are used. It contains no secrets.
+    catalogue. If ``endpoint`` is set, the catalogue is not used. ``connections`` is the largest number of concurrent
+    queries. ``credentials`` is a text for the operator without secrets: the user and the option that names it.
     """
 
     plugin: Any = field(repr=False)

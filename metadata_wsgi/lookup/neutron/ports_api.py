@@ -6,10 +6,11 @@ and a response that is not a list of ports. Permanent errors are InstanceLookupE
 404, and a redirect. Redirects are not followed, because their target would get the token. No error text contains a
 token or the body of a response.
 
-A query has the id of the request that it is made for (``X-Openstack-Request-Id``), which Neutron logs. If one
-query is made for several requests, it has the id of one of them.
+A query for a request has the request's id in ``X-Openstack-Request-Id``. Neutron logs the id. A query for several
+requests has the id of one of them.
 
-While Neutron accepts no connections it gets one attempt at a time (circuit breaker). All other queries fail at once.
+While Neutron accepts no connections, only one query at a time tries to connect (circuit breaker). All other queries
+fail at once.
 """
 
 from __future__ import annotations
@@ -76,10 +77,10 @@ class PortsApi:
         return found
 
     def network_owners(self, deadline: Deadline, on_query: OnQuery) -> list[str]:
-        """The project of each network whose use of addresses Neutron shows.
+        """The project id of each network that Neutron lists in ``network-ip-availabilities``.
 
-        By Neutron's default policy only the roles admin and service see such networks, those of all projects.
-        Raises as ``ports`` does; Neutron may be without this extension (404).
+        By Neutron's default policy only the roles admin and service see this list, with the networks of all projects.
+        Raises the exceptions of ``ports``. A Neutron without this extension responds 404: InstanceLookupError.
         """
         started_s = time.monotonic()
         response, token = self._get_list(AVAILABILITIES, AVAILABILITIES_QUERY, deadline)

@@ -3,10 +3,11 @@
 
 Facts, tried with Neutron 29:
 
-- Without ``network_id`` a query for an address matches every tenant's ports. So there is no query without networks.
-- A repeated filter means "or". ``fixed_ips=ip_address=<address>`` compares text, so IPv6 must be lower case and
-  compressed. With an unknown key instead of ``ip_address`` every port is returned. So each port of a response is
-  checked again here.
+- Without ``network_id`` a query for an address matches the ports of all tenants. So this module makes no query without
+  networks.
+- A repeated filter means "or". ``fixed_ips=ip_address=<address>`` compares text, so an IPv6 address must be in lower
+  case and compressed. If Neutron does not know a filter, it returns every port. So this module checks each port of a
+  response again.
 - 80 networks in one URL (about 4,000 characters) are accepted. 100 networks get 414.
 - The ports of routers and DHCP servers also have addresses on a network. Only a port with the owner Nova or Ironic
   belongs to an instance.
@@ -43,7 +44,7 @@ FIELDS = (
 )  # fmt: skip
 MAX_NETWORKS_PER_QUERY = 50
 MAX_QUERY_LENGTH = 2600
-"""Characters of the networks and addresses in one URL: those of 50 networks, and some for addresses."""
+"""Largest number of characters of networks and addresses in one URL: enough for 50 networks and some addresses."""
 INTERFACE_ID_LENGTH = 11
 """The L3 agent names a router's interface ``qr-`` and this many characters of its port's id."""
 
@@ -95,7 +96,7 @@ def address_filter(address: str) -> tuple[str, str]:
 
 
 def ports_queries(filters: Iterable[tuple[str, str]], networks: Sequence[str]) -> Iterator[Query]:
-    """The queries for the ports that match one of ``filters`` on one of ``networks``. There are none without networks.
+    """The queries for the ports that match one of ``filters`` on one of ``networks``. Without networks no query.
 
     All filters must be for addresses, or all for MACs: Neutron combines filters of different kinds with "and".
     """
@@ -108,8 +109,8 @@ def ports_queries(filters: Iterable[tuple[str, str]], networks: Sequence[str]) -
 def matching_instances(address: str, networks: Collection[str], ports: Iterable[Port]) -> tuple[Instance, ...]:
     """The instances in ``ports`` that have ``address`` on one of ``networks``.
 
-    An instance that matches twice is returned once. The same instance id in two projects counts as two instances: a
-    tenant may set another tenant's instance id on its own port (LP#1235450).
+    An instance that matches twice is returned once. The same instance id in two projects counts as two instances,
+    because a tenant can set the id of another tenant's instance on its own port (LP#1235450).
     """
     found: dict[tuple[str, str], Instance] = {}
     for port in ports:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits every request to Keystone and Neutron: to the deadline of the lookup, and to a maximum response size.
 
-keystoneauth itself also sends requests (discovery, tokens) with a fixed timeout, and the library requests applies the
-timeout to each single read. So the caller sets the deadline around the call (``deadline_scope``). The adapter of this
-module sends every request, and limits each connect and each read to the remaining time. At the deadline it shuts the
-connection down: a TLS handshake or a header may arrive byte by byte, each in time. Name resolution is inside the
-deadline too (``net.resolver``).
+keystoneauth sends requests of its own (discovery, tokens) with a fixed timeout. The library requests applies a timeout
+to each single read. So the caller sets the deadline around its call (``deadline_scope``). The adapter of this module
+sends every request, and limits each connect and each read to the remaining time. At the deadline the adapter also shuts
+the connection down. Otherwise a TLS handshake or a header that arrives byte by byte, each byte in time, could take
+longer. Name resolution is limited too (``net.resolver``).
 
-:func:`make_session` reads nothing from the environment: no proxy (``http_proxy``, ``ALL_PROXY``), no ``~/.netrc``, no
+:func:`make_session` ignores the environment: no proxy (``http_proxy``, ``ALL_PROXY``), no ``~/.netrc``, no
 ``REQUESTS_CA_BUNDLE``. Keystone, Neutron and Nova are on the management network, where no proxy is needed. The CA
 certificates are those of this machine (:func:`machine_ca_store`), not those of the package certifi.
 """
@@ -39,7 +39,7 @@ MAX_RESPONSE_BYTES = 16 << 20
 """Largest response. A thousand ports with the fields of our queries are 0.4 MB."""
 CHUNK_BYTES = 1 << 16
 
-# One value for each thread and greenlet. keystoneauth has no argument that it passes on to a token request.
+# One value for each thread and greenlet. keystoneauth cannot pass a deadline to its own request for a token.
 _DEADLINE: ContextVar[Deadline] = ContextVar('metadata_wsgi.lookup.neutron.transport')
 
 
@@ -73,7 +73,7 @@ def machine_ca_store() -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return the reason of an error of requests or keystoneauth on one line: the text of its innermost cause.
+    """Return the text of the innermost cause of an error of requests or keystoneauth, on one line.
 
     The text contains host names and addresses, but no URLs, credentials or tokens.
     """
@@ -113,7 +113,7 @@ def _inner(error: BaseException) -> BaseException | None:
 class _Cutoff:
     """Shuts the connection of one request down at the deadline. A context manager around the request.
 
-    ``waits_for`` is the part of the request that takes so long. ``has_ended``: the connection was shut down.
+    ``waits_for``: what the request waits for, in the text of the error. ``has_ended``: the connection was shut down.
     """
 
     def __init__(self, deadline: Deadline) -> None:
@@ -122,12 +122,12 @@ class _Cutoff:
         self._is_over = False
         self._copy: _socket.socket | None = None
         self._lock = threading.Lock()
-        # Under gevent a greenlet. Elsewhere a thread, of a program that sends few requests.
+        # Under gevent the timer is a greenlet. Elsewhere it is a thread, in a program that sends few requests.
         self._timer = threading.Timer(_remaining_s(deadline), self._end)
         self._timer.daemon = True
 
     def watch(self, sock: socket.socket, waits_for: str) -> None:
-        """``sock`` is the connection from now on."""
+        """Shut ``sock`` down at the deadline. Call this method when the connection is open."""
         self.waits_for = waits_for
         # A copy: the TLS library puts another object in the place of the socket.
         self._replace(_socket.socket(fileno=os.dup(sock.fileno())))
@@ -166,12 +166,11 @@ _CUTOFF: ContextVar[_Cutoff] = ContextVar('metadata_wsgi.lookup.neutron.cutoff')
 class _ConnectionMixin:
     """Opens the connection to Neutron or Keystone with this package's resolver.
 
-    The limits are the deadline of the scope and ``limits.CONNECT_TIMEOUT_S``, which is also the one for the agent and
-    Nova.
+    A connection attempt ends at the deadline, and after ``limits.CONNECT_TIMEOUT_S``.
     """
 
     def request(self: Any, *args: Any, **kwargs: Any) -> None:
-        """Called by urllib3, with a connection that is open or not."""
+        """Called by urllib3 to send a request. The connection may be open already."""
         if self.sock is not None:
             _CUTOFF.get().watch(self.sock, 'the response')
         super().request(*args, **kwargs)  # type: ignore[misc]
@@ -224,9 +223,9 @@ class DeadlineAdapter(TCPKeepAliveAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send ``request``. Raises the exceptions of requests: Timeout after the deadline.
+        """Send ``request``. Raises the exceptions of the library requests, ReadTimeout at the deadline.
 
-        ``stream`` and ``timeout`` are ignored.
+        The arguments ``stream`` and ``timeout`` are ignored.
         """
         deadline = _DEADLINE.get()
         if isinstance(verify, str) and not os.path.exists(verify) and (request.url or '').startswith('https:'):

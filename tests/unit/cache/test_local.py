@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 
+from metadata_wsgi.cache import local
 from metadata_wsgi.cache.local import MAX_ENTRIES_PER_OWNER, LocalCache, Ttl
 from tests.fakes import FakeBackend, FakeClock
 
@@ -166,3 +167,31 @@ def test_delete_during_a_read_of_the_backend_is_not_undone(clock):
     flight, _ = cache.join('k')
     assert cache.fetch('k', flight=flight) is None
     assert cache.stale_ok('k') is None
+
+
+class UnavailableBackend(FakeBackend):
+    """Its entries cannot be deleted."""
+
+    def delete(self, key):
+        pass
+
+
+def test_entry_that_could_not_be_deleted_in_the_backend_is_not_used(clock):
+    """A password must not be written for the instance that had the address before (``lookup.cached``)."""
+    backend = UnavailableBackend(k=('old', 1.0, TTL))
+    cache = LocalCache(limit=100, backend=backend, clock=clock)
+    cache.delete('k')
+    assert cache.fetch('k') is None
+    # Another host has loaded it afterwards, as far as the clocks can tell.
+    clock.sleep(local.CLOCK_DIFFERENCE_S)
+    backend.entries['k'] = ('new', 0.0, TTL)
+    assert cache.fetch('k').value == 'new'
+
+
+def test_number_of_remembered_deletes_is_bounded(clock, monkeypatch):
+    monkeypatch.setattr(local, 'MAX_DELETED_KEYS', 2)
+    backend = UnavailableBackend(a=('a', 1.0, TTL), b=('b', 1.0, TTL), c=('c', 1.0, TTL))
+    cache = LocalCache(limit=100, backend=backend, clock=clock)
+    for key in 'abac':
+        cache.delete(key)
+    assert [cache.fetch(key) is None for key in 'abc'] == [True, False, True]

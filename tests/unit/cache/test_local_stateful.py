@@ -56,6 +56,7 @@ class LocalCacheMachine(state_machine.StateMachine):
             limit=LIMIT, weigh=lambda value: value, owner_of=lambda key: key[0], backend=self.backend, clock=self.clock
         )
         self.entries = []
+        self.deleted_at_s = {}
         self.flights = []
 
     def model(self, key):
@@ -100,6 +101,7 @@ class LocalCacheMachine(state_machine.StateMachine):
     def delete(self, key):
         self.cache.delete(key)
         self.remove(key)
+        self.deleted_at_s[key] = self.clock()
         self.flights = [(of, flight, True if of == key else deleted) for of, flight, deleted in self.flights]
         if self.backend.available:
             assert key not in self.backend.entries
@@ -109,6 +111,10 @@ class LocalCacheMachine(state_machine.StateMachine):
         found = self.backend.get(key)
         if not self.is_fresh(key) and found is not None:
             value, age_s, ttl = found
+            newest_deleted_s = self.deleted_at_s.get(key, float('-inf')) + local.CLOCK_DIFFERENCE_S
+            if self.clock() - age_s < newest_deleted_s:
+                assert self.cache.fetch(key) is None
+                return
             former = self.model(key)
             if former is None or former.loaded_at_s < self.clock() - age_s:
                 self.store(key, value, ttl, self.clock() - age_s)

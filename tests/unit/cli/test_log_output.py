@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each in a process of its own: logging is set up once for a process."""
+"""How the programs log. Each test runs in a process of its own, because logging is set up once for a process."""
 
 import json
 import subprocess

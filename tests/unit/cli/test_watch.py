@@ -10,7 +10,7 @@ from metadata_wsgi.cli.main import main
 from metadata_wsgi.cli.reconciler import Reconciler
 from metadata_wsgi.cli.watch import CliAttachAdapter
 from metadata_wsgi.errors import ConfigError, NetnsError
-from metadata_wsgi.netns import lock
+from metadata_wsgi.netns import host_lock
 from metadata_wsgi.netns.target import NO_WORKER, AttachTarget, KeeperEntry
 from tests.fakes import FakeClock
 
@@ -24,6 +24,7 @@ class FakeHost:
         self.there = dict.fromkeys(there, 1)
         self.errors = {}
         self.kept = set()
+        self.ended_now = set()
         self.done = []
         self.clock = FakeClock()
         self.reconciler = Reconciler(lambda: dict(self.there), self, full_interval_s=60, clock=self.clock)
@@ -36,6 +37,10 @@ class FakeHost:
 
     def in_keeper(self):
         return None if self.kept is None else set(self.kept)
+
+    def ended(self):
+        ended, self.ended_now = self.ended_now, set()
+        return ended
 
     def _do(self, action, targets):
         assert targets
@@ -88,6 +93,24 @@ def test_socket_missing_in_the_keeper_is_attached_again_and_logged(caplog):
         assert host.reconcile() == [('attach', 'router-1')]
     assert logged(caplog) == ['router router-1: the keeper no longer has a socket for it', 'router router-1: attached']
     assert host.reconcile() == []
+
+
+def test_ended_namespace_proxy_is_attached_again_and_logged(caplog):
+    host = FakeHost(R1, R2)
+    host.reconcile()
+    host.ended_now = {R2}
+    with caplog.at_level(logging.INFO):
+        assert host.reconcile() == [('attach', 'router-2')]
+    assert logged(caplog) == ['router router-2: its namespace proxy has ended', 'router router-2: attached']
+    assert host.reconcile() == []
+
+
+def test_ended_namespace_proxy_of_a_deleted_namespace_is_only_detached():
+    host = FakeHost(R1, R2)
+    host.reconcile()
+    host.ended_now = {R2}
+    del host.there[R2]
+    assert host.reconcile() == [('detach', 'router-2')]
 
 
 def test_unavailable_keeper_has_lost_nothing_until_it_responds():
@@ -248,7 +271,7 @@ def test_mode_without_worker_is_logged_once_until_a_worker_serves_it(adapter, ca
 def test_attach_waits_for_the_lock(adapter, tmp_path):
     keeper = FakeKeeper({'router-1': 'shared'})
     one = adapter(keeper)
-    with lock.exclusive(str(tmp_path)):
+    with host_lock.exclusive(str(tmp_path)):
         attaching = threading.Thread(target=one.attach, args=([R1],))
         attaching.start()
         attaching.join(0.1)
@@ -258,8 +281,8 @@ def test_attach_waits_for_the_lock(adapter, tmp_path):
 
 
 def test_lock_that_cannot_be_taken_is_an_error_of_each_target_and_does_not_end_watch(adapter, tmp_path):
-    (tmp_path / lock.NAME).write_text('')
-    (tmp_path / lock.NAME).chmod(0o666)
+    (tmp_path / host_lock.NAME).write_text('')
+    (tmp_path / host_lock.NAME).chmod(0o666)
     one = adapter(FakeKeeper({}))
     for errors in (one.attach([R1, R2]), one.detach([R1, R2])):
         assert list(errors) == [R1, R2]

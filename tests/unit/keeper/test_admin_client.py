@@ -10,7 +10,7 @@ from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper import protocol
 from metadata_wsgi.keeper.admin_client import KeeperClient
 from metadata_wsgi.keeper.protocol import Listener
-from metadata_wsgi.net.port_holder import PortHolder
+from metadata_wsgi.net.listening_process import ListeningProcess
 
 A = Listener('shared', 'qrouter-a', 9697, router_id='a')
 PORT_IN_USE = {'error': 'metadata_port: cannot listen on any address port 9697: Address already in use', 'again': True}
@@ -21,7 +21,7 @@ def keeper():
     """Starts a fake keeper that sends ``replies``, the last one for ever; returns a client of it."""
     opened = []
 
-    def start(*replies, holder=None):
+    def start(*replies, process=None):
         ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(10)
         pending = list(replies)
@@ -39,7 +39,7 @@ def keeper():
         opened.append((ours, thread))
         retries = []
         looks = []
-        client = KeeperClient(ours, sleep=retries.append, find_holder=lambda listener: looks.append(1) or holder)
+        client = KeeperClient(ours, sleep=retries.append, find_process=lambda listener: looks.append(1) or process)
         client.retries, client.looks = retries, looks
         return client
 
@@ -64,14 +64,14 @@ def test_register_gives_up_at_the_timeout(keeper):
 
 
 def test_register_names_another_program_on_the_port_after_two_seconds(keeper):
-    client = keeper(PORT_IN_USE, holder=PortHolder(4711, 'haproxy', is_own=False))
+    client = keeper(PORT_IN_USE, process=ListeningProcess(4711, 'haproxy', is_own=False))
     with pytest.raises(NetnsError, match=r'^metadata_port: port 9697 in qrouter-a is used by pid 4711 \(haproxy\): '):
         client.register(A)
     assert sum(client.retries) == pytest.approx(2.0, abs=0.3)
 
 
 def test_register_retries_for_our_own_program_and_names_it_at_the_timeout(keeper):
-    client = keeper(PORT_IN_USE, holder=PortHolder(4711, 'python3', is_own=True))
+    client = keeper(PORT_IN_USE, process=ListeningProcess(4711, 'python3', is_own=True))
     with pytest.raises(NetnsError, match='used by pid 4711'):
         client.register(A)
     assert sum(client.retries) == pytest.approx(5.0, abs=0.3)

@@ -156,7 +156,8 @@ def test_revalidate_makes_no_lookup_shortly_after_the_lookup_was_unavailable(cac
     find(lookup)
     clock.sleep(20)
     find(lookup)
-    assert not lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
+    with pytest.raises(LookupUnavailable):
+        lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
     assert len(inner.calls) == 2
 
 

@@ -68,7 +68,6 @@ class CachedLookupMachine(state_machine.StateMachine):
         self.state = UP
         self.failed_at_s = [float('-inf')] * 2
         self.invalidated_at_s = {}
-        self.loads_since_s = {}
         self.during = []
         self.backend = ClockedBackend(self.clock)
         self.workers = [
@@ -84,12 +83,9 @@ class CachedLookupMachine(state_machine.StateMachine):
     def find(self, source, deadline):
         """Right when it begins; then time passes, and other things happen, until it returns."""
         found, state = self.truth.now(source), self.state
-        began_s = self.clock()
-        self.loads_since_s.setdefault(source, []).append(began_s)
         events, self.during = self.during, []
         for event in events:
             event()
-        self.loads_since_s[source].remove(began_s)
         if self.clock() > deadline.at_s or state == UNAVAILABLE:
             raise LookupUnavailable('no response')
         if state == FORBIDDEN:
@@ -115,10 +111,8 @@ class CachedLookupMachine(state_machine.StateMachine):
 
     def invalidate_in(self, worker, source):
         self.workers[worker].invalidate(source)
-        if not self.backend.available:
-            return  # its entry stays, and may be used up to its end
-        # A load of the other worker that began earlier may still store what it found.
-        self.invalidated_at_s[worker, source] = min([self.clock(), *self.loads_since_s.get(source, ())])
+        # Also if the shared cache was not available, or gets an older result of the other worker afterwards.
+        self.invalidated_at_s[worker, source] = self.clock()
 
     events = st.lists(
         st.one_of(
@@ -160,6 +154,13 @@ class CachedLookupMachine(state_machine.StateMachine):
     def invalidate(self, worker, source):
         self.invalidate_in(worker, source)
 
+    @rule(worker=workers, source=sources, available=st.booleans())
+    def write(self, worker, source, available):
+        """A request that writes; the shared cache may come back, or become unavailable, at the same time."""
+        self.invalidate_in(worker, source)
+        self.set_backend(available)
+        self.check(worker, source)
+
     @rule(worker=workers, source=sources, events=events)
     def request(self, worker, source, events):
         self.during = [lambda event=event: getattr(self, event[0])(*event[1:]) for event in events]
@@ -173,7 +174,7 @@ class CachedLookupMachine(state_machine.StateMachine):
         try:
             changed = self.workers[worker].revalidate(source, Deadline.after(TIMEOUT_S, self.clock))
         except (InstanceLookupError, LookupUnavailable):
-            assert self.state != UP
+            assert self.state != UP or self.workers[worker]._results.source_is_down()
             return
         if changed:
             assert tuple(self.workers[worker].find(source, Deadline.after(TIMEOUT_S, self.clock))) == self.truth.now(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each worker is a process of its own: the library has one directory in a process."""
+"""The counts of workers in files. Each worker is a process of its own: the library has one directory in a process."""
 
 import os
 import subprocess

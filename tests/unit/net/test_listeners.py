@@ -10,7 +10,7 @@ import pytest
 from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.net import listeners
-from metadata_wsgi.net.port_holder import PortHolder
+from metadata_wsgi.net.listening_process import ListeningProcess
 
 
 @pytest.fixture
@@ -226,18 +226,22 @@ def test_tcp_listener_accepts_the_families_of_its_host(host, client):
         socket.create_connection((client, port), 5).close()
 
 
-OWN = PortHolder(4711, 'python3', is_own=True)
-FOREIGN = PortHolder(4711, 'haproxy', is_own=False)
+OWN = ListeningProcess(4711, 'python3', is_own=True)
+FOREIGN = ListeningProcess(4711, 'haproxy', is_own=False)
 
 
-def held(holder):
+def held(process):
     """What tcp_listener does with a port in use: (text of the error, number of retries)."""
     retries = []
     with listeners.tcp_listener('127.0.0.1', 0) as first:
         port = first.getsockname()[1]
         with pytest.raises(ConfigError) as raised:
             listeners.tcp_listener(
-                '127.0.0.1', port, timeout_s=0.5, sleep=lambda s: retries.append(time.sleep(s)), find_holder=holder
+                '127.0.0.1',
+                port,
+                timeout_s=0.5,
+                sleep=lambda s: retries.append(time.sleep(s)),
+                find_process=process,
             )
     return str(raised.value).replace(str(port), 'PORT').replace(str(port + 1), 'PORT+1'), len(retries)
 
@@ -248,8 +252,8 @@ def test_tcp_port_in_use_is_retried_until_the_timeout():
     assert retries >= 2
 
 
-def test_tcp_port_of_another_program_is_retried_shortly_and_its_holder_named(monkeypatch):
-    monkeypatch.setattr(limits, 'FOREIGN_PORT_HOLDER_TIMEOUT_S', 0.0)
+def test_tcp_port_of_another_program_is_retried_shortly_and_its_process_named(monkeypatch):
+    monkeypatch.setattr(limits, 'FOREIGN_PORT_TIMEOUT_S', 0.0)
     message, retries = held(lambda port: FOREIGN)
     assert message.startswith('metadata_port: port PORT in ')
     assert message.endswith(' is used by pid 4711 (haproxy): stop it, or use --metadata-port PORT+1')
@@ -257,7 +261,7 @@ def test_tcp_port_of_another_program_is_retried_shortly_and_its_holder_named(mon
 
 
 def test_tcp_port_of_our_own_program_is_retried_until_the_timeout_and_then_named(monkeypatch):
-    monkeypatch.setattr(limits, 'FOREIGN_PORT_HOLDER_TIMEOUT_S', 0.0)
+    monkeypatch.setattr(limits, 'FOREIGN_PORT_TIMEOUT_S', 0.0)
     message, retries = held(lambda port: OWN)
     assert ' is used by pid 4711 (python3): ' in message
     assert retries >= 2

@@ -1,61 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proxy's command line, and errors before anything is attached. The rest: tests/netns."""
+"""Errors before anything is attached, and the status. The rest: tests/netns."""
 
 import pytest
 
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
 from metadata_wsgi.netns.attachment_status import KEEPER_UNAVAILABLE, NO_LISTENER, check_rules, list_attachments
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.rules import rules_for
 from metadata_wsgi.netns.target import NO_WORKER, AttachTarget, KeeperEntry
 
-HOSTS = ['169.254.169.254', 'fe80::a9fe:a9fe%tap0']
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
 
 
 def nothing_runs(argv, *, stdin='', namespace=None):
     raise AssertionError(f'{argv} was run')
-
-
-def test_router_proxy_command_line_is_that_of_an_l3_agent():
-    proxy = ProxyCommand(state_path='/s', socket='/s/sock', log_dir='/l')
-    assert proxy.argv(AttachTarget.of('router', UUID), 9697) == [
-        'quantum-ns-metadata-proxy',
-        f'--pid_file=/s/external/pids/{UUID}.pid',
-        f'--router_id={UUID}',
-        '--state_path=/s',
-        '--metadata_port=9697',
-        '--mode=process',
-        '--metadata_proxy_socket=/s/sock',
-        f'--log-file=quantum-ns-metadata-proxy-{UUID}.log',
-        '--log-dir=/l',
-    ]
-
-
-def test_network_proxy_is_bound_to_the_metadata_address():
-    """On all addresses it would serve every host that reaches the DHCP port (LP#1745618)."""
-    assert ProxyCommand(state_path='/s').argv(AttachTarget.of('network', UUID), 80, ['169.254.169.254']) == [
-        'quantum-ns-metadata-proxy',
-        f'--pid_file=/s/external/pids/{UUID}.pid',
-        f'--network_id={UUID}',
-        '--state_path=/s',
-        '--metadata_port=80',
-        '--mode=process',
-        '--metadata_host=169.254.169.254',
-    ]
-
-
-def test_network_proxy_gets_the_ipv6_address_with_zone_as_second_host():
-    """The first address must be there; the second may be missing."""
-    assert ProxyCommand(state_path='/s').argv(AttachTarget.of('network', UUID), 80, HOSTS)[-2:] == [
-        '--metadata_host=169.254.169.254',
-        '--metadata_host=fe80::a9fe:a9fe%tap0',
-    ]
-
-
-def test_router_proxy_listens_on_all_addresses_of_both_families():
-    assert not [word for word in ProxyCommand().argv(AttachTarget.of('router', UUID), 9697, ['']) if 'host' in word]
 
 
 def test_attach_without_namespace_names_it_and_runs_nothing(tmp_path):
@@ -160,7 +120,7 @@ def test_status_reports_a_keeper_port_that_differs_from_the_redirect(tmp_path):
 def test_mode_shared_without_keeper_is_an_error(tmp_path):
     attacher = Attacher(nothing_runs, proxy=ProxyCommand(state_path=str(tmp_path)))
     with pytest.raises(NetnsError, match='mode shared needs the keeper'):
-        attacher._serve(AttachTarget.of('router', UUID), 'shared', 9697, None)
+        attacher._mode_changer.serve(AttachTarget.of('router', UUID), 'shared', 9697, None)
 
 
 class UnavailableKeeper:
@@ -180,5 +140,5 @@ def test_unavailable_keeper_fails_detach_but_not_the_start_of_a_process(tmp_path
     attacher = Attacher(nothing_runs, proxy=ProxyCommand(state_path=str(tmp_path)), keeper=UnavailableKeeper())
     with pytest.raises(NetnsError, match='no keeper listens'):
         attacher.detach(AttachTarget.of('router', UUID))
-    attacher._close_in_keeper(AttachTarget.of('router', UUID))
+    attacher._mode_changer._close_in_keeper(AttachTarget.of('router', UUID))
     assert f'router {UUID}: no keeper listens' in caplog.text

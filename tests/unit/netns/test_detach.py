@@ -6,18 +6,19 @@ import contextlib
 import pytest
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.net.port_holder import PortHolder
+from metadata_wsgi.net.listening_process import ListeningProcess
 from metadata_wsgi.netns import attach as attach_module
 from metadata_wsgi.netns import proxy_process
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.rules import rules_for
 from metadata_wsgi.netns.target import AttachTarget
 from tests.fakes import FakeClock
 
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
 ROUTER = AttachTarget.of('router', UUID)
-OWN = PortHolder(4711, 'metadata-wsgi', is_own=True)
-HAPROXY = PortHolder(4712, 'haproxy', is_own=False)
+OWN = ListeningProcess(4711, 'metadata-wsgi', is_own=True)
+HAPROXY = ListeningProcess(4712, 'haproxy', is_own=False)
 
 
 class FakeNamespace:
@@ -30,10 +31,10 @@ class FakeNamespace:
         self.keeper_error = ''
         self.open_port = None
         self.closes_after = 0
-        self.holder = OWN
+        self.process = OWN
         self.clock = FakeClock()
         monkeypatch.setattr(attach_module.namespaces, 'exists', lambda name: True)
-        monkeypatch.setattr(attach_module.namespaces, 'run_in', lambda name, fn: self.holder)
+        monkeypatch.setattr(attach_module.namespaces, 'run_in', lambda name, fn: self.process)
         monkeypatch.setattr(proxy_process, 'is_port_open', self.is_port_open)
         monkeypatch.setattr(attach_module.interface_state, 'names', lambda name: ['lo'])
         monkeypatch.setattr(attach_module.interface_state, 'open_table', lambda name: contextlib.nullcontext(self))
@@ -116,7 +117,7 @@ def test_detach_keeps_the_rules_where_the_listener_stays_open(namespace):
 
 
 def test_detach_does_not_wait_for_a_listener_of_another_program(namespace):
-    namespace.rules, namespace.open_port, namespace.holder = list(rules_for()), 9697, HAPROXY
+    namespace.rules, namespace.open_port, namespace.process = list(rules_for()), 9697, HAPROXY
     assert namespace.attacher.detach(ROUTER) is True
     assert namespace.rules == []
 
@@ -153,7 +154,7 @@ def test_failed_attach_keeps_the_rules_of_a_port_that_is_still_served(namespace)
 
 
 def test_port_of_another_program_is_reported_before_any_rule_is_added(namespace):
-    namespace.open_port, namespace.holder = 9697, HAPROXY
+    namespace.open_port, namespace.process = 9697, HAPROXY
     with pytest.raises(NetnsError, match=r'port 9697 in qrouter-.* is used by pid 4712 \(haproxy\): stop it, or use'):
         namespace.attacher.attach(ROUTER, mode='shared')
     assert namespace.events == []
@@ -161,7 +162,7 @@ def test_port_of_another_program_is_reported_before_any_rule_is_added(namespace)
 
 def test_another_port_that_another_program_holds_is_reported_before_any_rule_changes(namespace):
     """Otherwise requests would be redirected to that program, and the present port would be open without rules."""
-    namespace.rules, namespace.open_port, namespace.holder = list(rules_for()), 9700, HAPROXY
+    namespace.rules, namespace.open_port, namespace.process = list(rules_for()), 9700, HAPROXY
     with pytest.raises(NetnsError, match=r'port 9700 in qrouter-.* is used by pid 4712 \(haproxy\)'):
         namespace.attacher.attach(ROUTER, mode='shared', port=9700)
     assert namespace.rules == list(rules_for())
@@ -169,7 +170,7 @@ def test_another_port_that_another_program_holds_is_reported_before_any_rule_cha
 
 def test_failed_attach_restores_the_rules_where_another_program_took_the_port_meanwhile(namespace):
     def attach(*args):
-        namespace.open_port, namespace.holder = 9700, HAPROXY
+        namespace.open_port, namespace.process = 9700, HAPROXY
         raise NetnsError('the port is in use')
 
     namespace.rules, namespace.attach = list(rules_for()), attach

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A wait ends with the next change of the directory. The timeouts are so long that only an event can end the test."""
 
+import os
 import threading
 
 import pytest
@@ -53,3 +54,14 @@ def test_wait_without_an_event_ends_after_its_timeout(directory, events):
     (directory / 'qrouter-1').touch()
     events.wait(0.01)
     events.wait(0.01)
+
+
+def test_wait_ends_when_the_other_descriptor_is_readable(directory, events):
+    directory.mkdir()
+    reader, writer = os.pipe()
+    try:
+        os.write(writer, b'\0')
+        events.wait(LONG_S, reader)
+    finally:
+        os.close(reader)
+        os.close(writer)

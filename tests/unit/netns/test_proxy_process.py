@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""With real, short-lived processes: only the kernel knows the meaning of a pid."""
+"""Namespace proxy processes and their pid files, with real, short-lived processes."""
 
 import os
 import signal

@@ -8,7 +8,8 @@ import pytest
 from metadata_wsgi.cli import watch
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import attachment_status, namespaces
-from metadata_wsgi.netns.attach import Attacher, ProxyCommand
+from metadata_wsgi.netns.attach import Attacher
+from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.target import AttachTarget
 
 STALE = 'qrouter-00000000-0000-4000-8000-000000000000'

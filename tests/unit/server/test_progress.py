@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a worker sends its heartbeat, and when the master regards it as serving."""
-
-import time
+"""When a worker sends its heartbeat."""
 
 import pytest
 
 from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.pipeline import environ_keys
-from metadata_wsgi.server.master import has_fresh_heartbeat
 from metadata_wsgi.server.progress import Progress
 from tests.fakes import FakeClock
 
@@ -65,12 +62,3 @@ def test_heartbeat_is_sent_again_when_the_stuck_request_ends(progress, clock):
     assert not progress.is_made()
     progress.end(stuck)
     assert (progress.is_made(), len(progress)) == (True, 0)
-
-
-@pytest.mark.parametrize(
-    ('last_s', 'is_fresh'),
-    [(100.0, True), (100.0 - limits.HEARTBEAT_FRESH_S, False), (time.time(), False)],
-    ids=['now', 'old', 'none yet: the time of day'],
-)
-def test_fresh_heartbeat(last_s, is_fresh):
-    assert has_fresh_heartbeat(last_s, 100.0) is is_fresh

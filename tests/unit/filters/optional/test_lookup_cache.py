@@ -23,12 +23,14 @@ class Nova:
 
     def __init__(self, *knows):
         self.knows, self.requests, self.closed = set(knows), [], 0
+        self.lacks, self.statuses = '', []
 
     def __call__(self, environ, start_response):
         instance_id = environ[environ_keys.INSTANCE].instance_id
         self.requests.append((environ['REQUEST_METHOD'], instance_id))
         environ.setdefault('HTTP_X_INSTANCE_ID', instance_id)
-        status = '200 OK' if instance_id in self.knows else '404 Not Found'
+        is_there = instance_id in self.knows and environ['PATH_INFO'] != self.lacks
+        status = self.statuses.pop(0) if self.statuses else '200 OK' if is_there else '404 Not Found'
         body = f'{environ["HTTP_X_INSTANCE_ID"]} {environ["PATH_INFO"]}'.encode()
         start_response(status, [('Content-Type', 'text/plain'), ('Content-Length', str(len(body)))])
         return Body(self, b'' if environ['REQUEST_METHOD'] == 'HEAD' else body)
@@ -164,15 +166,52 @@ def test_an_address_without_an_instance_any_more_is_a_404():
     assert 'No instance was found' in pipeline.get(status=404).text
 
 
-@pytest.mark.parametrize('fault', [LookupUnavailable('no route'), InstanceLookupError('no rights')])
-def test_a_404_stands_when_revalidation_fails(fault):
+FAULTS = pytest.mark.parametrize('fault', [LookupUnavailable('no route'), InstanceLookupError('no rights')])
+
+
+@FAULTS
+@pytest.mark.parametrize('age_s', [2, 100], ids=['fresh', 'stale'])
+@pytest.mark.parametrize('method', ['GET', 'HEAD'])
+def test_404_for_a_deleted_instance_is_503_while_the_lookup_is_unavailable(fault, age_s, method):
+    """The address may have another instance now, which would boot without keys after a 404."""
+    pipeline = Pipeline(Nova('old'), [OLD], fault)
+    pipeline.get()
+    pipeline.clock.sleep(age_s)
+    pipeline.nova.knows = set()
+    assert pipeline.get(method, status=503).headers['Retry-After'] == '1'
+    assert pipeline.nova.closed == len(pipeline.nova.requests)
+    pipeline.nova.knows = {'old'}
+    if isinstance(fault, LookupUnavailable) or age_s == 2:
+        assert pipeline.get().text == 'old /x'
+
+
+@FAULTS
+def test_404_for_a_path_is_404_while_the_lookup_is_unavailable(fault):
+    """For example, an instance without user-data."""
     pipeline = Pipeline(Nova('old'), [OLD], fault)
     pipeline.get()
     pipeline.clock.sleep(2)
-    pipeline.nova.knows = set()
+    pipeline.nova.lacks = '/x'
+    pipeline.nova.requests = []
     assert pipeline.get(status=404).text == 'old /x'
-    pipeline.nova.knows = {'old'}
-    assert pipeline.get().text == 'old /x'
+    assert pipeline.nova.requests == [('GET', 'old')] * 2
+
+
+def test_404_is_503_if_nova_does_not_respond_while_the_lookup_is_unavailable():
+    pipeline = Pipeline(Nova('old'), [OLD], LookupUnavailable('no route'))
+    pipeline.get()
+    pipeline.clock.sleep(2)
+    pipeline.nova.statuses = ['404 Not Found', '503 Service Unavailable']
+    seen = []
+
+    def observe(environ, start_response):
+        body = inner(environ, start_response)
+        seen.append((environ.get(environ_keys.INSTANCE), environ[environ_keys.FAILURE].status, environ['PATH_INFO']))
+        return body
+
+    inner, pipeline.app = pipeline.filter, webtest.TestApp(observe)
+    pipeline.get(status=503)
+    assert seen == [(None, 503, '/x')]
 
 
 def test_stale_while_quantum_is_unavailable():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Over loopback, with a server that sends the responses that Neutron may send."""
+"""The client of Neutron's port list, with a server on loopback that sends the responses that Neutron may send."""
 
 import json
 import threading

@@ -35,8 +35,8 @@ class ErrorResponse(NamedTuple):
     app: WSGIApplication
 
 
-class SendErrors:
-    """Converts the errors of one app.
+class ProxyErrors:
+    """Converts the exceptions of one app to error responses, and logs them.
 
     ``server`` names the other server in log messages. ``max_body_bytes`` is the app's limit of a request body.
     """

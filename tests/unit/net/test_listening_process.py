@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from metadata_wsgi.net import port_holder
+from metadata_wsgi.net import listening_process
 
 SCRIPT = (
     'import socket, sys\nlistener = socket.create_server(("127.0.0.1", 0))\n'
@@ -34,34 +34,34 @@ def program():
         process.communicate()
 
 
-def test_port_holder_is_found_with_pid_and_program_name(program):
+def test_listening_process_is_found_with_pid_and_program_name(program):
     process, port = program()
-    holder = port_holder.find(port)
+    found = listening_process.find(port)
     with open(f'/proc/{process.pid}/comm') as file:
-        assert (holder.pid, holder.program, holder.is_own) == (process.pid, file.read().strip(), False)
+        assert (found.pid, found.program, found.is_own) == (process.pid, file.read().strip(), False)
 
 
-def test_port_holder_that_is_one_of_our_programs(program):
+def test_listening_process_that_is_one_of_our_programs(program):
     _, port = program('/usr/bin/quantum-ns-metadata-proxy', '--router_id=r')
-    assert port_holder.find(port).is_own
+    assert listening_process.find(port).is_own
 
 
-def test_port_holder_is_none_for_a_free_port():
+def test_listening_process_is_none_for_a_free_port():
     with socket.create_server(('127.0.0.1', 0)) as listener:
         port = listener.getsockname()[1]
-        assert port_holder.find(port).pid <= os.getpid()
-    assert port_holder.find(port) is None
+        assert listening_process.find(port).pid <= os.getpid()
+    assert listening_process.find(port) is None
 
 
-def test_port_holder_ignores_a_port_that_is_connected_only():
+def test_listening_process_ignores_a_port_that_is_connected_only():
     listener = socket.create_server(('127.0.0.1', 0))
     with listener, socket.create_connection(listener.getsockname()) as client:
-        assert port_holder.find(client.getsockname()[1]) is None
+        assert listening_process.find(client.getsockname()[1]) is None
 
 
-def test_port_holder_message_names_namespace_and_another_port():
-    holder = port_holder.PortHolder(4711, 'haproxy', is_own=False)
-    assert holder.message(9697, 'qrouter-r') == (
+def test_listening_process_message_names_namespace_and_another_port():
+    process = listening_process.ListeningProcess(4711, 'haproxy', is_own=False)
+    assert process.message(9697, 'qrouter-r') == (
         'metadata_port: port 9697 in qrouter-r is used by pid 4711 (haproxy): stop it, or use --metadata-port 9698'
     )
-    assert ' in this network namespace is used ' in holder.message(9697, '')
+    assert ' in this network namespace is used ' in process.message(9697, '')

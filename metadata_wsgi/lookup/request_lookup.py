@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts the result of a lookup: into the instance of a request, or into an error response.
+"""The lookup of one request, with retries: sets the instance of the request, or makes an error response.
 
 ==============================  =====================================================================================
 result                          response
 ==============================  =====================================================================================
 exactly one instance            none: INSTANCE is set and the request continues
 none                            404
-the metadata address itself     404 without a lookup: no instance has it. openstack-helm's probe of a metadata agent
-                                sends it, and must not depend on Neutron
+address is 169.254.169.254      404 without a lookup, because no instance has the metadata address. openstack-helm's
+or fe80::a9fe:a9fe              health check of a metadata agent sends it. The check must not depend on Neutron
 several                         404, and a warning with the ports: it is unknown which instance sent the request, and no
                                 tenant may get the keys of another
-LookupUnavailable               retried until the deadline, then 503 with Retry-After. Never 404: after 404 an instance
-                                boots without keys. The retries of all requests of a
-                                worker have one budget (``http/retry.py``)
-InstanceLookupError             503 with Retry-After at once: a retry cannot succeed
+LookupUnavailable               retried until the deadline, then 503 with Retry-After. Never 404, because after 404 an
+                                instance boots without keys. The retries of all requests of a worker share one budget
+                                (``http/retry.py``)
+InstanceLookupError             503 with Retry-After at once, because a retry cannot succeed
 ==============================  =====================================================================================
 """
 
@@ -43,7 +43,7 @@ ATTEMPT_TIME_SHARE = 2 / 3
 """An attempt gets this part of the remaining time. The rest is for a retry if the attempt gets no response."""
 
 
-class InstanceResolver:
+class RequestLookup:
     """Sets INSTANCE of a request to the result of ``lookup``. Shared by all threads of a worker."""
 
     def __init__(
@@ -57,11 +57,12 @@ class InstanceResolver:
         self._sleep = sleep
         self._retry_budget = RetryBudget(clock)
         self._failure_log = Throttle(limits.LOG_INTERVAL_S)
-        # One throttle for each router or network: an instance can cause such lines and must not hide those of others.
+        # One throttle for each router or network: an instance can cause such lines, and must not suppress the lines of
+        # others.
         self._not_found_log = KeyedThrottle(limits.LOG_INTERVAL_S)
 
-    def resolve(self, environ: WSGIEnvironment) -> WSGIApplication | None:
-        """Look SOURCE up and set INSTANCE, with retries until DEADLINE. Returns an error response if it fails."""
+    def set_instance(self, environ: WSGIEnvironment) -> WSGIApplication | None:
+        """Look SOURCE up and set INSTANCE, with retries until DEADLINE. Returns None, or an error response."""
         source: environ_keys.Source = environ[environ_keys.SOURCE]
         if source.address in METADATA_ADDRESSES:
             return error_responses.instance_not_found()

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.netns import lock
+from metadata_wsgi.netns import host_lock
 
 
 def test_lock_is_exclusive_between_threads(tmp_path):
@@ -13,7 +13,7 @@ def test_lock_is_exclusive_between_threads(tmp_path):
 
     def act():
         for _ in range(20):
-            with lock.exclusive(str(tmp_path)):
+            with host_lock.exclusive(str(tmp_path)):
                 inside.append(1)
                 most.append(len(inside))
                 os.sched_yield()
@@ -28,15 +28,15 @@ def test_lock_is_exclusive_between_threads(tmp_path):
 
 
 def test_lock_is_released_after_an_exception_and_is_per_state_path(tmp_path):
-    with pytest.raises(RuntimeError), lock.exclusive(str(tmp_path / 'made')):
+    with pytest.raises(RuntimeError), host_lock.exclusive(str(tmp_path / 'made')):
         raise RuntimeError
-    with lock.exclusive(str(tmp_path / 'made')), lock.exclusive(str(tmp_path / 'other')):
+    with host_lock.exclusive(str(tmp_path / 'made')), host_lock.exclusive(str(tmp_path / 'other')):
         pass
 
 
 @pytest.mark.parametrize('kind', ['open to others', 'a link', 'a directory'])
 def test_lock_file_that_others_can_open_is_refused(tmp_path, kind):
-    path = tmp_path / lock.NAME
+    path = tmp_path / host_lock.NAME
     if kind == 'open to others':
         path.write_text('')
         path.chmod(0o666)
@@ -44,5 +44,5 @@ def test_lock_file_that_others_can_open_is_refused(tmp_path, kind):
         path.symlink_to(tmp_path / 'elsewhere')
     else:
         path.mkdir()
-    with pytest.raises(NetnsError, match=str(path)), lock.exclusive(str(tmp_path)):
+    with pytest.raises(NetnsError, match=str(path)), host_lock.exclusive(str(tmp_path)):
         pass

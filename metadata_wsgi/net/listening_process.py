@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the process that listens on a TCP port of the caller's network namespace. The message "port in use" names it.
+"""Finds the process that listens on a TCP port in the caller's network namespace, for the message "port in use".
 
 Facts from proc_net_tcp(5) and proc_pid_fd(5): /proc/thread-self/net lists the sockets in the network namespace of the
 calling thread, each with its inode number. If a process has a socket open, its fd directory has a link
@@ -20,11 +20,12 @@ OWN_PROGRAMS = (
     'quantum-ns-metadata-proxy', 'quantum-metadata-agent', 'metadata-wsgi', 'metadata_wsgi.cli',
     'neutron-metadata-agent-wsgi',
 )  # fmt: skip
-"""The programs of this package. The command line of their processes contains the name, even if gunicorn changed it."""
+"""The programs of this package. The command line of each of their processes contains one of these names, even after
+gunicorn has changed it."""
 
 
 @dataclass(frozen=True, slots=True)
-class PortHolder:
+class ListeningProcess:
     """A process that listens on a port. ``is_own``: it is a program of this package."""
 
     pid: int
@@ -39,7 +40,7 @@ class PortHolder:
         )
 
 
-def find(port: int) -> PortHolder | None:
+def find(port: int) -> ListeningProcess | None:
     """The process that listens on ``port`` in this thread's network namespace; None if none is visible.
 
     If several processes share the socket (a master and its workers), the process with the lowest pid is returned.
@@ -49,7 +50,7 @@ def find(port: int) -> PortHolder | None:
         return None
     for pid in sorted(int(name) for name in os.listdir('/proc') if name.isdecimal()):
         if _has_open(pid, links):
-            return PortHolder(pid, _read(pid, 'comm').strip() or 'unknown', _is_own(pid))
+            return ListeningProcess(pid, _read(pid, 'comm').strip() or 'unknown', _is_own(pid))
     return None
 
 

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gunicorn's arbiter, the process that is called master elsewhere: handles signals, starts and stops workers.
+
+SIGHUP  opens the log files again. It reads the paste file, the options of its filters, ``metadata_workers`` and
+        ``metadata_connections`` again, and replaces the workers. The former workers finish their requests. If the
+        configuration is wrong, the error is logged and the former workers stay. A restart is needed for all other
+        options: the command line, ``metadata_one_hop``, ``allow_any_destination``, and the options of the listeners,
+        of user and group, and of logging.
+SIGTERM stops accepting, finishes the requests in progress (within ``limits.GRACEFUL_TIMEOUT_S``) and ends.
+SIGUSR1 executes the installed version of the program in this process (``reexec``). It also opens the log files again.
+SIGUSR2 writes the file of ``metadata-wsgi report`` into the state directory.
+
+The master notifies systemd (``net.sd_notify``) that the service has started when the first worker serves. It also
+sends the number of workers that serve, and the error of a failed reload. While a worker sends heartbeats
+(``progress``), the master feeds systemd's watchdog once a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import gunicorn.arbiter
+
+from metadata_wsgi import limits
+from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.server import log_files, reexec, worker_replacement
+from metadata_wsgi.server.worker import STOP_SIGNALS
+from metadata_wsgi.server.worker_replacement import WorkerState
+
+if TYPE_CHECKING:
+    from metadata_wsgi.server.master import Server
+
+LOG = logging.getLogger(__name__)
+
+
+class Arbiter(gunicorn.arbiter.Arbiter):
+    """The master process. It keeps its workers until others serve, at a reload and when their user changes."""
+
+    def __init__(self, app: Server) -> None:
+        super().__init__(app)
+        self._is_stopping = False
+        self._reload_error = ''
+        # ``age`` of the last worker that is to be replaced.
+        self._former_age = 0
+        self._is_reloading = False
+        # If True, gunicorn does not remove the files of unix sockets when it ends.
+        self.systemd = app.keeps_sockets
+
+    def signal(self, sig: int, frame: Any) -> None:
+        """The signal handler. gunicorn only queues a signal, but a reload in progress must be cancelled at once."""
+        if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self._is_stopping = True
+        super().signal(sig, frame)
+
+    def manage_workers(self) -> None:
+        """Called by gunicorn each second. Forks missing workers. Stops workers that are replaced or too many."""
+        if self.app.update_identity():
+            LOG.info('The workers are replaced: they run as another user')
+            self._former_age = self.worker_age
+        states = [WorkerState(pid, worker.age, _is_ready(worker)) for pid, worker in self.WORKERS.items()]
+        planned = worker_replacement.changes(states, wanted=self.num_workers, former_age=self._former_age)
+        for _ in range(planned.start):
+            self.spawn_worker()
+        for pid in planned.stop:
+            self.kill_worker(pid, signal.SIGTERM)
+        if self._is_reloading and all(worker.age > self._former_age for worker in self.WORKERS.values()):
+            self._is_reloading = False
+            LOG.info('Reloaded')
+        self._notify()
+
+    def _notify(self) -> None:
+        """Send systemd the number of workers that serve. If at least one serves, also send READY and progress."""
+        now_s = time.monotonic()
+        heartbeats = [worker.tmp.last_update() for worker in self.WORKERS.values()]
+        serving = sum(has_fresh_heartbeat(last_s, now_s) for last_s in heartbeats)
+        if serving >= self.num_workers and self.app.former_workers:
+            LOG.info('The workers of the former program end')
+            self._end_former_workers()
+        status = f'{serving} of {self.num_workers} workers serve, version {self.app.version}'
+        if self._reload_error:
+            status += f'; not reloaded: {self._reload_error}'
+        if serving:
+            self.app.notifier.ready(status)
+            self.app.notifier.progress()
+        else:
+            self.app.notifier.status(status)
+
+    def _continue_check(self) -> bool:
+        """Called during the check before a reload, which may take a minute. Returns False if the master must stop."""
+        self._notify()
+        return not self._is_stopping
+
+    def spawn_worker(self) -> None:
+        """Called by gunicorn to fork a worker. Stop signals to the worker are blocked until it has its own handlers.
+
+        A new worker starts with the master's signal handlers, which only queue a signal. Without the block a stop
+        signal would be lost: the worker would serve until it is killed, and its requests would be cut off.
+        """
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+    def reload(self) -> None:
+        """Called by gunicorn at SIGHUP: check the configuration and start new workers. Former workers serve meanwhile.
+
+        gunicorn's own method would stop the former workers at once and wait for their end.
+        """
+        log_files.reopen()
+        try:
+            self.app.check_config_in_child(is_cancelled=lambda: not self._continue_check())
+        except MetadataError as error:
+            LOG.error('Not reloaded, the former pipeline and options stay in force: %s', error)
+            self._reload_error = str(error)
+            return
+        self._reload_error = ''
+        self.app.reload()
+        self.setup(self.app)
+        self._former_age = self.worker_age
+        self._is_reloading = True
+        self.manage_workers()
+
+    def stop(self, graceful: bool = True) -> None:
+        """Called by gunicorn to end the workers."""
+        self.app.notifier.stopping()
+        self._end_former_workers()
+        super().stop(graceful)
+
+    def _end_former_workers(self) -> None:
+        reexec.end(self.app.former_workers)
+        self.app.former_workers = []
+
+    def handle_usr1(self) -> None:
+        """Called by gunicorn at SIGUSR1: execute the installed program in this process, which opens its log files."""
+        if not self.app.socket_name:
+            LOG.warning('SIGUSR1 does nothing here: restart the program; SIGHUP opens the log files again')
+            return
+        LOG.info('The installed program is started in this process; the workers serve until new ones do')
+        (listener,) = self.LISTENERS
+        self.app.notifier.progress()
+        # If an earlier SIGUSR1 is not complete, the workers of the program before that one still serve.
+        workers = [*self.app.former_workers, *self.WORKERS]
+        reexec.execute_again({self.app.socket_name: listener.fileno()}, workers, self.app.notifier.environ)
+
+    def handle_usr2(self) -> None:
+        """Called by gunicorn at SIGUSR2: write a report. gunicorn's own method would start a second master."""
+        if self.app.write_report is None:
+            LOG.warning('SIGUSR2 does nothing here')
+            return
+        try:
+            self.app.write_report()
+        except OSError as error:
+            LOG.error('The report cannot be written: %s', error)
+
+
+def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:
+    """Whether a worker with its last heartbeat at ``last_s`` serves. Both times are in seconds.
+
+    ``last_s`` is a time of the monotonic clock. Before the first heartbeat it is the time of day, which is much later
+    than ``now_s``.
+    """
+    return 0 <= now_s - last_s < limits.HEARTBEAT_FRESH_S
+
+
+def _is_ready(worker: Any) -> bool:
+    """Whether a worker has sent its first heartbeat, so that it serves.
+
+    A heartbeat sets the modification time of a file to the time of the monotonic clock. A new file has the time of day,
+    which is later.
+    """
+    try:
+        return bool(worker.tmp.last_update() <= time.monotonic())
+    except (OSError, ValueError):
+        return False
