@@ -113,7 +113,7 @@ def headers(environ: WSGIEnvironment, name_of: Callable[[str], str] = header_nam
     return without_named(found, connection_options(environ.get('HTTP_CONNECTION', '')))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def connection_options(value: str) -> frozenset[str]:
     """The options of a ``Connection`` header, in lower case."""
     return frozenset(option.strip().lower() for option in value.split(','))
