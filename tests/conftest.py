@@ -1,11 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For all tests: workers of pytest-xdist are isolated (``pytest -n 2``); only the main thread has a gevent hub.
-
-Coverage traces the main thread only. With ``concurrency = gevent`` it calls ``greenlet.getcurrent`` in each thread that
-it traces, and greenlet then makes a state for the thread. At the end of the thread greenlet destroys it without the
-GIL, under a lock of its own (``TThreadStateDestroy.cpp``); once in some runs the whole run hung there. What threads of
-tests execute is traced in the programs, whose few threads live as long as the program.
-"""
+"""For all tests: workers of pytest-xdist are isolated (``pytest -n 2``)."""
 
 from __future__ import annotations
 
@@ -14,9 +8,6 @@ import os
 import subprocess
 import threading
 
-from gevent._hub_local import set_default_hub_class
-from gevent.hub import Hub
-
 from tests.open_tmp_path import tmp_path_factory
 
 __all__ = ['tmp_path_factory']
@@ -24,20 +15,8 @@ __all__ = ['tmp_path_factory']
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 
 
-class MainThreadHub(Hub):
-    """Refuses to start in another thread: the end of a thread that has a hub could hang the run under coverage.
-
-    A test that needs a second event loop starts a process.
-    """
-
-    def __init__(self, *args, **kwargs):
-        assert threading.current_thread() is threading.main_thread(), 'a gevent hub in a thread'
-        super().__init__(*args, **kwargs)
-
-
 def pytest_configure(config):
-    set_default_hub_class(MainThreadHub)
-    # Coverage has set its trace function for new threads before.
+    # Threads of this process are clients and servers of the tests: tracing them takes time and finds nothing more.
     threading.settrace(None)
     if hasattr(config, 'workerinput') and os.geteuid() == 0:
         isolate()

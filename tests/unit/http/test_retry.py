@@ -21,12 +21,15 @@ def failing(error, calls=None):
     return attempt
 
 
+def retry(attempt, clock, *, within_s=9, **options):
+    """``retry_until`` with the deadline and the sleep of ``clock``; NotSent is retried."""
+    deadline = Deadline.after(within_s, clock)
+    return retry_until(attempt, deadline, service='nova', retry_on=(NotSent,), sleep=clock.sleep, **options)
+
+
 def test_a_success_is_not_retried():
     clock = FakeClock()
-    assert (
-        retry_until(lambda: 'x', Deadline.after(9, clock), retry_on=(NotSent,), service='nova', sleep=clock.sleep)
-        == 'x'
-    )
+    assert retry(lambda: 'x', clock) == 'x'
     assert clock.slept == []
 
 
@@ -40,20 +43,14 @@ def test_a_failure_is_retried_until_it_succeeds():
         return outcome
 
     clock = FakeClock()
-    assert retry_until(attempt, Deadline.after(9, clock), retry_on=(NotSent,), service='nova', sleep=clock.sleep) == 'x'
+    assert retry(attempt, clock) == 'x'
     assert len(clock.slept) == 2
 
 
 def test_another_exception_is_raised_without_a_retry():
     clock, calls = FakeClock(), []
     with pytest.raises(MaybeSent):
-        retry_until(
-            failing(MaybeSent('x'), calls),
-            Deadline.after(9, clock),
-            retry_on=(NotSent,),
-            service='nova',
-            sleep=clock.sleep,
-        )
+        retry(failing(MaybeSent('x'), calls), clock)
     assert len(calls) == 1
 
 
@@ -65,35 +62,20 @@ def test_the_last_exception_is_raised_after_the_last_retry():
         raise NotSent(str(next(numbered)))
 
     with pytest.raises(NotSent) as raised:
-        retry_until(attempt, Deadline.after(9, clock), retry_on=(NotSent,), service='nova', sleep=clock.sleep)
+        retry(attempt, clock)
     assert str(raised.value) == str(next(numbered) - 1)
 
 
 def test_the_last_result_is_returned_after_the_last_retry():
     clock = FakeClock()
-    assert (
-        retry_until(
-            lambda: 503,
-            Deadline.after(9, clock),
-            service='nova',
-            retry_if_result=lambda status: status == 503,
-            sleep=clock.sleep,
-        )
-        == 503
-    )
+    assert retry(lambda: 503, clock, retry_if_result=lambda status: status == 503) == 503
     assert len(clock.slept) > 5
 
 
 def test_the_first_attempt_is_made_even_after_the_deadline():
     clock, calls = FakeClock(), []
     with pytest.raises(NotSent):
-        retry_until(
-            failing(NotSent('x'), calls),
-            Deadline.after(0, clock),
-            retry_on=(NotSent,),
-            service='nova',
-            sleep=clock.sleep,
-        )
+        retry(failing(NotSent('x'), calls), clock, within_s=0)
     assert (len(calls), clock.slept) == (1, [])
 
 
@@ -108,7 +90,7 @@ def test_no_retry_starts_after_the_deadline(within_s, attempt_takes_s):
         raise NotSent('x')
 
     with pytest.raises(NotSent):
-        retry_until(attempt, Deadline.after(within_s, clock), retry_on=(NotSent,), service='nova', sleep=clock.sleep)
+        retry(attempt, clock, within_s=within_s)
     assert all(moment <= 1000.0 + within_s for moment in starts)
     assert sum(clock.slept) <= within_s
 
@@ -127,22 +109,15 @@ def test_the_retry_delays_grow_to_their_maximum_with_jitter():
 def retry_delays():
     clock = FakeClock()
     with pytest.raises(NotSent):
-        retry_until(
-            failing(NotSent('x')), Deadline.after(60, clock), retry_on=(NotSent,), service='nova', sleep=clock.sleep
-        )
+        retry(failing(NotSent('x')), clock, within_s=60)
     return clock.slept
 
 
 def test_a_retry_waits_until_it_is_allowed():
     clock = FakeClock()
     outcomes, allowed = iter([503, 200]), iter([False, False, True])
-    result = retry_until(
-        lambda: next(outcomes),
-        Deadline.after(9, clock),
-        service='nova',
-        retry_if_result=lambda status: status == 503,
-        may_retry=lambda: next(allowed),
-        sleep=clock.sleep,
+    result = retry(
+        lambda: next(outcomes), clock, retry_if_result=lambda status: status == 503, may_retry=lambda: next(allowed)
     )
     assert (result, len(clock.slept)) == (200, 3)
 
@@ -150,13 +125,8 @@ def test_a_retry_waits_until_it_is_allowed():
 def test_without_an_allowed_retry_the_first_result_is_returned_at_the_deadline():
     clock = FakeClock()
     attempts = []
-    result = retry_until(
-        lambda: attempts.append(1) or 503,
-        Deadline.after(9, clock),
-        service='nova',
-        retry_if_result=lambda status: status == 503,
-        may_retry=lambda: False,
-        sleep=clock.sleep,
+    result = retry(
+        lambda: attempts.append(1) or 503, clock, retry_if_result=lambda status: status == 503, may_retry=lambda: False
     )
     assert (result, len(attempts)) == (503, 1)
     assert 1007 < clock.now_s <= 1009
