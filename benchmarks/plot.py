@@ -17,6 +17,9 @@ COLOURS = {
     'one_hop': '#3d9970',
     'one_hop_cached': '#71bf6e',
     'floor': '#9a9a9a',
+    'no_cache': '#d1605e',
+    'worker_caches': '#4f8fc0',
+    'shared_cache': '#3d9970',
 }
 STYLE = (
     'text{font:13px system-ui,sans-serif;fill:#59636e}.t{font-weight:600;font-size:15px}.n{font-size:12px}'

@@ -24,11 +24,9 @@ from metadata_wsgi.cache.process_shared import SharedPause, UsesSharedPause
 from metadata_wsgi.cli import log_output, report_process, visibility_check
 from metadata_wsgi.config import config_files, file_warnings, state_paths
 from metadata_wsgi.errors import ConfigError, MetadataError
-from metadata_wsgi.filters.optional.healthcheck import HealthcheckFilter
-from metadata_wsgi.filters.optional.metrics import MetricsFilter
 from metadata_wsgi.keeper.protocol import ONE_HOP
 from metadata_wsgi.lookup import protocol
-from metadata_wsgi.metrics import options, page
+from metadata_wsgi.metrics import options
 from metadata_wsgi.net import listeners, sd_notify
 from metadata_wsgi.net import options as net_options
 from metadata_wsgi.net.sd_notify import Notifier
@@ -243,6 +241,10 @@ def _host_page(global_conf: Mapping[str, str]) -> Callable[[Any], Stoppable | No
     address = options.load_listen_address(global_conf)
     if address is None:
         return lambda app: None
+    # Imported only here, because the page and the filter import WebOb, which takes 3 MB of memory.
+    from metadata_wsgi.filters.optional.healthcheck import HealthcheckFilter
+    from metadata_wsgi.metrics import page
+
     listener = listeners.bind_tcp(*address, reuse_port=True, option=f'listen in [{options.GROUP}]')
     metrics_page = page.app_factory(global_conf)
 
@@ -260,9 +262,11 @@ def _host_page(global_conf: Mapping[str, str]) -> Callable[[Any], Stoppable | No
 
 
 def _check_metrics(global_conf: Mapping[str, str], app: Any) -> None:
-    if options.load_listen_address(global_conf) and not any(
-        isinstance(link, MetricsFilter) for link in order.chain(app)
-    ):
+    if not options.load_listen_address(global_conf):
+        return
+    from metadata_wsgi.filters.optional.metrics import MetricsFilter
+
+    if not any(isinstance(link, MetricsFilter) for link in order.chain(app)):
         raise ConfigError(
             f'listen in [{options.GROUP}] is set, and the pipeline has no filter metrics, so nothing is counted: put '
             'it behind catch_errors in the paste file, or remove listen'

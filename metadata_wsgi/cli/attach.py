@@ -112,9 +112,10 @@ def _add_target_options(group: argparse._MutuallyExclusiveGroup) -> None:
 def _attach(args: argparse.Namespace) -> int:
     root_check.require_root()
     targets = _targets(args)
-    with host_lock.exclusive(state_path(args)):
-        entries = [] if args.mode else AttachmentsClient(state_path(args)).entries()
-        modes = {target.uuid: PROCESS for target in targets if has_own_process(state_path(args), target.uuid)}
+    path = state_path(args)
+    with host_lock.exclusive(path):
+        entries = [] if args.mode else AttachmentsClient(path).entries()
+        modes = {target.uuid: PROCESS for target in targets if has_own_process(path, target.uuid)}
         modes |= {entry.target.uuid: entry.mode for entry in entries}
         command = AttachCommand(args, modes, count=len(targets))
         failed = _run_and_print(targets, command.attach, MAX_CONCURRENT_ATTACHES)

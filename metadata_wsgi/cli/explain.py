@@ -171,7 +171,7 @@ class _Probe:
 
 def _headers_for_nova(environ: WSGIEnvironment) -> message.Headers:
     """The headers of the request to Nova, the signature masked."""
-    headers = [(name, value) for name, value in message.headers(environ) if name in header_names.UPSTREAM_ALLOWED]
+    headers = message.headers(environ, header_names.upstream_name)
     identity = environ.get(environ_keys.SIGNED_IDENTITY)
     if identity is not None:
         headers += upstream.identity_headers(identity, identity.signatures[0][:6] + '... (masked)')

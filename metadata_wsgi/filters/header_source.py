@@ -66,7 +66,7 @@ class HeaderSourceFilter:
         self.app = app
         self._router_key = header_names.environ_key(header_names.router_id(prefix.lower()))
         self._network_key = header_names.environ_key(header_names.network_id(prefix.lower()))
-        self._untrusted_keys = tuple(
+        self._untrusted_keys = frozenset(
             header_names.environ_key(header(other))
             for other in header_names.PREFIXES
             if other != prefix.lower()
@@ -87,7 +87,7 @@ class HeaderSourceFilter:
         return self.app(environ, start_response)
 
     def _source(self, environ: WSGIEnvironment) -> environ_keys.Source:
-        if any(key in environ for key in self._untrusted_keys):
+        if not environ.keys().isdisjoint(self._untrusted_keys):
             raise BadRequest('An id under a header prefix that is not trusted.')
         router_id = environ.get(self._router_key)
         network_id = environ.get(self._network_key)

@@ -27,7 +27,7 @@ from metadata_wsgi.pipeline import environ_keys
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-_FORWARDING_KEYS = tuple(header_names.environ_key(name) for name in header_names.FORWARDED_HEADERS)
+_FORWARDING_KEYS = frozenset(header_names.environ_key(name) for name in header_names.FORWARDED_HEADERS)
 
 
 class SocketSourceFilter:
@@ -48,12 +48,13 @@ class SocketSourceFilter:
         if namespace is None:
             return error_responses.bad_request('The request did not arrive in a namespace.')(environ, start_response)
         address = normalize_ip(environ['REMOTE_ADDR'])
-        interface = interface_of(environ['REMOTE_ADDR']) if is_link_local(address) else None
-        if is_link_local(address) and interface is None:
+        is_local = is_link_local(address)
+        interface = interface_of(environ['REMOTE_ADDR']) if is_local else None
+        if is_local and interface is None:
             reason = 'The interface of this connection is unknown.'
             environ[environ_keys.FAILURE] = environ_keys.Failure(400, reason)
             return error_responses.bad_request(reason)(environ, start_response)
-        environ[environ_keys.CLIENT_IS_PROXY] = any(key in environ for key in _FORWARDING_KEYS)
+        environ[environ_keys.CLIENT_IS_PROXY] = not environ.keys().isdisjoint(_FORWARDING_KEYS)
         for key in [key for key in environ if header_names.is_reserved_key(key)]:
             del environ[key]
         environ[environ_keys.SOURCE] = environ_keys.Source(

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import BadRequest, MaybeSent, NotSent
-from metadata_wsgi.http.message import Request, Response, end_to_end
+from metadata_wsgi.http.message import Request, Response
 from metadata_wsgi.http.response_reader import ClientConnection, StreamedBody
 from metadata_wsgi.http.tls_socket import TlsSocket
 from metadata_wsgi.net import resolver
@@ -100,8 +100,8 @@ class PooledHttpClient:
         connection.deadline = deadline
         try:
             connection.send(header + request.body)
-            status, reason, headers, is_last = connection.read_header()
-            pieces = connection.read_body(request.method, status, headers)
+            received = connection.read_header()
+            pieces = connection.read_body(request.method, received)
             buffered: list[bytes] = []
             size = 0
             for piece in pieces:
@@ -109,22 +109,17 @@ class PooledHttpClient:
                 size += len(piece)
                 if size >= limits.MAX_BUFFERED_BYTES:
                     body = StreamedBody(buffered, pieces, connection)
-                    return Response(status, reason, end_to_end(headers), body)
+                    return Response(received.status, received.reason, received.headers, body)
         except (OSError, ValueError) as error:
             connection.close()
             if connection.reused and not connection.received_any and not isinstance(error, TimeoutError):
                 raise _StaleConnection from error
             raise MaybeSent(f'{self.name}: {str(error) or type(error).__name__}') from error
-        self._release(connection, is_last)
+        self._release(connection, received.is_last)
         content = b''.join(buffered)
-        passed_on = end_to_end(headers)
-        if (
-            request.method != 'HEAD'
-            and status not in (204, 304)
-            and not any(name == 'content-length' for name, _ in passed_on)
-        ):
-            passed_on.append(('content-length', str(len(content))))
-        return Response(status, reason, passed_on, [content] if content else [])
+        if received.length is None and request.method != 'HEAD' and received.status not in (204, 304):
+            received.headers.append(('content-length', str(len(content))))
+        return Response(received.status, received.reason, received.headers, [content] if content else [])
 
     def _release(self, connection: ClientConnection, is_last: bool) -> None:
         """Put the connection into the pool, or close it."""

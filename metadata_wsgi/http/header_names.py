@@ -128,6 +128,27 @@ def of_environ_key(key: str) -> str:
 
 
 @functools.lru_cache(maxsize=256)
+def end_to_end_name(key: str) -> str:
+    """Like ``of_environ_key``, but '' for a hop-by-hop header."""
+    name = of_environ_key(key)
+    return '' if name in HOP_BY_HOP else name
+
+
+@functools.lru_cache(maxsize=256)
+def client_name(key: str) -> str:
+    """Like ``end_to_end_name``, but '' for a header that clients may not set."""
+    name = end_to_end_name(key)
+    return '' if is_reserved(name) else name
+
+
+@functools.lru_cache(maxsize=256)
+def upstream_name(key: str) -> str:
+    """Like ``end_to_end_name``, but '' for a header that is not sent to Nova."""
+    name = end_to_end_name(key)
+    return name if name in UPSTREAM_ALLOWED else ''
+
+
+@functools.lru_cache(maxsize=256)
 def is_reserved(name: str) -> bool:
     """Whether clients are forbidden to set the header ``name``. Case is ignored, and ``_`` is the same as ``-``."""
     name = name.lower().replace('_', '-')

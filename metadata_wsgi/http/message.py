@@ -8,9 +8,10 @@ directions. Redirects are not followed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -34,7 +35,7 @@ SAFE_METHODS = frozenset({'GET', 'HEAD'})
 Nova handles every method on an ordinary path as GET. But another metadata service may handle PUT and DELETE.
 """
 
-_PERSISTENCE_OPTIONS = frozenset({'close', 'keep-alive'})
+_PERSISTENCE_OPTIONS = frozenset({'', 'close', 'keep-alive'})
 
 # Characters that would end the request target or the request line.
 _FORBIDDEN_IN_TARGET = re.compile(r'[\x00-\x20\x7f]')
@@ -101,26 +102,31 @@ def target(environ: WSGIEnvironment) -> str:
     return raw
 
 
-def headers(environ: WSGIEnvironment) -> Headers:
-    """The end-to-end headers of the request, with names in lower case, in the order of ``environ``."""
-    found = [(name, environ[key]) for key in environ if (name := header_names.of_environ_key(key))]
+def headers(environ: WSGIEnvironment, name_of: Callable[[str], str] = header_names.end_to_end_name) -> Headers:
+    """The end-to-end headers of the request, with names in lower case, in the order of ``environ``.
+
+    ``name_of`` returns the name of the header for an environ key, '' if the header is not wanted.
+    """
+    found = [(name, environ[key]) for key in environ if (name := name_of(key))]
     if environ.get('CONTENT_TYPE'):
         found.append(('content-type', environ['CONTENT_TYPE']))
-    return end_to_end(found)
+    return without_named(found, connection_options(environ.get('HTTP_CONNECTION', '')))
 
 
-def end_to_end(all_headers: Headers) -> Headers:
-    """``all_headers`` (names in lower case) without hop-by-hop headers, and without those that ``Connection`` names.
+@functools.lru_cache(maxsize=32)
+def connection_options(value: str) -> frozenset[str]:
+    """The options of a ``Connection`` header, in lower case."""
+    return frozenset(option.strip().lower() for option in value.split(','))
+
+
+def without_named(end_to_end: Headers, options: frozenset[str]) -> Headers:
+    """``end_to_end`` (names in lower case) without the headers that ``options`` of the ``Connection`` header name.
 
     A reserved header is kept even if ``Connection`` names it: a client must not be able to remove reserved headers.
     """
-    options = [
-        token.strip().lower() for name, value in all_headers if name == 'connection' for token in value.split(',')
-    ]
-    dropped = header_names.HOP_BY_HOP
-    if any(option not in _PERSISTENCE_OPTIONS for option in options):
-        dropped = dropped.union(option for option in options if not header_names.is_reserved(option))
-    return [header for header in all_headers if header[0] not in dropped]
+    if options <= _PERSISTENCE_OPTIONS:
+        return end_to_end
+    return [header for header in end_to_end if header[0] not in options or header_names.is_reserved(header[0])]
 
 
 def body(environ: WSGIEnvironment, limit: int, deadline: Deadline | None = None) -> bytes:

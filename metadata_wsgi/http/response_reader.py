@@ -10,15 +10,31 @@ import functools
 import re
 import ssl
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.http import header_names
 from metadata_wsgi.http.head_parser import IncompleteError, ParseError, parse_response
-from metadata_wsgi.http.message import Headers
+from metadata_wsgi.http.message import Headers, connection_options, without_named
 from metadata_wsgi.http.raw_socket import from_gevent_socket
 
 _CHUNK_SIZE = re.compile(rb'[0-9A-Fa-f]{1,15}\Z')
+
+
+class ResponseHeader(NamedTuple):
+    """The header of a response. ``headers`` are the end-to-end headers, with names in lower case.
+
+    ``codings`` are its transfer codings, ``length`` its Content-Length. ``is_last``: the server closes the connection
+    after this response.
+    """
+
+    status: int
+    reason: str
+    headers: Headers
+    codings: list[str]
+    length: str | None
+    is_last: bool
 
 
 class ClientConnection:
@@ -64,8 +80,8 @@ class ClientConnection:
         self.reusable = False
         self._sock.close()
 
-    def read_header(self) -> tuple[int, str, Headers, bool]:
-        """Status, reason, headers (names in lower case), and whether the server closes the connection afterwards."""
+    def read_header(self) -> ResponseHeader:
+        """Receive the header. Raises ValueError if it is malformed, or too long, or its length is ambiguous."""
         self._fill()
         while True:
             try:
@@ -82,33 +98,57 @@ class ClientConnection:
                 break
             if not self._data:
                 self._fill()
-        headers = [(_lower_name(name), value.decode('latin-1')) for name, value in parsed['headers']]
-        if not all(name for name, _ in headers):
-            raise ValueError('a header of the response is folded')
-        options = [
-            token.strip().lower() for name, value in headers if name == 'connection' for token in value.split(',')
-        ]
-        if parsed['minor_version'] == 0 and any(name == 'transfer-encoding' for name, _ in headers):
+        headers: Headers = []
+        lengths: list[str] = []
+        codings: list[str] = []
+        connection = ''
+        for name_bytes, value_bytes in parsed['headers']:
+            name, value = _lower_name(name_bytes), value_bytes.decode('latin-1')
+            if name == 'content-length':
+                lengths.append(value)
+            elif name == 'connection':
+                connection = f'{connection},{value}' if connection else value
+            elif name == 'transfer-encoding':
+                codings.append(value.strip().lower())
+            elif not name:
+                raise ValueError('a header of the response is folded')
+            elif name not in header_names.HOP_BY_HOP:
+                headers.append((name, value))
+        if parsed['minor_version'] == 0 and codings:
             raise ValueError('the response is HTTP/1.0 and has a Transfer-Encoding')
-        is_last = 'close' in options or (parsed['minor_version'] == 0 and 'keep-alive' not in options)
-        return parsed['status'], parsed['message'].decode('latin-1'), _with_one_length(headers), is_last
+        options = connection_options(connection)
+        headers = without_named(headers, options)
+        length = _one_length(lengths) if lengths else None
+        if length is not None:
+            headers.append(('content-length', length))
+        return ResponseHeader(
+            parsed['status'],
+            parsed['message'].decode('latin-1'),
+            headers,
+            codings=codings,
+            length=length,
+            is_last='close' in options or (parsed['minor_version'] == 0 and 'keep-alive' not in options),
+        )
 
-    def read_body(self, method: str, status: int, headers: Headers) -> Iterator[bytes]:
+    def read_body(self, method: str, header: ResponseHeader) -> Iterator[bytes]:
         """The body, piece by piece as it arrives. Raises ValueError if its length is ambiguous (RFC 9112, 6.3)."""
-        if method == 'HEAD' or status in (204, 304):
+        if method == 'HEAD' or header.status in (204, 304):
             return iter(())
-        codings = [value.strip().lower() for name, value in headers if name == 'transfer-encoding']
-        lengths = [value for name, value in headers if name == 'content-length']
-        if codings:
-            if lengths:
+        if header.codings:
+            if header.length is not None:
                 raise ValueError('the response has both Transfer-Encoding and Content-Length')
-            if codings != ['chunked']:
-                raise ValueError(f'the transfer coding of the response is not chunked: {", ".join(codings)[:80]}')
+            if header.codings != ['chunked']:
+                codings = ', '.join(header.codings)[:80]
+                raise ValueError(f'the transfer coding of the response is not chunked: {codings}')
             return self._chunks()
-        if not lengths:
+        if header.length is None:
             self.reusable = False
             return self._until_closed()
-        return self._exactly(int(lengths[0]))
+        length = int(header.length)
+        if 0 < length == len(self._data):  # the usual response: all of it came with its header
+            body, self._data = self._data, b''
+            return iter((body,))
+        return self._exactly(length)
 
     def _exactly(self, remaining: int) -> Iterator[bytes]:
         while remaining:
@@ -185,21 +225,20 @@ class StreamedBody:
         self._connection.close()
 
 
-def _with_one_length(headers: Headers) -> Headers:
-    """``headers`` with at most one Content-Length. Repeated equal values become one header (RFC 9112, 6.3).
+def _one_length(values: list[str]) -> str:
+    """The value of one or several Content-Length headers. Equal values are one (RFC 9112, 6.3).
 
     Raises ValueError for different values, or a value that is not a number.
     """
-    values = [value for name, value in headers if name == 'content-length']
-    if not values or (len(values) == 1 and values[0].isascii() and values[0].isdigit()):
-        return headers
+    if len(values) == 1 and values[0].isascii() and values[0].isdigit():
+        return values[0]
     lengths = {part.strip() for value in values for part in value.split(',')}
     length = lengths.pop()
     if lengths:
         raise ValueError('the response has several different lengths')
     if not (length.isascii() and length.isdigit()):
         raise ValueError('the Content-Length of the response is not a number')
-    return [*(header for header in headers if header[0] != 'content-length'), ('content-length', length)]
+    return length
 
 
 @functools.lru_cache(maxsize=256)

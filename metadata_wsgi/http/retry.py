@@ -95,11 +95,13 @@ class RetryBudget:
 
     def add_request(self) -> None:
         """Call for each request of a client."""
-        self._add(limits.RETRY_BUDGET_PER_REQUEST)
+        if self._retries < limits.RETRY_BUDGET_MAX:
+            self._add(limits.RETRY_BUDGET_PER_REQUEST)
 
     def add_success(self) -> None:
         """Call for each successful response of the service."""
-        self._add(limits.RETRY_BUDGET_PER_SUCCESS)
+        if self._retries < limits.RETRY_BUDGET_MAX:
+            self._add(limits.RETRY_BUDGET_PER_SUCCESS)
 
     def take_retry(self) -> bool:
         """Take one retry out of the budget; False if it is empty."""
@@ -112,5 +114,4 @@ class RetryBudget:
         return True
 
     def _add(self, retries: float) -> None:
-        if self._retries < limits.RETRY_BUDGET_MAX:
-            self._retries = min(self._retries + retries, limits.RETRY_BUDGET_MAX)
+        self._retries = min(self._retries + retries, limits.RETRY_BUDGET_MAX)

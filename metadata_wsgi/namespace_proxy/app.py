@@ -34,7 +34,7 @@ from metadata_wsgi.pipeline.environ_keys import DEADLINE, FAILURE, NAMESPACE, RE
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-_FORWARDED_KEYS = tuple(header_names.environ_key(name) for name in header_names.FORWARDED_HEADERS)
+_FORWARDED_KEYS = frozenset(header_names.environ_key(name) for name in header_names.FORWARDED_HEADERS)
 
 
 class NamespaceProxyApp:
@@ -102,8 +102,8 @@ class NamespaceProxyApp:
         return header_names.network_id(self._prefix), namespace.network_id or ''
 
     def _request(self, environ: WSGIEnvironment, id_: str, deadline: Deadline) -> message.Request:
-        headers = [(name, value) for name, value in message.headers(environ) if not header_names.is_reserved(name)]
-        if any(key in environ for key in _FORWARDED_KEYS):
+        headers = message.headers(environ, header_names.client_name)
+        if not environ.keys().isdisjoint(_FORWARDED_KEYS):
             headers.append((header_names.CLIENT_FORWARDED, '1'))
         if interface := addresses.interface_of(environ['REMOTE_ADDR']):
             headers.append((header_names.CLIENT_INTERFACE, interface))

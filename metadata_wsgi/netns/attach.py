@@ -123,8 +123,8 @@ class Attacher:
             interfaces = dhcp_address.interface_with_address(target.namespace) or ''
             families = self._families
         else:
-            self._check_port(target, port)
             former = redirect_port(self._iptables.ours(target.namespace, families=self._families))
+            self._check_port(target, port, former)
             self._mode_changer.close_former_port(target, mode, port, former)
             wanted = rules_for(port=port, interfaces=interfaces, mark=mark, families=self._families)
             families, undo = self._add_rules(target, wanted)
@@ -214,12 +214,14 @@ class Attacher:
                 self._iptables.apply(target.namespace, (), families=[family])
             raise
 
-    def _check_port(self, target: AttachTarget, port: int) -> None:
-        """Raise NetnsError if another program listens on the port. Called before anything is changed."""
-        if not proxy_process.is_port_open(target.namespace, port):
-            return
-        if redirect_port(self._iptables.ours(target.namespace, families=self._families)) == port:
-            # The target is already attached. No search for the process: it is slow, and ``watch`` attaches often.
+    def _check_port(self, target: AttachTarget, port: int, former: int | None) -> None:
+        """Raise NetnsError if another program listens on the port. Called before anything is changed.
+
+        ``former`` is the port of the present rules.
+        """
+        if former == port or not proxy_process.is_port_open(target.namespace, port):
+            # With rules for this port the target is already attached. No search for the process: it is slow, and
+            # ``watch`` attaches often.
             return
         process = self._listening_process(target, port)
         if process is None or process.is_own or process.pid == SYSTEMD_PID:

@@ -40,12 +40,13 @@ Facts:
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -80,6 +81,8 @@ ATTRIBUTES_TO_COPY = {
 ADDRESS_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 LEGACY_PREFIXES = {4: 'ip', 6: 'ip6'}
 RECEIVE_BYTES = 1 << 17
+CACHED_ATTRIBUTES = 1024
+"""Number of results that each function below remembers. The namespaces of routers contain nearly the same bytes."""
 NETLINK_TIMEOUT_S = 10.0
 
 
@@ -93,7 +96,7 @@ class Item:
 
     def value(self, attribute: int) -> bytes:
         """The value of one netlink attribute; b'' if it is missing."""
-        return dict(_attributes(self.attributes)).get(attribute, b'')
+        return _values(self.attributes).get(attribute, b'')
 
     @property
     def name(self) -> tuple[int, int, bytes, bytes]:
@@ -352,10 +355,16 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (size + 3) & ~3
 
 
+@functools.lru_cache(maxsize=CACHED_ATTRIBUTES)
+def _values(data: bytes) -> Mapping[int, bytes]:
+    return dict(_attributes(data))
+
+
 def _attribute(kind: int, value: bytes) -> bytes:
     return struct.pack('=HH', 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
+@functools.lru_cache(maxsize=CACHED_ATTRIBUTES)
 def _attributes_to_copy(kind: int, attributes: bytes) -> bytes:
     """The attributes that are needed to create the item again. The packet counters of a rule are 0."""
     values = dict(_attributes(attributes))
@@ -365,6 +374,7 @@ def _attributes_to_copy(kind: int, attributes: bytes) -> bytes:
     return b''.join(_attribute(type_, values[type_]) for type_ in ATTRIBUTES_TO_COPY[kind] if type_ in values)
 
 
+@functools.lru_cache(maxsize=CACHED_ATTRIBUTES)
 def _without_count(expression: bytes) -> bytes:
     name = dict(_attributes(expression)).get(EXPRESSION_NAME)
     if name != b'counter\0':

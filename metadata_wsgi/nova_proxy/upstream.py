@@ -158,7 +158,7 @@ class UpstreamApp:
         self, environ: WSGIEnvironment, identity: environ_keys.SignedIdentity, deadline: Deadline
     ) -> message.Request:
         """The request to Nova, with the signature that Nova accepted last."""
-        headers = [(name, value) for name, value in message.headers(environ) if name in header_names.UPSTREAM_ALLOWED]
+        headers = message.headers(environ, header_names.upstream_name)
         if environ_keys.REQUEST_ID in environ:
             headers.append((header_names.REQUEST_ID, environ[environ_keys.REQUEST_ID]))
         if 'HTTP_TRACEPARENT' in environ and trace_context.is_valid(environ['HTTP_TRACEPARENT']):

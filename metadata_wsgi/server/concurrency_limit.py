@@ -16,51 +16,55 @@ from collections.abc import Hashable
 from gevent.event import Event
 
 
-class _Slots:
-    def __init__(self, free: int) -> None:
-        self.free = free
-        self.waiting: deque[Event] = deque()
-
-
 class PerClientConcurrency:
     """At most ``limit`` requests of each client at a time. Call ``acquire`` before a request, ``release`` after it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._slots: dict[Hashable, _Slots] = {}
+        # By client, only of clients with a request in progress: the number of free slots, and who waits for one.
+        self._free: dict[Hashable, int] = {}
+        self._waiting: dict[Hashable, deque[Event]] = {}
 
     def __len__(self) -> int:
         """Number of clients with a request in progress."""
-        return len(self._slots)
+        return len(self._free)
 
     def acquire(self, client: Hashable, timeout_s: float) -> bool:
-        """Wait up to ``timeout_s`` seconds for a slot. Returns whether the request got a slot."""
-        slots = self._slots.get(client)
-        if slots is None:
-            slots = self._slots[client] = _Slots(self._limit)
-        if slots.free:
-            slots.free -= 1
+        """Wait up to ``timeout_s`` for a slot. Returns whether the request got a slot."""
+        free = self._free.get(client, self._limit)
+        if free:
+            self._free[client] = free - 1
             return True
         got_slot = Event()
-        slots.waiting.append(got_slot)
+        self._waiting.setdefault(client, deque()).append(got_slot)
         try:
             got_slot.wait(timeout_s)
         except BaseException:  # another timeout, or the greenlet is killed
             if got_slot.is_set():
                 self.release(client)
             else:
-                slots.waiting.remove(got_slot)
+                self._stop_waiting(client, got_slot)
             raise
         if not got_slot.is_set():
-            slots.waiting.remove(got_slot)
+            self._stop_waiting(client, got_slot)
         return got_slot.is_set()
 
     def release(self, client: Hashable) -> None:
         """Give the slot to the client's request that has waited longest, or free it."""
-        slots = self._slots[client]
-        if slots.waiting:
-            slots.waiting.popleft().set()
+        waiting = self._waiting.get(client)
+        if waiting:
+            first = waiting[0]
+            self._stop_waiting(client, first)
+            first.set()
             return
-        slots.free += 1
-        if slots.free == self._limit:
-            del self._slots[client]
+        free = self._free[client] + 1
+        if free == self._limit:
+            del self._free[client]
+        else:
+            self._free[client] = free
+
+    def _stop_waiting(self, client: Hashable, event: Event) -> None:
+        waiting = self._waiting[client]
+        waiting.remove(event)
+        if not waiting:
+            del self._waiting[client]

@@ -49,7 +49,13 @@ from metadata_wsgi.server.concurrency_limit import PerClientConcurrency
 from metadata_wsgi.server.connection_limits import ConnectionLimits
 from metadata_wsgi.server.parse_errors import drain, send_error
 from metadata_wsgi.server.progress import Progress
-from metadata_wsgi.server.request_parser import Body, ParsedRequest, RequestStream
+from metadata_wsgi.server.request_parser import (
+    Body,
+    ParsedRequest,
+    RequestStream,
+    parse_repeated,
+    parse_simple,
+)
 from metadata_wsgi.server.response_writer import ClientConnectionError, ResponseWriter
 from metadata_wsgi.throttle import Throttle
 
@@ -141,7 +147,12 @@ class ConnectionHandler:
         connection = RawSocket(sock)
         if groups:
             connection.on_block = lambda: self._limits.mark_idle(connection, groups)
-        requests = RequestStream(self._settings, connection, address if self._peer_may_set_headers else '')
+        requests = RequestStream(
+            self._settings,
+            connection,
+            address if self._peer_may_set_headers else '',
+            parse_repeated if client else parse_simple,
+        )
         try:
             self._serve_requests(
                 requests,

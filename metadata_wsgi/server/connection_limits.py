@@ -43,12 +43,13 @@ class ConnectionLimits:
     def __init__(self, *, per_address: int, total: int) -> None:
         self._per_address = per_address
         self._total = total
-        self._counts: Counter[Hashable] = Counter()
+        # Not a Counter: its methods are Python code, and every connection calls them.
+        self._counts: dict[Hashable, int] = {}
         # Insertion order is the order in which the connections became idle.
         self._idle: dict[Closable, tuple[Hashable, ...]] = {}
 
     def __len__(self) -> int:
-        return self._counts[()]
+        return self._counts.get((), 0)
 
     def admit(self, namespace: Hashable, address: str) -> tuple[Hashable, ...] | None:
         """Count a new connection. Returns None if it is refused, else the groups in which it is counted.
@@ -56,21 +57,26 @@ class ConnectionLimits:
         The groups are an argument of ``release`` and ``mark_idle``. The first group identifies the client: its address,
         or the /64 of a global IPv6 address.
         """
+        counts = self._counts
         client, prefix = (namespace, address), (namespace, _prefix(address))
-        for group, limit in ((client, self._per_address), (prefix, 2 * self._per_address)):
-            if self._counts[group] >= limit and not self._close_longest_idle(group):
-                return None
-        if self._counts[()] >= self._total:
+        if counts.get(client, 0) >= self._per_address and not self._close_longest_idle(client):
+            return None
+        if counts.get(prefix, 0) >= 2 * self._per_address and not self._close_longest_idle(prefix):
+            return None
+        if len(self) >= self._total:
             self._close_longest_idle(self._namespace_with_most_idle())
-        groups = tuple(dict.fromkeys((prefix, client, (namespace,), ())))
-        self._counts.update(groups)
+        groups = (client, (namespace,), ()) if prefix == client else (prefix, client, (namespace,), ())
+        for group in groups:
+            counts[group] = counts.get(group, 0) + 1
         return groups
 
     def release(self, groups: tuple[Hashable, ...]) -> None:
         """Stop counting a connection that ``admit`` counted in ``groups``."""
         for group in groups:
-            self._counts[group] -= 1
-            if not self._counts[group]:
+            left = self._counts[group] - 1
+            if left:
+                self._counts[group] = left
+            else:
                 del self._counts[group]
 
     def mark_idle(self, connection: Closable, groups: tuple[Hashable, ...]) -> None:

@@ -26,9 +26,10 @@ from metadata_wsgi.server.request_parser import ParsedRequest
 LOG = logging.getLogger(__name__)
 
 _STATUS = re.compile(r'[1-9][0-9]{2}(?: [\t\x20-\x7e\x80-\xff]*)?')
-_HEADER_LINE = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t\x20-\x7e\x80-\xff]*\r\n")
-# Hop-by-hop headers of the application are dropped. The writer sets its own.
-_CONNECTION_HEADERS = header_names.HOP_BY_HOP
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r'[\t\x20-\x7e\x80-\xff]*')
+# Headers that the writer reads or drops. Hop-by-hop headers of the application are dropped: the writer sets its own.
+_SPECIAL_HEADERS = header_names.HOP_BY_HOP | {'content-length', 'date', header_names.HOP_LIMIT}
 TTL_OPTIONS = {
     socket.AF_INET: ((socket.IPPROTO_IP, socket.IP_TTL),),
     # Both options, because a connection over IPv4 to a dual-stack socket also has this family.
@@ -87,22 +88,20 @@ class ResponseWriter:
         for name, value in headers:
             if not (isinstance(name, str) and isinstance(value, str)):
                 raise TypeError(f'a header must be two strings: {name!r}')
-            line = f'{name}: {value}\r\n'
-            if ':' in name or not _HEADER_LINE.fullmatch(line):
+            lowered = _lower_name(name)
+            if not lowered or not ((value.isascii() and value.isprintable()) or _HEADER_VALUE.fullmatch(value)):
                 raise ValueError(f'malformed header: {name!r}')  # without its value, which may be a secret
-            lowered = name.lower()
-            if lowered in _CONNECTION_HEADERS:
-                continue
-            if lowered == 'content-length':
-                if not has_length:
+            if lowered in _SPECIAL_HEADERS:
+                if lowered in header_names.HOP_BY_HOP or (lowered == 'content-length' and not has_length):
                     continue
-                self._remaining = int(value)
-            elif lowered == 'date':
-                has_date = True
-            elif lowered == header_names.HOP_LIMIT and self._connection.family in TTL_OPTIONS:
-                self._hop_limit = value
-                continue
-            lines.append(line)
+                if lowered == 'content-length':
+                    self._remaining = int(value)
+                elif lowered == 'date':
+                    has_date = True
+                elif self._connection.family in TTL_OPTIONS:
+                    self._hop_limit = value
+                    continue
+            lines.append(f'{name}: {value}\r\n')
         if not has_date:
             lines.append(_date(int(time.time())))
         return lines
@@ -173,6 +172,12 @@ class ResponseWriter:
         if 0 < ttl < 256:
             for level, option in TTL_OPTIONS[self._connection.family]:
                 self._connection.setsockopt(level, option, ttl)
+
+
+@functools.lru_cache(maxsize=256)
+def _lower_name(name: str) -> str:
+    """The name of a header in lower case; '' if it is malformed."""
+    return name.lower() if _HEADER_NAME.fullmatch(name) else ''
 
 
 @functools.lru_cache(maxsize=1)

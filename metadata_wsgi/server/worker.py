@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gevent
+from gevent import events
 from gevent.event import Event
 from gunicorn.http.wsgi import FileWrapper, WSGIErrorsWrapper
 from gunicorn.workers.ggevent import GeventWorker
@@ -92,6 +93,15 @@ class MetadataWorker(GeventWorker):
         # By key of a listener of the keeper: the kind and id of its router or network.
         self._namespaces: dict[str, tuple[str, str]] = {}
         self._attached_changed = True
+
+    def patch(self) -> None:
+        """Called by gunicorn: gevent replaces the blocking functions of the standard library.
+
+        Without plug-ins: for each module that it patches, gevent would search the metadata of all installed packages
+        for entry points. That takes 120 ms of CPU and 4 MB of memory in each worker, and finds nothing.
+        """
+        events.notify_and_call_entry_points = events.notify
+        super().patch()
 
     def init_signals(self) -> None:
         """Called by gunicorn to install the worker's signal handlers. Then the blocked signals are let through."""

@@ -154,10 +154,10 @@ def response(data):
     for method in ('GET', 'HEAD'):
         connection = response_reader.ClientConnection(FakeSocket(data))
         with contextlib.suppress(OSError, ValueError):
-            status, _, headers, _ = connection.read_header()
-            assert status >= 200
-            assert not any(re.search(r'[\r\n\0]', name + value) for name, value in headers)
-            for _ in connection.read_body(method, status, headers):
+            header = connection.read_header()
+            assert header.status >= 200
+            assert not any(re.search(r'[\r\n\0]', name + value) for name, value in header.headers)
+            for _ in connection.read_body(method, header):
                 pass
 
 

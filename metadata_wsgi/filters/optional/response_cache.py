@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from oslo_config import cfg
@@ -88,27 +88,30 @@ ENTRY_BYTES = 2048
 """Approximate size of an entry without its body."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CachedResponse:
-    """A complete response of Nova."""
+    """A complete response of Nova.
+
+    A request id in it is not sent again: that id belongs to another request.
+    """
 
     status: str
     headers: list[tuple[str, str]]
     body: bytes
+    _sent_headers: list[tuple[str, str]] = field(init=False, repr=False, compare=False)
+    _received_age_s: int = field(init=False, repr=False, compare=False)
+    """The Age header that it had when it was received, 0 if none: there may be a cache in front of Nova."""
+
+    def __post_init__(self) -> None:
+        unsent = 'age', header_names.REQUEST_ID
+        self._sent_headers = [header for header in self.headers if header[0].lower() not in unsent]
+        age = next((value for name, value in self.headers if name.lower() == 'age'), '')
+        self._received_age_s = int(age) if len(age) <= MAX_NUMBER_DIGITS and age.isascii() and age.isdigit() else 0
 
     def send(self, start_response: StartResponse, age_s: float) -> Iterable[bytes]:
-        """Send the response, ``age_s`` seconds after it was received, with the header Age (RFC 9111, 5.1).
-
-        Nova's request id in the response is not sent, because it belongs to an earlier request.
-        """
-        headers = [header for header in self.headers if header[0].lower() not in ('age', header_names.REQUEST_ID)]
-        start_response(self.status, [*headers, ('Age', str(int(age_s) + self._received_age_s()))])
+        """Send the response, ``age_s`` seconds after it was received, with its Age (RFC 9111, 5.1)."""
+        start_response(self.status, [*self._sent_headers, ('Age', str(int(age_s) + self._received_age_s))])
         return [self.body]
-
-    def _received_age_s(self) -> int:
-        """The Age in seconds that the response had when it was received, 0 if none. A cache before Nova sets Age."""
-        age = next((value for name, value in self.headers if name.lower() == 'age'), '')
-        return int(age) if len(age) <= MAX_NUMBER_DIGITS and age.isascii() and age.isdigit() else 0
 
 
 class ResponseCacheFilter:

@@ -44,6 +44,39 @@ def test_recv_waits_for_data_while_other_greenlets_run(ends):
     assert waits == [1]
 
 
+def test_each_wait_of_a_connection_ends_with_its_data(ends):
+    """Also after a wait that ended with a timeout: the watcher is the same one."""
+    connection, there = ends
+    for data in (b'first', b'second'):
+        connection.settimeout(0.01)
+        with pytest.raises(TimeoutError):
+            connection.recv(10)
+        connection.settimeout(60)
+        gevent.spawn(there.sendall, data)
+        assert connection.recv(10) == data
+
+
+def test_a_wait_ends_with_its_data_if_a_closed_connection_had_the_same_descriptor():
+    def pair():
+        here, there = socket.socketpair()
+        connection = RawSocket(_socket.socket(here.family, here.type, here.proto, here.detach()))
+        connection.settimeout(0.01)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        return connection, there
+
+    closed, other_end = pair()
+    descriptor = closed._sock.fileno()
+    closed.close()
+    connection, there = pair()
+    assert connection._sock.fileno() == descriptor
+    with other_end, there:
+        connection.settimeout(60)
+        gevent.spawn(there.sendall, b'x')
+        assert connection.recv(10) == b'x'
+        connection.close()
+
+
 def test_timeout_and_deadline_end_a_wait(ends):
     connection, _ = ends
     connection.settimeout(0.01)

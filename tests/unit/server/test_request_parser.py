@@ -162,6 +162,23 @@ def test_the_request_of_cloud_init_is_simple():
     }  # fmt: skip
 
 
+def test_a_repeated_request_shares_nothing_that_a_filter_may_change():
+    first, second = request_parser.parse_repeated(CLOUD_INIT), request_parser.parse_repeated(CLOUD_INIT)
+    assert first.fields.pop('wsgi.input') is not second.fields['wsgi.input']
+    first.fields.clear()
+    assert second.fields['HTTP_HOST'] == '169.254.169.254'
+    assert request_parser.parse_repeated(CLOUD_INIT).fields.keys() == second.fields.keys()
+
+
+@pytest.mark.parametrize('size', [10, 2000])
+def test_a_repeated_request_is_parsed_as_the_first_one(size):
+    data = CLOUD_INIT.replace(b'25.1', b'x' * size)
+    found = [request_parser.parse_repeated(data) for _ in range(2)] + [request_parser.parse_simple(data)]
+    assert {one.fields['HTTP_USER_AGENT'] for one in found} == {'Cloud-Init/' + 'x' * size}
+    malformed = data.replace(b'Host:', b'Host')
+    assert [request_parser.parse_repeated(malformed) for _ in range(2)] == [None, None]
+
+
 @pytest.mark.parametrize(
     ('part', 'replacement'),
     [
