@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.netns import namespaces
+from metadata_wsgi.netns import namespaces, rtnetlink
 from metadata_wsgi.netns.dhcp_address import ADDRESS_PROTO
 
 ADDRESS = 'fe80::a9fe:a9fe'
@@ -89,13 +89,9 @@ def names(namespace: str) -> list[str]:
 def open_table(namespace: str) -> Iterator[InterfaceTable]:
     """The interface table of ``namespace``. Raises NetnsError if the namespace cannot be entered."""
     # Here, because importing pyroute2 takes longer than the rest of most commands.
-    from pyroute2 import NetlinkError, NetNS
+    from pyroute2 import NetlinkError
 
-    try:
-        link = NetNS(namespace, flags=0)
-    except OSError as error:
-        raise NetnsError(f'namespace {namespace}: cannot be entered: {error}') from error
-    with link:
+    with rtnetlink.connect(namespace) as link:
         try:
             yield _KernelInterfaceTable(namespace, link, NetlinkError)
         except (NetlinkError, OSError) as error:

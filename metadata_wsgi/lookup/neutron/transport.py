@@ -241,10 +241,10 @@ class DeadlineAdapter(TCPKeepAliveAdapter):
                     request, stream=True, timeout=_remaining_s(deadline), verify=verify, cert=cert, proxies=proxies
                 )
                 response.raw = io.BytesIO(_read_body(response.raw, deadline))
-            except urllib3.exceptions.TimeoutError as error:
-                raise requests.exceptions.ReadTimeout(error, request=request) from error
             except (urllib3.exceptions.HTTPError, requests.exceptions.RequestException) as error:
-                if cutoff.has_ended:
+                # The socket times out at the same moment as the cutoff. The text must not depend on which is first.
+                is_timeout = isinstance(error, urllib3.exceptions.TimeoutError | requests.exceptions.Timeout)
+                if cutoff.has_ended or (is_timeout and cutoff.waits_for):
                     raise _timeout(cutoff, request) from None
                 if isinstance(error, requests.exceptions.RequestException):
                     raise
