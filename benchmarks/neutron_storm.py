@@ -180,7 +180,7 @@ def measure(services: Services, state: Path, routers: list[str], cache: str) -> 
 def main() -> None:
     """Print a line of JSON for each storm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--requests', type=int, default=5, help='requests of each instance (1 to 35)')
+    parser.add_argument('--requests', type=int, default=5, help='requests of each instance (1 to 28)')
     parser.add_argument('--runs', type=int, default=1)
     parser.add_argument('--cache', default=','.join(CACHES), help='comma-separated: none, lookup_cache')
     options = parser.parse_args()

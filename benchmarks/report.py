@@ -23,14 +23,15 @@ NAMES = {
 INTRODUCTION = """\
 # Benchmark
 
-This page compares the [modes](modes.md) of metadata_wsgi with two others:
+This page compares the [modes](modes.md) of metadata_wsgi with two other paths of a request:
 
 - "Neutron 29 and haproxy" is what most operators run today: one haproxy in the namespace of each router, configured by
-  Neutron's own driver, and Neutron's metadata agent behind it. The agent's RPC calls are answered in its own process.
+  Neutron's own driver, and Neutron's metadata agent behind it. A test double in the agent's process answers its RPC
+  calls. No Neutron server runs.
 - "Two bare haproxies" is the lower limit: two haproxies, one behind the other. They add constant headers and look
   nothing up.
 
-`tox -e bench` (`benchmarks/run.py`) measures all of them in turns on one machine, and writes this page.
+`tox -e bench` (`benchmarks/run.py`) measures all paths in turns on one machine, and writes this page.
 
 How to read the tables:
 
@@ -38,14 +39,14 @@ How to read the tables:
 - CPU is the user and system time of all processes of the path, divided by the number of successful responses.
 - "99 % within ms": 99 % of the responses came within this time.
 - "Cached" means that the filter `response_cache` is on.
-- The ratios hold on other machines. The times do not.
+- The ratios are valid on other machines, the times are not.
 
 Mode `process` is not in the tables. Its memory was measured separately: 37.8 MB for each router, with 20 routers and
-all processes counted. Its requests pass the same two programs as in mode `shared`.
+all processes counted. Requests pass the same two programs as in mode `shared`.
 
-"KiB per router" counts only what routers add. Keeper and shared proxy take 36.7 MiB together, for one router or for a
-thousand. [Performance](performance.md#memory-of-a-host) says what that consists of, and has 20 and 1,000 routers
-through `metadata-wsgi-haproxy`, all processes counted.
+"KiB per router" counts only what routers add. In mode `shared`, keeper and shared proxy themselves take 36.7 MiB, for
+one router or for a thousand. [Performance](performance.md#memory-of-a-host) lists the parts of this memory, and the
+memory of all processes if an L3 agent starts `metadata-wsgi-haproxy`.
 """
 Results = list[dict[str, Any]]
 
@@ -246,15 +247,15 @@ def _notes(results: Results) -> list[str]:
         text += [', '.join(f'{key} {value}' for key, value in one.items() if key != 'kind') + '.', '']
     text += [
         "- A haproxy in Nova's place responds to signed requests with 600 bytes from memory.",
-        '- In mode `shared` the shared namespace proxy and the agent run. In mode `one_hop` only the agent runs.',
+        '- In mode `shared` keeper, shared proxy and agent run. In mode `one_hop` keeper and agent run.',
         '- Lookups read a YAML file. Every request reaches Nova, except in the rows with cached responses.',
-        '- The times of wrk start when the request is sent. The times of the boot storm start before the connection is',
-        '  opened.',
+        '- In the boot storm the time of a request starts before its connection is opened, otherwise when it is sent.',
         '- "Failed" counts every status except 200, and every broken connection. The times include failed requests.',
-        '- Memory is the proportional set size of all processes of the path after attaching, minus that before.',
-        '- "Attached" is the time that an L3 agent needs at its start, until all of its routers accept connections.',
-        '  Neutron starts a haproxy for each router. Here the keeper gets one message for each router. The redirect',
-        '  rules exist before.',
+        '- "KiB per router": the proportional set size of all processes of the path after attaching, minus that',
+        '  before, divided by the number of routers.',
+        '- "All attached": the time until all routers accept connections, as at the start of an L3 agent. Neutron',
+        '  starts a haproxy for each router. In the modes `shared` and `one_hop` the keeper gets one message for each',
+        '  router. The redirect rules exist before.',
         "- `metadata_workers` has its default, half the processors, in Neutron's agent and in ours.",
     ]
     loud = [one for one in results if one.get('foreign_cores', 0) > 0.25]

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 ANY: tuple[str, ...] = ()
-"""The values of a label that are not known in advance."""
+"""For a label whose values are not known in advance."""
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 9.0)
 """Upper bounds of the buckets of each histogram. 9 s is the default deadline of a request."""
@@ -42,7 +42,7 @@ class Instrument:
         ALL.append(self)
 
     def connect(self, report: Any) -> None:
-        """Call ``report`` for each later event. None: do nothing again."""
+        """Call ``report`` for each later event. If it is None, later events are ignored."""
         raise NotImplementedError
 
 

@@ -5,9 +5,10 @@ A worker may be able to write to the state directory. It could create a symbolic
 that blocks open(), a hard link, or a file that another user can change. These functions open only files that root or
 the calling user created. Otherwise they raise PermissionError with the reason.
 
-Facts: open(2) with O_PATH and O_NOFOLLOW returns a descriptor of the name itself. The functions check this descriptor
-and then use it, because a path could be replaced between check and use. The kernel's ``fs.protected_symlinks`` is not
-enough: it applies only to directories with the sticky bit in which every user may write.
+Facts: open(2) with O_PATH and O_NOFOLLOW opens a symbolic link itself, not its target. The functions check this
+descriptor and then use it, because a path could be replaced between check and use. The kernel's
+``fs.protected_symlinks`` is not enough: it applies only to directories with the sticky bit in which every user may
+write.
 """
 
 from __future__ import annotations

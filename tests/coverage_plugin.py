@@ -12,6 +12,8 @@ The hang has four steps:
 4. While a trace function is set, CPython 3.11 repeats the first instruction of a function until this flag is cleared:
    for ever. CPython issue 118095 describes the flag; other versions do not repeat the instruction.
 
+Coverage's issues 1950 and 2137 report hangs of programs with gevent or many threads, without a cause.
+
 With this plugin the callback is not a Python function, so step 2 cannot happen.
 """
 

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 MAX_ENTRIES_PER_OWNER = 64
 """More than the 28 requests of a boot."""
 MAX_DELETED_KEYS = 4096
-"""So many deletes are remembered; the oldest one is forgotten first."""
+"""Number of deletes that are remembered. The oldest one is forgotten first."""
 CLOCK_DIFFERENCE_S = 2.0
-"""The clocks of the hosts that share a cache may differ so much (doc/caches.md)."""
+"""The largest allowed difference between the clocks of hosts that share a cache (doc/caches.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,8 @@ class LocalCache:
     def fetch(self, key: Hashable, *, flight: Flight | None = None) -> Entry | None:
         """The fresh entry, local or from the backend; None if there is none.
 
-        It is not used if ``delete`` was called for the key since ``flight`` or its own load began.
+        An entry of the backend is not used if ``delete`` was called for the key after ``flight`` or the entry's load
+        began.
         """
         entry = self.fresh(key)
         if entry is not None or self._backend is None:
@@ -184,7 +185,7 @@ class LocalCache:
         flight.land()
 
     def _is_deleted(self, key: Hashable, age_s: float) -> bool:
-        """Whether an entry of the backend was deleted here, as far as the clocks of two hosts can tell."""
+        """Whether a backend entry was loaded before ``key`` was deleted here, or within CLOCK_DIFFERENCE_S after."""
         deleted_at_s = self._deleted_at_s.get(key)
         return deleted_at_s is not None and self.clock() - age_s < deleted_at_s + CLOCK_DIFFERENCE_S
 

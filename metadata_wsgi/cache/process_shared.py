@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 BASE_PAUSE_S = 5.0
 MAX_PAUSE_S = 300.0
-"""Keystone locks an account for 1800 s (``lockout_duration``) if ``lockout_failure_attempts`` is set."""
+"""For comparison: Keystone locks an account for 1800 s (``lockout_duration``; off by default)."""
 
 _LAYOUT = struct.Struct('=dq')
 

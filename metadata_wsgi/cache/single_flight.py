@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads values through a cache: one load for all concurrent requests with the same key, and stale entries on failure.
 
-If another request already loads the key, a request waits for the result, at most until its own deadline. If the source
-is unavailable (LookupUnavailable), a stale entry is returned. Then, for ``RETRY_AFTER_FAILURE_S``, a key with a stale
-entry is not loaded again. Otherwise each request would wait for the timeout of the source. A key without a stale entry
-is always loaded.
+While one request loads a key, other requests for the key wait for the result, each at most until its own deadline. If
+the source is unavailable (LookupUnavailable), a stale entry is returned. For ``RETRY_AFTER_FAILURE_S`` after this
+failure, a key with a stale entry is not loaded again. Otherwise each request would wait for the timeout of the source.
+A key without a stale entry is always loaded.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
         'adopt',
         description='Takes over the listening sockets of the haproxies that Neutron agents started on this host, and '
         'ends these haproxies. The keeper and its workers must run. On the PATH of the Neutron agents, '
-        'metadata-wsgi-haproxy must have the name haproxy. Otherwise an agent starts haproxy again when it is '
-        'restarted. The command give-back reverses adopt.',
+        'metadata-wsgi-haproxy must have the name haproxy. Otherwise an agent that is restarted starts haproxy '
+        'again. The command give-back reverses adopt.',
     )
     give_back = verbs.add_parser(
         subparsers,
@@ -44,7 +44,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert each proxy. A failure does not stop the others. Returns exit code 1 if any failed or does not run."""
+    """Convert each proxy, even after a failure. Returns exit code 1 if one failed, or no proxy runs for an id."""
     root_check.require_root()
     proxies = [proxy for proxy in haproxy.running(args.state_path) if args.all or proxy.id in args.id]
     missing = sorted(set(args.id) - {proxy.id for proxy in proxies})
@@ -72,7 +72,7 @@ def _give_back(conversion: haproxy.Conversion, proxy: haproxy.Proxy, state_path:
     return conversion.give_back(proxy, _detach(state_path))
 
 
-def _detach(state_path: str) -> Callable[[str], object]:
+def _detach(state_path: str) -> Callable[[str], bool]:
     def detach(id_: str) -> bool:
         with admin_client.connect(state_path) as keeper:
             return keeper.unregister_all(id_)

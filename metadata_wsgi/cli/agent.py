@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 STORED_SOCKET = 'metadata_proxy'
-"""Name of the agent's socket in systemd's file descriptor store, and for the next process at SIGUSR1."""
+"""Name of the agent's socket in systemd's file descriptor store, and when SIGUSR1 executes the program again."""
 
 OPTS = [
     cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the paste file of the package.'),
@@ -225,9 +225,9 @@ def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]
     """The mode, owner and group of the agent's socket. '' as owner or group means that of this process.
 
     The arguments are the values of ``metadata_proxy_socket_mode``, ``metadata_proxy_user`` and
-    ``metadata_proxy_group``. Only root can give the socket to another user. If the agent does not run as root and the
-    mode is ``deduce``, it uses the permissions of Neutron's agent. If the group of the namespace proxies is a group of
-    this process, the group may connect, else all users may. The filter ``peer_credentials`` still checks the peers.
+    ``metadata_proxy_group``. Only root can give the socket to another user. If another user starts the agent, mode
+    ``deduce`` sets the permissions of Neutron's agent: if ``metadata_proxy_group`` is '' or a group of this process,
+    the group may connect, else all users may. The filter ``peer_credentials`` still checks the peers.
     """
     if os.geteuid() == 0 or mode_name != 'deduce' or not user or listeners.uid_of(user) == os.geteuid():
         return mode_name, user, group

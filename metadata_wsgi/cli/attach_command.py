@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``attach``, ``detach``, ``attached`` and ``watch`` do with their arguments: attach and detach many targets.
-
-``attach`` has the arguments of one call, ``attached`` the table of what is attached.
-"""
+"""Attaches and detaches many targets, for the verbs ``attach``, ``detach``, ``attached`` and ``watch``."""
 
 from __future__ import annotations
 

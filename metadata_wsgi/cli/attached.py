@@ -25,9 +25,9 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = verbs.add_parser(
         subparsers,
         'attached',
-        description='Shows every router and network of this host that has a namespace proxy, a socket in the keeper or '
-        'rules of this package, as the kernel has them now. A line with ! is a problem and says how to repair it; then '
-        'the exit code is 1. A line with - is a note: no repair is needed. Needs root.',
+        description='Shows the present state of every router and network of this host that has a namespace proxy, a '
+        'socket in the keeper or rules of this package. A line with ! is a problem and says how to repair it; then the '
+        'exit code is 1. A line with - is a note: no repair is needed. Needs root.',
     )
     attach_command.add_common_options(parser)
     listing.add_arguments(parser, COLUMNS)

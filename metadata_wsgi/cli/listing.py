@@ -75,7 +75,8 @@ def is_text(args: argparse.Namespace) -> bool:
 def write(args: argparse.Namespace, listing: Listing, stream: TextIO) -> None:
     """Write the listing in the format and with the columns of the command line.
 
-    Raises UsageError for a column of another listing of the same verb.
+    A verb may print different listings (``status``, ``status --failures``), and ``-c`` accepts the columns of all.
+    Raises UsageError for a column that this listing does not have.
     """
     if unknown := set(args.column) - {*listing.columns}:
         raise UsageError(

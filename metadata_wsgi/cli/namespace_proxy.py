@@ -41,7 +41,7 @@ LOG = logging.getLogger(__name__)
 PROGRAM = 'quantum-ns-metadata-proxy'
 SYSLOG = '/dev/log'
 SHARED_SOCKET = 'shared_proxy'
-"""Name of the socket of the shared proxy in its state path, and for the next process at SIGUSR1."""
+"""Name of the shared proxy's socket in its state path, and when SIGUSR1 executes the program again."""
 UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
@@ -275,12 +275,12 @@ def make_parser() -> argparse.ArgumentParser:
     option(
         'metadata_proxy_user',
         default='',
-        help="user of the workers if root starts it (default: a user that may connect to the agent's socket)",
+        help="user of the workers if root starts the proxy (default: a user that may connect to the agent's socket)",
     )
     option(
         'metadata_proxy_group',
         default='',
-        help="group of the workers if root starts it (default: a group that may connect to the agent's socket)",
+        help="group of the workers if root starts the proxy (default: a group that may connect to the agent's socket)",
     )
     option(
         'allow_any_destination',

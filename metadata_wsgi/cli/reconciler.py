@@ -99,9 +99,9 @@ class Reconciler:
         return f'{text}, {waiting} cannot be attached yet' if waiting else text
 
     def _mark_lost(self, existing: Mapping[TargetKey, object]) -> None:
-        """Mark each attached target with a new identity, or without its socket in the keeper.
+        """Mark each attached target that ``reconcile`` must attach again.
 
-        Marked targets are attached again at once.
+        Reasons: the identity has changed, the namespace proxy has ended, or the keeper has lost the socket.
         """
         in_keeper = self._actions.in_keeper()
         lost = dict.fromkeys(self._actions.ended(), 'its namespace proxy has ended')
@@ -122,7 +122,7 @@ class Reconciler:
         success: str,
         action: Callable[[Sequence[TargetKey]], Mapping[TargetKey, str]],
     ) -> list[TargetKey]:
-        """Run the action. Log an outcome if the target's last one was different. Returns the targets that succeeded."""
+        """Run the action. Log a target's outcome if it differs from its last one. Returns the targets without error."""
         errors = action(targets) if targets else {}
         news: dict[str, list[TargetKey]] = {}
         for target in targets:

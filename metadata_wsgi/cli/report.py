@@ -4,7 +4,7 @@
 The report has versions, configuration, pipeline, status, processes, the state directory, rules, recent failures and the
 end of the log. If a section cannot be read, the report has the reason in its place. The values of secret options, and
 of options of other programs, are left out. Every secret in the configuration files is also removed from the whole text,
-in any encoding (``config.secret_masking``).
+also in the usual encodings (``config.secret_masking``).
 
 The agent and the namespace proxies start this verb at SIGUSR2 (``report_process``).
 """
@@ -66,17 +66,17 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         subparsers,
         'report',
         description='Writes one text file with versions, configuration, pipeline, status, processes, rules, recent '
-        'failures and the last warnings of the log. Secrets are left out, in whatever encoding, and so are the values '
-        'of options of other programs. Ids and addresses of instances are in it: read it before you publish it. Needs '
-        'root for all sections.',
+        'failures and the last warnings of the log. Secrets are left out, also in base64, hexadecimal, '
+        'percent-encoding and JSON. The values of options of other programs are left out too. The file has ids and '
+        'addresses of instances: read it before you publish it. Without root some sections are missing.',
     )
     check_config.add_configuration(parser)
     parser.add_argument('--state-path', help='directory of pid files and socket')
     parser.add_argument(
         '--output',
         metavar='FILE',
-        help='the file; it is replaced if it exists, and - is standard output (default: '
-        'metadata-wsgi-report-HOST-TIME.txt in this directory)',
+        help='the output file, replaced if it exists; - is standard output (default: '
+        'metadata-wsgi-report-HOST-TIME.txt in the current directory)',
     )
     parser.set_defaults(run=run)
 
@@ -192,7 +192,7 @@ def _configuration(args: argparse.Namespace) -> Iterator[str]:
 
 
 def _paste_file(args: argparse.Namespace) -> Iterator[str]:
-    """Sections, pipelines and what each filter is. Other values are options of filters of others: not shown."""
+    """Sections, pipelines and the factory of each filter. Other values are not shown: they may be secret."""
     path = args.paste_file or agent.paste_file(check_config.global_conf_of(args))[0]
     yield f'{path} ({_owner_and_mode(os.stat(path))})'
     for line in Path(path).read_text(encoding='utf-8', errors='replace').splitlines():

@@ -181,7 +181,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         'at its first start, all programs are stopped and the exit code is 1.',
     )
     parser.add_argument('--neutron', action='store_true', help='the agent is neutron-metadata-agent-wsgi')
-    parser.add_argument('agent_arguments', nargs='*', metavar='-- ARGUMENT', help='arguments of the agent, behind --')
+    parser.add_argument('agent_arguments', nargs='*', metavar='-- ARGUMENT', help='arguments of the agent, after --')
     parser.set_defaults(run=run)
 
 

@@ -6,10 +6,10 @@ declares its options and calls :func:`load` with them. One file may contain the 
 
 ``config_file`` in the paste file's ``[DEFAULT]``, or the command line, names the files. Several files are separated by
 commas. If two files set the same option, the last file has precedence. If ``config_file`` is not set, the first
-existing file of ``DEFAULT_FILES`` is read. If a directory is named, its files ``*.conf`` are read, sorted by name. They
-are listed again at each load. On the command line ``--config-file`` and ``--config-dir`` may be repeated in any order
-(:func:`split_arguments`). Inside a block of :func:`parsed_once` each file is parsed once, although many filters call
-:func:`load`.
+existing file of ``DEFAULT_FILES`` is read. If a directory is named, its files ``*.conf`` are read, sorted by name. The
+directory is listed again at each load. On the command line ``--config-file`` and ``--config-dir`` may be repeated in
+any order (:func:`split_arguments`). Inside a block of :func:`parsed_once` each file is parsed once, although many
+filters call :func:`load`.
 
 oslo.config does not report two mistakes at start, so this module checks for both. For a value outside its bounds
 oslo.config raises an error only when the value is read. A required option that is not set is read as None.
@@ -17,8 +17,8 @@ oslo.config raises an error only when the value is read. A required option that 
 
 A comment after a value, on the same line, is an error: oslo.config reads the comment as a part of the value.
 
-A secret may be in a file of its own. The newline at the end is removed. The option ``NAME_file`` names the file for the
-secret option ``NAME``. Without this option, the secret may be in systemd's credential ``NAME`` (LoadCredential=). No
+The secret option ``NAME`` may be in a file of its own, which the option ``NAME_file`` names. A newline at the end of
+this file is removed. Without both options, the secret may be in systemd's credential ``NAME`` (LoadCredential=). No
 error text contains the value of a secret.
 """
 
@@ -60,7 +60,7 @@ _PARSED: ContextVar[dict[tuple[str, ...], _ParsedFiles] | None] = ContextVar('me
 
 @contextmanager
 def parsed_once() -> Iterator[None]:
-    """Inside the block each list of files is parsed once. An inner block inside another one has no effect."""
+    """Inside the block each list of files is parsed once. A block inside another one has no effect."""
     if _PARSED.get() is not None:
         yield
         return

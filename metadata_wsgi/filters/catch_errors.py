@@ -9,8 +9,10 @@ a filter reads must be set by an earlier filter. Otherwise the program does not 
 option in the configuration files is logged as a warning.
 
 If gunicorn serves the pipeline, the filter checks gunicorn's settings at the first request. If the settings allow
-malformed requests, every request gets 503, and the log names the setting (``pipeline/gunicorn_strictness.py``). The
-filter reads REQUEST_ID if a later filter has set it. It writes only the key FAILURE. It has no options.
+malformed requests, every request gets 503, and the log names the setting (``pipeline/gunicorn_strictness.py``).
+
+When a later filter raises, REQUEST_ID may already be in environ. Then this filter adds it to the 503. The filter writes
+only the key FAILURE. It has no options.
 """
 
 from __future__ import annotations

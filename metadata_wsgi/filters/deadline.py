@@ -3,7 +3,7 @@
 
 Instances wait 10 s for a response (cloud-init, Ignition, CirrOS). So a request has 9 s by default. This time is for
 namespace proxy, lookup, retries and Nova together. The namespace proxy sends the remaining time in
-``X-Metadata-Remaining-Ms``. This header can only shorten the time of the option. The filter deletes the header.
+``X-Metadata-Remaining-Ms``. This header can only shorten ``request_timeout``. The filter deletes the header.
 
 A client cannot set the header: the namespace proxy deletes every ``X-Metadata-*`` header of a client.
 The filter writes DEADLINE.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads address and router or network of the client from the headers of the namespace proxy. It is before instance.
+"""Reads address and router or network of the client from the namespace proxy's headers. Must be before instance.
 
-The filter reads the client's address from ``X-Forwarded-For``. It reads the id from ``PREFIX-Router-ID`` or
+The filter reads the client's address from ``X-Forwarded-For``. The id is in ``PREFIX-Router-ID`` or
 ``PREFIX-Network-ID``, of which a request must have exactly one. PREFIX is the option ``metadata_header_prefix``:
 ``X-Quantum`` for our and Grizzly's namespace proxy, ``X-Neutron`` for Neutron's haproxy, ``X-OVN`` for OVN's haproxy.
 Then the filter deletes these headers, and every other header that could name a client or an instance. So no later
@@ -13,8 +13,8 @@ send this header. Then the lookup searches all networks of the router, as Neutro
 can send the header itself, but the header can only restrict the search.
 
 Only a namespace proxy may connect to the agent's socket. It sets these headers and deletes the client's, so a client
-cannot forge them. These requests get 400: a header that arrives twice (its values are joined by a comma), an id with
-another prefix (LP#1865036), and two ids.
+cannot forge them. A request gets 400 if it has one of these headers twice (the server joins the values by a comma), two
+ids, or an id with another prefix (LP#1865036).
 
 The filter writes SOURCE and CLIENT_IS_PROXY. CLIENT_IS_PROXY is True if the client sent a forwarding header, as a proxy
 does.
@@ -80,7 +80,7 @@ class HeaderSourceFilter:
         except BadRequest as error:
             environ[environ_keys.FAILURE] = environ_keys.Failure(400, f'not from a namespace proxy: {error}')
             return error_responses.bad_request(str(error))(environ, start_response)
-        environ[environ_keys.CLIENT_IS_PROXY] = _FORWARDED_KEY in environ
+        environ[environ_keys.CLIENT_IS_PROXY] = not environ.keys().isdisjoint(_FORWARDED_KEYS)
         for key in [key for key in environ if header_names.is_reserved_key(key)]:
             del environ[key]
         environ[environ_keys.SOURCE] = source
@@ -118,7 +118,8 @@ def parse_address(text: str | None) -> str:
         raise BadRequest('An invalid client address.') from None
 
 
-_FORWARDED_KEY = header_names.environ_key(header_names.CLIENT_FORWARDED)
+# Our namespace proxy replaces a client's forwarding headers by the first; haproxy leaves "Forwarded".
+_FORWARDED_KEYS = frozenset(map(header_names.environ_key, (header_names.CLIENT_FORWARDED, 'forwarded')))
 _INTERFACE_KEY = header_names.environ_key(header_names.CLIENT_INTERFACE)
 
 

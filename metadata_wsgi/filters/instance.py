@@ -3,7 +3,7 @@
 
 The option ``directory`` names the lookup: ``quantum`` or ``neutron`` (both are Neutron's API), or ``static`` (a YAML
 file). If the lookup finds no instance or several, the response is 404. If the lookup fails, the response is 503.
-``lookup/request_lookup.py`` has the table.
+``lookup/request_lookup.py`` lists all cases.
 
 If an earlier filter (lookup_cache, for example) has set INSTANCE, this filter does nothing. It reads SOURCE and
 DEADLINE and writes INSTANCE.

@@ -9,7 +9,7 @@ and the log names its uid.
 These peers are accepted:
 
 - root, and the users of the agent's master and workers. If there is no user metadata-wsgi, workers run as ``nobody``.
-  This user is not accepted, because other programs also run as nobody;
+  ``nobody`` is not accepted, because other programs also run as this user;
 - ``metadata_proxy_user``, and users with the socket's group as primary group;
 - the users of ``metadata_peer_users``, and users with a primary group of ``metadata_peer_groups``;
 - all users, if ``metadata_proxy_socket_mode = all`` and neither ``metadata_peer_users`` nor ``metadata_peer_groups`` is

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives each request an id: the id that the namespace proxy sent, or a new one. It is directly after catch_errors.
+"""Gives each request an id: that of the namespace proxy, or a new one. This filter is directly after catch_errors.
 
 The id is in every log line about the request, in the request to Nova (``X-Openstack-Request-Id``), in queries to
 Neutron, and in the response to the client. One request has the same id in the logs of the namespace proxy and of the

@@ -72,7 +72,7 @@ class PooledHttpClient:
         """See :meth:`HttpClient.send_request`. Raises BadRequest for a header or target that cannot be sent.
 
         A request that is not retryable always gets a new connection. On an idle connection the server may close it just
-        when the request is sent. Then the client cannot know whether the server received the request.
+        when the request is sent. Then it would be unknown whether the server received the request.
         """
         header = _header_bytes(request, self._host)
         while request.is_retryable and self._idle:

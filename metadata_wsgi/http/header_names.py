@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names of HTTP headers: of client to namespace proxy, namespace proxy to agent, and agent to Nova.
+"""The names of HTTP headers: from client to namespace proxy, from namespace proxy to agent, and from agent to Nova.
 
 No function here reads a request. All names are in lower case, because header names are case-insensitive (RFC 9110,
 5.1).

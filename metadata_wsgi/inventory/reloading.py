@@ -44,7 +44,7 @@ class _State:
 
 
 class _Reload:
-    """Reads the file once, in a thread. ``is_done`` is set last; then ``inventory`` or ``error`` is set.
+    """Reads the file once, in a thread. When ``is_done`` is True, either ``inventory`` or ``error`` is set.
 
     The thread takes no lock and writes no log: under gevent, locks and log handlers work only between greenlets.
     """

@@ -111,7 +111,10 @@ class _PortInUse(NetnsError):
 
 
 def _find_process(listener: Listener) -> ListeningProcess | None:
-    """The process that listens on the port. The keeper cannot find it, because its unit hides other processes."""
+    """The process that listens on the port; None if it is not found.
+
+    The client looks for it: the keeper's systemd unit hides other processes from the keeper.
+    """
     try:
         return namespaces.run_in(listener.namespace, lambda: listening_process.find(listener.port))
     except (NetnsError, OSError):

@@ -83,7 +83,7 @@ class AttachmentsClient:
         ]
 
     def _socket_exists(self) -> bool:
-        """Whether listeners may be registered. When a keeper without listeners ends, it removes its socket file."""
+        """False means that no listener is registered: a keeper removes its socket file only if it ends without any."""
         return os.path.exists(admin_client.socket_path(self._state_path))
 
 

@@ -3,20 +3,21 @@
 
 A listener's key (router or network id, and address) is in one of three states. Each operation has this effect:
 
-======================  ============================  ================================  =========================
-operation               ABSENT                        REGISTERED                        UNREGISTERED
-======================  ============================  ================================  =========================
-``register``            opened -> REGISTERED          same fields: unchanged; another   opened -> REGISTERED
+=======================  ===========================  ================================  =========================
+operation                ABSENT                       REGISTERED                        UNREGISTERED
+=======================  ===========================  ================================  =========================
+``register``             opened -> REGISTERED         same fields: unchanged; another   opened -> REGISTERED
                                                       mode: same socket, other
                                                       workers; else a new socket is
                                                       opened, then the old one closed
-``restore_from_worker``  valid socket -> REGISTERED,  accepted if it is the same        refused
-``restore_from_store``  else refused                  socket, else refused
-``unregister``          -> UNREGISTERED               closed -> UNREGISTERED            unchanged
-``reconcile``           unchanged                     socket invalid: reopened if the   unchanged
+``restore_from_worker``  valid socket -> REGISTERED,  same socket: accepted, else       refused
+                         else refused                 refused
+``restore_from_store``   as restore_from_worker       as restore_from_worker            refused
+``unregister``           -> UNREGISTERED              closed -> UNREGISTERED            unchanged
+``reconcile``            unchanged                    socket invalid: reopened if the   unchanged
                                                       namespace was made again, else
                                                       closed -> UNREGISTERED
-======================  ============================  ================================  =========================
+=======================  ===========================  ================================  =========================
 
 A worker that connects to the keeper again sends the sockets that it has. It may have a socket that was detached while
 it was not connected. The state UNREGISTERED makes the keeper refuse this socket. In the state ABSENT the keeper would

@@ -189,7 +189,7 @@ class Keeper:
         self._selector.register(listening, selectors.EVENT_READ, accept)
 
     def _pause_accepting(self, listening: socket.socket, accept: Callable[[Any], None], reason: str) -> None:
-        """Pause after a lack of descriptors or memory. The socket stays readable, so the event loop would spin."""
+        """Pause after accept() failed. Without the pause the event loop would spin: the socket stays readable."""
         if self._accept_log.allow():
             LOG.warning('No connections are accepted for the next %g s: %s', ACCEPT_BACKOFF_S, reason)
         self._selector.unregister(listening)

@@ -55,7 +55,7 @@ class Guest:
 
     @property
     def gateway_namespace(self) -> str:
-        """The namespace of its router or DHCP server, which serves the metadata address."""
+        """The namespace of the instance's router or DHCP server, which serves the metadata address."""
         return f'qrouter-{self.router_id}' if self.routed else f'qdhcp-{self.network_id}'
 
     @property
@@ -77,7 +77,7 @@ def namespaces() -> list[str]:
 
 
 def inventory() -> str:
-    """The YAML file that replaces Quantum and Nova."""
+    """The YAML file that replaces Neutron and Nova."""
     return yaml.safe_dump(
         {
             'routers': [{'id': g.router_id, 'networks': [g.network_id]} for g in GUESTS if g.router_id],

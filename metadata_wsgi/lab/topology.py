@@ -11,16 +11,17 @@ import os
 import signal
 import time
 
-from pyroute2 import IPRoute, netns
+from pyroute2 import netns
 
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.lab import plan
+from metadata_wsgi.netns import rtnetlink
 
 
 def make_host() -> None:
     """Create the namespace that represents the host. The agent and the replacement for Nova run in it."""
     netns.create(plan.HOST_NAMESPACE)
-    with IPRoute(netns=plan.HOST_NAMESPACE) as links:
+    with rtnetlink.connect(plan.HOST_NAMESPACE) as links:
         links.link('set', index=1, state='up')
 
 
@@ -28,7 +29,7 @@ def make_guest(guest: plan.Guest) -> None:
     """Create an instance and its router or DHCP server, and a link between them."""
     for name in (guest.gateway_namespace, guest.namespace):
         netns.create(name)
-    with IPRoute(netns=guest.gateway_namespace) as neighbour, IPRoute(netns=guest.namespace) as inside:
+    with rtnetlink.connect(guest.gateway_namespace) as neighbour, rtnetlink.connect(guest.namespace) as inside:
         neighbour.link('set', index=1, state='up')
         inside.link('set', index=1, state='up')
         neighbour.link(

@@ -61,16 +61,21 @@ class CachedLookup:
         instance: Instance = entry.value[0]
         return instance
 
-    def revalidate(self, source: Source, deadline: Deadline) -> bool:
-        """Look ``source`` up again and cache the result. Returns whether it differs from the cached result.
+    def revalidate(self, source: Source, used: Instance, deadline: Deadline) -> bool:
+        """Whether ``source`` is another instance than ``used``, or none. Nova does not know ``used``.
 
-        Returns False without a lookup if nothing is cached, or if the cached result is younger than
-        ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError if the lookup fails, or without a lookup if it was
-        unavailable just before.
+        If the cache has another result already, another request has looked ``source`` up since. Otherwise ``source`` is
+        looked up again, unless the cached result is younger than ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError
+        if the lookup fails. Raises it without a lookup if the source was unavailable within the last
+        ``single_flight.RETRY_AFTER_FAILURE_S``.
         """
         key = _key(source)
         entry = self._cache.stale_ok(key) or self._cache.fresh(key)
-        if entry is None or self._cache.clock() - entry.loaded_at_s < MIN_REVALIDATE_AGE_S:
+        if entry is None:
+            return tuple(self.find(source, deadline)) != (used,)
+        if tuple(entry.value) != (used,):
+            return True
+        if self._cache.clock() - entry.loaded_at_s < MIN_REVALIDATE_AGE_S:
             return False
         if self._results.source_is_down():
             raise LookupUnavailable('the last lookup had no response')

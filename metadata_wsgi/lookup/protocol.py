@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface of an instance lookup, and the loader of the lookup that the option ``directory`` names.
 
-A lookup is any class with a method ``find``. A lookup neither retries nor handles requests: the filters do both. Its
-factory is an entry point of the group ``metadata_wsgi.directories``. The factory takes paste's ``global_conf`` and the
+A lookup is any class with a method ``find``. It does not retry: the filter that calls it retries. The factory of a
+lookup is an entry point of the group ``metadata_wsgi.directories``. The factory takes paste's ``global_conf`` and the
 keyword argument ``networks_cache``, which it may ignore.
 """
 

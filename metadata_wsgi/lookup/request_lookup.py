@@ -2,14 +2,14 @@
 """The lookup of one request, with retries: sets the instance of the request, or makes an error response.
 
 ==============================  =====================================================================================
-result                          response
+case                            response
 ==============================  =====================================================================================
-exactly one instance            none: INSTANCE is set and the request continues
-none                            404
-address is 169.254.169.254      404 without a lookup, because no instance has the metadata address. openstack-helm's
-or fe80::a9fe:a9fe              health check of a metadata agent sends it. The check must not depend on Neutron
-several                         404, and a warning with the ports: it is unknown which instance sent the request, and no
+exactly one instance            INSTANCE is set and the request continues
+no instance                     404
+several instances               404, and a warning with the ports: it is unknown which instance sent the request, and no
                                 tenant may get the keys of another
+the address is 169.254.169.254  404 without a lookup: no instance has the metadata address. openstack-helm's health
+or fe80::a9fe:a9fe              check sends this address, and its result must not depend on Neutron
 LookupUnavailable               retried until the deadline, then 503 with Retry-After. Never 404, because after 404 an
                                 instance boots without keys. The retries of all requests of a worker share one budget
                                 (``http/retry.py``)

@@ -2,8 +2,8 @@
 """Lookup in a YAML file: for small clouds without OpenStack, demonstrations and tests.
 
 ``directory = static`` and ``[static] inventory = <file>`` select it. If the file has an error, the program does not
-start. The file is read again when it changes. If it then has an error, the error is logged and the old inventory stays
-in use. Only ports with an instance are found.
+start. The file is read again when it changes. If the changed file has an error, the error is logged and the old
+inventory stays in use. Only ports with an instance are found.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ _SINCE = {
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A directory of the tree. ``listed_as`` is its line in the listing of its parent, None for its name."""
+    """A directory of the tree. ``listed_as`` is its line in the listing of its parent; None: its name."""
 
     entries: Mapping[str, Node]
     listed_as: str | None = None

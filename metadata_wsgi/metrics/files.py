@@ -113,9 +113,9 @@ def _is_locked(path: str) -> bool:
 
 
 def _move_to_ended(directory: str, name: str) -> None:
-    """Add the counts in the file ``name`` to those of ended processes, and remove it.
+    """Read the counts in the file ``name``, remove the file, then add the counts to those of ended processes.
 
-    The file is removed first. If this process is killed between the two steps, counts are lost and not doubled.
+    If this process is killed between the last two steps, counts are lost and not doubled.
     Prometheus treats a counter that fell as a counter that started again. It would treat doubled counts as new events.
     """
     from prometheus_client.mmap_dict import MmapedDict

@@ -54,7 +54,7 @@ class MetricsPage:
 
 
 class _Collected:
-    """The argument for ``generate_latest``, which calls its ``collect()``, as it would that of a registry."""
+    """Takes the place of a registry: ``generate_latest`` calls only its ``collect()``."""
 
     def __init__(self, metrics: list[Any]) -> None:
         self._metrics = metrics

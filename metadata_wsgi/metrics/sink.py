@@ -25,9 +25,9 @@ LOG = logging.getLogger(__name__)
 
 
 def connect(directory: str) -> None:
-    """Count in ``directory`` from now on. Where it cannot be written, an error is logged once and nothing is counted.
+    """Count in ``directory`` from now on. If it cannot be written, an error is logged once and nothing is counted.
 
-    For one directory in a process.
+    A process can count in one directory only.
     """
     # The library reads this variable when it is imported: with it the counts of all processes are added up. Imported
     # now, because a worker's user may have no access to Python's directory.

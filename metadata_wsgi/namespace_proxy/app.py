@@ -10,8 +10,8 @@ client sent ``X-Forwarded-For`` or ``Forwarded``, the agent gets ``X-Metadata-Gu
 and body are sent unchanged. The app also sends the id of the request (``pipeline/request_id.py``) to the agent. It adds
 the id to a response without one.
 
-A GET or HEAD is retried until the deadline while the agent is unavailable (restart, upgrade, reload). Then the client
-gets 503 with ``Retry-After: 1``. The app has no secret and sends no request to Nova or OpenStack.
+A GET or HEAD is retried while the agent is unavailable (restart, upgrade, reload). At the deadline the client gets 503
+with ``Retry-After: 1``. The app has no secret and sends no request to Nova or OpenStack.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FORWARDED_KEYS = frozenset(header_names.environ_key(name) for name in header_na
 
 
 class NamespaceProxyApp:
-    """The app for the namespace of one router or network. Without an id, each connection's socket has the id.
+    """The app for the namespace of one router or network. Without an id, it takes the id of each connection's socket.
 
     ``agent`` sends requests to the agent's socket. ``prefix`` is the header prefix that the agent trusts, for example
     ``X-Quantum``. ``max_body_bytes`` is the limit of a request body.

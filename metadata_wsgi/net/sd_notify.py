@@ -77,7 +77,7 @@ class Notifier:
         return notifier
 
     def __bool__(self) -> bool:
-        """Whether a systemd is notified."""
+        """Whether notifications are sent."""
         return self._systemd is not None
 
     def ready(self, status: str = '') -> None:

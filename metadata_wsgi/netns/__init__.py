@@ -10,7 +10,7 @@ changed.
 
 =====================  ======================================================================
 ``attach``             all steps in the right order, for one router or network
-``mode_change``        start and stop what listens: a process, or the keeper; no connection is refused meanwhile
+``mode_change``        change the listening process: a process of the target, or the keeper
 ``proxy_command``      the command line of a namespace proxy
 ``attachment_status``  the attached routers and networks of this host, and their problems
 ``target``             routers and networks, modes, keeper entries (pure)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.netns import rtnetlink
 
 ADDRESS = '169.254.169.254'
 PREFIX_LENGTH = 16
@@ -25,7 +26,7 @@ ADDRESS_PROTO = 169
 
 
 def add(namespace: str, interface: str | None = None) -> bool:
-    """Add the address to ``interface``, by default to the only one. Returns False if an interface already has it.
+    """Add the address to ``interface``, by default the only DHCP interface. Returns False if an interface has it.
 
     Raises NetnsError if the interface does not exist, or if ``interface`` is None and there are several.
     """
@@ -67,10 +68,10 @@ def interface_with_address(namespace: str) -> str | None:
 def _netlink(namespace: str) -> Iterator[Any]:
     """A netlink connection in the namespace. An error of the kernel is raised as NetnsError."""
     # Here, because importing pyroute2 takes longer than the rest of most commands.
-    from pyroute2 import NetlinkError, NetNS
+    from pyroute2 import NetlinkError
 
     try:
-        with NetNS(namespace, flags=0) as link:
+        with rtnetlink.connect(namespace) as link:
             yield link
     except (NetlinkError, OSError) as error:
         raise NetnsError(f'namespace {namespace}: {ADDRESS} cannot be managed: {error}') from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes over the listening sockets of the haproxies that a Neutron agent started, and starts the haproxies again.
+"""Takes over the listening sockets of the haproxies that a Neutron agent started, or starts haproxy again.
 
 Because of these facts no connection is refused:
 
@@ -94,14 +94,19 @@ class Conversion:
             os.close(pidfd)
         return True
 
-    def give_back(self, proxy: Proxy, detach: Callable[[str], object]) -> bool:
-        """Start haproxy with Neutron's configuration and end the holder. False if ``proxy`` is a haproxy already.
+    def give_back(self, proxy: Proxy, detach: Callable[[str], bool]) -> bool:
+        """Start haproxy with Neutron's configuration and end the holder. Returns whether anything was changed.
 
-        When haproxy listens, ``detach`` is called with the id, to make the keeper close its sockets. If haproxy does
-        not start, raises NetnsError, and the holder and the keeper's sockets stay.
+        When haproxy listens, ``detach`` is called with the id, to make the keeper close its sockets. It returns whether
+        there were any. If haproxy does not start, raises NetnsError, and the holder and the keeper's sockets stay. If
+        the keeper does not respond, raises NetnsError although haproxy serves: a worker may still accept on the socket.
+        Repeat ``give_back`` when the keeper runs.
         """
         if proxy.is_haproxy:
-            return False
+            try:
+                return detach(proxy.id)
+            except NetnsError:
+                return False  # on a host that has been given back, the keeper does not run
         holder = self._opened(proxy)
         try:
             configuration = self._configuration_of(proxy.id)

@@ -6,9 +6,9 @@ Facts:
 - The address is added with the prefix length 128. With a shorter prefix the kernel would add a second route to
   fe80::/64, and when the address is removed, it could remove the interface's own route.
 - The address is deprecated from the start (``preferred_lft 0``), so the kernel does not choose it as a source address.
-  Otherwise the router would send its router advertisements from it, because it is the newest address. Instances would
-  use it as their default route and lose this route at detach.
-- It has our IFA_PROTO, like the IPv4 address (``dhcp_address``).
+  Otherwise the router would send its router advertisements from its newest address, which is fe80::a9fe:a9fe.
+  Instances would use this address as their default gateway, and lose the gateway at detach.
+- The address has our IFA_PROTO, like the IPv4 address (``dhcp_address``).
 - During duplicate address detection (DAD) an address is tentative: it cannot be used. If the detection fails, the
   address stays with the flag dadfailed, and the kernel never checks it again (RFC 4862, 5.4). ``link_local``
   retries it: it removes the address and adds it again.
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.netns import namespaces
+from metadata_wsgi.netns import namespaces, rtnetlink
 from metadata_wsgi.netns.dhcp_address import ADDRESS_PROTO
 
 ADDRESS = 'fe80::a9fe:a9fe'
@@ -89,13 +89,9 @@ def names(namespace: str) -> list[str]:
 def open_table(namespace: str) -> Iterator[InterfaceTable]:
     """The interface table of ``namespace``. Raises NetnsError if the namespace cannot be entered."""
     # Here, because importing pyroute2 takes longer than the rest of most commands.
-    from pyroute2 import NetlinkError, NetNS
+    from pyroute2 import NetlinkError
 
-    try:
-        link = NetNS(namespace, flags=0)
-    except OSError as error:
-        raise NetnsError(f'namespace {namespace}: cannot be entered: {error}') from error
-    with link:
+    with rtnetlink.connect(namespace) as link:
         try:
             yield _KernelInterfaceTable(namespace, link, NetlinkError)
         except (NetlinkError, OSError) as error:

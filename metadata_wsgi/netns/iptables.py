@@ -5,8 +5,8 @@ This module reads ``iptables-save``, computes the difference to the wanted rules
 ``iptables-restore --noflush`` for each family. If there is no difference, ``iptables-restore`` is not run. Every rule
 with the comment ``metadata_wsgi`` is ours, even if its port or form is old. Other rules are neither moved nor removed.
 
-Each table is changed atomically. The table ``filter``, with the rules that drop packets, is changed first, and last at
-a removal. So no packet to the metadata address can leave the router during the change.
+Each table is changed atomically. The table ``filter`` has the rules that drop packets. It is changed first when rules
+are added, and last when all are removed. So no packet to the metadata address can leave the router during the change.
 
 Facts:
 
@@ -100,7 +100,10 @@ def _table_difference(table: Table, wanted: Sequence[Rule]) -> list[str]:
 
 
 def _chains_to_delete(table: Table, by_chain: Mapping[str, Sequence[str]], maybe_unused: Iterable[str]) -> list[str]:
-    """Commands that delete the chains in ``maybe_unused`` that no rule uses now. They had our rules or were targets."""
+    """Commands that delete those chains in ``maybe_unused`` that are no longer needed after the change.
+
+    ``maybe_unused`` has the chains that had rules of ours, or to which such a rule jumped.
+    """
     used = {_jump_target(args) for rules in by_chain.values() for args in rules} | set(by_chain)
     for chain, existing in table.chains.items():
         foreign = [args for args in existing if not is_ours(args)]
@@ -258,7 +261,7 @@ class Iptables:
         return parse(self._runner([f'{binary}-save'], namespace=namespace))
 
     def _binaries(self, namespace: str, family: int) -> list[str]:
-        """The iptables program to use. A second program follows if our rules may also be in its variant."""
+        """The iptables program to use, then the program of the other variant if it may have rules of ours too."""
         prefix = self._family_binary(family)
         if self._binary:
             return [prefix]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Has the process of a mode listen for a router or network, and stops that of the former mode.
+"""Makes the process of a mode listen for a router or network, and stops the process of the former mode.
 
 In the mode PROCESS a namespace proxy of its own listens. If one already runs in this namespace, for this id and on this
 port, it is adopted, even if another program started it. Any other proxy of this id is replaced. For example, a proxy in
@@ -40,7 +40,7 @@ class KeeperListeners(Protocol):
     def attach(
         self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
     ) -> bool:
-        """Make the keeper listen on ``hosts``, with the sockets ``taken`` or new ones. Returns whether it changed."""
+        """Make the keeper listen on ``hosts``, with the sockets ``taken`` or new ones. Returns whether one changed."""
 
     def close(self, target: AttachTarget, mode: str, port: int, host: str) -> None:
         """Make the keeper close the listener on ``host``."""
@@ -79,9 +79,9 @@ class ModeChanger:
         self._sleep = sleep
 
     def serve(self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str]) -> bool:
-        """Have the process of ``mode`` listen on ``port`` of ``hosts``. Returns whether it is another than before.
+        """Make the process of ``mode`` listen on ``port`` of ``hosts``. Returns whether anything changed.
 
-        Raises NetnsError if it cannot.
+        Raises NetnsError if the process cannot listen.
         """
         if mode == PROCESS:
             if self._move_from_keeper_to_process(target, port, hosts):
@@ -114,7 +114,7 @@ class ModeChanger:
         return self._keeper is not None and self._keeper.detach(target)
 
     def serve_again(self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str]) -> bool:
-        """Like ``serve``, when a process or the keeper listens on ``hosts`` except the last, the IPv6 address."""
+        """Like ``serve``, but replaces a process, and a network's socket on the last host (the IPv6 address)."""
         if mode == PROCESS:
             self.stop_process(target)
         elif self._keeper and target.kind == NETWORK:
@@ -126,17 +126,16 @@ class ModeChanger:
         return proxy_process.stop(self._proxy.pid_file(target.uuid), target.uuid, timeout_s=self._stop_timeout_s)
 
     def close_former_port(self, target: AttachTarget, mode: str, port: int, former: int | None) -> None:
-        """Close the keeper's socket on the port ``former``, whose rules are about to go, if ``port`` is another one.
+        """Close the keeper's socket on the port ``former`` if ``port`` differs from it.
 
-        Called before the rules of the old port are removed. Raises NetnsError if the keeper does not respond: then its
-        workers may still serve the old port, and send the socket to the next keeper.
+        Called before the rules of ``former`` are removed. Raises NetnsError if the keeper does not respond: then its
+        workers may still serve ``former``, and send the socket to the next keeper.
         """
         if mode != PROCESS or self._keeper is None or former in (None, port):
             # In the other modes the keeper itself replaces the socket.
             return
-        pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
-        if pid is not None and proxy_process.listens(pid, former):
-            return
+        # Also if a process of its own listens: a worker may have a copy of its socket, if the keeper ended while the
+        # socket was moved to the process.
         if proxy_process.is_port_open(target.namespace, former):
             self._keeper.detach(target)
 

@@ -49,7 +49,7 @@ class NamespaceEvents:
     def wait(self, timeout_s: float, also: int | None = None) -> None:
         """Return when a name was added or removed since the last call, after ``wake``, or after ``timeout_s``.
 
-        ``also``: a descriptor. Return when it is readable, too.
+        Also return when the descriptor ``also`` is readable.
         """
         poll = select.poll()
         poll.register(self._wake_reader, select.POLLIN)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Notices at once that a namespace proxy has ended, also one that is no child of this process.
 
-A process is watched through a pidfd: it becomes readable when the process ends (pidfd_open(2), Linux 5.3), and it never
-means a later process with the same pid. An epoll instance has all of them, so a wait costs the same for one process and
-for a thousand.
+A process is watched through a pidfd (pidfd_open(2), Linux 5.3). The pidfd becomes readable when the process ends, and
+never refers to a later process with the same pid. One epoll instance has all pidfds, so a wait costs the same for one
+process and for a thousand.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Generic, TypeVar
 Key = TypeVar('Key', bound=Hashable)
 
 DESCRIPTOR_SHARE = 0.5
-"""At most this part of the descriptors of this process; the others are for its work."""
+"""Pidfds use at most this part of the descriptor limit. The rest is for the other work of this process."""
 
 
 class ProcessExits(Generic[Key]):
-    """Processes by key. Where a process cannot be watched, for example for lack of descriptors, nothing is reported."""
+    """Watches processes by key. If one cannot be watched (no pidfd, too many), its end is not reported."""
 
     def __init__(self, max_processes: int | None = None) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -33,11 +33,11 @@ class ProcessExits(Generic[Key]):
         self._keys: dict[int, Key] = {}
 
     def fileno(self) -> int:
-        """Readable while a process has ended that ``take`` has not returned."""
+        """A descriptor that is readable while ``take`` would return a key."""
         return self._epoll.fileno()
 
     def watch(self, key: Key, pid: int) -> None:
-        """Watch this process, and no longer the former one of the key."""
+        """Watch the process ``pid`` instead of the former process of ``key``."""
         if self._watched.get(key, (0, 0))[0] == pid:
             return
         self.forget(key)
@@ -49,7 +49,7 @@ class ProcessExits(Generic[Key]):
             self._epoll.register(pidfd, select.EPOLLIN)
 
     def forget(self, key: Key) -> None:
-        """The process of the key is no longer watched, if one was."""
+        """Stop watching the process of ``key``, if there is one."""
         _, pidfd = self._watched.pop(key, (0, None))
         if pidfd is not None:
             del self._keys[pidfd]
@@ -67,7 +67,7 @@ class ProcessExits(Generic[Key]):
         return bool(self._epoll.poll(0, 1))
 
     def close(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching all processes."""
         for key in [*self._watched]:
             self.forget(key)
         self._epoll.close()

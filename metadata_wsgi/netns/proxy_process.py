@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts, adopts and stops the process of a namespace proxy.
 
-Pid files have the same paths as in Grizzly's process manager (``state_paths.pid_file``). As in Grizzly, a proxy runs if
-its pid is alive and the id of its router or network is in its command line. So ``attach`` finds and keeps the proxies
-that an L3 agent started, and the L3 agent those that ``attach`` started. The id must be a value of --router_id or
---network_id, or the name of a configuration or pid file. Elsewhere in a command line the id is ignored.
+Pid files have the same paths as in Grizzly's process manager (``state_paths.pid_file``). As in Grizzly, a proxy counts
+as running if its pid is alive and the id of its router or network is in its command line. So ``attach`` keeps the
+proxies that an L3 agent started, and an L3 agent keeps the proxies that ``attach`` started. The id must be a value of
+--router_id or --network_id, or the name of a configuration or pid file. Elsewhere in a command line the id is ignored.
 
 An unprivileged process may be able to write to the directory of the pid files. So ``safe_files`` opens them, and a
 link, a FIFO or a file of another user is not read.

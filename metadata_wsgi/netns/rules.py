@@ -12,9 +12,9 @@ The rules guarantee:
 - A packet to the metadata address is never forwarded (LP#1920778). This is true even if another program has removed the
   redirect, if the packet is for another port, and while these rules are added or removed.
 
-Some rules are in the kernel's chains and not in the L3 agent's chains, because an L3 agent rewrites its own chains and
-removes rules that it did not add. The rules that drop packets must stay. The redirect and the accept rule are also
-rules of the L3 agent, so they may be in its chains.
+An L3 agent rewrites its own chains and removes rules that it did not add. The rules that drop packets must stay, so
+they are in the kernel's chains. The redirect and the accept rule are also rules of the L3 agent, so they may be in the
+L3 agent's chains.
 
 ``! -i lo`` excludes packets on lo: an operator who tests the proxy inside the namespace sends them. No packet from an
 instance arrives on lo.

@@ -24,7 +24,7 @@ In these cases the methods return None, and the caller must use iptables:
 - only some of our rules exist;
 - our rules must be removed, and there are rules of other programs;
 - there are rules of iptables-legacy;
-- a chain has a policy;
+- a chain differs from the one that iptables creates, for example by its policy;
 - the kernel refuses the change;
 - iptables is not the nft variant.
 
@@ -228,8 +228,8 @@ class RulesetTemplate:
 def has_any_rules(namespace: str, family: int) -> bool:
     """Whether the namespace has a table for ``family``, of iptables-nft or iptables-legacy; True if it is unknown.
 
-    A new router's namespace has no tables. Then four of six runs of a program are not needed. On a host without
-    ip6tables there are no IPv6 tables, so the missing program is not run either.
+    A new router's namespace has no tables, so ``iptables-save`` need not run. On a host without ip6tables there are no
+    IPv6 tables, so the missing ``ip6tables-save`` is not run either.
     """
     try:
         return namespaces.run_in(namespace, lambda: has_legacy_tables([family]) or _has_nftables(family))
@@ -248,7 +248,8 @@ def has_legacy_rules(namespace: str) -> bool:
 def has_legacy_tables(families: Sequence[int] = (4, 6)) -> bool:
     """Whether iptables-legacy has a table of one of ``families`` in the namespace of the calling thread.
 
-    A table is in the file from its first use on. Without the kernel's module the file does not exist.
+    The kernel lists a table in /proc/net/ip_tables_names (ip6_tables_names) from the table's first use on. Without the
+    kernel's module the file does not exist.
     """
     names = [Path(f'/proc/thread-self/net/{LEGACY_PREFIXES[family]}_tables_names') for family in families]
     return any(name.read_text(encoding='ascii').strip() for name in names if os.path.exists(name))

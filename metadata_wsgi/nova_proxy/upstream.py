@@ -173,9 +173,9 @@ class UpstreamApp:
     def _send_signed(
         self, request: message.Request, identity: environ_keys.SignedIdentity, deadline: Deadline
     ) -> message.Response:
-        """Send the request. While the secret is being changed there are two signatures.
+        """Send the request. If there are two signatures and Nova responds 403, send it with the other signature.
 
-        After a 403 try the other signature, then the first one again.
+        If Nova responds 403 again, send it with the first signature once more.
         """
         response = self._send_until(request, deadline)
         if response.status != 403 or len(identity.signatures) == 1:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The WSGI environ keys with which filters pass data to each other, and the dataclasses of their values.
 
-Rule 1: each key is written by one filter, once for each request, and its value is not changed afterwards.
+Rule 1: each key is written by one filter, once for each request, and its value is not changed afterwards. Exception:
+when ``lookup_cache`` calls the later filters a second time, it replaces INSTANCE and removes the keys of those filters.
 Rule 2: if a value is unknown, the key is missing (PEP 3333). A value is never None. A filter that needs a key names it
 in ``REQUIRES``. The order of the pipeline is checked at start, so the filter may read ``environ[KEY]`` without a check.
 Rule 3: a client cannot set these keys. A server converts headers to ``HTTP_*`` keys, so a lower-case key with a dot
@@ -12,8 +13,8 @@ key                                written by         read by                   
 ================================== ================== ============================================ ==================
 ``metadata_wsgi.received_at``      the worker         ``deadline``, the namespace proxy            another server: the
                                                                                                    deadline counts
-                                                                                                   from the first
-                                                                                                   filter
+                                                                                                   from the filter
+                                                                                                   ``deadline``
 ``metadata_wsgi.request_id``       ``request_id``     ``upstream``, ``catch_errors``               no id in log lines
                                                                                                    and at Nova
 ``metadata_wsgi.namespace``        the worker         ``socket_source``, ``healthcheck``, the      the connection came
@@ -40,6 +41,7 @@ key                                written by         read by                   
 ================================== ================== ============================================ ==================
 
 After the response, ``metrics`` and ``healthcheck`` check which of these keys exist (``outcome.stage_reached``).
+``otel`` and the server also read the ids in SOURCE and INSTANCE at that time.
 """
 
 from __future__ import annotations
@@ -99,8 +101,8 @@ class Source:
     of ``router_id`` and ``network_id`` is set.
 
     ``interface`` is set for an IPv6 link-local address: the interface of the namespace on which the request arrived.
-    Such an address is unique on its link only, and a router has several links. It is None for other addresses, and if
-    the namespace proxy does not send it (haproxy).
+    Such an address is unique on its link only, and a router has several links. ``interface`` is None for other
+    addresses, and if the namespace proxy does not send the interface (haproxy).
     """
 
     address: str

@@ -16,10 +16,10 @@ the owner                   the owner
 only root                   the default user, which cannot connect: clients get 503
 ==========================  =============================================================================
 
-Workers parse client data, so they never run as root. Even without capabilities, uid 0 may write to root's files. If the
-workers cannot connect to the socket (only root may connect, or they may not enter its directory), an error in the log
-names the option or the mode to change. A socket on which no process listens is ignored: it may be stale, or the agent
-has not set its owner and group yet.
+Workers parse client data, so they never run as root. Even without capabilities, uid 0 may write to root's files. The
+workers cannot connect if only root may connect, or if they may not enter the directory of the socket. Then an error in
+the log names the option or the mode to change. A socket on which no process listens is ignored: it may be stale, or the
+agent has not set its owner and group yet.
 """
 
 from __future__ import annotations

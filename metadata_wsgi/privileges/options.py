@@ -17,6 +17,8 @@ OPTS = [
         'By default metadata-wsgi, or nobody if there is no such user.',
     ),
     cfg.StrOpt(
-        'metadata_group', default='', help="Group of the agent's workers, a name or gid. Default: their primary group."
+        'metadata_group',
+        default='',
+        help="Group of the agent's workers, a name or gid. Default: the primary group of metadata_user.",
     ),
 ]

@@ -37,7 +37,7 @@ LOG = logging.getLogger(__name__)
 
 
 class Arbiter(gunicorn.arbiter.Arbiter):
-    """The master process. It keeps its workers until others serve, at a reload and when their user changes."""
+    """The master process. At a reload, and when the workers' user changes, former workers stay until new ones serve."""
 
     def __init__(self, app: Server) -> None:
         super().__init__(app)
@@ -135,7 +135,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         self.app.former_workers = []
 
     def handle_usr1(self) -> None:
-        """Called by gunicorn at SIGUSR1: execute the installed program in this process, which opens its log files."""
+        """Called by gunicorn at SIGUSR1: execute the installed program in this process. It opens its log files."""
         if not self.app.socket_name:
             LOG.warning('SIGUSR1 does nothing here: restart the program; SIGHUP opens the log files again')
             return
@@ -148,9 +148,6 @@ class Arbiter(gunicorn.arbiter.Arbiter):
 
     def handle_usr2(self) -> None:
         """Called by gunicorn at SIGUSR2: write a report. gunicorn's own method would start a second master."""
-        if self.app.write_report is None:
-            LOG.warning('SIGUSR2 does nothing here')
-            return
         try:
             self.app.write_report()
         except OSError as error:

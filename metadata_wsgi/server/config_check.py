@@ -21,9 +21,9 @@ LOG = logging.getLogger(__name__)
 
 
 def run_in_child(check: Callable[[], object], is_cancelled: Callable[[], bool] = lambda: False) -> None:
-    """Call ``check`` in a child process. Raises MetadataError if it raises an exception or takes too long.
+    """Call ``check`` in a child process. Raises MetadataError if ``check`` raises an exception or takes too long.
 
-    Also raises it when ``is_cancelled()`` returns True.
+    Also raises MetadataError when ``is_cancelled()`` returns True.
     """
     read_end, write_end = os.pipe()
     pid = os.fork()
@@ -52,7 +52,7 @@ def run_in_child(check: Callable[[], object], is_cancelled: Callable[[], bool] =
 
 
 def _read_until_end(descriptor: int, timeout_s: float, is_cancelled: Callable[[], bool]) -> str | None:
-    """Read ``descriptor`` to its end and close it. Returns None after ``timeout_s``, or if it is cancelled."""
+    """Read ``descriptor`` to its end and close it. Returns None after ``timeout_s``, or when ``is_cancelled()``."""
     deadline_s = time.monotonic() + timeout_s
     data = b''
     with os.fdopen(descriptor, 'rb', buffering=0) as pipe:

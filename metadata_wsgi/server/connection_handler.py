@@ -344,7 +344,7 @@ class ConnectionHandler:
 
 
 def _waited_s(connection: RawSocket) -> float:
-    """Seconds that a connection waited to be accepted. At most so many that MIN_TIME_AFTER_QUEUE_S remains."""
+    """Seconds that a connection waited to be accepted, limited so that its request has MIN_TIME_AFTER_QUEUE_S left."""
     return min(queue_wait_s(connection), limits.REQUEST_TIMEOUT_S - limits.MIN_TIME_AFTER_QUEUE_S)
 
 

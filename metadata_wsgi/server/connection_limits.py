@@ -9,8 +9,8 @@ There are three limits. Addresses are counted for each namespace, because two te
 - All clients together have at most ``total`` connections.
 
 If a limit is reached, an idle connection is closed for the new one: the connection that has been idle longest, of the
-same address or of the same /64. At ``total`` it is the connection that has been idle longest of the namespace with the
-most idle connections. A connection is idle while the server waits until the client sends or receives. A client normally
+same address or of the same /64. At ``total``, the longest idle connection of the namespace with the most idle
+connections is closed. A connection is idle while the server waits until the client sends or receives. A client normally
 sends its request within milliseconds after it has connected. So mostly half-sent requests and keep-alive connections
 are closed.
 

@@ -101,7 +101,7 @@ class Server(BaseApplication):
         notifier: Notifier | None = None,
         program: str = 'agent',
         on_serve: Callable[[Any], Stoppable | None] = lambda app: None,
-        write_report: Callable[[], object] | None = None,
+        write_report: Callable[[], object] = lambda: None,
         keeps_sockets: bool = False,
         socket_name: str = '',
     ) -> None:

@@ -21,8 +21,8 @@ OPTS = [
         min=0,
         max=256,
         help='Number of worker processes. One worker can have thousands of requests that wait for Neutron or Nova. '
-        "The default, and the meaning of 0 (as in files for Neutron's agent), is half the number of processors, at "
-        'least 1 and at most 8.',
+        'Default: half the number of processors, at least 1 and at most 8. 0, as in some files for '
+        "Neutron's agent, means the default.",
     ),
     cfg.IntOpt(
         'metadata_backlog',

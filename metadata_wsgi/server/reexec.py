@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SIGUSR1: the master executes the installed program again, in the same process. Its workers continue to serve.
 
-So requests are served during the whole upgrade. After a restart no worker would serve for seconds, and longer on a busy
+So requests are served during the whole upgrade. In a restart no worker would serve for seconds, and longer on a busy
 host. haproxy's master does the same. The process id does not change, so systemd still sees the same service, and the
 workers still have the same parent.
 

@@ -219,7 +219,7 @@ class MetadataWorker(GeventWorker):
         instruments.LISTENERS.set(len(self._namespaces), mode)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Called by gunicorn at SIGTERM. Closes idle connections; ``run`` then finishes the requests in progress."""
+        """Called by gunicorn at SIGTERM. Wakes ``run``, which closes idle connections and finishes the requests."""
         super().handle_exit(sig, frame)
         # Not here: this is a signal handler.
         gevent.spawn(self._stopping.set)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tests.chaos import experiment, isolation, report
 from tests.chaos.experiment import Row
-from tests.chaos.faults import FAULTS, SETUPS, Fault, make_host, missing
+from tests.chaos.faults import FAULTS, PEER, SETUPS, Fault, make_host, missing
 
 PAUSE_S = 0.2
 RUN_ONE = '--only-setup'
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         rows = Path(directory, 'rows')
         rows.touch()
         codes = []
-        for setup in args.setup or SETUPS:
+        for setup in args.setup or (*SETUPS, PEER):
             command = [sys.executable, '-m', 'tests.chaos', *argv, RUN_ONE, setup, '--rows', str(rows)]
             codes.append(subprocess.run(command, check=False).returncode)
         found = [Row(**json.loads(line)) for line in rows.read_text().splitlines()]
@@ -108,7 +108,7 @@ def _run_on_one_host(setup: str, wanted: Sequence[tuple[Fault, float]], rows: Pa
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='tox -e chaos --', description=__doc__.splitlines()[0])
-    parser.add_argument('--setup', action='append', choices=SETUPS, help='only this one; may be repeated')
+    parser.add_argument('--setup', action='append', choices=(*SETUPS, PEER), help='only this one; may be repeated')
     parser.add_argument('--fault', action='append', help='only faults whose name matches; may be repeated')
     parser.add_argument('--seconds', type=float, nargs='+', default=[5.0, 60.0], help='how long each fault lasts')
     parser.add_argument('--write', help='a file whose table is replaced')

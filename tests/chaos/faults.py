@@ -14,11 +14,13 @@ import resource
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tests.chaos import peer
 from tests.chaos.host import AGENT, KEEPER, MODES, ONE_HOP, PROCESS, PROXY, SHARED, WATCH, Host, faketime_library
 from tests.chaos.load import CUT, NO_ROUTE, REFUSED, TIMED_OUT
+from tests.chaos.peer import PeerHost
 from tests.chaos.services import KEYSTONE, MEMCACHED, NEUTRON, NOVA
 from tests.chaos.topology import SERVICES_LINK, ip
 
@@ -26,6 +28,7 @@ Action = Callable[[Host], object]
 
 CACHED, FAKETIME = 'shared, lookup_cache', 'shared, libfaketime'
 SETUPS = (*MODES, CACHED, FAKETIME)
+PEER = "haproxy and Neutron's agent"
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,15 @@ def _kill_together(*names: str) -> Action:
     return kill
 
 
+def _upgrade(host: Host) -> None:
+    """As the packages do after an installation: the version is the same one here (tests/packages has two)."""
+    for name in (AGENT, PROXY):
+        if name in host.units:
+            host.units[name].kill(signal.SIGUSR1)
+    if KEEPER in host.units:
+        host.units[KEEPER].restart()
+
+
 def _processes() -> Iterator[Fault]:
     for setups, agent_killed, agent_frozen in (
         ((SHARED, PROCESS), NOTHING, NOTHING),
@@ -168,6 +180,7 @@ def _processes() -> Iterator[Fault]:
                 allows=FRONT_IS_GONE)  # fmt: skip
     yield Fault('restart everything', _restart(KEEPER, PROXY, AGENT, WATCH), setups=shared, every_s=15,
                 allows=FRONT_RESTARTS)  # fmt: skip
+    yield Fault('upgrade of all programs', _upgrade, every_s=15)
     yield Fault('SIGKILL holder', _signal_router_process(signal.SIGKILL), setups=shared)
     yield Fault('SIGKILL proxy of one router', _signal_router_process(signal.SIGKILL), setups=(PROCESS,), every_s=10,
                 allows=FRONT_OF_ROUTER_IS_GONE)  # fmt: skip
@@ -366,8 +379,24 @@ def _clock() -> Iterator[Fault]:
                     setups=(FAKETIME,))  # fmt: skip
 
 
+PEER_FAULTS = (
+    'SIGKILL agent master', 'SIGKILL agent worker', 'restart agent', 'Nova down', 'Nova hanging', 'Nova slow',
+    'Nova flapping', 'Nova resetting', 'Nova garbage', 'Nova cutting', 'Nova responds 500', 'Nova responds 503',
+    'packets to the services dropped',
+)  # fmt: skip
+ANYTHING = Allows(('',), why='The peer has no contract')
+
+
+def _of_peer(faults: Sequence[Fault]) -> Iterator[Fault]:
+    for name in PEER_FAULTS:
+        fault = next(fault for fault in faults if fault.name == name and SHARED in fault.setups)
+        yield replace(fault, setups=(PEER,), allows=ANYTHING)
+
+
 def make_host(setup: str, directory: Path) -> Host:
-    """A host of one of ``SETUPS``; not started."""
+    """A host of one of ``SETUPS``, or the peer; not started."""
+    if setup == PEER:
+        return PeerHost(directory)
     mode = setup if setup in MODES else SHARED
     return Host(directory, mode, cached=setup == CACHED, fake_clock=setup == FAKETIME)
 
@@ -376,7 +405,8 @@ def missing(setup: str) -> str:
     """Why this machine cannot have a setup; '' if it can."""
     if setup == FAKETIME and not faketime_library():
         return 'libfaketime is not installed (the package faketime)'
-    return ''
+    return peer.missing() if setup == PEER else ''
 
 
 FAULTS: tuple[Fault, ...] = (*_processes(), *_services(), *_network(), *_resources(), *_clock())
+FAULTS += tuple(_of_peer(FAULTS))

@@ -24,10 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pyroute2 import IPRoute
-
 from metadata_wsgi.lab import topology
-from metadata_wsgi.netns import namespaces
+from metadata_wsgi.netns import namespaces, rtnetlink
 from metadata_wsgi.netns.attach import Attacher
 from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.runner import SubprocessRunner
@@ -65,12 +63,12 @@ class Guest:
 
     def add_address(self, address: str) -> None:
         """Add a second address, which another port may have in the inventory."""
-        with IPRoute(netns=self.namespace) as links:
+        with rtnetlink.connect(self.namespace) as links:
             links.addr('add', index=links.link_lookup(ifname='eth0')[0], address=address, prefixlen=24)
 
     def link_local_is_ready(self) -> bool:
         """Whether it has a link-local address and duplicate address detection is done (RFC 4862, 5.4)."""
-        with IPRoute(netns=self.namespace) as links:
+        with rtnetlink.connect(self.namespace) as links:
             eth0 = links.link_lookup(ifname='eth0')[0]
             found = [address['flags'] for address in links.get_addr(family=socket.AF_INET6, index=eth0)]
         return bool(found) and not any(flags & IFA_F_TENTATIVE for flags in found)

@@ -92,10 +92,18 @@ class Node:
 
     def start(self):
         """Start keeper and shared proxy; returns when the proxy has a worker that is connected to the keeper."""
+        self.start_missing()
+
+    def start_missing(self):
+        """Start keeper and shared proxy where they do not run; returns as ``start`` does."""
         proxy = [BIN / 'quantum-ns-metadata-proxy', '--shared', '--nodaemonize', '--state_path', self.state_path,
                  '--metadata_proxy_socket', self.state_path / 'metadata_proxy']  # fmt: skip
         keeper = [BIN / 'metadata-wsgi', 'keeper', '--state-path', self.state_path]
-        self._programs = [self._start(keeper), self._start(proxy)]
+        former = self._programs or [None, None]
+        self._programs = [
+            program if program is not None and program.poll() is None else self._start(argv)
+            for program, argv in zip(former, (keeper, proxy), strict=True)
+        ]
         try:
             until(self._has_workers)
         except AssertionError:
@@ -118,12 +126,31 @@ class Node:
 
     def kill(self):
         """SIGKILL keeper and shared proxy with its workers, together."""
-        for program in self._programs:
+        self._kill(self._programs)
+
+    def kill_keeper(self):
+        """SIGKILL the keeper."""
+        self._kill(self._programs[:1])
+
+    def kill_proxy(self):
+        """SIGKILL the shared proxy with its workers."""
+        self._kill(self._programs[1:])
+
+    def has_keeper(self):
+        """Whether the keeper runs."""
+        return bool(self._programs) and self._programs[0].poll() is None
+
+    def has_proxy(self):
+        """Whether the shared proxy runs."""
+        return bool(self._programs) and self._programs[1].poll() is None
+
+    def _kill(self, programs):
+        for program in programs:
             with contextlib.suppress(OSError):
                 for child in Path(f'/proc/{program.pid}/task/{program.pid}/children').read_text().split():
                     os.kill(int(child), signal.SIGKILL)
             program.kill()
-        for program in self._programs:
+        for program in programs:
             program.wait()
 
     def close(self):

@@ -4,12 +4,14 @@
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.netns import haproxy
 from tests.netns import neutron_node
 from tests.netns.neutron_node import BIN, SHIM, Node, is_alive, run, until
@@ -95,6 +97,27 @@ def test_without_workers_the_real_haproxy_is_started(tmp_path):
         assert node.get(id_) == id_
     finally:
         node.close()
+
+
+def test_give_back_without_keeper_is_completed_when_the_keeper_runs(node):
+    """A worker that has the socket sends it to the next keeper."""
+    id_ = node.add_router()
+    node.start_proxy(id_, SHIM)
+    give_back = [BIN / 'metadata-wsgi', 'give-back', '--all', '--state-path', node.state_path]
+    node.kill_keeper()
+    done = subprocess.run(list(map(str, give_back)), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, '0 converted, 0 already converted, 1 failed\n')
+    assert [proxy.is_haproxy for proxy in haproxy.running(str(node.state_path))] == [True]
+    assert node.get(id_) == id_
+    assert run(*give_back).startswith('0 converted, 1 already converted, 0 failed')
+    node.start_missing()
+    with admin_client.connect(str(node.state_path)) as keeper:
+        until(lambda: keeper.list(id_)[0])
+    assert run(*give_back).startswith('1 converted, 0 already converted, 0 failed')
+    with admin_client.connect(str(node.state_path)) as keeper:
+        assert keeper.list(id_)[0] == []
+    assert run(*give_back).startswith('0 converted, 1 already converted, 0 failed')
+    assert node.get(id_) == id_
 
 
 class Clients:

@@ -4,8 +4,8 @@
 import json
 
 import pytest
-from pyroute2 import IPRoute
 
+from metadata_wsgi.netns import rtnetlink
 from tests.clients.metadata_path import METADATA_V6
 from tests.openstack.seed import ADDRESS_V6, CLAIMED, GHOST, NETWORKS_OF_ROUTER_MANY, Admin
 
@@ -93,7 +93,7 @@ def test_ipv6_from_the_ports_address(host, seed):
         (guest.gateway_namespace, guest.gateway_interface, '2001:db8:1::1'),
         (guest.namespace, 'eth0', ADDRESS_V6),
     ):
-        with IPRoute(netns=namespace) as links:
+        with rtnetlink.connect(namespace) as links:
             index = links.link_lookup(ifname=interface)[0]
             # IFA_F_NODAD: no duplicate is possible.
             links.addr('add', index=index, address=address, prefixlen=64, flags=0x02)

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from metadata_wsgi.lookup import cached
 from tests.chaos.load import OK
@@ -109,7 +110,8 @@ def _reason(
         if request.outcome == OK:
             return f'got the metadata of {wanted}, which did not have this place in the {bound_s:g} s before'
         changed_after_s = max(request.started_s, request.ended_s - bounds.response_s) - bounds.unchecked_s
-        if any(changed_after_s <= tenure.until_s <= request.ended_s for tenure in tenures):
+        changes = [(new.from_s, old.until_s) for old, new in pairwise(tenures)]
+        if any(began_s <= request.ended_s and changed_after_s <= ended_s for began_s, ended_s in changes):
             return ''
         if _is_explained(request, faults):
             return ''

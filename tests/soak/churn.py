@@ -28,7 +28,7 @@ Actions = Sequence[tuple[Callable[[], str], int]]
 """Each with its weight. An action returns what it did, for the counts."""
 
 STOPS_LOOKUPS = (KEYSTONE, NEUTRON, 'packets to the services', '10 % of the packets')
-KILLING = ('SIGKILL', 'restart')
+KILLING = ('SIGKILL', 'restart', 'upgrade')
 EXCLUDED = ('clock', 'SIGSTOP keeper', 'memory', 'namespace of one router', 'interface', 'rules')
 """Of another setup, or done here to routers in their own way."""
 

@@ -149,6 +149,8 @@ def test_404_is_right_only_just_after_the_place_changed_its_instance():
 
     assert violations(51.0, 51.01) == []
     assert violations(49.0, 50.5) == []
+    # The change takes 0.1 s.
+    assert violations(49.9, 50.05) == []
     assert violations(51.2, 51.3)
     assert violations(45.0, 49.9)
     assert violations(49.0, 57.0)

@@ -32,11 +32,14 @@ class Tolerance:
     amount: float
 
 
+POOL_OF_ONE_SERVICE = 40.0
+"""20 instances, two workers of the agent. Such a pool fills when a service hangs, and keeps its idle connections."""
+
 TOLERANCES: Mapping[str, Tolerance] = {
     'memory KiB': Tolerance(0.05, 2048),
-    'descriptors': Tolerance(0.1, 20),
+    'descriptors': Tolerance(0.1, POOL_OF_ONE_SERVICE),
     'threads': Tolerance(0.0, 2),
-    'connections': Tolerance(0.1, 20),
+    'connections': Tolerance(0.1, POOL_OF_ONE_SERVICE),
 }
 
 

@@ -11,8 +11,10 @@ The requests are different ones in each run. The seed is printed; METADATA_WSGI_
 
 import os
 import random
+import sys
 from collections import Counter
 
+import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
@@ -25,6 +27,15 @@ REQUESTS = 20_000 if os.environ.get('METADATA_WSGI_NIGHTLY') else 2_000
 
 HIDDEN = b'GET /smuggled HTTP/1.1\r\nHost: x\r\n%bX-Instance-ID: instance-b\r\n\r\n'
 BLANKS = ('', ' ', '\t', '\x0b', '\x0c', '\xa0', '\0', '\r', '\n', '\r\n ', '\r\n\t', ',', ';')
+
+
+@pytest.fixture(autouse=True)
+def untraced():
+    """The servers run in other threads. Coverage would only trace hypothesis, for most of the time of the test."""
+    trace = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(trace)
 
 
 def mostly(usual, odd):

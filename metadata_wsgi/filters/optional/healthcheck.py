@@ -77,7 +77,7 @@ NOVA_FAILURE_STATUSES = frozenset({'500', '502', '503', '504'})
 OWN_STATUSES = frozenset({'400', '408', '413'})
 """Responses that ``upstream`` makes without Nova, because the request is malformed, too slow or too large."""
 LOOKUP_STATUSES = frozenset({'404', '503'})
-"""Statuses of a lookup that finds no instance. At the stage SOURCE, other statuses are from an earlier filter."""
+"""At the stage SOURCE these statuses are from the lookup. Other statuses are from a filter before the lookup."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ If an address moves to another instance, the new instance gets the metadata of t
 If Nova responds 404 for a cached instance, the instance may be deleted. Then the filter looks the address up again at
 once. If the address now belongs to another instance, the filter sends a GET or HEAD to Nova once more, for the new
 instance. If the lookup fails, the filter requests a path from Nova that every instance has. If Nova does not know the
-instance, the client gets 503: with a 404 it would boot without keys. For other methods (POST writes the password) the
-cache is never used.
+instance, the client gets 503: with a 404 it would boot without keys.
+
+For methods other than GET and HEAD the cache is never used, because a POST writes the instance's password.
 
 The key of an entry is the address and the router or network of the client. So no client gets the entry of another
 client. The filter reads SOURCE and DEADLINE and writes INSTANCE.
@@ -32,7 +33,7 @@ from metadata_wsgi import limits
 from metadata_wsgi.cache import shared
 from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.config import config_files
-from metadata_wsgi.deadline import Deadline, sleep
+from metadata_wsgi.deadline import sleep
 from metadata_wsgi.errors import ConfigError, InstanceLookupError
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.lookup import cached, protocol
@@ -78,7 +79,7 @@ OPTS = [
 ]
 
 PATH_OF_EVERY_INSTANCE = '/openstack'
-"""If Nova responds 404 to it, Nova does not know the instance."""
+"""If Nova responds 404 to this path, Nova does not know the instance."""
 SAFE_METHODS = frozenset({'GET', 'HEAD'})
 REVALIDATE_TIME_SHARE = 1 / 2
 """The new lookup gets this part of the remaining time. The rest is for the second request to Nova."""
@@ -125,7 +126,8 @@ class LookupCacheFilter:
         instance = environ[environ_keys.INSTANCE]
         unknown: InstanceLookupError | None = None
         try:
-            is_right = not self._revalidate(source, environ[environ_keys.DEADLINE])
+            deadline = environ[environ_keys.DEADLINE].fraction(REVALIDATE_TIME_SHARE)
+            is_right = not self._cached_lookup.revalidate(source, instance, deadline)
         except InstanceLookupError as error:
             is_right = self._is_known_to_nova({**original_environ, environ_keys.INSTANCE: instance})
             unknown = error
@@ -157,11 +159,8 @@ class LookupCacheFilter:
         environ[environ_keys.INSTANCE] = instance
         return None
 
-    def _revalidate(self, source: environ_keys.Source, deadline: Deadline) -> bool:
-        return self._cached_lookup.revalidate(source, deadline.fraction(REVALIDATE_TIME_SHARE))
-
     def _is_known_to_nova(self, environ: WSGIEnvironment) -> bool:
-        """Whether Nova knows INSTANCE, or another filter refuses the question. False if Nova does not respond."""
+        """Whether Nova knows INSTANCE. False after 404 or 5xx. True if a later filter responds 401 or 429."""
         statuses: list[str] = []
 
         def start_response(status: str, headers: object, exc_info: object = None, /) -> Callable[[bytes], object]:
@@ -204,7 +203,7 @@ class _HeldResponse:
         return self._start_response(status, headers)
 
     def stop_delaying(self) -> bool:
-        """Stop delaying responses. Returns whether a 404 was delayed."""
+        """Delay no further response. Returns whether a 404 was delayed."""
         self._is_holding = False
         return self._held is not None
 

@@ -6,7 +6,7 @@ The metric ``metadata_wsgi_request_seconds`` has two labels with the outcome of 
 ``status``   status code of the response, or ``fault`` if a filter raised an exception and the response was 503
 ``reached``  the last stage of the pipeline that the request reached:
              ``unidentified``: the client is not known (400).
-             ``source``: the instance is not known (404: there is none; 503: the lookup is unavailable; 429).
+             ``source``: the instance is not known (404: there is none; 503: the lookup failed; 429: rate_limit).
              ``instance``: a filter after ``instance`` responded (429 rate_limit, 401 session_token, 404 path_policy,
              200 response_cache).
              ``upstream``: Nova's response, or 503 if Nova did not respond.

@@ -6,15 +6,15 @@ contains the span of the next filter. So the time of ``instance`` minus the time
 lookup. The first span has the method, path and status of the request, its request id, and the ids of instance, router
 and network. No span has a header, a query, a body or the text of an exception.
 
-The environment variables of OpenTelemetry's SDK configure it, for example in the systemd unit of the agent::
+The environment variables of OpenTelemetry's SDK configure the filter, for example in the systemd unit of the agent::
 
     OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318
     OTEL_TRACES_SAMPLER=parentbased_traceidratio
     OTEL_TRACES_SAMPLER_ARG=0.01
 
-Nova gets the ``traceparent`` of the last span. If a client sends a ``traceparent``, the trace only has a link to it. As
-parent of our trace it would let an instance decide that its requests are sampled, and add spans to traces of others.
-With ``trust_client_traceparent`` the client's ``traceparent`` is the parent.
+Nova gets the ``traceparent`` of the last span. If a client sends a ``traceparent``, our trace only has a link to that
+span. If it were the parent, an instance could decide that its requests are sampled, and add spans to traces of others.
+With ``trust_client_traceparent`` the client's span is the parent.
 
 The filter must be after ``request_id``. At the first request it wraps each later filter in a span. Without this filter
 in the pipeline, nothing is wrapped and no library of OpenTelemetry is imported. The filter reads REQUEST_ID, SOURCE and
@@ -91,7 +91,7 @@ class OtelFilter:
                         span.set_status(trace.StatusCode.ERROR)
 
     def _origin(self, traceparent: str) -> dict[str, Any]:
-        """Arguments for the first span: its parent or its link. Without a valid ``traceparent`` it has neither."""
+        """Arguments for the first span: its parent or link. Without a valid ``traceparent`` the span has neither."""
         from opentelemetry import trace
         from opentelemetry.context import Context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator

@@ -10,7 +10,7 @@ with all other requests, in ``X-aws-ec2-metadata-token``.
 ==========================================  ==========================================================
 request                                     response
 ==========================================  ==========================================================
-PUT /latest/api/token                       200, the token, and its TTL in the same header
+PUT /latest/api/token with the TTL header   200, the token, and its TTL in the same header
 ... without the header, or another number   400
 ... with X-Forwarded-For or Forwarded       403: an open proxy in the instance must not get tokens
 PUT /<version>/api/token                    403: as in AWS, only under latest
@@ -22,14 +22,14 @@ another path with a valid token             passes
 
 The server stores no tokens. A token consists of its expiry time and an HMAC-SHA256 over the expiry time and the id of
 the instance's port. So a stolen token is invalid for another port. A token is valid on every host that has the same
-``keys``. To replace a key, write the new key before the old key on every host. Remove the old key six hours later.
+``keys``. To replace a key, write the new key in front of the old key on every host. Remove the old key six hours later.
 
 The response with the token has an IP TTL of ``hop_limit``. With TTL 1 the response does not pass a router in the
 instance, so a container on a Docker bridge cannot receive it. The worker that has the client's connection sets the TTL,
 in every mode. With haproxy instead of our namespace proxy the TTL is not set.
 
 If ``required`` is set, clients that do not support tokens get no metadata: cloud-init requests tokens on AWS only.
-The filter must be after ``instance``. No token is logged or sent to Nova. It reads INSTANCE and CLIENT_IS_PROXY.
+No token is logged or sent to Nova. The filter must be after ``instance``. It reads INSTANCE and CLIENT_IS_PROXY.
 """
 
 from __future__ import annotations

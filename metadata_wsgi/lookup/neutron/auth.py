@@ -3,11 +3,13 @@
 
 keystoneauth sends the requests. This module keeps their number small if a thousand instances boot at once:
 
-- One thread renews a token ``RENEW_BEFORE_EXPIRY_S`` before it expires (earlier for a short-lived token). Other threads
-  use the old token meanwhile. If the renewal fails, the old token is used until it expires.
+- One thread renews a token ``RENEW_BEFORE_EXPIRY_S`` before it expires (a fifth of the lifetime, if that is less).
+  Other threads use the old token meanwhile. If the renewal fails, the old token is used until ``EXPIRY_MARGIN_S``
+  before it expires.
 - If Neutron rejects a token (401), one thread renews it, even if several threads received a 401.
-- If another thread renews the token, a thread waits for the result, but only until its own deadline.
-- While Keystone fails, it gets one request at a time, with pauses (circuit breaker). Other requests fail at once.
+- A thread that has no valid token waits while another thread renews it, at most until its own deadline.
+- After some failures in a row, Keystone gets one request at a time, with pauses between them (circuit breaker). During
+  a pause, a lookup without a valid token fails at once.
 - If a retry cannot help, the error is cached for ``NEGATIVE_CACHE_S``.
 - If Keystone rejects the credentials, it gets no request during a pause. The pause doubles with each rejection, up to
   ``process_shared.MAX_PAUSE_S``. All workers of the agent share the pause (``rejection_pause``), because Keystone may
@@ -138,9 +140,9 @@ class Authenticator:
         self._skew_is_logged = False
 
     def token(self, deadline: Deadline, rejected: Token | None = None) -> Token:
-        """Return the current token, or a new one if the current token has expired or is ``rejected``.
+        """Return the current token, or a new one if the current token must be renewed or is ``rejected``.
 
-        Raises LookupUnavailable if Keystone is unavailable, InstanceLookupError if it rejects the credentials.
+        Raises LookupUnavailable if Keystone is unavailable, InstanceLookupError if a retry cannot help.
         """
         current, now_s = self._token, self._clock()
         valid = current if current and current is not rejected and now_s < current.expires_at_s else None

@@ -2,7 +2,7 @@
 """Finds instances through the ports of Neutron, and detects credentials that cannot see all ports.
 
 If the credentials have too few rights, Neutron responds 200 with an empty list, as for a router without instances. So
-an empty result is accepted (404 for the client) only in one of two cases. Otherwise the lookup fails (503):
+the lookup fails (503) if the list is empty. An empty list is accepted (404 for the client) only in these two cases:
 
 - A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has found ports of other projects.
 - The check has found no ports of other projects, for example in a new cloud. But by Neutron's default policy the role
@@ -157,7 +157,7 @@ class NeutronLookup:
         """Return the instances that have the source's address behind its router or on its network.
 
         Raises LookupUnavailable if Neutron or Keystone is unavailable. Raises InstanceLookupError if Neutron or
-        Keystone rejects the credentials, or if the agent's role may see no ports.
+        Keystone rejects the credentials, or if Neutron may hide ports from the agent.
         """
         if source.network_id:
             networks = [source.network_id]
@@ -171,8 +171,8 @@ class NeutronLookup:
     def probe(self, deadline: Deadline) -> VisibilityCheck:
         """Query a sample of ports. Raises InstanceLookupError if the token's role or scope cannot see instances.
 
-        A new cloud has no ports of other projects either. If the role may see all ports, no error is raised, and
-        ``is_proven`` of the result is False.
+        In a new cloud there are no ports of other projects. Then, if the role may see all ports, no error is raised,
+        and ``is_proven`` of the result is False.
         """
         query = (('limit', str(SAMPLE_SIZE)), ('fields', 'id'), ('fields', 'project_id'), ('fields', 'tenant_id'))
         ports = self._api.ports(query, deadline, self.on_query, pages=1)
@@ -213,7 +213,7 @@ class NeutronLookup:
             raise InstanceLookupError(f'Neutron shows no port of {place}, which sent a request. {self._visibility}')
 
     def _current_visibility(self, deadline: Deadline) -> VisibilityCheck:
-        """The result of the last visibility check. If it is too old, does a new check, one for concurrent lookups."""
+        """The result of the last visibility check. If it is too old, concurrent lookups wait for one new check."""
         if not self._visibility_lock.acquire(timeout=deadline.remaining_s()):
             raise LookupUnavailable('the deadline passed during a check of the ports that Neutron shows')
         try:

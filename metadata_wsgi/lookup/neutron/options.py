@@ -5,7 +5,7 @@ The agent uses the first credentials in this list that are set:
 
 1. ``auth_type`` (or ``auth_section``) in ``[quantum]`` or ``[neutron]``: any plugin of keystoneauth.
 2. ``admin_user``, ``admin_password`` and ``admin_tenant_name`` in ``[DEFAULT]``, the names from Grizzly to Juno. Their
-   ``auth_url`` often ends in ``/v2.0``, an API that Keystone no longer has. The same credentials are then used with the
+   ``auth_url`` often ends in ``/v2.0``, an API that Keystone no longer has. These credentials are always used with the
    v3 API, in the domain ``default``, to which Keystone has migrated these users.
 3. ``auth_plugin`` (or ``auth_type``) in ``[DEFAULT]``, with ``username`` and so on: the names from Kilo to Mitaka.
 4. ``auth_type`` in ``[keystone_authtoken]``: the user of Neutron itself, from ``neutron.conf``.
@@ -36,7 +36,7 @@ OPTS = [
     cfg.StrOpt('admin_user', help='User with a role that may see the ports of every project (service or admin).'),
     cfg.StrOpt('admin_password', secret=True, help='Password of admin_user.'),
     cfg.StrOpt('admin_password_file', help='A file with the password, instead of admin_password.'),
-    cfg.StrOpt('admin_tenant_name', help='Project in which admin_user has this role.'),
+    cfg.StrOpt('admin_tenant_name', help='Project in which admin_user has the role service or admin.'),
     cfg.StrOpt(
         'auth_region',
         help="Region of Neutron in Keystone's catalogue. Must be set if the catalogue has Neutron in several regions.",
@@ -76,9 +76,9 @@ INTERFACES = ('internal', 'public', 'admin')
 class ConnectionSettings:
     """The settings for Keystone and Neutron. Its repr() contains no credentials.
 
-    ``verify`` and ``cert`` are arguments of the library requests. ``endpoint_filter`` selects an endpoint of the
+    ``verify`` and ``cert`` are arguments of the library ``requests``. ``endpoint_filter`` selects an endpoint of the
     catalogue. If ``endpoint`` is set, the catalogue is not used. ``connections`` is the largest number of concurrent
-    queries. ``credentials`` is a text for the operator without secrets: the user and the option that names it.
+    queries. ``credentials`` is a text for the operator without secrets: the user, and the option that selects the user.
     """
 
     plugin: Any = field(repr=False)

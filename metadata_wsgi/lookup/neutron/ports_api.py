@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """``GET <endpoint>/v2.0/ports?...``: the port list of Neutron.
 
-Temporary errors are LookupUnavailable, and the caller retries: no connection, no response in time, 408, 425, 429, 5xx,
-and a response that is not a list of ports. Permanent errors are InstanceLookupError: 401 even with a new token, 403,
-404, and a redirect. Redirects are not followed, because their target would get the token. No error text contains a
-token or the body of a response.
+Temporary errors (LookupUnavailable): no connection, no response in time, 408, 425, 429, 5xx, and a response that is
+not a list of ports. The caller retries. Permanent errors (InstanceLookupError): 401 even with a new token, 403, 404,
+and a redirect. Redirects are not followed, because their target would get the token. No error text contains a token or
+the body of a response.
 
-A query for a request has the request's id in ``X-Openstack-Request-Id``. Neutron logs the id. A query for several
-requests has the id of one of them.
+A query has the id of the client's request in ``X-Openstack-Request-Id``. Neutron logs the id. A query for the requests
+of several clients has the id of one of them.
 
 While Neutron accepts no connections, only one query at a time tries to connect (circuit breaker). All other queries
 fail at once.

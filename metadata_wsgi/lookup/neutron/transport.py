@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Limits every request to Keystone and Neutron: to the deadline of the lookup, and to a maximum response size.
 
-keystoneauth sends requests of its own (discovery, tokens) with a fixed timeout. The library requests applies a timeout
-to each single read. So the caller sets the deadline around its call (``deadline_scope``). The adapter of this module
-sends every request, and limits each connect and each read to the remaining time. At the deadline the adapter also shuts
-the connection down. Otherwise a TLS handshake or a header that arrives byte by byte, each byte in time, could take
-longer. Name resolution is limited too (``net.resolver``).
+keystoneauth sends requests of its own (discovery, tokens) with a fixed timeout. The library ``requests`` applies a
+timeout to each single read. So the caller sets the deadline around its call (``deadline_scope``). The adapter of this
+module sends every request, and limits each connect and each read to the remaining time. At the deadline the adapter
+also shuts the connection down. Otherwise a TLS handshake or a header that arrives byte by byte, each byte in time,
+could take longer. Name resolution is limited too (``net.resolver``).
 
 :func:`make_session` ignores the environment: no proxy (``http_proxy``, ``ALL_PROXY``), no ``~/.netrc``, no
 ``REQUESTS_CA_BUNDLE``. Keystone, Neutron and Nova are on the management network, where no proxy is needed. The CA
@@ -73,7 +73,7 @@ def machine_ca_store() -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return the text of the innermost cause of an error of requests or keystoneauth, on one line.
+    """Return the text of the innermost cause of an error of ``requests`` or keystoneauth, on one line.
 
     The text contains host names and addresses, but no URLs, credentials or tokens.
     """
@@ -88,7 +88,7 @@ def describe(error: BaseException) -> str:
 
 
 def is_without_connection(error: BaseException) -> bool:
-    """Whether ``error`` of requests or keystoneauth means that no connection could be made."""
+    """Whether ``error``, of ``requests`` or keystoneauth, means that no connection could be made."""
     return any(isinstance(cause, NewConnectionError | ConnectTimeoutError) for cause in _chain(error))
 
 
@@ -207,10 +207,10 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
 
 
 class DeadlineAdapter(TCPKeepAliveAdapter):
-    """Sends requests within the deadline of the scope. Reads the whole response before it returns."""
+    """Sends requests within the deadline of ``deadline_scope``. Reads the whole response before it returns."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """Called by requests. Makes the pools use the connection classes of this module."""
+        """Called by ``requests``. Makes the pools use the connection classes of this module."""
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = {'http': _HttpPool, 'https': _HttpsPool}
 
@@ -223,7 +223,7 @@ class DeadlineAdapter(TCPKeepAliveAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send ``request``. Raises the exceptions of the library requests, ReadTimeout at the deadline.
+        """Send ``request``. Raises the exceptions of the library ``requests``, at the deadline ReadTimeout.
 
         The arguments ``stream`` and ``timeout`` are ignored.
         """
@@ -241,10 +241,10 @@ class DeadlineAdapter(TCPKeepAliveAdapter):
                     request, stream=True, timeout=_remaining_s(deadline), verify=verify, cert=cert, proxies=proxies
                 )
                 response.raw = io.BytesIO(_read_body(response.raw, deadline))
-            except urllib3.exceptions.TimeoutError as error:
-                raise requests.exceptions.ReadTimeout(error, request=request) from error
             except (urllib3.exceptions.HTTPError, requests.exceptions.RequestException) as error:
-                if cutoff.has_ended:
+                # The socket times out at the same moment as the cutoff. The text must not depend on which is first.
+                is_timeout = isinstance(error, urllib3.exceptions.TimeoutError | requests.exceptions.Timeout)
+                if cutoff.has_ended or (is_timeout and cutoff.waits_for):
                     raise _timeout(cutoff, request) from None
                 if isinstance(error, requests.exceptions.RequestException):
                     raise

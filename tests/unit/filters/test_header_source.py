@@ -36,9 +36,12 @@ def test_an_address_behind_a_router():
     assert environ[environ_keys.SOURCE] == environ_keys.Source('10.1.1.2', router_id=ROUTER)
 
 
-@pytest.mark.parametrize('forwarded', [False, True])
-def test_a_forwarding_header_of_the_client_is_noted(forwarded):
-    extra = {'X-Metadata-Guest-Forwarded': '1'} if forwarded else {}
+@pytest.mark.parametrize(
+    ('extra', 'forwarded'),
+    [({}, False), ({'X-Metadata-Guest-Forwarded': '1'}, True), ({'Forwarded': 'for=10.0.0.9'}, True)],
+    ids=['none', 'our namespace proxy', 'haproxy'],
+)
+def test_a_forwarding_header_of_the_client_is_noted(extra, forwarded):
     _, environ = get({'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': ROUTER, **extra})
     assert environ[environ_keys.CLIENT_IS_PROXY] is forwarded
     assert not any(key.startswith('HTTP_X_METADATA') for key in environ)

@@ -42,6 +42,8 @@ class LoopbackNamespaces:
         if listener.namespace not in self.generation:
             raise NetnsError(f'there is no namespace {listener.namespace}')
         opened = listeners.bind_tcp(self.address(listener.namespace), listener.port)
+        # After bind(), as bin/metadata-wsgi-haproxy does: bind() fails if the port is in use.
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         opened.setblocking(False)
         return opened
 

@@ -184,6 +184,21 @@ class KeeperMachine(state_machine.StateMachine):
         sock.close()
         self.settle()
 
+    @precondition(lambda self: self.keeper is not None and self.registered)
+    @rule(data=st.data())
+    def give_back(self, data):
+        """Another program listens beside the keeper's socket, and then the keeper closes it."""
+        name = data.draw(st.sampled_from(sorted(self.registered)))
+        if not self.is_present(name):
+            return
+        listener, generation = self.registered.pop(name)
+        # As metadata-wsgi-haproxy opens its sockets, which a haproxy may share.
+        sock = socket.create_server((self.namespaces.address(name), listener.port), reuse_port=True)
+        self.foreign[name, listener.port, generation] = sock
+        with self.client() as client:
+            assert client.unregister_all(name)
+        self.settle()
+
     # -- processes
 
     @precondition(lambda self: self.keeper is not None)
@@ -276,7 +291,9 @@ class KeeperMachine(state_machine.StateMachine):
         generation = self.namespaces.generation.get(name)
         if generation is None or (name, port) in self.namespaces.open_ports():
             return
-        self.foreign[name, port, generation] = socket.create_server((self.namespaces.address(name), port))
+        self.foreign[name, port, generation] = socket.create_server(
+            (self.namespaces.address(name), port), reuse_port=True
+        )
 
     @precondition(lambda self: self.foreign)
     @rule(data=st.data())

@@ -115,7 +115,7 @@ def test_revalidate_detects_a_moved_instance(cached_lookup, clock, find):
     lookup = cached_lookup(FakeLookup([OLD], [NEW]))
     find(lookup)
     clock.sleep(1.0)
-    assert lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
+    assert lookup.revalidate(SOURCE, OLD, Deadline.after(9.0, clock))
     assert lookup.cached(SOURCE) == NEW
 
 
@@ -124,7 +124,7 @@ def test_revalidate_makes_an_unchanged_instance_fresh(cached_lookup, clock, find
     lookup = cached_lookup(inner)
     find(lookup)
     clock.sleep(5.0)
-    assert not lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
+    assert not lookup.revalidate(SOURCE, OLD, Deadline.after(9.0, clock))
     clock.sleep(5.0)
     assert lookup.cached(SOURCE) == OLD
     assert len(inner.calls) == 2
@@ -134,11 +134,26 @@ def test_revalidate_does_not_look_a_new_result_up_again(cached_lookup, clock, fi
     """A boot draws several 404s of Nova's in a fraction of a second."""
     inner = FakeLookup([OLD])
     lookup = cached_lookup(inner)
-    assert not lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
     find(lookup)
     clock.sleep(0.9)
-    assert not lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
+    assert not lookup.revalidate(SOURCE, OLD, Deadline.after(9.0, clock))
     assert len(inner.calls) == 1
+
+
+@pytest.mark.parametrize('found', [[NEW], [], [OLD, NEW]], ids=['another', 'none', 'several'])
+def test_revalidate_sees_a_result_that_another_request_has_looked_up(cached_lookup, clock, find, found):
+    inner = FakeLookup(found)
+    lookup = cached_lookup(inner)
+    find(lookup)
+    assert lookup.revalidate(SOURCE, OLD, Deadline.after(9.0, clock))
+    assert len(inner.calls) == 1
+
+
+def test_revalidate_looks_an_invalidated_result_up(cached_lookup, clock):
+    lookup = cached_lookup(FakeLookup([NEW], [OLD]))
+    assert lookup.revalidate(SOURCE, OLD, Deadline.after(9.0, clock))
+    lookup.invalidate(SOURCE)
+    assert not lookup.revalidate(SOURCE, OLD, Deadline.after(9.0, clock))
 
 
 def test_revalidate_changes_nothing_while_the_lookup_is_unavailable(cached_lookup, clock, find):
@@ -146,7 +161,7 @@ def test_revalidate_changes_nothing_while_the_lookup_is_unavailable(cached_looku
     find(lookup)
     clock.sleep(2.0)
     with pytest.raises(LookupUnavailable):
-        lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
+        lookup.revalidate(SOURCE, OLD, Deadline.after(9.0, clock))
     assert lookup.cached(SOURCE) == OLD
 
 
@@ -157,7 +172,7 @@ def test_revalidate_makes_no_lookup_shortly_after_the_lookup_was_unavailable(cac
     clock.sleep(20)
     find(lookup)
     with pytest.raises(LookupUnavailable):
-        lookup.revalidate(SOURCE, Deadline.after(9.0, clock))
+        lookup.revalidate(SOURCE, OLD, Deadline.after(9.0, clock))
     assert len(inner.calls) == 2
 
 

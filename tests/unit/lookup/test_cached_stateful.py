@@ -12,7 +12,7 @@ from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.cache.single_flight import REFRESH_TIMEOUT_S
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
-from metadata_wsgi.lookup.cached import CachedLookup
+from metadata_wsgi.lookup.cached import MIN_REVALIDATE_AGE_S, CachedLookup
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 from tests import state_machine
 from tests.fakes import FakeClock
@@ -168,21 +168,38 @@ class CachedLookupMachine(state_machine.StateMachine):
         self.check(worker, source)
         self.asking, self.during = None, []
 
-    @rule(worker=workers, source=sources)
-    def revalidate(self, worker, source):
-        """After a 404 of Nova."""
-        try:
-            changed = self.workers[worker].revalidate(source, Deadline.after(TIMEOUT_S, self.clock))
-        except (InstanceLookupError, LookupUnavailable):
-            assert self.state != UP or self.workers[worker]._results.source_is_down()
+    meanwhile = st.sampled_from(
+        [[], [1.1], ['move', 1.1], ['move', 9.0, 'check'], ['move', 'invalidate_in'],
+         ['move', 'invalidate_in', 'check'], [9.0, UNAVAILABLE, 'check', 'move'], [UNAVAILABLE, 'move', 1.1]]
+    )  # fmt: skip
+
+    @rule(worker=workers, source=sources, meanwhile=meanwhile)
+    def revalidate(self, worker, source, meanwhile):
+        """After a 404 of Nova, which was slow: other requests of the same source came meanwhile."""
+        lookup = self.workers[worker]
+        used = self.check(worker, source)
+        if used is None or len(used) != 1:
             return
-        if changed:
-            assert tuple(self.workers[worker].find(source, Deadline.after(TIMEOUT_S, self.clock))) == self.truth.now(
-                source
-            )
+        for event in meanwhile:
+            if event == 'move':
+                self.move(source, 1)
+            elif isinstance(event, float):
+                self.pass_time(event)
+            elif event == UNAVAILABLE:
+                self.set_state(event)
+            else:
+                getattr(self, event)(worker, source)
+        asked_s = self.clock()
+        try:
+            changed = lookup.revalidate(source, used[0], Deadline.after(TIMEOUT_S, self.clock))
+        except (InstanceLookupError, LookupUnavailable):
+            assert self.state != UP or lookup._results.source_is_down()
+            return
+        if not changed:
+            assert used in self.truth.since(source, asked_s - MIN_REVALIDATE_AGE_S)
 
     def check(self, worker, source):
-        """A request's result was right within the documented time, counted back from when it is used."""
+        """A request's result was right within the documented time, counted back from when it is used; the result."""
         asked_s, was_down = self.clock(), self.state == UNAVAILABLE
         # One that comes later may be too late for this request.
         invalidated_at_s = self.invalidated_at_s.get((worker, source), float('-inf'))
@@ -190,7 +207,7 @@ class CachedLookupMachine(state_machine.StateMachine):
         try:
             found = tuple(lookup.find(source, Deadline.after(TIMEOUT_S, self.clock)))
         except (InstanceLookupError, LookupUnavailable):
-            return
+            return None
         used_s = self.clock()
         took_s = used_s - asked_s
         if len(found) != 1:
@@ -202,6 +219,7 @@ class CachedLookupMachine(state_machine.StateMachine):
         since_s = used_s - max(bound_s, took_s)
         since_s = max(since_s, invalidated_at_s)
         assert found in self.truth.since(source, since_s), f'{found} was not right since {since_s}, {bound_s} s'
+        return found
 
 
 def test_cached_lookup_returns_only_what_was_right_within_its_ttl():

@@ -191,8 +191,9 @@ class SimulatedHost:
         return process and process.pid
 
     def listens(self, pid, port):
+        """As /proc/PID/net/tcp shows it: a socket of another namespace is not there."""
         return any(
-            handle.socket.port == port
+            (handle.socket.port, handle.socket.generation) == (port, one.generation)
             for one in self.processes.values() if one.pid == pid for handle in one.handles
         )  # fmt: skip
 

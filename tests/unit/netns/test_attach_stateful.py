@@ -42,6 +42,8 @@ class AttachMachine(state_machine.StateMachine):
             setattr(module, name, value)
         self.mode = SHARED
         self.reconciler = Reconciler(self.list_namespaces, self, clock=self.host.clock)
+        self.watched = {}
+        """The processes that watch has started or found, by target, as watch knows them."""
         self.unattended = set()
         """Namespaces whose rules are missing since the last attach: flushed, or the namespace was made again: the
         keeper's socket comes back before the rules do."""
@@ -64,10 +66,18 @@ class AttachMachine(state_machine.StateMachine):
         return {(one.kind, one.uuid): self.host.identity(one.namespace) for one in TARGETS if self.exists(one)}
 
     def attach(self, keys):
-        return self.errors(keys, lambda target: self.host.attacher.attach(target, mode=self.mode))
+        errors = self.errors(keys, lambda target: self.host.attacher.attach(target, mode=self.mode))
+        for key in set(keys) - set(errors):
+            self.watched.pop(key, None)
+            if self.mode == PROCESS:
+                self.watched[key] = self.host.processes[key[1]]
+        return errors
 
     def detach(self, keys):
-        return self.errors(keys, self.host.attacher.detach)
+        errors = self.errors(keys, self.host.attacher.detach)
+        for key in set(keys) - set(errors):
+            self.watched.pop(key, None)
+        return errors
 
     def errors(self, keys, action):
         errors = {}
@@ -85,7 +95,11 @@ class AttachMachine(state_machine.StateMachine):
             return None
 
     def ended(self):
-        return set()
+        running = list(self.host.processes.values())
+        ended = {key for key, process in self.watched.items() if process not in running}
+        for key in ended:
+            del self.watched[key]
+        return ended
 
     # -- what is there
 
@@ -196,6 +210,20 @@ class AttachMachine(state_machine.StateMachine):
                 raise AssertionError(f'{target} was not detached')
 
     @rule()
+    def watch_wakes_after_a_process_has_ended(self):
+        """It is started again now, and not by the next reconciliation of all targets."""
+        running = list(self.host.processes.values())
+        ended = [AttachTarget.of(*key) for key, process in self.watched.items() if process not in running]
+        self.reconciler.reconcile()
+        self.host.deliver()
+        for target in ended:
+            if self.host.registry is None or self.host.program_fails or self.foreign(target):
+                continue
+            if self.exists(target):
+                assert self.protection(target) in self.own_ports(target), target
+                self.unattended.discard(target.namespace)
+
+    @rule()
     def keeper_ends_or_starts(self):
         if self.host.registry is None:
             self.host.start_keeper()
@@ -282,3 +310,25 @@ class AttachMachine(state_machine.StateMachine):
 
 def test_attach_detach_and_watch_leave_nothing_open_without_rules_after_any_events():
     state_machine.run(AttachMachine, runs=50, steps=30)
+
+
+def test_port_of_a_process_stays_while_a_worker_may_have_its_socket():
+    """The keeper ended while the socket was moved from it to the process, so a worker still has a copy."""
+    target, reached = TARGETS[0], 0
+    for countdown in range(40):
+        machine = AttachMachine()
+        try:
+            machine.start()
+            machine.host.attacher.attach(target, mode=ONE_HOP, port=9697)
+            machine.host.deliver()
+            with machine.interrupted(target, (countdown, 'keeper ends')), contextlib.suppress(NetnsError):
+                machine.host.attacher.attach(target, mode=PROCESS, port=9697)
+            if target.uuid not in machine.host.processes or machine.host.registry is not None:
+                continue
+            reached += 1
+            with contextlib.suppress(NetnsError):
+                machine.host.attacher.attach(target, mode=PROCESS, port=9700)
+            machine.a_port_of_ours_is_open_only_behind_its_rules()
+        finally:
+            machine.teardown()
+    assert reached

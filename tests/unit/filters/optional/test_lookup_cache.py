@@ -23,12 +23,14 @@ class Nova:
 
     def __init__(self, *knows):
         self.knows, self.requests, self.closed = set(knows), [], 0
-        self.lacks, self.statuses = '', []
+        self.lacks, self.statuses, self.during = '', [], []
 
     def __call__(self, environ, start_response):
         instance_id = environ[environ_keys.INSTANCE].instance_id
         self.requests.append((environ['REQUEST_METHOD'], instance_id))
         environ.setdefault('HTTP_X_INSTANCE_ID', instance_id)
+        while self.during:
+            self.during.pop()()
         is_there = instance_id in self.knows and environ['PATH_INFO'] != self.lacks
         status = self.statuses.pop(0) if self.statuses else '200 OK' if is_there else '404 Not Found'
         body = f'{environ["HTTP_X_INSTANCE_ID"]} {environ["PATH_INFO"]}'.encode()
@@ -164,6 +166,25 @@ def test_an_address_without_an_instance_any_more_is_a_404():
     pipeline.clock.sleep(2)
     pipeline.nova.knows = set()
     assert 'No instance was found' in pipeline.get(status=404).text
+
+
+@pytest.mark.parametrize('is_invalidated', [False, True], ids=['looked up', 'invalidated'])
+def test_a_404_after_another_request_has_found_the_new_instance_is_replayed(is_invalidated):
+    """Nova was slow: the entry is young, and is not that of this request."""
+    pipeline = Pipeline(Nova('old'), [OLD], [NEW])
+    pipeline.get()
+
+    def meanwhile():
+        pipeline.clock.sleep(8.5)
+        pipeline.nova.knows = {'new'}
+        if is_invalidated:
+            pipeline.filter._cached_lookup.invalidate(SOURCE)
+        else:
+            assert pipeline.get().text == 'new /x'
+
+    pipeline.nova.during = [meanwhile]
+    assert pipeline.get().text == 'new /x'
+    assert pipeline.lookups == 2
 
 
 FAULTS = pytest.mark.parametrize('fault', [LookupUnavailable('no route'), InstanceLookupError('no rights')])
