@@ -19,7 +19,7 @@ MAX_ENTRIES_PER_OWNER = 64
 MAX_DELETED_KEYS = 4096
 """Number of deletes that are remembered. The oldest one is forgotten first."""
 CLOCK_DIFFERENCE_S = 2.0
-"""The largest allowed difference between the clocks of hosts that share a cache (doc/caches.md)."""
+"""Margin for the clocks of hosts that share a cache: twice the difference that ``shared`` allows."""
 
 
 @dataclass(frozen=True, slots=True)
