@@ -6,7 +6,7 @@ or network. The client's address is the peer address of the connection. For an I
 the interface on which the connection arrived. The filter deletes every header that could name a client or an instance,
 in every spelling.
 
-In mode one_hop the process that parses clients' requests also has the secret of Nova and the credentials for Neutron.
+In mode one_hop the process that parses clients' requests also has the secret for Nova and the credentials for Neutron.
 In the other modes the namespace proxy parses them, and has neither. In all modes a worker runs as an unprivileged user
 that cannot enter a namespace, and the keeper reads no data of a client.
 

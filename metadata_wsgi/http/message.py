@@ -170,7 +170,7 @@ def _read(stream: Any, size: int, deadline: Deadline | None) -> bytes:
 def _time_limit(deadline: Deadline | None) -> contextlib.AbstractContextManager[Any]:
     """A context that raises TimeoutError in its block when the time for the body is over. Without gevent: no limit.
 
-    Not used for a body that is in memory, because the timer costs 10 microseconds of CPU time.
+    Not used for a body that is already in memory, because the timer costs 10 microseconds of CPU time.
     """
     if deadline is None or not monkey.is_module_patched('socket'):
         return contextlib.nullcontext()

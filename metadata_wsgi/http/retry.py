@@ -10,9 +10,8 @@ up to ``limits.RETRY_MAX_DELAY_S``. The random delays spread the retries of a th
 available again.
 
 A RetryBudget limits the retries of all requests together (``limits.RETRY_BUDGET_*``). Without a budget, if Nova
-responds 500 to everything, every request would be sent about ten times. While the budget is empty, a request waits. It
-is retried when the budget allows a retry. If no retry is possible before the deadline, the client gets the last
-response.
+responds 500 to everything, every request would be sent about ten times. While the budget is empty, a failed request
+waits until the budget allows a retry. If no retry is possible before the deadline, the client gets the last response.
 
 No library is used, because each request passes through this loop several times, and tenacity takes 30 microseconds even
 if nothing fails.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the master does before it forks, so that its workers share memory with it; garbage collection in a worker."""
+"""Imports modules in the master, so that its workers share their memory, and tunes Python's garbage collection."""
 
 from __future__ import annotations
 

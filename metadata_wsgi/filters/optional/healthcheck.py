@@ -10,7 +10,7 @@
 
 ``/healthcheck`` is the readiness check: 200, or 503 with the reasons. There are two reasons for 503:
 
-- The last request that used the lookup, or the last request to Nova, failed in the last minute.
+- The latest lookup, or the latest request to Nova, failed less than a minute ago.
 - The node is drained: the file ``disable_by_file_path`` exists, or a file of ``enable_by_file_paths`` is missing. A
   drained agent still serves instances.
 
@@ -22,9 +22,9 @@ The check sends no request to Neutron or Nova. It reports the results of instanc
 responds. So a host without requests is healthy.
 
 The filter responds to requests of this host only. A request is one of the host if it is on the agent's own socket and
-has no header that names a client. A namespace proxy always sends such headers. If an instance requests one of these
-paths, its request goes to Nova. The agent also serves the paths on the address in ``[metrics] listen``. The filter must
-be after ``request_id``.
+has no header that names a client. A namespace proxy always sends such headers. If an instance requests
+``/healthcheck``, its request goes to Nova. The agent also serves both checks on the address in ``[metrics] listen``.
+The filter must be after ``request_id``.
 
 The paths, statuses, options and the form of the response are those of oslo.middleware's healthcheck. That healthcheck
 itself is not used, for three reasons. It is an application and not a filter, it needs a library with a C extension, and
@@ -95,7 +95,7 @@ class Result:
 
 
 class HealthcheckFilter:
-    """Responds to requests of the host for ``path``. Records the status of all other requests."""
+    """Responds to requests of the host for ``path`` and ``path/live``. Records the status of all other requests."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -120,7 +120,7 @@ class HealthcheckFilter:
         self._last_seen: dict[str, tuple[float, bool]] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Respond to a request of the host; otherwise call the next filter and record its status."""
+        """Respond to a request of the host. For other requests, call the next filter and record the status."""
         if environ['PATH_INFO'] in self._paths and is_local_request(environ):
             return self.respond(environ, start_response)
         recorder = StatusRecorder(start_response)

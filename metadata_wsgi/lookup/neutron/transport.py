@@ -166,7 +166,7 @@ _CUTOFF: ContextVar[_Cutoff] = ContextVar('metadata_wsgi.lookup.neutron.cutoff')
 class _ConnectionMixin:
     """Opens the connection to Neutron or Keystone with this package's resolver.
 
-    A connection attempt ends at the deadline, and after ``limits.CONNECT_TIMEOUT_S``.
+    A connection attempt takes at most ``limits.CONNECT_TIMEOUT_S``, and ends at the deadline at the latest.
     """
 
     def request(self: Any, *args: Any, **kwargs: Any) -> None:
