@@ -8,6 +8,5 @@ Rule 3: this package does not interpret keys and values. Their meaning is define
 
 ``local`` is the cache of one worker. It is a dict, and a hit takes a microsecond. ``shared`` is the cache of several
 workers: memcached or Redis, if ``cache_url`` names a server. ``single_flight`` merges concurrent loads of one key, and
-serves a stale entry while the source is unavailable. ``process_shared`` is no cache, but a pause that the workers of an
-agent share.
+serves a stale entry while the source is unavailable. ``process_shared`` is a pause that the workers of an agent share.
 """

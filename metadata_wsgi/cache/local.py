@@ -186,7 +186,7 @@ class LocalCache:
         flight.land()
 
     def _is_deleted(self, key: Hashable, age_s: float) -> bool:
-        """Whether the load of a backend entry began before the delete of ``key``, or CLOCK_DIFFERENCE_S after it."""
+        """Whether a backend entry's load began before ``key`` was deleted, or within CLOCK_DIFFERENCE_S after that."""
         deleted_at_s = self._deleted_at_s.get(key)
         return deleted_at_s is not None and self.clock() - age_s < deleted_at_s + CLOCK_DIFFERENCE_S
 

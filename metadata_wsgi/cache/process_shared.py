@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pause after a failure, shared by a process and its forks. The pause doubles with each failure.
 
-The workers of an agent use the same credentials. If each worker paused on its own after a rejection, Keystone would get
-as many failed attempts as there are workers.
+The workers of an agent use the same credentials. With a pause for each worker, every worker would send rejected
+credentials to Keystone.
 """
 
 from __future__ import annotations

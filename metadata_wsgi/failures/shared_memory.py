@@ -9,8 +9,8 @@ permissions are needed.
 The size is sealed, so a worker cannot make the file larger. A worker is not trusted: the reader parses the table with
 limits, and leaves invalid rows out.
 
-``status`` must run as root or as the master's user. It finds the memory by its name among the descriptors of the
-master, without a path, a socket or a request.
+``status`` must run as root or as the master's user. It finds the memory among the descriptors of the master, by the
+memory's name. It needs no path, socket or request.
 
 Layout: length and CRC-32 of the text (4 bytes each, little-endian), then the text, JSON. If a reader reads during a
 write, the CRC is wrong, and the reader reads again.

@@ -126,8 +126,8 @@ def end_to_end(all_headers: Headers) -> Headers:
 def body(environ: WSGIEnvironment, limit: int, deadline: Deadline | None = None) -> bytes:
     """The whole request body. Waits at most ``limits.BODY_DEADLINE_FRACTION`` of the time to ``deadline``.
 
-    Raises TooLarge for more than ``limit`` bytes, RequestTimeout if the body does not arrive in time, and BadRequest if
-    it is malformed or incomplete.
+    Raises TooLarge for more than ``limit`` bytes, RequestTimeout if the body does not arrive in time, and BadRequest
+    for a malformed or incomplete body.
     """
     declared = _content_length(environ)
     if declared is not None and declared > limit:

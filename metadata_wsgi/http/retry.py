@@ -101,7 +101,7 @@ class RetryBudget:
         self._add(limits.RETRY_BUDGET_PER_SUCCESS)
 
     def take_retry(self) -> bool:
-        """Take one retry out of the budget; False if it is empty."""
+        """Take one retry out of the budget; False if the budget is empty."""
         now_s = self._clock()
         self._add((now_s - self._refilled_at_s) * limits.RETRY_BUDGET_PER_S)
         self._refilled_at_s = now_s

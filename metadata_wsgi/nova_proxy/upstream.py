@@ -13,8 +13,8 @@ Nova cannot have received it. All requests of a worker share a retry budget. Whi
 one request at a time tries to connect to it. So the retries of many clients do not overload a failing Nova.
 
 While the shared secret is being changed there are two signatures. If Nova rejects one signature (403), the app sends
-the request again with the other signature, also a POST, because a rejected request has no effect. Later requests are
-first sent with the signature that Nova accepted last.
+the request again with the other signature. A POST is sent again too, because a rejected request has no effect. Later
+requests are first sent with the signature that Nova accepted last.
 
 ``nova_metadata_host`` may name several hosts, separated by commas, each with its own port if needed
 (``nova1,nova2:8776,[2001:db8::1]:8775``). A request is sent to the first host. If this host fails, the request is sent

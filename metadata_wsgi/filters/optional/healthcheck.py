@@ -14,15 +14,15 @@
 - The node is drained: the file ``disable_by_file_path`` exists, or a file of ``enable_by_file_paths`` is missing. A
   drained agent still serves instances.
 
-``/healthcheck/live`` is the liveness check: 200 as long as a worker responds. A failure of Neutron or Nova does not
-change this, because a restart of the agent would not repair them. HEAD gets 204 instead of 200. With ``Accept:
+``/healthcheck/live`` is the liveness check: 200 as long as a worker responds. Failures of Neutron and Nova do not
+count, because a restart of the agent would not repair them. On both paths HEAD gets 204 instead of 200. With ``Accept:
 application/json`` the response is JSON.
 
 The check sends no request to Neutron or Nova. It reports the results of instances' requests in the worker that
 responds. So a host without requests is healthy.
 
-The filter responds to requests of this host only. A request is one of the host if it is on the agent's own socket and
-has no header that names a client. A namespace proxy always sends such headers. If an instance requests
+The filter responds to requests of this host only. A request counts as one of this host if it arrives on the agent's own
+socket without a header that names a client. A namespace proxy always sends such a header. If an instance requests
 ``/healthcheck``, its request goes to Nova. The agent also serves both checks on the address in ``[metrics] listen``.
 The filter must be after ``request_id``.
 

@@ -280,9 +280,9 @@ class Authenticator:
 def select_endpoint(catalog: Any, wanted: EndpointFilter) -> str:
     """Return the URL of the endpoint that ``wanted`` selects in a keystoneauth service catalogue.
 
-    Raises InstanceLookupError, with the regions or interfaces of the catalogue in its text, in two cases: no endpoint
-    matches, or no region is configured and the catalogue has endpoints in several regions. The Neutron of another
-    region does not have the routers of this host.
+    Raises InstanceLookupError if no endpoint matches, or if no region is configured and the catalogue has endpoints in
+    several regions. The Neutron of another region does not have the routers of this host. The error text lists the
+    regions or interfaces of the catalogue.
     """
     found = catalog.get_endpoints_data(service_type=wanted.service_type, service_name=wanted.service_name)
     endpoints = [entry for entries in found.values() for entry in entries if entry.url]

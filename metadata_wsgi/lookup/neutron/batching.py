@@ -42,8 +42,8 @@ class _Waiter(Generic[K]):
 class QueryBatcher(Generic[K]):
     """Calls ``query`` with the keys of lookups that wait at the same time. Shared by all threads of a worker.
 
-    ``filters_of`` returns the filters of a key for the URL. If several keys have the same filter, it is in the URL only
-    once. All filters of a batch together have at most ``max_length`` characters, or belong to a single key.
+    ``filters_of`` returns the filters of a key for the URL. A filter that several keys have is in the URL only once.
+    All filters of a batch together have at most ``max_length`` characters, or belong to a single key.
     """
 
     def __init__(

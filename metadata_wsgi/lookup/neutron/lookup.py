@@ -6,7 +6,7 @@ an empty list means 404 for the client only in the following two cases. In all o
 
 - A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has found ports of other projects.
 - The check has found no ports of other projects, for example in a new cloud. But by Neutron's default policy the role
-  may see all ports, and Neutron shows interfaces of the request's router, or a port on the request's network.
+  may see all ports. In addition Neutron shows an interface of the request's router, or a port on the request's network.
 
 If a lookup with cached networks of the router finds nothing, the networks are queried again, because a network may have
 been added.

@@ -65,8 +65,8 @@ def make_session(connections: int) -> requests.Session:
 def machine_ca_store() -> str:
     """Path of this machine's CA certificates, a file or a directory: OpenSSL's default, as for Nova.
 
-    The variables ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace it. If the machine has no CA certificates, the path
-    does not exist.
+    The variables ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace this default. If the machine has no CA certificates,
+    the path does not exist.
     """
     paths = ssl.get_default_verify_paths()
     return paths.cafile or paths.capath or paths.openssl_cafile
