@@ -20,7 +20,7 @@ AGENT_HEADROOM_S = 0.3
 """The agent gets this much less time than the namespace proxy has, so that the agent's response arrives in time."""
 
 BODY_DEADLINE_FRACTION = 2 / 3
-"""A request body must arrive within this part of the remaining time. The rest is for Nova's response."""
+"""A request body must arrive within this part of the time to the deadline. The rest is for Nova's response."""
 
 MAX_REQUEST_BODY_BYTES = 1 << 20
 """Default limit of a request body; above it 413. Nova accepts a password of at most 1,020 bytes."""
@@ -87,8 +87,8 @@ HEADER_TIMEOUT_S = 10.0
 later request from its first byte."""
 
 BODY_TIMEOUT_S = 6.0
-"""Time for a complete request body, from the application's first read. It ends at the latest REQUEST_TIMEOUT_S after
-the header. The rest of REQUEST_TIMEOUT_S is for Nova."""
+"""Time for a complete request body, from the application's first read, but at most until the deadline. It is shorter
+than REQUEST_TIMEOUT_S, so that time for Nova's response remains."""
 
 READ_WRITE_TIMEOUT_S = 10.0
 """Longest pause in a transfer: while a client sends a body or receives a response, and while Nova sends a large
@@ -128,7 +128,7 @@ WORKER_TIMEOUT_S = 30
 """The master kills a worker that sent no heartbeat for this long."""
 
 STUCK_REQUEST_S = 15.0
-"""A worker sends no heartbeat while a request is this long past its deadline and no other request has ended since."""
+"""A worker sends no heartbeat while a request is this long past its deadline and no request has ended for this time."""
 
 HEARTBEAT_FRESH_S = 5.0
 """A worker serves if its last heartbeat is younger than this. Workers send heartbeats each second."""

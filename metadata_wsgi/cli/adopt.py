@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi adopt`` takes over the sockets of a Neutron node's haproxies. ``give-back`` starts them again."""
+"""``metadata-wsgi adopt`` takes over the sockets of a Neutron node's haproxies. ``give-back`` starts haproxy again."""
 
 from __future__ import annotations
 

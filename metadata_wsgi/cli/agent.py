@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 STORED_SOCKET = 'metadata_proxy'
-"""Name of the agent's socket in systemd's file descriptor store, and when SIGUSR1 executes the program again."""
+"""Name of the agent's socket in systemd's file descriptor store, and in LISTEN_FDNAMES at SIGUSR1."""
 
 OPTS = [
     cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the paste file of the package.'),
@@ -184,14 +184,14 @@ def _application(global_conf: Mapping[str, str], pause: SharedPause, *, one_hop:
 
 
 class _DispatchBySocket:
-    """Passes requests of namespace proxies to ``app``, requests of instances to ``one_hop``."""
+    """Passes requests from namespace proxies to ``app``, and those from sockets in namespaces to ``one_hop``."""
 
     def __init__(self, app: Any, one_hop: Any) -> None:
         self.app = app
         self._one_hop = one_hop
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """WSGI application. Only requests from a socket in a namespace have the key NAMESPACE."""
+        """WSGI application. Only requests from sockets in namespaces have the key NAMESPACE."""
         body: Iterable[bytes] = (self._one_hop if NAMESPACE in environ else self.app)(environ, start_response)
         return body
 

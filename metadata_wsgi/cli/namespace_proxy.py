@@ -41,7 +41,7 @@ LOG = logging.getLogger(__name__)
 PROGRAM = 'quantum-ns-metadata-proxy'
 SYSLOG = '/dev/log'
 SHARED_SOCKET = 'shared_proxy'
-"""Name of the shared proxy's socket in its state path, and when SIGUSR1 executes the program again."""
+"""Name of the shared proxy's socket file in the state path, and of this socket in LISTEN_FDNAMES at SIGUSR1."""
 UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
@@ -209,8 +209,8 @@ def _configure_logging(args: argparse.Namespace, namespace_id: str) -> None:
 def _log_handlers(args: argparse.Namespace, namespace_id: str) -> list[logging.Handler]:
     """The log handlers that the options select.
 
-    A daemon closes its standard error when it is ready, because its caller may wait until it is closed. So a daemon
-    also logs to syslog if no other destination is given.
+    A daemon closes its standard error when it is ready, because its caller may wait for this. So a daemon also logs to
+    syslog if no other destination is given.
     """
     if args.use_syslog and _syslog_is_reachable():
         return [logging.handlers.SysLogHandler(SYSLOG)]
@@ -256,7 +256,7 @@ def make_parser() -> argparse.ArgumentParser:
         'tens of MB of memory. The mode is always process without root, without --pid_file, with --nodaemonize or with '
         '--listen_fd',
     )
-    option('state_path', default='/var/lib/quantum', help='directory of the agent (default: %(default)s)')
+    option('state_path', default='/var/lib/quantum', help="directory of the agent's socket (default: %(default)s)")
     option('metadata_port', type=int, default=9697, help='TCP port to listen on (default: %(default)s)')
     option(
         'metadata_host',

@@ -218,8 +218,8 @@ def bind_tcp(
 ) -> socket.socket:
     """Listen on ``host`` and ``port`` without a retry.
 
-    With ``reuse_port`` other processes of the same user may listen on the port too. The workers of a former program do
-    so during an upgrade. If listening fails, raises ConfigError with the OSError as its cause. Its text names
+    With ``reuse_port`` other processes of the same user may listen on the port too: during an upgrade, the workers of
+    the former program. If listening fails, raises ConfigError with the OSError as its cause. Its text names
     ``option``.
     """
     try:

@@ -97,10 +97,10 @@ class Conversion:
     def give_back(self, proxy: Proxy, detach: Callable[[str], bool]) -> bool:
         """Start haproxy with Neutron's configuration and end the holder. Returns whether anything was changed.
 
-        When haproxy listens, ``detach`` is called with the id, to make the keeper close its sockets. It returns whether
-        there were any. If haproxy does not start, raises NetnsError, and the holder and the keeper's sockets stay. If
-        the keeper does not respond, raises NetnsError although haproxy serves: a worker may still accept on the socket.
-        Repeat ``give_back`` when the keeper runs.
+        When haproxy listens, ``detach`` is called with the id. It makes the keeper close the sockets of this id, and
+        returns whether there were any. If haproxy does not start, raises NetnsError, and the holder and the keeper's
+        sockets stay. If the keeper does not respond, raises NetnsError although haproxy serves: a worker may still
+        accept on the socket. Repeat ``give_back`` when the keeper runs.
         """
         if proxy.is_haproxy:
             try:
