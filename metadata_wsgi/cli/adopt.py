@@ -31,7 +31,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
         subparsers,
         'give-back',
         description="Starts haproxy again, with Neutron's configuration. When haproxy listens, the keeper closes its "
-        'listening sockets, so no connection is refused.',
+        'own sockets. So no connection is refused.',
     )
     for parser, convert in ((adopt, _adopt), (give_back, _give_back)):
         which = parser.add_mutually_exclusive_group(required=True)

@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _can_hand_over(args: argparse.Namespace) -> bool:
     """Whether the shared proxy can serve this namespace instead of this process.
 
-    It can if root starts the program in the form of an L3 or DHCP agent: for one id, in the background, with a pid
+    True if root starts the program in the form of an L3 or DHCP agent: for one id, in the background, with a pid
     file, and without ``--listen_fd``.
     """
     is_uuid = UUID.fullmatch(args.router_id or args.network_id or '')

@@ -115,7 +115,7 @@ def to_global_conf(paths: Sequence[str]) -> dict[str, str]:
 
 
 def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = 'DEFAULT') -> cfg.ConfigOpts:
-    """Return a ConfigOpts with ``opts`` in ``[group]``. It may have other options too.
+    """Return a ConfigOpts with ``opts`` in ``[group]``, and maybe with other options too.
 
     If a value is wrong, raises ConfigError. Its text names the option, its value, the files and what would be right.
     """

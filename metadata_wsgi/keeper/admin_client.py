@@ -41,9 +41,9 @@ class KeeperClient:
         """Register ``listener``. Returns False if it was already registered.
 
         The keeper opens the socket, or takes ``handed_over`` if it is given. While the port is in use, the request is
-        retried for ``PORT_IN_USE_TIMEOUT_S``. Usually a former proxy that is about to end uses the port, or a worker
-        that has not yet sent its socket to a restarted keeper. If a program of another package listens on the port,
-        the request is retried only for ``limits.FOREIGN_PORT_TIMEOUT_S``, and the error names that program.
+        retried for ``PORT_IN_USE_TIMEOUT_S``. Usually a former proxy is about to end, or the keeper was restarted
+        and a worker has not sent it the socket yet. If a program of another package listens on the port, the request
+        is retried only for ``limits.FOREIGN_PORT_TIMEOUT_S``, and the error names that program.
         """
         message = {protocol.VERB: protocol.ATTACH, 'listener': listener.to_json()}
         waited_s, next_search_s = 0.0, limits.FOREIGN_PORT_TIMEOUT_S

@@ -10,8 +10,8 @@ final permissions are set after the group. ``metadata_proxy_socket_mode`` select
 ``all``     every user of the host
 ``deduce``  ``user`` if only ``metadata_proxy_user`` is set, else ``group``
 
-If neither user nor group is set and the agent's workers run as another user than root, the socket gets the group of the
-workers (``privileges.identity``). By default the workers of the namespace proxies have the same group.
+If neither user nor group is set and root starts the agent, the socket gets the group of the agent's workers
+(``privileges.identity``). By default the workers of the namespace proxies have the same group.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Because of these facts no connection is refused:
   one process has a descriptor.
 - After SIGUSR1 haproxy finishes the requests in progress and ends.
 - haproxy binds with SO_REUSEPORT, so a new haproxy can listen on a port while our process still listens.
-- If ``net.ipv4.tcp_migrate_req`` is set (Linux 5.14) and a socket is closed, the kernel moves the connections in its
-  accept queue to another socket on the same port.
+- With ``net.ipv4.tcp_migrate_req`` (Linux 5.14), when a listening socket is closed, the kernel moves the connections in
+  the accept queue to another socket on the same port.
 """
 
 from __future__ import annotations
