@@ -227,9 +227,10 @@ def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]
     """The mode, owner and group of the agent's socket. '' as owner or group means that of this process.
 
     The arguments are the values of ``metadata_proxy_socket_mode``, ``metadata_proxy_user`` and
-    ``metadata_proxy_group``. Only root can give the socket to another user. If another user starts the agent, mode
-    ``deduce`` sets the permissions of Neutron's agent: if ``metadata_proxy_group`` is '' or a group of this process,
-    the group may connect, else all users may. The filter ``peer_credentials`` still checks the peers.
+    ``metadata_proxy_group``. Only root can give the socket to another user. If the agent does not run as root and
+    ``metadata_proxy_user`` is another user, mode ``deduce`` means the same as in Neutron's agent: if
+    ``metadata_proxy_group`` is '' or a group of this process, the group may connect, else all users may. The filter
+    ``peer_credentials`` still checks the peers.
     """
     if os.geteuid() == 0 or mode_name != 'deduce' or not user or listeners.uid_of(user) == os.geteuid():
         return mode_name, user, group

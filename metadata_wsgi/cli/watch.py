@@ -136,7 +136,7 @@ class CliAttachAdapter:
         return {(entry.target.kind, entry.target.uuid) for entry in entries}
 
     def attach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
-        """``metadata-wsgi attach --no-wait``. The next reconciliation checks IPv6."""
+        """Like ``metadata-wsgi attach --no-wait``. The next reconciliation checks IPv6."""
         try:
             with host_lock.exclusive(self._state_path):
                 return self._attach(targets)
@@ -165,7 +165,7 @@ class CliAttachAdapter:
         return errors
 
     def detach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
-        """``metadata-wsgi detach``."""
+        """Like ``metadata-wsgi detach``."""
         try:
             with host_lock.exclusive(self._state_path):
                 errors = self._errors(targets, attach_command.detach_command(self._detach_args, count=len(targets)))

@@ -280,7 +280,7 @@ def _check_ipv6(target: AttachTarget, interfaces: str, port: int) -> tuple[list[
 def check_rules(rules: Iterable[Rule], families: Sequence[int], default_port: int = DEFAULT_PORT) -> tuple[int, str]:
     """The port to which a router's ``rules`` redirect, and whether the rules are complete: (port, YES|PARTLY|NO).
 
-    Port and interfaces are read from the redirect rule, and the mark from the rule that sets the mark.
+    The rules are complete if ``rules_for`` returns the same rules for the port, interfaces and mark that they contain.
     """
     found = set(rules)
     values = _rule_values(found)
