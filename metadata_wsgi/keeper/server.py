@@ -39,7 +39,7 @@ RESEND_POLL_S = 0.05
 REPLY_TIMEOUT_S = 2.0
 ACCEPT_BACKOFF_S = 1.0
 MAX_WORKER_CONNECTIONS = 512
-"""Each worker has one connection. The number is limited so that descriptors remain for root's requests."""
+"""Largest number of connections of workers, one for each worker. Descriptors must remain for root's requests."""
 MAX_QUEUED_REFUSALS = 1 << 14
 """Largest number of refusals that are queued for one worker. A worker reads nothing before it has sent all its
 listeners, so the queue would otherwise be unbounded."""

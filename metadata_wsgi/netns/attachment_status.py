@@ -47,9 +47,9 @@ KEEPER_UNAVAILABLE = 'no proxy runs, and the keeper does not respond, so it is u
 class AttachmentStatus:
     """The status of a router or network that is attached, or partly attached.
 
-    ``namespace`` is None if it was deleted. ``mode`` is one of ``target.MODES`` or UNKNOWN. ``pid`` is the process in
-    the pid file, if there is one. Requests are redirected to ``port``. ``rules`` (for a network, the address) is YES,
-    PARTLY or NO. ``problems`` are sentences, none if all is well. ``notes`` are sentences that need no action.
+    ``namespace`` is None if it was deleted. ``mode`` is one of ``target.MODES`` or UNKNOWN. ``pid`` is the running
+    process of the pid file, else None. Requests are redirected to ``port``. ``rules`` (for a network, the address) is
+    YES, PARTLY or NO. ``problems`` are sentences, none if all is well. ``notes`` are sentences that need no action.
     """
 
     namespace: str | None

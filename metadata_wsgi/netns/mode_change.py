@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the process of a mode listen for a router or network, and stops the process of the former mode.
 
-In the mode PROCESS a namespace proxy of its own listens. If one already runs in this namespace, for this id and on this
+In the mode PROCESS a namespace proxy for this target alone listens. If it already runs in this namespace and on this
 port, it is adopted, even if another program started it. Any other proxy of this id is replaced. For example, a proxy in
 a deleted namespace still runs, but no instance can reach it.
 
@@ -40,7 +40,7 @@ class KeeperListeners(Protocol):
     def attach(
         self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
     ) -> bool:
-        """Make the keeper listen on ``hosts``, with the sockets ``taken`` or new ones. Returns whether one changed."""
+        """Make the keeper listen on ``hosts``, with the sockets ``taken`` or new ones. Returns whether any changed."""
 
     def close(self, target: AttachTarget, mode: str, port: int, host: str) -> None:
         """Make the keeper close the listener on ``host``."""
