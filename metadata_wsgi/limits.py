@@ -222,4 +222,4 @@ NOVA_HOST_BACKOFF_S = 5.0
 """For this time after a failure, a Nova host gets a request only if the other hosts fail."""
 
 NOVA_PROBE_TIMEOUT_S = 5.0
-"""Time for the two requests that check the shared secret of a Nova host, at start and in ``check-config``."""
+"""Time for the requests that check the shared secret of a Nova host, at start and in ``check-config``."""

@@ -97,7 +97,7 @@ class AttachCommand:
         return str(known or self._default_mode())
 
     def _default_mode(self) -> str:
-        """Start the shared proxy if it does not run. Returns the mode of new targets: SHARED, if this fails PROCESS."""
+        """Start the shared proxy if needed. Returns the mode of new targets: SHARED, or PROCESS if the start fails."""
         from metadata_wsgi.cli import shared_proxy
         from metadata_wsgi.filters import header_source
 

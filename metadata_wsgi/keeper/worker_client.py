@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's subscription: receives listeners from the keeper, and sends them to the new keeper after a restart."""
+"""A worker's subscription: receives listeners from the keeper, and sends them to a restarted keeper."""
 
 from __future__ import annotations
 

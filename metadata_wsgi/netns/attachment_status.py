@@ -82,7 +82,7 @@ def list_attachments(
     families: Sequence[int] | None = None,
     keeper_entries: Iterable[KeeperEntry] | None = (),
 ) -> list[AttachmentStatus]:
-    """The status of each target on this host with a pid file, an entry in the keeper, or rules of this package.
+    """The status of each target with a pid file, an entry in the keeper, rules of this package, or a stale name.
 
     ``keeper_entries``: None if the keeper does not respond.
     """

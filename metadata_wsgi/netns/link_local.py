@@ -2,8 +2,8 @@
 """Adds fe80::a9fe:a9fe to the internal interfaces, with duplicate address detection (DAD).
 
 A link-local address belongs to one interface, and must be unique on the network of the interface. Before the kernel
-uses the address, it checks this for 1 to 2 s (RFC 4862). So ``begin`` adds the address early in an attach, and
-``settle`` waits for the result as the last step.
+uses the address, it looks for a duplicate for 1 to 2 s (RFC 4862). So ``begin`` adds the address early in an attach,
+and ``settle`` waits for the result as the last step.
 
 DAD is necessary, because networks often have two DHCP agents, and each agent offers this address (LP#1953165). Without
 DAD (``nodad`` or an optimistic address) the packets of an instance would reach sometimes one agent and sometimes the
