@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``quantum-ns-metadata-proxy``: the namespace proxy for one router or network.
+"""``quantum-ns-metadata-proxy``: the namespace proxy for one router or network, or the shared proxy (``--shared``).
 
-The program accepts the command line of an L3 or DHCP agent of Grizzly, and serves the namespace in which it is started.
-It reads no configuration file. If root starts it, it opens its sockets and then serves as an unprivileged user:
+The program accepts the command line of an L3 or DHCP agent of Grizzly. It makes the shared proxy serve the namespace in
+which it is started. With ``--mode process``, or if the shared proxy cannot, the program itself serves the namespace. It
+reads no configuration file. If root starts the program, it opens the sockets and then serves as an unprivileged user:
 ``--metadata_proxy_user`` and ``--metadata_proxy_group``, else a user that may connect to the agent's socket. The agent
 may be started before or after the proxy (``privileges.identity_from_socket``).
 
