@@ -130,7 +130,7 @@ class RawSocket:
         try:
             watcher.start(waiting.switch)
             if timer is not None:
-                timer.start(waiting.throw, TimeoutError('timed out'))
+                timer.start(waiting.throw, TimeoutError, 'timed out')
             hub.switch()
         finally:
             watcher.stop()
