@@ -235,7 +235,9 @@ def _syslog_is_reachable() -> bool:
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line: the options of Grizzly's program, and newer ones."""
     parser = argparse.ArgumentParser(
-        prog=PROGRAM, description='Namespace proxy for one router or network.', allow_abbrev=False
+        prog=PROGRAM,
+        description='Namespace proxy for one router or network, or for all of a host (--shared).',
+        allow_abbrev=False,
     )
 
     def option(name: str, *, former_name: str = '', **kwargs: Any) -> None:

@@ -163,7 +163,7 @@ def svg(links: Sequence[Any]) -> str:
     return '\n'.join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img">',
-            '  <title>The way of a request from two instances with the same address to Nova</title>',
+            '  <title>The path of a request from two instances with the same address to Nova</title>',
             f'  <style>{STYLE}  </style>',
             f'  <defs>{ARROW_HEAD}</defs>',
             f'  <rect class="paper" width="{width:g}" height="{height:g}"/>',
