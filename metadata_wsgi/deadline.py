@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The deadline of a request, and a sleep function that gevent can replace."""
+"""The deadline of a request, and a function that sleeps with gevent's ``time.sleep`` if gevent has replaced it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,11 @@ class SingleFlight:
         self._retry_at_s = float('-inf')
 
     def __call__(self, key: Hashable, load: Load, deadline: Deadline) -> Any:
-        """The cached value of ``key``, else the value that ``load`` returns. Raises the exception of ``load``."""
+        """The cached value of ``key``, else the value that ``load`` returns. Raises the exceptions of ``load``.
+
+        If ``load`` raises LookupUnavailable and there is a stale value, returns the stale value. A request that waits for
+        the ``load`` of another request raises LookupUnavailable at its own deadline.
+        """
         entry = self.cache.fresh(key)
         if entry is not None:
             instruments.CACHE_REQUESTS.add(self._name, 'hit')

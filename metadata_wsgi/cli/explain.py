@@ -108,7 +108,7 @@ class _Trace:
         return [(*row, tuple(details)) for row, details in zip(self._rows, self._details, strict=True)]
 
     def step(self, name: str, text: str, *, is_timed: bool = True) -> None:
-        """Print a step and, if ``is_timed``, the time since the step before."""
+        """Record and print a step, with the time since the last timed step if ``is_timed``."""
         elapsed_ms = None
         if is_timed:
             now_s = time.monotonic()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes records from the file and checks it: every key is known, every reference exists, ids and addresses are unique.
 
-Each error is a ConfigError ``file:line: reason``.
+An error in the contents is a ConfigError ``file:line: reason``. Ids are unique among records of a kind, addresses and
+MACs on each network.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class CachedLookup:
         self._results = SingleFlight(cache, ttl_of=ttl_of, name='lookup')
 
     def find(self, source: Source, deadline: Deadline) -> Sequence[Instance]:
-        """The instances that match ``source``, from the cache or the lookup. Raises the exceptions of the lookup."""
+        """The instances that match ``source``, from the cache or the lookup. Raises as ``SingleFlight`` does."""
         found: Sequence[Instance] = self._results(_key(source), self._load(source), deadline)
         return found
 

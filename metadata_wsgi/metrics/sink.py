@@ -25,9 +25,10 @@ LOG = logging.getLogger(__name__)
 
 
 def connect(directory: str) -> None:
-    """Count in ``directory`` from now on. If a write there fails, an error is logged once and nothing is counted.
+    """Count in ``directory`` from now on. The files are opened at the first count.
 
-    A process can count in one directory only.
+    If they cannot be opened, an error is logged, and this process counts nothing from then on. A process can count in
+    one directory only.
     """
     # The library reads this variable when it is imported: with it the counts of all processes are added up. Imported
     # now, because a worker's user may have no access to Python's directory.
