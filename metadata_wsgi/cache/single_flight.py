@@ -46,8 +46,8 @@ class SingleFlight:
     def __call__(self, key: Hashable, load: Load, deadline: Deadline) -> Any:
         """The cached value of ``key``, else the value that ``load`` returns. Raises the exceptions of ``load``.
 
-        If ``load`` raises LookupUnavailable and there is a stale value, returns the stale value. A request that waits for
-        the ``load`` of another request raises LookupUnavailable at its own deadline.
+        If ``load`` raises LookupUnavailable and there is a stale value, returns the stale value. A request that waits
+        for the ``load`` of another request raises LookupUnavailable at its own deadline.
         """
         entry = self.cache.fresh(key)
         if entry is not None:
