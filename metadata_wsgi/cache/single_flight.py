@@ -23,7 +23,7 @@ REFRESH_TIMEOUT_S = 2.0
 """Timeout of a load if a stale entry can be served instead."""
 
 Load = Callable[[Deadline], Any]
-"""Gets the value from the source before the deadline. LookupUnavailable: the source is down."""
+"""Gets the value from the source before the deadline. Raises LookupUnavailable if the source is down."""
 
 
 def jittered(seconds: float) -> float:
@@ -90,7 +90,13 @@ class SingleFlight:
         entry = self.cache.fresh(key)
         if entry is not None and entry.value is not doubted:
             return entry.value
-        return self._load_and_store(flight, key, load, deadline)
+        had_time = deadline.remaining_s() >= REFRESH_TIMEOUT_S
+        try:
+            return self._load_and_store(flight, key, load, deadline)
+        except LookupUnavailable:
+            if had_time:
+                self._retry_at_s = self.cache.clock() + jittered(RETRY_AFTER_FAILURE_S)
+            raise
 
     def _load_or_serve_stale(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
         entry = self.cache.fetch(key, flight=flight)

@@ -9,6 +9,7 @@ from .systemd_machine import BootError
 
 KEEPER, AGENT, PROXY = 'metadata-wsgi-keeper', 'quantum-metadata-agent', 'quantum-ns-metadata-proxy'
 ALL = (KEEPER, AGENT, PROXY)
+WATCH = 'metadata-wsgi-watch'
 
 
 def start_machine(machine):

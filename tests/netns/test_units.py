@@ -20,6 +20,7 @@ from .running_units import (
     EXPECTED_OWNERS,
     KEEPER,
     PROXY,
+    WATCH,
     children,
     owners,
     pid,
@@ -123,6 +124,36 @@ def test_guest_gets_responses_from_the_shipped_units(host, topology, attach, mod
     wait_until_attached_is_healthy(host)
     host.metadata_wsgi('detach', '--router-id', 'router-a', '--namespace', topology.router)
     assert (sockets_in_fdstore(host), host.metadata_wsgi('attached').stdout.count('router-a')) == (0, 0)
+
+
+@pytest.mark.parametrize('mode', ['shared', 'process'])
+def test_watch_unit_attaches_routers_and_its_restart_refuses_no_connection(machine, topology, load, mode):
+    router = topology.router.removeprefix('qrouter-')
+    inventory = machine.skeleton / 'etc' / 'metadata_wsgi' / 'inventory.yaml'
+    inventory.write_text(inventory.read_text().replace('router-a', router))
+    host = start_machine(machine)
+    command = host.run('grep', '-h', '^ExecStart=/', f'/etc/systemd/system/{WATCH}.service.d/here.conf').stdout.strip()
+    drop_in = f'/etc/systemd/system/{WATCH}.service.d/mode.conf'
+    host.run('sh', '-c', f'printf "[Service]\\nExecStart=\\n{command} -- --mode {mode}\\n" > {drop_in}', check=True)
+    host.systemctl('daemon-reload')
+    host.systemctl('start', WATCH)
+    eventually(
+        lambda: host.show_property(WATCH, 'StatusText').startswith('1 routers and networks are attached'),
+        lambda: host.run('cat', f'/var/log/{WATCH}.log').stdout,
+    )
+    requests = load()
+    host.systemctl('restart', WATCH)
+    host.systemctl('kill', '--kill-whom', 'main', '--signal', 'KILL', WATCH)
+    eventually(
+        lambda: host.show_property(WATCH, 'StatusText').startswith('1 routers and networks are attached'),
+        lambda: host.run('cat', f'/var/log/{WATCH}.log').stdout,
+    )
+    requests.more()
+    requests.stop()
+    assert requests.failures == [], host.text()
+    host.systemctl('stop', WATCH)
+    assert namespaces.run_in(topology.guest, get_instance_id) == 'instance-a', host.text()
+    host.metadata_wsgi('detach', '--router-id', router)
 
 
 def test_state_directory_of_quantums_agents_keeps_its_owner(machine):

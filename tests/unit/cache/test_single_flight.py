@@ -225,3 +225,23 @@ def test_jittered_ttls_differ_and_are_never_longer():
     ttl = {jittered(10.0) for _ in range(50)}
     assert len(ttl) > 1
     assert all(7.5 <= life <= 10.0 for life in ttl)
+
+
+@pytest.mark.parametrize(
+    ('had_s', 'error', 'is_down'),
+    [
+        (REFRESH_TIMEOUT_S, LookupUnavailable('no response'), True),
+        (REFRESH_TIMEOUT_S - 0.1, LookupUnavailable('no response'), False),
+        (REFRESH_TIMEOUT_S, InstanceLookupError('no rights'), False),
+    ],
+    ids=['unavailable', 'too little time', 'refused'],
+)
+def test_failed_refresh_shows_that_the_source_is_down_if_it_had_time_to_respond(
+    cached_load, clock, had_s, error, is_down
+):
+    """So the next requests do not wait for it."""
+    with pytest.raises(InstanceLookupError):
+        cached_load.refresh('k', 'old', FakeSource(error), Deadline.after(had_s, clock))
+    assert cached_load.source_is_down() == is_down
+    clock.sleep(RETRY_AFTER_FAILURE_S)
+    assert not cached_load.source_is_down()
