@@ -3,6 +3,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import types
 
 import gevent
@@ -24,3 +26,26 @@ def test_graceful_stop_does_not_wait_for_the_next_notification_of_the_master(mon
     finally:
         worker.tmp.close()
     assert not worker.alive
+
+
+PATCH_WITHOUT_PLUG_INS = """
+import importlib.metadata
+from metadata_wsgi.server.worker import MetadataWorker
+
+def entry_points(**which):
+    raise AssertionError('searched the installed packages')
+
+importlib.metadata.entry_points = entry_points
+worker = MetadataWorker.__new__(MetadataWorker)
+worker.sockets = []
+worker.patch()
+import socket
+print(socket.socket.__module__)
+"""
+
+
+def test_gevent_patches_a_worker_without_a_search_for_plug_ins():
+    """In a process of its own: the patch cannot be taken back."""
+    argv = [sys.executable, '-W', 'ignore', '-c', PATCH_WITHOUT_PLUG_INS]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, done.stdout) == (0, '', 'gevent._socket3\n')
