@@ -4,7 +4,7 @@
 The packages in the order in which a request passes through them::
 
     server            HTTP server of the namespace proxy and the agent: accepts connections, parses requests
-    namespace_proxy   in the router's namespace: adds the client's address and the router's id, sends to the agent
+    namespace_proxy   adds the client's address and the router's id to the request, and sends it to the agent
     pipeline          loads the agent's filters from the paste file and checks their order
     filters           the filters: source of the request, instance, signature, and optional ones
     lookup            finds the instance with an address behind a router, in Neutron or in a file

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The deadline of a request, and the sleep of code that waits."""
+"""The deadline of a request, and a sleep function that gevent can replace."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Deadline:
 def sleep(seconds: float) -> None:
     """Call the present ``time.sleep``. Use this function as default argument in code that runs in a worker.
 
-    gevent replaces ``time.sleep`` in the worker. In a module that the master has imported before, a default argument
-    ``time.sleep`` would still be the original function, which blocks the whole worker.
+    gevent replaces ``time.sleep`` when a worker starts. If the master has imported a module, a default argument
+    ``time.sleep`` in this module remains the original function, which blocks the whole worker.
     """
     time.sleep(seconds)

@@ -20,10 +20,10 @@ AGENT_HEADROOM_S = 0.3
 """The agent gets this much less time than the namespace proxy has, so that the agent's response arrives in time."""
 
 BODY_DEADLINE_FRACTION = 2 / 3
-"""A request body must arrive within this part of the remaining time. The rest is for Nova's response."""
+"""A request body must arrive within this part of the time to the deadline. The rest is for Nova's response."""
 
 MAX_REQUEST_BODY_BYTES = 1 << 20
-"""Default limit of a request body; above it 413. Nova accepts a password of at most 1,020 bytes."""
+"""Default size limit of a request body; a larger one gets 413. Nova accepts a password of at most 1,020 bytes."""
 
 LOG_INTERVAL_S = 60.0
 """The same WARNING or ERROR is logged at most once in this interval, even if many requests cause it."""
@@ -55,16 +55,17 @@ LISTEN_BACKLOG = 4096
 # --- Server: connections -------------------------------------------------------------------------------------------
 
 MAX_CONNECTIONS = 4096
-"""Connections of one worker of a namespace proxy for one router. Also the default for a worker of the agent
+"""Largest number of connections of a worker in a single router's proxy. Also the default for a worker of the agent
 (``metadata_connections``). Further connections wait in the backlog. The number is eight times
 MAX_CONNECTIONS_PER_ADDRESS, so a single client cannot take all connections."""
 
 MAX_CONNECTIONS_SHARED = 8192
-"""Connections of one worker of the shared namespace proxy. Twice as many, because it serves all routers of a host."""
+"""The same for a worker of the shared proxy: twice as many, because it serves all routers of a host."""
 
 MAX_CONNECTIONS_PER_ADDRESS = 512
-"""Connections of one client address. A boot is 28 requests, some of them concurrent. But hundreds of containers may
-share one address and start at the same time. Neutron's haproxy allows 1,024 for all clients of a router together."""
+"""Largest number of connections of one client address to one worker. A boot is 28 requests, some of them concurrent.
+But hundreds of containers may share one address and start at the same time. Neutron's haproxy allows 1,024 for all
+clients of a router together."""
 
 MAX_CONCURRENT_PER_CLIENT = 16
 """Requests of one client address that the pipeline processes at a time. Further requests wait for a slot for up to
@@ -87,8 +88,8 @@ HEADER_TIMEOUT_S = 10.0
 later request from its first byte."""
 
 BODY_TIMEOUT_S = 6.0
-"""Time for a complete request body, from the application's first read. It ends at the latest REQUEST_TIMEOUT_S after
-the header. The rest of REQUEST_TIMEOUT_S is for Nova."""
+"""Time for a complete request body, from the application's first read, but at most until the deadline. It is shorter
+than REQUEST_TIMEOUT_S, so that time for Nova's response remains."""
 
 READ_WRITE_TIMEOUT_S = 10.0
 """Longest pause in a transfer: while a client sends a body or receives a response, and while Nova sends a large
@@ -101,10 +102,10 @@ REQUESTS_PER_YIELD = 16
 """After this many pipelined requests on a connection, other connections get their turn."""
 
 MAX_REQUEST_HEADER_BYTES = 1 << 15
-"""Size of a request's header; above it 431."""
+"""Largest size of a request's header; a larger one gets 431."""
 
 MAX_HEADER_LINES = 256
-"""Header lines of a request or response, as in gunicorn_h1c. A message with more lines is malformed."""
+"""Largest number of header lines of a request or response, as in gunicorn_h1c. With more lines it is malformed."""
 
 RECV_BYTES = 1 << 13
 """Size of one recv() on a client's connection."""
@@ -116,7 +117,7 @@ DRAIN_S = 1.0
 DRAIN_RECVS = 256
 DRAIN_RECV_BYTES = 1 << 16
 """If the server responds before it has read the whole request, it then reads and discards the client's data. It does so
-for at most DRAIN_S, and at most DRAIN_RECVS times. Otherwise the kernel could send a reset before the client has
+for at most DRAIN_S, with at most DRAIN_RECVS recv(). Otherwise the kernel could send a reset before the client has
 received the response."""
 
 # --- Server: workers -----------------------------------------------------------------------------------------------
@@ -128,10 +129,10 @@ WORKER_TIMEOUT_S = 30
 """The master kills a worker that sent no heartbeat for this long."""
 
 STUCK_REQUEST_S = 15.0
-"""A worker sends no heartbeat while a request is this long past its deadline and no other request has ended since."""
+"""A worker sends no heartbeat while a request is this long past its deadline and no request has ended for this time."""
 
 HEARTBEAT_FRESH_S = 5.0
-"""A worker serves if its last heartbeat is younger than this. Workers send heartbeats each second."""
+"""A worker counts as serving if its last heartbeat is younger than this. Workers send heartbeats each second."""
 
 WORKER_NOTIFY_S = 1.0
 """Interval of a worker's heartbeats. At each heartbeat a worker also checks that its master still runs; if not, the
@@ -175,7 +176,7 @@ MAX_IDLE_CONNECTIONS = 256
 """Largest number of idle connections in the pool of one host."""
 
 MAX_RESPONSE_HEADER_BYTES = 1 << 16
-"""Size of a response's header; a larger one is an error."""
+"""Largest size of a response's header; a larger one is an error."""
 
 MAX_BUFFERED_BYTES = 1 << 20
 """A response up to this size is received completely before the client gets its first byte. So it can be retried."""
@@ -194,7 +195,7 @@ RETRY_MIN_TIME_FOR_ATTEMPT_S = 0.05
 
 RETRY_BUDGET_PER_REQUEST = 1.0
 """Each request adds this many retries to the budget, which all requests to a service share. So if Nova fails every
-request, the retries at most double the load. RETRY_BUDGET_PER_S and, once, RETRY_BUDGET_MAX come on top."""
+request, the retries at most double the load, apart from those of RETRY_BUDGET_PER_S and, once, RETRY_BUDGET_MAX."""
 
 RETRY_BUDGET_PER_SUCCESS = 2.0
 """Each successful response adds this many retries. So after an outage the load grows step by step."""
@@ -221,4 +222,4 @@ NOVA_HOST_BACKOFF_S = 5.0
 """For this time after a failure, a Nova host gets a request only if the other hosts fail."""
 
 NOVA_PROBE_TIMEOUT_S = 5.0
-"""Time for the two requests that check the shared secret of a Nova host, at start and in ``check-config``."""
+"""Time for the requests that check the shared secret of a Nova host, at start and in ``check-config``."""

@@ -19,7 +19,7 @@ MAX_ENTRIES_PER_OWNER = 64
 MAX_DELETED_KEYS = 4096
 """Number of deletes that are remembered. The oldest one is forgotten first."""
 CLOCK_DIFFERENCE_S = 2.0
-"""The largest allowed difference between the clocks of hosts that share a cache (doc/caches.md)."""
+"""Margin for the clocks of hosts that share a cache: twice the difference that ``shared`` allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,8 @@ class LocalCache:
     def fetch(self, key: Hashable, *, flight: Flight | None = None) -> Entry | None:
         """The fresh entry, local or from the backend; None if there is none.
 
-        An entry of the backend is not used if ``delete`` was called for the key after ``flight`` or the entry's load
-        began.
+        An entry of the backend is not used if ``delete`` was called for the key after ``flight`` began, or after the
+        load of the entry began.
         """
         entry = self.fresh(key)
         if entry is not None or self._backend is None:
@@ -152,10 +152,11 @@ class LocalCache:
             self._backend.delete(key)
 
     def delete(self, key: Hashable) -> None:
-        """Remove the entry. If a load is in flight, the waiting requests get its result, but it is not stored.
+        """Remove the entry. If a load is in flight, the waiting requests get its result, but the result is not stored.
 
-        The entry may stay in the backend if the backend is unavailable. Another worker that loaded the entry before may
-        also store it there again. So this cache keeps the time of the delete, and uses no older entry of the backend.
+        The backend may still have the entry: if it is unavailable now, or if another worker stores a value there whose
+        load began before the delete. So this cache keeps the time of the delete, and uses no older entry of the
+        backend.
         """
         with self._lock:
             if self._backend is not None:
@@ -185,7 +186,7 @@ class LocalCache:
         flight.land()
 
     def _is_deleted(self, key: Hashable, age_s: float) -> bool:
-        """Whether a backend entry was loaded before ``key`` was deleted here, or within CLOCK_DIFFERENCE_S after."""
+        """Whether a backend entry's load began before ``key`` was deleted, or within CLOCK_DIFFERENCE_S after that."""
         deleted_at_s = self._deleted_at_s.get(key)
         return deleted_at_s is not None and self.clock() - age_s < deleted_at_s + CLOCK_DIFFERENCE_S
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pause after a failure, shared by a process and its forks. The pause doubles with each failure.
 
-The workers of an agent use the same credentials. If each worker retried rejected credentials on its own, Keystone
-would soon lock the account.
+The workers of an agent use the same credentials. With a pause for each worker, every worker would send rejected
+credentials to Keystone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from typing import Protocol, runtime_checkable
 
 BASE_PAUSE_S = 5.0
 MAX_PAUSE_S = 300.0
-"""For comparison: Keystone locks an account for 1800 s (``lockout_duration``; off by default)."""
+"""A compromise. A password that is corrected in Keystone must work within five minutes. A wrong password must cause few
+attempts: 7 in the first 315 s, then 12 an hour, more if several workers try at the same moment.
+
+Keystone may still lock the account if its option ``lockout_failure_attempts`` is set. By default it is not set.
+"""
 
 _LAYOUT = struct.Struct('=dq')
 

@@ -4,11 +4,11 @@
 Values are stored as JSON, so a program that can write to the server cannot execute code in the agent. Keys are hashed,
 so no key is too long and no key names an instance. Each entry contains its TTL and the time at which it was loaded. An
 expired entry is not used even if the server still stores it. The clocks of hosts that share a cache must not differ by
-more than a second.
+more than one second: an entry that seems to be from a later time is not used.
 
 An unavailable server must not delay requests: a connection attempt, a read and a write each end within ``TIMEOUT_S``.
-After a failure no request uses the server for ``RETRY_AFTER_FAILURE_S``. Then one request tries again. No method of
-SharedCache raises an exception.
+After a failure the worker does not use the server for ``RETRY_AFTER_FAILURE_S``. Then one request tries again. No
+method of SharedCache raises an exception.
 
 If a program can write to the server, it can make the agent send one instance the metadata of another. If it can read
 from the server, it can read cached responses. So only the agents may be able to connect to the server.
@@ -51,7 +51,7 @@ TIMEOUT_S = 0.25
 RETRY_AFTER_FAILURE_S = 5.0
 MAX_CONNECTIONS = 256
 EXPIRY_MARGIN_S = 5.0
-"""The server removes an entry this long after the end of its TTL, because the clocks of hosts differ."""
+"""The server removes an entry this long after the longest TTL, because the clocks of hosts differ."""
 
 
 class SharedCache:
@@ -126,7 +126,7 @@ class SharedCache:
 
 
 def connect(url: str, *, max_ttl_s: float) -> Any:
-    """The dogpile.cache region for ``url``; None for ``memory://``. The server removes entries after ``max_ttl_s``.
+    """The dogpile.cache region for ``url``; None for ``memory://``. Every TTL must be at most ``max_ttl_s``.
 
     Opens no connection yet. Raises ConfigError for a wrong URL or a missing library.
     """

@@ -23,7 +23,7 @@ REFRESH_TIMEOUT_S = 2.0
 """Timeout of a load if a stale entry can be served instead."""
 
 Load = Callable[[Deadline], Any]
-"""Gets the value from the source before the deadline. LookupUnavailable: the source is down."""
+"""Gets the value from the source before the deadline. Raises LookupUnavailable if the source is down."""
 
 
 def jittered(seconds: float) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata-wsgi adopt`` takes over the sockets of a Neutron node's haproxies. ``give-back`` starts them again."""
+"""``metadata-wsgi adopt`` takes over the sockets of a Neutron node's haproxies. ``give-back`` starts haproxy again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
         subparsers,
         'give-back',
         description="Starts haproxy again, with Neutron's configuration. When haproxy listens, the keeper closes its "
-        'listening sockets, so no connection is refused.',
+        'own sockets. So no connection is refused.',
     )
     for parser, convert in ((adopt, _adopt), (give_back, _give_back)):
         which = parser.add_mutually_exclusive_group(required=True)
@@ -44,7 +44,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert each proxy, even after a failure. Returns exit code 1 if one failed, or no proxy runs for an id."""
+    """Convert each proxy. Returns exit code 1 if a conversion failed, or if no proxy runs for a given id."""
     root_check.require_root()
     proxies = [proxy for proxy in haproxy.running(args.state_path) if args.all or proxy.id in args.id]
     missing = sorted(set(args.id) - {proxy.id for proxy in proxies})

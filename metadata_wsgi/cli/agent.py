@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 STORED_SOCKET = 'metadata_proxy'
-"""Name of the agent's socket in systemd's file descriptor store, and when SIGUSR1 executes the program again."""
+"""Name of the agent's socket in systemd's file descriptor store, and in LISTEN_FDNAMES at SIGUSR1."""
 
 OPTS = [
     cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the paste file of the package.'),
@@ -182,14 +182,14 @@ def _application(global_conf: Mapping[str, str], pause: SharedPause, *, one_hop:
 
 
 class _DispatchBySocket:
-    """Passes requests of namespace proxies to ``app``, requests of instances to ``one_hop``."""
+    """Passes requests from namespace proxies to ``app``, and those from sockets in namespaces to ``one_hop``."""
 
     def __init__(self, app: Any, one_hop: Any) -> None:
         self.app = app
         self._one_hop = one_hop
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """WSGI application. Only requests from a socket in a namespace have the key NAMESPACE."""
+        """WSGI application. Only requests from sockets in namespaces have the key NAMESPACE."""
         body: Iterable[bytes] = (self._one_hop if NAMESPACE in environ else self.app)(environ, start_response)
         return body
 
@@ -225,9 +225,10 @@ def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]
     """The mode, owner and group of the agent's socket. '' as owner or group means that of this process.
 
     The arguments are the values of ``metadata_proxy_socket_mode``, ``metadata_proxy_user`` and
-    ``metadata_proxy_group``. Only root can give the socket to another user. If another user starts the agent, mode
-    ``deduce`` sets the permissions of Neutron's agent: if ``metadata_proxy_group`` is '' or a group of this process,
-    the group may connect, else all users may. The filter ``peer_credentials`` still checks the peers.
+    ``metadata_proxy_group``. Only root can give the socket to another user. If the agent does not run as root and
+    ``metadata_proxy_user`` is another user, mode ``deduce`` means the same as in Neutron's agent: if
+    ``metadata_proxy_group`` is '' or a group of this process, the group may connect, else all users may. The filter
+    ``peer_credentials`` still checks the peers.
     """
     if os.geteuid() == 0 or mode_name != 'deduce' or not user or listeners.uid_of(user) == os.geteuid():
         return mode_name, user, group

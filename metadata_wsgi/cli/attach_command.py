@@ -90,14 +90,14 @@ class AttachCommand:
         return ''
 
     def mode(self, target: AttachTarget) -> str:
-        """The mode in which ``target`` is attached."""
+        """The mode in which to attach ``target``. May start the shared proxy (``_default_mode``)."""
         known = self._args.mode or self._modes.get(target.uuid)
         if not known and not namespaces.exists(target.namespace):
             return SHARED  # the target cannot be attached, so no process is started for it
         return str(known or self._default_mode())
 
     def _default_mode(self) -> str:
-        """The mode of new targets: SHARED if the shared proxy runs or can be started, else PROCESS."""
+        """Start the shared proxy if needed. Returns the mode of new targets: SHARED, or PROCESS if the start fails."""
         from metadata_wsgi.cli import shared_proxy
         from metadata_wsgi.filters import header_source
 

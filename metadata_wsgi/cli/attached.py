@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi attached``: the routers and networks that are attached on this host, and their problems.
 
-Needs root. Exits with 1 if a target is only partly attached, so a monitoring system can run it.
+Needs root. The exit code is 1 if a target has a problem, so a monitoring system can run the command.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exit codes of all verbs of ``metadata-wsgi``, for monitoring systems and scripts.
 
-====  ============  ====================================================================================
+====  ============  ==========================================================================================
 code  constant      meaning
-====  ============  ====================================================================================
+====  ============  ==========================================================================================
 0     WELL          done, or all is well
 1     NOT_WELL      the action failed, or a check found a problem; the output names the reason
-2     CANNOT_TELL   nothing was done or checked: wrong usage, missing privileges, an unusable file, a bug
+2     CANNOT_TELL   nothing was done, or a check has no result: wrong usage, no privileges, unusable file, bug
 130   INTERRUPTED   ended by Ctrl-C
-====  ============  ====================================================================================
+====  ============  ==========================================================================================
 """
 
 from __future__ import annotations

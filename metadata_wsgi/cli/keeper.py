@@ -24,7 +24,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         'SIGTERM. While it is restarted, the workers continue to serve.',
     )
     config_files.add_arguments(parser)
-    parser.add_argument('--state-path', help="directory of the keeper's two sockets (default: state_path)")
+    parser.add_argument('--state-path', help="directory of the keeper's two sockets (default: the option state_path)")
     parser.add_argument('--daemonize', action='store_true', help='run in the background and log to syslog')
     log_output.add_arguments(parser)
     parser.set_defaults(run=run)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options ``-f FORMAT`` and ``-c COLUMN`` of verbs that print a list, with the meaning of the OpenStack client.
+"""The options ``-f FORMAT`` and ``-c COLUMN`` of verbs that print a list, as in the OpenStack client.
 
 The format ``table`` is the default, for people. The other formats are for programs. Their columns and the order of the
 columns do not change within a major version. New columns are added at the end.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``quantum-ns-metadata-proxy``: the namespace proxy for one router or network.
+"""``quantum-ns-metadata-proxy``: the namespace proxy for one router or network, or the shared proxy (``--shared``).
 
-The program accepts the command line of an L3 or DHCP agent of Grizzly, and serves the namespace in which it is started.
-It reads no configuration file. If root starts it, it opens its sockets and then serves as an unprivileged user:
+The program accepts the command line of an L3 or DHCP agent of Grizzly. It makes the shared proxy serve the namespace in
+which it is started. With ``--mode process``, or if the shared proxy cannot, the program itself serves the namespace. It
+reads no configuration file. If root starts the program, it opens the sockets and then serves as an unprivileged user:
 ``--metadata_proxy_user`` and ``--metadata_proxy_group``, else a user that may connect to the agent's socket. The agent
 may be started before or after the proxy (``privileges.identity_from_socket``).
 
@@ -41,7 +42,7 @@ LOG = logging.getLogger(__name__)
 PROGRAM = 'quantum-ns-metadata-proxy'
 SYSLOG = '/dev/log'
 SHARED_SOCKET = 'shared_proxy'
-"""Name of the shared proxy's socket in its state path, and when SIGUSR1 executes the program again."""
+"""Name of the shared proxy's socket file in the state path, and of this socket in LISTEN_FDNAMES at SIGUSR1."""
 UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _can_hand_over(args: argparse.Namespace) -> bool:
     """Whether the shared proxy can serve this namespace instead of this process.
 
-    It can if root starts the program in the form of an L3 or DHCP agent: for one id, in the background, with a pid
+    True if root starts the program in the form of an L3 or DHCP agent: for one id, in the background, with a pid
     file, and without ``--listen_fd``.
     """
     is_uuid = UUID.fullmatch(args.router_id or args.network_id or '')
@@ -209,8 +210,8 @@ def _configure_logging(args: argparse.Namespace, namespace_id: str) -> None:
 def _log_handlers(args: argparse.Namespace, namespace_id: str) -> list[logging.Handler]:
     """The log handlers that the options select.
 
-    A daemon closes its standard error when it is ready, because its caller may wait until it is closed. So a daemon
-    also logs to syslog if no other destination is given.
+    A daemon closes its standard error when it is ready, because its caller may wait for this. So a daemon also logs to
+    syslog if no other destination is given.
     """
     if args.use_syslog and _syslog_is_reachable():
         return [logging.handlers.SysLogHandler(SYSLOG)]
@@ -256,7 +257,7 @@ def make_parser() -> argparse.ArgumentParser:
         'tens of MB of memory. The mode is always process without root, without --pid_file, with --nodaemonize or with '
         '--listen_fd',
     )
-    option('state_path', default='/var/lib/quantum', help='directory of the agent (default: %(default)s)')
+    option('state_path', default='/var/lib/quantum', help="directory of the agent's socket (default: %(default)s)")
     option('metadata_port', type=int, default=9697, help='TCP port to listen on (default: %(default)s)')
     option(
         'metadata_host',

@@ -12,7 +12,7 @@ The program differs from ``quantum-metadata-agent`` only by the files that it re
 2. ``metadata_wsgi/config/neutron_defaults_root.conf``, only if root starts the program and a user neutron exists. The
    workers then run as the user neutron, like the haproxies of Neutron's agents.
 3. ``neutron.conf.d`` and ``neutron-metadata-agent.conf.d`` in /etc/neutron, like Neutron's agent.
-4. The files of the command line. If it names no file: neutron.conf and metadata_agent.ini in /etc/neutron.
+4. The files of the command line, else neutron.conf and metadata_agent.ini in /etc/neutron.
 
 If no other credentials are set, those of ``[keystone_authtoken]`` are used.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws a pipeline, and the path of a request to it: from two instances with one address, each behind its own router.
+"""Draws a pipeline, and the path of a request to it from two instances: same address, each behind its own router.
 
 The drawing shows the filters of the loaded pipeline in their order. The text below the name of a filter is what the
 filter finds out. An arrow leads to the service that the filter queries. A pipeline with ``socket_source`` is drawn

@@ -122,7 +122,7 @@ class Reconciler:
         success: str,
         action: Callable[[Sequence[TargetKey]], Mapping[TargetKey, str]],
     ) -> list[TargetKey]:
-        """Run the action. Log a target's outcome if it differs from its last one. Returns the targets without error."""
+        """Run the action. Log each target with another outcome than before. Returns the targets without error."""
         errors = action(targets) if targets else {}
         news: dict[str, list[TargetKey]] = {}
         for target in targets:

@@ -3,8 +3,8 @@
 
 The report has versions, configuration, pipeline, status, processes, the state directory, rules, recent failures and the
 end of the log. If a section cannot be read, the report has the reason in its place. The values of secret options, and
-of options of other programs, are left out. Every secret in the configuration files is also removed from the whole text,
-also in the usual encodings (``config.secret_masking``).
+of options of other programs, are left out. Then every secret in the configuration files is removed from the whole text,
+even in the usual encodings (``config.secret_masking``).
 
 The agent and the namespace proxies start this verb at SIGUSR2 (``report_process``).
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts ``metadata-wsgi report`` at SIGUSR2.
 
-A process of its own writes the report. The master of a server must not import the modules that a report needs: its
+A separate process writes the report. The master of a server must not import the modules that a report needs: its
 workers must import these modules after gevent's patching.
 """
 

@@ -9,7 +9,7 @@ unprivileged.
 If a program ends within FIRST_START_S after its first start, a restart would not help: usually the configuration is
 wrong. Then all programs are stopped, and the exit code is 1, so that the container fails visibly.
 
-SIGTERM  stops the agent and the shared proxy, which finish the requests in progress. Then it stops the keeper.
+SIGTERM  stops the agent and the shared proxy, which finish the requests in progress. The keeper is stopped last.
 SIGHUP   reloads the agent and the shared proxy.
 
 As process 1 of the container, the command also reaps processes whose parent has ended.

@@ -6,9 +6,9 @@ attaches each new ``qrouter-<id>`` or ``qdhcp-<id>``. If a namespace was deleted
 it is attached again. For a deleted namespace, pid file and sockets are removed.
 
 With each listing the command also lists the keeper's sockets. If a router lost its socket in the keeper, it is attached
-again. In mode ``process`` a namespace proxy that ends is started again at once. Proxies that end in the next
-``--interval`` seconds are started again at the next listing. Every minute (``--again``) all targets are attached again,
-which repairs rules that another program removed. Repairs are logged.
+again. In mode ``process`` a namespace proxy that ends is started again at once. If other proxies end less than
+``--interval`` seconds later, they are started again at the next listing. Every minute (``--again``) all targets are
+attached again, which repairs rules that another program removed. Repairs are logged.
 
 ``-- --mode`` sets the mode. Without this option an attached router keeps its mode, and a new router gets mode
 ``shared``. While the keeper does not respond, routers of the modes ``shared`` and ``one_hop`` are not changed.
@@ -136,7 +136,7 @@ class CliAttachAdapter:
         return {(entry.target.kind, entry.target.uuid) for entry in entries}
 
     def attach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
-        """``metadata-wsgi attach --no-wait``. The next reconciliation checks IPv6."""
+        """Like ``metadata-wsgi attach --no-wait``. The next reconciliation checks IPv6."""
         try:
             with host_lock.exclusive(self._state_path):
                 return self._attach(targets)
@@ -165,7 +165,7 @@ class CliAttachAdapter:
         return errors
 
     def detach(self, targets: Sequence[TargetKey]) -> Mapping[TargetKey, str]:
-        """``metadata-wsgi detach``."""
+        """Like ``metadata-wsgi detach``."""
         try:
             with host_lock.exclusive(self._state_path):
                 errors = self._errors(targets, attach_command.detach_command(self._detach_args, count=len(targets)))

@@ -18,7 +18,7 @@ oslo.config raises an error only when the value is read. A required option that 
 A comment after a value, on the same line, is an error: oslo.config reads the comment as a part of the value.
 
 The secret option ``NAME`` may be in a file of its own, which the option ``NAME_file`` names. A newline at the end of
-this file is removed. Without both options, the secret may be in systemd's credential ``NAME`` (LoadCredential=). No
+this file is removed. If neither option is set, the secret may be in systemd's credential ``NAME`` (LoadCredential=). No
 error text contains the value of a secret.
 """
 
@@ -115,7 +115,7 @@ def to_global_conf(paths: Sequence[str]) -> dict[str, str]:
 
 
 def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = 'DEFAULT') -> cfg.ConfigOpts:
-    """Return a ConfigOpts with ``opts`` in ``[group]``. It may have other options too.
+    """Return a ConfigOpts with ``opts`` in ``[group]``, and maybe with other options too.
 
     If a value is wrong, raises ConfigError. Its text names the option, its value, the files and what would be right.
     """

@@ -2,15 +2,15 @@
 """The memory in which a worker publishes its table of failures. ``metadata-wsgi status`` reads the table there.
 
 Before the master forks a worker, it makes an anonymous file in memory (memfd_create(2)) for the worker. The master
-keeps the file open. So when a worker has ended, even by SIGKILL, its last table can still be read. There is no file in
-a directory. So a worker cannot replace the file by a link, nothing must be removed after a crash, and no directory
+keeps the file open. So when a worker has ended, even by SIGKILL, its last table can still be read. The file is in no
+directory. So a worker cannot replace the file by a link, nothing must be removed after a crash, and no directory
 permissions are needed.
 
 The size is sealed, so a worker cannot make the file larger. A worker is not trusted: the reader parses the table with
 limits, and leaves invalid rows out.
 
-``status`` must run as root or as the master's user. It finds the memory by its name among the descriptors of the
-master, without a path, a socket or a request.
+``status`` must run as root or as the master's user. It finds the memory among the descriptors of the master, by the
+memory's name. It needs no path, socket or request.
 
 Layout: length and CRC-32 of the text (4 bytes each, little-endian), then the text, JSON. If a reader reads during a
 write, the CRC is wrong, and the reader reads again.
@@ -55,7 +55,7 @@ class FailureMemory:
         self._map: mmap.mmap | None = None
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Publish ``rows``. If there is not enough space, publish only the first rows."""
+        """Publish ``rows``. If the memory is too small for all rows, publish only the first ones."""
         if self._map is None:
             self._map = mmap.mmap(self._fd, limits.FAILURE_MEMORY_BYTES)
         text = json.dumps(table.to_objects(rows)).encode('ascii')
@@ -71,7 +71,7 @@ class FailureMemory:
         return read(self._fd)
 
     def close(self) -> None:
-        """Close the memory. A worker closes the memories of other workers, the master closes old ones."""
+        """Close the memory. A worker closes the memories of other workers, the master those that it keeps no longer."""
         os.close(self._fd)
         if self._map is not None:
             # It has a descriptor of its own.

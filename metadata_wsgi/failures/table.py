@@ -2,9 +2,9 @@
 """The recent failures of one worker, in bounded memory.
 
 The table has one row for each client, status and reason, with the number of failures and the last path. A client
-address has at most ``limits.FAILURES_PER_ADDRESS`` rows, a router or network at most ``FAILURES_PER_NAMESPACE``. So no
-client can displace the rows of another router. If there are more than ``FAILURE_NAMESPACES`` routers and networks, the
-rows of the one whose last failure is oldest are deleted.
+address has at most ``limits.FAILURES_PER_ADDRESS`` rows, a router or network at most ``FAILURES_PER_NAMESPACE``. So a
+client cannot displace the rows of another router. If more than ``FAILURE_NAMESPACES`` routers and networks have rows,
+all rows of the router or network with the oldest last failure are deleted.
 
 No query, header or body is kept. Characters that are not printable ASCII are replaced, and long texts are cut.
 """
@@ -20,7 +20,7 @@ from urllib.parse import quote
 from metadata_wsgi import limits
 
 MAX_TEXT = {'kind': 8, 'namespace_id': 64, 'address': 64, 'instance_id': 64, 'path': 120, 'reason': 300}
-"""Length of each text; longer ones are cut."""
+"""Largest length of each text. A longer text is cut."""
 SAFE_IN_PATH = "/:@!$&'()*+,;=~-._"
 
 

@@ -11,8 +11,8 @@ option in the configuration files is logged as a warning.
 If gunicorn serves the pipeline, the filter checks gunicorn's settings at the first request. If the settings allow
 malformed requests, every request gets 503, and the log names the setting (``pipeline/gunicorn_strictness.py``).
 
-When a later filter raises, REQUEST_ID may already be in environ. Then this filter adds it to the 503. The filter writes
-only the key FAILURE. It has no options.
+If REQUEST_ID is in environ when a later filter raises, this filter adds the id to the 503. The filter writes only the
+key FAILURE. It has no options.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class CatchErrorsFilter:
 
 
 def _with_exc_info(start_response: StartResponse) -> StartResponse:
-    """``start_response`` with exc_info: if the server has not sent the status yet, it replaces it (PEP 3333)."""
+    """``start_response`` with exc_info: it replaces a status that the server has not sent yet (PEP 3333)."""
 
     def replace_status(
         status: str, headers: list[tuple[str, str]], exc_info: object = None, /

@@ -5,8 +5,8 @@ Instances wait 10 s for a response (cloud-init, Ignition, CirrOS). So a request 
 namespace proxy, lookup, retries and Nova together. The namespace proxy sends the remaining time in
 ``X-Metadata-Remaining-Ms``. This header can only shorten ``request_timeout``. The filter deletes the header.
 
-A client cannot set the header: the namespace proxy deletes every ``X-Metadata-*`` header of a client.
-The filter writes DEADLINE.
+Our namespace proxy deletes every ``X-Metadata-*`` header of a client. In mode ``one_hop``, or behind haproxy, a client
+can send the header, and so only shorten its own deadline. The filter writes DEADLINE.
 """
 
 from __future__ import annotations

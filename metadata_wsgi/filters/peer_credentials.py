@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accepts only namespace proxies as clients of the agent's socket. This filter must be before ``header_source``.
+"""Accepts only namespace proxies as peers on the agent's socket. This filter must be before ``header_source``.
 
 A process that can connect to the agent's socket can request the metadata of any instance. The file mode of the socket
 excludes other users. In addition this filter checks uid and gid of the peer, which the kernel returns (SO_PEERCRED). So
@@ -8,8 +8,8 @@ and the log names its uid.
 
 These peers are accepted:
 
-- root, and the users of the agent's master and workers. If there is no user metadata-wsgi, workers run as ``nobody``.
-  ``nobody`` is not accepted, because other programs also run as this user;
+- root, and the users of the agent's master and workers. Exception: if there is no user metadata-wsgi, workers run as
+  ``nobody``, which is not accepted, because other programs also run as this user;
 - ``metadata_proxy_user``, and users with the socket's group as primary group;
 - the users of ``metadata_peer_users``, and users with a primary group of ``metadata_peer_groups``;
 - all users, if ``metadata_proxy_socket_mode = all`` and neither ``metadata_peer_users`` nor ``metadata_peer_groups`` is
@@ -17,8 +17,7 @@ These peers are accepted:
 
 The filter needs gunicorn, because it reads the connection from the key ``gunicorn.socket``. Under another server, or
 over TCP, it refuses all requests. If the key ``paste.testing`` is set, all requests pass: webtest and ``explain`` set
-it and have no connection.
-The filter reads and writes no environ key.
+this key and have no connection. The filter reads and writes no environ key of this package.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ OPTS = [
     cfg.StrOpt(
         'metadata_proxy_shared_secret_old',
         secret=True,
-        help='The old secret, while the secret is being changed. It is used if Nova rejects the new secret.',
+        help='The old secret, while the secret is being changed. The agent uses it if Nova rejects the new secret.',
     ),
     cfg.StrOpt('metadata_proxy_shared_secret_old_file', help='A file with the old secret.'),
 ]

@@ -71,8 +71,8 @@ class PooledHttpClient:
     def send_request(self, request: Request, deadline: Deadline) -> Response:
         """See :meth:`HttpClient.send_request`. Raises BadRequest for a header or target that cannot be sent.
 
-        A request that is not retryable always gets a new connection. On an idle connection the server may close it just
-        when the request is sent. Then it would be unknown whether the server received the request.
+        A request that is not retryable always gets a new connection. The server may close an idle connection just when
+        the request is sent on it. Then it would be unknown whether the server received the request.
         """
         header = _header_bytes(request, self._host)
         while request.is_retryable and self._idle:
@@ -160,9 +160,8 @@ def _connect_unix(path: str, timeout_s: float) -> socket.socket:
     """A connection to the unix socket at ``path``.
 
     Raises OSError, or TimeoutError after ``timeout_s``. While the backlog of the listening socket is full, connect()
-    fails with EAGAIN, and the kernel sends no event when there is room. gevent's connect() would call it again and
-    again without a pause, because an unconnected unix socket is always writable. So this function waits between two
-    attempts.
+    fails with EAGAIN, and the kernel sends no event when there is room. gevent's connect() would try again and again
+    without a pause, because an unconnected unix socket is always writable. So this function waits between two attempts.
     """
     until_s = time.monotonic() + timeout_s
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -16,7 +16,7 @@ TENANT_ID: Final = 'x-tenant-id'
 SIGNATURE: Final = 'x-instance-id-signature'
 
 REMAINING_MS: Final = 'x-metadata-remaining-ms'
-"""Milliseconds for which the namespace proxy still waits for the agent's response."""
+"""Milliseconds for the agent's response: the remaining time of the namespace proxy less ``limits.AGENT_HEADROOM_S``."""
 
 CLIENT_FORWARDED: Final = 'x-metadata-guest-forwarded'
 """The namespace proxy sets this header to ``1`` if the client sent one of ``FORWARDED_HEADERS``, which it deletes."""

@@ -132,8 +132,8 @@ def without_named(end_to_end: Headers, options: frozenset[str]) -> Headers:
 def body(environ: WSGIEnvironment, limit: int, deadline: Deadline | None = None) -> bytes:
     """The whole request body. Waits at most ``limits.BODY_DEADLINE_FRACTION`` of the time to ``deadline``.
 
-    Raises TooLarge for more than ``limit`` bytes, RequestTimeout if the body does not arrive in time, and BadRequest if
-    it is malformed or incomplete.
+    Raises TooLarge for more than ``limit`` bytes, RequestTimeout if the body does not arrive in time, and BadRequest
+    for a malformed or incomplete body.
     """
     declared = _content_length(environ)
     if declared is not None and declared > limit:
@@ -176,7 +176,7 @@ def _read(stream: Any, size: int, deadline: Deadline | None) -> bytes:
 def _time_limit(deadline: Deadline | None) -> contextlib.AbstractContextManager[Any]:
     """A context that raises TimeoutError in its block when the time for the body is over. Without gevent: no limit.
 
-    Not used for a body that is in memory, because the timer costs 10 microseconds of CPU time.
+    Not used for a body that is already in memory, because the timer costs 10 microseconds of CPU time.
     """
     if deadline is None or not monkey.is_module_patched('socket'):
         return contextlib.nullcontext()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A connected socket that uses gevent's event loop only when a call would block.
 
-A gevent socket creates two watchers of the event loop before its first call. They are seldom needed: most requests have
-already arrived when the connection is accepted, and the response fits into the kernel's buffer. Without watchers a new
-connection costs 15 microseconds less.
+A gevent socket creates two watchers of the event loop before its first call. Watchers are seldom needed: most requests
+have already arrived when the connection is accepted, and the response fits into the kernel's buffer. Without watchers a
+new connection costs 15 microseconds less.
 
 A watcher that was needed is kept for the next wait, because a keep-alive connection waits for each response. gevent's
 ``wait_read`` makes a watcher and a Timeout for each wait, and takes 7 microseconds; this wait takes 3.

@@ -10,9 +10,8 @@ up to ``limits.RETRY_MAX_DELAY_S``. The random delays spread the retries of a th
 available again.
 
 A RetryBudget limits the retries of all requests together (``limits.RETRY_BUDGET_*``). Without a budget, if Nova
-responds 500 to everything, every request would be sent about ten times. While the budget is empty, a request waits. It
-is retried when the budget allows a retry. If no retry is possible before the deadline, the client gets the last
-response.
+responds 500 to everything, every request would be sent about ten times. While the budget is empty, a failed request
+waits until the budget allows a retry. If no retry is possible before the deadline, the client gets the last response.
 
 No library is used, because each request passes through this loop several times, and tenacity takes 30 microseconds even
 if nothing fails.
@@ -104,7 +103,7 @@ class RetryBudget:
             self._add(limits.RETRY_BUDGET_PER_SUCCESS)
 
     def take_retry(self) -> bool:
-        """Take one retry out of the budget; False if it is empty."""
+        """Take one retry out of the budget; False if the budget is empty."""
         now_s = self._clock()
         self._add((now_s - self._refilled_at_s) * limits.RETRY_BUDGET_PER_S)
         self._refilled_at_s = now_s

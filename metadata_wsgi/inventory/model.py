@@ -126,8 +126,8 @@ class Inventory:
     ) -> list[Port]:
         """The ports of instances that have ``address`` on the network, or on any network of the router.
 
-        ``address`` is canonical text. A link-local address that was made from a MAC (RFC 4291, appendix A) is also
-        found by the MAC, because the file does not list such addresses. If the id is unknown, there are no ports. With
+        ``address`` is canonical text. A link-local address that was made from a MAC (RFC 4291, appendix A) need not
+        be in the file: its port is found by the MAC. If the id is unknown, there are no ports. With
         ``interface``, an interface of the router, only the network of this interface is searched.
         """
         mac = mac_in(address) if address.startswith('fe80:') else None

@@ -220,7 +220,7 @@ def _texts(record: Mapping[str, Value], key: str) -> tuple[tuple[str, str], ...]
 
 
 def _address(value: Value) -> str:
-    """The address as canonical text, as in SOURCE."""
+    """The address as canonical text, as in the environ key SOURCE of a request."""
     try:
         parsed = ipaddress.ip_address(value.text())
     except ValueError:

@@ -41,10 +41,9 @@ class KeeperClient:
         """Register ``listener``. Returns False if it was already registered.
 
         The keeper opens the socket, or takes ``handed_over`` if it is given. While the port is in use, the request is
-        retried for ``PORT_IN_USE_TIMEOUT_S``. There are two usual reasons: after a restart of the keeper a worker has
-        not sent the socket to the new keeper yet, or a former proxy is about to end. If a program of another package
-        listens on the port, the request is retried only for ``limits.FOREIGN_PORT_TIMEOUT_S``, and the error names
-        that program.
+        retried for ``PORT_IN_USE_TIMEOUT_S``. Usually a former proxy is about to end, or the keeper was restarted
+        and a worker has not sent it the socket yet. If a program of another package listens on the port, the request
+        is retried only for ``limits.FOREIGN_PORT_TIMEOUT_S``, and the error names that program.
         """
         message = {protocol.VERB: protocol.ATTACH, 'listener': listener.to_json()}
         waited_s, next_search_s = 0.0, limits.FOREIGN_PORT_TIMEOUT_S

@@ -43,7 +43,7 @@ class AttachmentsClient:
         return any(changed)
 
     def close(self, target: AttachTarget, mode: str, port: int, host: str) -> None:
-        """Unregister one listener, for example because another interface has replaced its interface."""
+        """Unregister one listener, for example after its interface was deleted and created again."""
         with admin_client.connect(self._state_path) as keeper:
             keeper.unregister(listener(target, mode, port, host))
 

@@ -3,18 +3,19 @@
 
 On ``<state_path>/keeper`` (root only), a request and its reply::
 
-    {"verb": "attach", "listener": {...}}   ->  {"changed": true}; false if it was already registered. If the
-                                                packet has a listening socket, this socket is registered and no
-                                                socket is opened
-    {"verb": "detach", "id": "..."}         ->  {"closed": true}: all listeners of a router or network; false if
-                                                there were none
+    {"verb": "attach", "listener": {...}}   ->  {"changed": true}; false if the same listener was already
+                                                registered. If the packet has a listening socket, this socket is
+                                                registered and no socket is opened
+    {"verb": "detach", "id": "..."}         ->  {"closed": true}; all listeners of this router or network are closed;
+                                                false if there were none
     {"verb": "detach", "key": "..."}        ->  the same for one listener
     {"verb": "get", "key": "..."}           ->  {"listener": {...}}, with its socket; {"error": ...} if there is none
-    {"verb": "list"}, {..., "id": "..."}    ->  {"listeners": [{...}, ...]}, in several packets; the last one has an
+    {"verb": "list"}                        ->  {"listeners": [{...}, ...]}, in several packets; the last one has an
                                                 empty list and the number of workers by mode:
                                                 {"listeners": [], "workers": {"shared": 1, ...}}
-                                                {"error": "a sentence", "again": true} if the request failed;
-                                                "again": the port was in use, so a retry may succeed
+    {"verb": "list", "id": "..."}           ->  the same for one router or network
+    any request that fails                  ->  {"error": "a sentence"}. With "again": true the port was in use, so
+                                                a retry may succeed
 
 On ``<state_path>/listeners`` (workers), after a worker's first packet ``{"mode": "..."}``::
 
@@ -30,8 +31,8 @@ Sockets are sent as ancillary data (SCM_RIGHTS, unix(7)), at most one in each pa
 
 The field names above are the wire format. During an upgrade a worker or client may have another release than the
 keeper. So a new release may add fields, but existing fields keep their name and meaning. The keeper rejects an attach
-with an unknown field. Workers and clients ignore unknown fields. In the code the fields have the names of the constants
-below.
+with an unknown field in ``listener``. All other unknown fields are ignored. Some constants below have another name than
+their field.
 """
 
 from __future__ import annotations
@@ -51,13 +52,13 @@ SHARED, ONE_HOP = 'shared', 'one_hop'
 MODES = (SHARED, ONE_HOP)
 
 VERB, ATTACH, DETACH, LIST, GET = 'verb', 'attach', 'detach', 'list', 'get'
-"""Requests of root."""
+"""In requests of root: the name of the field, and its values."""
 
 MODE, HAVE = 'mode', 'holds'
-"""Worker to keeper."""
+"""Fields from worker to keeper."""
 
 ADD, REMOVE, SYNC_END = 'serve', 'leave', 'complete'
-"""Keeper to worker."""
+"""Fields from keeper to worker."""
 
 
 @dataclass(frozen=True, slots=True)

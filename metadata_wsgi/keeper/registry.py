@@ -165,7 +165,7 @@ class Registry(Generic[S]):
     def restore_from_store(self, listener: Listener, sock: S) -> bool:
         """Register a socket that systemd stored for an earlier keeper.
 
-        If the socket is refused, as in ``restore_from_worker``, it is removed from the store. Then returns False.
+        Returns False if the socket is refused, as in ``restore_from_worker``. It is then removed from the store.
         """
         accepted = self.restore_from_worker(listener, sock)
         if not accepted:

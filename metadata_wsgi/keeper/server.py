@@ -39,7 +39,7 @@ RESEND_POLL_S = 0.05
 REPLY_TIMEOUT_S = 2.0
 ACCEPT_BACKOFF_S = 1.0
 MAX_WORKER_CONNECTIONS = 512
-"""Each worker has one connection. The number is limited so that descriptors remain for root's requests."""
+"""Largest number of connections of workers, one for each worker. Descriptors must remain for root's requests."""
 MAX_QUEUED_REFUSALS = 1 << 14
 """Largest number of refusals that are queued for one worker. A worker reads nothing before it has sent all its
 listeners, so the queue would otherwise be unbounded."""
@@ -52,7 +52,7 @@ class Keeper:
     """Serves ``<state_path>/keeper`` and ``<state_path>/listeners`` until ``stop``.
 
     ``user`` and ``group`` own the socket for workers. ``opener`` opens listeners. ``fdstore`` gets a copy of each
-    listener. ``notifier`` gets the state, and each turn of the event loop as progress.
+    listener. At each turn of the event loop ``notifier`` sends the status, and that the keeper makes progress.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Keeper:
             LOG.info('Requested the sockets of %s from its holder', id_)
 
     def _reconcile_if_due(self) -> None:
-        """Reconcile when namespaces were created or deleted, and again for at least two polls.
+        """Reconcile when namespaces were created or deleted, and repeat this for at least two polls.
 
         "ip netns add" creates the file in /run/netns before the namespace. So one reconcile may be too early.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's subscription: receives listeners from the keeper, and sends them to the new keeper after a restart."""
+"""A worker's subscription: receives listeners from the keeper, and sends them to a restarted keeper."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Subscription:
     """Subscribes to the keeper at ``path``. Calls ``on_add`` and ``on_remove`` for each change.
 
     ``on_add`` gets the listener and its socket. This class closes the socket after ``on_remove``. Call ``run`` in its
-    own thread or greenlet. ``sleep`` must be the sleep of threads or of greenlets. ``run`` returns only after ``stop``.
+    own thread or greenlet. ``sleep`` must suspend only this thread or greenlet. ``run`` returns only after ``stop``.
     """
 
     def __init__(

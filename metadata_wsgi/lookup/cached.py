@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A cache for a lookup: one lookup for concurrent requests, and stale results while the lookup is unavailable.
 
-A result is cached for this time after the lookup:
+The time for which a result is cached depends on the result:
 
 - Exactly one instance: 60 % to 80 % of ``fresh_s``. The time is random, so that instances that booted together are not
   looked up together again. While the lookup is unavailable, the result is used for up to ``stale_s``.
@@ -28,7 +28,7 @@ from metadata_wsgi.pipeline.environ_keys import Instance, Source
 NETWORKS_TIME_SHARE = 0.2
 """The networks of a router are cached for this part of ``fresh_s``."""
 MIN_REVALIDATE_AGE_S = 1.0
-"""A result that is younger is not looked up again: a boot may get several 404s from Nova in a fraction of a second."""
+"""A younger result is not looked up again: one boot may get several 404s from Nova in a fraction of a second."""
 
 
 class CachedLookup:
@@ -62,12 +62,11 @@ class CachedLookup:
         return instance
 
     def revalidate(self, source: Source, used: Instance, deadline: Deadline) -> bool:
-        """Whether ``source`` is another instance than ``used``, or none. Nova does not know ``used``.
+        """Whether ``source`` is now another instance than ``used``, or none. Call it if Nova does not know ``used``.
 
-        If the cache has another result already, another request has looked ``source`` up since. Otherwise ``source`` is
-        looked up again, unless the cached result is younger than ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError
-        if the lookup fails. Raises it without a lookup if the source was unavailable within the last
-        ``single_flight.RETRY_AFTER_FAILURE_S``.
+        Returns True without a lookup if the cache already has another result. Returns False without a lookup if the
+        cached result is younger than ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError if the lookup fails, or was
+        unavailable within the last ``single_flight.RETRY_AFTER_FAILURE_S``.
         """
         key = _key(source)
         entry = self._cache.stale_ok(key) or self._cache.fresh(key)

@@ -40,8 +40,8 @@ class InstanceLookup(Protocol):
     def find(self, source: Source, deadline: Deadline) -> Sequence[Instance]:
         """All instances with the address of ``source`` behind its router or on its network; empty if there is none.
 
-        If it fails: raises LookupUnavailable if a retry may succeed, else InstanceLookupError. The caller retries.
-        Returns or raises before ``deadline``.
+        Raises LookupUnavailable if a retry may succeed (the caller retries), InstanceLookupError if a retry cannot
+        succeed. Returns or raises before ``deadline``.
         """
 
 

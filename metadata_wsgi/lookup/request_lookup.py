@@ -10,10 +10,10 @@ several instances               404, and a warning with the ports: it is unknown
                                 tenant may get the keys of another
 the address is 169.254.169.254  404 without a lookup: no instance has the metadata address. openstack-helm's health
 or fe80::a9fe:a9fe              check sends this address, and its result must not depend on Neutron
-LookupUnavailable               retried until the deadline, then 503 with Retry-After. Never 404, because after 404 an
+LookupUnavailable               503 with Retry-After, after retries until the deadline. Never 404, because after 404 an
                                 instance boots without keys. The retries of all requests of a worker share one budget
                                 (``http/retry.py``)
-InstanceLookupError             503 with Retry-After at once, because a retry cannot succeed
+InstanceLookupError             503 with Retry-After. This filter does not retry: an operator must act first
 ==============================  =====================================================================================
 """
 

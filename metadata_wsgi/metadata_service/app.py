@@ -2,8 +2,8 @@
 """The WSGI app: Nova's metadata API, with data from the inventory. It is the last part of a pipeline.
 
 The app may run on its own port. Then the agent's ``upstream`` sends requests to it instead of Nova. Or the app is in
-the agent's own pipeline, after ``signature``. In both cases it trusts only the signed identity. As in Nova, every
-method reads, except that a POST writes the password. The password can be written only once.
+the agent's own pipeline, after ``signature``. In both cases it trusts only the signed identity. As in Nova, a
+request with any method reads. Only the password differs: a POST writes it, once, and GET and HEAD read it.
 """
 
 from __future__ import annotations

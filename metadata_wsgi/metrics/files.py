@@ -4,7 +4,7 @@
 prometheus-client writes ``counter_PID.db``, ``histogram_PID.db`` and ``gauge_MODE_PID.db``. When a process has ended,
 its counters and histograms must stay in the sums: otherwise a counter would fall at each reload. Its gauges must be
 removed. So each process that starts adds the counts of ended processes to ``counter_ended.db`` and
-``histogram_ended.db``, and removes their files. So the number of files does not grow with each reload.
+``histogram_ended.db``, and removes the files of these processes. The number of files does not grow with each reload.
 
 A process runs as long as it holds the lock (flock) of ``process_PID.lock``. A process that changes or reads the files
 holds the lock of the directory. All processes must be in the same pid namespace: containers that share the directory

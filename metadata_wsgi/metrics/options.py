@@ -31,7 +31,7 @@ OPTS = [
         'allow_remote',
         default=False,
         help='Allow an address in listen that other machines can reach. Everybody who can connect can read the page. '
-        'It names no instance. Configure a firewall so that only the Prometheus server can connect.',
+        'The page names no instance. Configure a firewall so that only the Prometheus server can connect.',
     ),
 ]
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page with the sums of all processes, in Prometheus's text format.
 
-The agent serves the page on the address in ``[metrics] listen``. Without this option a separate process can serve it
-(the app ``metrics_page`` of the paste file).
+The agent serves the page on the address in ``[metrics] listen``. Without this option a separate process can serve the
+page (the app ``metrics_page`` of the paste file).
 """
 
 from __future__ import annotations

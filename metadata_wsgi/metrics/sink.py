@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connects the instruments of this process to Prometheus's files. Until then the instruments do nothing.
+"""Connects the instruments of this process to Prometheus's files. An instrument that is not connected does nothing.
 
 The files are opened at the first count. At this time a worker has dropped its privileges, so root opens none of the
 files. A process that only loads the pipeline (the check before a reload) makes no files. Root may run ``check-config``
@@ -25,7 +25,7 @@ LOG = logging.getLogger(__name__)
 
 
 def connect(directory: str) -> None:
-    """Count in ``directory`` from now on. If it cannot be written, an error is logged once and nothing is counted.
+    """Count in ``directory`` from now on. If a write there fails, an error is logged once and nothing is counted.
 
     A process can count in one directory only.
     """

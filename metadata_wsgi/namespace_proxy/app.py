@@ -7,8 +7,8 @@ many namespaces, the id of the listening socket is used.
 
 The app deletes every header that a client may not set, in every spelling (LP#1865036), and hop-by-hop headers. If the
 client sent ``X-Forwarded-For`` or ``Forwarded``, the agent gets ``X-Metadata-Guest-Forwarded: 1`` instead. Path, query
-and body are sent unchanged. The app also sends the id of the request (``pipeline/request_id.py``) to the agent. It adds
-the id to a response without one.
+and body are sent unchanged. The app also sends the id of the request (``pipeline/request_id.py``) to the agent, and
+adds the id to a response that has none.
 
 A GET or HEAD is retried while the agent is unavailable (restart, upgrade, reload). At the deadline the client gets 503
 with ``Retry-After: 1``. The app has no secret and sends no request to Nova or OpenStack.
@@ -69,7 +69,7 @@ class NamespaceProxyApp:
         self._errors = ProxyErrors('the metadata agent', max_body_bytes=max_body_bytes)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Send the agent's response to the client. 503 if there is none; 400, 408 or 413 for a bad request body."""
+        """Send the agent's response to the client, 503 if there is none; 400, 408 or 413 if the request is at fault."""
         id_ = request_id.begin(environ)
         start_response = request_id.added_to(start_response, id_)
         received_at_s = environ.get(RECEIVED_AT_S, self._clock())

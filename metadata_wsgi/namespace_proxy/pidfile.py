@@ -3,7 +3,7 @@
 
 A running proxy holds a lock (flock) on the file. When the process ends, even if it is killed, the kernel releases the
 lock. So the next proxy can use the file of a killed one. Root writes the file in a directory in which unprivileged
-workers may create files. So ``safe_files`` opens it and follows no link.
+workers may create files. So ``safe_files`` opens the file and follows no link.
 """
 
 from __future__ import annotations

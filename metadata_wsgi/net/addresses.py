@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The canonical text of IP addresses. It is needed because Neutron compares IPv6 addresses as strings."""
+"""The canonical text of IP addresses, because Neutron compares IPv6 addresses as strings."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ final permissions are set after the group. ``metadata_proxy_socket_mode`` select
 ``all``     every user of the host
 ``deduce``  ``user`` if only ``metadata_proxy_user`` is set, else ``group``
 
-If neither user nor group is set and the agent's workers run as another user than root, the socket gets the group of the
-workers (``privileges.identity``). By default the workers of the namespace proxies have the same group.
+If neither user nor group is set and root starts the agent, the socket gets the group of the agent's workers
+(``privileges.identity``). By default the workers of the namespace proxies have the same group.
 """
 
 from __future__ import annotations
@@ -218,8 +218,8 @@ def bind_tcp(
 ) -> socket.socket:
     """Listen on ``host`` and ``port`` without a retry.
 
-    With ``reuse_port`` other processes of the same user may listen on the port too. The workers of a former program do
-    so during an upgrade. If listening fails, raises ConfigError with the OSError as its cause. Its text names
+    With ``reuse_port`` other processes of the same user may listen on the port too: during an upgrade, the workers of
+    the former program. If listening fails, raises ConfigError with the OSError as its cause. Its text names
     ``option``.
     """
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that a client connected to the metadata address, and a rule redirected the connection to the proxy's port.
+"""Checks that a client connected to the metadata address, and not to another address of the proxy.
 
 This check protects the proxy if a firewall rule is missing. Without the rule, clients could connect to the proxy's port
 on the router's own address (LP#1187102). Such a client may be outside or on another network. Then its source address

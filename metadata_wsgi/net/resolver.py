@@ -85,7 +85,8 @@ class Resolver:
     def resolve(self, host: str, timeout_s: float) -> tuple[Address, ...]:
         """The addresses of ``host``, at least one.
 
-        If no address is known, waits at most ``timeout_s`` seconds for a lookup, then raises NameNotResolved.
+        If no address is known, waits for a lookup. Raises NameNotResolved if the lookup fails or takes more than
+        ``timeout_s`` seconds.
         """
         if literal := ip_literal(host):
             return (literal,)
@@ -195,7 +196,7 @@ def ip_literal(host: str) -> Address | None:
 
 
 def getaddrinfo(host: str) -> Sequence[Address]:
-    """Resolve a host name with the system's resolver: /etc/hosts, then name servers. It has no timeout."""
+    """Resolve a host name with the system's resolver: /etc/hosts, then name servers. The call has no timeout."""
     return _addresses(socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM))
 
 

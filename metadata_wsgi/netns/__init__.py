@@ -23,7 +23,8 @@ changed.
 ``interface_state``    the interfaces of a namespace, and fe80::a9fe:a9fe on them
 ``link_local``         which interfaces get fe80::a9fe:a9fe; duplicate address detection
 ``proxy_process``      start, adopt and stop a namespace proxy; pid files as in Grizzly
-``haproxy``            take over the sockets of Neutron's haproxies, and return them
+``process_exits``      notice that a namespace proxy has ended
+``haproxy``            take over the sockets of Neutron's haproxies; start haproxy again
 ``runner``             run a program, in a namespace if needed
 ``host_lock``          one attach or detach at a time on a host
 ``neutron_lock``       the lock that Neutron's agents hold while they change rules

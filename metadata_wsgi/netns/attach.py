@@ -5,8 +5,9 @@ Attach checks that the namespace exists and that the port is free. It adds the r
 Then it starts a namespace proxy, or makes the keeper listen. The rules also close the port for packets that were not
 redirected. So they are added before a process listens. If no process can listen, the former rules are restored.
 
-Detach stops the listeners first and then removes the rules, so that the port is never open without rules. If the keeper
-does not respond, detach fails, because a worker may still listen. If the port is still open, the rules stay too.
+Detach stops the listeners first and then removes the rules, so that the port is never open without rules. If a process
+of this package still has the port open, detach fails and the rules stay. Detach also fails if the keeper does not
+respond, because a worker may still have the socket.
 
 An IPv6 error is only a warning, because IPv4 is served without IPv6. If the IPv6 rules cannot be added (no ip6tables),
 the proxy listens on IPv4 only. The kernel needs about 2 s for duplicate address detection of fe80::a9fe:a9fe. The wait

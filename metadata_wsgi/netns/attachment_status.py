@@ -47,9 +47,9 @@ KEEPER_UNAVAILABLE = 'no proxy runs, and the keeper does not respond, so it is u
 class AttachmentStatus:
     """The status of a router or network that is attached, or partly attached.
 
-    ``namespace`` is None if it was deleted. ``mode`` is one of ``target.MODES`` or UNKNOWN. ``pid`` is the process in
-    the pid file, if there is one. Requests are redirected to ``port``. ``rules`` (for a network, the address) is YES,
-    PARTLY or NO. ``problems`` are sentences, none if all is well. ``notes`` are sentences that need no action.
+    ``namespace`` is None if it was deleted. ``mode`` is one of ``target.MODES`` or UNKNOWN. ``pid`` is the running
+    process of the pid file, else None. Requests are redirected to ``port``. ``rules`` (for a network, the address) is
+    YES, PARTLY or NO. ``problems`` are sentences, none if all is well. ``notes`` are sentences that need no action.
     """
 
     namespace: str | None
@@ -82,7 +82,7 @@ def list_attachments(
     families: Sequence[int] | None = None,
     keeper_entries: Iterable[KeeperEntry] | None = (),
 ) -> list[AttachmentStatus]:
-    """The status of each target on this host with a pid file, an entry in the keeper, or rules of this package.
+    """The status of each target with a pid file, an entry in the keeper, rules of this package, or a stale name.
 
     ``keeper_entries``: None if the keeper does not respond.
     """
@@ -280,7 +280,7 @@ def _check_ipv6(target: AttachTarget, interfaces: str, port: int) -> tuple[list[
 def check_rules(rules: Iterable[Rule], families: Sequence[int], default_port: int = DEFAULT_PORT) -> tuple[int, str]:
     """The port to which a router's ``rules`` redirect, and whether the rules are complete: (port, YES|PARTLY|NO).
 
-    Port and interfaces are read from the redirect rule, and the mark from the rule that sets the mark.
+    The rules are complete if ``rules_for`` returns the same rules for the port, interfaces and mark that they contain.
     """
     found = set(rules)
     values = _rule_values(found)

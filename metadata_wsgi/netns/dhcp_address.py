@@ -26,7 +26,7 @@ ADDRESS_PROTO = 169
 
 
 def add(namespace: str, interface: str | None = None) -> bool:
-    """Add the address to ``interface``, by default the only DHCP interface. Returns False if an interface has it.
+    """Add the address to ``interface``, by default the only DHCP interface. False if an interface already has it.
 
     Raises NetnsError if the interface does not exist, or if ``interface`` is None and there are several.
     """

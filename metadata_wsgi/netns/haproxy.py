@@ -7,8 +7,8 @@ Because of these facts no connection is refused:
   one process has a descriptor.
 - After SIGUSR1 haproxy finishes the requests in progress and ends.
 - haproxy binds with SO_REUSEPORT, so a new haproxy can listen on a port while our process still listens.
-- If ``net.ipv4.tcp_migrate_req`` is set (Linux 5.14) and a socket is closed, the kernel moves the connections in its
-  accept queue to another socket on the same port.
+- With ``net.ipv4.tcp_migrate_req`` (Linux 5.14), when a listening socket is closed, the kernel moves the connections in
+  the accept queue to another socket on the same port.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ class Conversion:
     def give_back(self, proxy: Proxy, detach: Callable[[str], bool]) -> bool:
         """Start haproxy with Neutron's configuration and end the holder. Returns whether anything was changed.
 
-        When haproxy listens, ``detach`` is called with the id, to make the keeper close its sockets. It returns whether
-        there were any. If haproxy does not start, raises NetnsError, and the holder and the keeper's sockets stay. If
-        the keeper does not respond, raises NetnsError although haproxy serves: a worker may still accept on the socket.
-        Repeat ``give_back`` when the keeper runs.
+        When haproxy listens, ``detach`` is called with the id. It makes the keeper close the sockets of this id, and
+        returns whether there were any. If haproxy does not start, raises NetnsError, and the holder and the keeper's
+        sockets stay. If the keeper does not respond, raises NetnsError although haproxy serves: a worker may still
+        accept on the socket. Repeat ``give_back`` when the keeper runs.
         """
         if proxy.is_haproxy:
             try:

@@ -4,7 +4,7 @@
 Facts:
 
 - The address is added with the prefix length 128. With a shorter prefix the kernel would add a second route to
-  fe80::/64, and when the address is removed, it could remove the interface's own route.
+  fe80::/64. When the address is removed, the kernel could remove the interface's own route instead of the second one.
 - The address is deprecated from the start (``preferred_lft 0``), so the kernel does not choose it as a source address.
   Otherwise the router would send its router advertisements from its newest address, which is fe80::a9fe:a9fe.
   Instances would use this address as their default gateway, and lose the gateway at detach.

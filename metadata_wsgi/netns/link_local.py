@@ -2,19 +2,19 @@
 """Adds fe80::a9fe:a9fe to the internal interfaces, with duplicate address detection (DAD).
 
 A link-local address belongs to one interface, and must be unique on the network of the interface. Before the kernel
-uses the address, it checks this for 1 to 2 s (RFC 4862). So ``begin`` adds the address early in an attach, and
-``settle`` waits for the result as the last step.
+uses the address, it looks for a duplicate for 1 to 2 s (RFC 4862). So ``begin`` adds the address early in an attach,
+and ``settle`` waits for the result as the last step.
 
 DAD is necessary, because networks often have two DHCP agents, and each agent offers this address (LP#1953165). Without
 DAD (``nodad`` or an optimistic address) the packets of an instance would reach sometimes one agent and sometimes the
 other. The wait delays no instance, because IPv4 is served meanwhile.
 
-An interface without an address of its own belongs to the standby of an HA router. It does not get fe80::a9fe:a9fe. It
-has the same MAC as the interface of the primary on another host. Every frame from the standby (DAD, MLD reports,
-neighbour solicitations) would make the switches send the router's traffic to the wrong host (LP#1403860, LP#1859832).
-When the router becomes the primary, keepalived adds the router's addresses. The next attach then adds fe80::a9fe:a9fe.
-When keepalived has removed the router's addresses, the next attach removes fe80::a9fe:a9fe. An interface with only
-link-local addresses is treated as a standby.
+An interface without an address of its own belongs to the standby of an HA router. It does not get fe80::a9fe:a9fe,
+because it has the same MAC as the interface of the primary on another host. Every frame from the standby (DAD, MLD
+reports, neighbour solicitations) would make the switches send the router's traffic to the wrong host (LP#1403860,
+LP#1859832). When the standby becomes the primary, keepalived adds the router's addresses. The next attach then adds
+fe80::a9fe:a9fe. When keepalived has removed the router's addresses, the next attach removes fe80::a9fe:a9fe.
+An interface with only link-local addresses is treated as a standby.
 
 If DAD finds a duplicate, the address is removed, because the kernel never checks it again. Then the MAC of the other
 owner is looked up. If the owner is another interface of the same router, nothing is wrong: a network with an IPv4 and

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the process of a mode listen for a router or network, and stops the process of the former mode.
 
-In the mode PROCESS a namespace proxy of its own listens. If one already runs in this namespace, for this id and on this
+In the mode PROCESS a namespace proxy for this target alone listens. If it already runs in this namespace and on this
 port, it is adopted, even if another program started it. Any other proxy of this id is replaced. For example, a proxy in
 a deleted namespace still runs, but no instance can reach it.
 
@@ -40,7 +40,7 @@ class KeeperListeners(Protocol):
     def attach(
         self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
     ) -> bool:
-        """Make the keeper listen on ``hosts``, with the sockets ``taken`` or new ones. Returns whether one changed."""
+        """Make the keeper listen on ``hosts``, with the sockets ``taken`` or new ones. Returns whether any changed."""
 
     def close(self, target: AttachTarget, mode: str, port: int, host: str) -> None:
         """Make the keeper close the listener on ``host``."""
@@ -114,7 +114,11 @@ class ModeChanger:
         return self._keeper is not None and self._keeper.detach(target)
 
     def serve_again(self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str]) -> bool:
-        """Like ``serve``, but replaces a process, and a network's socket on the last host (the IPv6 address)."""
+        """Like ``serve``, but opens some sockets again.
+
+        In mode PROCESS the process is stopped first. In the other modes the keeper first closes a network's listener on
+        the last of ``hosts``, the IPv6 address.
+        """
         if mode == PROCESS:
             self.stop_process(target)
         elif self._keeper and target.kind == NETWORK:
@@ -128,8 +132,9 @@ class ModeChanger:
     def close_former_port(self, target: AttachTarget, mode: str, port: int, former: int | None) -> None:
         """Close the keeper's socket on the port ``former`` if ``port`` differs from it.
 
-        Called before the rules of ``former`` are removed. Raises NetnsError if the keeper does not respond: then its
-        workers may still serve ``former``, and send the socket to the next keeper.
+        Called before the rules of ``former`` are removed. Raises NetnsError if the keeper does not respond. Then the
+        workers that have a copy of the socket may still serve ``former``. When a new keeper starts, they send it their
+        copy, and the port would be open again.
         """
         if mode != PROCESS or self._keeper is None or former in (None, port):
             # In the other modes the keeper itself replaces the socket.

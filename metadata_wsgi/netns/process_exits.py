@@ -22,7 +22,7 @@ DESCRIPTOR_SHARE = 0.5
 
 
 class ProcessExits(Generic[Key]):
-    """Watches processes by key. If one cannot be watched (no pidfd, too many), its end is not reported."""
+    """Watches processes by key. If a process cannot be watched (no pidfd, too many), its end is not reported."""
 
     def __init__(self, max_processes: int | None = None) -> None:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -66,9 +66,9 @@ def running_pid(pid_file: str, uuid: str) -> int | None:
 def ensure_running(
     pid_file: str, uuid: str, spawn: Callable[[str], object], *, is_wanted: Callable[[int], bool]
 ) -> bool:
-    """If ``is_wanted(pid)`` is true for the running process, keep it, else replace it. Returns whether it was replaced.
+    """Keep the running process if ``is_wanted(pid)``, else stop it and start another. Returns whether one was started.
 
-    To start the new process, ``spawn`` is called with the path of the pid file. The new process must write the file.
+    To start a process, ``spawn`` is called with the path of the pid file. The new process must write the file.
     """
     running = running_pid(pid_file, uuid)
     if running is not None and is_wanted(running):

@@ -4,13 +4,13 @@
 The rules guarantee:
 
 - A request from an instance to 169.254.169.254:80 is redirected to the proxy's port. The redirect rule and the accept
-  rule are those of Grizzly's L3 agent, with the same options and in the same chains, so an operator recognises them in
+  rule are those of Grizzly's L3 agent, with the same options and in the same chains. So an operator recognises them in
   ``iptables-save``.
-- Only packets that arrive on internal interfaces are redirected, and only redirected packets reach the port. They get a
-  mark on arrival, before the redirect changes their destination (LP#1187102). Without the mark, other packets to the
-  proxy's port, for example from outside to 10.1.1.1:9697, could not be distinguished from redirected packets.
-- A packet to the metadata address is never forwarded (LP#1920778). This is true even if another program has removed the
-  redirect, if the packet is for another port, and while these rules are added or removed.
+- Only packets that arrive on internal interfaces are redirected, and only redirected packets reach the port. A packet
+  to be redirected gets a mark on arrival, before the redirect changes its destination (LP#1187102). Without the mark,
+  other packets to the proxy's port, for example from outside to 10.1.1.1:9697, could not be distinguished from it.
+- A packet to the metadata address is never forwarded (LP#1920778). This is also true for a packet to another port,
+  if another program has removed the redirect, and while these rules are added or removed.
 
 An L3 agent rewrites its own chains and removes rules that it did not add. The rules that drop packets must stay, so
 they are in the kernel's chains. The redirect and the accept rule are also rules of the L3 agent, so they may be in the

@@ -22,7 +22,7 @@ from metadata_wsgi.throttle import Throttle
 LOG = logging.getLogger(__name__)
 
 RETRYABLE_STATUSES = frozenset({500, 502, 503, 504})
-"""Nova responds with these while it, or a service that it needs, is unavailable. Other statuses are not retried."""
+"""Statuses of Nova while Nova, or a service that Nova needs, is unavailable. Other statuses are not retried."""
 
 
 class Hosts:
@@ -73,7 +73,7 @@ class _Host:
     def __init__(self, client: HttpClient, clock: Callable[[], float]) -> None:
         self.circuit = CircuitBreaker(clock)
         self.has_failed = False
-        """Whether the host failed since its last good response. False: the circuit is closed, no backoff is active."""
+        """Whether the host failed after its last good response. False: the circuit is closed, no backoff is active."""
         self._client = client
         self._clock = clock
         self._backed_off_until_s = 0.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that Nova's metadata API checks signatures, and that it has the same shared secret.
+"""Checks that Nova's metadata API checks signatures, and that Nova has the same shared secret as the agent.
 
 The check sends two requests to each host of Nova, with an instance id that no instance has. A request with a wrong
 signature must get 403. A request with the right signature must get 404. If ``service_metadata_proxy`` is off (or

@@ -13,7 +13,7 @@ Nova cannot have received it. All requests of a worker share a retry budget. Whi
 one request at a time tries to connect to it. So the retries of many clients do not overload a failing Nova.
 
 While the shared secret is being changed there are two signatures. If Nova rejects one signature (403), the app sends
-the request again with the other signature. It also does so for a POST, because a rejected request has no effect. Later
+the request again with the other signature. A POST is sent again too, because a rejected request has no effect. Later
 requests are first sent with the signature that Nova accepted last.
 
 ``nova_metadata_host`` may name several hosts, separated by commas, each with its own port if needed
@@ -119,7 +119,7 @@ class UpstreamApp:
         self._errors = ProxyErrors('Nova', max_body_bytes=max_body_bytes)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Send Nova's response to the client: 503 if there is none; 400, 408 or 413 for a bad request or body."""
+        """Send Nova's response to the client, 503 if there is none; 400, 408 or 413 if the request is at fault."""
         identity: environ_keys.SignedIdentity = environ[environ_keys.SIGNED_IDENTITY]
         deadline: Deadline = environ[environ_keys.DEADLINE]
         try:

@@ -11,10 +11,9 @@ never comes from a request.
 ================================== ================== ============================================ ==================
 key                                written by         read by                                      if it is missing
 ================================== ================== ============================================ ==================
-``metadata_wsgi.received_at``      the worker         ``deadline``, the namespace proxy            another server: the
-                                                                                                   deadline counts
-                                                                                                   from the filter
-                                                                                                   ``deadline``
+``metadata_wsgi.received_at``      the worker         ``deadline``, the namespace proxy            the deadline counts
+                                                                                                   from the call of the
+                                                                                                   filter ``deadline``
 ``metadata_wsgi.request_id``       ``request_id``     ``upstream``, ``catch_errors``               no id in log lines
                                                                                                    and at Nova
 ``metadata_wsgi.namespace``        the worker         ``socket_source``, ``healthcheck``, the      the connection came
@@ -33,11 +32,11 @@ key                                written by         read by                   
                                                       ``signature``, ``request_log``
 ``metadata_wsgi.signed_identity``  ``signature``      ``upstream``, ``metadata``                   start is refused
                                                                                                    (``upstream``); the
-                                                                                                   headers are read
-                                                                                                   (``metadata``)
-``metadata_wsgi.failure``          the filter or app  the server: ``status --failures``            no failure, or one
-                                   that refuses the                                                of a filter that
-                                   request                                                         does not write it
+                                                                                                   app ``metadata``
+                                                                                                   reads the headers
+``metadata_wsgi.failure``          the filter or app  the server: ``status --failures``            no failure, or the
+                                   that refuses the                                                filter records no
+                                   request                                                         failures
 ================================== ================== ============================================ ==================
 
 After the response, ``metrics`` and ``healthcheck`` check which of these keys exist (``outcome.stage_reached``).

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last stage that a request reached in the pipeline, for filters that only observe (metrics, health, log).
+"""The last of four stages that a request reached in the pipeline: for the filters ``metrics`` and ``healthcheck``.
 
-Filters write environ keys before they call the next filter. So after the response the existing keys show which filter
-made the response. The other filters need no code for this.
+Filters write environ keys before they call the next filter. So after the response the existing keys show the stage, but
+not which filter made the response. The filters that write the keys need no code for this.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def stage_reached(environ: WSGIEnvironment) -> str:
 
     UNIDENTIFIED: the source is unknown. SOURCE: the source is known, the instance is unknown. INSTANCE: the instance is
     known, and a filter after ``instance`` made the response. UPSTREAM: the request was signed, and the response is from
-    Nova or is a 503.
+    Nova or from UpstreamApp itself (400, 408, 413, 503).
     """
     if environ_keys.SOURCE not in environ:
         return UNIDENTIFIED

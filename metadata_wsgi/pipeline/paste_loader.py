@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads a pipeline from the paste file. A pipeline that cannot work is an error.
 
-The paste file lists the filters in the order in which a request passes them. If it has an error (an unknown filter, an
-unknown option of a filter, a wrong order), the program does not start and prints one sentence.
+The paste file lists the filters in the order in which a request passes them. If the file has an error (an unknown
+filter, an unknown option of a filter, a wrong order), the program does not start and prints one sentence.
 """
 
 from __future__ import annotations

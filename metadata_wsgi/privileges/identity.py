@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The user and group of the workers.
 
-The agent's options are ``metadata_user`` and ``metadata_group``. The namespace proxy has two other options. If root
-starts the program, the default user is ``metadata-wsgi`` (``useradd --system metadata-wsgi``), or ``nobody`` if there
-is no such user. ``nobody`` has few privileges on the host, but other programs run as nobody too. If another user starts
-the program, the workers keep this user.
+The agent's options are ``metadata_user`` and ``metadata_group``. The namespace proxy has ``--metadata_proxy_user`` and
+``--metadata_proxy_group``. If root starts the program, the default user is ``metadata-wsgi`` (``useradd --system
+metadata-wsgi``), or ``nobody`` if there is no such user. ``nobody`` has few privileges on the host, but other programs
+run as nobody too. If another user starts the program, the workers keep this user.
 
 The workers' user must be able to read the CA certificates. With the lookup ``static`` it must also be able to read the
 inventory, because a worker reads the inventory again after a change. Workers read configuration files, keys and secrets

@@ -4,7 +4,7 @@
 An L3 agent of Grizzly passes no user to a namespace proxy. It may start the proxy before or after the metadata agent.
 The proxy does not read the agent's options (``metadata_proxy_user``, ``metadata_proxy_group``,
 ``metadata_proxy_socket_mode``), but owner, group and mode of the agent's socket depend on them. Until an agent listens
-on the socket, workers run as the default user. Then they run as a user or group that may connect. If the agent is
+on the socket, workers run as the default user. After that they run as a user or group that may connect. If the agent is
 restarted with other options, the identity changes. While the agent is stopped, the identity does not change.
 
 ==========================  =============================================================================

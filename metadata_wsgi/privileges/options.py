@@ -13,8 +13,8 @@ OPTS = [
     cfg.StrOpt(
         'metadata_user',
         default='',
-        help='User that the workers of the agent run as, a name or uid, if root starts it. '
-        'By default metadata-wsgi, or nobody if there is no such user.',
+        help="User of the agent's workers, a name or uid, if root starts the agent. "
+        'Default: metadata-wsgi, or nobody if there is no such user.',
     ),
     cfg.StrOpt(
         'metadata_group',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP server of the agent and the namespace proxy: gunicorn's master and worker, with own connection handling.
+"""The HTTP server of the agent and the namespace proxy: gunicorn's master and worker, with our connection handling.
 
 The server uses these undocumented interfaces of libraries. A new version may change them, so setup.cfg excludes the
 next major version of each library:

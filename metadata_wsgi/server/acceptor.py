@@ -7,7 +7,7 @@ Differences from gevent's ``StreamServer``, which makes a new greenlet for each 
   wait. To reuse a greenlet is faster than to make one: for the stack of a new one CPython gets memory from the kernel.
 - The handler of a connection starts in the I/O callback of the event loop, before the next connection is accepted.
   gevent would start it in the next iteration of the loop. Until its first wait the handler holds up the event loop.
-- If the pool is full when a new connection arrives, its listener is paused, and ``on_full`` is called. The worker's
+- If the pool is full when a new connection arrives, the listener is paused, and ``on_full`` is called. The worker's
   ``on_full`` closes an idle connection. When greenlets are free, each paused listener in turn accepts one connection.
 """
 

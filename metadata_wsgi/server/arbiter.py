@@ -11,7 +11,7 @@ SIGUSR1 executes the installed version of the program in this process (``reexec`
 SIGUSR2 writes the file of ``metadata-wsgi report`` into the state directory.
 
 The master notifies systemd (``net.sd_notify``) that the service has started when the first worker serves. It also
-sends the number of workers that serve, and the error of a failed reload. While a worker sends heartbeats
+sends the number of workers that serve, and the error of a failed reload. While at least one worker sends heartbeats
 (``progress``), the master feeds systemd's watchdog once a second.
 """
 
@@ -50,7 +50,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         self.systemd = app.keeps_sockets
 
     def signal(self, sig: int, frame: Any) -> None:
-        """The signal handler. gunicorn only queues a signal, but a reload in progress must be cancelled at once."""
+        """The signal handler. gunicorn only queues a signal, but a stop signal must cancel a reload at once."""
         if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._is_stopping = True
         super().signal(sig, frame)
@@ -135,7 +135,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         self.app.former_workers = []
 
     def handle_usr1(self) -> None:
-        """Called by gunicorn at SIGUSR1: execute the installed program in this process. It opens its log files."""
+        """Called by gunicorn at SIGUSR1: execute the installed program in this process. This reopens the log files."""
         if not self.app.socket_name:
             LOG.warning('SIGUSR1 does nothing here: restart the program; SIGHUP opens the log files again')
             return

@@ -17,8 +17,8 @@
 - A busy connection yields to the other connections: after REQUESTS_PER_YIELD pipelined requests, and before each recv()
   of a body.
 - A malformed request gets a constant error response (400, 414, 431, 501), and the connection is closed. The connection
-  is also closed if the application did not read the whole body. gunicorn would read the rest as long as the client
-  sends.
+  is also closed if the application did not read the whole body. gunicorn would read the rest of the body as long as the
+  client sends.
 - ``100 Continue`` is sent when the application first reads the body. So if the application rejects a request without
   reading the body, the client need not send the body.
 - Log lines that a client can cause are throttled. In each LOG_INTERVAL_S one line of each kind is logged at its own
@@ -228,7 +228,7 @@ class ConnectionHandler:
         send_error(connection, error)
 
     def _next_request(self, requests: RequestStream, connection: RawSocket, *, is_first: bool) -> ParsedRequest | None:
-        """Read the header of the next request. None at the end of the connection. TimeoutError if it arrives late."""
+        """Read the header of the next request. None at the end of the connection. TimeoutError for a late header."""
         try:
             if is_first:
                 connection.settimeout(limits.READ_WRITE_TIMEOUT_S)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the agent's server.
 
-They are in a module of their own, because namespace proxies use the server without these options. So a namespace proxy
+The options are in a module of their own, because namespace proxies use the server without them. So a namespace proxy
 need not import oslo.config, which takes megabytes of memory.
 """
 

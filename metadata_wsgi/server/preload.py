@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the master does before it forks, so that its workers share memory with it; garbage collection in a worker."""
+"""Imports modules in the master, so that workers share the memory of the modules; tunes the garbage collection."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PRELOAD_MODULES = (
 )
 """Modules that are otherwise imported by gevent's patching, or by libraries during the first request.
 
-The master imports them before it forks, so that the workers share their memory. A worker may be unable to import them
-later: its user may have no access to Python's directory, and after an upgrade the files there are of another version.
-Some are private modules of gevent. A module that the installed version does not have is skipped.
+The master imports them before it forks, so that workers share the memory of the modules. A worker may be unable to
+import them later: its user may have no access to Python's directory, and after an upgrade the files there are of
+another version. Some are private modules of gevent. A module that the installed version does not have is skipped.
 """
 
 

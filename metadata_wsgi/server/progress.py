@@ -42,7 +42,7 @@ class Progress:
         self._last_end_s = self._clock()
 
     def is_made(self) -> bool:
-        """Whether the requests in progress are not stuck. True without requests. Called in the event loop."""
+        """Whether the worker makes progress (see this module). True without requests. Called in the event loop."""
         stuck_since_s = self._clock() - limits.STUCK_REQUEST_S
         if self._last_end_s > stuck_since_s:
             return True

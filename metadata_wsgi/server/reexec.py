@@ -2,11 +2,11 @@
 """SIGUSR1: the master executes the installed program again, in the same process. Its workers continue to serve.
 
 So requests are served during the whole upgrade. In a restart no worker would serve for seconds, and longer on a busy
-host. haproxy's master does the same. The process id does not change, so systemd still sees the same service, and the
-workers still have the same parent.
+host. The process id does not change, so systemd still sees the same service, and the workers still have the same
+parent. haproxy's master is upgraded in the same way.
 
 The new program gets the listening sockets in the form in which systemd passes sockets (``net.sd_notify.inherited``),
-and the process ids of the workers in an environment variable. When its own workers serve, it ends the former workers.
+and the process ids of the workers in an environment variable. When the new workers serve, it ends the former workers.
 If the new program does not start, the process ends with an error. Then the former workers end too, and systemd starts
 the unit again.
 """
@@ -50,7 +50,7 @@ def former_workers(environ: MutableMapping[str, str] = os.environ) -> list[int]:
 
 
 def end(pids: Iterable[int]) -> None:
-    """Send SIGTERM to those processes that are still children. Another process may have got the pid of an ended one."""
+    """Send SIGTERM to the processes of ``pids`` that are still children. An ended child's pid may have been reused."""
     for pid in pids:
         if _is_child(pid):
             os.kill(pid, signal.SIGTERM)

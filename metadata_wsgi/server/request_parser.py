@@ -113,7 +113,7 @@ class RequestStream:
     def next(self) -> ParsedRequest | None:
         """Read the header of the next request. Call ``wait_for_data`` before.
 
-        Returns None if the connection ends inside the header. Raises gunicorn's ParseException if it is malformed.
+        Returns None if the connection ends inside the header. Raises gunicorn's ParseException for a malformed header.
         """
         self._last = self._read()
         return self._last

@@ -40,7 +40,7 @@ TTL_OPTIONS = {
 class ClientConnectionError(Exception):
     """A response could not be sent: the client closed the connection, or did not receive in time.
 
-    ``__cause__`` is the OSError of the socket. A class of its own distinguishes it from an OSError of the application.
+    ``__cause__`` is the OSError of the socket. An OSError that the application raises is not of this class.
     """
 
 

@@ -51,7 +51,7 @@ class Stoppable(Protocol):
     """A part of the worker that runs beside the requests, for example the server of the metrics page."""
 
     def stop(self) -> object:
-        """End it."""
+        """End this part."""
 
 
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})

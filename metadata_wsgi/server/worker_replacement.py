@@ -2,8 +2,8 @@
 """Decides which workers the master starts and stops, so that during a reload there is always a worker that serves.
 
 gunicorn stops the former workers as soon as it has forked the new ones. New workers need a second to load, and longer
-on a busy host. If one reload follows another before they have loaded, no worker serves, and connections wait until
-their clients give up. With this module the former workers serve until as many new workers are ready.
+on a busy host. If a second reload begins before the new workers have loaded, no worker serves, and connections wait
+until their clients give up. With this module the former workers serve until as many new workers are ready.
 """
 
 from __future__ import annotations

@@ -10,21 +10,21 @@
 
 ``/healthcheck`` is the readiness check: 200, or 503 with the reasons. There are two reasons for 503:
 
-- The last request that used the lookup, or the last request to Nova, failed in the last minute.
+- The latest lookup, or the latest request to Nova, failed less than a minute ago.
 - The node is drained: the file ``disable_by_file_path`` exists, or a file of ``enable_by_file_paths`` is missing. A
   drained agent still serves instances.
 
-``/healthcheck/live`` is the liveness check: 200 as long as a worker responds. A failure of Neutron or Nova does not
-change this, because a restart of the agent would not repair them. HEAD gets 204 instead of 200. With ``Accept:
+``/healthcheck/live`` is the liveness check: 200 as long as a worker responds. Failures of Neutron and Nova do not
+count, because a restart of the agent would not repair them. On both paths HEAD gets 204 instead of 200. With ``Accept:
 application/json`` the response is JSON.
 
 The check sends no request to Neutron or Nova. It reports the results of instances' requests in the worker that
 responds. So a host without requests is healthy.
 
-The filter responds to requests of this host only. A request is one of the host if it is on the agent's own socket and
-has no header that names a client. A namespace proxy always sends such headers. If an instance requests one of these
-paths, its request goes to Nova. The agent also serves the paths on the address in ``[metrics] listen``. The filter must
-be after ``request_id``.
+The filter responds to requests of this host only. A request counts as one of this host if it arrives on the agent's own
+socket without a header that names a client. A namespace proxy always sends such a header. If an instance requests
+``/healthcheck``, its request goes to Nova. The agent also serves both checks on the address in ``[metrics] listen``.
+The filter must be after ``request_id``.
 
 The paths, statuses, options and the form of the response are those of oslo.middleware's healthcheck. That healthcheck
 itself is not used, for three reasons. It is an application and not a filter, it needs a library with a C extension, and
@@ -95,7 +95,7 @@ class Result:
 
 
 class HealthcheckFilter:
-    """Responds to requests of the host for ``path``. Records the status of all other requests."""
+    """Responds to requests of the host for ``path`` and ``path/live``. Records the status of all other requests."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -120,7 +120,7 @@ class HealthcheckFilter:
         self._last_seen: dict[str, tuple[float, bool]] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Respond to a request of the host; otherwise call the next filter and record its status."""
+        """Respond to a request of the host. For other requests, call the next filter and record the status."""
         if environ['PATH_INFO'] in self._paths and is_local_request(environ):
             return self.respond(environ, start_response)
         recorder = StatusRecorder(start_response)

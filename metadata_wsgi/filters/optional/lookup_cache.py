@@ -10,10 +10,10 @@ If an address moves to another instance, the new instance gets the metadata of t
 ``lookup_cache_seconds``. While Neutron is unavailable, this time is at most ``lookup_cache_stale_seconds``. The result
 "no instance" is cached for ``lookup_cache_none_seconds``. Errors are not cached.
 
-If Nova responds 404 for a cached instance, the instance may be deleted. Then the filter looks the address up again at
-once. If the address now belongs to another instance, the filter sends a GET or HEAD to Nova once more, for the new
-instance. If the lookup fails, the filter requests a path from Nova that every instance has. If Nova does not know the
-instance, the client gets 503: with a 404 it would boot without keys.
+If Nova responds 404 to a GET or HEAD for a cached instance, the instance may have been deleted. Then the filter looks
+the address up again before it responds. If the address now belongs to another instance, the filter sends the request to
+Nova again, for this instance. If the second lookup fails, the filter requests a path from Nova that every instance has.
+If Nova responds 404 or 5xx to this path, the client gets 503: with a 404 it would boot without keys.
 
 For methods other than GET and HEAD the cache is never used, because a POST writes the instance's password.
 
@@ -82,7 +82,7 @@ PATH_OF_EVERY_INSTANCE = '/openstack'
 """If Nova responds 404 to this path, Nova does not know the instance."""
 SAFE_METHODS = frozenset({'GET', 'HEAD'})
 REVALIDATE_TIME_SHARE = 1 / 2
-"""The new lookup gets this part of the remaining time. The rest is for the second request to Nova."""
+"""The second lookup gets this part of the remaining time. The rest is for the second request to Nova."""
 
 
 class LookupCacheFilter:
@@ -106,7 +106,7 @@ class LookupCacheFilter:
         self._unknown_log = Throttle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        """Set INSTANCE and call the next filter. If the address has moved, call it again for the new instance."""
+        """Set INSTANCE and call the next filter; once more for the new instance if the address has moved."""
         if environ_keys.INSTANCE in environ:
             return self.app(environ, start_response)
         source: environ_keys.Source = environ[environ_keys.SOURCE]

@@ -5,11 +5,13 @@ The metric ``metadata_wsgi_request_seconds`` has two labels with the outcome of 
 
 ``status``   status code of the response, or ``fault`` if a filter raised an exception and the response was 503
 ``reached``  the last stage of the pipeline that the request reached:
-             ``unidentified``: the client is not known (400).
-             ``source``: the instance is not known (404: there is none; 503: the lookup failed; 429: rate_limit).
+             ``unidentified``: the client is not known (400; 403: peer_credentials).
+             ``source``: the instance is not known (404: there is none, or several match; 503: the lookup failed; 429:
+             rate_limit).
              ``instance``: a filter after ``instance`` responded (429 rate_limit, 401 session_token, 404 path_policy,
              200 response_cache).
-             ``upstream``: Nova's response, or 503 if Nova did not respond.
+             ``upstream``: Nova's response; 503 if Nova did not respond; 400, 408 or 413 if the request is malformed,
+             too slow or too large.
 
 The filter must be after ``catch_errors`` and ``request_id``. It changes no request. No instance can read the metrics:
 the agent serves them on the host, on the address in ``listen``. Without ``listen`` a separate process can serve them::

@@ -12,8 +12,9 @@ The environment variables of OpenTelemetry's SDK configure the filter, for examp
     OTEL_TRACES_SAMPLER=parentbased_traceidratio
     OTEL_TRACES_SAMPLER_ARG=0.01
 
-Nova gets the ``traceparent`` of the last span. If a client sends a ``traceparent``, our trace only has a link to that
-span. If it were the parent, an instance could decide that its requests are sampled, and add spans to traces of others.
+Nova gets the ``traceparent`` of the last span. If a client sends a ``traceparent``, our trace only has a link to the
+client's span. If that span were the parent, an instance could decide that its requests are sampled, and add spans to
+traces of others.
 With ``trust_client_traceparent`` the client's span is the parent.
 
 The filter must be after ``request_id``. At the first request it wraps each later filter in a span. Without this filter

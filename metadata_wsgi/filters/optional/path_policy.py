@@ -24,8 +24,8 @@ differently, and no usual client sends it.
 
 A listing still shows the names of hidden paths. If one listed leaf of ``/latest/meta-data/`` gets 404, cloud-init drops
 all EC2 metadata. So hide ``user-data`` and whole trees, not leaves. If a rule with ``after`` hides the user-data, an
-instance that is rebuilt, or boots for the first time, after this time gets no user-data. The filter must be after
-``instance``. It reads INSTANCE.
+instance gets no user-data when it is rebuilt or first boots after this time. The filter must be after ``instance``. It
+reads INSTANCE.
 """
 
 from __future__ import annotations

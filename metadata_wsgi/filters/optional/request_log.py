@@ -5,9 +5,9 @@
 
     10.1.1.2 behind router 54d4... instance 6d0f... GET /openstack/latest/meta_data.json 200 1.3 ms
 
-The time at the end of the line is the time until the header of the response. No header, query or body is logged, so no
-password, token or user-data is logged. The path is percent-encoded, so a client cannot forge a log line. A boot is 28
-lines. The filter must be after ``catch_errors``. It has no options.
+The line ends with the time until the header of the response. No header, query or body is logged, so no password, token
+or user-data is logged. The path is percent-encoded, so a client cannot forge a log line. A boot is 28 lines. The filter
+must be after ``catch_errors``. It has no options.
 """
 
 from __future__ import annotations

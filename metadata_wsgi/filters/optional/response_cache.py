@@ -9,7 +9,8 @@ Nova. The filter caches responses to GET with status 200 and at most ``answer_ca
 - to requests with a query, a body, a range, a condition or a session token;
 - with ``Set-Cookie``, ``Cache-Control`` or ``Vary``.
 
-Identical concurrent requests cause one request to Nova.
+Of identical concurrent requests only one is sent to Nova. The others wait for its response. If the response does not
+arrive in time, or may not be cached, the waiting requests are sent to Nova too.
 
 The cache key is the instance, its project, the client's address, the path and the ``Accept*`` headers. So no instance
 gets the response of another. If an instance reads meta_data.json twice within ``answer_cache_seconds``, it gets the

@@ -11,7 +11,7 @@ with all other requests, in ``X-aws-ec2-metadata-token``.
 request                                     response
 ==========================================  ==========================================================
 PUT /latest/api/token with the TTL header   200, the token, and its TTL in the same header
-... without the header, or another number   400
+... without this header, or a wrong TTL     400
 ... with X-Forwarded-For or Forwarded       403: an open proxy in the instance must not get tokens
 PUT /<version>/api/token                    403: as in AWS, only under latest
 another method on /latest/api/token         405

@@ -4,12 +4,12 @@
 ``directory = neutron`` or ``directory = quantum`` selects this lookup. A lookup sends two queries: for the networks of
 the router, and for the port with the address on one of these networks. The agent's user needs a role that may see the
 ports of all projects: ``service`` or ``admin``. With another role Neutron returns empty lists, as if no instance
-existed. The lookup detects this, and requests get 503 instead of 404. ``metadata-wsgi check-config`` and the start of
-the agent report it.
+existed. The lookup detects a missing role, and requests get 503 instead of 404. ``metadata-wsgi check-config`` reports
+a missing role, and so does the agent when it starts.
 
 Credentials are Grizzly's options in ``[DEFAULT]`` (``auth_url``, ``admin_user``, ...), or the options of any
-keystoneauth plugin in ``[neutron]`` (or ``[quantum]``), or Neutron's own credentials in ``neutron.conf``. ``options``
-lists them by precedence. An example::
+keystoneauth plugin in ``[neutron]`` (or ``[quantum]``), or Neutron's own credentials in ``neutron.conf``. The module
+``options`` lists the credentials by precedence. An example::
 
     [neutron]
     auth_type = v3applicationcredential

@@ -10,10 +10,9 @@ keystoneauth sends the requests. This module keeps their number small if a thous
 - A thread that has no valid token waits while another thread renews it, at most until its own deadline.
 - After some failures in a row, Keystone gets one request at a time, with pauses between them (circuit breaker). During
   a pause, a lookup without a valid token fails at once.
-- If a retry cannot help, the error is cached for ``NEGATIVE_CACHE_S``.
-- If Keystone rejects the credentials, it gets no request during a pause. The pause doubles with each rejection, up to
-  ``process_shared.MAX_PAUSE_S``. All workers of the agent share the pause (``rejection_pause``), because Keystone may
-  lock an account after some failed attempts.
+- An error after which a retry cannot help is cached for ``NEGATIVE_CACHE_S``.
+- After Keystone has rejected the credentials, it gets no request during a pause. The pause doubles with each rejection,
+  up to ``process_shared.MAX_PAUSE_S``. All workers of the agent share the pause (``rejection_pause``).
 
 The lifetime of a token is the difference of two times from Keystone, ``expires_at`` and ``issued_at``. This host
 measures the lifetime with its monotonic clock. So tokens are used correctly even if the date of this host is wrong.
@@ -100,7 +99,7 @@ class KeystoneSession(Session):
     """A keystoneauth session that never authenticates a request itself.
 
     If Keystone responds 401 to the discovery of its versions, keystoneauth would request a token while it holds the
-    lock of its plugin. To request a token it needs the same lock. So the thread would wait forever.
+    lock of its plugin. A request for a token needs the same lock. So the thread would wait forever.
     """
 
     def get_auth_headers(self, auth: Any = None, **kwargs: Any) -> Any:
@@ -281,9 +280,9 @@ class Authenticator:
 def select_endpoint(catalog: Any, wanted: EndpointFilter) -> str:
     """Return the URL of the endpoint that ``wanted`` selects in a keystoneauth service catalogue.
 
-    Raises InstanceLookupError if no endpoint matches. Its text lists the regions or interfaces in the catalogue. Also
-    raises it if no region is configured and the catalogue has endpoints in several regions: the Neutron of another
-    region does not have the routers of this host.
+    Raises InstanceLookupError if no endpoint matches, or if no region is configured and the catalogue has endpoints in
+    several regions. The Neutron of another region does not have the routers of this host. The error text lists the
+    regions or interfaces of the catalogue.
     """
     found = catalog.get_endpoints_data(service_type=wanted.service_type, service_name=wanted.service_name)
     endpoints = [entry for entries in found.values() for entry in entries if entry.url]

@@ -18,7 +18,7 @@ from metadata_wsgi.errors import LookupUnavailable
 from metadata_wsgi.lookup.neutron.queries import Port
 
 MAX_IN_FLIGHT = 4
-"""Largest number of queries of one kind in flight. With only one, a slow query would delay all lookups."""
+"""Largest number of queries of one kind in flight. If the limit were 1, a slow query would delay all lookups."""
 
 K = TypeVar('K', bound=Hashable)
 Query = Callable[[Sequence[K], Deadline], Sequence[Port]]
@@ -42,8 +42,8 @@ class _Waiter(Generic[K]):
 class QueryBatcher(Generic[K]):
     """Calls ``query`` with the keys of lookups that wait at the same time. Shared by all threads of a worker.
 
-    ``filters_of`` returns the filters of a key for the URL. If several keys have the same filter, it is in the URL only
-    once. All filters of a batch together have at most ``max_length`` characters, but a batch has at least one key.
+    ``filters_of`` returns the filters of a key for the URL. A filter that several keys have is in the URL only once.
+    All filters of a batch together have at most ``max_length`` characters, or belong to a single key.
     """
 
     def __init__(

@@ -2,11 +2,11 @@
 """Finds instances through the ports of Neutron, and detects credentials that cannot see all ports.
 
 If the credentials have too few rights, Neutron responds 200 with an empty list, as for a router without instances. So
-the lookup fails (503) if the list is empty. An empty list is accepted (404 for the client) only in these two cases:
+an empty list means 404 for the client only in the following two cases. In all other cases the lookup fails (503).
 
 - A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has found ports of other projects.
 - The check has found no ports of other projects, for example in a new cloud. But by Neutron's default policy the role
-  may see all ports, and Neutron shows interfaces of the request's router, or a port on the request's network.
+  may see all ports. In addition Neutron shows an interface of the request's router, or a port on the request's network.
 
 If a lookup with cached networks of the router finds nothing, the networks are queried again, because a network may have
 been added.
@@ -225,7 +225,7 @@ class NeutronLookup:
             self._visibility_lock.release()
 
     def use_pause(self, pause: SharedPause) -> None:
-        """Use ``pause``, which all workers share, after Keystone has rejected the credentials."""
+        """Replace the pause after rejected credentials by ``pause``, which all workers share."""
         self._api.auth.rejection_pause = pause
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ and a redirect. Redirects are not followed, because their target would get the t
 the body of a response.
 
 A query has the id of the client's request in ``X-Openstack-Request-Id``. Neutron logs the id. A query for the requests
-of several clients has the id of one of them.
+of several clients has the id of one of these requests.
 
 While Neutron accepts no connections, only one query at a time tries to connect (circuit breaker). All other queries
 fail at once.

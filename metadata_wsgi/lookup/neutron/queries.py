@@ -109,8 +109,8 @@ def ports_queries(filters: Iterable[tuple[str, str]], networks: Sequence[str]) -
 def matching_instances(address: str, networks: Collection[str], ports: Iterable[Port]) -> tuple[Instance, ...]:
     """The instances in ``ports`` that have ``address`` on one of ``networks``.
 
-    An instance that matches twice is returned once. The same instance id in two projects counts as two instances,
-    because a tenant can set the id of another tenant's instance on its own port (LP#1235450).
+    An instance that matches twice is returned once. The same instance id in two projects counts as two instances: a
+    tenant can give its own port the id of another tenant's instance (LP#1235450).
     """
     found: dict[tuple[str, str], Instance] = {}
     for port in ports:

@@ -65,8 +65,8 @@ def make_session(connections: int) -> requests.Session:
 def machine_ca_store() -> str:
     """Path of this machine's CA certificates, a file or a directory: OpenSSL's default, as for Nova.
 
-    The variables ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace it. If the machine has no CA certificates, the path
-    does not exist.
+    The variables ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace this default. If the machine has no CA certificates,
+    the path does not exist.
     """
     paths = ssl.get_default_verify_paths()
     return paths.cafile or paths.capath or paths.openssl_cafile
@@ -166,7 +166,7 @@ _CUTOFF: ContextVar[_Cutoff] = ContextVar('metadata_wsgi.lookup.neutron.cutoff')
 class _ConnectionMixin:
     """Opens the connection to Neutron or Keystone with this package's resolver.
 
-    A connection attempt ends at the deadline, and after ``limits.CONNECT_TIMEOUT_S``.
+    A connection attempt takes at most ``limits.CONNECT_TIMEOUT_S``, and ends at the deadline at the latest.
     """
 
     def request(self: Any, *args: Any, **kwargs: Any) -> None:
