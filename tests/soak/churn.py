@@ -28,7 +28,8 @@ Actions = Sequence[tuple[Callable[[], str], int]]
 """Each with its weight. An action returns what it did, for the counts."""
 
 STOPS_LOOKUPS = (KEYSTONE, NEUTRON, 'packets to the services', '10 % of the packets')
-KILLING = ('SIGKILL', 'restart', 'upgrade')
+KILLING = ('SIGKILL', 'restart', 'reload', 'upgrade')
+"""After these the caches and pools of new workers fill up."""
 EXCLUDED = ('clock', 'SIGSTOP keeper', 'memory', 'namespace of one router', 'interface', 'rules')
 """Of another setup, or done here to routers in their own way."""
 
@@ -128,7 +129,7 @@ class Churn:
         self._secret_number = 0
         self.counts: dict[str, int] = {}
         self.may_kill = True
-        """Programs may be killed and restarted. Without it their memory and descriptors can be watched."""
+        """Programs may be killed, restarted and reloaded. Without it their memory and descriptors can be watched."""
 
     def run(self) -> None:
         """Until ``stop``. Raises what an action raised."""
@@ -175,6 +176,9 @@ class Churn:
 
     def _rotate_secret(self) -> str:
         """As in doc/threat_model.md: both secrets in the agent, the new one in Nova, then only that in the agent."""
+        if not self.may_kill:
+            # The agent is reloaded.
+            return self._reattach_router()
         former = self._secret()
         self._secret_number += 1
         self._reload(metadata_proxy_shared_secret=self._secret(), metadata_proxy_shared_secret_old=former)
