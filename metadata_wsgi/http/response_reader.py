@@ -105,6 +105,8 @@ class ClientConnection:
         for name_bytes, value_bytes in parsed['headers']:
             name, value = _lower_name(name_bytes), value_bytes.decode('latin-1')
             if name == 'content-length':
+                if not lengths:
+                    headers.append((name, value))
                 lengths.append(value)
             elif name == 'connection':
                 connection = f'{connection},{value}' if connection else value
@@ -119,8 +121,9 @@ class ClientConnection:
         options = connection_options(connection)
         headers = without_named(headers, options)
         length = _one_length(lengths) if lengths else None
-        if length is not None:
-            headers.append(('content-length', length))
+        if length is not None and ('content-length', length) not in headers:
+            # A list of equal lengths, or Connection names it.
+            headers = [*(header for header in headers if header[0] != 'content-length'), ('content-length', length)]
         return ResponseHeader(
             parsed['status'],
             parsed['message'].decode('latin-1'),

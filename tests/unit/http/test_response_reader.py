@@ -34,6 +34,10 @@ from .test_client import GET, OK, POST, send_request
         (b'HTTP/1.1 418\r\nContent-Length: 0\r\n\r\n', 418, [('content-length', '0')], b''),
         (b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok', 200, [('content-length', '2')], b'ok'),
         (b'HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nok', 200, [('content-length', '2')], b'ok'),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nETag: "x"\r\n\r\nok',
+         200, [('content-length', '2'), ('etag', '"x"')], b'ok'),
+        (b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: content-length\r\n\r\nok',
+         200, [('content-length', '2')], b'ok'),
         (b'HTTP/1.1 200 OK\r\nX-Name: caf\xe9 \x85 x\r\nContent-Length: 2\r\n\r\nok', 200,
          [('x-name', 'caf\xe9 \x85 x'), ('content-length', '2')], b'ok'),
         (b'HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nContent-Length: 0\r\n\r\n', 200,
@@ -46,7 +50,7 @@ from .test_client import GET, OK, POST, send_request
     ],
     ids=[
         'plain', 'chunked', 'empty', '204', '304', 'redirect', '100', 'no reason', 'equal lengths', 'length list',
-         'latin-1', 'cookies', 'hop', 'gzip',
+        'order', 'length in Connection', 'latin-1', 'cookies', 'hop', 'gzip',
     ],
 )  # fmt: skip
 def test_the_response_is_what_the_server_sent(served, response, status, headers, body):
