@@ -4,8 +4,8 @@
     python benchmarks/scale.py benchmarks/results/FILE.jsonl...
 
 Reads results of ``run.py``, and writes doc/scale.md with its plots. The costs of a lookup are those of
-``neutron_storm.py`` (``LOOKUPS``). The model assumes that processors are the limit, that work divides evenly among
-workers, and that every client waits for its response before it sends the next request.
+``neutron_storm.py`` (``LOOKUPS``). The model assumes that processors are the limit, that work divides evenly among the
+agent's workers, and that every client waits for its response before it sends the next request.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ CLIENT_TIMEOUT_S = 10.0
 """cloud-init, Ignition and CirrOS give up then."""
 PROCESSORS = 4
 """Processors of a node that the metadata path may use, and workers that it has."""
+PROXY_SHARE = {'two_hop': 0.52}
+"""Mode shared: the part of a request's CPU time that the one worker of the shared proxy takes (doc/performance.md)."""
 NEUTRON_PROCESSORS = 24
 """For example three controllers with eight API workers each."""
 ROUTERS, CLIENTS = 10_000, 100_000
@@ -84,7 +86,11 @@ class Costs:
 
     def response_s(self, peer: str, clients: float) -> float:
         """Seconds until each of ``clients`` has a response, if all of them request at the same time."""
-        return clients * self.cpu_s[peer] / PROCESSORS
+        return clients * self.request_s(peer)
+
+    def request_s(self, peer: str) -> float:
+        """Seconds for each request of many concurrent ones: a processor has the most work, or all have as much."""
+        return self.cpu_s[peer] * max(1 / PROCESSORS, PROXY_SHARE.get(peer, 0.0))
 
 
 def neutron_s(cost: LookupCost, instances: float) -> float:
@@ -113,8 +119,8 @@ def _one_node(costs: Costs) -> list[str]:
                 f'{memory * ROUTERS / 2**20:,.2f}' if memory else '-',
                 f'{costs.attach_s[peer] * ROUTERS:,.0f}' if peer in costs.attach_s else '-',
                 f'{costs.response_s(peer, CLIENTS):,.1f}',
-                f'{CLIENT_TIMEOUT_S * PROCESSORS / cpu_s:,.0f}',
-                f'{CLIENTS * REQUESTS * cpu_s / PROCESSORS:,.0f}',
+                f'{CLIENT_TIMEOUT_S / costs.request_s(peer):,.0f}',
+                f'{CLIENTS * REQUESTS * costs.request_s(peer):,.0f}',
                 f'{CLIENTS / 60 * cpu_s:,.2f}',
             )
         )
@@ -123,10 +129,10 @@ def _one_node(costs: Costs) -> list[str]:
             'path',
             'CPU per request, µs',
             'memory of the routers, GiB',
-            'attach all, s',
-            'a response for each client, s',
-            'clients at once within 10 s',
-            'all boot, s',
+            'seconds until a process listens in every namespace',
+            'seconds until each client has a response',
+            'most clients that all get a response within 10 s',
+            'seconds until all have booted',
             'processors at one request per client and minute',
         ),
         rows,
@@ -229,7 +235,9 @@ Assumptions:
 
 - Processors are the limit, and Nova responds at once. A slower Nova makes requests wait, but costs the node no CPU
   time.
-- The metadata path has {PROCESSORS} processors and {PROCESSORS} workers.
+- The metadata path has {PROCESSORS} processors, and the agent has {PROCESSORS} workers. In mode `shared` the shared
+  proxy has one worker, which takes about half of the CPU time of a request. So in this mode one processor is the
+  limit.
 - A booting instance sends {REQUESTS} requests, one after the other, each on a new connection. It gives up when a
   response takes {CLIENT_TIMEOUT_S:.0f} s.
 
@@ -238,28 +246,31 @@ Assumptions:
 ![Seconds until a response, and memory of the routers](scale-node.svg)
 
 {one_node}
-- "Attach all": listening sockets only. `metadata-wsgi attach` also installs the rules, see
+- Seconds until a process listens: for Neutron, the start of one haproxy in each namespace; for metadata_wsgi, one
+  socket in each namespace. The rules are not included. `metadata-wsgi attach` installs the rules too, see
   [Performance](performance.md#attach).
-- "A response for each client": all clients send a request at the same moment.
-- "Clients at once within 10 s": with more clients than this, the last ones give up.
-- "All boot": seconds until all clients have sent all requests of a boot. Each response comes in time as long as the
-  number of clients is smaller than in the column before.
-- Each worker serves 4,096 connections at a time (`metadata_connections`). Further connections wait in the kernel, in
-  the queue of their router's socket.
-- With {ROUTERS:,} routers keeper and workers together have {2 * ROUTERS:,} descriptors or more. The programs raise
-  their soft limit to the hard limit (`LimitNOFILE` of the units).
+- Seconds until each client has a response: all clients send one request at the same moment.
+- Seconds until all have booted: all clients send all requests of a boot. If the column before has less than
+  {CLIENTS:,} clients, responses take longer than {CLIENT_TIMEOUT_S:.0f} s, and clients give up. The figure is then
+  only the time that the requests would take.
+- In mode `one_hop` each worker serves 4,096 connections at a time (`metadata_connections`). The shared proxy serves
+  8,192, and the agent behind it 4,096 for each worker. Further connections wait in the kernel, in the queue of a
+  listening socket.
+- The keeper has one descriptor for each listening socket, and each worker that accepts connections in the namespaces
+  has one too: {ROUTERS:,} or more for each process. Each process raises its soft limit to the hard limit
+  (`LimitNOFILE` of the units).
 
 ## {NODES} nodes with {INSTANCES_PER_NODE} instances each boot at once
 
 ![CPU of Neutron while all instances boot](scale-cloud.svg)
 
 {cloud}
-- A worker has a cache of its own. {REQUESTS} new connections of an instance reach nearly all {PROCESSORS} workers, and
-  each of them looks the instance up once. With `cache_url` the workers share the results, so an instance is looked up
-  once. If each agent has one worker, a shared cache saves nothing in a boot.
+- With `lookup_cache` each worker has a cache of its own. The {REQUESTS} new connections of an instance reach nearly
+  all {PROCESSORS} workers, and each of these workers looks the instance up once. With `cache_url` the workers share
+  the results, so an instance is looked up once. If each agent has one worker, a shared cache saves nothing in a boot.
 - Queries are fewer than lookups, because lookups that wait are sent together.
-- Without a cache Neutron is busy for minutes. Requests whose lookup is not done after 9 s get 503, and the instance
-  must repeat them. Use `lookup_cache`.
+- Without a cache Neutron is busy for minutes. If the lookup of a request takes more than 9 s, the request gets 503,
+  and the instance must repeat it. So use `lookup_cache`.
 - The {REQUESTS} requests of a boot have {len(set(storm.PATHS))} different paths. So `response_cache` hardly changes
   the load of Nova in a boot. It helps against instances that repeat a request again and again.
 
