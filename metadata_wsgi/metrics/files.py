@@ -48,7 +48,7 @@ def locked(directory: str, *, exclusive: bool) -> Iterator[None]:
 
 
 def of_counts(directory: str) -> list[str]:
-    """The paths of the files with counts. The caller must hold the lock of the directory."""
+    """The paths of the files with metrics that have a valid size. The caller must hold the lock of the directory."""
     paths = [os.path.join(directory, name) for name in os.listdir(directory) if _READ.fullmatch(name)]
     return [
         path for path in paths if stat.S_ISREG((found := os.lstat(path)).st_mode) and 8 <= found.st_size <= MAX_BYTES

@@ -2,8 +2,9 @@
 """Connects the instruments of this process to Prometheus's files. An instrument that is not connected does nothing.
 
 The files are opened at the first count. At this time a worker has dropped its privileges, so root opens none of the
-files. A process that only loads the pipeline (the check before a reload) makes no files. Root may run ``check-config``
-and ``explain``, which send requests. So these commands disconnect the instruments after they have loaded the pipeline.
+files. A process that only loads the pipeline (the check before a reload) makes no files. ``check-config`` and
+``explain`` send requests too, often as root. So that root opens no file, they disconnect the instruments after they
+have loaded the pipeline.
 """
 
 from __future__ import annotations

@@ -216,9 +216,9 @@ class Attacher:
             raise
 
     def _check_port(self, target: AttachTarget, port: int, former: int | None) -> None:
-        """Raise NetnsError if another program listens on the port. Called before anything is changed.
+        """Raise NetnsError if a process of another program listens on the port. Called before anything is changed.
 
-        ``former`` is the port of the present rules.
+        ``former`` is the port to which the rules in the namespace redirect now; None without rules.
         """
         if former == port or not proxy_process.is_port_open(target.namespace, port):
             # With rules for this port the target is already attached. No search for the process: it is slow, and

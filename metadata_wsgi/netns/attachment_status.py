@@ -48,8 +48,9 @@ class AttachmentStatus:
     """The status of a router or network that is attached, or partly attached.
 
     ``namespace`` is None if it was deleted. ``mode`` is one of ``target.MODES`` or UNKNOWN. ``pid`` is the running
-    process of the pid file, else None. Requests are redirected to ``port``. ``rules`` (for a network, the address) is
-    YES, PARTLY or NO. ``problems`` are sentences, none if all is well. ``notes`` are sentences that need no action.
+    process of the pid file, else None. Requests are redirected to ``port``. ``rules`` says whether the redirect rules
+    of a router, or the address 169.254.169.254 of a network, are there: YES, PARTLY or NO. ``problems`` are sentences,
+    none if all is well. ``notes`` are sentences that need no action.
     """
 
     namespace: str | None
@@ -248,7 +249,7 @@ def _keeper_problems(entry: KeeperEntry, pid: int | None, port: int) -> list[str
 
 
 def _check_ipv6(target: AttachTarget, interfaces: str, port: int) -> tuple[list[str], list[str]]:
-    """(problems, notes) about the IPv6 address on the interfaces that the pattern ``interfaces`` matches."""
+    """(problems, notes) about the IPv6 metadata address on the interfaces that the pattern ``interfaces`` matches."""
     problems, notes = [], []
     try:
         with interface_state.open_table(target.namespace) as table:

@@ -43,7 +43,7 @@ NOVA = 'Nova is unreachable or failing, the request is a read'
 AGENT_DOWN = 'the agent is down'
 SECRET = 'Nova responds 403 to our signature'
 WRITE = 'POST, PUT'
-SENDER_IDS = 'both ids, no id, no address, an invalid address'
+SENDER_IDS = 'wrong identity headers'
 MALFORMED = 'malformed or ambiguous HTTP'
 LIMITS = 'over the limits'
 RATE = 'the filter rate_limit, 10 boots a minute'
@@ -207,13 +207,14 @@ CASES = [
          nova=1, path=PASSWORD),
     Case(WRITE, 'PUT, Nova responds 503', 503, curl=('--request', 'PUT', '--data-binary', 'x'),
          inject=nova(Status(503)), nova=1),
-    Case(SENDER_IDS, 'both ids', 400, curl=as_proxy(A, R, 'X-Quantum-Network-ID: x'), nova=0, sent_by=SOCKET),
-    Case(SENDER_IDS, 'no id', 400, curl=as_proxy(A), nova=0, sent_by=SOCKET),
-    Case(SENDER_IDS, 'no address', 400, curl=as_proxy(R), nova=0, sent_by=SOCKET),
-    Case(SENDER_IDS, 'an invalid address', 400, curl=as_proxy(R, 'X-Forwarded-For: 10.1.1.2, 10.1.1.3'), nova=0,
+    Case(SENDER_IDS, 'router id and network id', 400, curl=as_proxy(A, R, 'X-Quantum-Network-ID: x'), nova=0,
          sent_by=SOCKET),
-    Case(SENDER_IDS, 'an id under another prefix', 400, curl=as_proxy(A, R, f'X-Neutron-Router-ID: {ROUTER}'), nova=0,
-         sent_by=SOCKET),
+    Case(SENDER_IDS, 'neither router id nor network id', 400, curl=as_proxy(A), nova=0, sent_by=SOCKET),
+    Case(SENDER_IDS, 'no client address', 400, curl=as_proxy(R), nova=0, sent_by=SOCKET),
+    Case(SENDER_IDS, 'an invalid client address', 400, curl=as_proxy(R, 'X-Forwarded-For: 10.1.1.2, 10.1.1.3'),
+         nova=0, sent_by=SOCKET),
+    Case(SENDER_IDS, 'an id in a header with another prefix', 400,
+         curl=as_proxy(A, R, f'X-Neutron-Router-ID: {ROUTER}'), nova=0, sent_by=SOCKET),
     Case(MALFORMED, 'two lengths', 400, curl=(*as_proxy('Content-Length: 1', 'Content-Length: 2'),), nova=0),
     Case(MALFORMED, 'a length and chunks', 400,
          curl=(*as_proxy('Content-Length: 1', 'Transfer-Encoding: chunked'),), nova=0),

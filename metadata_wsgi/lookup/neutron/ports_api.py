@@ -164,7 +164,10 @@ def _parse_ports(response: Any, token: Token) -> dict[str, Any]:
 
 
 def _is_port(port: Any) -> bool:
-    """Whether the fields of ``port`` have the right types. A query may select only some of the fields."""
+    """Whether the fields of ``port`` have the right types, and ``id`` or ``network_id`` is there.
+
+    A query may select only some of the fields.
+    """
     texts = all(isinstance(port[field] or '', str) for field in FIELDS if field in port and field != 'fixed_ips')
     addresses = all(isinstance(fixed['ip_address'], str) for fixed in port.get('fixed_ips') or ())
     return texts and addresses and bool(port.get('network_id') or port.get('id'))
