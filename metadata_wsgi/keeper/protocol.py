@@ -174,8 +174,8 @@ def peer_uid(connection: socket.socket) -> int:
 def is_root_or_own(uid: int, own_uid: int) -> bool:
     """Whether the peer, a keeper or a client, is trusted: it runs as root or as the user of this process.
 
-    The permissions of the socket file are not enough. A user who may write to its directory can create another socket
-    there.
+    The permissions of the socket file are not enough. With write access to its directory, a user can create another
+    socket there.
     """
     return uid in (0, own_uid)
 

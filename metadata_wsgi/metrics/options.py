@@ -30,7 +30,7 @@ OPTS = [
     cfg.BoolOpt(
         'allow_remote',
         default=False,
-        help='Allow an address in listen that other machines can reach. Everybody who can connect can read the page. '
+        help='Allow an address in listen that other machines can reach. All its clients can read the page. '
         'The page names no instance. Configure a firewall so that only the Prometheus server can connect.',
     ),
 ]

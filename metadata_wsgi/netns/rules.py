@@ -16,7 +16,7 @@ An L3 agent rewrites its own chains and removes rules that it did not add. The r
 they are in the kernel's chains. The redirect and the accept rule are also rules of the L3 agent, so they may be in the
 L3 agent's chains.
 
-``! -i lo`` excludes packets on lo: an operator who tests the proxy inside the namespace sends them. No packet from an
+``! -i lo`` excludes packets on lo: a test of the proxy from inside the namespace sends them. No packet from an
 instance arrives on lo.
 
 DHCP namespaces need no rules, because the proxy listens on the metadata address itself.

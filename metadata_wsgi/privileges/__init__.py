@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process that parses client data drops every privilege that it does not need: user, capabilities, system calls.
 
-Rule 1: a worker first reads the files that only root may read, and opens its sockets. Then it drops its privileges.
-Then it serves.
+Rule 1: a worker first reads the files that are readable for root only, and opens its sockets. Then it drops its
+privileges. Then it serves.
 Rule 2: if a privilege cannot be dropped, the worker ends. It never serves with more privileges than intended.
 Rule 3: the worker cannot regain a dropped privilege.
 

@@ -21,7 +21,7 @@ class PerClientConcurrency:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        # By client, only of clients with a request in progress: the number of free slots, and who waits for one.
+        # By client, only of clients with a request in progress: the number of free slots, and the waiting requests.
         self._free: dict[Hashable, int] = {}
         self._waiting: dict[Hashable, deque[Event]] = {}
 
