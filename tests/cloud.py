@@ -62,12 +62,12 @@ class _Handler(wsgiref.simple_server.WSGIRequestHandler):
 class Cloud:
     """A fake Nova on loopback (``nova`` records its requests) and the files for the programs.
 
-    127.0.0.1 and 10.1.1.2 are addresses of instance-a behind ``router_id``.
+    127.0.0.1 and 10.1.1.2 are addresses of instance-a behind ``router_id``. A test that reads what all agents of this
+    machine publish needs a router id that no other test has.
     """
 
-    router_id = ROUTER
-
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, router_id: str = ROUTER) -> None:
+        self.router_id = router_id
         self.state_path = directory / 'state'
         self.socket = self.state_path / 'metadata_proxy'
         self.conf_file = directory / 'metadata_agent.ini'
@@ -76,7 +76,7 @@ class Cloud:
         )
         self.server = wsgiref.simple_server.make_server('127.0.0.1', 0, self.nova, _Server, _Handler)
         self._inventory = directory / 'inventory.yaml'
-        self._inventory.write_text(INVENTORY)
+        self._inventory.write_text(INVENTORY.replace(ROUTER, router_id))
         self.configure()
 
     def configure(self, **options: object) -> None:

@@ -7,12 +7,13 @@ import os
 import signal
 import stat
 import subprocess
+import uuid
 from urllib.parse import quote, quote_plus
 
 import pytest
 
 from metadata_wsgi.failures import shared_memory, table
-from tests.cloud import SECRET
+from tests.cloud import SECRET, Cloud
 
 from .conftest import BIN, UnixConnection, eventually, request
 
@@ -31,8 +32,15 @@ def send(cloud, address='10.1.1.99', path='/openstack/latest/meta_data.json'):
     return request(UnixConnection(cloud.socket), 'GET', path, headers)[0]
 
 
+@pytest.fixture
+def cloud(tmp_path):
+    """With a router id of its own: other tests may run at the same time, and their failures are read, too."""
+    with Cloud(tmp_path, f'router-{uuid.uuid4()}') as made:
+        yield made
+
+
 def failures(cloud):
-    """The recent failures of this cloud's router, by address. Other tests may run at the same time."""
+    """The recent failures of this cloud's router, by address."""
     rows = table.merge(shared_memory.read_all())
     return {row.address: row for row in rows if row.namespace_id == cloud.router_id}
 
