@@ -11,6 +11,7 @@ from tests.chaos.faults import CACHED
 from tests.chaos.host import MODES, ONE_HOP, PROCESS, SHARED
 
 pytestmark = [
+    pytest.mark.not_traced,
     pytest.mark.chaos,
     pytest.mark.netns,
     pytest.mark.skipif(os.geteuid() != 0, reason='makes network namespaces: run it as root'),

@@ -27,7 +27,7 @@ from tests.e2e.conftest import eventually
 
 from .router_topology import ip
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.not_traced]
 
 STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
 PROGRAM = str(Path(sys.prefix, 'bin', 'metadata-wsgi'))

@@ -9,6 +9,8 @@ import pytest
 from tests.wire.cases import REFUSED, REFUSED_STATUSES, SERVERS, cases
 from tests.wire.conftest import assert_identifies_sender
 
+pytestmark = pytest.mark.not_traced
+
 
 @pytest.mark.parametrize('server', SERVERS)
 @pytest.mark.parametrize('case', cases(), ids=lambda case: case.name)

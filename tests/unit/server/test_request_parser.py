@@ -218,6 +218,7 @@ names = st.sampled_from(['Host', 'Accept', 'Connection', 'X-A', 'x-a', 'X-B', 'R
 lines = st.tuples(names, st.sampled_from([': ', ':', ':\t']), texts).map(''.join)
 
 
+@pytest.mark.not_traced
 @given(st.sampled_from(['GET', 'HEAD', 'POST', 'OPTIONS']), texts, st.lists(lines, max_size=4), st.integers(0, 3))
 @example('GET', 'a?b', ['Connection: Close'], 0)
 @settings(max_examples=1000, deadline=None)
