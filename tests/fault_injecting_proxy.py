@@ -202,7 +202,7 @@ class FaultInjectingProxy:
             self._plans.clear()
             self.requests.clear()
         if self._refusal_timer:
-            self._refusal_timer.join(10)
+            self._refusal_timer.join(60)
 
     def targets(self) -> list[str]:
         """Method and target of the requests that were forwarded, in order."""

@@ -118,7 +118,7 @@ def test_dad_retry_succeeds_when_the_rival_leaves(wire, router, host, caplog):
         time.sleep(0.05)
     assert attaching.is_alive()
     wire.rival_leaves()
-    attaching.join(30)
+    attaching.join(60)
     assert caplog.messages == []
     assert curl(wire.guest, URL6) == f'proxy of {router.uuid}'
 

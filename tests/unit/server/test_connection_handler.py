@@ -95,7 +95,7 @@ def iter_and_fail(error=None):
 
 
 def wait_until(condition):
-    with gevent.Timeout(10):
+    with gevent.Timeout(60):
         while not condition():
             gevent.sleep(0.001)
 
