@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
-@dataclass(slots=True)  # not frozen: that takes twice the time, several times in each request
+@dataclass(slots=True)  # not frozen: __init__ would take twice the time
 class Deadline:
     """The time until which a request must have its response. All steps of a request share one deadline.
 
@@ -28,7 +28,7 @@ class Deadline:
         return max(0.0, self.at_s - self.clock())
 
     def fraction(self, part: float) -> Deadline:
-        """An earlier deadline, after ``part`` (0 to 1) of the remaining time."""
+        """An earlier deadline: when ``part`` (0 to 1) of the remaining time has passed."""
         now_s = self.clock()
         return Deadline(now_s + max(0.0, self.at_s - now_s) * part, self.clock)
 

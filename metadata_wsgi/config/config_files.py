@@ -72,7 +72,7 @@ def parsed_once() -> Iterator[None]:
 
 
 def is_parsed_once() -> bool:
-    """Whether the caller is inside a block of :func:`parsed_once`, that is, a program of this package loads the app."""
+    """Whether the caller is inside a block of :func:`parsed_once`: then a program of this package loads the app."""
     return _PARSED.get() is not None
 
 
@@ -117,7 +117,7 @@ def to_global_conf(paths: Sequence[str]) -> dict[str, str]:
 def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = 'DEFAULT') -> cfg.ConfigOpts:
     """Return a ConfigOpts with ``opts`` in ``[group]``, and maybe with other options too.
 
-    If a value is wrong, raises ConfigError. Its text names the option, its value, the files and what would be right.
+    If a value is wrong, raises ConfigError. Its text names the option, the files, the wrong value and right values.
     """
     paths = files(global_conf)
     parsed = _parsed_files(paths)
@@ -166,9 +166,10 @@ def _parse_files(paths: Sequence[str]) -> _ParsedFiles:
 
 
 def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = (), *, program: str | None = None) -> None:
-    """Parse ``paths`` and the command line ``args`` into ``conf``. ConfigError for a missing or malformed file.
+    """Parse ``paths`` and the command line ``args`` into ``conf``.
 
-    ``program`` is the name for the texts of ``--help`` and ``--version``.
+    Raises ConfigError for a missing or malformed file. ``program`` is the name for the texts of ``--help`` and
+    ``--version``.
     """
     for path in paths:
         if not os.path.isfile(path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The failure memories of all workers of a master. The master has all of them; a worker keeps only its own."""
+"""The failure memories of all workers of a master. The master has all of them. A worker keeps only its own."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def parse_address(text: str | None) -> str:
         raise BadRequest('An invalid client address.') from None
 
 
-# Our namespace proxy replaces a client's forwarding headers by the first; haproxy leaves "Forwarded".
+# Our namespace proxy sends the first header instead of the client's forwarding headers. haproxy forwards "Forwarded".
 _FORWARDED_KEYS = frozenset(map(header_names.environ_key, (header_names.CLIENT_FORWARDED, 'forwarded')))
 _INTERFACE_KEY = header_names.environ_key(header_names.CLIENT_INTERFACE)
 

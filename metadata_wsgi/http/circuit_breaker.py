@@ -40,7 +40,7 @@ class CircuitBreaker:
         self._failures = 0
 
     def record_failure(self, error: Exception, *, had_time: bool = True) -> None:
-        """Count a failure to connect. ``had_time`` False: the attempt had too little time, so it is not counted."""
+        """Count a failure to connect. If ``had_time`` is False, the attempt had too little time and is not counted."""
         self._failures += had_time
         self._next_attempt_at_s = self._clock() + limits.CIRCUIT_PROBE_INTERVAL_S
         self.last_error = str(error)

@@ -122,7 +122,7 @@ class ClientConnection:
         headers = without_named(headers, options)
         length = _one_length(lengths) if lengths else None
         if length is not None and ('content-length', length) not in headers:
-            # A list of equal lengths, or Connection names it.
+            # The header had a list of equal lengths, or was dropped because Connection names it.
             headers = [*(header for header in headers if header[0] != 'content-length'), ('content-length', length)]
         return ResponseHeader(
             parsed['status'],
@@ -229,7 +229,7 @@ class StreamedBody:
 
 
 def _one_length(values: list[str]) -> str:
-    """The value of one or several Content-Length headers. Equal values are one (RFC 9112, 6.3).
+    """The value of one or several Content-Length headers. Equal values count as one (RFC 9112, 6.3).
 
     Raises ValueError for different values, or a value that is not a number.
     """

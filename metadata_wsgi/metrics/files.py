@@ -6,12 +6,12 @@ its counters and histograms must stay in the sums: otherwise a counter would fal
 removed. So each process that starts adds the counts of ended processes to ``counter_ended.db`` and
 ``histogram_ended.db``, and removes the files of these processes. The number of files does not grow with each reload.
 
-A process runs as long as it holds the lock (flock) of ``process_PID.lock``. A process that changes or reads the files
-holds the lock of the directory. All processes must be in the same pid namespace: containers that share the directory
-need the pid namespace of the host.
+A process counts as running while it holds the lock (flock) of ``process_PID.lock``. A process that changes or reads the
+files holds the lock of the directory. All processes must be in the same pid namespace: containers that share the
+directory need the pid namespace of the host.
 
-The space of a file is allocated when the file is made. So if there is no space left, opening the file fails. Otherwise
-a later count would end the process with SIGBUS.
+The space of a file is allocated when the file is made. So if there is no space left, opening the file fails. In a
+sparse file a later count would end the process with SIGBUS.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Resolver:
         self._lookup = lookup or getaddrinfo
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
-        # Held only for a few instructions. Under gevent it would be a deadlock to start a thread while it is held.
+        # Held only for a few instructions. Under gevent, a thread start while it is held would be a deadlock.
         self._lock = threading.Lock()
         self._failure_log = Throttle(limits.LOG_INTERVAL_S)
 

@@ -24,7 +24,7 @@ STRICT: dict[str, Any] = {
     'permit_unconventional_http_version': (False,),
     'proxy_protocol': ('off', False),
     'protocol': ('http',),
-    # After an upgrade another parser reads the connection. It takes the body of the first request for its preface.
+    # After an upgrade to HTTP/2, gunicorn would read the body of the first request as the HTTP/2 preface.
     'http2_cleartext': ('off', False),
 }
 """gunicorn's settings and their strict values, the recommended one first."""

@@ -38,7 +38,7 @@ class Closable(Protocol):
 
 
 class ConnectionLimits:
-    """The connections of one worker. ``len()`` is their number."""
+    """Counts and limits the connections of one worker. ``len()`` is their number."""
 
     def __init__(self, *, per_address: int, total: int) -> None:
         self._per_address = per_address
