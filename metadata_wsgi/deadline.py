@@ -36,7 +36,7 @@ class Deadline:
 def sleep(seconds: float) -> None:
     """Call the present ``time.sleep``. Use this function as default argument in code that runs in a worker.
 
-    gevent replaces ``time.sleep`` when a worker starts. If the master has imported a module, a default argument
-    ``time.sleep`` in this module remains the original function, which blocks the whole worker.
+    gevent replaces ``time.sleep`` when a worker starts. In a module that the master has imported, a default argument
+    ``time.sleep`` would remain the original function, which blocks the whole worker.
     """
     time.sleep(seconds)

@@ -29,7 +29,8 @@ LOG_INTERVAL_S = 60.0
 """The same WARNING or ERROR is logged at most once in this interval, even if many requests cause it."""
 
 SECRET_CHANGE_LOG_INTERVAL_S = 600.0
-"""The message that Nova accepts the other shared secret is logged at most once in this interval."""
+"""While the shared secret is being changed: the message that Nova accepts the other secret is logged at most once in
+this interval."""
 
 UNKNOWN_INSTANCES_WARNING = 20
 """If a worker gets this many 404s from Nova and no 200, a WARNING names the option of nova.conf that may be wrong."""

@@ -140,14 +140,14 @@ class LocalCache:
         return self.fresh(key)
 
     def set(self, key: Hashable, value: Any, ttl: Ttl, *, age_s: float = 0.0, flight: Flight | None = None) -> None:
-        """Store ``value``, whose load began ``age_s`` seconds ago. The TTL counts from the load (RFC 9111, 4.2.3).
+        """Store ``value``. The TTL counts from the beginning of its load, ``age_s`` seconds ago (RFC 9111, 4.2.3).
 
         Does nothing if ``delete`` was called for the key since ``flight`` began.
         """
         if not self._store(key, value, ttl, age_s, flight) or self._backend is None:
             return
         self._backend.set(key, value, ttl, age_s)
-        # If the key was deleted during this write, the backend may have done the delete first.
+        # If the key was deleted meanwhile, the backend may have executed the delete before the write.
         if self._was_deleted(key, flight):
             self._backend.delete(key)
 

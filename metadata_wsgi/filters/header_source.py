@@ -12,9 +12,9 @@ arrived (``X-Metadata-Interface``). Then the lookup searches the network of that
 send this header. Then the lookup searches all networks of the router, as Neutron's agent does. Behind haproxy a client
 can send the header itself, but the header can only restrict the search.
 
-Only a namespace proxy may connect to the agent's socket. It sets these headers and deletes the client's, so a client
-cannot forge them. A request gets 400 if it has one of these headers twice (the server joins the values by a comma), two
-ids, or an id with another prefix (LP#1865036).
+Only a namespace proxy may connect to the agent's socket. The proxy sets these headers and deletes the client's, so a
+client cannot forge them. A request gets 400 if it has two ids, an id with another prefix (LP#1865036), or one of these headers
+twice.
 
 The filter writes SOURCE and CLIENT_IS_PROXY. CLIENT_IS_PROXY is True if the client sent a forwarding header, as a proxy
 does.

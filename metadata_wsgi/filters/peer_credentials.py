@@ -6,7 +6,7 @@ excludes other users. In addition this filter checks uid and gid of the peer, wh
 metadata stays protected if the socket has a wrong mode, or if users of other programs have its group as a supplementary
 group. A refused peer gets 403, and the log names its uid.
 
-These peers are accepted:
+The following peers are accepted:
 
 - root, and the users of the agent's master and workers. Exception: if there is no user metadata-wsgi, workers run as
   ``nobody``, which is not accepted, because other programs also run as this user;

@@ -6,7 +6,7 @@ do not respond or a firewall drops packets, each attempt also takes seconds.
 
 Only failures to connect open the circuit (for Keystone, every failure). An instance cannot cause such a failure, so no
 instance can make the service unavailable for others. An incomplete or missing response of Nova or Neutron does not open
-the circuit: the deadline and the retry budget (``retry.py``) limit the attempts in this case.
+the circuit. In this case the deadline and the retry budget (``retry.py``) limit the attempts.
 """
 
 from __future__ import annotations

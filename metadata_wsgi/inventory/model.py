@@ -160,7 +160,7 @@ class Inventory:
         return (network_id,) if network_id is not None else ()
 
     def _networks_of(self, router: Router, interface: str | None) -> tuple[str, ...]:
-        """The networks of the router. With ``interface``, only the network with the router's port of that interface."""
+        """The networks of the router. With ``interface``, only the network of this interface of the router."""
         # A router with one network has no other interface for instances.
         if interface is None or len(router.networks) == 1:
             return router.networks

@@ -62,7 +62,7 @@ class CachedLookup:
         return instance
 
     def revalidate(self, source: Source, used: Instance, deadline: Deadline) -> bool:
-        """Whether ``source`` is now another instance than ``used``, or none. Call it if Nova does not know ``used``.
+        """Whether ``source`` now has another instance than ``used``, or none. Call it if Nova does not know ``used``.
 
         Returns True without a lookup if the cache already has another result. Returns False without a lookup if the
         cached result is younger than ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError if the lookup fails, or was

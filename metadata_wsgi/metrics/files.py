@@ -38,7 +38,7 @@ _LOCK_NAME = re.compile(r'process_([0-9]+)\.lock')
 
 @contextlib.contextmanager
 def locked(directory: str, *, exclusive: bool) -> Iterator[None]:
-    """Hold the lock of the directory."""
+    """Hold the lock of the directory inside the block."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)

@@ -65,7 +65,7 @@ class _Collected:
 
 
 def render(directory: str) -> bytes:
-    """The sums of the files in ``directory``."""
+    """The page with the sums of the counts in ``directory``."""
     from prometheus_client import generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 

@@ -68,7 +68,7 @@ class GreenletPool:
         self._on_full()
 
     def spawn(self, handler: Handler, sock: _socket.socket, address: Any) -> None:
-        """Start ``handler`` in a greenlet. Returns at the handler's first wait. Called in the event loop."""
+        """Start ``handler`` in a greenlet. Returns when the handler first waits or ends. Called in the event loop."""
         runner = self._idle.pop() if self._idle else greenlet(self._run, get_hub())
         runner.switch(handler, sock, address)
 

@@ -164,7 +164,7 @@ def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:
 
 
 def _is_ready(worker: Any) -> bool:
-    """Whether a worker has sent its first heartbeat, so that it serves.
+    """Whether a worker has sent its first heartbeat, so it serves.
 
     A heartbeat sets the modification time of a file to the time of the monotonic clock. A new file has the time of day,
     which is later.

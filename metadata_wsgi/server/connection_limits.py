@@ -8,8 +8,8 @@ There are three limits. Addresses are counted for each namespace, because two te
   every address of its /64. Each link-local address has its own limit: all instances of all networks are in fe80::/64.
 - All clients together have at most ``total`` connections.
 
-If a limit is reached, an idle connection is closed for the new one: the connection that has been idle longest, of the
-same address or of the same /64. At ``total``, the longest idle connection of the namespace with the most idle
+If a new connection exceeds a limit, an idle connection of the same address or /64 is closed: the one that has been idle
+longest. At ``total``, the longest idle connection of the namespace with the most idle
 connections is closed. A connection is idle while the server waits until the client sends or receives. A client normally
 sends its request within milliseconds after it has connected. So the closed connections are mostly those with a
 half-sent request, and keep-alive connections.

@@ -3,7 +3,7 @@
 
 Instances request the same few paths again and again. If a response is cached, this filter sends it without a request to
 Nova. The filter caches responses to GET with status 200 and at most ``answer_cache_largest_body`` bytes, for
-``answer_cache_seconds``. These responses are never cached:
+``answer_cache_seconds``. The following responses are never cached:
 
 - for paths that contain ``password``, and for paths that are not in canonical form (``//``, ``/.``, ``%``);
 - to requests with a query, a body, a range, a condition or a session token;

@@ -157,7 +157,7 @@ def make_token(key: bytes, port_id: str, expires_at_s: int) -> str:
 
 
 def verify_token(key: bytes, port_id: str, token: str, now_s: float) -> bool:
-    """Whether ``token`` was made with ``key`` for the port and is valid now. An expiry too far ahead is invalid."""
+    """Whether ``token`` was made with ``key`` for the port and is valid at ``now_s``."""
     try:
         raw = base64.b64decode(token.encode('ascii') + b'==', altchars=b'-_', validate=True)
     except ValueError:
