@@ -139,8 +139,8 @@ def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = '
 def load_group(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str) -> cfg.ConfigOpts:
     """Like :func:`load`, for options that a library declares. ``[DEFAULT]`` is treated like every other group.
 
-    So its values are attributes of ``conf['DEFAULT']``, and do not collide with this package's options of the same
-    names.
+    So the values of ``[DEFAULT]`` are attributes of ``conf['DEFAULT']``, and do not collide with this package's
+    options of the same names.
     """
     paths = files(global_conf)
     conf = _parsed_files(paths).conf
@@ -247,7 +247,7 @@ def _check(values: Any, opts: Iterable[cfg.Opt], where: str, from_file: Collecti
             raise ConfigError(f'{opt.name} in {where}: {reason}') from (None if opt.secret else error)
         if opt.required and value in (None, '', []):
             raise ConfigError(f'{opt.name} is missing from {where}. It is: {opt.help}')
-        # A secret may really contain white space and #. That is an error only if it can be in a file of its own.
+        # A secret may contain white space and #. This is an error only if the secret can be in a file of its own.
         if opt.name not in from_file and (not opt.secret or f'{opt.name}_file' in names):
             check_comment(opt.name, value, where, is_secret=bool(opt.secret))
 

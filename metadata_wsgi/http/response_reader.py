@@ -58,9 +58,9 @@ class ClientConnection:
         return bool(self._data)
 
     def is_reusable(self) -> bool:
-        """Whether an idle connection is open and has no received byte.
+        """Whether an idle connection is open and no byte has arrived on it.
 
-        A received byte would be read as the start of the next response.
+        Such a byte would be read as the start of the next response.
         """
         self._sock.settimeout(0)
         try:
@@ -81,7 +81,7 @@ class ClientConnection:
         self._sock.close()
 
     def read_header(self) -> ResponseHeader:
-        """Receive the header. Raises ValueError if it is malformed, or too long, or its length is ambiguous."""
+        """Receive the header. Raises ValueError if it is malformed or too long, or the body's length is ambiguous."""
         self._fill()
         while True:
             try:

@@ -48,7 +48,7 @@ def locked(directory: str, *, exclusive: bool) -> Iterator[None]:
 
 
 def of_counts(directory: str) -> list[str]:
-    """The paths of the files with metrics that have a valid size. The caller must hold the lock of the directory."""
+    """The paths of the metric files of valid size. The caller must hold the lock of the directory."""
     paths = [os.path.join(directory, name) for name in os.listdir(directory) if _READ.fullmatch(name)]
     return [
         path for path in paths if stat.S_ISREG((found := os.lstat(path)).st_mode) and 8 <= found.st_size <= MAX_BYTES
@@ -115,7 +115,7 @@ def _is_locked(path: str) -> bool:
 def _move_to_ended(directory: str, name: str) -> None:
     """Read the counts in the file ``name``, remove the file, then add the counts to those of ended processes.
 
-    If this process is killed between the last two steps, counts are lost and not doubled.
+    If this process is killed between the last two steps, counts are lost, but not doubled.
     Prometheus treats a counter that fell as a counter that started again. It would treat doubled counts as new events.
     """
     from prometheus_client.mmap_dict import MmapedDict

@@ -8,8 +8,8 @@ addresses, each address gets the whole timeout. Every HTTP client of this packag
     resolver.SHARED.connect('nova.example.net', 8775, timeout_s=3.0)    # a connected socket, in blocking mode
     resolver.Resolver().resolve('nova.example.net', timeout_s=3.0)      # its addresses only
 
-If a call fails, it raises OSError within ``timeout_s`` seconds. The text of the error names the step that took too long,
-for example ``name nova.example.net could not be resolved within 3.0 s``.
+If a call fails, it raises OSError within ``timeout_s`` seconds. The text of the error names the step that took too
+long, for example ``name nova.example.net could not be resolved within 3.0 s``.
 
 * An IP address needs no lookup and no thread.
 * Each lookup of a name has its own thread, at most one for each name. The addresses are used for

@@ -238,8 +238,8 @@ class Authenticator:
             instruments.SERVICE_SECONDS.observe(time.monotonic() - started_s, 'keystone', outcome)
 
     def _fetch_token(self) -> Token:
-        # Session.get_token() is not used: it compares the token's expiry with the clock of this host. With a
-        # wrong clock every call would fetch a token.
+        # Session.get_token() is not used: it compares the token's expiry with the clock of this host. If this
+        # clock is wrong, every call would fetch a token.
         access_info = self._session.auth.get_auth_ref(self._session)
         if access_info is None:
             return self._without_keystone()
