@@ -40,10 +40,10 @@ def default_paste_file() -> str:
 
 
 def load(path: str, name: str = 'agent', global_conf: Mapping[str, str] | None = None) -> Any:
-    """Load the WSGI application ``name`` of the paste file ``path``, and check the order of its filters.
+    """Load the WSGI application ``name`` of the paste file at ``path`` and check its order. Raises ConfigError.
 
-    Raises ConfigError. ``global_conf`` is added to ``[DEFAULT]`` of the file. If both have a key with different values,
-    this is an error, because paste would silently use the value of the file.
+    ``global_conf`` is added to ``[DEFAULT]`` of the file. If both have a key with different values, this is an error,
+    because paste would silently use the value of the file.
     """
     path = os.path.abspath(path)
     if not os.path.isfile(path):
