@@ -39,7 +39,7 @@ MAX_CONCURRENT_WAITS = 64
 
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the two subcommands; each sets ``run``, which takes the parsed arguments and returns an exit code."""
+    """Add the two subcommands. Each sets ``run``, which takes the parsed arguments and returns an exit code."""
     attach = verbs.add_parser(
         subparsers,
         'attach',

@@ -26,7 +26,7 @@ ADDRESS_PROTO = 169
 
 
 def add(namespace: str, interface: str | None = None) -> bool:
-    """Add the address to ``interface``, by default the only DHCP interface. False if an interface already has it.
+    """Add the address to ``interface``, by default to the only DHCP interface. False if an interface already has it.
 
     Raises NetnsError if the interface does not exist, or if ``interface`` is None and there are several.
     """
@@ -67,7 +67,7 @@ def interface_with_address(namespace: str) -> str | None:
 @contextmanager
 def _netlink(namespace: str) -> Iterator[Any]:
     """A netlink connection in the namespace. An error of the kernel is raised as NetnsError."""
-    # Here, because importing pyroute2 takes longer than the rest of most commands.
+    # Imported here: this import takes longer than the rest of most commands.
     from pyroute2 import NetlinkError
 
     try:

@@ -10,8 +10,8 @@ Facts:
   Instances would use this address as their default gateway, and lose the gateway at detach.
 - The address has our IFA_PROTO, like the IPv4 address (``dhcp_address``).
 - During duplicate address detection (DAD) an address is tentative: it cannot be used. If the detection fails, the
-  address stays with the flag dadfailed, and the kernel never checks it again (RFC 4862, 5.4). ``link_local``
-  retries it: it removes the address and adds it again.
+  address stays with the flag dadfailed, and the kernel never checks it again (RFC 4862, 5.4). So
+  ``link_local`` removes the address and adds it again.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def names(namespace: str) -> list[str]:
 @contextmanager
 def open_table(namespace: str) -> Iterator[InterfaceTable]:
     """The interface table of ``namespace``. Raises NetnsError if the namespace cannot be entered."""
-    # Here, because importing pyroute2 takes longer than the rest of most commands.
+    # Imported here: this import takes longer than the rest of most commands.
     from pyroute2 import NetlinkError
 
     with rtnetlink.connect(namespace) as link:
@@ -143,7 +143,7 @@ class _KernelInterfaceTable:
                 raise self._error('removed from', interface, error) from error
 
     def neighbour_mac(self, interface: Interface, *, timeout_s: float = NEIGHBOUR_TIMEOUT_S) -> str:
-        # A packet to an unused port makes the kernel send a neighbour solicitation. An old cache entry may be wrong.
+        # A packet to an unused port makes the kernel send a neighbour solicitation, if no cache entry exists.
         self._delete_neighbour(interface)
         try:
             namespaces.run_in(self._namespace, lambda: _send_empty_datagram(interface.index))

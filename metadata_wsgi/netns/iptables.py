@@ -115,7 +115,7 @@ def _chains_to_delete(table: Table, by_chain: Mapping[str, Sequence[str]], maybe
 
 
 def _is_builtin(chain: str) -> bool:
-    # If iptables was never used in a namespace, iptables-save shows no chains. The kernel's chains are upper case.
+    # The name decides, because iptables-save shows no chains if iptables was never used in the namespace.
     return chain.isupper() and '-' not in chain
 
 
@@ -127,7 +127,7 @@ def _jump_target(args: str) -> str:
 def _words(args: str) -> list[str]:
     """The words of a rule. iptables-save quotes comments as a shell does, because they may contain blanks."""
     if '"' not in args and "'" not in args and '\\' not in args:
-        # Most rules, and all of ours, have no quotes. shlex is slow: it took half of the time of an attach.
+        # Most rules, and all of ours, have no quotes. shlex would take half of the time of an attach.
         return args.split()
     try:
         return shlex.split(args)
@@ -183,7 +183,7 @@ class Iptables:
         with self._lock(namespace):
             copied = self._template.apply(namespace, wanted) if self._template else None
             if self._template and copied is not None:
-                # The template changes only namespaces with none of our rules, or with exactly these.
+                # The template changes only namespaces with none of our rules, or with exactly its rules.
                 return (() if wanted else self._template.rules) if copied else None
             former: list[Rule] = []
             changed: list[int] = []

@@ -141,7 +141,7 @@ def _remove_duplicates(table: InterfaceTable, pattern: str) -> list[Interface]:
 
 
 def _held_by_others(table: InterfaceTable, held: Mapping[Interface, str]) -> dict[Interface, str]:
-    # MACs of this router are left out, even from other hosts, where a distributed or HA router has the same MACs.
+    # MACs of this router are left out: a distributed or HA router has the same MACs on other hosts.
     own = {interface.mac for interface in table.interfaces()} - {''}
     return {interface: mac for interface, mac in held.items() if mac not in own}
 

@@ -116,7 +116,7 @@ def changed_at() -> float:
 def name_of(pid: int) -> str | None:
     """The name of the network namespace of process ``pid``; None without a name, or if there is no such process.
 
-    A namespace that was deleted has no name, even if a new one has the same name.
+    If the namespace was deleted and a new one has its name, returns None.
     """
     try:
         wanted = os.stat(f'/proc/{pid}/ns/net')

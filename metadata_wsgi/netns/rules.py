@@ -8,7 +8,7 @@ The rules guarantee:
   ``iptables-save``.
 - Only packets that arrive on internal interfaces are redirected, and only redirected packets reach the port. A packet
   to be redirected gets a mark on arrival, before the redirect changes its destination (LP#1187102). Without the mark,
-  other packets to the proxy's port, for example from outside to 10.1.1.1:9697, could not be distinguished from it.
+  other packets to the proxy's port, for example from outside to 10.1.1.1:9697, would look like redirected packets.
 - A packet to the metadata address is never forwarded (LP#1920778). This is also true for a packet to another port,
   if another program has removed the redirect, and while these rules are added or removed.
 
