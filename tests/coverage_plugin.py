@@ -22,7 +22,7 @@ from typing import Any
 
 
 class WeakKeyDictionary(weakref.WeakKeyDictionary):
-    """Notes a dead key by ``list.append``, as the base class does during an iteration, and never deletes its item.
+    """Notes a dead key by ``list.append``, as the base class does during an iteration, and never deletes the item.
 
     The items of dead keys stay in memory: one for each greenlet of a test.
     """
@@ -33,5 +33,5 @@ class WeakKeyDictionary(weakref.WeakKeyDictionary):
 
 
 def coverage_init(registry: Any, options: Any) -> None:
-    """Called by coverage before it traces; its tracer takes the class from the module."""
+    """Called by coverage before it traces. The tracer of coverage takes the class from the module ``weakref``."""
     weakref.WeakKeyDictionary = WeakKeyDictionary  # type: ignore[misc]
