@@ -66,7 +66,7 @@ def write(paths: Sequence[Path]) -> None:
 
 
 def _current_names(result: dict[str, Any]) -> dict[str, Any]:
-    """The result with the names of today: results of earlier versions have other names."""
+    """The result with the current names. Results of earlier versions have other names."""
     for old, new in (('at_once', 'concurrency'), ('asked', 'sent')):
         if old in result:
             result[new] = result.pop(old)

@@ -95,7 +95,7 @@ class Bench:
         self._end = time.monotonic() + 60 * plan.minutes
 
     def run(self) -> None:
-        """Run all cases once, then again, and so on. So each case has results even if the time ends early."""
+        """Run all cases once, then again, and so on. So each case has results when the time is over."""
         for run, case, peer, argument in self._turns():
             if time.monotonic() > self._end:
                 self._record({'kind': 'cut', 'why': f'the {self._plan.minutes:g} minutes were over', 'before_run': run})

@@ -4,11 +4,11 @@
     python benchmarks/seam.py [--routers 20,1000]
 
 Needs root. Makes one namespace for each router. In each namespace, one after the other, it starts the proxy as
-Neutron's agents do (``ip netns exec NAMESPACE env PROCESS_TAG=... haproxy -f FILE``, with the configuration that they
-write), and waits for the end of the program's output. CPU is the user and system time of the programs that are started,
-and of keeper and shared proxy meanwhile. On a busy machine the CPU time is more reliable than the seconds. Memory is
-the sum of the proportional set sizes of all processes: keeper, shared proxy and holders; or the haproxies. Prints a
-table and a line of JSON for each measurement.
+Neutron's agents do, and waits for the end of the program's output. The command is
+``ip netns exec NAMESPACE env PROCESS_TAG=... haproxy -f FILE``, with the configuration that the agents write. CPU is
+the user and system time of the programs that are started, and of keeper and shared proxy meanwhile. On a busy machine
+the CPU time is more reliable than the seconds. Memory is the sum of the proportional set sizes of all processes:
+keeper, shared proxy and holders; or the haproxies. Prints a table and a line of JSON for each measurement.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Node:
 
     @contextlib.contextmanager
     def shared_proxy(self) -> Iterator[list[int]]:
-        """Keeper and shared proxy; yields their pids when a worker is connected to the keeper."""
+        """Run keeper and shared proxy. Yields their pids when a worker is connected to the keeper."""
         keeper = [BIN / 'metadata-wsgi', 'keeper', '--state-path', self.state]
         proxy = [BIN / 'quantum-ns-metadata-proxy', '--shared', '--nodaemonize', f'--state_path={self.state}']
         with open(self.state / 'log', 'wb') as log:

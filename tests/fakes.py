@@ -123,7 +123,7 @@ class FakeHttpClient:
 
 @dataclass
 class FakeNova:
-    """Authenticates requests as Nova's metadata API does, in its order, and records them.
+    """Authenticates requests with the checks of Nova's metadata API, in the same order, and records the requests.
 
     ``instances`` maps instance ids to project ids. The first requests get ``statuses``, one each. ``before`` is called
     before each response. ``headers`` are added to each response.

@@ -135,7 +135,7 @@ def hang(exchange: Exchange) -> None:
 
 
 def cut(exchange: Exchange) -> None:
-    """Send the header and half of the body, then close; for an empty body, a wrong Content-Length."""
+    """Send the header and half of the body, then close. If the body is empty, Content-Length is wrong."""
     exchange.close_after_this()
     status, reason, headers, body = exchange.forward()
     exchange.respond(status, reason, headers, body[: len(body) // 2], max(2, len(body)))
@@ -209,7 +209,7 @@ class FaultInjectingProxy:
         return [f'{request.method} {request.target}' for request in self.requests if not request.fault_injected]
 
     def refuse(self, for_s: float) -> None:
-        """Close the listening socket for ``for_s`` seconds, and every open connection."""
+        """Close every open connection, and the listening socket for ``for_s`` seconds."""
         with self._lock:
             if self._refusal_timer and self._refusal_timer.is_alive():
                 return

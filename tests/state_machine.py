@@ -30,8 +30,9 @@ class StateMachine(RuleBasedStateMachine):
 def run(
     machine: type[StateMachine], *, runs: int, steps: int, nightly_runs: int | None = None, shrink: bool = True
 ) -> None:
-    """Run ``machine`` ``runs`` times with ``steps`` steps. At night: ``nightly_runs`` times, by default 50 * ``runs``.
+    """Run ``machine`` ``runs`` times with ``steps`` steps.
 
+    With METADATA_WSGI_NIGHTLY: ``nightly_runs`` times, by default 50 * ``runs``.
     ``shrink``: search for a shorter sequence that fails. False for machines whose runs take seconds.
     """
     if os.environ.get('METADATA_WSGI_NIGHTLY'):

@@ -41,7 +41,7 @@ def table():
 
 
 def room_of(module):
-    """``filters`` for filters/source.py, ``relay`` for relay.py, '' for the package itself."""
+    """``filters`` for filters/instance.py, ``limits`` for limits.py, '' for the package itself."""
     return module.parts[0].removesuffix('.py').replace('__init__', '') if len(module.parts) == 1 else module.parts[0]
 
 

@@ -226,8 +226,8 @@ def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]
 
     The arguments are the values of ``metadata_proxy_socket_mode``, ``metadata_proxy_user`` and
     ``metadata_proxy_group``. Only root can give the socket to another user. If the agent does not run as root and
-    ``metadata_proxy_user`` is another user, mode ``deduce`` means the same as in Neutron's agent: if
-    ``metadata_proxy_group`` is '' or a group of this process, the group may connect, else all users may. The filter
+    ``metadata_proxy_user`` is another user, mode ``deduce`` means the same as in Neutron's agent. The group may connect
+    if ``metadata_proxy_group`` is '' or a group of this process; otherwise all users may. The filter
     ``peer_credentials`` still checks the peers.
     """
     if os.geteuid() == 0 or mode_name != 'deduce' or not user or listeners.uid_of(user) == os.geteuid():

@@ -129,7 +129,7 @@ class _Trace:
         self.detail(f'{count} from {query} in {seconds * 1000:.1f} ms', is_of_last_step=False)
 
     def note(self, text: str) -> None:
-        """Print a message of the lookup about a port that it found and did not use."""
+        """Print a message of the lookup about a port that the lookup found but did not use."""
         self.detail(text, is_of_last_step=False)
 
     def response(self, status: str, headers: list[tuple[str, str]]) -> None:

@@ -15,7 +15,7 @@ from metadata_wsgi.privileges import options as privileges_options
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand."""
+    """Declare the verb."""
     parser = verbs.add_parser(
         subparsers,
         'keeper',

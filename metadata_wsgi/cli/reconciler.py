@@ -17,7 +17,7 @@ FULL_RECONCILE_INTERVAL_S = 60.0
 MAX_LINES_PER_ERROR = 8
 
 TargetKey = tuple[str, str]
-"""(kind, id): ``router`` or ``network``."""
+"""(kind, id). The kind is ``router`` or ``network``."""
 
 
 class AttachActions(Protocol):

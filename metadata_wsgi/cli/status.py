@@ -40,7 +40,7 @@ LOG_OPTS = [cfg.StrOpt('log_file', deprecated_name='logfile'), cfg.StrOpt('log_d
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the subcommand."""
+    """Declare the verb."""
     parser = verbs.add_parser(
         subparsers,
         'status',

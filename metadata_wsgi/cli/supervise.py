@@ -171,7 +171,7 @@ def programs_of(arguments: Sequence[str], *, is_neutron: bool) -> list[Program]:
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the subcommand."""
+    """Declare the verb."""
     parser = verbs.add_parser(
         subparsers,
         'supervise',

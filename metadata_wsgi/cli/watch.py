@@ -214,7 +214,7 @@ class CliAttachAdapter:
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the subcommand."""
+    """Declare the verb."""
     parser = verbs.add_parser(
         subparsers,
         'watch',

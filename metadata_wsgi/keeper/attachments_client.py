@@ -83,7 +83,10 @@ class AttachmentsClient:
         ]
 
     def _socket_exists(self) -> bool:
-        """If False, no listener is registered: a keeper that ends with listeners does not remove its socket file."""
+        """Whether the keeper's socket file exists. If not, no listener is registered.
+
+        A keeper that ends with listeners does not remove its socket file.
+        """
         return os.path.exists(admin_client.socket_path(self._state_path))
 
 

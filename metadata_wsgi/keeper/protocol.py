@@ -66,8 +66,8 @@ class Listener:
     """A listening socket in a namespace.
 
     ``mode`` selects the workers that accept connections on the socket: those of the shared namespace proxy (``shared``)
-    or of the agent (``one_hop``). Exactly one of the two ids is set. ``host`` is the address that the socket is bound
-    to, '' for every address of the namespace.
+    or of the agent (``one_hop``). Either ``router_id`` or ``network_id`` is set. ``host`` is the address that the
+    socket is bound to, '' for every address of the namespace.
     """
 
     mode: str

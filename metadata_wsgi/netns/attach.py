@@ -112,9 +112,9 @@ class Attacher:
         """Attach ``target``. Returns whether a process was started or stopped, or the keeper's sockets changed.
 
         ``mode`` is one of ``target.MODES``. ``port``, ``interfaces`` (pattern of the internal interfaces) and ``mark``
-        are used for routers only. ``interface`` (networks only) gets the address. ``wait_for_ipv6``: wait for duplicate
-        address detection, about 2 s; IPv4 is served meanwhile. Raises NetnsError if the namespace is missing or a step
-        fails.
+        are used for routers only. ``interface`` (networks only) gets 169.254.169.254. ``wait_for_ipv6``: wait for
+        duplicate address detection, about 2 s; IPv4 is served meanwhile. Raises NetnsError if the namespace is missing
+        or a step fails.
         """
         if not namespaces.exists(target.namespace):
             raise NetnsError(
@@ -145,7 +145,7 @@ class Attacher:
         return changed
 
     def settle(self, target: AttachTarget, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> bool:
-        """Wait for IPv6 after ``attach(..., wait_for_ipv6=False)``. Returns whether the listener was replaced."""
+        """Wait for IPv6 after ``attach`` with ``wait_for_ipv6=False``. Returns whether the listener was replaced."""
         if target.kind == NETWORK:
             port, interfaces = NETWORK_PORT, dhcp_address.interface_with_address(target.namespace) or ''
         if not self._has_interface_for_ipv6(target, interfaces, self._families):
@@ -219,7 +219,7 @@ class Attacher:
             raise
 
     def _check_port(self, target: AttachTarget, port: int, former: int | None) -> None:
-        """Raise NetnsError if a process of another program listens on the port. Called before anything is changed.
+        """Raise NetnsError if another program listens on the port. Called before anything is changed.
 
         ``former`` is the port to which the rules in the namespace redirect now; None without rules.
         """
@@ -303,7 +303,7 @@ class Attacher:
         return True
 
     def _settle_ipv6(self, target: AttachTarget, mode: str, interfaces: str, port: int, started: bool) -> bool:
-        """Wait for IPv6. If the proxy does not serve the IPv6 address, replace the proxy, and return True.
+        """Wait for the IPv6 address. If the proxy does not serve it, replace the proxy, and return True.
 
         ``started``: whether this attach started the proxy. Such a proxy is not replaced; a warning is logged.
         """

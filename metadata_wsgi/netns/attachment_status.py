@@ -188,7 +188,7 @@ def _status(
 def _check_namespace(
     target: AttachTarget, iptables: RuleReader, families: Sequence[int]
 ) -> tuple[int, str, str, list[str]]:
-    """(port, YES|PARTLY|NO, interfaces, problems) of a router's rules or a network's address."""
+    """Returns (port, YES|PARTLY|NO, interfaces, problems) for a router's rules or a network's address."""
     if target.kind == NETWORK:
         interface = dhcp_address.interface_with_address(target.namespace) or ''
         missing = [] if interface else [f'the address {dhcp_address.ADDRESS} is missing; attach it again']

@@ -7,8 +7,8 @@ Because of these facts no connection is refused:
   one process has a descriptor.
 - After SIGUSR1 haproxy finishes the requests in progress and ends.
 - haproxy binds with SO_REUSEPORT, so a new haproxy can listen on a port while our process still listens.
-- With ``net.ipv4.tcp_migrate_req`` (Linux 5.14), when a listening socket is closed, the kernel moves the connections in
-  the accept queue to another socket on the same port.
+- ``net.ipv4.tcp_migrate_req`` (Linux 5.14): when a listening socket is closed, the kernel moves the connections in its
+  accept queue to another socket on the same port.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Conversion:
         self._shim = _loaded(program)
 
     def adopt(self, proxy: Proxy) -> bool:
-        """Register the haproxy's sockets at the keeper, start a holder, end the haproxy. Returns False for a holder.
+        """Register the haproxy's sockets at the keeper, start a holder, end the haproxy. Returns False if ``proxy`` is
+        a holder.
 
         Raises NetnsError if the configuration is not from Neutron, or if the keeper or its workers do not run. Then the
         haproxy continues to serve.

@@ -68,16 +68,16 @@ class InterfaceTable(Protocol):
         """All interfaces except the loopback, sorted by index."""
 
     def add(self, interface: Interface) -> None:
-        """Add the address to ``interface``. DAD begins as soon as the interface is up."""
+        """Add fe80::a9fe:a9fe to ``interface``. Duplicate address detection begins as soon as the interface is up."""
 
     def remove(self, interface: Interface) -> None:
-        """Remove the address from ``interface``."""
+        """Remove fe80::a9fe:a9fe from ``interface``."""
 
     def neighbour_mac(self, interface: Interface) -> str:
-        """The MAC of the host that has the address on the interface's network; '' if there is none."""
+        """The MAC of the host that has fe80::a9fe:a9fe on the interface's network; '' if there is none."""
 
     def refuses_connection(self, interface: Interface, port: int) -> bool:
-        """Whether a connection to the address and ``port`` from inside the namespace is refused."""
+        """Whether a connection to port ``port`` of fe80::a9fe:a9fe from inside the namespace is refused."""
 
 
 def names(namespace: str) -> list[str]:
@@ -202,7 +202,7 @@ def _address_state(flags: int) -> str:
 
 
 def _has_ipv6(link: Any) -> bool:
-    """Whether IPv6 is enabled on ``link``: no if ``disable_ipv6`` is set, or if the MTU is below 1280."""
+    """Whether IPv6 is enabled on ``link``: not if ``disable_ipv6`` is set or the MTU is below 1280."""
     families = link.get_attr('IFLA_AF_SPEC')
     ipv6 = families.get_attr('AF_INET6') if families else None
     settings = ipv6.get_attr('IFLA_INET6_CONF') if ipv6 else None

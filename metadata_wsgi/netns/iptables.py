@@ -100,7 +100,7 @@ def _table_difference(table: Table, wanted: Sequence[Rule]) -> list[str]:
 
 
 def _chains_to_delete(table: Table, by_chain: Mapping[str, Sequence[str]], maybe_unused: Iterable[str]) -> list[str]:
-    """Commands that delete those chains in ``maybe_unused`` that are no longer needed after the change.
+    """Commands that delete the chains of ``maybe_unused`` that no rule needs after the change.
 
     ``maybe_unused`` has the chains that had rules of ours, or to which such a rule jumped.
     """
@@ -239,8 +239,9 @@ class Iptables:
         return [rule for result in results for rule in result or ()]
 
     def _replace_with(self, namespace: str, binary: str, family: int, wanted: Sequence[Rule]) -> list[Rule] | None:
-        # Another program may change rules between our read and our write. Its rules are not lost, because we delete
-        # rules by content and not by number: iptables-restore fails, and the second attempt reads again.
+        # Another program may change rules between our read and our write. Its rules are not lost: we delete rules
+        # by content and not by number. If a rule is missing, iptables-restore fails, and the second attempt reads
+        # again.
         for is_last_attempt in (False, True):
             tables = self._read(namespace, binary, family)
             text = difference(tables, wanted)

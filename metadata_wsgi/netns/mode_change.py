@@ -114,9 +114,9 @@ class ModeChanger:
         return self._keeper is not None and self._keeper.detach(target)
 
     def serve_again(self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str]) -> bool:
-        """Like ``serve``, but opens some sockets again.
+        """Like ``serve``, but first closes sockets that must be opened again.
 
-        In mode PROCESS the process is stopped first. In the other modes the keeper first closes a network's listener on
+        In mode PROCESS the process is stopped. In the other modes the keeper closes a network's listener on
         the last of ``hosts``, the IPv6 address.
         """
         if mode == PROCESS:
@@ -168,7 +168,7 @@ class ModeChanger:
     def _wait_for_workers(self, target: AttachTarget, port: int) -> None:
         """Wait until the workers have closed their copies of the keeper's socket, at most CLOSE_TIMEOUT_S.
 
-        If the attach fails later, ``_undo`` must not take this socket for a listener that needs the rules.
+        If the attach fails later, ``Attacher._undo`` must not take such a copy for a listener that needs the rules.
         """
         deadline_s = self._clock() + self._close_timeout_s
         while proxy_process.is_port_open(target.namespace, port) and self._clock() < deadline_s:

@@ -17,7 +17,7 @@ from metadata_wsgi.netns import namespaces
 
 
 class NamespaceEvents:
-    """A context manager that receives the events. Without inotify, ``wait`` always waits for its timeout."""
+    """Context manager for the events of ``directory``. Without inotify, ``wait`` always waits for its timeout."""
 
     def __init__(self, directory: str = namespaces.DIRECTORY) -> None:
         self._directory = directory

@@ -106,7 +106,7 @@ def identity_of(sock: socket.socket) -> tuple[int, int]:
 
 
 def changed_at() -> float:
-    """The time at which a name was last added or removed (the directory's mtime); 0.0 if there is no directory."""
+    """The time at which a name was last added or removed: the mtime of /run/netns, or 0.0 without this directory."""
     try:
         return os.stat(DIRECTORY).st_mtime
     except OSError:
@@ -135,7 +135,7 @@ def run_in(name: str, fn: Callable[[], T]) -> T:
 
 
 def run_in_scratch(fn: Callable[[], T]) -> T:
-    """Call ``fn`` in a scratch namespace. It is created for this call, has no name, and ends with its last socket."""
+    """Call ``fn`` in a new namespace without a name. The namespace exists until its last socket is closed."""
     return _run(_NamespaceCall(None, fn))
 
 

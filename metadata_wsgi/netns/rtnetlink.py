@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def connect(namespace: str) -> IPRoute:
-    """A connection for this thread only; close it. Raises NetnsError if the namespace cannot be entered."""
+    """A connection for this thread only. The caller closes it. Raises NetnsError if the namespace cannot be entered."""
     # Imported here: this import takes longer than the rest of most commands.
     from pyroute2 import IPRoute
 
