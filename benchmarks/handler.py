@@ -4,10 +4,10 @@
     python benchmarks/handler.py [--case NAME]... [--profile] [--rounds N]
 
 The results show changes of a few percent. Each case passes requests to the connection handler through sockets that are
-Python objects. The lookup is a YAML file; Nova and the agent are Python objects too. It prints for each request:
-microseconds of CPU time (the smallest of many rounds), calls of Python functions, and calls of socket methods. In a
-worker, each of these socket calls is a system call. The numbers of calls are exact: they are the same in each run and
-on each machine. ``--profile`` prints the functions that take the most time.
+Python objects. The lookup is a YAML file; Nova and the agent are Python objects too. The program prints for each
+request: microseconds of CPU time (the smallest of many rounds), calls of Python functions, and calls of socket methods.
+In a worker, each of these socket calls is a system call. The numbers of calls are exact: they are the same in each run
+and on each machine. ``--profile`` prints the functions that take the most time.
 """
 
 from __future__ import annotations

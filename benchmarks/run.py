@@ -5,8 +5,9 @@
     python benchmarks/run.py --report benchmarks/results/FILE.jsonl
 
 Needs root. Appends each result to benchmarks/results/TIME.jsonl, and writes doc/benchmark.md with its plots at the end
-(not with ``--no-report``). The peers are measured in turns, so that changes of the machine affect all of them. Each
-measurement waits until the machine is idle, and is repeated if other processes used the CPU meanwhile.
+(not with ``--no-report``). The peers (the programs that are compared) are measured in turns, so that changes of the
+machine affect all of them. Each measurement waits until the machine is idle, and is repeated if other processes used
+the CPU meanwhile.
 """
 
 from __future__ import annotations

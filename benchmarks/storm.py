@@ -5,7 +5,7 @@
 
 Runs in the guests' namespace, where the interfaces g0, g1, ... lead to the first, second, ... router. Each guest
 sends the requests of a cloud-init boot one after the other, each on a new connection, and continues after failures.
-Prints one JSON object. One process with epoll, so that the client needs little CPU.
+Prints one JSON object. The client is one process with epoll, so that it needs little CPU.
 """
 
 from __future__ import annotations

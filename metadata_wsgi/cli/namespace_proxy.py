@@ -4,8 +4,8 @@
 The program accepts the command line of an L3 or DHCP agent of Grizzly. It is started in a namespace, and makes
 the shared proxy serve this namespace. With ``--mode process``, or if the shared proxy cannot, the program itself
 serves the namespace. It reads no configuration file. If root starts the program, it opens the sockets and then serves
-as an unprivileged user. ``--metadata_proxy_user`` and ``--metadata_proxy_group`` select this user; by default it is one
-that may connect to the agent's socket. The agent may be started before or after the proxy
+as an unprivileged user. ``--metadata_proxy_user`` and ``--metadata_proxy_group`` select this user; the default is a
+user that may connect to the agent's socket. The agent may be started before or after the proxy
 (``privileges.identity_from_socket``).
 
 The id of the router or network stays in the command line of the process, because process managers search for the id

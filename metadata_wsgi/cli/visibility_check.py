@@ -3,7 +3,8 @@
 
 One worker checks two conditions in the background, so no request waits:
 
-- Nova must check signatures with the same shared secret (``nova_proxy.probe``). If not, all instances get 404 or 403.
+- Nova must check signatures with the agent's shared secret (``nova_proxy.probe``). If not, all instances get 404 or
+  403.
 - The lookup must show every instance to the agent. If the agent's role is not allowed to see ports, Neutron returns an
   empty list and no error. While the lookup is unavailable, the check is retried.
 

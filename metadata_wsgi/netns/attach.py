@@ -15,7 +15,7 @@ ip6tables), the proxy listens on IPv4 only. The kernel needs about 2 s for dupli
 fe80::a9fe:a9fe. The wait for its result is the last step. In a DHCP namespace the proxy binds to this address before
 the detection has finished.
 
-Attach and detach are idempotent. ``mode_change`` starts and stops what listens.
+Attach and detach are idempotent. ``mode_change`` starts and stops the listeners.
 """
 
 from __future__ import annotations

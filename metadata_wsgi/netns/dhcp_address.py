@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""169.254.169.254 on the interface of a DHCP namespace, for a network without a router.
+"""Adds and removes 169.254.169.254 on the interface of a DHCP namespace, for a network without a router.
 
 The prefix length is 16, as in Quantum's DHCP agent. With the address the kernel adds a route to 169.254.0.0/16. So
 responses reach an instance that has only a link-local address.

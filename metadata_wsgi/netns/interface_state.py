@@ -9,9 +9,9 @@ Facts:
   Otherwise the router would send its router advertisements from its newest address, which is fe80::a9fe:a9fe.
   Instances would use this address as their default gateway, and lose the gateway at detach.
 - The address has our IFA_PROTO, like the IPv4 address (``dhcp_address``).
-- During duplicate address detection (DAD) an address is tentative: it cannot be used. If the detection fails, the
-  address stays with the flag dadfailed, and the kernel never checks it again (RFC 4862, 5.4). So
-  ``link_local`` removes the address and adds it again.
+- During duplicate address detection (DAD) an address is tentative: it cannot be used. If DAD finds a duplicate,
+  the address stays with the flag dadfailed, and the kernel never checks it again (RFC 4862, 5.4). So ``link_local``
+  removes the address and adds it again.
 """
 
 from __future__ import annotations

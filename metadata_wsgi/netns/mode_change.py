@@ -138,8 +138,8 @@ class ModeChanger:
         if mode != PROCESS or self._keeper is None or former in (None, port):
             # In the modes SHARED and ONE_HOP the keeper itself replaces the socket.
             return
-        # Also if the target's own process listens: if the keeper ended while the socket was moved to this process, a
-        # worker may still have a copy.
+        # Even if the target's own process listens, a worker may have a copy of the keeper's socket: the keeper may have
+        # ended while it moved the socket to the process.
         if proxy_process.is_port_open(target.namespace, former):
             self._keeper.detach(target)
 

@@ -274,7 +274,7 @@ def add_ruleset(wanted: Ruleset, generation: int) -> None:
 
     Raises OSError if the kernel refuses, for example because something was changed since ``generation``.
     """
-    # Each rule is inserted before the existing ones, so the last rule comes first.
+    # Each rule is inserted before the existing ones, so the last rule is sent first.
     items = (*wanted.tables_and_chains, *reversed(wanted.rules))
     _send_batch([(item.kind, NLM_F_CREATE, item.family, item.attributes) for item in items], generation)
 
