@@ -204,9 +204,9 @@ class ConnectionHandler:
             try:
                 request = self._next_request(requests, connection, is_first=not served)
             except errors.ParseException as error:
-                self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
+                status = self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
                 reason = f'a request that cannot be parsed ({type(error).__name__})'
-                self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(400, reason)})
+                self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(status, reason)})
                 return
             if request is None:
                 return
@@ -220,12 +220,15 @@ class ConnectionHandler:
             if served % limits.REQUESTS_PER_YIELD == 0:
                 gevent.sleep(0)
 
-    def _refuse_malformed(self, connection: RawSocket, client: str, error: Exception) -> None:
+    def _refuse_malformed(self, connection: RawSocket, client: str, error: Exception) -> int:
+        """Log the error and send the error response. Returns its status."""
+        # The id of the client is not taken, because its header could not be parsed.
+        id_ = request_id.CURRENT.get() or request_id.begin({})
         instruments.REFUSED.add('malformed')
         level = logging.INFO if self._malformed_log.allow() else logging.DEBUG
         # repr() and a limit, because the text of gunicorn's exceptions may contain bytes from the client.
         LOG.log(level, 'Refused a malformed request of %s: %.300r', client or 'a namespace proxy', error)
-        send_error(connection, error)
+        return send_error(connection, error, id_)
 
     def _next_request(self, requests: RequestStream, connection: RawSocket, *, is_first: bool) -> ParsedRequest | None:
         """Read the header of the next request. None at the end of the connection. TimeoutError for a late header."""
@@ -264,23 +267,29 @@ class ConnectionHandler:
             return self._respond(request, connection, environ)
         if not self._concurrency.acquire(client_key[0], limits.REQUEST_TIMEOUT_S):
             instruments.REFUSED.add('concurrency')
+            id_ = request_id.begin(environ)
             LOG.debug('%s has reached its limit of concurrent requests; a request got 503', environ['REMOTE_ADDR'])
             reason = 'its other requests took all of its concurrency slots'
             self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(503, reason)})
-            self._respond_unavailable(request, connection)
+            self._respond_unavailable(request, connection, id_)
             return False
         try:
             return self._respond(request, connection, environ)
         finally:
             self._concurrency.release(client_key[0])
 
-    def _respond_unavailable(self, request: ParsedRequest, connection: RawSocket) -> None:
+    def _respond_unavailable(self, request: ParsedRequest, connection: RawSocket, id_: str) -> None:
         text = b'Too many requests of this address wait.\n'
         response = ResponseWriter(request, connection)
         response.force_close()
         response.start_response(
             '503 Service Unavailable',
-            [('Content-Type', 'text/plain'), ('Content-Length', str(len(text))), ('Retry-After', '1')],
+            [
+                (request_id.RESPONSE_HEADER, id_),
+                ('Content-Type', 'text/plain'),
+                ('Content-Length', str(len(text))),
+                ('Retry-After', '1'),
+            ],
         )
         response.write(text)
         response.close()
