@@ -4,8 +4,8 @@
 ``check-config`` reads the agent's configuration and loads the pipeline. It checks that the lookup shows every instance
 to the agent, and that Nova checks signatures with the same secret. If the agent's role may see no ports, Neutron
 returns an empty list and no error. So in a new cloud, where no other project has a port or network yet, the check
-cannot tell whether the role sees every instance. Then the exit code is 2 if there is no other problem. The same holds if
-the pipeline has the filter ``metrics``, and the user of the command cannot write to the directory of the metrics.
+cannot tell whether the role sees every instance. Then the exit code is 2 if there is no other problem. The same holds
+if the pipeline has the filter ``metrics``, and the user of the command cannot write to the directory of the metrics.
 
 ``show-pipeline`` prints the filters as a list, or draws the path of a request (``-f mermaid``, ``-f svg``).
 """
