@@ -32,6 +32,7 @@ from __future__ import annotations
 import _socket
 import errno
 import logging
+import socket
 import time
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ import gevent
 from gunicorn.http import errors
 
 from metadata_wsgi import instruments, limits
+from metadata_wsgi.http import header_names
 from metadata_wsgi.http.raw_socket import RawSocket
 from metadata_wsgi.net import original_dst
 from metadata_wsgi.net.addresses import with_interface
@@ -68,6 +70,8 @@ LOG = logging.getLogger(__name__)
 DISCONNECT_ERRNOS = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF})
 """Errors that occur when the client closes the connection. They are not logged, because the server is not at fault."""
 
+_REMAINING_KEY = header_names.environ_key(header_names.REMAINING_MS)
+
 
 class ConnectionHandler:
     """Serves ``application`` on connections.
@@ -76,8 +80,8 @@ class ConnectionHandler:
     served too. When ``is_stopping()`` returns True, a connection is closed after the request in progress.
     ``has_waiting_connections()`` returns whether new connections wait because the worker is full. While it returns
     True, each connection that becomes idle causes the connection that has been idle longest to be closed. ``progress``
-    gets the start and the end of each call of the application. ``on_failure`` is called with each environ that has the
-    key FAILURE.
+    gets the start and the end of each call of the application. ``on_failure`` is called once for each failed
+    request, with an environ that has the key FAILURE.
     """
 
     def __init__(
@@ -314,11 +318,10 @@ class ConnectionHandler:
                     self._limits.mark_active(connection)
                 response.close()
             finally:
-                if environ_keys.FAILURE in environ:
-                    self._on_failure(environ)
                 if hasattr(body, 'close'):
                     body.close()
         except ClientConnectionError:
+            self._record_failure(request, connection, environ, is_sent=False)
             raise
         except errors.ParseException as error:
             # A malformed chunked body is detected only when the application reads it.
@@ -329,13 +332,29 @@ class ConnectionHandler:
             # The closed connection shows the client that the response is incomplete.
             level = logging.ERROR if self._application_error_log.allow() else logging.DEBUG
             LOG.log(level, 'The response was cut off', exc_info=True)
-            environ[environ_keys.FAILURE] = environ_keys.Failure(0, 'the response was cut off: see the log')
-            self._on_failure(environ)
+            environ.setdefault(environ_keys.FAILURE, environ_keys.Failure(0, 'the response was cut off: see the log'))
+            self._record_failure(request, connection, environ, is_sent=False)
             return False
+        self._record_failure(request, connection, environ, is_sent=True)
         if request.has_unread_body:
             drain(connection)
             return False
         return not response.should_close()
+
+    def _record_failure(
+        self, request: ParsedRequest, connection: RawSocket, environ: WSGIEnvironment, *, is_sent: bool
+    ) -> None:
+        """Record the FAILURE in ``environ``, if there is one, unless the namespace proxy records it.
+
+        The namespace proxy records a failure if it did not get the whole response: the connection broke, or it no
+        longer waited.
+        """
+        if environ_keys.FAILURE not in environ:
+            return
+        # An instance may send the header too, but not over a unix socket. haproxy does not send it and records nothing.
+        is_namespace_proxy = connection.family == socket.AF_UNIX and _REMAINING_KEY in request.fields
+        if is_sent or not is_namespace_proxy:
+            self._on_failure(environ)
 
     def _body(
         self, request: ParsedRequest, connection: RawSocket, response: ResponseWriter, received_at_s: float

@@ -23,6 +23,8 @@ from metadata_wsgi.server.connection_limits import ConnectionLimits
 
 GET = b'GET /%s HTTP/1.1\r\nHost: x\r\n\r\n'
 OK = [('Content-Length', '0')]
+FAILED = environ_keys.Failure(503, 'the lookup failed')
+CUT_OFF = environ_keys.Failure(0, 'the response was cut off: see the log')
 ID = 'req-1b4e28ba-2fa1-11d2-883f-0016d3cca427'
 
 
@@ -37,9 +39,11 @@ class SocketPairServer:
         self.handler = connection_handler.ConnectionHandler(
             self.application, Config(), self.limits, any_destination=True, is_stopping=lambda: self.is_stopping,
             has_waiting_connections=lambda: self.has_waiting_connections,
+            on_failure=lambda environ: self.failures.append(environ[environ_keys.FAILURE]),
         )  # fmt: skip
         self.pool = GreenletPool(100, on_full=self.handler.close_longest_idle)
         self.clients = []
+        self.failures = []
 
     def close(self):
         for client in self.clients:
@@ -47,7 +51,11 @@ class SocketPairServer:
 
     def application(self, environ, start_response):
         self.requested.append(environ['PATH_INFO'])
-        if environ['PATH_INFO'] == '/broken':
+        if environ['PATH_INFO'].startswith('/failed'):
+            environ[environ_keys.FAILURE] = FAILED
+        if environ['PATH_INFO'].endswith('-gone'):
+            self.may_respond.wait()
+        if environ['PATH_INFO'].endswith('broken'):
             start_response('200 OK', [('Content-Length', '9')])
             return iter_and_fail()
         if environ['PATH_INFO'] == '/no-status':
@@ -84,6 +92,12 @@ class SocketPairServer:
         client.settimeout(5)
         self.clients.append(client)
         return server_end, client
+
+    def tcp_pair(self):
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            client = socket.create_connection(listener.getsockname(), timeout=5)
+            self.clients.append(client)
+            return listener.accept()[0], client
 
     def handle(self, server_end, address=('10.1.1.2', 1)):
         sock = _socket.socket(server_end.family, server_end.type, server_end.proto, server_end.detach())
@@ -423,6 +437,7 @@ def test_the_response_and_the_log_line_of_a_malformed_request_have_a_request_id(
         assert response.startswith(f'HTTP/1.1 {status} '.encode())
         ids.append(id_in(response))
         assert logged_ids() == ids[-1:]
+        assert server.failures.pop().status == status
     assert ids[0] != ids[1]
 
 
@@ -461,3 +476,39 @@ def test_the_503_for_a_missing_concurrency_slot_has_a_request_id(make_server, lo
     assert logged_ids() == [id_in(response)]
     assert not given or id_in(response) == ID
     server.may_respond.set()
+
+
+INSTANCE, PROXY = ('10.1.1.2', 1), ''
+REMAINING = 'X-Metadata-Remaining-Ms: 9000'
+
+
+@pytest.mark.parametrize(
+    ('path', 'address', 'header', 'recorded'),
+    [
+        ('/failed', INSTANCE, '', [FAILED]),
+        ('/failed', PROXY, REMAINING, [FAILED]),
+        # One request, one failure, although two things went wrong.
+        ('/failed-broken', INSTANCE, '', [FAILED]),
+        ('/broken', INSTANCE, REMAINING, [CUT_OFF]),
+        ('/failed-gone', INSTANCE, REMAINING, [FAILED]),
+        # The namespace proxy did not get the whole response, and records it.
+        ('/failed-broken', PROXY, REMAINING, []),
+        ('/broken', PROXY, REMAINING, []),
+        ('/failed-gone', PROXY, REMAINING, []),
+        # haproxy records nothing.
+        ('/broken', PROXY, 'X-Forwarded-For: 10.1.1.2', [CUT_OFF]),
+        ('/failed-gone', PROXY, 'X-Forwarded-For: 10.1.1.2', [FAILED]),
+    ],
+)
+def test_each_failure_is_recorded_by_one_program(server, path, address, header, recorded):
+    server_end, client = server.tcp_pair() if address else server.pair()
+    client.sendall(f'GET {path} HTTP/1.1\r\n{header}\r\n\r\n'.encode())
+    server.handle(server_end, address)
+    wait_until(lambda: server.requested == [path])
+    if path.endswith('gone'):
+        client.close()
+        server.may_respond.set()
+    else:
+        client.shutdown(socket.SHUT_WR)
+    wait_until(lambda: len(server.pool) == 0)
+    assert server.failures == recorded
