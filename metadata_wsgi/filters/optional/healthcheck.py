@@ -28,8 +28,10 @@ The filter must be after ``request_id``.
 
 The paths, statuses, reasons, options and the JSON are those of oslo.middleware's healthcheck. Differences: ``detailed``
 is on by default, and adds lines to the text. The text ends with a newline. There is no HTML. Which checks are done
-depends on the options of the files alone, and not on ``backends``. oslo.middleware's healthcheck itself is not used, for three reasons. It is an application and not a filter, it needs a library with a C extension, and
-it takes 7 MB of memory in each worker.
+depends on the options of the files alone, and not on ``backends``.
+
+oslo.middleware's healthcheck itself is not used, for three reasons. It is an application and not a filter, it needs a
+library with a C extension, and it takes 7 MB of memory in each worker.
 """
 
 from __future__ import annotations

@@ -48,11 +48,11 @@ def parser(request):
 PARSER = {}
 
 
-def requests(data, **kwargs):
+def requests(data, address='', parse=None, more_settings=None, **kwargs):
     cfg = Config()
-    for name, value in {**master.STRICT, **PARSER}.items():
+    for name, value in {**master.STRICT, **PARSER, **(more_settings or {})}.items():
         cfg.set(name, value)
-    return request_parser.RequestStream(cfg, FakeSocket(data, **kwargs), '')
+    return request_parser.RequestStream(cfg, FakeSocket(data, **kwargs), address, parse)
 
 
 def next_request(stream):
@@ -177,6 +177,45 @@ def test_a_repeated_request_is_parsed_as_the_first_one(size):
     assert {one.fields['HTTP_USER_AGENT'] for one in found} == {'Cloud-Init/' + 'x' * size}
     malformed = data.replace(b'Host:', b'Host')
     assert [request_parser.parse_repeated(malformed) for _ in range(2)] == [None, None]
+
+
+@pytest.mark.parametrize(('size', 'hits'), [(1024, 1), (1025, 0)])
+def test_only_a_request_of_up_to_1_kib_is_cached(size, hits):
+    data = CLOUD_INIT.replace(b'25.1', b'y' * (size - len(CLOUD_INIT) + 4))
+    assert len(data) == size
+    request_parser.parse_repeated(data)
+    before = request_parser._cached_fields.cache_info().hits
+    request_parser.parse_repeated(data)
+    assert request_parser._cached_fields.cache_info().hits - before == hits
+
+
+def test_the_given_function_parses_a_simple_request():
+    """Only it makes a repeated request cheap."""
+    request = request_parser.parse_simple(CLOUD_INIT)
+    assert next_request(requests(CLOUD_INIT, parse={CLOUD_INIT: request}.get)) is request
+
+
+def test_the_environ_keys_of_a_request_with_a_body():
+    data = (
+        b'POST /a%e9?b=%20 HTTP/1.0\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 2\r\nX-A: 1\r\n'
+        b'X-B: z\r\nX-A: 2\r\n\r\nhi'
+    )
+    request = next_request(requests(data))
+    assert request.fields.pop('wsgi.input').read() == b'hi'
+    assert request.fields == {
+        'REQUEST_METHOD': 'POST', 'PATH_INFO': '/a\xe9', 'QUERY_STRING': 'b=%20', 'RAW_URI': '/a%e9?b=%20',
+        'SERVER_PROTOCOL': 'HTTP/1.0', 'HTTP_HOST': 'x', 'CONTENT_TYPE': 'text/plain', 'CONTENT_LENGTH': '2',
+        'HTTP_X_A': '1,2', 'HTTP_X_B': 'z',
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(('address', 'is_trusted'), [(('10.0.0.1', 1), True), (('10.0.0.2', 1), False)])
+def test_only_a_trusted_peer_may_set_a_forwarder_header(address, is_trusted):
+    """gunicorn compares the address of the peer."""
+    more_settings = {'forwarded_allow_ips': '10.0.0.1', 'forwarder_headers': 'REMOTE_USER'}
+    data = b'GET / HTTP/1.1\r\nHost: x\r\nRemote_User: me\r\n\r\n'
+    fields = next_request(requests(data, address, more_settings=more_settings)).fields
+    assert ('HTTP_REMOTE_USER' in fields) is is_trusted
 
 
 @pytest.mark.parametrize(
