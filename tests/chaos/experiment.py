@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from metadata_wsgi import limits
-from tests.chaos.faults import Fault
+from tests.chaos.faults.fault import Fault
 from tests.chaos.host import Host
 from tests.chaos.load import OK, RETRY_AFTER, Exchange, Load
 

@@ -23,6 +23,8 @@ TIMEOUT_S = 10.0
 """cloud-init's."""
 OK, RETRY_AFTER, TIMED_OUT, CUT = 'ok', '503 with Retry-After', 'timeout', 'cut'
 REFUSED, NO_ROUTE = 'refused', 'no route'
+MALFORMED = 'malformed'
+"""200 with something that is not Nova's."""
 
 
 class Exchange(NamedTuple):
@@ -109,7 +111,9 @@ def _send(client: Client, target: str) -> tuple[str, str]:
         return RETRY_AFTER, ''
     if response.status != 200:
         return f'status {response.status}', ''
-    got = json.loads(body)
-    if got['path'] != target:
-        return f'the response to {got["path"]}', got['uuid']
-    return OK, got['uuid']
+    try:
+        got = json.loads(body)
+        path, instance_id = got['path'], got['uuid']
+    except (ValueError, TypeError, KeyError):
+        return MALFORMED, ''
+    return (OK if path == target else f'the response to {path}'), instance_id

@@ -17,6 +17,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from array import array
 from collections import deque
@@ -276,10 +277,11 @@ class Cloud:
 
 
 class ServicesClient:
-    """Starts the services in a namespace and sends them commands; one thread at a time."""
+    """Starts the services in a namespace and sends them commands."""
 
     def __init__(self, namespace: str, address: str) -> None:
         argv = ['ip', 'netns', 'exec', namespace, sys.executable, '-m', 'tests.chaos.services', address]
+        self._lock = threading.Lock()
         self._process = namespaces.run_in(
             namespace, lambda: subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )
@@ -291,9 +293,10 @@ class ServicesClient:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
             try:
-                self._process.stdin.write(json.dumps([name, *arguments]) + '\n')
-                self._process.stdin.flush()
-                return json.loads(self._process.stdout.readline())
+                with self._lock:
+                    self._process.stdin.write(json.dumps([name, *arguments]) + '\n')
+                    self._process.stdin.flush()
+                    return json.loads(self._process.stdout.readline())
             except (BrokenPipeError, ValueError) as error:
                 raise AssertionError(f'the services ended with {self._process.wait(5)} before {name}') from error
 

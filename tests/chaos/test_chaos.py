@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from tests.chaos.faults import CACHED
 from tests.chaos.host import MODES, ONE_HOP, PROCESS, SHARED
+from tests.chaos.setups import CACHED
 
 pytestmark = [
     pytest.mark.chaos,
