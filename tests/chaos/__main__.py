@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from metadata_wsgi import limits
 from tests.chaos import experiment, isolation, report
 from tests.chaos.experiment import Row
 from tests.chaos.faults import FAULTS
@@ -128,7 +129,7 @@ def _run_on_one_host(args: argparse.Namespace, wanted: Sequence[tuple[Fault, flo
     setup = args.only_setup
     directory = Path(tempfile.mkdtemp(prefix='metadata-wsgi-chaos-'))
     directory.chmod(0o755)
-    host = make_host(setup, directory, args.former)
+    host = make_host(setup, directory, args.former, args.deadline)
     try:
         host.start()
         load = host.load(args.pause)
@@ -162,6 +163,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--hosts', type=int, default=1, help='that run side by side (default: %(default)s)')
     parser.add_argument('--pause', type=float, default=PAUSE_S, help='seconds between two requests of an instance '
                         '(default: %(default)s)')  # fmt: skip
+    parser.add_argument('--deadline', type=float, default=limits.REQUEST_TIMEOUT_S, help='of a request; instances wait '
+                        'a second longer (default: %(default)s; a higher one for a busy machine)')  # fmt: skip
     parser.add_argument('--former', default='', help='git revision from which upgrades start (default: this code with '
                         'another version number)')  # fmt: skip
     parser.add_argument('--write', help='a file in whose table the rows are replaced')

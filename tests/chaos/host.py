@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from metadata_wsgi import limits
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.netns import namespaces
@@ -40,11 +41,14 @@ class Host:
 
     With ``cached`` the pipelines have ``lookup_cache``, shared in memcached. With ``fake_clock`` the agent has the wall
     clock that ``set_clock`` sets. The programs are those of ``installation``, or else of the Python that runs this.
+
+    ``deadline_s`` is that of a request. The namespace proxies of mode ``process`` have the default one.
     """
 
     def __init__(
         self, directory: Path, mode: str, *, routers: int = 4, clients_per_router: int = 5, cached: bool = False,
         fake_clock: bool = False, options: Mapping[str, object] | None = None, installation: Installation | None = None,
+        deadline_s: float = limits.REQUEST_TIMEOUT_S,
     ) -> None:  # fmt: skip
         self.mode = mode
         self.cached = cached
@@ -57,6 +61,7 @@ class Host:
         self.clients: list[Client] = [client for router in self.routers for client in router.clients]
         self.supervisor = Supervisor()
         self._fake_clock = fake_clock
+        self._configured_deadline_s = deadline_s
         self._installation = installation
         self._bin = installation.bin if installation else BIN
         self.options: dict[str, object] = dict(options or {})
@@ -66,6 +71,11 @@ class Host:
     def units(self) -> Mapping[str, Unit]:
         """The programs by name."""
         return self.supervisor.units
+
+    @property
+    def deadline_s(self) -> float:
+        """When a request has its response, at the latest a 503."""
+        return limits.REQUEST_TIMEOUT_S if self.mode == PROCESS else self._configured_deadline_s
 
     @property
     def installation(self) -> Installation:
@@ -124,6 +134,7 @@ class Host:
             'nova_metadata_port': PORTS[NOVA],
             'metadata_proxy_shared_secret': SECRET,
             'metadata_workers': 2,
+            'request_timeout': self._configured_deadline_s,
             'metadata_one_hop': self.mode == ONE_HOP,
             'metadata_peer_users': 'nobody',
             'check_services_at_start': False,
@@ -147,7 +158,7 @@ class Host:
             self.wait_until((self.state_path / 'listeners').exists, 'the keeper does not listen')
         if self.mode == SHARED:
             self._add(PROXY, str(self._bin / 'quantum-ns-metadata-proxy'), '--shared', '--nodaemonize', '--verbose',
-                      f'--state_path={self.state_path}')  # fmt: skip
+                      f'--state_path={self.state_path}', f'--request_timeout={self.deadline_s}')  # fmt: skip
         self._add(AGENT, str(self._bin / 'quantum-metadata-agent'), conf, environ=self._clock_environ(), max_stored=1)
         if self.mode != PROCESS:
             self.wait_until(lambda: self.mode in self.workers_in_keeper(), 'no worker is connected to the keeper')
@@ -216,7 +227,7 @@ class Host:
 
     def load(self, pause_s: float) -> Load:
         """Start the clients."""
-        return Load(self.clients, pause_s=pause_s)
+        return Load(self.clients, pause_s=pause_s, timeout_s=self._configured_deadline_s + 1.0)
 
     def wait_until(self, condition: Callable[[], bool], failure: str, within_s: float = START_TIMEOUT_S) -> None:
         """Wait for a condition; AssertionError with the ends of the logs if it does not come true."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from metadata_wsgi import limits
 from tests.chaos import peer
 from tests.chaos.host import MODES, SHARED, Host, faketime_library
 from tests.chaos.installation import FORMER_VERSION, Installation, release_of_checkout, release_of_revision
@@ -16,7 +17,7 @@ SETUPS = (*MODES, CACHED, FAKETIME, *TWO_VERSIONS)
 PEER = "haproxy and Neutron's agent"
 
 
-def make_host(setup: str, directory: Path, former: str = '') -> Host:
+def make_host(setup: str, directory: Path, former: str = '', deadline_s: float = limits.REQUEST_TIMEOUT_S) -> Host:
     """A host of one of ``SETUPS``, or the peer; not started.
 
     In ``TWO_VERSIONS`` it starts with the former version: the revision ``former`` of this repository, or this checkout.
@@ -29,7 +30,10 @@ def make_host(setup: str, directory: Path, former: str = '') -> Host:
     if setup in TWO_VERSIONS:
         release = release_of_revision(former, FORMER_VERSION) if former else release_of_checkout(FORMER_VERSION)
         installation = Installation(directory / 'installation', release, release_of_checkout())
-    return Host(directory, mode, cached=setup == CACHED, fake_clock=setup == FAKETIME, installation=installation)
+    return Host(
+        directory, mode, cached=setup == CACHED, fake_clock=setup == FAKETIME, installation=installation,
+        deadline_s=deadline_s,
+    )  # fmt: skip
 
 
 def missing(setup: str) -> str:
