@@ -42,7 +42,7 @@ class Installation:
         self.former, self.present = former, present
         self.bin = directory / 'bin'
         self._directory = directory
-        self._files: set[Path] = set()
+        self._files: dict[Path, bytes] = {}
         self.bin.mkdir(parents=True)
         self._python = self.bin / 'python3'
         self._python.symlink_to(getattr(sys, '_base_executable', sys.executable))
@@ -54,8 +54,10 @@ class Installation:
         self.install(former)
 
     def install(self, release: Release) -> None:
-        """Replace the files; running programs are left alone."""
+        """Replace the files that differ; running programs are left alone."""
         for name, content in release.files.items():
+            if self._files.get(name) == content:
+                continue
             path = self._directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if name.parent == Path('bin'):
@@ -65,12 +67,12 @@ class Installation:
             unpacked.chmod(0o755 if name.parent == Path('bin') else 0o644)
             unpacked.rename(path)
         kept = {parent for name in release.files for parent in name.parents}
-        for name in self._files - set(release.files):
+        for name in set(self._files) - set(release.files):
             (self._directory / name).unlink(missing_ok=True)
             for parent in name.parents:
                 if parent not in kept:
                     shutil.rmtree(self._directory / parent, ignore_errors=True)
-        self._files = set(release.files)
+        self._files = dict(release.files)
         subprocess.run([self._python, '-m', 'compileall', '-q', self._directory / SITE_PACKAGES], check=True)
 
 
