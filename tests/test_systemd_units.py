@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The units of etc/systemd: what systemd-analyze finds in them, and what they run as root before the service.
 
-``tests/netns/test_units.py`` runs them.
+``tests/netns/units`` runs them.
 """
 
 import os
