@@ -130,6 +130,7 @@ POST = b'POST / HTTP/1.1\r\nHost: x\r\n'
     ('data', 'read', 'closes'),
     [
         (POST + b'Content-Length: 5\r\n\r\nhello', 5, False),
+        (POST + b'Content-Length: 1\r\n\r\nx', 0, True),
         (POST + b'Content-Length: 5000\r\n\r\n' + b'a' * 5000, 3, True),
         (POST + b'Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n', 6, False),
         (POST + b'Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n', 0, True),
@@ -150,6 +151,13 @@ def test_a_body_of_known_length_is_received_in_large_pieces():
     request = next(request_parser.Parser(gunicorn_settings(), sock, ''))
     assert len(request.body.read()) == 100_000
     assert max(sock.sizes) > 50_000
+
+
+def test_a_malformed_body_ends_keepalive():
+    request = next_request(requests(POST + b'Transfer-Encoding: chunked\r\n\r\nzz\r\n'))
+    with pytest.raises(ParseException):
+        request.body.read()
+    assert request.has_unread_body
 
 
 @pytest.mark.parametrize('line', [b'', b'Connection: close\r\n'])
