@@ -136,8 +136,11 @@ def test_the_pool_keeps_no_more_than_its_size_of_idle_connections():
     client = http_client.PooledHttpClient(
         lambda within_s: gevent_socket.create_connection(('127.0.0.1', server.port)), name='x', host='x', max_idle=1
     )
-    for _ in range(2):
-        send_request(client, POST)
+    send_request(client, POST)
+    (first,) = client._idle
+    send_request(client, POST)
+    # The second one is closed. A full deque would drop the first one without closing it.
+    assert list(client._idle) == [first]
     assert repr(client) == '<HTTP client of x, 1 idle connections>'
     server.close()
 
