@@ -109,6 +109,14 @@ def test_a_keepalive_connection_is_reused_after_every_framing(served, response):
     assert server.connections == 1
 
 
+def test_a_connection_is_not_reused_after_connection_close(served):
+    """The server closes it, perhaps after it received the next request."""
+    server, client = served(always_responds_with(OK.replace(b'\r\n\r\n', b'\r\nConnection: close\r\n\r\n')))
+    for _ in range(2):
+        assert send_request(client)[1] == b'ok'
+    assert server.connections == 2
+
+
 def closes_on_the_second_request(peer):
     peer.request()
     peer.send(OK)
