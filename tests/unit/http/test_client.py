@@ -109,6 +109,14 @@ def test_a_keepalive_connection_is_reused_after_every_framing(served, response):
     assert server.connections == 1
 
 
+def test_a_connection_is_not_reused_after_connection_close(served):
+    """The server closes it, perhaps after it received the next request."""
+    server, client = served(always_responds_with(OK.replace(b'\r\n\r\n', b'\r\nConnection: close\r\n\r\n')))
+    for _ in range(2):
+        assert send_request(client)[1] == b'ok'
+    assert server.connections == 2
+
+
 def closes_on_the_second_request(peer):
     peer.request()
     peer.send(OK)
@@ -136,8 +144,11 @@ def test_the_pool_keeps_no_more_than_its_size_of_idle_connections():
     client = http_client.PooledHttpClient(
         lambda within_s: gevent_socket.create_connection(('127.0.0.1', server.port)), name='x', host='x', max_idle=1
     )
-    for _ in range(2):
-        send_request(client, POST)
+    send_request(client, POST)
+    (first,) = client._idle
+    send_request(client, POST)
+    # The second one is closed. A full deque would drop the first one without closing it.
+    assert list(client._idle) == [first]
     assert repr(client) == '<HTTP client of x, 1 idle connections>'
     server.close()
 

@@ -116,6 +116,8 @@ def test_the_number_of_header_lines_is_limited(parse, line):
     ('data', 'error', 'text'),
     [
         (b'HTTP/1.1 2000 OK\r\n', head_parser._ParseError, r"^malformed line: b'HTTP/1.1 2000 OK\\r\\n'$"),
+        (b'\nHTTP/1.1 200 OK\r\n\r\n', head_parser._ParseError, r"^malformed line: b'\\nHTTP/1.1 200 OK"),
+        (b'x' * 100 + b'\n', head_parser._ParseError, r"^malformed line: b'x{80}'$"),
         (b'HTTP/1.1 200 OK\r\nA: b', head_parser._IncompleteError, r'^the header is incomplete$'),
     ],
 )
