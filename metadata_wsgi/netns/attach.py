@@ -18,9 +18,11 @@ Attach and detach are idempotent. ``mode_change`` starts and stops what listens.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from metadata_wsgi.errors import NetnsError
@@ -53,6 +55,20 @@ class RuleWriter(Protocol):
 
     def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
         """The rules in the namespace that this package added."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A namespace with rules or address. ``interfaces`` is the pattern of the interfaces that get the IPv6 address.
+
+    ``families`` are those that are served. ``has_ipv6``: IPv6 addresses were added. ``undo`` removes the rules or the
+    address that were added.
+    """
+
+    interfaces: str
+    families: tuple[int, ...]
+    undo: Callable[[], object]
+    has_ipv6: bool = False
 
 
 class Attacher:
@@ -120,26 +136,41 @@ class Attacher:
             )
         if target.kind == NETWORK:
             port = NETWORK_PORT
-            undo = self._add_address(target, interface)
-            interfaces = dhcp_address.interface_with_address(target.namespace) or ''
-            families = self._families
+            prepare = functools.partial(self._prepare_network, target, interface)
         else:
-            former = redirect_port(self._iptables.ours(target.namespace, families=self._families))
-            self._check_port(target, port, former)
-            self._mode_changer.close_former_port(target, mode, port, former)
-            wanted = rules_for(port=port, interfaces=interfaces, mark=mark, families=self._families)
-            families, undo = self._add_rules(target, wanted)
+            prepare = functools.partial(self._prepare_router, target, mode, port, interfaces, mark)
+        prepared = namespaces.run_in(target.namespace, prepare)
         try:
-            has_ipv6 = self._begin_ipv6(target, interfaces, families)
-            changed = self._mode_changer.serve(
-                target, mode, port, self._hosts(target, interfaces if has_ipv6 else '', families)
-            )
+            hosts = self._hosts(target, prepared.interfaces if prepared.has_ipv6 else '', prepared.families)
+            changed = self._mode_changer.serve(target, mode, port, hosts)
         except BaseException:
-            self._undo(target, port, undo)
+            self._undo(target, port, prepared.undo)
             raise
-        if has_ipv6 and wait_for_ipv6:
-            changed |= self._settle_ipv6(target, mode, interfaces, port, changed)
+        if prepared.has_ipv6 and wait_for_ipv6:
+            changed |= self._settle_ipv6(target, mode, prepared.interfaces, port, changed)
         return changed
+
+    def _prepare_network(self, target: AttachTarget, interface: str | None) -> _Prepared:
+        """Add the addresses. Runs in the namespace."""
+        undo = self._add_address(target, interface)
+        interfaces = dhcp_address.interface_with_address(target.namespace) or ''
+        return self._with_ipv6(target, NETWORK_PORT, _Prepared(interfaces, self._families, undo))
+
+    def _prepare_router(self, target: AttachTarget, mode: str, port: int, interfaces: str, mark: str) -> _Prepared:
+        """Check the port, and add the rules and the IPv6 addresses. Runs in the namespace."""
+        former = redirect_port(self._iptables.ours(target.namespace, families=self._families))
+        self._check_port(target, port, former)
+        self._mode_changer.close_former_port(target, mode, port, former)
+        wanted = rules_for(port=port, interfaces=interfaces, mark=mark, families=self._families)
+        families, undo = self._add_rules(target, wanted)
+        return self._with_ipv6(target, port, _Prepared(interfaces, families, undo))
+
+    def _with_ipv6(self, target: AttachTarget, port: int, prepared: _Prepared) -> _Prepared:
+        try:
+            return replace(prepared, has_ipv6=self._begin_ipv6(target, prepared.interfaces, prepared.families))
+        except BaseException:
+            self._undo(target, port, prepared.undo)
+            raise
 
     def settle(self, target: AttachTarget, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> bool:
         """Wait for IPv6 after ``attach(..., wait_for_ipv6=False)``. Returns whether the listener was replaced."""
@@ -168,7 +199,8 @@ class Attacher:
             # If the keeper does not respond, its workers do not close the socket, so it is useless to wait.
             timeout_s = 0.0 if keeper_error else self._close_timeout_s
             try:
-                changed |= self._remove_from_namespace(target, timeout_s)
+                remove = functools.partial(self._remove_from_namespace, target, timeout_s)
+                changed |= namespaces.run_in(target.namespace, remove)
             except NetnsError as error:
                 if keeper_error:
                     raise NetnsError(f'{keeper_error}; {error}') from error

@@ -5,7 +5,8 @@ Each name is a file in this directory, on which the namespace is mounted. After 
 plain files may remain. A plain file is not a namespace: its name is stale.
 
 setns(2) changes the namespace of one thread. So a function that must run in another namespace runs in a new thread, and
-the namespace of the calling thread never changes.
+the namespace of the calling thread never changes. A function that already runs in the namespace is called directly.
+Attach needs several steps in one namespace, so this saves most of its threads.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 DIRECTORY = '/run/netns'
 CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 SIOCGSKNS = 0x894C  # <linux/sockios.h>: a descriptor of a socket's namespace; needs root
+
+_entered = threading.local()
+"""``identity``: the namespace that the thread has entered. A thread enters one namespace and then ends."""
 
 
 def names() -> list[str]:
@@ -131,6 +135,10 @@ def run_in(name: str, fn: Callable[[], T]) -> T:
     A socket that ``fn`` opens stays in the namespace. Raises NetnsError if the namespace does not exist or may not be
     entered.
     """
+    here = getattr(_entered, 'identity', None)
+    # If the namespace was deleted and created again meanwhile, the new one must be entered.
+    if here is not None and here == identity(name):
+        return fn()
     return _run(_NamespaceCall(name, fn))
 
 
@@ -188,6 +196,9 @@ class _NamespaceCall:
         except OSError as error:
             reason = os.strerror(error.errno or 0) if exists(self.name) else missing_reason(self.name)
             raise NetnsError(f'namespace {self.name}: cannot be entered: {reason}') from error
+        else:
+            status = os.fstat(fd)
+            _entered.identity = (status.st_dev, status.st_ino)
         finally:
             os.close(fd)
 
