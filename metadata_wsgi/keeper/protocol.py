@@ -42,7 +42,7 @@ import json
 import os
 import socket
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 MAX_PACKET_BYTES = 1 << 16
@@ -119,7 +119,8 @@ class Listener:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object for a packet."""
-        return asdict(self)
+        # asdict() takes ten times as long, because it copies the values.
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 def send(sock: socket.socket, message: dict[str, Any], descriptor: int | None = None) -> None:
