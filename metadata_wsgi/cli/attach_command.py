@@ -160,7 +160,7 @@ def run_for_each(
 
     if len(targets) < 2:
         return [run(target) for target in targets]
-    with ThreadPoolExecutor(min(concurrency, len(targets))) as pool:
+    with ThreadPoolExecutor(min(concurrency, len(targets)), initializer=namespaces.let_this_thread_enter) as pool:
         return list(pool.map(run, targets))
 
 

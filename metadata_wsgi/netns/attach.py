@@ -40,6 +40,7 @@ LOG = logging.getLogger(__name__)
 START_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 5.0
 """Longest wait until the workers have closed a socket that the keeper has closed."""
+FIRST_POLL_S = 0.001
 ANY_IPV4_ADDRESS = '0.0.0.0'  # noqa: S104 (the rules limit access)
 SYSTEMD_PID = 1
 
@@ -226,7 +227,7 @@ class Attacher:
     def _wait_until_closed(self, target: AttachTarget, timeout_s: float) -> None:
         """Wait until no program of this package listens on the port of the rules. NetnsError after the timeout."""
         port = redirect_port(self._iptables.ours(target.namespace, families=self._families))
-        deadline_s = self._clock() + timeout_s
+        deadline_s, pause_s = self._clock() + timeout_s, FIRST_POLL_S
         while port is not None and proxy_process.is_port_open(target.namespace, port):
             if self._clock() >= deadline_s:
                 process = self._listening_process(target, port)
@@ -236,7 +237,9 @@ class Attacher:
                     f'port {port} in {target.namespace} is still open in pid {process.pid} ({process.program}); '
                     'the rules stay until it is closed: stop it, and detach again'
                 )
-            self._sleep(mode_change.POLL_S)
+            # Workers usually close their copy within a millisecond.
+            self._sleep(pause_s)
+            pause_s = min(2 * pause_s, mode_change.POLL_S)
 
     def _remove_rules(self, target: AttachTarget) -> bool:
         try:

@@ -76,6 +76,8 @@ ATTRIBUTES_TO_COPY = {
 ADDRESS_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 LEGACY_PREFIXES = {4: 'ip', 6: 'ip6'}
 RECEIVE_BYTES = 1 << 17
+RULES, HAS_LEGACY_TABLES = 'rules', 'has_legacy_tables'
+"""Keys in ``namespaces.facts``."""
 CACHED_DUMPS = 32
 """Number of dumps that are remembered."""
 NETLINK_TIMEOUT_S = 10.0
@@ -98,9 +100,6 @@ COUNTER_OF_NO_PACKETS = _attribute(1, b'counter\0') + _attribute(2, _attribute(1
 
 Operations = tuple[tuple[int, int, int, bytes], ...]
 """(message, flags, family, attributes) of each change."""
-
-_last_read = threading.local()
-"""``rules``: (generation, Rules) that the thread has read. The thread is in one namespace (``namespaces.run_in``)."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -304,7 +303,13 @@ def has_legacy_tables(families: Sequence[int] = (4, 6)) -> bool:
     The kernel lists a table in /proc/net/ip_tables_names (ip6_tables_names) from the table's first use on. Without the
     kernel's module the file does not exist.
     """
-    return any(_has_text(f'/proc/thread-self/net/{LEGACY_PREFIXES[family]}_tables_names') for family in families)
+    facts = namespaces.facts()
+    key = (HAS_LEGACY_TABLES, *families)
+    if key not in facts:
+        facts[key] = any(
+            _has_text(f'/proc/thread-self/net/{LEGACY_PREFIXES[family]}_tables_names') for family in families
+        )
+    return bool(facts[key])
 
 
 def _has_text(path: str) -> bool:
@@ -363,10 +368,11 @@ def _read_tables_and_chains(sock: socket.socket) -> tuple[Item, ...]:
 
 def _read_rules(sock: socket.socket, generation: int) -> Rules:
     """The rules in the namespace of the calling thread. They are not read again if the generation is the same."""
-    last_generation, rules = getattr(_last_read, 'rules', (None, None))
-    if rules is None or last_generation != generation:
+    facts = namespaces.facts()
+    last_generation, rules = facts.get(RULES, (None, None))
+    if last_generation != generation:
         rules = _decode_rules(_dump(sock, GETRULE))
-        _last_read.rules = generation, rules
+        facts[RULES] = generation, rules
     return rules
 
 
