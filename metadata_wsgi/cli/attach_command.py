@@ -204,7 +204,7 @@ def _attacher(args: argparse.Namespace, bulk_rules: Sequence[Rule], program: str
         runner,
         proxy=proxy,
         iptables=Iptables(runner, binary=args.iptables, bulk_rules=bulk_rules, lock=_neutron_lock(args)),
-        keeper=AttachmentsClient(path),
+        keeper=AttachmentsClient(path, list_once=bool(bulk_rules)),
         keeper_pid=lambda: _keeper_pid(path),
     )
 

@@ -64,6 +64,7 @@ NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5
 NEWRULE, GETRULE, DELRULE = 6, 7, 8
 GETGEN = 16
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP, NLM_F_CREATE = 0x1, 0x4, 0x10, 0x300, 0x400
+GEN_ID = 1
 NLA_TYPE_MASK = 0x3FFF
 TABLE_NAME, TABLE_FLAGS = 1, 2
 CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE = 1, 3, 4, 5, 6, 7
@@ -393,7 +394,7 @@ def _message(
 def _generation(sock: socket.socket) -> int:
     sock.send(_message(NFNL_SUBSYS_NFTABLES << 8 | GETGEN, 0, 0))
     ((_, _, attributes),) = _messages(_receive(sock))
-    return int.from_bytes(dict(_attributes(attributes))[1], 'big')
+    return int.from_bytes(next(value for kind, value in _attributes(attributes) if kind == GEN_ID), 'big')
 
 
 def _dump(sock: socket.socket, get: int) -> bytes:
@@ -461,7 +462,7 @@ def _item(kind: int, family: int, attributes: bytes) -> Item:
 
 def _send_batch(sock: socket.socket, operations: Operations, generation: int) -> None:
     """Execute ``operations`` in one transaction. Raises OSError if the kernel refuses any."""
-    generation_attribute = struct.pack('=HH', 8, 1) + struct.pack('>I', generation)
+    generation_attribute = struct.pack('=HH', 8, GEN_ID) + struct.pack('>I', generation)
     begin = _message(NFNL_MSG_BATCH_BEGIN, 0, 0, generation_attribute, 0, NFNL_SUBSYS_NFTABLES)
     sock.send(begin + _batch_body(operations))
     _receive(sock)
