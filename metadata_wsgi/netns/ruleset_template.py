@@ -400,19 +400,28 @@ def _generation(sock: socket.socket) -> int:
 def _dump(sock: socket.socket, get: int) -> bytes:
     """The messages of all tables, chains or rules of all families. The packet counters of the rules are 0."""
     sock.send(_message(NFNL_SUBSYS_NFTABLES << 8 | get, NLM_F_DUMP, 0))
-    packets = b''
-    while True:
-        packet = _receive(sock)
-        offset = 0
-        while offset < len(packet):
-            size, message_type, flags = struct.unpack_from('=IHH', packet, offset)
-            if flags & NLM_F_DUMP_INTR:
-                raise OSError(errno.EINTR, 'nftables: the rules were changed while they were read')
-            if message_type == NLMSG_DONE:
-                _raise_on_error(packet, offset)
-                return COUNTER.sub(COUNTER_OF_NO_PACKETS, packets + packet[:offset])
-            offset += (size + 3) & ~3
-        packets += packet
+    parts = []
+    is_last = False
+    while not is_last:
+        messages, is_last = _messages_of_dump(COUNTER.sub(COUNTER_OF_NO_PACKETS, _receive(sock)))
+        if messages:
+            parts.append(messages)
+    return b''.join(parts)
+
+
+@functools.lru_cache(maxsize=CACHED_DUMPS)
+def _messages_of_dump(packet: bytes) -> tuple[bytes, bool]:
+    """The messages of tables, chains or rules in a packet, and whether the dump ends in it. Raises OSError."""
+    offset = 0
+    while offset < len(packet):
+        size, message_type, flags = struct.unpack_from('=IHH', packet, offset)
+        if flags & NLM_F_DUMP_INTR:
+            raise OSError(errno.EINTR, 'nftables: the rules were changed while they were read')
+        if message_type == NLMSG_DONE:
+            _raise_on_error(packet, offset)
+            return packet[:offset], True
+        offset += (size + 3) & ~3
+    return packet, False
 
 
 def _receive(sock: socket.socket) -> bytes:
