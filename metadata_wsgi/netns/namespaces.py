@@ -158,9 +158,16 @@ def run_in(name: str, fn: Callable[[], T]) -> T:
 def let_this_thread_enter() -> None:
     """Let ``run_in`` change the namespace of this thread during a call. Not for the main thread.
 
-    Other programs take the namespace of the main thread for that of the process.
+    Other programs take the namespace of the main thread for that of the process. In a user namespace the thread may not
+    be allowed to return to the namespace of the process. Then ``run_in`` starts threads.
     """
-    _thread.may_enter = threading.get_native_id() != os.getpid()
+    if threading.get_native_id() == os.getpid():
+        return
+    try:
+        _call_libc('setns', _own_namespace(), CLONE_NEWNET)
+    except OSError:
+        return
+    _thread.may_enter = True
 
 
 def facts() -> dict[Any, Any]:

@@ -2,6 +2,7 @@
 import os
 import socket
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -85,6 +86,29 @@ def test_thread_of_a_pool_enters_the_namespace_and_leaves_it(topology):
 def test_main_thread_never_enters_a_namespace(topology):
     namespaces.let_this_thread_enter()
     assert namespaces.run_in(topology.router, threading.get_native_id) != threading.get_native_id()
+
+
+IN_A_USER_NAMESPACE = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from metadata_wsgi.netns import namespaces
+
+def run():
+    inside = namespaces.run_in('inside', threading.get_native_id)
+    return 'another thread' if inside != threading.get_native_id() else 'the same thread'
+
+with ThreadPoolExecutor(1, initializer=namespaces.let_this_thread_enter) as pool:
+    print(pool.submit(run).result())
+"""
+
+
+def test_thread_that_cannot_leave_a_namespace_does_not_enter_it():
+    """root of a user namespace may not return to a network namespace that the user namespace does not own."""
+    make = 'mount -t tmpfs tmpfs /run/netns; touch /run/netns/inside; unshare --net=/run/netns/inside true'
+    user_namespace = ['unshare', '--user', '--map-root-user', '--mount', '--propagation', 'private']
+    script = ['sh', '-ec', f'{make}; exec "$@"', 'sh', sys.executable, '-c', IN_A_USER_NAMESPACE]
+    done = subprocess.run([*user_namespace, *script], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == 'another thread\n'
 
 
 def test_socket_stays_in_its_namespace(topology):
