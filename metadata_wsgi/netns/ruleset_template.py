@@ -26,7 +26,7 @@ Facts:
 - The use count of a chain is the number of its rules and of the rules that jump to it. If it is the same as in the
   template, no rule of another program uses the chain.
 - The kernel does not return the protocol of an extension (NFTA_RULE_COMPAT). Some versions of iptables match ports with
-  an extension that needs it. Such rules cannot be created again: the kernel refuses them.
+  an extension that needs the protocol. Such rules cannot be created again: the kernel refuses them.
 - A batch is one transaction. It contains a generation number. The kernel refuses the batch if anything was changed
   since that generation.
 - The namespaces of routers contain nearly the same bytes. So a dump is decoded once, and then found by its bytes.
@@ -352,7 +352,7 @@ def delete_tables(found: Ruleset, generation: int) -> None:
 
 
 def _additions(wanted: Ruleset) -> Operations:
-    # Each rule is inserted before the existing ones.
+    # Each rule is inserted before the existing ones, so the last rule is sent first.
     items = (*wanted.tables_and_chains, *reversed(wanted.rules))
     return tuple((item.kind, NLM_F_CREATE, item.family, item.attributes) for item in items)
 
@@ -481,7 +481,7 @@ def _send_batch(sock: socket.socket, operations: Operations, generation: int) ->
 def _batch_body(operations: Operations) -> bytes:
     messages = []
     for sequence, (kind, flags, family, attributes) in enumerate(operations, 1):
-        # Only the last message is acknowledged, when all are in force. Errors of the others arrive before that.
+        # The kernel acknowledges only the last message, when all are in force. Errors of the others arrive before.
         flags |= NLM_F_ACK if sequence == len(operations) else 0
         messages.append(_message(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, family, attributes, sequence))
     messages.append(_message(NFNL_MSG_BATCH_END, 0, 0, b'', len(operations) + 1, NFNL_SUBSYS_NFTABLES))
