@@ -163,7 +163,7 @@ def run_for_each(
 
     if len(targets) < 2:
         return [run(target) for target in targets]
-    with ThreadPoolExecutor(min(concurrency, len(targets))) as pool:
+    with ThreadPoolExecutor(min(concurrency, len(targets)), initializer=namespaces.let_this_thread_enter) as pool:
         return list(pool.map(run, targets))
 
 
@@ -207,7 +207,7 @@ def _attacher(args: argparse.Namespace, bulk_rules: Sequence[Rule], program: str
         runner,
         proxy=proxy,
         iptables=Iptables(runner, binary=args.iptables, bulk_rules=bulk_rules, lock=_neutron_lock(args)),
-        keeper=AttachmentsClient(path),
+        keeper=AttachmentsClient(path, list_once=bool(bulk_rules)),
         keeper_pid=lambda: _keeper_pid(path),
     )
 

@@ -10,18 +10,28 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Sequence
 
 from metadata_wsgi.keeper import admin_client
+from metadata_wsgi.keeper.admin_client import KeeperClient
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.netns.target import NETWORK, ROUTER, AttachTarget, KeeperEntry
 
 
 class AttachmentsClient:
-    """Client of the keeper in ``state_path``. Each call opens a connection, so threads may share an instance."""
+    """Client of the keeper in ``state_path``. Each call opens a connection, so threads may share an instance.
 
-    def __init__(self, state_path: str) -> None:
+    ``list_once``: the first ``attach`` requests the present listeners of all targets, and not only those of its own.
+    For one command that attaches many targets.
+    """
+
+    def __init__(self, state_path: str, *, list_once: bool = False) -> None:
         self._state_path = state_path
+        self._list_once = list_once
+        self._lock = threading.Lock()
+        self._listed: dict[str, list[Listener]] | None = None
+        self._attached: set[str] = set()
 
     def attach(
         self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
@@ -34,7 +44,7 @@ class AttachmentsClient:
         wanted = [listener(target, mode, port, host) for host in hosts]
         keys = {one.key for one in wanted}
         with admin_client.connect(self._state_path) as keeper:
-            stale = [one for one in keeper.list(target.uuid)[0] if one.key not in keys]
+            stale = [one for one in self._present(keeper, target.uuid) if one.key not in keys]
             # A router has one listener: on every address or every IPv4 address. The former listener blocks the port.
             in_the_way = [one for one in stale if target.kind == ROUTER and one.port == port]
             changed = [keeper.unregister(one) for one in in_the_way]
@@ -81,6 +91,19 @@ class AttachmentsClient:
             )
             for id_, ones in by_id.items()
         ]
+
+    def _present(self, keeper: KeeperClient, uuid: str) -> list[Listener]:
+        """The registered listeners of the router or network."""
+        with self._lock:
+            if self._list_once and uuid not in self._attached:
+                self._attached.add(uuid)
+                if self._listed is None:
+                    self._listed = {}
+                    for one in keeper.list()[0]:
+                        self._listed.setdefault(one.id, []).append(one)
+                return self._listed.get(uuid, [])
+        # A second attach of the same target: its listeners are not those of the beginning.
+        return keeper.list(uuid)[0]
 
     def _socket_exists(self) -> bool:
         """Whether the keeper's socket file exists. If not, no listener is registered.

@@ -95,6 +95,7 @@ class Registry(Generic[S]):
         self._opener = opener
         self._fdstore = fdstore
         self._registered: dict[str, tuple[Listener, S]] = {}
+        self._keys_by_id: dict[str, set[str]] = {}
         self._subscribers: list[Subscriber] = []
         # Keys of unregistered listeners, and ids of which all listeners were unregistered. The oldest is first.
         self._unregistered: dict[str, None] = {}
@@ -104,6 +105,10 @@ class Registry(Generic[S]):
 
     def __len__(self) -> int:
         return len(self._registered)
+
+    def of(self, id_: str) -> list[Listener]:
+        """The listeners of the router or network."""
+        return [self._registered[key][0] for key in sorted(self._keys_by_id.get(id_, ()))]
 
     def socket_of(self, key: str) -> tuple[Listener, S] | None:
         """The listener ``key`` and its socket; None if it is not registered or its socket is no longer valid."""
@@ -179,6 +184,9 @@ class Registry(Generic[S]):
         if current is None:
             return False
         listener, sock = current
+        self._keys_by_id[listener.id].discard(key)
+        if not self._keys_by_id[listener.id]:
+            del self._keys_by_id[listener.id]
         self._notify(listener, {protocol.REMOVE: key}, None)
         self._remove_from_store(listener)
         sock.close()
@@ -186,7 +194,7 @@ class Registry(Generic[S]):
 
     def unregister_all(self, id_: str) -> bool:
         """Close every listener of the router or network. Returns whether there was one."""
-        closed = [self.unregister(one.key) for one in self if one.id == id_]
+        closed = [self.unregister(one.key) for one in self.of(id_)]
         # A worker may have other listeners of this id, which it has not sent to this keeper yet.
         self._remember_unregistered(id_)
         return any(closed)
@@ -217,6 +225,7 @@ class Registry(Generic[S]):
         for _, sock in self._registered.values():
             sock.close()
         self._registered.clear()
+        self._keys_by_id.clear()
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Queue all listeners of the subscriber's mode. After this call every change is queued for it too."""
@@ -237,6 +246,7 @@ class Registry(Generic[S]):
 
     def _add(self, listener: Listener, sock: S) -> None:
         self._registered[listener.key] = (listener, sock)
+        self._keys_by_id.setdefault(listener.id, set()).add(listener.key)
         for name in (listener.key, listener.id):
             self._unregistered.pop(name, None)
         if self._fdstore is not None:

@@ -266,8 +266,8 @@ class Keeper:
                 self._holders.end(id_)
                 return [{'closed': self._registry.unregister_all(id_)}]
             if verb == protocol.LIST:
-                found = [one.to_json() for one in self._registry if id_ in (None, one.id)]
-                return _list_pages(found, self._registry.subscriber_counts())
+                found = self._registry if id_ is None else self._registry.of(str(id_))
+                return _list_pages([one.to_json() for one in found], self._registry.subscriber_counts())
         except (MetadataError, ValueError) as error:
             port_in_use = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
             return [{'error': str(error), 'again': port_in_use}]

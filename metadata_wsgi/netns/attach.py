@@ -24,7 +24,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from metadata_wsgi.errors import NetnsError
@@ -42,6 +42,7 @@ LOG = logging.getLogger(__name__)
 START_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 5.0
 """Longest wait for the workers to close their copies of a socket that the keeper has closed."""
+FIRST_POLL_S = 0.001
 ANY_IPV4_ADDRESS = '0.0.0.0'  # noqa: S104 (the rules limit access)
 SYSTEMD_PID = 1
 
@@ -73,6 +74,21 @@ class RuleWriter(Protocol):
 
     def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
         """The rules in the namespace that this package added."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A namespace with rules or address. ``interfaces`` is the pattern of the interfaces that get the IPv6 address.
+
+    ``families`` are those that are served. ``clauses`` are the changes. ``undo`` removes the rules or the address that
+    were added. ``has_ipv6``: IPv6 addresses were added.
+    """
+
+    interfaces: str
+    families: tuple[int, ...]
+    clauses: Clauses
+    undo: Callable[[], object]
+    has_ipv6: bool = False
 
 
 class Attacher:
@@ -141,28 +157,44 @@ class Attacher:
             )
         if target.kind == NETWORK:
             port = NETWORK_PORT
-            clauses, undo = self._add_address(target, interface)
-            interfaces = dhcp_address.interface_with_address(target.namespace) or ''
-            families = self._families
+            prepare = functools.partial(self._prepare_network, target, interface)
         else:
-            former = redirect_port(self._iptables.ours(target.namespace, families=self._families))
-            self._check_port(target, port, former)
-            self._mode_changer.close_former_port(target, mode, port, former)
-            wanted = rules_for(port=port, interfaces=interfaces, mark=mark, families=self._families)
-            families, clauses, undo = self._add_rules(target, wanted)
+            prepare = functools.partial(self._prepare_router, target, mode, port, interfaces, mark)
+        prepared = namespaces.run_in(target.namespace, prepare)
         try:
-            has_ipv6, ipv6_clauses = self._begin_ipv6(target, interfaces, families)
-            changed = self._mode_changer.serve(
-                target, mode, port, self._hosts(target, interfaces if has_ipv6 else '', families)
-            )
+            hosts = self._hosts(target, prepared.interfaces if prepared.has_ipv6 else '', prepared.families)
+            changed = self._mode_changer.serve(target, mode, port, hosts)
         except BaseException:
-            self._undo(target, port, undo)
+            self._undo(target, port, prepared.undo)
             raise
-        changes = Changes(changed, (*clauses, *ipv6_clauses))
-        if has_ipv6 and wait_for_ipv6:
-            settled = self._settle_ipv6(target, mode, interfaces, port, changed)
+        changes = Changes(changed, prepared.clauses)
+        if prepared.has_ipv6 and wait_for_ipv6:
+            settled = self._settle_ipv6(target, mode, prepared.interfaces, port, changed)
             changes = Changes(changed | settled.listener, changes.in_namespace + settled.in_namespace)
         return changes
+
+    def _prepare_network(self, target: AttachTarget, interface: str | None) -> _Prepared:
+        """Add the addresses. Runs in the namespace."""
+        clauses, undo = self._add_address(target, interface)
+        interfaces = dhcp_address.interface_with_address(target.namespace) or ''
+        return self._with_ipv6(target, NETWORK_PORT, _Prepared(interfaces, self._families, clauses, undo))
+
+    def _prepare_router(self, target: AttachTarget, mode: str, port: int, interfaces: str, mark: str) -> _Prepared:
+        """Check the port, and add the rules and the IPv6 addresses. Runs in the namespace."""
+        former = redirect_port(self._iptables.ours(target.namespace, families=self._families))
+        self._check_port(target, port, former)
+        self._mode_changer.close_former_port(target, mode, port, former)
+        wanted = rules_for(port=port, interfaces=interfaces, mark=mark, families=self._families)
+        families, clauses, undo = self._add_rules(target, wanted)
+        return self._with_ipv6(target, port, _Prepared(interfaces, families, clauses, undo))
+
+    def _with_ipv6(self, target: AttachTarget, port: int, prepared: _Prepared) -> _Prepared:
+        try:
+            has_ipv6, clauses = self._begin_ipv6(target, prepared.interfaces, prepared.families)
+        except BaseException:
+            self._undo(target, port, prepared.undo)
+            raise
+        return replace(prepared, has_ipv6=has_ipv6, clauses=prepared.clauses + clauses)
 
     def settle(self, target: AttachTarget, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> Changes:
         """Wait for IPv6 after ``attach`` with ``wait_for_ipv6=False``. Returns what was changed since then."""
@@ -191,7 +223,8 @@ class Attacher:
             # If the keeper does not respond, its workers do not close the socket, so it is useless to wait.
             timeout_s = 0.0 if keeper_error else self._close_timeout_s
             try:
-                changed |= self._remove_from_namespace(target, timeout_s)
+                remove = functools.partial(self._remove_from_namespace, target, timeout_s)
+                changed |= namespaces.run_in(target.namespace, remove)
             except NetnsError as error:
                 if keeper_error:
                     raise NetnsError(f'{keeper_error}; {error}') from error
@@ -217,7 +250,7 @@ class Attacher:
     def _wait_until_closed(self, target: AttachTarget, timeout_s: float) -> None:
         """Wait until no program of this package listens on the redirect port. Raises NetnsError after the timeout."""
         port = redirect_port(self._iptables.ours(target.namespace, families=self._families))
-        deadline_s = self._clock() + timeout_s
+        deadline_s, pause_s = self._clock() + timeout_s, FIRST_POLL_S
         while port is not None and proxy_process.is_port_open(target.namespace, port):
             if self._clock() >= deadline_s:
                 process = self._listening_process(target, port)
@@ -227,7 +260,9 @@ class Attacher:
                     f'port {port} in {target.namespace} is still open in pid {process.pid} ({process.program}); '
                     'the rules stay until it is closed: stop it, and detach again'
                 )
-            self._sleep(mode_change.POLL_S)
+            # Workers usually close their copy within a millisecond.
+            self._sleep(pause_s)
+            pause_s = min(2 * pause_s, mode_change.POLL_S)
 
     def _remove_rules(self, target: AttachTarget) -> bool:
         try:

@@ -44,6 +44,9 @@ HOLDER = 'metadata-wsgi-holder'
 
 def read_pid(pid_file: str) -> int | None:
     """The pid in the file; None if the file does not exist, is not safe, or has no number."""
+    if not os.path.lexists(pid_file):
+        # Before the directories of its path are checked, because most targets have no pid file.
+        return None
     try:
         with _pid_directory(pid_file) as dir_fd:
             fd = safe_files.open_file(os.path.basename(pid_file), os.O_RDONLY, dir_fd=dir_fd)
@@ -92,6 +95,8 @@ def stop(pid_file: str, uuid: str, *, timeout_s: float = STOP_TIMEOUT_S) -> bool
     with _open_pidfd(read_pid(pid_file), uuid) as pidfd:
         if pidfd is not None:
             _terminate(pidfd, pid_file, timeout_s)
+    if not os.path.lexists(pid_file):
+        return pidfd is not None
     try:
         with _pid_directory(pid_file) as dir_fd:
             os.unlink(os.path.basename(pid_file), dir_fd=dir_fd)

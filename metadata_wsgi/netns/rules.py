@@ -24,6 +24,7 @@ DHCP namespaces need no rules, because the proxy listens on the metadata address
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -91,6 +92,7 @@ def _parse_mark(text: str) -> tuple[int, int]:
     return numbers
 
 
+@functools.lru_cache(maxsize=16)
 def _rules_of_family(family: int, port: int, interfaces: str, match_mark: str, set_mark: str) -> tuple[Rule, ...]:
     to_metadata = f'-d {ADDRESSES[family]} -i {interfaces} -p tcp -m tcp --dport 80'
     to_port = f'-p tcp -m tcp --dport {port}'

@@ -1,28 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules of many routers: iptables creates them once, and netlink copies them to the other namespaces.
 
-It is slow to run iptables for each router. CPU time per router, measured with 150 namespaces on two busy cores:
-
-==========================================  ========  ==================
-step                                        iptables  copied (this file)
-==========================================  ========  ==================
-add the rules to a new namespace               16 ms                2 ms
-check that the rules exist                     11 ms              1.5 ms
-remove the rules, if there are no others       21 ms                2 ms
-==========================================  ========  ==================
-
-``watch`` checks every router each minute. With 1,000 routers this costs 11 s of CPU time a minute with iptables, and
-1.5 s with this module. The nftables module of pyroute2 takes 3 to 7 ms to read one router, because it decodes every
-expression.
+It is slow to run iptables for each router: 5 to 15 ms of CPU time, against less than 1 ms with this module
+(doc/performance.md, "Attach"). ``watch`` checks every router each minute. The nftables module of pyroute2 takes 3 to
+7 ms to read one router, because it decodes every expression.
 
 iptables adds the rules in a scratch namespace, and this module reads them with netlink. The module does not interpret
 tables, chains and rules: the kernel creates them again from the bytes that it returned. Before the first router is
 changed, the rules are copied to a second scratch namespace. ``iptables-save`` must print the wanted rules there.
 
+Our rules are removed by their handles, and then the chains that nothing else uses. Rules of other programs are not
+touched. If the namespace has nothing but the copy, its tables are deleted.
+
 In these cases the methods return None, and the caller must use iptables:
 
-- only some of our rules exist;
-- our rules must be removed, and there are rules of other programs;
+- only some of our rules exist, or they are not at the head of their chains;
 - there are rules of iptables-legacy;
 - a chain differs from the one that iptables creates, for example by its policy;
 - the kernel refuses the change;
@@ -30,11 +22,14 @@ In these cases the methods return None, and the caller must use iptables:
 
 Facts:
 
-- Handles, use counts and packet counters differ between two otherwise equal rules, so they are left out.
+- Handles, use counts and packet counters differ between two otherwise equal rules, so they are left out of comparisons.
+- The use count of a chain is the number of its rules and of the rules that jump to it. If it is the same as in the
+  template, no rule of another program uses the chain.
 - The kernel does not return the protocol of an extension (NFTA_RULE_COMPAT). Some versions of iptables match ports with
   an extension that needs the protocol. Such rules cannot be created again: the kernel refuses them.
 - A batch is one transaction. It contains a generation number. The kernel refuses the batch if anything was changed
   since that generation.
+- The namespaces of routers contain nearly the same bytes. So a dump is decoded once, and then found by its bytes.
 """
 
 from __future__ import annotations
@@ -43,12 +38,13 @@ import errno
 import functools
 import logging
 import os
+import re
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from metadata_wsgi.errors import NetnsError
@@ -64,15 +60,15 @@ NETLINK_NETFILTER = 12
 NFNL_SUBSYS_NFTABLES = 10
 NLMSG_ERROR, NLMSG_DONE, NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 2, 3, 16, 17
 NEWTABLE, GETTABLE, DELTABLE = 0, 1, 2
-NEWCHAIN, GETCHAIN = 3, 4
-NEWRULE, GETRULE = 6, 7
+NEWCHAIN, GETCHAIN, DELCHAIN = 3, 4, 5
+NEWRULE, GETRULE, DELRULE = 6, 7, 8
 GETGEN = 16
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP, NLM_F_CREATE = 0x1, 0x4, 0x300, 0x400
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP, NLM_F_CREATE = 0x1, 0x4, 0x10, 0x300, 0x400
+GEN_ID = 1
 NLA_TYPE_MASK = 0x3FFF
 TABLE_NAME, TABLE_FLAGS = 1, 2
-CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE = 1, 3, 4, 5, 7
-RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS, RULE_USERDATA = 1, 2, 4, 7
-EXPRESSION_NAME, EXPRESSION_DATA = 1, 2
+CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_USE, CHAIN_TYPE = 1, 3, 4, 5, 6, 7
+RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_USERDATA = 1, 2, 3, 4, 7
 ATTRIBUTES_TO_COPY = {
     NEWTABLE: (TABLE_NAME, TABLE_FLAGS),
     NEWCHAIN: (CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY, CHAIN_TYPE),
@@ -81,22 +77,49 @@ ATTRIBUTES_TO_COPY = {
 ADDRESS_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 LEGACY_PREFIXES = {4: 'ip', 6: 'ip6'}
 RECEIVE_BYTES = 1 << 17
-CACHED_ATTRIBUTES = 1024
-"""Number of results that each function below remembers. The namespaces of routers contain nearly the same bytes."""
+RULES, HAS_LEGACY_TABLES = 'rules', 'has_legacy_tables'
+"""Keys in ``namespaces.facts``."""
+CACHED_DUMPS = 32
+"""Number of dumps that are remembered."""
 NETLINK_TIMEOUT_S = 10.0
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack('=HH', 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+COUNTER = re.compile(
+    # NFTA_EXPR_NAME, NFTA_EXPR_DATA with NFTA_COUNTER_BYTES and NFTA_COUNTER_PACKETS
+    re.escape(_attribute(1, b'counter\0') + struct.pack('=HHHH', 28, 2, 12, 1))
+    + b'.{8}'
+    + re.escape(struct.pack('=HH', 12, 2))
+    + b'.{8}',
+    re.DOTALL,
+)
+"""The expression that counts the packets of a rule."""
+COUNTER_OF_NO_PACKETS = _attribute(1, b'counter\0') + _attribute(2, _attribute(1, bytes(8)) + _attribute(2, bytes(8)))
+
+Operations = tuple[tuple[int, int, int, bytes], ...]
+"""(message, flags, family, attributes) of each change."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Item:
-    """A table, a chain or a rule: ``kind`` is NEWTABLE, NEWCHAIN or NEWRULE."""
+    """A table, a chain or a rule: ``kind`` is NEWTABLE, NEWCHAIN or NEWRULE.
+
+    ``attributes`` are those that are needed to create the item again. ``handle`` is the kernel's number of a rule, and
+    ``use`` the use count of a chain.
+    """
 
     kind: int
     family: int
     attributes: bytes
+    handle: bytes = field(default=b'', compare=False)
+    use: bytes = field(default=b'', compare=False)
 
     def value(self, attribute: int) -> bytes:
         """The value of one netlink attribute; b'' if it is missing."""
-        return _values(self.attributes).get(attribute, b'')
+        return dict(_attributes(self.attributes)).get(attribute, b'')
 
     @property
     def name(self) -> tuple[int, int, bytes, bytes]:
@@ -114,27 +137,26 @@ class Item:
         return COMMENT.encode() in self.attributes
 
 
+class Rules:
+    """All rules of one namespace, in the order that they have in their chains."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.items = tuple(sorted(items, key=lambda rule: rule.chain))
+        self.ours = tuple(rule for rule in self.items if rule.is_ours)
+        self.by_chain: dict[tuple[int, bytes, bytes], list[Item]] = {}
+        for rule in self.items:
+            self.by_chain.setdefault(rule.chain, []).append(rule)
+
+
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """All nftables objects of one namespace. ``rules`` have the order that they have in their chains."""
+    """All nftables objects of one namespace."""
 
     tables_and_chains: tuple[Item, ...] = ()
     rules: tuple[Item, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.tables_and_chains)
-
-    @property
-    def has_ours(self) -> bool:
-        """Whether the ruleset contains any of our rules."""
-        return any(rule.is_ours for rule in self.rules)
-
-    def by_chain(self) -> dict[tuple[int, bytes, bytes], list[Item]]:
-        """The rules of each chain."""
-        chains: dict[tuple[int, bytes, bytes], list[Item]] = {}
-        for rule in self.rules:
-            chains.setdefault(rule.chain, []).append(rule)
-        return chains
 
 
 class RulesetTemplate:
@@ -152,6 +174,8 @@ class RulesetTemplate:
         self._are_rules_there = are_rules_there
         self._lock = threading.Lock()
         self._made: Ruleset | None = None
+        self._template_rules = Rules(())
+        self._is_in = functools.lru_cache(maxsize=CACHED_DUMPS)(self._compare)
 
     def apply(self, namespace: str, wanted: Sequence[Rule]) -> bool | None:
         """Replace our rules in the namespace by ``wanted``. Returns whether anything changed; None: use iptables."""
@@ -166,8 +190,9 @@ class RulesetTemplate:
         def read_ours() -> list[Rule] | None:
             if has_legacy_tables():
                 return None
-            found, _ = read_ruleset()
-            if not found.has_ours:
+            with _netlink_socket() as sock:
+                found = _read_rules(sock, _generation(sock))
+            if not found.ours:
                 return []
             return [*self.rules] if self._is_in(found) else None
 
@@ -176,40 +201,66 @@ class RulesetTemplate:
     def _add(self) -> bool | None:
         if has_legacy_tables():
             return None
-        found, generation = read_ruleset()
-        if found.has_ours:
-            return False if self._is_in(found) else None
-        existing = {item.name: item for item in found.tables_and_chains}
-        template = self._template()
-        if any(existing.get(item.name, item) != item for item in template.tables_and_chains):
-            # A chain differs from the chain that iptables creates, for example by a policy.
-            return None
-        missing = tuple(item for item in template.tables_and_chains if item.name not in existing)
-        add_ruleset(Ruleset(missing, template.rules), generation)
+        with _netlink_socket() as sock:
+            generation = _generation(sock)
+            found = _read_rules(sock, generation)
+            if found.ours:
+                return False if self._is_in(found) else None
+            existing = {item.name: item for item in _read_tables_and_chains(sock)}
+            template = self._template()
+            if existing:
+                if any(existing.get(item.name, item) != item for item in template.tables_and_chains):
+                    # A chain differs from the chain that iptables creates, for example by a policy.
+                    return None
+                missing = tuple(item for item in template.tables_and_chains if item.name not in existing)
+                template = Ruleset(missing, template.rules)
+            _send_batch(sock, _additions(template), generation)
         return True
 
     def _remove(self) -> bool | None:
         if has_legacy_tables():
             return None
-        found, generation = read_ruleset()
-        if not found.has_ours:
-            return False
-        if found != self._template():
-            return None
-        delete_tables(found, generation)
+        with _netlink_socket() as sock:
+            generation = _generation(sock)
+            found = _read_rules(sock, generation)
+            if not found.ours:
+                return False
+            if not self._is_in(found):
+                return None
+            ruleset = Ruleset(_read_tables_and_chains(sock), found.items)
+            is_copy = ruleset == self._template()
+            _send_batch(sock, _deletions(ruleset) if is_copy else self._deletions_among_others(ruleset), generation)
         return True
 
-    def _is_in(self, found: Ruleset) -> bool:
+    def _deletions_among_others(self, found: Ruleset) -> Operations:
+        """Delete our rules, and the chains of the template that only our rules use."""
+        uses = {item.name: item.use for item in found.tables_and_chains}
+        return (
+            *(
+                (DELRULE, 0, rule.family, _copied(rule.attributes, RULE_TABLE, RULE_CHAIN) + rule.handle)
+                for rule in found.rules
+                if rule.is_ours
+            ),
+            *(
+                (DELCHAIN, 0, item.family, _copied(item.attributes, CHAIN_TABLE, CHAIN_NAME))
+                for item in self._template().tables_and_chains
+                if item.kind == NEWCHAIN and not item.value(CHAIN_HOOK) and uses.get(item.name) == item.use
+            ),
+        )
+
+    def _compare(self, found: Rules) -> bool:
         """Whether ``found`` has all our rules, at the head of their chains, and no other rules of ours."""
-        there, wanted = found.by_chain(), self._template().by_chain()
-        heads = {chain: there.get(chain, [])[: len(rules)] for chain, rules in wanted.items()}
-        return heads == wanted and sum(rule.is_ours for rule in found.rules) == len(self._template().rules)
+        wanted = self._template_rules
+        heads = {chain: found.by_chain.get(chain, [])[: len(rules)] for chain, rules in wanted.by_chain.items()}
+        return heads == wanted.by_chain and len(found.ours) == len(wanted.items)
 
     def _template(self) -> Ruleset:
         """The template. It is empty if rules cannot be copied on this host."""
         with self._lock:
             if self._made is None:
-                self._made = _none_on_error(self._make_template) or Ruleset()
+                made = _none_on_error(self._make_template) or Ruleset()
+                self._template_rules = Rules(made.rules)
+                self._made = made
         return self._made
 
     def _make_template(self) -> Ruleset | None:
@@ -217,12 +268,14 @@ class RulesetTemplate:
             self._add_rules()
             return read_ruleset()[0]
 
-        def copy_reads_back() -> bool:
-            add_ruleset(template, read_ruleset()[1])
-            return read_ruleset()[0] == template and self._are_rules_there()
+        def copy() -> Ruleset | None:
+            add_ruleset(made, read_ruleset()[1])
+            copied = read_ruleset()[0]
+            return copied if copied == made and self._are_rules_there() else None
 
-        template = namespaces.run_in_scratch(create)
-        return template if template and namespaces.run_in_scratch(copy_reads_back) else None
+        made = namespaces.run_in_scratch(create)
+        # The copy has the same handles as the copies in most routers, so its dump is already decoded.
+        return namespaces.run_in_scratch(copy) if made else None
 
 
 def has_any_rules(namespace: str, family: int) -> bool:
@@ -251,22 +304,36 @@ def has_legacy_tables(families: Sequence[int] = (4, 6)) -> bool:
     The kernel lists a table in /proc/net/ip_tables_names (ip6_tables_names) from the table's first use on. Without the
     kernel's module the file does not exist.
     """
-    names = [Path(f'/proc/thread-self/net/{LEGACY_PREFIXES[family]}_tables_names') for family in families]
-    return any(name.read_text(encoding='ascii').strip() for name in names if os.path.exists(name))
+    facts = namespaces.facts()
+    key = (HAS_LEGACY_TABLES, *families)
+    if key not in facts:
+        facts[key] = any(
+            _has_text(f'/proc/thread-self/net/{LEGACY_PREFIXES[family]}_tables_names') for family in families
+        )
+    return bool(facts[key])
+
+
+def _has_text(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return bool(os.read(fd, 1))
+    finally:
+        os.close(fd)
 
 
 def _has_nftables(family: int) -> bool:
     with _netlink_socket() as sock:
-        return any(table.family == ADDRESS_FAMILIES[family] for table in _dump(sock, GETTABLE))
+        return any(table.family == ADDRESS_FAMILIES[family] for table in _decode(_dump(sock, GETTABLE)))
 
 
 def read_ruleset() -> tuple[Ruleset, int]:
     """The ruleset in the namespace of the calling thread, and the kernel's generation number. Raises OSError."""
     with _netlink_socket() as sock:
         generation = _generation(sock)
-        tables_and_chains = (*sorted(_dump(sock, GETTABLE)), *sorted(_dump(sock, GETCHAIN)))
-        rules = sorted(_dump(sock, GETRULE), key=lambda rule: rule.chain) if tables_and_chains else []
-    return Ruleset(tables_and_chains, tuple(rules)), generation
+        return Ruleset(_read_tables_and_chains(sock), _read_rules(sock, generation).items), generation
 
 
 def add_ruleset(wanted: Ruleset, generation: int) -> None:
@@ -274,21 +341,47 @@ def add_ruleset(wanted: Ruleset, generation: int) -> None:
 
     Raises OSError if the kernel refuses, for example because something was changed since ``generation``.
     """
-    # Each rule is inserted before the existing ones, so the last rule is sent first.
-    items = (*wanted.tables_and_chains, *reversed(wanted.rules))
-    _send_batch([(item.kind, NLM_F_CREATE, item.family, item.attributes) for item in items], generation)
+    with _netlink_socket() as sock:
+        _send_batch(sock, _additions(wanted), generation)
 
 
 def delete_tables(found: Ruleset, generation: int) -> None:
     """Delete the tables of ``found`` with their contents, in one transaction. Raises OSError like ``add_ruleset``."""
+    with _netlink_socket() as sock:
+        _send_batch(sock, _deletions(found), generation)
+
+
+def _additions(wanted: Ruleset) -> Operations:
+    # Each rule is inserted before the existing ones, so the last rule is sent first.
+    items = (*wanted.tables_and_chains, *reversed(wanted.rules))
+    return tuple((item.kind, NLM_F_CREATE, item.family, item.attributes) for item in items)
+
+
+def _deletions(found: Ruleset) -> Operations:
     tables = [item for item in found.tables_and_chains if item.kind == NEWTABLE]
-    _send_batch([(DELTABLE, 0, table.family, table.attributes) for table in tables], generation)
+    return tuple((DELTABLE, 0, table.family, table.attributes) for table in tables)
 
 
-def _netlink_socket() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
-    sock.settimeout(NETLINK_TIMEOUT_S)
-    return sock
+def _read_tables_and_chains(sock: socket.socket) -> tuple[Item, ...]:
+    tables = sorted(_decode(_dump(sock, GETTABLE)))
+    return (*tables, *(sorted(_decode(_dump(sock, GETCHAIN))) if tables else ()))
+
+
+def _read_rules(sock: socket.socket, generation: int) -> Rules:
+    """The rules in the namespace of the calling thread. They are not read again if the generation is the same."""
+    facts = namespaces.facts()
+    last_generation, rules = facts.get(RULES, (None, None))
+    if last_generation != generation:
+        rules = _decode_rules(_dump(sock, GETRULE))
+        facts[RULES] = generation, rules
+    return rules
+
+
+@contextmanager
+def _netlink_socket() -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock:
+        sock.settimeout(NETLINK_TIMEOUT_S)
+        yield sock
 
 
 def _message(
@@ -300,50 +393,99 @@ def _message(
 
 def _generation(sock: socket.socket) -> int:
     sock.send(_message(NFNL_SUBSYS_NFTABLES << 8 | GETGEN, 0, 0))
-    _, _, attributes = next(_receive(sock))
-    return int.from_bytes(dict(_attributes(attributes))[1], 'big')
+    ((_, _, attributes),) = _messages(_receive(sock))
+    return int.from_bytes(next(value for kind, value in _attributes(attributes) if kind == GEN_ID), 'big')
 
 
-def _dump(sock: socket.socket, get: int) -> list[Item]:
-    """All tables, chains or rules of all families."""
+def _dump(sock: socket.socket, get: int) -> bytes:
+    """The messages of all tables, chains or rules of all families. The packet counters of the rules are 0."""
     sock.send(_message(NFNL_SUBSYS_NFTABLES << 8 | get, NLM_F_DUMP, 0))
-    items = []
-    for message_type, family, attributes in _receive(sock):
+    parts = []
+    is_last = False
+    while not is_last:
+        messages, is_last = _messages_of_dump(COUNTER.sub(COUNTER_OF_NO_PACKETS, _receive(sock)))
+        if messages:
+            parts.append(messages)
+    return b''.join(parts)
+
+
+@functools.lru_cache(maxsize=CACHED_DUMPS)
+def _messages_of_dump(packet: bytes) -> tuple[bytes, bool]:
+    """The messages of tables, chains or rules in a packet, and whether the dump ends in it. Raises OSError."""
+    offset = 0
+    while offset < len(packet):
+        size, message_type, flags = struct.unpack_from('=IHH', packet, offset)
+        if flags & NLM_F_DUMP_INTR:
+            raise OSError(errno.EINTR, 'nftables: the rules were changed while they were read')
         if message_type == NLMSG_DONE:
-            break
-        kind = message_type & 0xFF
-        items.append(Item(kind, family, _attributes_to_copy(kind, attributes)))
-    return items
+            _raise_on_error(packet, offset)
+            return packet[:offset], True
+        offset += (size + 3) & ~3
+    return packet, False
 
 
-def _send_batch(operations: Sequence[tuple[int, int, int, bytes]], generation: int) -> None:
-    """Execute (message, flags, family, attributes) in one transaction. Raises OSError if the kernel refuses any."""
-    generation_attribute = struct.pack('=HH', 8, 1) + struct.pack('>I', generation)
-    begin_batch = _message(NFNL_MSG_BATCH_BEGIN, 0, 0, generation_attribute, 0, NFNL_SUBSYS_NFTABLES)
-    messages = [begin_batch]
+def _receive(sock: socket.socket) -> bytes:
+    """One packet with messages. Raises OSError for an error message."""
+    packet = sock.recv(RECEIVE_BYTES)
+    if struct.unpack_from('=IH', packet)[1] == NLMSG_ERROR:
+        _raise_on_error(packet, 0)
+    return packet
+
+
+def _raise_on_error(packet: bytes, offset: int) -> None:
+    """Raise OSError if the message at ``offset``, NLMSG_ERROR or NLMSG_DONE, has an error number."""
+    (code,) = struct.unpack_from('=i', packet, offset + 16)
+    if code:
+        raise OSError(-code, f'nftables: {errno.errorcode.get(-code, -code)}')
+
+
+def _messages(packet: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(message type, family, attributes) of each message."""
+    offset = 0
+    while offset < len(packet):
+        size, message_type = struct.unpack_from('=IH', packet, offset)
+        yield message_type, packet[offset + 16], packet[offset + 20 : offset + size]
+        offset += (size + 3) & ~3
+
+
+@functools.lru_cache(maxsize=CACHED_DUMPS)
+def _decode_rules(dump: bytes) -> Rules:
+    return Rules(_decode(dump))
+
+
+@functools.lru_cache(maxsize=CACHED_DUMPS)
+def _decode(dump: bytes) -> tuple[Item, ...]:
+    return tuple(_item(message_type & 0xFF, family, attributes) for message_type, family, attributes in _messages(dump))
+
+
+def _item(kind: int, family: int, attributes: bytes) -> Item:
+    values = dict(_attributes(attributes))
+    return Item(
+        kind,
+        family,
+        b''.join(_attribute(type_, values[type_]) for type_ in ATTRIBUTES_TO_COPY[kind] if type_ in values),
+        handle=_attribute(RULE_HANDLE, values[RULE_HANDLE]) if kind == NEWRULE else b'',
+        use=values.get(CHAIN_USE, b'') if kind == NEWCHAIN else b'',
+    )
+
+
+def _send_batch(sock: socket.socket, operations: Operations, generation: int) -> None:
+    """Execute ``operations`` in one transaction. Raises OSError if the kernel refuses any."""
+    generation_attribute = struct.pack('=HH', 8, GEN_ID) + struct.pack('>I', generation)
+    begin = _message(NFNL_MSG_BATCH_BEGIN, 0, 0, generation_attribute, 0, NFNL_SUBSYS_NFTABLES)
+    sock.send(begin + _batch_body(operations))
+    _receive(sock)
+
+
+@functools.lru_cache(maxsize=CACHED_DUMPS)
+def _batch_body(operations: Operations) -> bytes:
+    messages = []
     for sequence, (kind, flags, family, attributes) in enumerate(operations, 1):
         # The kernel acknowledges only the last message, when all are in force. Errors of the others arrive before.
         flags |= NLM_F_ACK if sequence == len(operations) else 0
         messages.append(_message(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, family, attributes, sequence))
     messages.append(_message(NFNL_MSG_BATCH_END, 0, 0, b'', len(operations) + 1, NFNL_SUBSYS_NFTABLES))
-    with _netlink_socket() as sock:
-        sock.send(b''.join(messages))
-        next(_receive(sock))
-
-
-def _receive(sock: socket.socket) -> Iterator[tuple[int, int, bytes]]:
-    """(message type, family, attributes) of each received message. Raises OSError for an error message."""
-    while True:
-        packet = sock.recv(RECEIVE_BYTES)
-        offset = 0
-        while offset < len(packet):
-            size, message_type = struct.unpack_from('=IH', packet, offset)
-            if message_type == NLMSG_ERROR:
-                (code,) = struct.unpack_from('=i', packet, offset + 16)
-                if code:
-                    raise OSError(-code, f'nftables: {errno.errorcode.get(-code, -code)}')
-            yield message_type, packet[offset + 16], packet[offset + 20 : offset + size]
-            offset += (size + 3) & ~3
+    return b''.join(messages)
 
 
 def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -355,31 +497,9 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         offset += (size + 3) & ~3
 
 
-@functools.lru_cache(maxsize=CACHED_ATTRIBUTES)
-def _values(data: bytes) -> Mapping[int, bytes]:
-    return dict(_attributes(data))
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack('=HH', 4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-@functools.lru_cache(maxsize=CACHED_ATTRIBUTES)
-def _attributes_to_copy(kind: int, attributes: bytes) -> bytes:
-    """The attributes that are needed to create the item again. The packet counters of a rule are 0."""
-    values = dict(_attributes(attributes))
-    if kind == NEWRULE and RULE_EXPRESSIONS in values:
-        expressions = _attributes(values[RULE_EXPRESSIONS])
-        values[RULE_EXPRESSIONS] = b''.join(_attribute(1, _without_count(expression)) for _, expression in expressions)
-    return b''.join(_attribute(type_, values[type_]) for type_ in ATTRIBUTES_TO_COPY[kind] if type_ in values)
-
-
-@functools.lru_cache(maxsize=CACHED_ATTRIBUTES)
-def _without_count(expression: bytes) -> bytes:
-    name = dict(_attributes(expression)).get(EXPRESSION_NAME)
-    if name != b'counter\0':
-        return expression
-    return _attribute(EXPRESSION_NAME, name) + _attribute(EXPRESSION_DATA, b'')
+def _copied(attributes: bytes, *kinds: int) -> bytes:
+    """Some of the attributes."""
+    return b''.join(_attribute(kind, value) for kind, value in _attributes(attributes) if kind in kinds)
 
 
 def _none_on_error(function: Callable[[], T]) -> T | None:

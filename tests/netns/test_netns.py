@@ -2,6 +2,9 @@
 import os
 import socket
 import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -38,6 +41,74 @@ def test_run_in_runs_inside_and_the_caller_stays_outside(topology):
 def test_run_in_raises_the_exception_of_the_function(topology):
     with pytest.raises(ZeroDivisionError):
         namespaces.run_in(topology.router, lambda: 1 / 0)
+
+
+def test_nested_run_in_uses_the_thread_that_is_in_the_namespace(topology):
+    def nested(name):
+        return threading.get_native_id(), namespaces.run_in(name, lambda: (threading.get_native_id(), inode()))
+
+    thread, (inner, found) = namespaces.run_in(topology.router, lambda: nested(topology.router))
+    assert (inner, found) == (thread, os.stat(namespaces.path(topology.router)).st_ino)
+    thread, (inner, found) = namespaces.run_in(topology.router, lambda: nested(topology.guest))
+    assert inner != thread
+    assert found == os.stat(namespaces.path(topology.guest)).st_ino
+
+
+def test_nested_run_in_enters_a_recreated_namespace(topology):
+    def recreate():
+        topology.remove()
+        topology.make()
+        return namespaces.run_in(topology.router, inode), inode()
+
+    new, former = namespaces.run_in(topology.router, recreate)
+    assert new == os.stat(namespaces.path(topology.router)).st_ino != former
+
+
+def test_thread_of_a_pool_enters_the_namespace_and_leaves_it(topology):
+    def enter():
+        namespaces.facts()['seen'] = True
+        return threading.get_native_id(), inode(), namespaces.facts()
+
+    def in_pool():
+        with pytest.raises(ZeroDivisionError):
+            namespaces.run_in(topology.router, lambda: 1 / 0)
+        router = namespaces.run_in(topology.router, enter)
+        guest = namespaces.run_in(topology.guest, lambda: (threading.get_native_id(), inode(), namespaces.facts()))
+        return threading.get_native_id(), router, guest, inode(), namespaces.facts()
+
+    with ThreadPoolExecutor(1, initializer=namespaces.let_this_thread_enter) as pool:
+        thread, router, guest, after, facts = pool.submit(in_pool).result()
+    assert router == (thread, os.stat(namespaces.path(topology.router)).st_ino, {'seen': True})
+    assert guest == (thread, os.stat(namespaces.path(topology.guest)).st_ino, {})
+    assert (after, facts) == (inode(), {})
+
+
+def test_main_thread_never_enters_a_namespace(topology):
+    namespaces.let_this_thread_enter()
+    assert namespaces.run_in(topology.router, threading.get_native_id) != threading.get_native_id()
+
+
+IN_A_USER_NAMESPACE = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from metadata_wsgi.netns import namespaces
+
+def run():
+    inside = namespaces.run_in('inside', threading.get_native_id)
+    return 'another thread' if inside != threading.get_native_id() else 'the same thread'
+
+with ThreadPoolExecutor(1, initializer=namespaces.let_this_thread_enter) as pool:
+    print(pool.submit(run).result())
+"""
+
+
+def test_thread_that_cannot_leave_a_namespace_does_not_enter_it():
+    """root of a user namespace may not return to a network namespace that the user namespace does not own."""
+    make = 'mount -t tmpfs tmpfs /run/netns; touch /run/netns/inside; unshare --net=/run/netns/inside true'
+    user_namespace = ['unshare', '--user', '--map-root-user', '--mount', '--propagation', 'private']
+    script = ['sh', '-ec', f'{make}; exec "$@"', 'sh', sys.executable, '-c', IN_A_USER_NAMESPACE]
+    done = subprocess.run([*user_namespace, *script], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout == 'another thread\n'
 
 
 def test_socket_stays_in_its_namespace(topology):

@@ -242,11 +242,40 @@ def test_copied_rules_among_those_of_an_agent_are_where_iptables_puts_them(topol
     assert both(topology) == added
     assert with_template.apply(topology.router, WANTED) is False
     assert set(with_template.ours(topology.router)) == set(WANTED)
-    assert recording.programs == []
-    # From among foreign rules ours are removed by iptables.
     assert with_template.apply(topology.router, ()) is True
     assert both(topology) == before
     assert with_template.apply(topology.router, ()) is False
+    assert recording.programs == []
+
+
+def test_chain_that_another_program_began_to_use_stays_when_the_copied_rules_are_removed(topology, with_template):
+    with_template.apply(topology.router, WANTED)
+    foreign = (
+        ['-A', 'quantum-l3-agent-INPUT', '-s', '192.0.2.0/24', '-j', 'DROP'],
+        ['-t', 'nat', '-A', 'OUTPUT', '-j', 'quantum-l3-agent-PREROUTING'],
+    )
+    for words in foreign:
+        in_router(topology, 'iptables-nft', *words)
+    assert with_template.apply(topology.router, WANTED) is False
+    assert with_template.apply(topology.router, ()) is True
+    assert sorted(both(topology)[0]) == [
+        '*filter -A quantum-l3-agent-INPUT -s 192.0.2.0/24 -j DROP',
+        '*filter :quantum-l3-agent-INPUT -',
+        '*nat -A OUTPUT -j quantum-l3-agent-PREROUTING',
+        '*nat :quantum-l3-agent-PREROUTING -',
+    ]
+    assert both(topology)[1] == []
+
+
+def test_copied_rules_with_packet_counts_are_removed_from_among_others(topology, with_template, recording):
+    in_router(topology, 'iptables-nft', '-A', 'INPUT', '-s', '192.0.2.0/24', '-j', 'DROP')
+    before = both(topology)
+    with_template.apply(topology.router, WANTED)
+    with http_server(topology.router, 'proxy', 9697):
+        assert get(topology.guest, METADATA) == 'proxy'
+    assert with_template.apply(topology.router, ()) is True
+    assert recording.programs == []
+    assert both(topology) == before
 
 
 @pytest.mark.parametrize(

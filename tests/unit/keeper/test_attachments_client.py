@@ -18,9 +18,11 @@ class RecordingKeeper:
     def __init__(self):
         self.registered = []
         self.requests = []
+        self.listed = []
 
     def list(self, id_=None):
-        return list(self.registered), {}
+        self.listed.append(id_)
+        return [one for one in self.registered if id_ in (None, one.id)], {}
 
     def register(self, one, handed_over=None):
         self.requests.append(('register', one.host, one.port))
@@ -59,3 +61,15 @@ def test_network_keeps_what_is_wanted_and_loses_the_address_of_a_former_interfac
     ]
     AttachmentsClient('/state').attach(NETWORK, 'shared', 80, ['169.254.169.254'])
     assert keeper.requests == [('register', '169.254.169.254', 80), ('unregister', 'fe80::a9fe:a9fe%tap0', 80)]
+
+
+def test_many_attaches_list_the_listeners_once_and_a_second_attach_lists_again(keeper):
+    other = AttachTarget.of('router', 'router-b')
+    keeper.registered = [listener(ROUTER, 'shared', 9697, ''), listener(other, 'shared', 9697, '')]
+    client = AttachmentsClient('/state', list_once=True)
+    for target in (ROUTER, other):
+        client.attach(target, 'shared', 9700, ['0.0.0.0'])
+    assert keeper.listed == [None]
+    assert keeper.requests == 2 * [('register', '0.0.0.0', 9700), ('unregister', '', 9697)]
+    client.attach(ROUTER, 'shared', 9700, ['0.0.0.0'])
+    assert keeper.listed == [None, ROUTER.uuid]

@@ -34,7 +34,8 @@ class FakeNamespace:
         self.process = OWN
         self.clock = FakeClock()
         monkeypatch.setattr(attach_module.namespaces, 'exists', lambda name: True)
-        monkeypatch.setattr(attach_module.namespaces, 'run_in', lambda name, fn: self.process)
+        monkeypatch.setattr(attach_module.namespaces, 'run_in', lambda name, fn: fn())
+        monkeypatch.setattr(attach_module.listening_process, 'find', lambda port: self.process)
         monkeypatch.setattr(proxy_process, 'is_port_open', self.is_port_open)
         monkeypatch.setattr(attach_module.interface_state, 'names', lambda name: ['lo'])
         monkeypatch.setattr(attach_module.interface_state, 'open_table', lambda name: contextlib.nullcontext(self))
