@@ -80,7 +80,7 @@ class Cloud:
         self.configure()
 
     def configure(self, **options: object) -> None:
-        """Write the configuration file with additional ``options`` in [DEFAULT]; None removes one."""
+        """Write the configuration file with additional ``options`` in [DEFAULT]. The value None removes an option."""
         values = {
             'state_path': self.state_path,
             'directory': 'static',
@@ -88,7 +88,7 @@ class Cloud:
             'nova_metadata_port': self.server.server_port,
             'metadata_proxy_shared_secret': SECRET,
             'metadata_workers': 1,
-            # Its requests to Nova would be among those that a test counts.
+            # The requests of this check to Nova would be among those that a test counts.
             'check_services_at_start': False,
             # The namespace proxies of tests run as nobody: a host of tests has no user metadata-wsgi.
             'metadata_peer_users': 'nobody',

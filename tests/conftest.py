@@ -17,7 +17,7 @@ __all__ = ['tmp_path_factory']
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 
-# Coverage sets it; a Python program that inherits it starts to trace itself.
+# Coverage sets this variable. A Python program that inherits the variable traces itself.
 PROGRAMS_ARE_TRACED = 'COVERAGE_PROCESS_CONFIG'
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report and the plots of the benchmark, from given results, and the trace of slow requests, from a recorded one.
+"""The report and the plots of the benchmark, from given results; the stages of slow requests, from a recorded trace.
 
-The benchmark itself runs with ``tox -e bench``.
+``tox -e bench`` runs the benchmark itself.
 """
 
 import json
@@ -16,7 +16,7 @@ BENCHMARKS = Path(__file__).parent.parent / 'benchmarks'
 
 @pytest.fixture
 def bench(monkeypatch):
-    """The modules of the benchmark, imported as by ``run.py``, which has them in its directory."""
+    """The modules of the benchmark, imported by the same names as in ``run.py``."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import plot
     import report

@@ -28,7 +28,7 @@ LOG = logging.getLogger(__name__)
 
 MAX_CONCURRENT_ATTACHES = 8
 COMMON_OPTIONS = ('config_file', 'state_path', 'metadata_proxy_socket', 'iptables', 'neutron_lock_path')
-"""Options of ``attach``, ``detach`` and ``attached``."""
+"""Options that ``attach``, ``detach`` and ``attached`` have in common."""
 BULK_THRESHOLD = 4
 """With at least this many targets, iptables creates the rules once, and netlink copies them to the namespaces
 (``netns.ruleset_template``)."""

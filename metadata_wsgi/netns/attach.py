@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attaches the namespace of a router or an isolated network, and detaches it.
 
-Attach checks that the namespace exists and that the port is free. It adds the rules (router) or the address (network).
-Then it starts a namespace proxy, or makes the keeper listen. The rules also close the port for packets that were not
-redirected. So they are added before a process listens. If no process can listen, the former rules are restored.
+Attach checks that the namespace exists and that the proxy's port is free. It adds the rules (router) or the address
+(network). Then it starts a namespace proxy, or makes the keeper listen. The rules also close the port for packets that
+were not redirected. So they are added before a process listens. If no process can listen, the former rules are
+restored.
 
 Detach stops the listeners first and then removes the rules, so that the port is never open without rules. If a process
 of this package still has the port open, detach fails and the rules stay. Detach also fails if the keeper does not
 respond, because a worker may still have the socket.
 
-An IPv6 error is only a warning, because IPv4 is served without IPv6. If the IPv6 rules cannot be added (no ip6tables),
-the proxy listens on IPv4 only. The kernel needs about 2 s for duplicate address detection of fe80::a9fe:a9fe. The wait
-for its result is the last step. In a DHCP namespace the proxy binds to this address before the kernel has finished.
+An IPv6 error is only logged as a warning, because IPv4 works without IPv6. If the IPv6 rules cannot be added (no
+ip6tables), the proxy listens on IPv4 only. The kernel needs about 2 s for duplicate address detection of
+fe80::a9fe:a9fe. The wait for its result is the last step. In a DHCP namespace the proxy binds to this address before
+the detection has finished.
 
-Attach and detach are idempotent. ``mode_change`` starts and stops what listens.
+Attach and detach are idempotent. ``mode_change`` starts and stops the listeners.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ LOG = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 5.0
-"""Longest wait until the workers have closed a socket that the keeper has closed."""
+"""Longest wait for the workers to close their copies of a socket that the keeper has closed."""
 ANY_IPV4_ADDRESS = '0.0.0.0'  # noqa: S104 (the rules limit access)
 SYSTEMD_PID = 1
 
@@ -49,7 +51,7 @@ class RuleWriter(Protocol):
         """Replace our rules in the namespace by ``wanted``. Returns whether anything changed. Raises NetnsError."""
 
     def replace(self, namespace: str, wanted: Sequence[Rule], *, families: Sequence[int]) -> tuple[Rule, ...] | None:
-        """Like ``apply``, but returns our former rules, None if nothing changed. If it raises, no rule was changed."""
+        """Like ``apply``, but returns our former rules; None if nothing changed. If it raises, no rule was changed."""
 
     def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
         """The rules in the namespace that this package added."""
@@ -109,9 +111,10 @@ class Attacher:
     ) -> bool:
         """Attach ``target``. Returns whether a process was started or stopped, or the keeper's sockets changed.
 
-        ``mode`` is one of ``target.MODES``. For routers: ``port``, ``interfaces`` (pattern of the internal interfaces)
-        and ``mark``. For networks: ``interface``, which gets the address. ``wait_for_ipv6``: wait for duplicate address
-        detection, about 2 s; IPv4 is served meanwhile. Raises NetnsError if the namespace is missing or a step fails.
+        ``mode`` is one of ``target.MODES``. ``port``, ``interfaces`` (pattern of the internal interfaces) and ``mark``
+        are used for routers only. ``interface`` (networks only) gets 169.254.169.254. ``wait_for_ipv6``: wait for
+        duplicate address detection, about 2 s; IPv4 is served meanwhile. Raises NetnsError if the namespace is missing
+        or a step fails.
         """
         if not namespaces.exists(target.namespace):
             raise NetnsError(
@@ -142,7 +145,7 @@ class Attacher:
         return changed
 
     def settle(self, target: AttachTarget, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> bool:
-        """Wait for IPv6 after ``attach(..., wait_for_ipv6=False)``. Returns whether the listener was replaced."""
+        """Wait for IPv6 after ``attach`` with ``wait_for_ipv6=False``. Returns whether the listener was replaced."""
         if target.kind == NETWORK:
             port, interfaces = NETWORK_PORT, dhcp_address.interface_with_address(target.namespace) or ''
         if not self._has_interface_for_ipv6(target, interfaces, self._families):
@@ -192,7 +195,7 @@ class Attacher:
         return changed | self._remove_rules(target)
 
     def _wait_until_closed(self, target: AttachTarget, timeout_s: float) -> None:
-        """Wait until no program of this package listens on the port of the rules. NetnsError after the timeout."""
+        """Wait until no program of this package listens on the redirect port. Raises NetnsError after the timeout."""
         port = redirect_port(self._iptables.ours(target.namespace, families=self._families))
         deadline_s = self._clock() + timeout_s
         while port is not None and proxy_process.is_port_open(target.namespace, port):
@@ -210,19 +213,19 @@ class Attacher:
         try:
             return self._iptables.apply(target.namespace, (), families=self._families)
         except NetnsError:
-            # ``apply`` changes all families or none. If one family fails, the rules of the other are still removed.
+            # ``apply`` changes all families or none. So if IPv6 failed, the IPv4 rules are removed alone.
             for family in self._families[:-1]:
                 self._iptables.apply(target.namespace, (), families=[family])
             raise
 
     def _check_port(self, target: AttachTarget, port: int, former: int | None) -> None:
-        """Raise NetnsError if a process of another program listens on the port. Called before anything is changed.
+        """Raise NetnsError if another program listens on the port. Called before anything is changed.
 
         ``former`` is the port to which the rules in the namespace redirect now; None without rules.
         """
         if former == port or not proxy_process.is_port_open(target.namespace, port):
-            # With rules for this port the target is already attached. No search for the process: it is slow, and
-            # ``watch`` attaches often.
+            # With rules for this port the target is already attached. The process is not searched for: that is slow,
+            # and ``watch`` attaches often.
             return
         process = self._listening_process(target, port)
         if process is None or process.is_own or process.pid == SYSTEMD_PID:
@@ -300,9 +303,9 @@ class Attacher:
         return True
 
     def _settle_ipv6(self, target: AttachTarget, mode: str, interfaces: str, port: int, started: bool) -> bool:
-        """Wait for IPv6. If the proxy does not serve the IPv6 address, replace the proxy, and return True.
+        """Wait for the IPv6 address. If the proxy does not serve it, replace the proxy, and return True.
 
-        ``started``: this attach started the proxy. Then the proxy is not replaced again; a warning is logged.
+        ``started``: whether this attach started the proxy. Such a proxy is not replaced; a warning is logged.
         """
         try:
             with interface_state.open_table(target.namespace) as table:

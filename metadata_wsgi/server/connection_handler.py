@@ -75,9 +75,8 @@ class ConnectionHandler:
     ``settings`` are gunicorn's. With ``any_destination``, connections to other addresses than the metadata address are
     served too. When ``is_stopping()`` returns True, a connection is closed after the request in progress.
     ``has_waiting_connections()`` returns whether new connections wait because the worker is full. While it returns
-    True, each connection that becomes idle causes the connection that has been idle longest to be closed. ``progress``
-    gets the start and the end of each call of the application. ``on_failure`` is called with each environ that has the
-    key FAILURE.
+    True, whenever a connection becomes idle, the longest idle connection is closed. ``progress`` gets the start and the
+    end of each call of the application. ``on_failure`` is called with each environ that has the key FAILURE.
     """
 
     def __init__(
@@ -228,7 +227,10 @@ class ConnectionHandler:
         send_error(connection, error)
 
     def _next_request(self, requests: RequestStream, connection: RawSocket, *, is_first: bool) -> ParsedRequest | None:
-        """Read the header of the next request. None at the end of the connection. TimeoutError for a late header."""
+        """Read the header of the next request. Returns None at the end of the connection.
+
+        Raises TimeoutError for a late header.
+        """
         try:
             if is_first:
                 connection.settimeout(limits.READ_WRITE_TIMEOUT_S)
@@ -349,6 +351,6 @@ def _waited_s(connection: RawSocket) -> float:
 
 
 def _with_zone(address: tuple[Any, ...]) -> str:
-    """The client's address as text, with the zone of an IPv6 link-local address, which is unique on its link only."""
+    """The client's address as text. A link-local address gets its zone, because it is unique on its link only."""
     scope_id = address[3] if len(address) == 4 else 0
     return f'{address[0]}%{scope_id}' if scope_id else str(address[0])

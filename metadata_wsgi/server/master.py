@@ -36,8 +36,8 @@ from metadata_wsgi.server.arbiter import Arbiter
 from metadata_wsgi.server.worker import MetadataWorker, Stoppable, WorkerOptions
 
 STRICT: dict[str, Any] = {
-    # A header name with an underscore is dropped: its environ key is the same as with a hyphen. No peer may set the
-    # path or the scheme.
+    # A header with an underscore in its name is dropped: its environ key would be that of the name with a hyphen. No
+    # peer may set the path or the scheme.
     'header_map': 'drop',
     'forwarder_headers': '',
     'forwarded_allow_ips': '127.0.0.1',
@@ -72,8 +72,8 @@ class Server(BaseApplication):
     ``settings``: returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``. Called at start and SIGHUP.
     ``on_worker_start``: called in each new worker, right after the fork.
     ``on_ready``: called in the master when the listeners are open, before the first worker is forked.
-    ``identity``: returns the user of the workers, or None if they only drop privileges. Called each second. If the user
-    changes, the workers are replaced.
+    ``identity``: returns the user to which new workers switch, or None if they keep theirs. Called each second. If the
+    result changes, the workers are replaced.
     ``on_config_checked``: called in the child process after ``load``. It may log warnings.
     ``on_first_worker``: called in one worker after each start and SIGHUP, with the application as argument. The worker
     has already dropped its privileges. The function must return at once.

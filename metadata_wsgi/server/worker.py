@@ -90,7 +90,7 @@ class MetadataWorker(GeventWorker):
         self._pool = GreenletPool(self.worker_connections, on_full=self._close_longest_idle)
         self._acceptors: dict[str, Acceptor] = {}
         self._stuck_log = Throttle(limits.LOG_INTERVAL_S)
-        # By key of a listener of the keeper: the kind and id of its router or network.
+        # The kind and id of the router or network, by the key of the keeper's listener.
         self._namespaces: dict[str, tuple[str, str]] = {}
         self._attached_changed = True
 
@@ -104,7 +104,7 @@ class MetadataWorker(GeventWorker):
         super().patch()
 
     def init_signals(self) -> None:
-        """Called by gunicorn to install the worker's signal handlers. Then the blocked signals are let through."""
+        """Called by gunicorn to install the worker's signal handlers. Then unblocks STOP_SIGNALS."""
         super().init_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
@@ -221,7 +221,7 @@ class MetadataWorker(GeventWorker):
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Called by gunicorn at SIGTERM. Wakes ``run``, which closes idle connections and finishes the requests."""
         super().handle_exit(sig, frame)
-        # Not here: this is a signal handler.
+        # In a greenlet, because this is a signal handler.
         gevent.spawn(self._stopping.set)
 
     def _close_longest_idle(self) -> None:
