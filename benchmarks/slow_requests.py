@@ -30,6 +30,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -334,6 +335,8 @@ def main() -> None:
     options = parser.parse_args()
     check_machine()
     os.environ.setdefault('METADATA_WSGI_BIN', str(Path(sys.executable).parent))
+    # SIGTERM raises SystemExit, so that the trace, the namespaces and their processes are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with Testbed('two_hop') as testbed:
             # From the start: the trace must have every connection, also those that the programs make when they start.
