@@ -4,7 +4,8 @@
 ``check-config`` reads the agent's configuration and loads the pipeline. It checks that the lookup shows every instance
 to the agent, and that Nova checks signatures with the same secret. If the agent's role is not allowed to see ports,
 Neutron returns an empty list and no error. So the check has no result in a new cloud, where only the agent's own
-project has ports or networks. Then the exit code is 2 if there is no other problem.
+project has ports or networks. Then the exit code is 2 if there is no other problem. It is 2, too, if the pipeline has
+the filter ``metrics`` and the user of the command cannot write to the directory of the metrics.
 
 ``show-pipeline`` prints the filters as a list, or draws the path of a request (``-f mermaid``, ``-f svg``).
 """
@@ -12,8 +13,9 @@ project has ports or networks. Then the exit code is 2 if there is no other prob
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from metadata_wsgi.cli import agent, findings, listing, neutron_agent, option_registry, pipeline_drawing, verbs
@@ -82,7 +84,7 @@ def load(args: argparse.Namespace) -> tuple[str, Any]:
     """Return the path of the paste file and the application that ``args`` select. Disables the metrics."""
     global_conf = global_conf_of(args)
     path = args.paste_file or agent.paste_file(global_conf)[0]
-    app = paste_loader.load(path, args.pipeline, global_conf)
+    app = paste_loader.load(path, args.pipeline, global_conf, only_check=True)
     # Root may run this verb, and would create files in the directory of the workers' metrics.
     sink.disconnect()
     return path, app
@@ -130,6 +132,7 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
     links = order.chain(app)
     names = ' '.join(order.name(link) for link in links)
     yield Finding('pipeline', findings.WELL, f'{names}: every filter has what it requires')
+    yield from _metrics(global_conf, links)
     for sentence in file_warnings.world_readable_secrets(files, option_registry.list_opts()):
         yield Finding('secrets', findings.NOT_WELL, sentence)
     # The filters lookup_cache and instance may both have a lookup; it is the same object.
@@ -143,6 +146,29 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
         yield Finding('Nova', findings.NOT_WELL, sentence)
     if not nova_problems and isinstance(links[-1], UpstreamApp):
         yield Finding('Nova', findings.WELL, 'checks signatures and has the same shared secret')
+
+
+def _metrics(global_conf: Mapping[str, str], links: Iterable[Any]) -> Iterator[Finding]:
+    """Whether the agent can count, if the pipeline has the filter ``metrics``."""
+    # Imported only here, because not every pipeline needs it.
+    from metadata_wsgi.filters.optional import metrics
+
+    if not any(isinstance(link, metrics.MetricsFilter) for link in links):
+        return
+    try:
+        metrics.check_directory(global_conf)
+    except ConfigError as error:
+        if os.geteuid() == 0:
+            yield Finding('metrics', findings.NOT_WELL, f'metrics: {error}')
+            return
+        yield Finding(
+            'metrics',
+            findings.UNKNOWN,
+            f'metrics: cannot tell whether the agent can count: {error}. Run the command as root, or as the user that '
+            'starts the agent',
+        )
+    else:
+        yield Finding('metrics', findings.WELL, 'the agent can write the counts')
 
 
 def _probe(lookup: protocol.ChecksVisibility) -> Finding:

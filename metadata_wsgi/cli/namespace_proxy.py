@@ -33,6 +33,7 @@ from metadata_wsgi.namespace_proxy.pidfile import PidFile
 from metadata_wsgi.net import listeners, sd_notify
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns.target import PROCESS
+from metadata_wsgi.pipeline.environ_keys import Namespace
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges.identity import Identity
 from metadata_wsgi.privileges.identity_from_socket import IdentityFromSocket
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             on_worker_start=pid_file.close_in_child if pid_file else lambda: None,
             on_ready=ready,
             keeper=(os.path.join(args.state_path, 'listeners'), SHARED) if args.shared else None,
+            namespace=None if args.shared else Namespace(args.router_id, args.network_id),
             identity=worker_identity,
             any_destination=args.allow_any_destination,
             # A daemon inherits NOTIFY_SOCKET of the unit that started it, but is not the main process of that unit.

@@ -58,6 +58,8 @@ class CatchErrorsFilter:
         if self._lenient_settings:
             reason = f'gunicorn accepts malformed requests: {", ".join(self._lenient_settings)}'
             environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
+            # The filter request_id is not reached.
+            start_response = request_id.added_to(start_response, request_id.begin(environ))
             return error_responses.unavailable()(environ, start_response)
         try:
             return self.app(environ, start_response)

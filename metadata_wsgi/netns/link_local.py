@@ -44,20 +44,22 @@ DAD_TIMEOUT_S = 5.0
 DAD_POLL_S = 0.05
 
 
-def begin(table: InterfaceTable, pattern: str) -> None:
+def begin(table: InterfaceTable, pattern: str) -> tuple[list[str], list[str]]:
     """If no interface has fe80::a9fe:a9fe yet, add it to every interface that ``pattern`` matches. Does not wait for
     DAD.
 
     If an interface already has the address, ``settle`` adds it to the other interfaces, unless they are on the same
-    network. Removes the address from interfaces that have lost their own addresses.
+    network. Removes the address from interfaces that have lost their own addresses. Returns the names of the interfaces
+    to which the address was added, and of those from which it was removed.
     """
-    for interface in standby_interfaces(table, pattern):
-        if interface.ours:
-            table.remove(interface)
+    standby = [interface for interface in standby_interfaces(table, pattern) if interface.ours]
+    for interface in standby:
+        table.remove(interface)
     wanted = _wanted(table, pattern)
-    if all(interface.state == MISSING for interface in wanted):
-        for interface in wanted:
-            table.add(interface)
+    missing = wanted if all(interface.state == MISSING for interface in wanted) else []
+    for interface in missing:
+        table.add(interface)
+    return [interface.name for interface in missing], [interface.name for interface in standby]
 
 
 def settle(
@@ -101,6 +103,11 @@ def missing_addresses(table: InterfaceTable, pattern: str) -> dict[Interface, st
 def standby_interfaces(table: InterfaceTable, pattern: str) -> list[Interface]:
     """The interfaces that do not get fe80::a9fe:a9fe, because they have no address of their own."""
     return [found for found in _matching(table, pattern) if not found.has_own_address]
+
+
+def names_with_address(table: InterfaceTable, pattern: str) -> list[str]:
+    """The names of the interfaces that have the address, usable or not."""
+    return [interface.name for interface in _matching(table, pattern) if interface.state != MISSING]
 
 
 def usable_interfaces(table: InterfaceTable, pattern: str) -> list[Interface]:

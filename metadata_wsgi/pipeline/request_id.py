@@ -11,6 +11,8 @@ The agent uses the id that the namespace proxy sends, and sends it to Nova and N
 
 If a response already has an ``X-Openstack-Request-Id``, its value is not changed. If Nova's pipeline has the filter
 ``request_id``, the client gets Nova's own id, and a line of Nova's log has both ids.
+
+The server itself makes the id of a request that reaches no application, such as a malformed one.
 """
 
 from __future__ import annotations

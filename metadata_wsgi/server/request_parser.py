@@ -246,7 +246,7 @@ class StrictRequest(Request):
             raise UnsupportedTransferCoding(', '.join(codings))
         # gunicorn's Python parser accepts any number of digits, gunicorn_h1c only 64 bits.
         if any(name == 'CONTENT-LENGTH' and len(value) > _MAX_LENGTH_DIGITS for name, value in self.headers):
-            raise InvalidHeader('CONTENT-LENGTH', req=self)
+            raise InvalidHeader('CONTENT-LENGTH')
         super().set_body_reader()
         # gunicorn does not find ``close`` if the header lists several options.
         if any(

@@ -63,12 +63,14 @@ class WorkerOptions:
     """The options of a worker, from ``master.Server.worker_options``.
 
     ``keeper``: path of the keeper's socket for workers, and the mode of the listeners to serve; None without a
-    keeper. ``any_destination``: also serve connections that were not made to the metadata address. ``program``: value
-    of the label ``program`` of metrics. ``on_serve``: called with the application when the worker begins to serve. It
-    returns a Stoppable, which the worker stops at its end, or None.
+    keeper. ``namespace``: the namespace of gunicorn's listeners, None if it is unknown. ``any_destination``: also serve
+    connections that were not made to the metadata address. ``program``: value of the label ``program`` of metrics.
+    ``on_serve``: called with the application when the worker begins to serve. It returns a Stoppable, which the worker
+    stops at its end, or None.
     """
 
     keeper: tuple[str, str] | None = None
+    namespace: environ_keys.Namespace | None = None
     any_destination: bool = False
     program: str = 'agent'
     on_serve: Callable[[Any], Stoppable | None] = lambda app: None
@@ -124,7 +126,7 @@ class MetadataWorker(GeventWorker):
             on_failure=failures.record,
         )
         for number, listener in enumerate(self.sockets):
-            self._accept_on(f'#{number}', listener, None)
+            self._accept_on(f'#{number}', listener, options.namespace)
         subscription = self._subscribe(options.keeper)
         beside = options.on_serve(self.wsgi)
         instruments.WORKER_STARTS.add(options.program)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from metadata_wsgi import limits
-from tests.chaos.faults import Fault
+from tests.chaos.faults.fault import Fault
 from tests.chaos.host import Host
 from tests.chaos.load import OK, RETRY_AFTER, Exchange, Load
 
@@ -19,6 +19,8 @@ SETTLE_S = 2.0
 """Where the host repairs itself: the time in which a failure must show. A worker may serve for up to a second after
 its master was killed, and a request that it served is no proof of recovery.
 """
+EARLY_S = 2.0
+"""Retries end this long before the deadline at most, with a 503."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,9 @@ def run(setup: str, host: Host, load: Load, fault: Fault, for_s: float) -> Row:
     recovered = _wait_for_recovery(host, load, repaired_s, not_before_s=repaired_s + (0 if fault.repair else SETTLE_S))
     exchanges = [exchange for exchange in load.take() if exchange.ended_s >= began_s]
     recovery_s = _recovery_s(exchanges, repaired_s) if recovered else None
-    # Where the host repairs itself, the fault lasts until it has.
-    outage_s = for_s if fault.repair else recovery_s or RECOVERY_TIMEOUT_S
-    broken = judge(host, fault, exchanges, outlasts=outage_s >= limits.REQUEST_TIMEOUT_S, injections=injections)
+    broken = judge(host, fault, exchanges, for_s=for_s, injections=injections)
     if not recovered:
-        broken.append(f'not every instance was served within {RECOVERY_TIMEOUT_S:g} s of the repair')
+        broken.append(f'not every instance was served within {RECOVERY_TIMEOUT_S + host.deadline_s:g} s of the repair')
     outcomes = Counter(exchange.outcome for exchange in exchanges if exchange.outcome != OK)
     return Row(
         setup, fault.name, for_s, len(exchanges), dict(outcomes),
@@ -73,10 +73,25 @@ def run(setup: str, host: Host, load: Load, fault: Fault, for_s: float) -> Row:
     )  # fmt: skip
 
 
-def judge(host: Host, fault: Fault, exchanges: Sequence[Exchange], *, outlasts: bool, injections: int) -> list[str]:
-    """What the contract does not allow, one sentence for each kind. ``outlasts``: the deadline of a request."""
+def judge(host: Host, fault: Fault, exchanges: Sequence[Exchange], *, for_s: float, injections: int) -> list[str]:
+    """What the contract does not allow, one sentence for each kind. ``for_s``: the fault lasted so long."""
     allows = fault.allows
     first_router = {client.number for client in host.routers[0].clients}
+    served_at_s: dict[int, list[float]] = {router.number: [] for router in host.routers}
+    for exchange in exchanges:
+        if exchange.outcome == OK:
+            served_at_s[host.clients[exchange.client].router_number].append(exchange.ended_s)
+
+    def outlasts(exchange: Exchange) -> bool:
+        """Whether the fault lasted longer than the deadline of this request.
+
+        Where the host repairs itself, it lasted as long as no instance behind the same router was served.
+        """
+        if fault.repair:
+            return for_s >= host.deadline_s
+        times_s = served_at_s[host.clients[exchange.client].router_number]
+        return longest_gap_s(times_s, exchange.started_s, exchange.ended_s) >= host.deadline_s - EARLY_S
+
     broken: Counter[str] = Counter()
     allowed: Counter[int] = Counter()
     for exchange in exchanges:
@@ -84,13 +99,13 @@ def judge(host: Host, fault: Fault, exchanges: Sequence[Exchange], *, outlasts: 
             if exchange.instance_id != host.clients[exchange.client].instance_id:
                 broken["got another instance's metadata"] += 1
             continue
-        if exchange.outcome == RETRY_AFTER and outlasts:
+        if exchange.outcome == RETRY_AFTER and outlasts(exchange):
             continue
         concerns = not allows.first_router_only or exchange.client in first_router
         if concerns and exchange.outcome.startswith(allows.outcomes):
             allowed[exchange.client] += 1
             continue
-        if concerns and outlasts and exchange.outcome.startswith(allows.after_deadline):
+        if concerns and exchange.outcome.startswith(allows.after_deadline) and outlasts(exchange):
             continue
         broken[exchange.outcome] += 1
     if allows.once and (most := max(allowed.values(), default=0)) > injections:
@@ -98,9 +113,15 @@ def judge(host: Host, fault: Fault, exchanges: Sequence[Exchange], *, outlasts: 
     return [f'{count} x {what}' for what, count in broken.items()]
 
 
+def longest_gap_s(times_s: Iterable[float], from_s: float, until_s: float) -> float:
+    """The longest time between ``from_s`` and ``until_s`` without one of ``times_s``."""
+    points = sorted([from_s, *(time_s for time_s in times_s if from_s < time_s < until_s), until_s])
+    return max(later - earlier for earlier, later in pairwise(points))
+
+
 def _wait_for_recovery(host: Host, load: Load, repaired_s: float, *, not_before_s: float) -> bool:
     """Whether each client's last request was sent after the repair and was successful, at ``not_before_s`` or later."""
-    give_up_at_s = time.monotonic() + RECOVERY_TIMEOUT_S
+    give_up_at_s = time.monotonic() + RECOVERY_TIMEOUT_S + host.deadline_s
     while time.monotonic() < give_up_at_s:
         last = [load.last.get(client.number) for client in host.clients]
         if time.monotonic() >= not_before_s and all(

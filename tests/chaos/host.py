@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from metadata_wsgi import limits
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.netns import namespaces
 from tests.chaos import topology
+from tests.chaos.installation import Installation
 from tests.chaos.load import OK, Load, send
 from tests.chaos.services import CREDENTIALS, KEYSTONE, MEMCACHED, NOVA, PORTS, ServicesClient
 from tests.chaos.topology import SERVICES, SERVICES_NAMESPACE, Client, Router
-from tests.chaos.units import FdStore, Supervisor, Unit
+from tests.chaos.units import NotifySocket, Supervisor, Unit
 
 BIN = Path(sys.prefix, 'bin')
 SHARED, ONE_HOP, PROCESS = 'shared', 'one_hop', 'process'
@@ -38,12 +40,15 @@ class Host:
     """Started by ``start``; ``close`` removes everything. ``directory`` is empty and open to all users.
 
     With ``cached`` the pipelines have ``lookup_cache``, shared in memcached. With ``fake_clock`` the agent has the wall
-    clock that ``set_clock`` sets.
+    clock that ``set_clock`` sets. The programs are those of ``installation``, or else of the Python that runs this.
+
+    ``deadline_s`` is that of a request. The namespace proxies of mode ``process`` have the default one.
     """
 
     def __init__(
         self, directory: Path, mode: str, *, routers: int = 4, clients_per_router: int = 5, cached: bool = False,
-        fake_clock: bool = False, options: Mapping[str, object] | None = None,
+        fake_clock: bool = False, options: Mapping[str, object] | None = None, installation: Installation | None = None,
+        deadline_s: float = limits.REQUEST_TIMEOUT_S,
     ) -> None:  # fmt: skip
         self.mode = mode
         self.cached = cached
@@ -56,6 +61,9 @@ class Host:
         self.clients: list[Client] = [client for router in self.routers for client in router.clients]
         self.supervisor = Supervisor()
         self._fake_clock = fake_clock
+        self._configured_deadline_s = deadline_s
+        self._installation = installation
+        self._bin = installation.bin if installation else BIN
         self.options: dict[str, object] = dict(options or {})
         self._memcached: subprocess.Popen[bytes] | None = None
 
@@ -63,6 +71,17 @@ class Host:
     def units(self) -> Mapping[str, Unit]:
         """The programs by name."""
         return self.supervisor.units
+
+    @property
+    def deadline_s(self) -> float:
+        """When a request has its response, at the latest a 503."""
+        return limits.REQUEST_TIMEOUT_S if self.mode == PROCESS else self._configured_deadline_s
+
+    @property
+    def installation(self) -> Installation:
+        """Where the programs are, if not those of the Python that runs this."""
+        assert self._installation
+        return self._installation
 
     @property
     def front(self) -> str:
@@ -115,6 +134,7 @@ class Host:
             'nova_metadata_port': PORTS[NOVA],
             'metadata_proxy_shared_secret': SECRET,
             'metadata_workers': 2,
+            'request_timeout': self._configured_deadline_s,
             'metadata_one_hop': self.mode == ONE_HOP,
             'metadata_peer_users': 'nobody',
             'check_services_at_start': False,
@@ -132,15 +152,14 @@ class Host:
         self.conf_file.write_text('\n'.join(['[DEFAULT]', *lines, '']))
 
     def _start_programs(self) -> None:
-        wsgi, conf = str(BIN / 'metadata-wsgi'), f'--config-file={self.conf_file}'
+        wsgi, conf = str(self._bin / 'metadata-wsgi'), f'--config-file={self.conf_file}'
         if self.mode != PROCESS:
-            fdstore = FdStore(self.directory / 'notify')
-            self._add(KEEPER, wsgi, 'keeper', conf, fdstore=fdstore)
+            self._add(KEEPER, wsgi, 'keeper', conf, max_stored=16384)
             self.wait_until((self.state_path / 'listeners').exists, 'the keeper does not listen')
         if self.mode == SHARED:
-            self._add(PROXY, str(BIN / 'quantum-ns-metadata-proxy'), '--shared', '--nodaemonize', '--verbose',
-                      f'--state_path={self.state_path}')  # fmt: skip
-        self._add(AGENT, str(BIN / 'quantum-metadata-agent'), conf, environ=self._clock_environ())
+            self._add(PROXY, str(self._bin / 'quantum-ns-metadata-proxy'), '--shared', '--nodaemonize', '--verbose',
+                      f'--state_path={self.state_path}', f'--request_timeout={self.deadline_s}')  # fmt: skip
+        self._add(AGENT, str(self._bin / 'quantum-metadata-agent'), conf, environ=self._clock_environ(), max_stored=1)
         if self.mode != PROCESS:
             self.wait_until(lambda: self.mode in self.workers_in_keeper(), 'no worker is connected to the keeper')
         if self.mode == SHARED:
@@ -160,8 +179,10 @@ class Host:
         """Move the wall clock of the agent, for example by ``+1d``; it notices within a second."""
         (self.directory / 'clock').write_text(offset)
 
-    def _add(self, name: str, *argv: str, **options: object) -> None:
-        self.supervisor.add(Unit(name, argv, self.log_dir / f'{name}.log', **options))  # type: ignore[arg-type]
+    def _add(self, name: str, *argv: str, environ: Mapping[str, str] | None = None, max_stored: int = 0) -> None:
+        """Start a unit. ``max_stored`` is ``FileDescriptorStoreMax=`` of its file in etc/systemd."""
+        notify = NotifySocket(self.directory / f'notify-{name}', max_stored=max_stored)
+        self.supervisor.add(Unit(name, argv, self.log_dir / f'{name}.log', notify=notify, environ=environ))
 
     def workers_in_keeper(self) -> Mapping[str, int]:
         """How many workers of each mode are connected to the keeper."""
@@ -173,7 +194,7 @@ class Host:
 
     def start_as_l3_agent(self, router: Router) -> None:
         """Start the namespace proxy of a router as an L3 agent does: it leaves a holder."""
-        argv = ['ip', 'netns', 'exec', router.namespace, str(BIN / 'quantum-ns-metadata-proxy'),
+        argv = ['ip', 'netns', 'exec', router.namespace, str(self._bin / 'quantum-ns-metadata-proxy'),
                 f'--router_id={router.id}', f'--pid_file={self.pid_file(router)}', f'--state_path={self.state_path}',
                 '--metadata_port=9697', f'--log-dir={self.log_dir}']  # fmt: skip
         subprocess.run(argv, check=True, capture_output=True, timeout=60)
@@ -206,7 +227,7 @@ class Host:
 
     def load(self, pause_s: float) -> Load:
         """Start the clients."""
-        return Load(self.clients, pause_s=pause_s)
+        return Load(self.clients, pause_s=pause_s, timeout_s=self._configured_deadline_s + 1.0)
 
     def wait_until(self, condition: Callable[[], bool], failure: str, within_s: float = START_TIMEOUT_S) -> None:
         """Wait for a condition; AssertionError with the ends of the logs if it does not come true."""

@@ -20,9 +20,11 @@ from tests.clients.cloud_init_requests import OPENSTACK
 
 METADATA = ('169.254.169.254', 80)
 TIMEOUT_S = 10.0
-"""cloud-init's."""
+"""cloud-init's; a second longer than the deadline of a request (``metadata_wsgi.limits.REQUEST_TIMEOUT_S``)."""
 OK, RETRY_AFTER, TIMED_OUT, CUT = 'ok', '503 with Retry-After', 'timeout', 'cut'
 REFUSED, NO_ROUTE = 'refused', 'no route'
+MALFORMED = 'malformed'
+"""200 with something that is not Nova's."""
 
 
 class Exchange(NamedTuple):
@@ -41,10 +43,11 @@ class Load:
 
     def __init__(
         self, clients: Sequence[Client], *, pause_s: float, targets: Sequence[str] = OPENSTACK,
-        record: Callable[[Exchange], object] | None = None,
+        record: Callable[[Exchange], object] | None = None, timeout_s: float = TIMEOUT_S,
     ) -> None:  # fmt: skip
         self._pause_s = pause_s
         self._targets = targets
+        self._timeout_s = timeout_s
         self._exchanges: list[Exchange] = []
         self._record = record or self._exchanges.append
         self._stopping = threading.Event()
@@ -65,7 +68,7 @@ class Load:
         """End after the current requests."""
         self._stopping.set()
         for thread in self._threads:
-            thread.join(2 * TIMEOUT_S)
+            thread.join(2 * self._timeout_s)
 
     def _run(self, client: Client) -> None:
         namespaces.run_in(client.namespace, lambda: self._boot_in_loop(client))
@@ -77,20 +80,20 @@ class Load:
             for target in self._targets:
                 if self._stopping.wait(self._pause_s):
                     return
-                exchange = send(client, target)
+                exchange = send(client, target, self._timeout_s)
                 self._record(exchange)
                 self.last[client.number] = exchange
 
 
-def send(client: Client, target: str) -> Exchange:
+def send(client: Client, target: str, timeout_s: float = TIMEOUT_S) -> Exchange:
     """One request from inside the client's namespace."""
     started_s = time.monotonic()
-    outcome, instance_id = _send(client, target)
+    outcome, instance_id = _send(client, target, timeout_s)
     return Exchange(started_s, time.monotonic(), client.number, target, outcome, instance_id)
 
 
-def _send(client: Client, target: str) -> tuple[str, str]:
-    connection = http.client.HTTPConnection(*METADATA, timeout=TIMEOUT_S, source_address=(client.address, 0))
+def _send(client: Client, target: str, timeout_s: float) -> tuple[str, str]:
+    connection = http.client.HTTPConnection(*METADATA, timeout=timeout_s, source_address=(client.address, 0))
     try:
         connection.request('GET', target, headers={'User-Agent': 'Cloud-Init/22.4.2', 'Connection': 'close'})
         response = connection.getresponse()
@@ -109,7 +112,9 @@ def _send(client: Client, target: str) -> tuple[str, str]:
         return RETRY_AFTER, ''
     if response.status != 200:
         return f'status {response.status}', ''
-    got = json.loads(body)
-    if got['path'] != target:
-        return f'the response to {got["path"]}', got['uuid']
-    return OK, got['uuid']
+    try:
+        got = json.loads(body)
+        path, instance_id = got['path'], got['uuid']
+    except (ValueError, TypeError, KeyError):
+        return MALFORMED, ''
+    return (OK if path == target else f'the response to {path}'), instance_id

@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from array import array
 from collections import deque
@@ -218,6 +220,8 @@ class Cloud:
         while line := await reader.readline():
             name, *arguments = json.loads(line)
             print(json.dumps(await getattr(self, name)(*arguments)), flush=True)
+        # At once: the tasks of open connections would log that they were cancelled.
+        os._exit(0)
 
     async def set_ports(self, ports: list[dict[str, Any]]) -> None:
         """What Neutron knows."""
@@ -276,10 +280,11 @@ class Cloud:
 
 
 class ServicesClient:
-    """Starts the services in a namespace and sends them commands; one thread at a time."""
+    """Starts the services in a namespace and sends them commands."""
 
     def __init__(self, namespace: str, address: str) -> None:
         argv = ['ip', 'netns', 'exec', namespace, sys.executable, '-m', 'tests.chaos.services', address]
+        self._lock = threading.Lock()
         self._process = namespaces.run_in(
             namespace, lambda: subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )
@@ -291,9 +296,10 @@ class ServicesClient:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
             try:
-                self._process.stdin.write(json.dumps([name, *arguments]) + '\n')
-                self._process.stdin.flush()
-                return json.loads(self._process.stdout.readline())
+                with self._lock:
+                    self._process.stdin.write(json.dumps([name, *arguments]) + '\n')
+                    self._process.stdin.flush()
+                    return json.loads(self._process.stdout.readline())
             except (BrokenPipeError, ValueError) as error:
                 raise AssertionError(f'the services ended with {self._process.wait(5)} before {name}') from error
 

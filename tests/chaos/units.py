@@ -2,7 +2,7 @@
 """Starts programs as systemd runs the units of ``etc/systemd``, for hosts without systemd.
 
 As there: ``Restart=always``, ``RestartSec=1``, ``KillMode=mixed`` (SIGTERM to the main process; when that has ended,
-SIGKILL to the rest), ``TimeoutStopSec=20``, and the file descriptor store of ``Type=notify``.
+SIGKILL to the rest), ``TimeoutStopSec=20``, and ``Type=notify`` with the file descriptor store.
 """
 
 from __future__ import annotations
@@ -36,14 +36,19 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 
 
-class FdStore:
-    """The descriptors that a program stores, by name (sd_notify(3), ``FDSTORE=1``)."""
+class NotifySocket:
+    """Receives what a program sends with sd_notify(3): its status, and the descriptors that it stores, by name.
 
-    def __init__(self, path: Path) -> None:
+    It keeps up to ``max_stored`` descriptors (``FileDescriptorStoreMax=``).
+    """
+
+    def __init__(self, path: Path, *, max_stored: int = 0) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
         self._stored: dict[str, int] = {}
+        self._max_stored = max_stored
         self.address = str(path)
+        self.status = ''
         threading.Thread(target=self._receive, daemon=True).start()
 
     def stored(self) -> dict[str, int]:
@@ -58,9 +63,12 @@ class FdStore:
             for _, _, data in ancillary:
                 numbers.frombytes(data[: len(data) - len(data) % item])
             fields = dict(line.split('=', 1) for line in text.decode().splitlines())
+            self.status = fields.get('STATUS', self.status)
             name = fields.get('FDNAME', '')
-            if 'FDSTORE' in fields:
-                self._stored[name] = numbers.pop()
+            if 'FDSTORE' in fields and numbers and (name in self._stored or len(self._stored) < self._max_stored):
+                former, self._stored[name] = self._stored.get(name, -1), numbers.pop()
+                if former >= 0:
+                    os.close(former)
             elif 'FDSTOREREMOVE' in fields and name in self._stored:
                 os.close(self._stored.pop(name))
             for number in numbers:
@@ -71,15 +79,15 @@ class Unit:
     """One program. ``check`` is called in a loop and starts it again when it has ended."""
 
     def __init__(
-        self, name: str, argv: Sequence[str], log: Path, *, environ: Mapping[str, str] | None = None,
-        fdstore: FdStore | None = None,
+        self, name: str, argv: Sequence[str], log: Path, *, notify: NotifySocket,
+        environ: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.log = log
+        self.notify = notify
         self.starts = 0
         self._argv = list(argv)
         self._environ = {**os.environ, **(environ or {})}
-        self._fdstore = fdstore
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._start_at_s = 0.0
@@ -112,10 +120,10 @@ class Unit:
     def start(self) -> None:
         """Start it now."""
         with self._lock:
-            argv, passed, environ = self._argv, {}, self._environ
-            if self._fdstore:
-                passed = self._fdstore.stored()
-                environ = {**environ, 'NOTIFY_SOCKET': self._fdstore.address}
+            argv, passed = self._argv, self.notify.stored()
+            environ = {**self._environ, 'NOTIFY_SOCKET': self.notify.address}
+            self.notify.status = ''
+            if passed:
                 numbers = ','.join(map(str, passed.values()))
                 argv = [sys.executable, '-c', PASS_DESCRIPTORS, numbers, ':'.join(passed), *argv]
             with self.log.open('ab') as log:

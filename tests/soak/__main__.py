@@ -26,9 +26,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tests.chaos import isolation
-from tests.chaos.faults import CACHED, SETUPS, make_host
 from tests.chaos.host import Host
 from tests.chaos.load import OK, RETRY_AFTER, Exchange, Load
+from tests.chaos.setups import CACHED, SETUPS, make_host
 from tests.soak import history, measure
 from tests.soak.checker import Bounds, check
 from tests.soak.churn import Churn, Cloud

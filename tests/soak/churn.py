@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
-from tests.chaos.faults import FAULTS, Fault
+from tests.chaos.faults import FAULTS
+from tests.chaos.faults.fault import Fault
 from tests.chaos.host import AGENT, SECRET, Host
 from tests.chaos.load import CUT, NO_ROUTE, REFUSED, RETRY_AFTER, TIMED_OUT
 from tests.chaos.services import KEYSTONE, NEUTRON
@@ -43,8 +44,7 @@ class Cloud:
         self._owners: dict[Place, tuple[str, str]] = {}
         self._absent_routers: set[str] = set()
         self._number = 0
-        self.lock = threading.RLock()
-        """One thread at a time sends commands to the services."""
+        self._lock = threading.RLock()
 
     def start(self) -> None:
         """Record the state that the host has made."""
@@ -70,20 +70,20 @@ class Cloud:
     def remove_router(self, router: Router) -> None:
         """Neutron no longer knows the router's interfaces; its places have no instances."""
         places = [self.place(client) for client in router.clients]
-        with self.lock, self._recorded(dict.fromkeys(places, '')):
+        with self._lock, self._recorded(dict.fromkeys(places, '')):
             self._absent_routers.add(router.id)
             self._publish()
 
     def add_router(self, router: Router) -> None:
         """The router's interfaces are back."""
         places = [self.place(client) for client in router.clients]
-        with self.lock, self._recorded({place: self._owners[place][0] for place in places}):
+        with self._lock, self._recorded({place: self._owners[place][0] for place in places}):
             self._absent_routers.discard(router.id)
             self._publish()
 
     def _assign(self, owners: dict[Place, tuple[str, str]]) -> None:
         present = {place: instance for place, (instance, _) in owners.items() if place[0] not in self._absent_routers}
-        with self.lock, self._recorded(present):
+        with self._lock, self._recorded(present):
             self._owners |= owners
             self._publish()
 
@@ -182,8 +182,7 @@ class Churn:
         former = self._secret()
         self._secret_number += 1
         self._reload(metadata_proxy_shared_secret=self._secret(), metadata_proxy_shared_secret_old=former)
-        with self._cloud.lock:
-            self._host.services.set_secret(self._secret())
+        self._host.services.set_secret(self._secret())
         self._reload(metadata_proxy_shared_secret=self._secret())
         return 'secret rotated'
 
@@ -201,12 +200,10 @@ class Churn:
         routers = (self._host.routers[0].id,) if fault.allows.first_router_only else ()
         outcomes = (RETRY_AFTER, *fault.allows.outcomes, *fault.allows.after_deadline)
         with self._window(fault.name, outcomes, routers, stops_lookups=fault.name.startswith(STOPS_LOOKUPS)):
-            with self._cloud.lock:
-                fault.inject(self._host)
+            fault.inject(self._host)
             self._stopping.wait(for_s)
             if fault.repair:
-                with self._cloud.lock:
-                    fault.repair(self._host)
+                fault.repair(self._host)
             self._host.wait_until(lambda: all(map(self._is_served, self._host.clients)), f'{fault.name}: not repaired')
         return 'fault'
 
