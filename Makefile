@@ -4,6 +4,8 @@
 # Missing programs are installed: system packages with apt-get, everything else into .venv beside this file.
 
 PYTHON ?= python3
+# Two environments at a time: the tests with a real OpenStack mostly wait. The output of each appears when it has ended.
+TOX_OPTIONS ?= --parallel 2
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # PROGRAM:PACKAGE; a program with a slash is a file.
 LAB_PROGRAMS := ip:iproute2 iptables:iptables curl:curl

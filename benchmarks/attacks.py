@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the attacks of ``tests/e2e/test_attacks.py`` on Neutron's path: 2,000 connections of one guest during a boot.
+"""Runs the attacks of ``tests/e2e/test_attacks.py`` on Neutron's path: one guest attacks while another boots.
 
-``attacks.py PYTHON`` (PYTHON: one that has neutron installed) prints the results of the other guest's 28 requests.
+``attacks.py PYTHON`` prints the results of the booting guest's 28 requests. PYTHON is an interpreter that has neutron.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.e2e.test_attacks import ATTACKS, Attack, boot
 
 
 def main(python: str) -> None:
-    """Run each attack on a newly started peer."""
+    """Run each attack on newly started programs of Neutron."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for name, (sources, begin, drip) in ATTACKS.items():

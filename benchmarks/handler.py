@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the code of one request without a kernel, a network or a second process: for changes of a few percent.
+"""Measures the CPU time that this package takes for a request, without kernel, network and second process.
 
     python benchmarks/handler.py [--case NAME]... [--profile] [--rounds N]
 
-Each case passes requests to the connection handler through sockets that are Python objects. The lookup is a YAML file;
-Nova and the agent are Python objects too. Printed per request: microseconds of CPU time (the smallest of many rounds),
-calls of Python functions, and calls of sockets, each of which is a system call in a worker. The numbers of calls are
-exact: they are the same in each run and on each machine. ``--profile`` prints the functions that take the most time.
+The results show changes of a few percent. Each case passes requests to the connection handler through sockets that are
+Python objects. The lookup is a YAML file; Nova and the agent are Python objects too. The program prints for each
+request: microseconds of CPU time (the smallest of many rounds), calls of Python functions, and calls of socket methods.
+In a worker, each of these socket calls is a system call. The numbers of calls are exact: they are the same in each run
+and on each machine. ``--profile`` prints the functions that take the most time.
 """
 
 from __future__ import annotations
@@ -67,11 +68,11 @@ RESPONSE = (
     + b'x' * 600
 )
 KEPT = limits.REQUESTS_PER_YIELD - 1
-"""Requests on a keep-alive connection. After more of them the handler lets other connections run."""
+"""Requests on each keep-alive connection. One more, and the handler would let other connections run first."""
 
 
 class Socket:
-    """An accepted connection on which ``requests`` have arrived. ``calls`` counts the calls of all sockets."""
+    """An accepted connection on which ``requests`` have arrived. ``calls`` counts the method calls of all sockets."""
 
     calls: ClassVar[Counter[str]] = Counter()
     type = socket.SOCK_STREAM
@@ -134,7 +135,7 @@ class Service(Socket):
 
 
 def connect(*_: object) -> Any:
-    """In the place of connect() to Nova or to the agent's socket."""
+    """Replaces connect() to Nova and to the agent's socket."""
     return RawSocket(Service())  # type: ignore[arg-type]
 
 
@@ -166,7 +167,7 @@ class Case:
         self._pool = GreenletPool(1000)
 
     def run(self, connections: int, around: Callable[..., Any] = lambda call, *args: call(*args)) -> None:
-        """Handle this many connections in the event loop, each by ``around(handle, ...)``."""
+        """Handle that many ``connections`` in the event loop, each by ``around(handle, ...)``."""
         handler, namespace_id, environ = self._handler, self._namespace, self._environ
         caller, hub = getcurrent(), get_hub()
 
@@ -184,7 +185,7 @@ class Case:
 
 
 def cases(directory: Path) -> dict[str, Case]:
-    """Every case by its name; ``directory`` is for the configuration."""
+    """Every case by its name. The configuration files are written to ``directory``."""
     (directory / 'inventory.yaml').write_text(INVENTORY)
     shipped = Path(__file__).parents[1] / 'etc' / 'api-paste.ini'
     (directory / 'cached.ini').write_text(
@@ -211,7 +212,7 @@ def cases(directory: Path) -> dict[str, Case]:
 
 
 def _calls_of(case: Case) -> float:
-    """The number of Python functions that are called for a request."""
+    """The number of calls of Python functions for one request."""
     count = 0
 
     def trace(frame: object, event: str, argument: object) -> None:
@@ -230,7 +231,7 @@ def _calls_of(case: Case) -> float:
 
 
 def main() -> None:
-    """Measure."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--case', action='append', help='only this case')
     parser.add_argument('--rounds', type=int, default=500)

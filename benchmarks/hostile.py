@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sends the wire cases of ``tests/wire`` to Neutron's path: haproxy with Neutron's configuration and Neutron's agent.
 
-``hostile.py PYTHON`` (PYTHON: one that has neutron installed) prints each case whose outcome
-differs from what this path must do, and a summary. Needs haproxy but not root. The recording Nova is that of the tests.
+``hostile.py PYTHON`` prints each case whose outcome differs from the one that ``tests/wire`` requires, and a summary.
+PYTHON is an interpreter that has neutron. Needs haproxy but not root. The recording Nova is that of the tests.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ PORTS = [
 
 @contextlib.contextmanager
 def peer(python: str):
-    """Start the peer; Servers with one place, ``proxy``, and the recording Nova."""
+    """Start haproxy, Neutron's agent and the recording Nova. Yields Servers with the address of haproxy."""
     nova = RawServer(always_responds_with(NOVA_RESPONSE))
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as ends:
         directory = Path(name)
@@ -113,7 +113,7 @@ def peer(python: str):
 
 
 def deviations(status: int | None, received: list[ReceivedRequest], expect: str, max_requests: int) -> str:
-    """How the outcome of a case differs from what this path must do; '' if it does not."""
+    """The differences between the outcome of a case and the required outcome; '' if there are none."""
     found = []
     for one in received:
         names = dict(one.headers)

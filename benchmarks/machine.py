@@ -48,7 +48,7 @@ def busy_s() -> float:
 
 
 def wait_until_quiet(for_s: float, give_up_s: float, at_most: float = 0.06) -> bool:
-    """Wait until at most the share ``at_most`` of the CPU was used for ``for_s`` seconds; False after ``give_up_s``."""
+    """Wait until the CPU was busy for at most the share ``at_most`` of ``for_s`` seconds. False after ``give_up_s``."""
     end = time.monotonic() + give_up_s
     quiet_s = 0.0
     while quiet_s < for_s:
@@ -103,5 +103,5 @@ def memory_kib(pids: Iterable[int]) -> int:
 
 
 def descriptors(pids: Iterable[int]) -> int:
-    """Open file descriptors."""
+    """The number of open file descriptors."""
     return sum(len(os.listdir(f'/proc/{pid}/fd')) for pid in pids if os.path.exists(f'/proc/{pid}/fd'))

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""A boot storm whose lookups go to a real Keystone and Neutron: queries, seconds, CPU of Neutron.
+"""Measures a boot storm with lookups in a real Keystone and Neutron: queries, seconds, CPU time of Neutron.
 
     python benchmarks/neutron_storm.py [--requests N] [--runs N] [--cache none,lookup_cache] [--json FILE]
 
@@ -64,7 +64,7 @@ class Guest(storm.Guest):
 
 
 def make_ports(services: Services) -> list[str]:
-    """Make the routers, networks and ports, if a run before has not. Returns the ids of the routers."""
+    """Make the routers, networks and ports, unless an earlier run has made them. Returns the ids of the routers."""
     admin = Admin(services)
     try:
         routers = {
@@ -96,7 +96,7 @@ def make_ports(services: Services) -> list[str]:
 
 @contextmanager
 def nova(state: Path) -> Iterator[None]:
-    """A service in Nova's place."""
+    """Run a service in Nova's place."""
     (state / 'answer').write_text(json.dumps({'name': 'a guest of the benchmark'}))
     environment = {**os.environ, 'BENCH_UPSTREAM': '{}:{}'.format(*NOVA), 'BENCH_STATE': str(state)}
     process = subprocess.Popen(['haproxy', '-q', '-f', str(HERE / 'nova.cfg')], env=environment)
@@ -109,7 +109,7 @@ def nova(state: Path) -> Iterator[None]:
 
 @contextmanager
 def agent(services: Services, state: Path, cache: str) -> Iterator[str]:
-    """The agent with one worker; the path of its socket."""
+    """Run the agent with one worker. Yields the path of its socket."""
     paste = (HERE.parent / 'etc' / 'api-paste.ini').read_text()
     shipped = 'deadline header_source instance'
     assert shipped in paste, 'the shipped pipeline has changed'
@@ -152,7 +152,7 @@ metadata_peer_users = root
 
 
 def measure(services: Services, state: Path, routers: list[str], cache: str) -> dict[str, object]:
-    """One storm."""
+    """Run one storm and return its result."""
     neutron = machine.family([services._running['neutron'].pid])
     with agent(services, state, cache) as path:
         Guest.path = path
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument('--runs', type=int, default=1)
     parser.add_argument('--cache', default=','.join(CACHES), help='comma-separated: none, lookup_cache')
     options = parser.parse_args()
-    # A cloud of its own: hundreds of ports would slow the tests down that use the other one.
+    # A cloud only for this benchmark: hundreds of ports would slow down the tests, which use another cloud.
     os.environ.setdefault('METADATA_WSGI_OPENSTACK_PORT', '18600')
     storm.PATHS = storm.PATHS[: options.requests]
     with tempfile.TemporaryDirectory(prefix='neutron-storm-') as name, running() as openstack:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two kinds of plots as SVG: bars, and lines over a logarithmic axis.
+"""Draws two kinds of plots as SVG: bars, and lines with logarithmic axes.
 
 The background is transparent; all colours are readable on white and on black.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes doc/benchmark.md and its plots from results: ratios first, then the figures, then the machine."""
+"""Writes doc/benchmark.md and its plots from results: ratios first, then the measured values, then the machine."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def write(paths: Sequence[Path]) -> None:
 
 
 def _current_names(result: dict[str, Any]) -> dict[str, Any]:
-    """Results of earlier versions have other names."""
+    """The result with the current names. Results of earlier versions have other names."""
     for old, new in (('at_once', 'concurrency'), ('asked', 'sent')):
         if old in result:
             result[new] = result.pop(old)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks this path, Neutron's agent with haproxy, and two bare haproxies ("floor") on one machine.
+"""Benchmarks metadata_wsgi, Neutron's agent with haproxy, and two bare haproxies ("floor") on one machine.
 
     python benchmarks/run.py [--quick] [--cases steady,storm,density] [--peers ...] [--runs N] [--minutes M]
     python benchmarks/run.py --report benchmarks/results/FILE.jsonl
 
 Needs root. Appends each result to benchmarks/results/TIME.jsonl, and writes doc/benchmark.md with its plots at the end
-(not with ``--no-report``). The peers are measured in turns, so that changes of the machine affect all of them. Each
-measurement waits until the machine is idle, and is repeated if other processes used it meanwhile.
+(not with ``--no-report``). The peers (the programs that are compared) are measured in turns, so that changes of the
+machine affect all of them. Each measurement waits until the machine is idle, and is repeated if other processes used
+the CPU meanwhile.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from testbed import URL, Testbed, TestbedError
 HERE = Path(__file__).resolve().parent
 STORM_ROUTERS, STORM_GUESTS, STORM_S = 50, 500, 150.0
 FOREIGN_CORES = 0.25
-"""Cores that other processes may use during a measurement; it is repeated if they use more."""
+"""CPU cores that other processes may use. If they use more, the measurement is repeated."""
 TRIES = 3
 PROGRAMS = ('haproxy', 'wrk', 'curl', 'ip', 'iptables', 'nsenter', 'perl')
 
@@ -87,7 +88,7 @@ FULL = Plan(
 
 
 class Bench:
-    """Runs a plan; ``tell`` is called with each result."""
+    """Runs a plan. ``record`` is called with each result."""
 
     def __init__(self, plan: Plan, record: Callable[[dict[str, Any]], None]) -> None:
         self._plan = plan
@@ -95,7 +96,7 @@ class Bench:
         self._end = time.monotonic() + 60 * plan.minutes
 
     def run(self) -> None:
-        """All cases once, then again: if the time is over, there are some results of each case."""
+        """Run all cases once, then again, and so on. So each case has results when the time is over."""
         for run, case, peer, argument in self._turns():
             if time.monotonic() > self._end:
                 self._record({'kind': 'cut', 'why': f'the {self._plan.minutes:g} minutes were over', 'before_run': run})
@@ -180,7 +181,7 @@ class Bench:
             self._record({'kind': 'density', 'peer': peer, 'run': run, **result, **found})
 
     def _on_quiet_machine(self, measure: Callable[[], dict[str, Any]], tries: int = TRIES) -> dict[str, Any]:
-        """Measure on an idle machine, again if it was not idle; the result with the least foreign CPU."""
+        """Measure up to ``tries`` times, until other processes use little CPU. Returns the least disturbed result."""
         found = []
         while len(found) < tries:
             quiet = machine.wait_until_quiet(self._plan.quiet_s, self._plan.quiet_timeout_s)
@@ -201,7 +202,7 @@ class Bench:
         }
 
     def _run_load(self, testbed: Testbed, argv: list[str]) -> dict[str, Any]:
-        """Run the load generator; its JSON result, with the CPU that the peer and other processes used meanwhile."""
+        """Run the load generator. Returns its JSON result, with the CPU use of the peer and of other processes."""
         pids, nova = testbed.pids(), testbed.nova_pids()
         peer_s, nova_s, children_s, busy_s = machine.cpu_s(pids), machine.cpu_s(nova), _children_s(), machine.busy_s()
         began = time.monotonic()

@@ -25,13 +25,13 @@ PATHS = ('neutron', 'two_hop', 'one_hop', 'one_hop_cached')
 REQUESTS = len(storm.PATHS)
 """Requests of one boot."""
 CLIENT_TIMEOUT_S = 10.0
-"""cloud-init, Ignition and CirrOS give up then."""
+"""After this time without a response cloud-init, Ignition and CirrOS give up."""
 PROCESSORS = 4
-"""Processors of a node that the metadata path may use, and workers that it has."""
+"""Number of a node's processors that the metadata path may use, and of its workers."""
 PROXY_SHARE = {'two_hop': 0.52}
 """Mode shared: the part of a request's CPU time that the one worker of the shared proxy takes (doc/performance.md)."""
 NEUTRON_PROCESSORS = 24
-"""For example three controllers with eight API workers each."""
+"""Processors of Neutron's API, for example three controllers with eight API workers each."""
 ROUTERS, CLIENTS = 10_000, 100_000
 NODES, INSTANCES_PER_NODE = 100, 500
 
@@ -89,7 +89,7 @@ class Costs:
         return clients * self.request_s(peer)
 
     def request_s(self, peer: str) -> float:
-        """Seconds for each request of many concurrent ones: a processor has the most work, or all have as much."""
+        """Seconds per request under load. The limit is all processors, or the one worker of the shared proxy."""
         return self.cpu_s[peer] * max(1 / PROCESSORS, PROXY_SHARE.get(peer, 0.0))
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many routers through ``metadata-wsgi-haproxy``, and the same number of haproxies: time and memory, in one run.
+"""Compares ``metadata-wsgi-haproxy`` with haproxy for many routers: time and memory, in one run.
 
     python benchmarks/seam.py [--routers 20,1000]
 
 Needs root. Makes one namespace for each router. In each namespace, one after the other, it starts the proxy as
-Neutron's agents do (``ip netns exec NAMESPACE env PROCESS_TAG=... haproxy -f FILE``, with the configuration that they
-write), and waits for the end of the program's output. CPU is the user and system time of the programs that are started,
-and of keeper and shared proxy meanwhile; on a machine with other work it holds better than the seconds. Memory is the
-sum of the proportional set sizes of all processes: keeper, shared proxy and holders; or the haproxies. Prints a table
-and a line of JSON for each measurement.
+Neutron's agents do, and waits for the end of the program's output. The command is
+``ip netns exec NAMESPACE env PROCESS_TAG=... haproxy -f FILE``, with the configuration that the agents write. CPU is
+the user and system time of the programs that are started, and of keeper and shared proxy meanwhile. On a busy machine
+the CPU time is more reliable than the seconds. Memory is the sum of the proportional set sizes of all processes:
+keeper, shared proxy and holders; or the haproxies. Prints a table and a line of JSON for each measurement.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Node:
         shutil.rmtree(self.state, ignore_errors=True)
 
     def start_proxies(self, program: str, others: list[int]) -> tuple[float, float]:
-        """Start the proxy of each router as an agent does; returns the seconds that it takes, and the CPU seconds.
+        """Start the proxy of each router as an agent does. Returns the elapsed seconds and the CPU seconds.
 
         ``others`` are the pids of processes that do a part of the work.
         """
@@ -115,7 +115,7 @@ class Node:
 
     @contextlib.contextmanager
     def shared_proxy(self) -> Iterator[list[int]]:
-        """Keeper and shared proxy; yields their pids when a worker is connected to the keeper."""
+        """Run keeper and shared proxy. Yields their pids when a worker is connected to the keeper."""
         keeper = [BIN / 'metadata-wsgi', 'keeper', '--state-path', self.state]
         proxy = [BIN / 'quantum-ns-metadata-proxy', '--shared', '--nodaemonize', f'--state_path={self.state}']
         with open(self.state / 'log', 'wb') as log:
@@ -149,7 +149,7 @@ class Node:
 
 
 def measure(count: int) -> Iterator[dict[str, float | int | str]]:
-    """Both programs for ``count`` routers, in the same namespaces."""
+    """Measure both programs with ``count`` routers, in the same namespaces."""
     with Node(count) as node:
         with node.shared_proxy() as pids:
             times = node.start_proxies(str(SEAM), machine.family(pids))

@@ -5,7 +5,7 @@
 
 Runs in the guests' namespace, where the interfaces g0, g1, ... lead to the first, second, ... router. Each guest
 sends the requests of a cloud-init boot one after the other, each on a new connection, and continues after failures.
-Prints one JSON object. One process with epoll, so that the client needs little CPU.
+Prints one JSON object. The client is one process with epoll, so that it needs little CPU.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TIMEOUT_S = 60.0
 
 
 class Guest:
-    """A booting guest: the index of its request, and the bytes received of the response."""
+    """A booting guest: the index of its current request, and the received bytes of the response."""
 
     def __init__(self, device: str, address: str) -> None:
         self.device = device
@@ -48,7 +48,7 @@ class Guest:
         self.sock: socket.socket | None = None
 
     def connect(self) -> socket.socket:
-        """Open the connection of the next request. Its time is measured from here."""
+        """Open the connection of the next request. The time of this request starts here."""
         self.began = time.monotonic()
         self.received = b''
         self.sock = socket.socket()
@@ -66,7 +66,7 @@ class Guest:
         ).encode()
 
     def receive(self, data: bytes) -> str | None:
-        """Add received bytes; the status once the response is complete, 'cut' if the connection ended before."""
+        """Add received bytes. Returns the status of a complete response, 'cut' if the connection ended earlier."""
         self.received += data
         head, separator, body = self.received.partition(b'\r\n\r\n')
         if separator:
@@ -87,7 +87,7 @@ class Storm:
         self.durations_s: list[float] = []
 
     def run(self, within_s: float) -> float:
-        """Boot all guests; the seconds until the last one is done, at most ``within_s``."""
+        """Boot all guests. Returns the seconds until the last one is done, at most ``within_s``."""
         began = time.monotonic()
         for guest in self._guests:
             self._begin(guest)

@@ -96,11 +96,11 @@ class Testbed:
     # -- the measured peer
 
     def start_agent(self) -> None:
-        """Start the peer's agent; returns when it accepts connections."""
+        """Start the peer's agent. Returns when it accepts connections."""
         self._run(['nsenter', f'--net={namespaces.path(self.host)}', str(self.directory / 'start_agent'), self.socket])
 
     def attach(self, routers: Iterable[str]) -> None:
-        """Attach the routers; returns when the port in each namespace accepts connections."""
+        """Attach the routers. Returns when the port in each namespace accepts connections."""
         waiting = list(routers)
         calls = [[namespace(router), router, str(PORT), self.socket] for router in waiting]
         if (self.directory / 'start_ns_proxies').exists():

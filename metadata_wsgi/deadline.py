@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
-@dataclass(slots=True)  # not frozen: that takes twice the time, several times in each request
+@dataclass(slots=True)  # not frozen: __init__ would take twice the time
 class Deadline:
     """The time until which a request must have its response. All steps of a request share one deadline.
 
@@ -28,7 +28,7 @@ class Deadline:
         return max(0.0, self.at_s - self.clock())
 
     def fraction(self, part: float) -> Deadline:
-        """An earlier deadline, after ``part`` (0 to 1) of the remaining time."""
+        """An earlier deadline: when ``part`` (0 to 1) of the remaining time has passed."""
         now_s = self.clock()
         return Deadline(now_s + max(0.0, self.at_s - now_s) * part, self.clock)
 
@@ -36,7 +36,7 @@ class Deadline:
 def sleep(seconds: float) -> None:
     """Call the present ``time.sleep``. Use this function as default argument in code that runs in a worker.
 
-    gevent replaces ``time.sleep`` when a worker starts. If the master has imported a module, a default argument
-    ``time.sleep`` in this module remains the original function, which blocks the whole worker.
+    gevent replaces ``time.sleep`` when a worker starts. In a module that the master has imported, a default argument
+    ``time.sleep`` would remain the original function, which blocks the whole worker.
     """
     time.sleep(seconds)

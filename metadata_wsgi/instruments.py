@@ -42,7 +42,7 @@ class Instrument:
         ALL.append(self)
 
     def connect(self, report: Any) -> None:
-        """Call ``report`` for each later event. If it is None, later events are ignored."""
+        """Call ``report`` for each later event. If ``report`` is None, ignore later events."""
         raise NotImplementedError
 
 

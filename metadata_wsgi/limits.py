@@ -13,8 +13,8 @@ REQUEST_TIMEOUT_S = 9.0
 """Default deadline of a request. cloud-init waits 10 s for a response."""
 
 MIN_TIME_AFTER_QUEUE_S = 1.0
-"""The deadline includes the time that a connection waited to be accepted. But each request gets at least this time,
-however long its connection waited: some clients wait longer than cloud-init, and one attempt takes milliseconds."""
+"""The deadline includes the time that a connection waited to be accepted. But each request gets at least this time:
+some clients wait longer than cloud-init, and most requests need only milliseconds."""
 
 AGENT_HEADROOM_S = 0.3
 """The agent gets this much less time than the namespace proxy has, so that the agent's response arrives in time."""
@@ -29,7 +29,8 @@ LOG_INTERVAL_S = 60.0
 """The same WARNING or ERROR is logged at most once in this interval, even if many requests cause it."""
 
 SECRET_CHANGE_LOG_INTERVAL_S = 600.0
-"""The message that Nova accepts the other shared secret is logged at most once in this interval."""
+"""While the shared secret is being changed: the message that Nova accepts the other secret is logged at most once in
+this interval."""
 
 UNKNOWN_INSTANCES_WARNING = 20
 """If a worker gets this many 404s from Nova and no 200, a WARNING names the option of nova.conf that may be wrong."""
@@ -50,17 +51,17 @@ PORT_RETRY_INTERVAL_S = 0.2
 """Pause between two attempts to listen on a port in use."""
 
 LISTEN_BACKLOG = 4096
-"""Largest number of connections that wait to be accepted on a listener. net.core.somaxconn is another limit."""
+"""Largest number of connections that wait to be accepted on a listener. The kernel's limit is net.core.somaxconn."""
 
 # --- Server: connections -------------------------------------------------------------------------------------------
 
 MAX_CONNECTIONS = 4096
-"""Largest number of connections of a worker in a single router's proxy. Also the default for a worker of the agent
-(``metadata_connections``). Further connections wait in the backlog. The number is eight times
-MAX_CONNECTIONS_PER_ADDRESS, so a single client cannot take all connections."""
+"""Largest number of connections of a worker of the agent (default of ``metadata_connections``), or of a namespace proxy
+of one router. Further connections wait in the backlog. The number is eight times MAX_CONNECTIONS_PER_ADDRESS, so a
+single client cannot take all connections."""
 
 MAX_CONNECTIONS_SHARED = 8192
-"""The same for a worker of the shared proxy: twice as many, because it serves all routers of a host."""
+"""Largest number of connections of a worker of the shared proxy, which serves all routers of a host."""
 
 MAX_CONNECTIONS_PER_ADDRESS = 512
 """Largest number of connections of one client address to one worker. A boot is 28 requests, some of them concurrent.
@@ -69,8 +70,8 @@ clients of a router together."""
 
 MAX_CONCURRENT_PER_CLIENT = 16
 """Requests of one client address that the pipeline processes at a time. Further requests wait for a slot for up to
-REQUEST_TIMEOUT_S. If Nova takes 0.1 s for a response, this is 160 requests a second, or five boots. All addresses of a
-global IPv6 /64 count as one client."""
+REQUEST_TIMEOUT_S. If Nova responds in 0.1 s, a client can send 160 requests a second: those of five boots. All
+addresses of a global IPv6 /64 count as one client."""
 
 MAX_IDLE_GREENLETS = 64
 """Largest number of idle greenlets that wait for the next connections. A new greenlet would need a new stack."""
@@ -88,8 +89,8 @@ HEADER_TIMEOUT_S = 10.0
 later request from its first byte."""
 
 BODY_TIMEOUT_S = 6.0
-"""Time for a complete request body, from the application's first read, but at most until the deadline. It is shorter
-than REQUEST_TIMEOUT_S, so that time for Nova's response remains."""
+"""Time for a complete request body, from the application's first read. It is shorter than REQUEST_TIMEOUT_S, so that
+time for Nova's response remains. The namespace proxy and ``upstream`` also apply BODY_DEADLINE_FRACTION."""
 
 READ_WRITE_TIMEOUT_S = 10.0
 """Longest pause in a transfer: while a client sends a body or receives a response, and while Nova sends a large
@@ -111,14 +112,15 @@ RECV_BYTES = 1 << 13
 """Size of one recv() on a client's connection."""
 
 SEND_BYTES = 1 << 18
-"""Size of one send() of the rest of a long response. Each send() copies its data, so the size is limited."""
+"""If the kernel does not take a whole response, the rest is sent in pieces of this size: each send() copies its
+data."""
 
 DRAIN_S = 1.0
 DRAIN_RECVS = 256
 DRAIN_RECV_BYTES = 1 << 16
-"""If the server responds before it has read the whole request, it then reads and discards the client's data. It does so
-for at most DRAIN_S, with at most DRAIN_RECVS recv(). Otherwise the kernel could send a reset before the client has
-received the response."""
+"""If the server responds before it has read the whole request, it then reads and discards the client's data, for at
+most DRAIN_S and with at most DRAIN_RECVS recv(). Otherwise the kernel could send a reset before the client has received
+the response."""
 
 # --- Server: workers -----------------------------------------------------------------------------------------------
 
@@ -129,7 +131,7 @@ WORKER_TIMEOUT_S = 30
 """The master kills a worker that sent no heartbeat for this long."""
 
 STUCK_REQUEST_S = 15.0
-"""A worker sends no heartbeat while a request is this long past its deadline and no request has ended for this time."""
+"""A worker sends no heartbeat while a request is this long past its deadline and no request has ended in this time."""
 
 HEARTBEAT_FRESH_S = 5.0
 """A worker counts as serving if its last heartbeat is younger than this. Workers send heartbeats each second."""
@@ -144,11 +146,11 @@ CONFIG_CHECK_TIMEOUT_S = 60.0
 FAILURES_PER_ADDRESS = 3
 FAILURES_PER_NAMESPACE = 8
 FAILURE_NAMESPACES = 128
-"""Size of a worker's table of recent failures: rows of one client address, rows of one router or network, and number of
-routers and networks."""
+"""Limits of a worker's table of recent failures: rows of each client address, rows of each router or network, and
+number of routers and networks with rows."""
 
 FORMER_WORKERS = 4
-"""The tables of this many workers that ended are kept: after a reload or a crash their failures can still be read."""
+"""The failure tables of this many ended workers are kept, so that they can be read after a reload or a crash."""
 
 FAILURE_MEMORY_BYTES = 1 << 20
 """Largest size of the published table of a worker. Unused space takes no memory. A row takes about 400 bytes."""
@@ -188,14 +190,15 @@ CHUNK_BYTES = 1 << 16
 
 RETRY_BASE_DELAY_S = 0.05
 RETRY_MAX_DELAY_S = 1.0
-"""The delay between two attempts is random. Its upper bound doubles from RETRY_BASE_DELAY_S to RETRY_MAX_DELAY_S."""
+"""The delay before a retry is random. Its upper bound doubles with each retry, from RETRY_BASE_DELAY_S to
+RETRY_MAX_DELAY_S."""
 
 RETRY_MIN_TIME_FOR_ATTEMPT_S = 0.05
 """If less time than this remains to the deadline, no further attempt is made."""
 
 RETRY_BUDGET_PER_REQUEST = 1.0
-"""Each request adds this many retries to the budget, which all requests to a service share. So if Nova fails every
-request, the retries at most double the load, apart from those of RETRY_BUDGET_PER_S and, once, RETRY_BUDGET_MAX."""
+"""Each request adds this many retries to the budget, which all requests to a service share. So if every request
+fails, there is one retry for each request. RETRY_BUDGET_PER_S, and the full budget at the start, allow some more."""
 
 RETRY_BUDGET_PER_SUCCESS = 2.0
 """Each successful response adds this many retries. So after an outage the load grows step by step."""
@@ -213,10 +216,10 @@ CIRCUIT_PROBE_INTERVAL_S = 0.5
 """Pause after each attempt while the circuit is open."""
 
 CIRCUIT_MIN_TIME_S = 1.0
-"""A failure to connect counts only if the attempt had at least this time."""
+"""A failure to connect counts only if the attempt was given at least this time."""
 
 NOVA_ATTEMPT_FRACTION = 2 / 3
-"""An attempt of a request that may be retried gets this part of the remaining time. The rest is for a retry."""
+"""If a request may be retried, an attempt gets this part of the remaining time. The rest is for a retry."""
 
 NOVA_HOST_BACKOFF_S = 5.0
 """For this time after a failure, a Nova host gets a request only if the other hosts fail."""

@@ -27,7 +27,7 @@ def open_directory(path: str, *, make: bool = False) -> int:
     """Open the directory ``path``, for use as ``dir_fd``. With ``make``, create missing directories with mode 0755.
 
     Symbolic links are followed only if root or the calling user created them. If other users may write to a directory
-    of the path, the next one must belong to root, to the calling user or to the owner of the directory above it.
+    of the path, the directory below it must have the same owner, or belong to root or to the calling user.
     """
     pending = deque(os.path.abspath(path).split('/'))
     symlinks = 0

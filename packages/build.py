@@ -3,8 +3,8 @@
 
 The deb and the rpm contain a virtual environment in /usr/lib/metadata-wsgi with one ``site-packages`` for each version
 of Python in ``PYTHONS``. Its interpreter is the distribution's ``/usr/bin/python3``, which looks for the
-``site-packages`` of its own version. So one package runs on all of these, and after an upgrade of the distribution; its
-installation needs no network and no compiler, and every file belongs to the package.
+``site-packages`` of its own version. So one package runs on all of these versions, even after an upgrade of the
+distribution. Its installation needs no network and no compiler. Every file belongs to the package.
 
 The libraries are wheels of the versions and hashes in ``requirements.txt``. Times in the packages are those of the
 commit (SOURCE_DATE_EPOCH), so deb, rpm and wheel of two builds of one commit are equal byte by byte.
@@ -29,11 +29,13 @@ CHECKOUT = PACKAGES.parent
 NAME = 'metadata-wsgi'
 PREFIX = Path('usr/lib') / NAME
 PYTHONS = ('3.11', '3.12', '3.13')
-"""Of Debian 12, Ubuntu 24.04 and RHEL 10, Debian 13 and Fedora 41 to 42. ``nfpm.yaml`` names the first and the next
-version after the last as dependencies."""
+"""3.11: Debian 12. 3.12: Ubuntu 24.04, RHEL 10. 3.13: Debian 13, Fedora 41 to 42.
+
+``nfpm.yaml`` requires at least the first of these versions, and less than the next one after the last.
+"""
 GLIBC = '2_28'
 ARCHITECTURES = {'x86_64': 'amd64', 'aarch64': 'arm64'}
-"""Of the machine -> of nfpm."""
+"""Name of the machine's architecture -> name in nfpm."""
 PROGRAMS = {
     'metadata-wsgi': 'metadata_wsgi.cli.main:main',
     'quantum-metadata-agent': 'metadata_wsgi.cli.agent:main',
@@ -55,7 +57,7 @@ COMPLETIONS = {
     'zsh': 'zsh/vendor-completions/_metadata-wsgi',
 }
 MANUAL_PREFIX = '/opt/metadata-wsgi'
-"""Where the units of ``etc/systemd`` and ``doc/install.md`` have the programs."""
+"""The directory of the programs in the units of ``etc/systemd`` and in ``doc/install.md``."""
 
 
 def main() -> int:
@@ -69,7 +71,7 @@ def main() -> int:
     shutil.rmtree(work, ignore_errors=True)
     args.output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault('SOURCE_DATE_EPOCH', _run('git', 'log', '-1', '--format=%ct').strip())
-    # An empty umask of the user would show in the packages.
+    # Otherwise the modes of the files in the packages would depend on the user's umask.
     os.umask(0o022)
     step('wheel and sdist')
     wheel = build_wheel(_sources(work / 'sources', args.version), args.output)
@@ -95,12 +97,12 @@ def main() -> int:
 
 
 def step(text: str) -> None:
-    """Show what is built now: all together take a minute or two."""
+    """Print the name of the step that starts. All steps together take a minute or two."""
     print(f'-- {text}', flush=True)
 
 
 def build_wheel(sources: Path, output: Path) -> Path:
-    """Build wheel and sdist of ``sources``; returns the wheel."""
+    """Build wheel and sdist of ``sources``. Returns the wheel."""
     for old in (*output.glob('metadata_wsgi-*.whl'), *output.glob('metadata_wsgi-*.tar.gz')):
         old.unlink()
     _run('uv', 'build', '--quiet', '--out-dir', output, sources)
@@ -110,7 +112,7 @@ def build_wheel(sources: Path, output: Path) -> Path:
 
 
 def _sources(directory: Path, version: str | None) -> Path:
-    """A copy of the files that git tracks; with another version if one is given."""
+    """Copy the files that git tracks. If ``version`` is given, it replaces the version in the copy."""
     names = _run('git', 'ls-files', '-z').split('\0')
     for name in filter(None, names):
         if (CHECKOUT / name).is_file():
@@ -123,7 +125,7 @@ def _sources(directory: Path, version: str | None) -> Path:
 
 
 def install_libraries(target: Path, python: str, machine: str, wheel: Path) -> None:
-    """Install the wheel and the libraries of ``requirements.txt`` for that version of Python into ``target``.
+    """Install the wheel and the libraries of ``requirements.txt`` for the version ``python`` into ``target``.
 
     The libraries are kept in ``build`` for the next call.
     """
@@ -141,7 +143,7 @@ def install_libraries(target: Path, python: str, machine: str, wheel: Path) -> N
         unfinished.rename(libraries)
     shutil.copytree(libraries, target, symlinks=True)
     _run(*common, '--target', target, wheel)
-    # What an installer leaves for the interpreter that it ran with, and files that differ from build to build.
+    # Removed: files for the interpreter that ran the installer, and files that differ from build to build.
     for name in ('bin', 'etc', 'libexec', 'share', 'include', '.lock'):
         path = target / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -252,7 +254,7 @@ def _copy(source: Path, target: Path, mode: int = 0o644) -> None:
 
 
 def _run(*argv: object, env: dict[str, str] | None = None) -> str:
-    """Run a program in the checkout; returns its output. Ends this program if it fails."""
+    """Run a program in the checkout and return its output. If it fails, this program ends."""
     words = [str(word) for word in argv]
     done = subprocess.run(words, cwd=CHECKOUT, env=env, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

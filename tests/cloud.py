@@ -62,12 +62,12 @@ class _Handler(wsgiref.simple_server.WSGIRequestHandler):
 class Cloud:
     """A fake Nova on loopback (``nova`` records its requests) and the files for the programs.
 
-    127.0.0.1 and 10.1.1.2 are addresses of instance-a behind ``router_id``.
+    127.0.0.1 and 10.1.1.2 are addresses of instance-a behind ``router_id``. A test that reads what all agents of this
+    machine publish needs a router id that no other test has.
     """
 
-    router_id = ROUTER
-
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, router_id: str = ROUTER) -> None:
+        self.router_id = router_id
         self.state_path = directory / 'state'
         self.socket = self.state_path / 'metadata_proxy'
         self.conf_file = directory / 'metadata_agent.ini'
@@ -76,11 +76,11 @@ class Cloud:
         )
         self.server = wsgiref.simple_server.make_server('127.0.0.1', 0, self.nova, _Server, _Handler)
         self._inventory = directory / 'inventory.yaml'
-        self._inventory.write_text(INVENTORY)
+        self._inventory.write_text(INVENTORY.replace(ROUTER, router_id))
         self.configure()
 
     def configure(self, **options: object) -> None:
-        """Write the configuration file with additional ``options`` in [DEFAULT]; None removes one."""
+        """Write the configuration file with additional ``options`` in [DEFAULT]. The value None removes an option."""
         values = {
             'state_path': self.state_path,
             'directory': 'static',
@@ -88,7 +88,7 @@ class Cloud:
             'nova_metadata_port': self.server.server_port,
             'metadata_proxy_shared_secret': SECRET,
             'metadata_workers': 1,
-            # Its requests to Nova would be among those that a test counts.
+            # The requests of this check to Nova would be among those that a test counts.
             'check_services_at_start': False,
             # The namespace proxies of tests run as nobody: a host of tests has no user metadata-wsgi.
             'metadata_peer_users': 'nobody',

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For all tests: workers of pytest-xdist are isolated (``pytest -n 2``)."""
+"""For all tests: workers of pytest-xdist are isolated (``pytest -n 2``), and tests under load are not traced."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import subprocess
+import sys
 import threading
+
+import pytest
 
 from tests.open_tmp_path import tmp_path_factory
 
 __all__ = ['tmp_path_factory']
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+
+# Coverage sets this variable. A Python program that inherits the variable traces itself.
+PROGRAMS_ARE_TRACED = 'COVERAGE_PROCESS_CONFIG'
 
 
 def pytest_configure(config):
@@ -31,3 +37,18 @@ def isolate():
     os.makedirs('/run/netns', exist_ok=True)
     for command in ('mount --make-rprivate /', 'mount -t tmpfs tmpfs /run/netns', 'ip link set lo up'):
         subprocess.run(command.split(), check=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Switch coverage off for a test marked ``not_traced``, and for the programs that the test starts."""
+    if item.get_closest_marker('not_traced') is None:
+        return (yield)
+    trace, programs = sys.gettrace(), os.environ.pop(PROGRAMS_ARE_TRACED, None)
+    sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(trace)
+        if programs is not None:
+            os.environ[PROGRAMS_ARE_TRACED] = programs

@@ -5,10 +5,11 @@ The hang has four steps:
 
 1. Coverage with ``concurrency = gevent`` keeps data for each greenlet in a ``WeakKeyDictionary``. So every thread has a
    greenlet.
-2. When a thread ends, greenlet deletes this greenlet in a pending call (``Py_AddPendingCall``) of the main thread. The
+2. When a thread ends, the library greenlet deletes the thread's greenlet in a pending call (``Py_AddPendingCall``) of
+the main thread. The
    dictionary's callback is a Python function, so a Python function is called during a pending call.
 3. If a second thread ends meanwhile, another pending call waits. CPython handles no pending call during another, and
-   the flag that asks for it stays set.
+   the flag that requests the call stays set.
 4. While a trace function is set, CPython 3.11 repeats the first instruction of a function until this flag is cleared:
    for ever. CPython issue 118095 describes the flag; other versions do not repeat the instruction.
 
@@ -22,7 +23,7 @@ from typing import Any
 
 
 class WeakKeyDictionary(weakref.WeakKeyDictionary):
-    """Notes a dead key by ``list.append``, as the base class does during an iteration, and never deletes its item.
+    """Notes a dead key by ``list.append``, as the base class does during an iteration, and never deletes the item.
 
     The items of dead keys stay in memory: one for each greenlet of a test.
     """
@@ -33,5 +34,5 @@ class WeakKeyDictionary(weakref.WeakKeyDictionary):
 
 
 def coverage_init(registry: Any, options: Any) -> None:
-    """Called by coverage before it traces; its tracer takes the class from the module."""
+    """Called by coverage before it traces. The tracer of coverage takes the class from the module ``weakref``."""
     weakref.WeakKeyDictionary = WeakKeyDictionary  # type: ignore[misc]

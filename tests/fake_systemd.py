@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of systemd that receives the notifications of a service, sd_notify(3)."""
+"""Receives the notifications of a service, as systemd does: sd_notify(3)."""
 
 import array
 import os
@@ -7,7 +7,7 @@ import socket
 
 
 class FakeSystemd:
-    """Receives notifications at ``address``, as NOTIFY_SOCKET names it; a descriptor is given as its inode number."""
+    """Receives notifications at ``address``, the value for NOTIFY_SOCKET. Returns inode numbers for descriptors."""
 
     def __init__(self, address):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

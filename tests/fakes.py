@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fakes of what a part depends on, each for the Protocol (or the callable) by which the part knows it."""
+"""Fakes for unit tests. Each one replaces a Protocol or a callable on which the tested code depends."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class FakeClock:
 
 
 class FakeCounters:
-    """``amount`` requests of each client pass, then ``wait_s`` is returned; if set, ``error`` is raised instead."""
+    """``amount`` requests of each client pass. Later ones get ``wait_s``. ``error``, if set, is always raised."""
 
     def __init__(self, amount: int = 0, wait_s: float = 1.0, error: Exception | None = None) -> None:
         self._amount, self._wait_s, self.error = amount, wait_s, error
@@ -90,7 +90,7 @@ class FakeBackend:
 class FakeHttpClient:
     """An HTTP client with the given outcomes: statuses, responses or exceptions. The last outcome is repeated.
 
-    Each request takes ``takes_s`` of ``clock``; if that is too long, ``late`` is raised at the deadline.
+    Each request takes ``takes_s`` of ``clock``. If the deadline is earlier, ``late`` is raised at the deadline.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ class FakeHttpClient:
 
 @dataclass
 class FakeNova:
-    """Authenticates requests as Nova's metadata API does, in its order, and records them.
+    """Authenticates requests with the checks of Nova's metadata API, in the same order, and records the requests.
 
-    ``instances`` is instance id to project id; ``statuses`` are returned first, one for each request; ``before`` is
-    called before each response, ``headers`` are added to each.
+    ``instances`` maps instance ids to project ids. The first requests get ``statuses``, one each. ``before`` is called
+    before each response. ``headers`` are added to each response.
     """
 
     secret: bytes

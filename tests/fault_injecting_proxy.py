@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An HTTP/1.1 proxy that injects faults; one instance in front of each service that a test lets fail.
+"""An HTTP/1.1 proxy that injects faults. A test has one in front of each service that is to fail.
 
-It forwards requests to the service and the responses back, both over keep-alive connections, and records each
-request. A plan defines the fault, the requests it applies to, and how often or how long::
+The proxy forwards requests to the service and responses to the client, both over keep-alive connections. It records
+each request. A plan defines the fault, the requests with the fault, and how often or how long it is injected::
 
     proxy.plan(Status(503), at=target('/openstack'))            # once
     proxy.plan(hang, at=nth(0), times=2)
     proxy.plan(cut, at=target('/openstack'), for_s=5.0)         # for 5 s from the first such request on
 
-A fault is a function of an ``Exchange``, that is of one request and the connection it arrived on.
+A fault is a function of an ``Exchange``: of one request and the connection on which the request arrived.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from dataclasses import dataclass, field, replace
 
 HANG_S = 30.0
 REFUSE_S = 0.15
-"""Duration of one refusal. The kernel refuses, so refusals cannot be counted. This is longer than the sum of the
-agent's first two retry delays, so at least one attempt is refused."""
+"""Duration of one refusal. The kernel refuses, so refusals cannot be counted. The duration is longer than the sum
+of the agent's first two retry delays, so at least one attempt is refused."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def target(*targets: str) -> RequestFilter:
 
 
 class Exchange:
-    """One request and the ways to respond. ``keep_alive`` tells whether the connection serves another one."""
+    """One request and the ways to respond. ``keep_alive``: whether the connection serves another request."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Exchange:
         self._service = service
 
     def forward(self) -> tuple[int, str, list[tuple[str, str]], bytes]:
-        """Send the request to the service; (status, reason, headers, body) of its response."""
+        """Send the request to the service. Returns (status, reason, headers, body) of the response."""
         for fresh in (False, True):
             try:
                 self._service.putrequest(
@@ -135,7 +135,7 @@ def hang(exchange: Exchange) -> None:
 
 
 def cut(exchange: Exchange) -> None:
-    """Send the header and half of the body, then close; for an empty body, a wrong Content-Length."""
+    """Send the header and half of the body, then close. If the body is empty, Content-Length is wrong."""
     exchange.close_after_this()
     status, reason, headers, body = exchange.forward()
     exchange.respond(status, reason, headers, body[: len(body) // 2], max(2, len(body)))
@@ -197,19 +197,19 @@ class FaultInjectingProxy:
             self._plans.append(_Plan(fault, at, -1 if for_s else times, for_s))
 
     def reset(self) -> None:
-        """Delete all plans and recorded requests, and wait for the end of a running ``refuse``."""
+        """Delete all plans and recorded requests, and wait for the end of a ``refuse`` in progress."""
         with self._lock:
             self._plans.clear()
             self.requests.clear()
         if self._refusal_timer:
-            self._refusal_timer.join(10)
+            self._refusal_timer.join(60)
 
     def targets(self) -> list[str]:
         """Method and target of the requests that were forwarded, in order."""
         return [f'{request.method} {request.target}' for request in self.requests if not request.fault_injected]
 
     def refuse(self, for_s: float) -> None:
-        """Close the listening socket for ``for_s`` seconds, and every open connection."""
+        """Close every open connection, and the listening socket for ``for_s`` seconds."""
         with self._lock:
             if self._refusal_timer and self._refusal_timer.is_alive():
                 return
@@ -222,7 +222,7 @@ class FaultInjectingProxy:
             self._refusal_timer.start()
 
     def stop_refusing(self) -> None:
-        """End a running ``refuse`` early."""
+        """End a ``refuse`` in progress early."""
         with self._lock:
             timer, self._refusal_timer = self._refusal_timer, None
         if timer and timer.is_alive():

@@ -2,7 +2,7 @@
 """pytest's temporary directories, open for other users to pass through.
 
 Programs that root starts serve as an unprivileged user, who must reach the agent's socket in ``tmp_path``. pytest makes
-its directories with mode 0700, and closes /tmp/pytest-of-root again whenever another run starts.
+its directories with mode 0700, and sets the mode of /tmp/pytest-of-root to 0700 again whenever another run starts.
 """
 
 import os
@@ -26,7 +26,7 @@ def tmp_path_factory(tmp_path_factory):
             path.chmod(0o711)
             return path
 
-        # No public option sets it and leaves each run its own.
+        # No public option sets the base directory and still gives each run a directory of its own.
         tmp_path_factory._basetemp = Path(base)
         tmp_path_factory.mktemp = open_mktemp
         yield tmp_path_factory

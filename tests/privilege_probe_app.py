@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 
-# gevent.subprocess imports it at the first use, when the worker may no longer be able to read the library.
+# Imported early: gevent.subprocess imports this module at its first use, when the worker may not read it any more.
 import gevent.fileobject  # noqa: F401
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -18,7 +18,7 @@ NEW_USER, NEW_NET = 0x10000000, 0x40000000
 
 
 def outcome(attempt):
-    """'done', or the text of the errno."""
+    """The result of ``attempt()``: 'done', or the text of the errno."""
     try:
         attempt()
     except OSError as error:
@@ -43,7 +43,7 @@ def setns(path):
 
 
 def attempts(namespace, secret_file):
-    """Name -> function that raises OSError if it is not permitted."""
+    """Name of an action -> function that does it, or raises OSError if it is not permitted."""
     return {
         'enter a namespace': setns(namespace),
         'make a namespace': call('unshare', NEW_USER),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A raw socket server that follows scripts, for responses that a real HTTP server would not send.
 
-It listens on a unix socket or on loopback. Each connection gets the next script of those passed to the server, and
-the last script for all further ones. A script is a function of a ``Peer``: it reads requests and writes bytes.
+It listens on a unix socket or on loopback. Each connection gets the next of the server's scripts. When no script is
+left, each further connection gets the last one. A script is a function of a ``Peer``: it reads requests and writes
+bytes.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ Script = Callable[[Peer], None]
 
 
 class RawServer:
-    """Serves until ``close``. ``requests`` has the bytes of each request; ``connections`` counts accepted ones."""
+    """Serves until ``close``. ``requests`` are the received requests. ``connections`` counts accepted connections."""
 
     def __init__(self, *scripts: Script, path: str | None = None) -> None:
         self._scripts = list(scripts)

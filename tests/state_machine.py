@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """State machines of hypothesis: random steps against a model. The shortest sequence of steps that fails is printed.
 
-The steps are different ones in each run. The seed is printed; METADATA_WSGI_SEED repeats a run. METADATA_WSGI_NIGHTLY
+Each run has other steps. A run prints its seed. METADATA_WSGI_SEED=<seed> repeats the run. METADATA_WSGI_NIGHTLY
 makes more runs.
 """
 
@@ -30,9 +30,10 @@ class StateMachine(RuleBasedStateMachine):
 def run(
     machine: type[StateMachine], *, runs: int, steps: int, nightly_runs: int | None = None, shrink: bool = True
 ) -> None:
-    """``runs`` runs of ``steps`` steps each; in the nightly run 50 times as many, or ``nightly_runs``.
+    """Run ``machine`` ``runs`` times with ``steps`` steps.
 
-    ``shrink`` False: a failure is printed as it was found, where each attempt to shorten it takes seconds.
+    With METADATA_WSGI_NIGHTLY: ``nightly_runs`` times, by default 50 * ``runs``.
+    ``shrink``: search for a shorter sequence that fails. False for machines whose runs take seconds.
     """
     if os.environ.get('METADATA_WSGI_NIGHTLY'):
         runs = nightly_runs or 50 * runs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report and the plots of the benchmark, from given results; the benchmark itself runs with ``tox -e bench``."""
+"""The report and the plots of the benchmark, from given results. ``tox -e bench`` runs the benchmark itself."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).parent.parent / 'benchmarks'
 
 @pytest.fixture
 def bench(monkeypatch):
-    """The modules of the benchmark, imported as by ``run.py``, which has them in its directory."""
+    """The modules of the benchmark, imported by the same names as in ``run.py``."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import plot
     import report

@@ -30,7 +30,7 @@ def rows(page):
 
 
 def symbols(path):
-    """Names that a module defines, ``Class.method`` for a method, and its words."""
+    """The names that a module defines. A method is ``Class.method``."""
     tree = ast.parse(path.read_text())
     found = set()
     for node in tree.body:
@@ -66,7 +66,7 @@ def test_a_named_file_defines_the_named_symbol(file, symbol):
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_every_file_that_a_page_names_exists(page):
     named = re.findall(r'`((?:metadata_wsgi|tests|doc|etc|examples|benchmarks)/[\w./-]*)', page.read_text())
-    # The sample's directory in /etc and an uninstalled package have the same name as ours.
+    # Only paths that begin with a directory of the checkout: /etc/metadata_wsgi is another directory.
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
@@ -119,7 +119,7 @@ def modules():
 
 
 def skeleton(node):
-    """A string of the code with ``...`` in the place of what varies; None for another node."""
+    """The text of a string in the code, with ``...`` for each part that varies; None for other nodes."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return re.sub(r'%[-+ #0-9.]*[a-z]', '...', node.value)
     if isinstance(node, ast.JoinedStr):
@@ -132,7 +132,7 @@ def has_words(text):
 
 
 def strings(tree):
-    """The skeletons of all strings that are not docstrings, formatted ones as one."""
+    """The skeletons of all strings that are not docstrings. An f-string is one string."""
     parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
     parts |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     texts = [skeleton(node) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) or id(node) not in parts]
@@ -165,7 +165,7 @@ def named_node(tree, name):
 
 
 def messages():
-    """Every message of the package at WARNING or higher: ``...`` is what varies."""
+    """Every message of the package at WARNING or higher, with ``...`` for each part that varies."""
     trees = modules()
     for name, tree in trees.items():
         for text in log_formats(tree):
@@ -186,9 +186,9 @@ def first_cells(page, heading=''):
 
 
 def matches(entry, text):
-    """Whether ``text`` is the message of the entry, whose ``...`` stand for anything.
+    """Whether ``text`` is the message of the entry. ``...`` in the entry matches anything.
 
-    The entry may also have a value in the place of a ``...`` of a text with four words or more.
+    If ``text`` has four words or more, the entry may also have a value in the place of a ``...`` of the text.
     """
     return has_parts(entry.split('...'), text) or (
         has_parts(text.split('...'), entry) and len(re.findall('[A-Za-z]{2,}', text)) >= 4
@@ -196,8 +196,8 @@ def matches(entry, text):
 
 
 def has_parts(parts, subject):
-    """Whether ``subject`` is the parts in their order, with anything between two of them."""
-    # Before the regular expression, which takes a hundred times as long.
+    """Whether ``subject`` consists of ``parts`` in this order, with any text between two parts."""
+    # The quick check is first: the regular expression takes a hundred times as long.
     return all(part in subject for part in parts) and bool(
         re.fullmatch('.*'.join(map(re.escape, parts)), subject, re.DOTALL)
     )
@@ -225,7 +225,7 @@ def test_every_message_of_a_page_is_in_the_code(page, heading):
 
 
 def test_every_output_that_a_troubleshooting_step_explains_is_in_the_code():
-    """The quoted texts of three words or more in the first cells of its tables, without those of other programs."""
+    """Checks quoted texts of three words or more in the first cells of tables, except those of other programs."""
     of_curl = {"Couldn't connect to server", 'No route to host', 'Connection timed out', 'Operation timed out'}
     composed = {'DIRECTORY NOT REACHABLE', 'NOVA NOT REACHABLE'}  # HealthcheckFilter makes these of its checks
     steps = (DOC / 'troubleshooting.md').read_text().partition('## Problems that')[0]
@@ -351,7 +351,7 @@ def commands_of(page, program):
     """The arguments of each command line of ``program``."""
     for code in code_of(page):
         found = re.match(rf'(?:\S*/)?{program} +(.*)', code)
-        # In a unit file or in the code of an option, not a command line.
+        # With a '=' before the program it is a line of a unit file or an option, not a command line.
         if found and '=' not in code.partition(program)[0]:
             yield re.split(r'\s#', found[1])[0].replace('`', '').split()
 

@@ -22,7 +22,7 @@ def test_an_entry_point_resolves(entry):
 
 
 def test_the_installed_entry_points_are_those_of_setup_cfg():
-    """If this fails, the package was installed before they changed: install it again."""
+    """If this fails, the package was installed before the entry points changed: install it again."""
     parser = configparser.ConfigParser()
     parser.read(SETUP)
     declared = {
@@ -35,7 +35,7 @@ def test_the_installed_entry_points_are_those_of_setup_cfg():
 
 @pytest.mark.parametrize('entry', [*entry_points(group='paste.filter_factory')], ids=lambda entry: f'{entry.value}')
 def test_a_filters_factory_takes_no_options_of_the_paste_file(entry):
-    """So that an option there is refused, not ignored."""
+    """An option of a filter in the paste file is refused, not ignored."""
     if entry.value.startswith('metadata_wsgi.'):
         kinds = {parameter.kind for parameter in inspect.signature(entry.load()).parameters.values()}
         assert inspect.Parameter.VAR_KEYWORD not in kinds
@@ -78,7 +78,7 @@ def test_secret_options_are_marked_as_secret():
     ],
 )  # fmt: skip
 def test_an_option_name_of_grizzly_or_neutron_is_known(name):
-    """An existing metadata_agent.ini works unedited."""
+    """An existing metadata_agent.ini works without changes."""
     options = dict(option_registry.list_opts())['DEFAULT']
     known = {opt.dest for opt in options} | {
         old.name.replace('-', '_') for opt in options for old in opt.deprecated_opts

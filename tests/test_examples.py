@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worked example is put into the shipped paste file as its text says, and does what it says."""
+"""The example filter can be added to the shipped paste file as its text says, and works."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fakes have the methods of their protocols; a test with another fake proves nothing."""
+"""The fakes have the methods of their protocols. A test with a fake that differs proves nothing."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def table():
 
 
 def room_of(module):
-    """``filters`` for filters/source.py, ``relay`` for relay.py, '' for the package itself."""
+    """``filters`` for filters/instance.py, ``limits`` for limits.py, '' for the package itself."""
     return module.parts[0].removesuffix('.py').replace('__init__', '') if len(module.parts) == 1 else module.parts[0]
 
 
@@ -123,7 +123,7 @@ def test_the_basic_modules_import_nothing_of_ours():
 
 
 def test_a_key_of_the_environ_is_spelt_in_one_place():
-    """In ``environ_keys``; elsewhere its name is imported."""
+    """Only ``environ_keys`` spells it. Other modules import the constant."""
     keys = {value for name, value in vars(environ_keys).items() if name.isupper() and isinstance(value, str)}
     assert 'metadata_wsgi.source' in keys
     for module in MODULES:
@@ -171,8 +171,8 @@ def test_importing_any_module_does_nothing():
     ],
 )
 def test_the_memory_of_keeper_and_namespace_proxies_has_no_library_that_they_do_not_use(module, libraries):
-    """They run on each host, also on one with few routers; each of these costs megabytes."""
-    # Coverage of a subprocess imports gevent before.
+    """These programs run on each host, even with few routers. Each of these libraries costs megabytes."""
+    # With coverage, gevent is imported before.
     code = f'import sys; before = set(sys.modules); import {module}; print(*set(sys.modules) - before)'
     code = f'import warnings; warnings.simplefilter("ignore"); {code}'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The units of etc/systemd: what systemd-analyze finds in them, and what they run as root before the service.
 
-``tests/netns/test_units.py`` runs them.
+``tests/netns/test_units.py`` runs the units.
 """
 
 import os
@@ -19,7 +19,7 @@ UNITS = sorted((ROOT / 'etc' / 'systemd').iterdir())
 
 
 def systemd_analyze(*argv):
-    """Its output; skips the test without it. Version 252 is that of Debian 12."""
+    """The output of systemd-analyze. Skips the test if systemd is not installed."""
     if not shutil.which('systemd-analyze'):
         pytest.skip('systemd is not installed')
     return subprocess.run(
@@ -58,7 +58,7 @@ def test_a_unit_notifies_systemd_and_has_a_watchdog(unit):
 
 @pytest.mark.parametrize('found', ['nothing', 'the state directory', 'external', 'a symlink'])
 def test_units_make_the_state_directory_and_that_of_pid_files(tmp_path, found):
-    """As root, before a worker can; what is there already is left alone."""
+    """Root makes the directories before a worker can. Existing directories are not changed."""
     commands = set()
     # watch has no state of its own; it needs what the keeper's unit makes.
     for unit in sorted((ROOT / 'etc' / 'systemd').glob('*.service')):

@@ -140,22 +140,22 @@ class LocalCache:
         return self.fresh(key)
 
     def set(self, key: Hashable, value: Any, ttl: Ttl, *, age_s: float = 0.0, flight: Flight | None = None) -> None:
-        """Store ``value``, whose load began ``age_s`` seconds ago. The TTL counts from then (RFC 9111, 4.2.3).
+        """Store ``value``. The TTL counts from the beginning of its load, ``age_s`` seconds ago (RFC 9111, 4.2.3).
 
         Does nothing if ``delete`` was called for the key since ``flight`` began.
         """
         if not self._store(key, value, ttl, age_s, flight) or self._backend is None:
             return
         self._backend.set(key, value, ttl, age_s)
-        # If the key was deleted during this write, the backend may have done the delete first.
+        # If the key was deleted meanwhile, the backend may have executed the delete before the write.
         if self._was_deleted(key, flight):
             self._backend.delete(key)
 
     def delete(self, key: Hashable) -> None:
         """Remove the entry. If a load is in flight, the waiting requests get its result, but the result is not stored.
 
-        The backend may still have the entry: if it is unavailable now, or if another worker stores a value there whose
-        load began before the delete. So this cache keeps the time of the delete, and uses no older entry of the
+        The backend may still have the entry: if the backend is unavailable now, or if another worker stores a value
+        whose load began before the delete. So this cache keeps the time of the delete, and uses no older entry of the
         backend.
         """
         with self._lock:

@@ -4,7 +4,7 @@
 Values are stored as JSON, so a program that can write to the server cannot execute code in the agent. Keys are hashed,
 so no key is too long and no key names an instance. Each entry contains its TTL and the time at which it was loaded. An
 expired entry is not used even if the server still stores it. The clocks of hosts that share a cache must not differ by
-more than one second: an entry that seems to be from a later time is not used.
+more than one second. An entry that seems to be from a later time is not used.
 
 An unavailable server must not delay requests: a connection attempt, a read and a write each end within ``TIMEOUT_S``.
 After a failure the worker does not use the server for ``RETRY_AFTER_FAILURE_S``. Then one request tries again. No

@@ -44,7 +44,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert each proxy. Returns exit code 1 if a conversion failed, or if no proxy runs for a given id."""
+    """Adopt or give back each proxy. Returns exit code 1 if one of them fails, or if no proxy of a given id runs."""
     root_check.require_root()
     proxies = [proxy for proxy in haproxy.running(args.state_path) if args.all or proxy.id in args.id]
     missing = sorted(set(args.id) - {proxy.id for proxy in proxies})

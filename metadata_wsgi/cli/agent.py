@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 STORED_SOCKET = 'metadata_proxy'
-"""Name of the agent's socket in systemd's file descriptor store, and in LISTEN_FDNAMES at SIGUSR1."""
+"""Name of the agent's socket in systemd's store, and in the LISTEN_FDNAMES that SIGUSR1 passes to the new program."""
 
 OPTS = [
     cfg.StrOpt('metadata_paste_config', help='Path of the paste file. Default: the paste file of the package.'),
@@ -133,7 +133,7 @@ def _report_options(program: Program, paths: Sequence[str]) -> list[str]:
 def paste_file(global_conf: Mapping[str, str]) -> tuple[str, str]:
     """Return the path of the paste file, and a note for the operator.
 
-    If ``api_paste_config`` names the paste file of another program, the note explains this, else it is ''.
+    The note is '' unless ``api_paste_config`` names the paste file of another program.
     """
     conf = config_files.load(global_conf, OPTS)
     if conf.metadata_paste_config:
@@ -195,7 +195,7 @@ class _DispatchBySocket:
 
 
 def _on_config_checked(global_conf: Mapping[str, str], pause: SharedPause) -> None:
-    # The credentials may be new.
+    # With new credentials the reason for the pause may be gone.
     pause.reset()
     for sentence in file_warnings.world_readable_secrets(config_files.files(global_conf), file_warnings.all_options()):
         LOG.warning('%s', sentence)
@@ -216,18 +216,18 @@ def _workers(conf: cfg.ConfigOpts) -> identity.Identity | None:
             identity.DEFAULT_USERS[0],
         )
     if conf.metadata_one_hop and conf.metadata_proxy_group:
-        # The keeper's socket for workers has that group.
+        # The keeper's socket for workers has the group metadata_proxy_group.
         return replace(workers, groups=(listeners.gid_of(conf.metadata_proxy_group),))
     return workers
 
 
 def socket_access(mode_name: str, user: str, group: str) -> tuple[str, str, str]:
-    """The mode, owner and group of the agent's socket. '' as owner or group means that of this process.
+    """The mode, owner and group of the agent's socket. '' means the owner or group of this process.
 
     The arguments are the values of ``metadata_proxy_socket_mode``, ``metadata_proxy_user`` and
     ``metadata_proxy_group``. Only root can give the socket to another user. If the agent does not run as root and
-    ``metadata_proxy_user`` is another user, mode ``deduce`` means the same as in Neutron's agent: if
-    ``metadata_proxy_group`` is '' or a group of this process, the group may connect, else all users may. The filter
+    ``metadata_proxy_user`` is another user, mode ``deduce`` means the same as in Neutron's agent. The group may connect
+    if ``metadata_proxy_group`` is '' or a group of this process; otherwise all users may. The filter
     ``peer_credentials`` still checks the peers.
     """
     if os.geteuid() == 0 or mode_name != 'deduce' or not user or listeners.uid_of(user) == os.geteuid():
@@ -305,7 +305,7 @@ def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None, notifier: N
 def _settings(global_conf: Mapping[str, str]) -> dict[str, Any]:
     conf = config_files.load(global_conf, server_options.OPTS)
     return {
-        # 0 is Neutron's "no separate processes".
+        # metadata_workers = 0 means in Neutron: no separate worker processes.
         'workers': server_options.worker_count(conf.metadata_workers),
         'backlog': conf.metadata_backlog,
         'worker_connections': conf.metadata_connections,

@@ -5,8 +5,8 @@ Quantum's L3 agent attaches its routers itself. These commands are for clouds wi
 need root. With several targets, a failure of one target does not stop the others.
 
 The mode of a router selects the process that accepts its connections (``doc/modes.md``). Without ``--mode`` an attached
-router keeps its mode, and a new router gets ``shared``: keeper and shared proxy are started if they do not run. If the
-shared proxy cannot be started, the router gets ``process``.
+router keeps its mode, and a new router gets ``shared``. For ``shared``, keeper and shared proxy are started if they do
+not run. If the shared proxy cannot be started, the router gets ``process``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MAX_CONCURRENT_WAITS = 64
 
 
 def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the two subcommands; each sets ``run``, which takes the parsed arguments and returns an exit code."""
+    """Declare the verbs. Each sets ``args.run``, which takes the parsed arguments and returns an exit code."""
     attach = verbs.add_parser(
         subparsers,
         'attach',

@@ -15,7 +15,7 @@ from metadata_wsgi.config import config_files, state_paths
 from metadata_wsgi.errors import MetadataError, NetnsError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
-from metadata_wsgi.netns import namespaces, neutron_lock, proxy_process
+from metadata_wsgi.netns import interface_state, namespaces, neutron_lock, proxy_process
 from metadata_wsgi.netns.attach import Attacher
 from metadata_wsgi.netns.iptables import Iptables, kernel_families
 from metadata_wsgi.netns.neutron_lock import NeutronIptablesLock
@@ -28,7 +28,7 @@ LOG = logging.getLogger(__name__)
 
 MAX_CONCURRENT_ATTACHES = 8
 COMMON_OPTIONS = ('config_file', 'state_path', 'metadata_proxy_socket', 'iptables', 'neutron_lock_path')
-"""Options of ``attach``, ``detach`` and ``attached``."""
+"""Options that ``attach``, ``detach`` and ``attached`` have in common."""
 BULK_THRESHOLD = 4
 """With at least this many targets, iptables creates the rules once, and netlink copies them to the namespaces
 (``netns.ruleset_template``)."""
@@ -55,7 +55,7 @@ OUTCOMES = {
     SHARED: ('the shared proxy serves it already', 'the shared proxy serves it'),
     ONE_HOP: ('the agent serves it already', 'the agent serves it'),
 }
-"""The texts that ``attach`` prints, by mode: (nothing was changed, something was changed)."""
+"""The texts that ``attach`` prints about the listener, by mode: (it was not changed, it was changed)."""
 
 
 class AttachCommand:
@@ -74,20 +74,23 @@ class AttachCommand:
 
     def attach(self, target: AttachTarget) -> str:
         """Attach the target without waiting for IPv6. Returns a message to print. Raises MetadataError if it fails."""
-        changed = self._attacher.attach(
+        changes = self._attacher.attach(
             target,
             **self._options(target),
             mark=self._args.mark,
             interface=self._args.interface,
             wait_for_ipv6=False,
         )
-        outcome = OUTCOMES[self.mode(target)][changed]
+        outcome = '; '.join([OUTCOMES[self.mode(target)][changes.listener], *changes.in_namespace])
         return f'{target.kind} {target.uuid} is attached in {target.namespace}: {outcome}'
 
     def settle(self, target: AttachTarget) -> str:
-        """Wait until the target's IPv6 address can be used. Returns '', because there is nothing to print."""
-        self._attacher.settle(target, **self._options(target))
-        return ''
+        """Wait until the target's IPv6 address can be used. Returns a message to print, '' if nothing was changed."""
+        changes = self._attacher.settle(target, **self._options(target))
+        clauses = changes.in_namespace
+        if changes.listener:
+            clauses = (f'its listener was replaced, because it did not serve {interface_state.ADDRESS}', *clauses)
+        return f'{target.kind} {target.uuid}: {"; ".join(clauses)}' if clauses else ''
 
     def mode(self, target: AttachTarget) -> str:
         """The mode in which to attach ``target``. May start the shared proxy (``_default_mode``)."""

@@ -21,7 +21,7 @@ COLUMNS = ('kind', 'id', 'namespace', 'mode', 'pid', 'port', 'rules', 'problems'
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand. ``args.run(args)`` then runs it and returns its exit code."""
+    """Declare the verb. ``args.run(args)`` runs it and returns its exit code."""
     parser = verbs.add_parser(
         subparsers,
         'attached',

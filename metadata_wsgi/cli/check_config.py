@@ -2,9 +2,10 @@
 """``metadata-wsgi check-config`` and ``show-pipeline``: check whether the agent would start, and show its pipeline.
 
 ``check-config`` reads the agent's configuration and loads the pipeline. It checks that the lookup shows every instance
-to the agent, and that Nova checks signatures with the same secret. If the agent's role may see no ports, Neutron
-returns an empty list and no error. So in a new cloud, where no other project has a port or network yet, the check
-cannot tell whether the role sees every instance. Then the exit code is 2 if there is no other problem.
+to the agent, and that Nova checks signatures with the same secret. If the agent's role is not allowed to see ports,
+Neutron returns an empty list and no error. So the check has no result in a new cloud, where only the agent's own
+project has ports or networks. Then the exit code is 2 if there is no other problem. It is 2, too, if the pipeline has
+the filter ``metrics`` and the user of the command cannot write to the directory of the metrics.
 
 ``show-pipeline`` prints the filters as a list, or draws the path of a request (``-f mermaid``, ``-f svg``).
 """
@@ -12,8 +13,9 @@ cannot tell whether the role sees every instance. Then the exit code is 2 if the
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from metadata_wsgi.cli import agent, findings, listing, neutron_agent, option_registry, pipeline_drawing, verbs
@@ -79,11 +81,11 @@ def global_conf_of(args: argparse.Namespace) -> dict[str, str]:
 
 
 def load(args: argparse.Namespace) -> tuple[str, Any]:
-    """Return the path of the paste file and the application that ``args`` select. Disconnects the metrics."""
+    """Return the path of the paste file and the application that ``args`` select. Disables the metrics."""
     global_conf = global_conf_of(args)
     path = args.paste_file or agent.paste_file(global_conf)[0]
-    app = paste_loader.load(path, args.pipeline, global_conf)
-    # Root may run this, and the directory of the counts belongs to the workers.
+    app = paste_loader.load(path, args.pipeline, global_conf, only_check=True)
+    # Root may run this verb, and would create files in the directory of the workers' metrics.
     sink.disconnect()
     return path, app
 
@@ -130,9 +132,10 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
     links = order.chain(app)
     names = ' '.join(order.name(link) for link in links)
     yield Finding('pipeline', findings.WELL, f'{names}: every filter has what it requires')
+    yield from _metrics(global_conf, links)
     for sentence in file_warnings.world_readable_secrets(files, option_registry.list_opts()):
         yield Finding('secrets', findings.NOT_WELL, sentence)
-    # Two filters may have a lookup, lookup_cache and instance; both use the same lookup object.
+    # The filters lookup_cache and instance may both have a lookup; it is the same object.
     lookup: object = next(filter(None, map(protocol.lookup_of, links)), None)
     if credentials := getattr(lookup, 'credentials', ''):
         yield Finding('credentials', findings.WELL, credentials)
@@ -143,6 +146,29 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
         yield Finding('Nova', findings.NOT_WELL, sentence)
     if not nova_problems and isinstance(links[-1], UpstreamApp):
         yield Finding('Nova', findings.WELL, 'checks signatures and has the same shared secret')
+
+
+def _metrics(global_conf: Mapping[str, str], links: Iterable[Any]) -> Iterator[Finding]:
+    """Whether the agent can count, if the pipeline has the filter ``metrics``."""
+    # Imported only here, because not every pipeline needs it.
+    from metadata_wsgi.filters.optional import metrics
+
+    if not any(isinstance(link, metrics.MetricsFilter) for link in links):
+        return
+    try:
+        metrics.check_directory(global_conf)
+    except ConfigError as error:
+        if os.geteuid() == 0:
+            yield Finding('metrics', findings.NOT_WELL, f'metrics: {error}')
+            return
+        yield Finding(
+            'metrics',
+            findings.UNKNOWN,
+            f'metrics: cannot tell whether the agent can count: {error}. Run the command as root, or as the user that '
+            'starts the agent',
+        )
+    else:
+        yield Finding('metrics', findings.WELL, 'the agent can write the counts')
 
 
 def _probe(lookup: protocol.ChecksVisibility) -> Finding:
@@ -166,7 +192,7 @@ def show_pipeline(args: argparse.Namespace) -> int:
     try:
         path, app = load(args)
     except ConfigError as error:
-        # That the pipeline does not load is what this verb is asked for.
+        # Exit code 1 and not 2: the verb has found that the pipeline does not load.
         raise MetadataError(str(error)) from error
     links = order.chain(app)
     rows: list[tuple[listing.Cell, ...]] = [

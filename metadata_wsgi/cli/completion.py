@@ -17,8 +17,8 @@ from metadata_wsgi.cli.exit_codes import WELL
 FILES = ('config_file', 'paste_file', 'file', 'program', 'output')
 DIRECTORIES = ('state_path', 'log_dir', 'neutron_lock_path', 'ha_confs_path')
 IDS = {'router_id': 'qrouter-', 'network_id': 'qdhcp-'}
-"""Names of arguments whose values are files (FILES), directories (DIRECTORIES) and ids (IDS: argument and the prefix of
-its namespaces)."""
+"""Names of arguments whose values are files (FILES), directories (DIRECTORIES) and ids (IDS, with the prefix of the
+namespace name)."""
 
 PREAMBLE = {
     'bash': """
@@ -63,7 +63,7 @@ def script(shell: str) -> str:
     parser = main.make_parser()
     for action in _actions(parser):
         if isinstance(action, argparse._SubParsersAction):
-            # zsh lists a verb with its description: the short one.
+            # zsh lists each verb with its description. The short help text is used as the description.
             for choice in action._choices_actions:
                 action.choices[choice.dest].description = choice.help
         elif action.dest in FILES:

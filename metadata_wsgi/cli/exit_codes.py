@@ -6,7 +6,7 @@ code  constant      meaning
 ====  ============  ==========================================================================================
 0     WELL          done, or all is well
 1     NOT_WELL      the action failed, or a check found a problem; the output names the reason
-2     CANNOT_TELL   nothing was done, or a check has no result: wrong usage, no privileges, unusable file, bug
+2     CANNOT_TELL   nothing was done, or a check has no result (wrong usage, no privileges, unusable file, bug)
 130   INTERRUPTED   ended by Ctrl-C
 ====  ============  ==========================================================================================
 """

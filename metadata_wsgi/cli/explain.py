@@ -2,8 +2,8 @@
 """``metadata-wsgi explain``: the first command to run when an instance gets no metadata.
 
 Passes one request through the configured pipeline as if the instance had sent it. The arguments are a router or network
-and an address. For each filter that passes the request on, a line has the data that the filter sets and the time that
-it took. Further lines are the queries of the lookup and the request to Nova, with the signature masked. With ``--send``
+and an address. Each filter that passes the request on gets a line with its time and the data that it
+sets. Further lines are the queries of the lookup and the request to Nova, with the signature masked. With ``--send``
 the request is sent to Nova, and Nova's response is printed. In the formats for programs there is a row for each step,
 without the body of the response.
 """
@@ -61,7 +61,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Print the trace. Returns 0 if the request reached the end of the pipeline, else 1.
 
-    With ``--send``: 0 if Nova responded with 200.
+    With ``--send``, returns 0 only if Nova responded with 200.
     """
     _, app = check_config.load(args)
     links = order.chain(app)
@@ -120,7 +120,7 @@ class _Trace:
         self.write(f'{name:<13} {text}' + (f'   ({elapsed_ms:.1f} ms)\n' if is_timed else '\n'))
 
     def detail(self, text: str, *, is_of_last_step: bool = True) -> None:
-        """Print a line below the last step, or above the next step."""
+        """Print a line below the last step if ``is_of_last_step``, else above the next step."""
         (self._details[-1] if is_of_last_step else self._pending).append(text)
         self.write(f'{"":14}{text}\n')
 
@@ -129,7 +129,7 @@ class _Trace:
         self.detail(f'{count} from {query} in {seconds * 1000:.1f} ms', is_of_last_step=False)
 
     def note(self, text: str) -> None:
-        """Print a message of the lookup about a port that it found and did not use."""
+        """Print a message of the lookup about a port that the lookup found but did not use."""
         self.detail(text, is_of_last_step=False)
 
     def response(self, status: str, headers: list[tuple[str, str]]) -> None:
@@ -170,7 +170,7 @@ class _Probe:
 
 
 def _headers_for_nova(environ: WSGIEnvironment) -> message.Headers:
-    """The headers of the request to Nova, the signature masked."""
+    """The headers of the request to Nova, with the signature masked."""
     headers = message.headers(environ, header_names.upstream_name)
     identity = environ.get(environ_keys.SIGNED_IDENTITY)
     if identity is not None:

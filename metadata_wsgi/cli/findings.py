@@ -20,7 +20,7 @@ COLOURS = {WELL: GREEN, NOT_WELL: RED, UNKNOWN: YELLOW}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result for one part, for example ``keeper``. ``state`` is WELL, NOT_WELL or UNKNOWN.
+    """The result for one checked part, for example ``keeper``. ``state`` is WELL, NOT_WELL or UNKNOWN.
 
     ``text`` is a sentence. ``details`` are lines below it.
     """

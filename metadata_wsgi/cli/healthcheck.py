@@ -23,7 +23,7 @@ PATH = '/healthcheck'
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the subcommand."""
+    """Declare the verb."""
     parser = verbs.add_parser(
         subparsers,
         'healthcheck',
@@ -66,7 +66,7 @@ def agent(path: str, *, live: bool) -> tuple[bool, str]:
 
 
 def keeper(state_path: str, *, live: bool) -> tuple[bool, str]:
-    """Whether the keeper of ``state_path`` responds, and, for readiness, whether workers serve its sockets."""
+    """Whether the keeper of ``state_path`` responds; without ``live`` also whether workers serve its sockets."""
     try:
         with admin_client.connect(state_path) as client:
             listeners, workers = client.list()

@@ -8,7 +8,7 @@ import sys
 
 
 def path(name: str) -> str:
-    """The path of the program ``name`` beside this program. If it is not there: ``name``, for a search on PATH."""
+    """The path of ``name`` in the directory of this program; if it is not there, ``name``, for a search on PATH."""
     for directory in (os.path.dirname(os.path.abspath(sys.argv[0])), os.path.join(sys.prefix, 'bin')):
         found = os.path.join(directory, name)
         if os.access(found, os.X_OK):

@@ -15,7 +15,7 @@ from metadata_wsgi.privileges import options as privileges_options
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the subcommand."""
+    """Declare the verb."""
     parser = verbs.add_parser(
         subparsers,
         'keeper',
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Replace this process by the keeper, which runs until SIGTERM.
 
     The keeper's socket for workers belongs to ``metadata_proxy_user`` and ``metadata_proxy_group``. If neither is set,
-    it belongs to the group of the workers.
+    the socket belongs to the group of the workers.
     """
     global_conf = config_files.to_global_conf(args.config_file)
     owner = config_files.load(global_conf, net_options.OPTS)
@@ -47,6 +47,6 @@ def run(args: argparse.Namespace) -> int:
     flags = {'daemonize': args.daemonize, 'use-json': args.use_json, 'use-journal': args.use_journal}
     argv = keeper_process.command_line(os.path.abspath(state_path), user, group, flags)
     # The same process executes another program: its pid stays, and the memory of all imported modules is freed. With
-    # PYTHONPATH it finds the package in the same place, even if a wrapper has changed the path.
+    # PYTHONPATH the new program finds the package in the same place, even if a wrapper has changed sys.path.
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
     os.execve(sys.executable, argv, environment)  # noqa: S606 (no shell: that is the point)

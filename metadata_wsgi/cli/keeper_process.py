@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The keeper's process. ``metadata-wsgi keeper`` reads the options, then executes this module.
 
-The keeper runs as root and never ends, and everything that it imports stays in memory. So it imports no part of the
-package that reads a configuration or runs a server. The command line is ``python -m metadata_wsgi.cli.keeper_process
-STATE_PATH OWNER GROUP [FLAG...]``. OWNER and GROUP are those of the socket for workers; they may be empty. The flags
-are ``daemonize``, ``use-json`` and ``use-journal``.
+The keeper runs as root and does not end by itself, so everything that it imports stays in memory. So it imports no part
+of the package that reads a configuration or runs a server. The command line is ``python -m
+metadata_wsgi.cli.keeper_process STATE_PATH OWNER GROUP [FLAG...]``. OWNER and GROUP are those of the socket for
+workers; they may be empty. The flags are ``daemonize``, ``use-json`` and ``use-journal``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ PROGRAMS = {'ip': 'iproute2', 'iptables': 'iptables', 'curl': 'curl'}
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the subcommand."""
+    """Declare the verb."""
     parser = verbs.add_parser(
         subparsers,
         'lab',

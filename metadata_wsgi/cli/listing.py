@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options ``-f FORMAT`` and ``-c COLUMN`` of verbs that print a list, as in the OpenStack client.
 
-The format ``table`` is the default, for people. The other formats are for programs. Their columns and the order of the
-columns do not change within a major version. New columns are added at the end.
+The format ``table`` is the default, for people. The other formats are for programs. Their columns and the column
+order do not change within a major version. New columns are added at the end.
 
 json, yaml   a list of objects, one for each row; a cell with several sentences is a list
 csv          a header, then a line for each row

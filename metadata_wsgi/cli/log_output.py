@@ -5,7 +5,7 @@ The agent has all options of oslo.log. The other programs have ``--use-json`` an
 meaning as in oslo.log. They import oslo.log only if one of these two options is set, to save memory. Otherwise a log
 line is plain text.
 
-A text line has the id where oslo.log prints it, a JSON line in ``context``, a journal entry in ``REQUEST_ID``.
+A text line has the request id where oslo.log prints it, a JSON line in ``context``, a journal entry in ``REQUEST_ID``.
 """
 
 from __future__ import annotations

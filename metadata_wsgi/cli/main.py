@@ -2,8 +2,7 @@
 """``metadata-wsgi``: the commands that an operator runs by hand.
 
 Only the module of the verb on the command line is imported, because the import of all modules would take 0.7 s. A
-module imports at its top what each of its verbs needs. It imports inside a function what is slow to import and seldom
-needed. ``exit_codes`` has the exit codes.
+module has its imports at the top, except those that are slow and seldom needed. ``exit_codes`` has the exit codes.
 """
 
 from __future__ import annotations

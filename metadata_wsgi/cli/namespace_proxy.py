@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """``quantum-ns-metadata-proxy``: the namespace proxy for one router or network, or the shared proxy (``--shared``).
 
-The program accepts the command line of an L3 or DHCP agent of Grizzly. It makes the shared proxy serve the namespace in
-which it is started. With ``--mode process``, or if the shared proxy cannot, the program itself serves the namespace. It
-reads no configuration file. If root starts the program, it opens the sockets and then serves as an unprivileged user:
-``--metadata_proxy_user`` and ``--metadata_proxy_group``, else a user that may connect to the agent's socket. The agent
-may be started before or after the proxy (``privileges.identity_from_socket``).
+The program accepts the command line of an L3 or DHCP agent of Grizzly. It is started in a namespace, and makes
+the shared proxy serve this namespace. With ``--mode process``, or if the shared proxy cannot, the program itself
+serves the namespace. It reads no configuration file. If root starts the program, it opens the sockets and then serves
+as an unprivileged user. ``--metadata_proxy_user`` and ``--metadata_proxy_group`` select this user; the default is a
+user that may connect to the agent's socket. The agent may be started before or after the proxy
+(``privileges.identity_from_socket``).
 
 The id of the router or network stays in the command line of the process, because process managers search for the id
 there. The proxy does not start if another process has the same pid file.
@@ -32,6 +33,7 @@ from metadata_wsgi.namespace_proxy.pidfile import PidFile
 from metadata_wsgi.net import listeners, sd_notify
 from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns.target import PROCESS
+from metadata_wsgi.pipeline.environ_keys import Namespace
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges.identity import Identity
 from metadata_wsgi.privileges.identity_from_socket import IdentityFromSocket
@@ -42,7 +44,7 @@ LOG = logging.getLogger(__name__)
 PROGRAM = 'quantum-ns-metadata-proxy'
 SYSLOG = '/dev/log'
 SHARED_SOCKET = 'shared_proxy'
-"""Name of the shared proxy's socket file in the state path, and of this socket in LISTEN_FDNAMES at SIGUSR1."""
+"""Name of the shared proxy's socket: in the state path, and in the LISTEN_FDNAMES that SIGUSR1 passes on."""
 UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 
@@ -85,9 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             on_worker_start=pid_file.close_in_child if pid_file else lambda: None,
             on_ready=ready,
             keeper=(os.path.join(args.state_path, 'listeners'), SHARED) if args.shared else None,
+            namespace=None if args.shared else Namespace(args.router_id, args.network_id),
             identity=worker_identity,
             any_destination=args.allow_any_destination,
-            # A daemon is not the main process of the unit whose environment it has inherited.
+            # A daemon inherits NOTIFY_SOCKET of the unit that started it, but is not the main process of that unit.
             notifier=None if args.daemonize else notifier,
             program='namespace_proxy',
             write_report=lambda: report_process.start(args.state_path, f'{PROGRAM}-{namespace_id}'),
@@ -111,7 +114,7 @@ def _can_hand_over(args: argparse.Namespace) -> bool:
 
 def _hand_over(args: argparse.Namespace) -> bool:
     """Make the shared proxy serve this namespace. Returns False if this fails; then this process must serve."""
-    # Imported here and not in a master that serves: its workers would inherit functions that gevent must replace.
+    # Imported only here: workers of a master with this import would inherit functions that gevent must replace.
     from metadata_wsgi.cli import shared_proxy
 
     options = [
@@ -169,7 +172,7 @@ def _inherited_socket(number: int) -> socket.socket:
 
 
 def _application(args: argparse.Namespace) -> Any:
-    # Imported in the worker, after gevent has patched the modules that these two import.
+    # Imported in the worker, so after gevent has patched the modules that these two import.
     from metadata_wsgi.http import client
     from metadata_wsgi.namespace_proxy.app import NamespaceProxyApp
 
@@ -210,8 +213,8 @@ def _configure_logging(args: argparse.Namespace, namespace_id: str) -> None:
 def _log_handlers(args: argparse.Namespace, namespace_id: str) -> list[logging.Handler]:
     """The log handlers that the options select.
 
-    A daemon closes its standard error when it is ready, because its caller may wait for this. So a daemon also logs to
-    syslog if no other destination is given.
+    A daemon closes its standard error when it is ready, because its caller may read it to the end. So a
+    daemon also logs to syslog if no other destination is given.
     """
     if args.use_syslog and _syslog_is_reachable():
         return [logging.handlers.SysLogHandler(SYSLOG)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lists every option of the package: for the sample file, the reference and the search for misspelt names.
 
-Each option is declared in the module that uses it. This module lists these modules. Other packages do not import this
+Each option is declared in the module that uses it. The list of those modules is here. Other packages do not import this
 module: they load the list through the entry point ``metadata_wsgi`` of ``oslo.config.opts``.
 """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws a pipeline, and the path of a request to it from two instances: same address, each behind its own router.
+"""Draws a pipeline, and the path to it from two instances with the same address, each behind its own router.
 
-The drawing shows the filters of the loaded pipeline in their order. The text below the name of a filter is what the
+The drawing shows the filters of the loaded pipeline in their order. The text below the name of a filter says what the
 filter finds out. An arrow leads to the service that the filter queries. A pipeline with ``socket_source`` is drawn
 without a namespace proxy.
 
@@ -154,7 +154,7 @@ def svg(links: Sequence[Any]) -> str:
     drawing.box(MARGIN, HOST_Y, host_width, HOST_HEIGHT, 'box')
     drawing.text(MARGIN + host_width / 2, HOST_Y + 20, 'the host: agent', 'name')
     _draw_steps(drawing, first_x, steps, widths)
-    # Both ways join above the first filter.
+    # The arrows of both tenants join above the first filter.
     joint = (first_x + widths[0] / 2, HOST_Y - 22)
     for number in range(len(TENANTS)):
         center = MARGIN + host_width * (1 + 2 * number) / 4

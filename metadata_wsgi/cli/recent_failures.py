@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi status --failures``: recent failures of all workers on this host, a row for each client and reason.
 
-The workers store the failures in memory (``metadata_wsgi.failures``). After a reload of the agent they can still be
-read, after a restart they cannot.
+The workers store the failures in memory (``metadata_wsgi.failures``). The failures survive a reload of the
+agent, but not a restart.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NO_WORKER = 'no worker publishes failures: the agent does not run, or it is not 
 
 
 def show(args: argparse.Namespace) -> int:
-    """Print the failures. The exit code is WELL if they could be read, even if there are some; else CANNOT_TELL."""
+    """Print the failures. Returns WELL if they could be read, even if there are some; else CANNOT_TELL."""
     tables = shared_memory.read_all()
     if not tables:
         print(NO_WORKER, file=sys.stderr)

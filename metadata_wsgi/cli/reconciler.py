@@ -17,7 +17,7 @@ FULL_RECONCILE_INTERVAL_S = 60.0
 MAX_LINES_PER_ERROR = 8
 
 TargetKey = tuple[str, str]
-"""(kind, id): ``router`` or ``network``."""
+"""(kind, id). The kind is ``router`` or ``network``."""
 
 
 class AttachActions(Protocol):
@@ -33,7 +33,7 @@ class AttachActions(Protocol):
         """The targets for which the keeper has a socket; None if the keeper does not respond."""
 
     def ended(self) -> Set[TargetKey]:
-        """The targets whose namespace proxy (mode process) has ended since the last call, unless detached."""
+        """The targets whose namespace proxy (mode process) has ended since the last call, except by ``detach``."""
 
 
 class Reconciler:
@@ -122,7 +122,7 @@ class Reconciler:
         success: str,
         action: Callable[[Sequence[TargetKey]], Mapping[TargetKey, str]],
     ) -> list[TargetKey]:
-        """Run the action. Log each target with another outcome than before. Returns the targets without error."""
+        """Run the action. Log each target whose outcome has changed. Returns the targets without error."""
         errors = action(targets) if targets else {}
         news: dict[str, list[TargetKey]] = {}
         for target in targets:

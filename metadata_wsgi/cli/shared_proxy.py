@@ -37,7 +37,7 @@ class AlreadyRunning(NetnsError):
 
 @dataclass(frozen=True, slots=True)
 class SharedProxy:
-    """The shared namespace proxy of ``state_path``. If it is started, ``options`` are added to its command line."""
+    """The shared namespace proxy of ``state_path``. ``options`` are added to its command line when it is started."""
 
     state_path: str
     options: Sequence[str] = ()
@@ -116,9 +116,9 @@ def _start(argv: Sequence[str]) -> None:
 def _host_namespace() -> str:
     """The path of the host's network namespace; '' if this process is already in it.
 
-    An L3 agent starts this process in a router's namespace. A keeper in a router's namespace would keep the namespace
-    in the kernel after it was deleted. So the keeper is started in the namespace of the L3 agent. The L3 agent is the
-    nearest ancestor process in another network namespace.
+    An L3 agent starts this process in a router's namespace. A keeper that runs in a router's namespace would keep
+    the namespace in the kernel after its deletion. So the keeper is started in the namespace of the L3 agent. The L3
+    agent is the nearest ancestor process in another network namespace.
     """
     own = _namespace_of('self')
     pid = os.getppid()

@@ -40,7 +40,7 @@ LOG_OPTS = [cfg.StrOpt('log_file', deprecated_name='logfile'), cfg.StrOpt('log_d
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the subcommand."""
+    """Declare the verb."""
     parser = verbs.add_parser(
         subparsers,
         'status',
@@ -148,7 +148,7 @@ def attachments(state_path: str, entries: list[KeeperEntry] | None) -> Finding:
         )
     except MetadataError as error:
         return Finding('attached', NOT_WELL, str(error))
-    # A mode without a worker is listed once, with the keeper.
+    # A mode without a worker is reported only once, in the finding about the keeper.
     found = [replace(one, problems=tuple(sorted({*one.problems} - {*NO_WORKER.values()}))) for one in found]
     wrong = [one for one in found if one.problems]
     modes = Counter(one.mode for one in found)
@@ -170,8 +170,8 @@ def faults(path: str) -> Finding:
 
 
 def last_faults(path: str, count: int) -> list[str]:
-    """The last ``count`` lines at the end of the log that are warnings or worse. Raises OSError."""
-    # The directory may belong to the workers. Opening a FIFO would wait for a writer.
+    """The last ``count`` warnings and errors in the last LOG_TAIL_BYTES of the log. Raises OSError."""
+    # A worker may be able to replace the log by a FIFO. Without O_NONBLOCK the call would wait for a writer.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), 'rb') as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):

@@ -88,7 +88,7 @@ class Supervisor:
         now_s = self._clock()
         for program in [one for one, due_s in self._due_s.items() if due_s <= now_s]:
             del self._due_s[program]
-            # Under nohup SIGHUP is ignored, and a program of a shell script could not handle it.
+            # setsigdef: nohup ignores SIGHUP, and a shell script cannot trap a signal that it inherits as ignored.
             pid = os.posix_spawnp(program.argv[0], program.argv, os.environ, setsigmask=(), setsigdef=SIGNALS)
             self._running[pid] = program
             self._started_s.setdefault(program, now_s)
@@ -141,7 +141,7 @@ class Supervisor:
 
 
 def _ended_children() -> list[tuple[int, int]]:
-    """(pid, wait status) of each child that has ended, including adopted children (of process 1)."""
+    """(pid, wait status) of each child that has ended, including orphans that process 1 adopted."""
     found = []
     try:
         while (child := os.waitpid(-1, os.WNOHANG))[0]:
@@ -158,7 +158,7 @@ def programs_of(arguments: Sequence[str], *, is_neutron: bool) -> list[Program]:
     global_conf = program.configuration(paths)
     conf = config_files.load(global_conf, [*state_paths.OPTS, *agent.OPTS, *header_source.OPTS])
     path = installed_programs.path
-    # The defaults of Neutron's agent are in files too, before those of the command line.
+    # With --neutron the files of Neutron's defaults come first, then the files of the command line.
     files = [f'--config-file={file}' for file in filter(None, global_conf.get('config_file', '').split(','))]
     keeper = Program((path('metadata-wsgi'), 'keeper', *files), stops_last=True, reloads=False)
     proxy = Program((
@@ -171,7 +171,7 @@ def programs_of(arguments: Sequence[str], *, is_neutron: bool) -> list[Program]:
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the subcommand."""
+    """Declare the verb."""
     parser = verbs.add_parser(
         subparsers,
         'supervise',

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The check at the agent's start: whether Nova and the lookup can serve every instance.
 
-One worker runs the check in the background. No request waits for it:
+One worker checks two conditions in the background, so no request waits:
 
-- Nova must check signatures with the same shared secret (``nova_proxy.probe``). If not, all instances get 404 or 403.
-- The lookup must show every instance to the agent. If the agent's role may see no ports, Neutron returns an empty list
-  and no error. While the lookup is unavailable, the check is retried.
+- Nova must check signatures with the agent's shared secret (``nova_proxy.probe``). If not, all instances get 404 or
+  403.
+- The lookup must show every instance to the agent. If the agent's role is not allowed to see ports, Neutron returns an
+  empty list and no error. While the lookup is unavailable, the check is retried.
 
 Without this check an operator would notice such a fault only when an instance boots without metadata.
 """
@@ -42,7 +43,7 @@ def check(app: Any, *, sleep: Callable[[float], object] = lambda seconds: time.s
 
     for problem in nova_probe.check(app):
         LOG.error('%s', problem)
-    # Two filters may have a lookup, lookup_cache and instance; both use the same lookup object.
+    # The filters lookup_cache and instance may both have a lookup; it is the same object.
     probe = next(filter(None, map(protocol.probe_of, order.chain(app))), None)
     if probe:
         _probe_until_result(probe, sleep)

@@ -10,17 +10,18 @@ again. In mode ``process`` a namespace proxy that ends is started again at once.
 ``--interval`` seconds later, they are started again at the next listing. Every minute (``--again``) all targets are
 attached again, which repairs rules that another program removed. Repairs are logged.
 
-``-- --mode`` sets the mode. Without this option an attached router keeps its mode, and a new router gets mode
-``shared``. While the keeper does not respond, routers of the modes ``shared`` and ``one_hop`` are not changed.
+``-- --mode`` sets the mode (an option of ``attach``). Without it an attached router keeps its mode, and a new router
+gets mode ``shared``. While the keeper does not respond, routers of the modes ``shared`` and ``one_hop`` are not
+changed.
 
 If a target cannot be attached yet (for example, a DHCP namespace has no interface yet), each listing tries again. Each
-error is logged once. A file in /run/netns that is not a namespace is logged. It does not affect other targets. The
+error is logged once. A file in /run/netns that is not a namespace is logged, and does not affect other targets. The
 standby of an HA router gets the IPv6 metadata address when keepalived makes it the primary (``--ha-confs-path``).
 
 SIGTERM ends the program and detaches nothing. The next ``watch`` continues with the same targets. Write options of
 ``attach`` after ``--``, for example ``--neutron-lock-path`` if a Neutron agent runs on the same host. The command needs
-root. ``etc/systemd/metadata-wsgi-watch.service`` is its systemd unit. Do not run it on a host with an L3 agent that
-attaches its routers itself: each program would undo the changes of the other.
+root. ``etc/systemd/metadata-wsgi-watch.service`` is its systemd unit. Do not run ``watch`` on a host with an L3 agent
+that attaches its routers itself: each program would undo the changes of the other.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ PENDING_POLL_S = 0.1
 def watched_namespaces(only: str | None, ha_confs_path: str = HA_CONFS_PATH) -> dict[TargetKey, object]:
     """The namespaces of routers and networks, each with its identity. ``only``: 'router' or 'network', None for both.
 
-    The identity is the namespace's identity and the state of an HA router, because the router's addresses change with
-    its state. Names without a namespace are listed too, so that ``attach`` reports them.
+    The identity consists of the namespace's identity and the state of an HA router, because the router's addresses
+    change with its state. Names without a namespace are listed too, so that ``attach`` reports them.
     """
     found: dict[TargetKey, object] = {}
     for name in (*namespaces.names(), *namespaces.stale_names(attachment_status.STALE_AFTER_S)):
@@ -213,7 +214,7 @@ class CliAttachAdapter:
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Declare the subcommand."""
+    """Declare the verb."""
     parser = verbs.add_parser(
         subparsers,
         'watch',

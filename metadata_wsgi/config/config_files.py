@@ -72,7 +72,7 @@ def parsed_once() -> Iterator[None]:
 
 
 def is_parsed_once() -> bool:
-    """Whether the caller is inside a block of :func:`parsed_once`, that is, a program of this package loads the app."""
+    """Whether the caller is inside a block of :func:`parsed_once`: then a program of this package loads the app."""
     return _PARSED.get() is not None
 
 
@@ -117,7 +117,7 @@ def to_global_conf(paths: Sequence[str]) -> dict[str, str]:
 def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = 'DEFAULT') -> cfg.ConfigOpts:
     """Return a ConfigOpts with ``opts`` in ``[group]``, and maybe with other options too.
 
-    If a value is wrong, raises ConfigError. Its text names the option, its value, the files and what would be right.
+    If a value is wrong, raises ConfigError. Its text names the option, the files, the wrong value and right values.
     """
     paths = files(global_conf)
     parsed = _parsed_files(paths)
@@ -139,8 +139,8 @@ def load(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str = '
 def load_group(global_conf: Mapping[str, str], opts: Sequence[cfg.Opt], group: str) -> cfg.ConfigOpts:
     """Like :func:`load`, for options that a library declares. ``[DEFAULT]`` is treated like every other group.
 
-    So its values are attributes of ``conf['DEFAULT']``, and do not collide with this package's options of the same
-    names.
+    So the values of ``[DEFAULT]`` are attributes of ``conf['DEFAULT']``, and do not collide with this package's
+    options of the same names.
     """
     paths = files(global_conf)
     conf = _parsed_files(paths).conf
@@ -166,9 +166,10 @@ def _parse_files(paths: Sequence[str]) -> _ParsedFiles:
 
 
 def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = (), *, program: str | None = None) -> None:
-    """Parse ``paths`` and the command line ``args`` into ``conf``. ConfigError for a missing or malformed file.
+    """Parse ``paths`` and the command line ``args`` into ``conf``.
 
-    ``program`` is the name for the texts of ``--help`` and ``--version``.
+    Raises ConfigError for a missing or malformed file. ``program`` is the name for the texts of ``--help`` and
+    ``--version``.
     """
     for path in paths:
         if not os.path.isfile(path):
@@ -246,7 +247,7 @@ def _check(values: Any, opts: Iterable[cfg.Opt], where: str, from_file: Collecti
             raise ConfigError(f'{opt.name} in {where}: {reason}') from (None if opt.secret else error)
         if opt.required and value in (None, '', []):
             raise ConfigError(f'{opt.name} is missing from {where}. It is: {opt.help}')
-        # A secret may really contain white space and #. That is an error only if it can be in a file of its own.
+        # A secret may contain white space and #. This is an error only if the secret can be in a file of its own.
         if opt.name not in from_file and (not opt.secret or f'{opt.name}_file' in names):
             check_comment(opt.name, value, where, is_secret=bool(opt.secret))
 

@@ -128,7 +128,7 @@ KNOWN_FOREIGN_OPTIONS = frozenset(
         'nova_admin_password',
         'nova_admin_auth_url',
         'nova_region_name',
-        # nova.conf of Grizzly and Havana, on a host with everything.
+        # nova.conf of Grizzly and Havana, on a host that runs all services.
         'quantum_metadata_proxy_shared_secret',
         'neutron_metadata_proxy_shared_secret',
     }

@@ -24,7 +24,7 @@ from metadata_wsgi.config.file_warnings import CREDENTIAL_SECRETS
 MASK = '***'
 NOT_OURS = '(not shown: an option of another program)'
 MIN_SECRET = 4
-"""A shorter secret is masked as the value of its option, but not searched in the text: many words would contain it."""
+"""A shorter secret is masked only as the value of its option: many words of the text would contain it."""
 
 Known = Iterable[tuple[str, Sequence[cfg.Opt]]]
 """(group, options) pairs."""
@@ -36,7 +36,10 @@ _AUTHORITY = re.compile(r'(?<=://)[^/\s]+')
 
 
 def masked_lines(path: str, known: Known) -> list[str]:
-    """The options of a configuration file, one a line, without comments. ParseError or OSError if it cannot be read."""
+    """The options of a configuration file, one per line, without comments, with masked secrets.
+
+    Raises ParseError or OSError if the file cannot be read.
+    """
     ours = {(group, name): opt for group, opts in known for opt in opts for name in _names(opt)}
     lines = []
     for group, values in _parse(path).items():
@@ -96,8 +99,8 @@ def encodings(secret: str) -> set[str]:
     forms |= {hexadecimal, hexadecimal.upper(), binascii.hexlify(data, ':').decode()}
     forms |= {form.lower() for form in forms if '%' in form}
     for start in range(3):
-        # In the base64 of a longer text a secret begins at any of three positions. The characters at both ends
-        # depend on what is beside it.
+        # In the base64 of a longer text a secret begins at any of three positions. Its first and last characters
+        # depend on the text beside the secret.
         padded = base64.b64encode(b'\0' * start + data).decode()
         # A character of base64 has 6 bits. Only characters that consist of bits of the secret are used.
         inner = padded[(8 * start + 5) // 6 : 8 * (start + len(data)) // 6]

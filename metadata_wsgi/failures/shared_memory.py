@@ -71,10 +71,10 @@ class FailureMemory:
         return read(self._fd)
 
     def close(self) -> None:
-        """Close the memory. A worker closes the memories of other workers, the master those that it keeps no longer."""
+        """Close the memory. A worker closes those of other workers. The master closes those that it no longer needs."""
         os.close(self._fd)
         if self._map is not None:
-            # It has a descriptor of its own.
+            # The mapping has a descriptor of its own.
             self._map.close()
 
 

@@ -4,7 +4,7 @@
 The table has one row for each client, status and reason, with the number of failures and the last path. A client
 address has at most ``limits.FAILURES_PER_ADDRESS`` rows, a router or network at most ``FAILURES_PER_NAMESPACE``. So a
 client cannot displace the rows of another router. If more than ``FAILURE_NAMESPACES`` routers and networks have rows,
-all rows of the router or network with the oldest last failure are deleted.
+the rows of the router or network whose last failure is oldest are deleted.
 
 No query, header or body is kept. Characters that are not printable ASCII are replaced, and long texts are cut.
 """
@@ -54,7 +54,7 @@ class FailureTable:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        # The rows of each namespace. The namespace whose last failure is oldest is first. Its rows have the same order.
+        # The rows of each namespace. Namespaces, and the rows of each, are ordered by last failure, the oldest first.
         self._rows: dict[tuple[str, str], dict[tuple[Any, ...], Row]] = {}
         self.has_changed = False
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The failure memories of all workers of a master. The master has all of them; a worker keeps only its own."""
+"""The failure memories of all workers of a master. The master has all of them. A worker keeps only its own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LOG = logging.getLogger(__name__)
 
 
 class WorkerMemories:
-    """The memories by the worker's number (gunicorn's ``age``).
+    """The failure memories, by the number of the worker (gunicorn's ``age``).
 
-    The memories of the last ``limits.FORMER_WORKERS`` workers that ended are kept too.
+    The memories of the last ``limits.FORMER_WORKERS`` ended workers are kept too.
     """
 
     def __init__(self) -> None:

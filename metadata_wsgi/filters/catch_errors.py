@@ -5,8 +5,8 @@ The traceback is logged. The client gets a constant 503 with ``Retry-After: 1``.
 fault may be temporary, and 503 tells the client to retry. No header, body or secret of the request is logged.
 
 When the pipeline is loaded, this filter is created last. So it also checks the complete pipeline: each environ key that
-a filter reads must be set by an earlier filter. Otherwise the program does not start, with any WSGI server. A misspelt
-option in the configuration files is logged as a warning.
+a filter reads must be set by an earlier filter. Otherwise no WSGI server can load the pipeline. A misspelt option
+in the configuration files is logged as a warning.
 
 If gunicorn serves the pipeline, the filter checks gunicorn's settings at the first request. If the settings allow
 malformed requests, every request gets 503, and the log names the setting (``pipeline/gunicorn_strictness.py``).
@@ -58,6 +58,8 @@ class CatchErrorsFilter:
         if self._lenient_settings:
             reason = f'gunicorn accepts malformed requests: {", ".join(self._lenient_settings)}'
             environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
+            # The filter request_id is not reached.
+            start_response = request_id.added_to(start_response, request_id.begin(environ))
             return error_responses.unavailable()(environ, start_response)
         try:
             return self.app(environ, start_response)

@@ -6,7 +6,7 @@ namespace proxy, lookup, retries and Nova together. The namespace proxy sends th
 ``X-Metadata-Remaining-Ms``. This header can only shorten ``request_timeout``. The filter deletes the header.
 
 Our namespace proxy deletes every ``X-Metadata-*`` header of a client. In mode ``one_hop``, or behind haproxy, a client
-can send the header, and so only shorten its own deadline. The filter writes DEADLINE.
+can send the header, but only shortens its own deadline. The filter writes DEADLINE.
 """
 
 from __future__ import annotations

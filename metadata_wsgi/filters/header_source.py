@@ -8,13 +8,13 @@ Then the filter deletes these headers, and every other header that could name a 
 filter can read such a header from a client.
 
 An IPv6 link-local address is unique on its link only. Our namespace proxy sends the interface on which the request
-arrived (``X-Metadata-Interface``). Then the lookup searches the network of that interface. Neutron's haproxy does not
-send this header. Then the lookup searches all networks of the router, as Neutron's agent does. Behind haproxy a client
-can send the header itself, but the header can only restrict the search.
+arrived (``X-Metadata-Interface``). With this header the lookup searches only the network of the interface. Without it
+(Neutron's haproxy does not send it) the lookup searches all networks of the router, as Neutron's agent does. Behind
+haproxy a client can send the header itself, but the header can only restrict the search.
 
-Only a namespace proxy may connect to the agent's socket. It sets these headers and deletes the client's, so a client
-cannot forge them. A request gets 400 if it has one of these headers twice (the server joins the values by a comma), two
-ids, or an id with another prefix (LP#1865036).
+Only a namespace proxy may connect to the agent's socket. The proxy sets these headers and deletes the client's, so a
+client cannot forge them. A request gets 400 if it has two ids, an id with another prefix (LP#1865036), or one of these
+headers twice.
 
 The filter writes SOURCE and CLIENT_IS_PROXY. CLIENT_IS_PROXY is True if the client sent a forwarding header, as a proxy
 does.
@@ -118,7 +118,7 @@ def parse_address(text: str | None) -> str:
         raise BadRequest('An invalid client address.') from None
 
 
-# Our namespace proxy replaces a client's forwarding headers by the first; haproxy leaves "Forwarded".
+# Our namespace proxy sends the first header instead of the client's forwarding headers. haproxy forwards "Forwarded".
 _FORWARDED_KEYS = frozenset(map(header_names.environ_key, (header_names.CLIENT_FORWARDED, 'forwarded')))
 _INTERFACE_KEY = header_names.environ_key(header_names.CLIENT_INTERFACE)
 

@@ -3,10 +3,10 @@
 
 A process that can connect to the agent's socket can request the metadata of any instance. The file mode of the socket
 excludes other users. In addition this filter checks uid and gid of the peer, which the kernel returns (SO_PEERCRED). So
-metadata stays protected if the socket has a wrong mode, or if other programs run in its group. A refused peer gets 403,
-and the log names its uid.
+metadata stays protected if the socket has a wrong mode, or if users of other programs have its group as a supplementary
+group. A refused peer gets 403, and the log names its uid.
 
-These peers are accepted:
+The following peers are accepted:
 
 - root, and the users of the agent's master and workers. Exception: if there is no user metadata-wsgi, workers run as
   ``nobody``, which is not accepted, because other programs also run as this user;
@@ -65,7 +65,7 @@ _SHARED_USERS = frozenset({'nobody', '65534'})
 
 
 class PeerCredentialsFilter:
-    """Accepts peers with a uid in ``uids`` or a primary gid in ``gids``. Others get 403. ``uids`` None accepts all."""
+    """Accepts peers with a uid in ``uids`` or a primary gid in ``gids``; all if ``uids`` is None. Others get 403."""
 
     REQUIRES: frozenset[str] = frozenset()
     PROVIDES: frozenset[str] = frozenset()
@@ -122,7 +122,7 @@ def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication]
 
 def accepted_ids(conf: Any, workers: identity.Identity) -> tuple[frozenset[int], frozenset[int]]:
     """The accepted uids and primary gids, for an agent whose workers run as ``workers``."""
-    # If no option sets the socket's group: root's agent gives it to the workers' group, another agent to its own.
+    # Without an option the socket's group is the workers' group if root runs the agent, else the agent's own group.
     group = workers.gid if os.geteuid() == 0 else os.getegid()
     uids = {0, os.geteuid(), workers.uid}
     gids = {listeners.gid_of(conf.metadata_proxy_group or str(group))}

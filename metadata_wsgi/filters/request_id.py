@@ -31,7 +31,7 @@ class RequestIdFilter:
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Set the id and call the next filter."""
         id_ = environ[environ_keys.REQUEST_ID] = request_id.begin(environ)
-        # Later filters take a request with a reserved header for one of an instance (``is_local_request``).
+        # Later filters treat every request with a reserved header as one of an instance (``is_local_request``).
         environ.pop(request_id.HEADER_KEY, None)
         return self.app(environ, request_id.added_to(start_response, id_))
 

@@ -7,8 +7,8 @@ the interface on which the connection arrived. The filter deletes every header t
 in every spelling.
 
 In mode one_hop the process that parses clients' requests also has the secret for Nova and the credentials for Neutron.
-In the other modes the namespace proxy parses them, and has neither. In all modes a worker runs as an unprivileged user
-that cannot enter a namespace. The keeper reads no data of a client.
+In the other modes the namespace proxy parses the requests, and it has no secrets. In all modes a worker runs as an
+unprivileged user that cannot enter a namespace. The keeper reads no data of a client.
 
 The filter replaces ``header_source`` in a pipeline for sockets of the keeper. A request on another socket gets 400. The
 filter writes SOURCE and CLIENT_IS_PROXY. CLIENT_IS_PROXY is True if the client sent a forwarding header, as a proxy

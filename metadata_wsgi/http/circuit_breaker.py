@@ -6,7 +6,7 @@ do not respond or a firewall drops packets, each attempt also takes seconds.
 
 Only failures to connect open the circuit (for Keystone, every failure). An instance cannot cause such a failure, so no
 instance can make the service unavailable for others. An incomplete or missing response of Nova or Neutron does not open
-the circuit: the deadline and the retry budget (``retry.py``) limit the attempts in this case.
+the circuit. In this case the deadline and the retry budget (``retry.py``) limit the attempts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class CircuitBreaker:
         self._failures = 0
 
     def record_failure(self, error: Exception, *, had_time: bool = True) -> None:
-        """Count a failure to connect. ``had_time`` False: the attempt had too little time, so it is not counted."""
+        """Count a failure to connect. If ``had_time`` is False, the attempt had too little time and is not counted."""
         self._failures += had_time
         self._next_attempt_at_s = self._clock() + limits.CIRCUIT_PROBE_INTERVAL_S
         self.last_error = str(error)

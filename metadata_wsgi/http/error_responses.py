@@ -2,9 +2,8 @@
 """Error responses of the filters and apps: constant texts that reveal nothing about the cloud.
 
 The status tells a client whether it may retry. 404 is final, so a failed lookup never gets 404. Every temporary fault
-gets 503 with Retry-After. Not every client retries after 503: cloud-init 25.1.4 does, cloud-init 22.4.2 does not, both
-with the OpenStack datasource (``doc/cloud_init.md``). So failed requests are first retried on the host
-(``http/retry.py``).
+gets 503 with Retry-After. With the OpenStack datasource cloud-init 25.1.4 retries after 503, but cloud-init 22.4.2 does
+not (``doc/cloud_init.md``). So failed requests are first retried on the host (``http/retry.py``).
 
 The statuses of requests that cannot be parsed are in ``server/parse_errors.py``. WebOb is not used here, because its
 import costs each process 2.6 MB.

@@ -19,7 +19,7 @@ REMAINING_MS: Final = 'x-metadata-remaining-ms'
 """Milliseconds for the agent's response: the remaining time of the namespace proxy less ``limits.AGENT_HEADROOM_S``."""
 
 CLIENT_FORWARDED: Final = 'x-metadata-guest-forwarded'
-"""The namespace proxy sets this header to ``1`` if the client sent one of ``FORWARDED_HEADERS``, which it deletes."""
+"""The namespace proxy sets this header to ``1`` if the client sent one of ``FORWARDED_HEADERS``, and deletes those."""
 
 CLIENT_INTERFACE: Final = 'x-metadata-interface'
 """Set by the namespace proxy: the interface on which a request from an IPv6 link-local address arrived."""
@@ -53,9 +53,8 @@ def network_id(prefix: str) -> str:
     return f'{prefix}-network-id'
 
 
-# Headers that no client may set, because a program on the path to Nova reads the identity of an instance from them, or
-# changes how it finds the identity. For example, x-metadata-provider makes Nova use the authentication for load
-# balancers.
+# Headers that no client may set. From such a header a program on the path to Nova reads the identity of an instance, or
+# the way to find it. For example, x-metadata-provider makes Nova use the authentication for load balancers.
 RESERVED_PREFIXES: Final = (
     *(prefix + '-' for prefix in PREFIXES),
     'x-forwarded-',

@@ -45,7 +45,7 @@ class TooLarge(BadRequest):
     """The request body is longer than the limit (413)."""
 
 
-@dataclass(slots=True)  # not frozen: that takes twice the time, in each request
+@dataclass(slots=True)  # not frozen: __init__ would take twice the time
 class Request:
     """A request to the agent or to Nova. ``target`` is the raw request target, its bytes as latin-1."""
 
@@ -60,7 +60,7 @@ class Request:
         return self.method in SAFE_METHODS and not self.body
 
 
-@dataclass(slots=True)  # not frozen: that takes twice the time, in each request
+@dataclass(slots=True)  # not frozen: __init__ would take twice the time
 class Response:
     """A response of the agent or of Nova. ``headers`` are the end-to-end headers.
 

@@ -5,7 +5,7 @@ A gevent socket creates two watchers of the event loop before its first call. Wa
 have already arrived when the connection is accepted, and the response fits into the kernel's buffer. Without watchers a
 new connection costs 15 microseconds less.
 
-A watcher that was needed is kept for the next wait, because a keep-alive connection waits for each response. gevent's
+A watcher that was needed is kept for the next wait, because a keep-alive connection waits again and again. gevent's
 ``wait_read`` makes a watcher and a Timeout for each wait, and takes 7 microseconds; this wait takes 3.
 """
 

@@ -58,9 +58,9 @@ class ClientConnection:
         return bool(self._data)
 
     def is_reusable(self) -> bool:
-        """Whether an idle connection is open and has no received byte.
+        """Whether an idle connection is open and no byte has arrived on it.
 
-        A received byte would be read as the start of the next response.
+        Such a byte would be read as the start of the next response.
         """
         self._sock.settimeout(0)
         try:
@@ -81,7 +81,7 @@ class ClientConnection:
         self._sock.close()
 
     def read_header(self) -> ResponseHeader:
-        """Receive the header. Raises ValueError if it is malformed, or too long, or its length is ambiguous."""
+        """Receive the header. Raises ValueError if it is malformed or too long, or the body's length is ambiguous."""
         self._fill()
         while True:
             try:
@@ -122,7 +122,7 @@ class ClientConnection:
         headers = without_named(headers, options)
         length = _one_length(lengths) if lengths else None
         if length is not None and ('content-length', length) not in headers:
-            # A list of equal lengths, or Connection names it.
+            # The header had a list of equal lengths, or was dropped because Connection names it.
             headers = [*(header for header in headers if header[0] != 'content-length'), ('content-length', length)]
         return ResponseHeader(
             parsed['status'],
@@ -229,7 +229,7 @@ class StreamedBody:
 
 
 def _one_length(values: list[str]) -> str:
-    """The value of one or several Content-Length headers. Equal values are one (RFC 9112, 6.3).
+    """The value of one or several Content-Length headers. Equal values count as one (RFC 9112, 6.3).
 
     Raises ValueError for different values, or a value that is not a number.
     """

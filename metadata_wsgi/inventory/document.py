@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """YAML values with their line numbers, so that every error message can name the line.
 
-Rule 1: the type of a value depends on its key, never on a YAML tag or on its form. So ``mac: 52:54:00:12:34:56`` is a
-MAC and not a number of base 60, and ``id: 0123`` keeps its zero.
+Rule 1: the type of a value depends on its key, never on a YAML tag or the form of the value. So
+``mac: 52:54:00:12:34:56`` is a MAC and not a number of base 60, and ``id: 0123`` keeps its zero.
 Rule 2: size and depth are limited. Aliases may refer to scalars only, because nested aliases expand a small file to a
 huge document.
 """

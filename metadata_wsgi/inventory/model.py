@@ -127,7 +127,7 @@ class Inventory:
         """The ports of instances that have ``address`` on the network, or on any network of the router.
 
         ``address`` is canonical text. A link-local address that was made from a MAC (RFC 4291, appendix A) need not
-        be in the file: its port is found by the MAC. If the id is unknown, there are no ports. With
+        be in the file: its port is found by the MAC. If the router or network is unknown, there are no ports. With
         ``interface``, an interface of the router, only the network of this interface is searched.
         """
         mac = mac_in(address) if address.startswith('fe80:') else None
@@ -160,7 +160,7 @@ class Inventory:
         return (network_id,) if network_id is not None else ()
 
     def _networks_of(self, router: Router, interface: str | None) -> tuple[str, ...]:
-        """The networks of the router. With ``interface``, only the network with the router's port of that interface."""
+        """The networks of the router. With ``interface``, only the network of this interface of the router."""
         # A router with one network has no other interface for instances.
         if interface is None or len(router.networks) == 1:
             return router.networks

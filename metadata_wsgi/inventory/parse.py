@@ -183,7 +183,7 @@ def _instance(value: Value, name: str) -> Instance:
 def _unique_on_network(values: Value, ports: list[Port]) -> None:
     """Raise ConfigError if two ports of a network have the same address or MAC.
 
-    The client's address would not identify the instance.
+    Otherwise the client's address would not identify the instance.
     """
     taken: dict[tuple[str, str], str] = {}
     for value, port in zip(values.list(), ports, strict=True):

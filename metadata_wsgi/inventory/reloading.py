@@ -7,7 +7,7 @@ is at least ``interval_s`` after the last check.
 
 A file of 16 MiB takes seconds to read. So it is read in a thread of the operating system, and other requests are served
 meanwhile. A request waits up to ``MAX_WAIT_S`` for the new inventory and then uses the old one. ``is_reloading`` is
-True until the new inventory is in use. Meanwhile an instance may be missing only because the inventory is old.
+True until the new inventory is in use. Until then an instance may be missing only because the inventory is old.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ closed. Under systemd the keeper and the workers may be restarted together, beca
 (``fdstore``). ``doc/modes.md`` has the details.
 
 Terms in this package: a *listener* is a listening socket in a namespace, with its router or network id. A *subscriber*
-is a worker that receives listeners. A listener is *registered*, *unregistered*, or *restored* after a restart.
+is a worker that receives listeners. A listener is *registered*, *unregistered*, or *restored* after a restart
+(``registry``).
 
 ======================  ==========================================================================
 ``protocol``            the packets, and the fields of a listener

@@ -52,7 +52,7 @@ class KeeperClient:
                 return bool(self._request(message, 'changed', handed_over.fileno() if handed_over else None)['changed'])
             except _PortInUse:
                 if waited_s >= min(PORT_IN_USE_TIMEOUT_S, next_search_s):
-                    # Not at each attempt, because the search reads the descriptors of every process.
+                    # The search reads the descriptors of every process, so it is not repeated at each attempt.
                     next_search_s += limits.FOREIGN_PORT_TIMEOUT_S
                     process = self._find_process(listener)
                     if process and (not process.is_own or waited_s >= PORT_IN_USE_TIMEOUT_S):
@@ -112,7 +112,7 @@ class _PortInUse(NetnsError):
 def _find_process(listener: Listener) -> ListeningProcess | None:
     """The process that listens on the port; None if it is not found.
 
-    The client looks for it: the keeper's systemd unit hides other processes from the keeper.
+    The client searches, because the keeper's systemd unit hides other processes from the keeper.
     """
     try:
         return namespaces.run_in(listener.namespace, lambda: listening_process.find(listener.port))
@@ -127,7 +127,7 @@ def socket_path(state_path: str) -> str:
 
 @contextmanager
 def connect(state_path: str) -> Iterator[KeeperClient]:
-    """Connect to the keeper. Raises NetnsError if no keeper listens, or if its user is not trusted."""
+    """Connect to the keeper. Raises NetnsError if no keeper listens, or if the keeper's user is not trusted."""
     path = socket_path(state_path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         connection.settimeout(REPLY_TIMEOUT_S)

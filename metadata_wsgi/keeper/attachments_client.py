@@ -35,7 +35,7 @@ class AttachmentsClient:
         keys = {one.key for one in wanted}
         with admin_client.connect(self._state_path) as keeper:
             stale = [one for one in keeper.list(target.uuid)[0] if one.key not in keys]
-            # A router has one listener: on every address, or on every IPv4 address. The former one blocks the port.
+            # A router has one listener: on every address or every IPv4 address. The former listener blocks the port.
             in_the_way = [one for one in stale if target.kind == ROUTER and one.port == port]
             changed = [keeper.unregister(one) for one in in_the_way]
             changed += [keeper.register(one, _bound_to(one.host, taken)) for one in wanted]
@@ -83,7 +83,10 @@ class AttachmentsClient:
         ]
 
     def _socket_exists(self) -> bool:
-        """False means that no listener is registered: a keeper removes its socket file only if it ends without any."""
+        """Whether the keeper's socket file exists. If not, no listener is registered.
+
+        A keeper that ends with listeners does not remove its socket file.
+        """
         return os.path.exists(admin_client.socket_path(self._state_path))
 
 

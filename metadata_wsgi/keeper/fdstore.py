@@ -3,7 +3,7 @@
 
 While the keeper restarts, the workers hold the sockets. While the workers restart, the keeper holds the sockets. If
 both stop at the same time, the sockets are closed, unless systemd holds copies. A unit with ``FileDescriptorStoreMax=``
-may send its sockets to systemd. At its next start it gets them back.
+may send its sockets to systemd. At the next start of the unit, systemd returns them.
 
 Facts from sd_notify(3) and sd_listen_fds(3) of systemd 252: a descriptor is sent in a datagram. At the next start the
 descriptors have the numbers 3, 4, ..., and ``LISTEN_FDNAMES`` has their names. A name is at most 255 printable ASCII

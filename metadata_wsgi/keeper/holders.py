@@ -25,7 +25,7 @@ REQUEST_INTERVAL_S = 2.0
 """Time between two rounds of requests to holders, and between the keeper's start and the first round. Workers send
 their sockets before the first round, so a holder gets a request only if no worker has its sockets."""
 BATCH = 32
-"""Largest number of holders that get a request in one round. Each of these starts a program."""
+"""Largest number of holders that get a request in one round. Each of these holders starts a program."""
 
 
 class Holders:

@@ -20,7 +20,7 @@ On ``<state_path>/keeper`` (root only), a request and its reply::
 On ``<state_path>/listeners`` (workers), after a worker's first packet ``{"mode": "..."}``::
 
     worker -> keeper   {"holds": {...}} with the socket: a listener that the worker has from an earlier keeper
-                       {"holds": null}: no further listener follows; from now on the worker is subscribed
+                       {"holds": null}: no further listener follows; the worker is now subscribed
     keeper -> worker   {"serve": {...}} with the socket: add this listener
                        {"leave": "key"}: remove the listener with this key
                        {"complete": true}: all listeners registered so far have been sent
@@ -31,8 +31,8 @@ Sockets are sent as ancillary data (SCM_RIGHTS, unix(7)), at most one in each pa
 
 The field names above are the wire format. During an upgrade a worker or client may have another release than the
 keeper. So a new release may add fields, but existing fields keep their name and meaning. The keeper rejects an attach
-with an unknown field in ``listener``. All other unknown fields are ignored. Some constants below have another name than
-their field.
+with an unknown field in ``listener``. All other unknown fields are ignored. The names of some constants below differ
+from the names of the fields.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Listener:
     """A listening socket in a namespace.
 
     ``mode`` selects the workers that accept connections on the socket: those of the shared namespace proxy (``shared``)
-    or of the agent (``one_hop``). Exactly one of the two ids is set. ``host`` is the address that the socket is bound
-    to, '' for every address of the namespace.
+    or of the agent (``one_hop``). Either ``router_id`` or ``network_id`` is set. ``host`` is the address that the
+    socket is bound to, '' for every address of the namespace.
     """
 
     mode: str

@@ -19,10 +19,10 @@ operation                ABSENT                       REGISTERED                
                                                       closed -> UNREGISTERED
 =======================  ===========================  ================================  =========================
 
-A worker that connects to the keeper again sends the sockets that it has. It may have a socket that was detached while
-it was not connected. The state UNREGISTERED makes the keeper refuse this socket. In the state ABSENT the keeper would
-register it, and so undo the ``detach``. The last ``MAX_UNREGISTERED_KEYS`` unregistered keys are stored; older keys are
-ABSENT.
+A worker that connects to the keeper again sends the sockets that it has. One of them may have been detached while the
+worker was not connected. The state UNREGISTERED makes the keeper refuse this socket. In the state ABSENT the keeper
+would register it, and so undo the ``detach``. The last ``MAX_UNREGISTERED_KEYS`` unregistered keys are stored; older
+keys are ABSENT.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Registry(Generic[S]):
     def restore_from_store(self, listener: Listener, sock: S) -> bool:
         """Register a socket that systemd stored for an earlier keeper.
 
-        Returns False if the socket is refused, as in ``restore_from_worker``. It is then removed from the store.
+        Returns False if the socket is refused, as in ``restore_from_worker``. Then it is also removed from the store.
         """
         accepted = self.restore_from_worker(listener, sock)
         if not accepted:
@@ -219,7 +219,7 @@ class Registry(Generic[S]):
         self._registered.clear()
 
     def subscribe(self, subscriber: Subscriber) -> None:
-        """Queue all listeners of the subscriber's mode. From now on every change is queued for it too."""
+        """Queue all listeners of the subscriber's mode. After this call every change is queued for it too."""
         for listener, sock in self._registered.values():
             if listener.mode == subscriber.mode:
                 subscriber.queue.append(({protocol.ADD: listener.to_json()}, sock))

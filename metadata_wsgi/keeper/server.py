@@ -30,7 +30,7 @@ from metadata_wsgi.throttle import Throttle
 
 LOG = logging.getLogger(__name__)
 
-# Errors at the kernel's limits for descriptors in flight and for buffers. No event shows when sending is possible.
+# Errors at the kernel's limits for descriptors in flight and for buffers. No event shows when sending works again.
 TRANSIENT_SEND_ERRORS = frozenset({errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM})
 DISCONNECT_ERRNOS = frozenset({errno.EAGAIN, errno.ECONNABORTED, errno.EINTR})
 """accept() fails with these if the client disconnected. Other errors mean a lack of descriptors or memory."""
@@ -52,7 +52,7 @@ class Keeper:
     """Serves ``<state_path>/keeper`` and ``<state_path>/listeners`` until ``stop``.
 
     ``user`` and ``group`` own the socket for workers. ``opener`` opens listeners. ``fdstore`` gets a copy of each
-    listener. At each turn of the event loop ``notifier`` sends the status, and that the keeper makes progress.
+    listener. At each turn of the event loop ``notifier`` sends the status and the watchdog message.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Keeper:
         """Serve until ``stop``. After that the workers keep their sockets, and send them to the next keeper."""
         wake_up, woken = socket.socketpair()
         wake_up.setblocking(False)
-        # After a signal handler, select() continues to wait. The wakeup descriptor ends it.
+        # After a signal handler has run, select() continues to wait. The wakeup descriptor ends the wait.
         self._selector.register(woken, selectors.EVENT_READ, lambda sock: sock.recv(64))
         signal.set_wakeup_fd(wake_up.fileno())
         signal.signal(signal.SIGTERM, self.stop)
@@ -258,7 +258,7 @@ class Keeper:
                 sock, handed_over = handed_over, None
                 return [{'changed': self._registry.register(listener, sock)}]
             if verb == protocol.DETACH:
-                # Also called if none is registered: a worker may still have the listeners, and send them later.
+                # Also done if no listener is registered: a worker may still have the listeners, and send them later.
                 if 'key' in message:
                     return [{'closed': self._registry.unregister(str(message['key']))}]
                 if not isinstance(id_, str):
@@ -340,7 +340,7 @@ class Keeper:
 
 
 def may_subscribe(uid: int, group_ids: list[int], socket_stat: os.stat_result) -> bool:
-    """Whether a process with these ids may subscribe: root, and the owner and the group of the socket for workers.
+    """Whether a process with these ids may subscribe: as root, or as owner or group of the socket for workers.
 
     The kernel checks the permissions of the socket file at connect() only. The keeper checks the peer again.
     """

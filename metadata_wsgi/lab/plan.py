@@ -60,7 +60,7 @@ class Guest:
 
     @property
     def gateway_interface(self) -> str:
-        """The interface towards the instance in ``gateway_namespace``. L3 and DHCP agents use the same names."""
+        """The interface towards the instance in ``gateway_namespace``, named as by an L3 or DHCP agent."""
         return ('qr-' if self.routed else 'tap') + _id('port', self.name)[:11]
 
 
@@ -77,7 +77,7 @@ def namespaces() -> list[str]:
 
 
 def inventory() -> str:
-    """The YAML file that replaces Neutron and Nova."""
+    """The text of the YAML file that replaces Neutron and Nova."""
     return yaml.safe_dump(
         {
             'routers': [{'id': g.router_id, 'networks': [g.network_id]} for g in GUESTS if g.router_id],
@@ -113,7 +113,7 @@ def inventory() -> str:
 
 
 def options(secret: str) -> str:
-    """The agent's configuration file."""
+    """The text of the agent's configuration file."""
     return f"""\
 [DEFAULT]
 state_path = {STATE_PATH}

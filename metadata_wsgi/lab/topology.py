@@ -44,7 +44,7 @@ def make_guest(guest: plan.Guest) -> None:
         neighbour.link('set', index=near, state='up')
         inside.addr('add', index=eth0, address=plan.ADDRESS, prefixlen=plan.PREFIX_LENGTH)
         inside.link('set', index=eth0, state='up')
-        # A DHCP server offers this single route on an isolated network. A router is the default route.
+        # A DHCP server offers the router as the default gateway; on an isolated network, it offers a single route.
         inside.route('add', dst='default' if guest.routed else '169.254.169.254/32', gateway=plan.GATEWAY)
 
 

@@ -39,8 +39,8 @@ def needed() -> bool:
 def run(argv: Sequence[str], *, keep: bool) -> int:
     """Run ``argv`` (the lab's own command) in a new user namespace. Returns its exit code.
 
-    With ``keep`` the namespace stays when ``argv`` has ended. If user namespaces are not allowed, raises NetnsError.
-    Its text explains how to allow them.
+    With ``keep`` the namespace stays when ``argv`` has ended. If user namespaces are not allowed, raises NetnsError
+    with a text that explains how to allow them.
     """
     if shutil.which('unshare') is None:
         raise NetnsError('the lab needs root, or the program unshare (package util-linux) to run without root')

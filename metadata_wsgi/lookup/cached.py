@@ -9,7 +9,7 @@ The time for which a result is cached depends on the result:
   result is never used after that time.
 
 A lookup may cache the networks of a router separately (``networks_cache``), for a fifth of ``fresh_s``. An instance is
-cached for at most four fifths of ``fresh_s``. So a result never depends on data that is older than ``fresh_s``.
+cached for at most four fifths of ``fresh_s``. So a fresh result never depends on data that is older than ``fresh_s``.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ class CachedLookup:
         """The instance of ``source`` if it is in the cache and fresh, else None. Does no lookup."""
         entry = self._cache.fresh(_key(source))
         if entry is None or len(entry.value) != 1:
-            return None  # ``find`` counts it
+            return None  # ``find`` counts the miss
         instruments.CACHE_REQUESTS.add('lookup', 'hit')
         instance: Instance = entry.value[0]
         return instance
 
     def revalidate(self, source: Source, used: Instance, deadline: Deadline) -> bool:
-        """Whether ``source`` is now another instance than ``used``, or none. Call it if Nova does not know ``used``.
+        """Whether ``source`` now has another instance than ``used``, or none. Call it if Nova does not know ``used``.
 
         Returns True without a lookup if the cache already has another result. Returns False without a lookup if the
         cached result is younger than ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError if the lookup fails, or was

@@ -13,7 +13,7 @@ or fe80::a9fe:a9fe              check sends this address, and its result must no
 LookupUnavailable               503 with Retry-After, after retries until the deadline. Never 404, because after 404 an
                                 instance boots without keys. The retries of all requests of a worker share one budget
                                 (``http/retry.py``)
-InstanceLookupError             503 with Retry-After. This filter does not retry: an operator must act first
+InstanceLookupError             503 with Retry-After. The lookup is not retried: an operator must act first
 ==============================  =====================================================================================
 """
 
@@ -57,7 +57,7 @@ class RequestLookup:
         self._sleep = sleep
         self._retry_budget = RetryBudget(clock)
         self._failure_log = Throttle(limits.LOG_INTERVAL_S)
-        # One throttle for each router or network: an instance can cause such lines, and must not suppress the lines of
+        # One throttle for each router or network: an instance can cause log lines, and must not suppress those of
         # others.
         self._not_found_log = KeyedThrottle(limits.LOG_INTERVAL_S)
 

@@ -3,7 +3,7 @@
 
 The app may run on its own port. Then the agent's ``upstream`` sends requests to it instead of Nova. Or the app is in
 the agent's own pipeline, after ``signature``. In both cases it trusts only the signed identity. As in Nova, a
-request with any method reads. Only the password differs: a POST writes it, once, and GET and HEAD read it.
+request with any method reads the path. Only the password differs: POST writes it, once; GET and HEAD read it.
 """
 
 from __future__ import annotations

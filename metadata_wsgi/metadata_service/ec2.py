@@ -2,8 +2,8 @@
 """The EC2 tree: ``/<version>/{meta-data/...,user-data}``, as pure functions of an instance.
 
 The response for a directory is its listing: one name per line in alphabetical order, with a slash after a directory.
-The directory of a public key is listed as ``0=name`` and has the path ``0``. Each name exists from the same version on
-as in Nova.
+The directory of a public key is listed as ``0=name`` and has the path ``0``. Each name exists in the same versions as
+in Nova.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The OpenStack tree: ``/openstack/<version>/{meta_data.json,network_data.json,...}``, from an instance.
 
-The functions are pure, except that ``random_seed`` is new in every response. Each file and key exists from the same
-version on as in Nova. As in Nova, network_data.json is served under every version, even if that version does not list
-it.
+The functions are pure, except that ``random_seed`` is new in every response. Each file and key exists in the same
+versions as in Nova. As in Nova, network_data.json is served under every version, even if that version does not list it.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 """The password that an instance may write once: at most 1,020 bytes, encrypted by the instance for its owner.
 
 Each password is a file with the instance's id as its name, in a directory that all workers share. The password is
-written to a temporary file. Then link(2) gives this file its name. link(2) fails if the name exists. So only one of two
-concurrent posts succeeds, even on different workers, and no request reads half a password. To allow an instance another
-password, remove its file.
+written to a temporary file. Then link(2) gives this file its final name. link(2) fails if the name exists. So only one
+of two concurrent posts succeeds, even on different workers, and no request reads half a password. To allow an instance
+another password, remove its file.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ its counters and histograms must stay in the sums: otherwise a counter would fal
 removed. So each process that starts adds the counts of ended processes to ``counter_ended.db`` and
 ``histogram_ended.db``, and removes the files of these processes. The number of files does not grow with each reload.
 
-A process runs as long as it holds the lock (flock) of ``process_PID.lock``. A process that changes or reads the files
-holds the lock of the directory. All processes must be in the same pid namespace: containers that share the directory
-need the pid namespace of the host.
+A process counts as running while it holds the lock (flock) of ``process_PID.lock``. A process that changes or reads the
+files holds the lock of the directory. All processes must be in the same pid namespace: containers that share the
+directory need the pid namespace of the host.
 
-The space of a file is allocated when the file is made. So if there is no space left, opening the file fails. Otherwise
-a later count would end the process with SIGBUS.
+The space of a file is allocated when the file is made. So if there is no space left, opening the file fails. In a
+sparse file a later count would end the process with SIGBUS.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LOCK_NAME = re.compile(r'process_([0-9]+)\.lock')
 
 @contextlib.contextmanager
 def locked(directory: str, *, exclusive: bool) -> Iterator[None]:
-    """Hold the lock of the directory."""
+    """Hold the lock of the directory inside the block."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
@@ -48,7 +48,7 @@ def locked(directory: str, *, exclusive: bool) -> Iterator[None]:
 
 
 def of_counts(directory: str) -> list[str]:
-    """The paths of the files with metrics that have a valid size. The caller must hold the lock of the directory."""
+    """The paths of the metric files of valid size. The caller must hold the lock of the directory."""
     paths = [os.path.join(directory, name) for name in os.listdir(directory) if _READ.fullmatch(name)]
     return [
         path for path in paths if stat.S_ISREG((found := os.lstat(path)).st_mode) and 8 <= found.st_size <= MAX_BYTES
@@ -115,7 +115,7 @@ def _is_locked(path: str) -> bool:
 def _move_to_ended(directory: str, name: str) -> None:
     """Read the counts in the file ``name``, remove the file, then add the counts to those of ended processes.
 
-    If this process is killed between the last two steps, counts are lost and not doubled.
+    If this process is killed between the last two steps, counts are lost, but not doubled.
     Prometheus treats a counter that fell as a counter that started again. It would treat doubled counts as new events.
     """
     from prometheus_client.mmap_dict import MmapedDict

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from oslo_config import cfg
 
@@ -70,22 +71,48 @@ def make_directory(path: str, owner: tuple[int, int] | None) -> None:
     ``owner`` is (uid, gid) of the workers if root starts them, else None. Root makes the directory and gives it to this
     user. Root never opens a file in the directory.
     """
+    with _opened(path, make=True) as fd:
+        _check_access(path, fd, owner)
+        if owner is not None and os.fstat(fd).st_uid == 0:
+            os.chown(f'/proc/self/fd/{fd}', *owner)
+
+
+def check_directory(path: str, owner: tuple[int, int] | None) -> None:
+    """Raise ConfigError if ``make_directory`` would. Changes nothing."""
+    existing = path
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    with _opened(existing if os.path.isdir(existing) else path, make=False) as fd:
+        if existing == path:
+            _check_access(path, fd, owner)
+        elif not _is_writable(fd):
+            raise ConfigError(f'directory = {path} in [{GROUP}] cannot be made: {existing} is not writable')
+
+
+@contextlib.contextmanager
+def _opened(path: str, *, make: bool) -> Iterator[int]:
     try:
-        fd = safe_files.open_directory(path, make=True)
+        fd = safe_files.open_directory(path, make=make)
     except OSError as error:
         raise ConfigError(f'directory = {path} in [{GROUP}] cannot be made: {error.strerror}') from error
     try:
-        if owner is None:
-            if not os.access(f'/proc/self/fd/{fd}', os.W_OK):
-                raise ConfigError(f'directory = {path} in [{GROUP}] is not writable for this user')
-            return
-        owner_uid = os.fstat(fd).st_uid
-        if owner_uid == 0:
-            os.chown(f'/proc/self/fd/{fd}', *owner)
-        elif owner_uid != owner[0]:
-            raise ConfigError(
-                f'directory = {path} in [{GROUP}] belongs to uid {owner_uid}, and the workers, uid {owner[0]}, cannot '
-                'write there: remove it, or name another directory'
-            )
+        yield fd
     finally:
         os.close(fd)
+
+
+def _check_access(path: str, fd: int, owner: tuple[int, int] | None) -> None:
+    if owner is None:
+        if not _is_writable(fd):
+            raise ConfigError(f'directory = {path} in [{GROUP}] is not writable for this user')
+        return
+    owner_uid = os.fstat(fd).st_uid
+    if owner_uid not in (0, owner[0]):
+        raise ConfigError(
+            f'directory = {path} in [{GROUP}] belongs to uid {owner_uid}, and the workers, uid {owner[0]}, cannot '
+            'write there: remove it, or name another directory'
+        )
+
+
+def _is_writable(fd: int) -> bool:
+    return os.access(f'/proc/self/fd/{fd}', os.W_OK, effective_ids=True)

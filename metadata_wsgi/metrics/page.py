@@ -65,7 +65,7 @@ class _Collected:
 
 
 def render(directory: str) -> bytes:
-    """The sums of the files in ``directory``."""
+    """The page with the sums of the counts in ``directory``."""
     from prometheus_client import generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
@@ -80,8 +80,8 @@ def serve(listener: socket.socket, app: WSGIApplication) -> Any:
     from gevent.pywsgi import WSGIServer
     from gevent.socket import socket as gevent_socket
 
-    # The master opened it before gevent's patches, so it blocks: accept() would stop the whole worker when another one
-    # was quicker.
+    # The master opened the listener before gevent's patches, so it is blocking. If another worker is quicker, accept()
+    # would block the whole worker.
     nonblocking = gevent_socket(fileno=os.dup(listener.fileno()))
     server = WSGIServer(nonblocking, app, log=None, error_log=LOG, spawn=Pool(MAX_CLIENTS))
     server.start()

@@ -31,7 +31,7 @@ def connect(directory: str) -> None:
     If they cannot be opened, an error is logged, and this process counts nothing from then on. A process can count in
     one directory only.
     """
-    # The library reads this variable when it is imported: with it the counts of all processes are added up. Imported
+    # If this variable is set when the library is imported, the counts of all processes are added up. It is imported
     # now, because a worker's user may have no access to Python's directory.
     os.environ['PROMETHEUS_MULTIPROC_DIR'] = directory
     import prometheus_client.mmap_dict  # noqa: F401

@@ -88,7 +88,7 @@ class NamespaceProxyApp:
         except (BadRequest, NoResponse) as error:
             status, reason, answer = self._errors.response(error)
             if reason:
-                environ[FAILURE] = Failure(status, reason, self._namespace)
+                environ[FAILURE] = Failure(status, reason)
         instruments.PROXIED_REQUESTS.add(status)
         return answer(environ, start_response)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of the agent's unix socket. ``listeners`` explains the options.
 
-They are in a module of their own, because keeper and namespace proxies open sockets without these options. So they need
-not import oslo.config, which takes megabytes of memory in each process.
+They are in a module of their own, because keeper and namespace proxies open sockets without these options. So these
+programs need not import oslo.config, which takes megabytes of memory in each process.
 """
 
 from __future__ import annotations

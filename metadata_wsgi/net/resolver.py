@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resolves a host name and connects over TCP, within one timeout for both steps.
 
-``socket.create_connection`` has no such timeout. Its timeout does not apply to ``getaddrinfo``: glibc waits 10 to 40 s
-for name servers that do not respond, and gevent has only ten threads for all lookups of a process. If a name has
-several addresses, each address gets the whole timeout. Every HTTP client of this package uses these functions::
+``socket.create_connection`` has no such timeout. Its timeout does not apply to ``getaddrinfo``. glibc waits 10 to 40 s
+for name servers that do not respond. gevent has only ten threads for all lookups of a process. If a name has several
+addresses, each address gets the whole timeout. Every HTTP client of this package uses these functions::
 
     resolver.SHARED.connect('nova.example.net', 8775, timeout_s=3.0)    # a connected socket, in blocking mode
     resolver.Resolver().resolve('nova.example.net', timeout_s=3.0)      # its addresses only
 
-If they fail, both raise OSError within ``timeout_s`` seconds. The text of the error names the step that took too long,
-for example ``name nova.example.net could not be resolved within 3.0 s``.
+If a call fails, it raises OSError within ``timeout_s`` seconds. The text of the error names the step that took too
+long, for example ``name nova.example.net could not be resolved within 3.0 s``.
 
 * An IP address needs no lookup and no thread.
 * Each lookup of a name has its own thread, at most one for each name. The addresses are used for
@@ -78,7 +78,7 @@ class Resolver:
         self._lookup = lookup or getaddrinfo
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
-        # Held only for a few instructions. Under gevent it would be a deadlock to start a thread while it is held.
+        # Held only for a few instructions. Under gevent, starting a thread with the lock held would be a deadlock.
         self._lock = threading.Lock()
         self._failure_log = Throttle(limits.LOG_INTERVAL_S)
 

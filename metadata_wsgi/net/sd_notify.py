@@ -4,7 +4,7 @@
 ``READY=1``     the service has started (``Type=notify``)
 ``STATUS=``     a line that ``systemctl status`` shows
 ``FDSTORE=1``   a socket that systemd keeps open while the service is restarted; the next process inherits it
-``WATCHDOG=1``  the service makes progress; if it is missing for ``WatchdogSec=``, systemd restarts the service
+``WATCHDOG=1``  the service makes progress; if systemd does not get this for ``WatchdogSec=``, it restarts the service
 
 Each program sends WATCHDOG=1 in the loop that does its work. A separate timer would also send it while the work hangs.
 
@@ -36,7 +36,7 @@ MAX_STATUS_CHARS = 200
 
 
 class Notifier:
-    """Sends notifications to systemd's socket ``address``. If it is '', as outside of a unit, sends nothing.
+    """Sends notifications to systemd's socket ``address``. If ``address`` is '', as outside of a unit, sends nothing.
 
     ``watchdog_s`` is the unit's ``WatchdogSec=``, 0 if it has none. If a notification cannot be sent, this is logged.
     """
@@ -107,7 +107,7 @@ class Notifier:
         self.send('STOPPING=1\nSTATUS=Stopping')
 
     def store(self, name: str, descriptor: int) -> bool:
-        """Make systemd keep this descriptor for the next process of the service. Returns whether it was sent."""
+        """Make systemd keep this descriptor for the next process. Returns whether the notification was sent."""
         return self.send(f'FDSTORE=1\nFDNAME={name}', descriptor)
 
     def remove_from_store(self, name: str) -> None:

@@ -16,6 +16,7 @@ changed.
 ``target``             routers and networks, modes, keeper entries (pure)
 ``namespaces``         list namespaces; call a function inside one
 ``namespace_events``   wait until a namespace is added or removed (inotify)
+``rtnetlink``          a netlink connection in a namespace
 ``rules``              the packet rules of a router, as data (pure)
 ``iptables``           add, replace and remove the rules of one namespace
 ``ruleset_template``   the rules of many namespaces: create them once and copy them

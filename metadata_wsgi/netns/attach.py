@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attaches the namespace of a router or an isolated network, and detaches it.
 
-Attach checks that the namespace exists and that the port is free. It adds the rules (router) or the address (network).
-Then it starts a namespace proxy, or makes the keeper listen. The rules also close the port for packets that were not
-redirected. So they are added before a process listens. If no process can listen, the former rules are restored.
+Attach checks that the namespace exists and that the proxy's port is free. It adds the rules (router) or the address
+(network). Then it starts a namespace proxy, or makes the keeper listen. The rules also close the port for packets that
+were not redirected. So they are added before a process listens. If no process can listen, the former rules are
+restored.
 
 Detach stops the listeners first and then removes the rules, so that the port is never open without rules. If a process
 of this package still has the port open, detach fails and the rules stay. Detach also fails if the keeper does not
 respond, because a worker may still have the socket.
 
-An IPv6 error is only a warning, because IPv4 is served without IPv6. If the IPv6 rules cannot be added (no ip6tables),
-the proxy listens on IPv4 only. The kernel needs about 2 s for duplicate address detection of fe80::a9fe:a9fe. The wait
-for its result is the last step. In a DHCP namespace the proxy binds to this address before the kernel has finished.
+An IPv6 error is only logged as a warning, because IPv4 works without IPv6. If the IPv6 rules cannot be added (no
+ip6tables), the proxy listens on IPv4 only. The kernel needs about 2 s for duplicate address detection of
+fe80::a9fe:a9fe. The wait for its result is the last step. In a DHCP namespace the proxy binds to this address before
+the detection has finished.
 
-Attach and detach are idempotent. ``mode_change`` starts and stops what listens.
+Attach and detach are idempotent. ``mode_change`` starts and stops the listeners.
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from metadata_wsgi.errors import NetnsError
@@ -37,9 +41,25 @@ LOG = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 15.0
 CLOSE_TIMEOUT_S = 5.0
-"""Longest wait until the workers have closed a socket that the keeper has closed."""
+"""Longest wait for the workers to close their copies of a socket that the keeper has closed."""
 ANY_IPV4_ADDRESS = '0.0.0.0'  # noqa: S104 (the rules limit access)
 SYSTEMD_PID = 1
+
+
+Clauses = tuple[str, ...]
+"""Changes in a namespace, for example ``169.254.169.254 was added``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What an attach has changed.
+
+    ``listener``: a process was started or stopped, or the keeper's sockets changed. ``in_namespace``: the other
+    changes.
+    """
+
+    listener: bool
+    in_namespace: Clauses = ()
 
 
 class RuleWriter(Protocol):
@@ -49,7 +69,7 @@ class RuleWriter(Protocol):
         """Replace our rules in the namespace by ``wanted``. Returns whether anything changed. Raises NetnsError."""
 
     def replace(self, namespace: str, wanted: Sequence[Rule], *, families: Sequence[int]) -> tuple[Rule, ...] | None:
-        """Like ``apply``, but returns our former rules, None if nothing changed. If it raises, no rule was changed."""
+        """Like ``apply``, but returns our former rules; None if nothing changed. If it raises, no rule was changed."""
 
     def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
         """The rules in the namespace that this package added."""
@@ -106,12 +126,13 @@ class Attacher:
         mark: str = '0x1/0xffff',
         interface: str | None = None,
         wait_for_ipv6: bool = True,
-    ) -> bool:
-        """Attach ``target``. Returns whether a process was started or stopped, or the keeper's sockets changed.
+    ) -> Changes:
+        """Attach ``target``. Returns what was changed. Without any change ``target`` was attached already.
 
-        ``mode`` is one of ``target.MODES``. For routers: ``port``, ``interfaces`` (pattern of the internal interfaces)
-        and ``mark``. For networks: ``interface``, which gets the address. ``wait_for_ipv6``: wait for duplicate address
-        detection, about 2 s; IPv4 is served meanwhile. Raises NetnsError if the namespace is missing or a step fails.
+        ``mode`` is one of ``target.MODES``. ``port``, ``interfaces`` (pattern of the internal interfaces) and ``mark``
+        are used for routers only. ``interface`` (networks only) gets 169.254.169.254. ``wait_for_ipv6``: wait for
+        duplicate address detection, about 2 s; IPv4 is served meanwhile. Raises NetnsError if the namespace is missing
+        or a step fails.
         """
         if not namespaces.exists(target.namespace):
             raise NetnsError(
@@ -120,7 +141,7 @@ class Attacher:
             )
         if target.kind == NETWORK:
             port = NETWORK_PORT
-            undo = self._add_address(target, interface)
+            clauses, undo = self._add_address(target, interface)
             interfaces = dhcp_address.interface_with_address(target.namespace) or ''
             families = self._families
         else:
@@ -128,28 +149,30 @@ class Attacher:
             self._check_port(target, port, former)
             self._mode_changer.close_former_port(target, mode, port, former)
             wanted = rules_for(port=port, interfaces=interfaces, mark=mark, families=self._families)
-            families, undo = self._add_rules(target, wanted)
+            families, clauses, undo = self._add_rules(target, wanted)
         try:
-            has_ipv6 = self._begin_ipv6(target, interfaces, families)
+            has_ipv6, ipv6_clauses = self._begin_ipv6(target, interfaces, families)
             changed = self._mode_changer.serve(
                 target, mode, port, self._hosts(target, interfaces if has_ipv6 else '', families)
             )
         except BaseException:
             self._undo(target, port, undo)
             raise
+        changes = Changes(changed, (*clauses, *ipv6_clauses))
         if has_ipv6 and wait_for_ipv6:
-            changed |= self._settle_ipv6(target, mode, interfaces, port, changed)
-        return changed
+            settled = self._settle_ipv6(target, mode, interfaces, port, changed)
+            changes = Changes(changed | settled.listener, changes.in_namespace + settled.in_namespace)
+        return changes
 
-    def settle(self, target: AttachTarget, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> bool:
-        """Wait for IPv6 after ``attach(..., wait_for_ipv6=False)``. Returns whether the listener was replaced."""
+    def settle(self, target: AttachTarget, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> Changes:
+        """Wait for IPv6 after ``attach`` with ``wait_for_ipv6=False``. Returns what was changed since then."""
         if target.kind == NETWORK:
             port, interfaces = NETWORK_PORT, dhcp_address.interface_with_address(target.namespace) or ''
         if not self._has_interface_for_ipv6(target, interfaces, self._families):
-            return False
+            return Changes(False)
         if target.kind == ROUTER and not self._iptables.ours(target.namespace, families=[6]):
             # The IPv6 rules could not be added, so the address was not added either.
-            return False
+            return Changes(False)
         return self._settle_ipv6(target, mode, interfaces, port, started=False)
 
     def detach(self, target: AttachTarget) -> bool:
@@ -192,7 +215,7 @@ class Attacher:
         return changed | self._remove_rules(target)
 
     def _wait_until_closed(self, target: AttachTarget, timeout_s: float) -> None:
-        """Wait until no program of this package listens on the port of the rules. NetnsError after the timeout."""
+        """Wait until no program of this package listens on the redirect port. Raises NetnsError after the timeout."""
         port = redirect_port(self._iptables.ours(target.namespace, families=self._families))
         deadline_s = self._clock() + timeout_s
         while port is not None and proxy_process.is_port_open(target.namespace, port):
@@ -210,19 +233,19 @@ class Attacher:
         try:
             return self._iptables.apply(target.namespace, (), families=self._families)
         except NetnsError:
-            # ``apply`` changes all families or none. If one family fails, the rules of the other are still removed.
+            # ``apply`` changes all families or none. So if IPv6 failed, the IPv4 rules are removed alone.
             for family in self._families[:-1]:
                 self._iptables.apply(target.namespace, (), families=[family])
             raise
 
     def _check_port(self, target: AttachTarget, port: int, former: int | None) -> None:
-        """Raise NetnsError if a process of another program listens on the port. Called before anything is changed.
+        """Raise NetnsError if another program listens on the port. Called before anything is changed.
 
         ``former`` is the port to which the rules in the namespace redirect now; None without rules.
         """
         if former == port or not proxy_process.is_port_open(target.namespace, port):
-            # With rules for this port the target is already attached. No search for the process: it is slow, and
-            # ``watch`` attaches often.
+            # With rules for this port the target is already attached. The process is not searched for: that is slow,
+            # and ``watch`` attaches often.
             return
         process = self._listening_process(target, port)
         if process is None or process.is_own or process.pid == SYSTEMD_PID:
@@ -242,17 +265,18 @@ class Attacher:
     def _listening_process(self, target: AttachTarget, port: int) -> listening_process.ListeningProcess | None:
         return namespaces.run_in(target.namespace, lambda: listening_process.find(port))
 
-    def _add_address(self, target: AttachTarget, interface: str | None) -> Callable[[], object]:
-        """Add 169.254.169.254. Returns a function that undoes this."""
+    def _add_address(self, target: AttachTarget, interface: str | None) -> tuple[Clauses, Callable[[], object]]:
+        """Add 169.254.169.254. Returns what was changed, and a function that undoes this."""
         if not dhcp_address.add(target.namespace, interface):
-            return lambda: None
-        LOG.info('%s %s: %s was added', target.kind, target.uuid, dhcp_address.ADDRESS)
-        return lambda: dhcp_address.remove(target.namespace)
+            return (), lambda: None
+        return _logged(target, f'{dhcp_address.ADDRESS} was added'), lambda: dhcp_address.remove(target.namespace)
 
-    def _add_rules(self, target: AttachTarget, wanted: Sequence[Rule]) -> tuple[tuple[int, ...], Callable[[], object]]:
+    def _add_rules(
+        self, target: AttachTarget, wanted: Sequence[Rule]
+    ) -> tuple[tuple[int, ...], Clauses, Callable[[], object]]:
         """Add the rules; only the IPv4 rules if the IPv6 rules cannot be added.
 
-        Returns the families of the added rules, and a function that undoes the change.
+        Returns the families of the added rules, what was changed, and a function that undoes the change.
         """
         families = self._families
         try:
@@ -267,9 +291,9 @@ class Attacher:
                 link_local.remove(table)
             LOG.warning('%s %s is attached without IPv6: %s', target.kind, target.uuid, ipv6_error)
         if former is None:
-            return families, lambda: None
-        LOG.info('%s %s: rules were added', target.kind, target.uuid)
-        return families, lambda: self._iptables.apply(target.namespace, former, families=families)
+            return families, (), lambda: None
+        undo = functools.partial(self._iptables.apply, target.namespace, former, families=families)
+        return families, _logged(target, 'rules were added'), undo
 
     def _undo(self, target: AttachTarget, port: int, undo: Callable[[], object]) -> None:
         """Remove the rules and addresses that this attach added, unless a listener of ours needs them."""
@@ -288,26 +312,29 @@ class Attacher:
             link_local.matches(interfaces, name) for name in interface_state.names(target.namespace)
         )
 
-    def _begin_ipv6(self, target: AttachTarget, interfaces: str, families: Sequence[int]) -> bool:
+    def _begin_ipv6(self, target: AttachTarget, interfaces: str, families: Sequence[int]) -> tuple[bool, Clauses]:
+        """Add fe80::a9fe:a9fe. Returns whether IPv6 can be served, and what was changed."""
         if not self._has_interface_for_ipv6(target, interfaces, families):
-            return False
+            return False, ()
         try:
             with interface_state.open_table(target.namespace) as table:
-                link_local.begin(table, interfaces)
+                added, removed = link_local.begin(table, interfaces)
         except NetnsError as error:
             LOG.warning('%s %s is attached without IPv6: %s', target.kind, target.uuid, error)
-            return False
-        return True
+            return False, ()
+        return True, _logged(target, *_address_clauses(added, removed))
 
-    def _settle_ipv6(self, target: AttachTarget, mode: str, interfaces: str, port: int, started: bool) -> bool:
-        """Wait for IPv6. If the proxy does not serve the IPv6 address, replace the proxy, and return True.
+    def _settle_ipv6(self, target: AttachTarget, mode: str, interfaces: str, port: int, started: bool) -> Changes:
+        """Wait for the IPv6 address. If the proxy does not serve it, replace the proxy. Returns what was changed.
 
-        ``started``: this attach started the proxy. Then the proxy is not replaced again; a warning is logged.
+        ``started``: whether this attach started the proxy. Such a proxy is not replaced; a warning is logged.
         """
         try:
             with interface_state.open_table(target.namespace) as table:
+                before = link_local.names_with_address(table, interfaces)
                 for message in link_local.settle(table, interfaces, clock=self._clock, sleep=self._sleep):
                     LOG.warning('%s %s: %s', target.kind, target.uuid, message)
+                after = link_local.names_with_address(table, interfaces)
                 unserved = [
                     found
                     for found in link_local.usable_interfaces(table, interfaces)
@@ -315,16 +342,23 @@ class Attacher:
                 ]
         except NetnsError as error:
             LOG.warning('%s %s is attached without IPv6: %s', target.kind, target.uuid, error)
-            return False
+            return Changes(False)
+        clauses = _logged(
+            target,
+            *_address_clauses(
+                [name for name in after if name not in before], [name for name in before if name not in after]
+            ),
+        )
         if not unserved:
-            return False
+            return Changes(False, clauses)
         if started:
             LOG.warning(
                 '%s %s: its proxy does not serve %s; see its log', target.kind, target.uuid, interface_state.ADDRESS
             )
-            return False
+            return Changes(False, clauses)
         # The proxy was started without IPv6, or another interface of the same name has replaced the interface.
-        return self._mode_changer.serve_again(target, mode, port, self._hosts(target, interfaces, self._families))
+        hosts = self._hosts(target, interfaces, self._families)
+        return Changes(self._mode_changer.serve_again(target, mode, port, hosts), clauses)
 
     def _hosts(self, target: AttachTarget, ipv6_interface: str, families: Sequence[int]) -> list[str]:
         """The addresses to listen on. ``ipv6_interface``: the network's interface with the IPv6 address, '' if none."""
@@ -332,3 +366,16 @@ class Attacher:
             return [dhcp_address.ADDRESS, *([f'{interface_state.ADDRESS}%{ipv6_interface}'] if ipv6_interface else [])]
         # Without the IPv6 rules, which close the port, the proxy must not listen on IPv6.
         return [''] if tuple(families) == self._families else [ANY_IPV4_ADDRESS]
+
+
+def _logged(target: AttachTarget, *clauses: str) -> Clauses:
+    """Log each of ``clauses``. Returns them."""
+    for clause in clauses:
+        LOG.info('%s %s: %s', target.kind, target.uuid, clause)
+    return clauses
+
+
+def _address_clauses(added: Sequence[str], removed: Sequence[str]) -> list[str]:
+    """The changes of fe80::a9fe:a9fe on the interfaces with these names."""
+    changes = (('added to', added), ('removed from', removed))
+    return [f'{interface_state.ADDRESS} was {change} {", ".join(names)}' for change, names in changes if names]

@@ -37,7 +37,7 @@ STALE_AFTER_S = 5.0
 
 YES, PARTLY, NO = 'yes', 'partly', 'no'
 UNKNOWN = 'unknown'
-"""The mode of a target without a process if the keeper does not respond."""
+"""The mode if the keeper does not respond and no process of the target runs."""
 
 NO_LISTENER = 'no proxy runs, and no keeper has a socket for it; attach it again'
 KEEPER_UNAVAILABLE = 'no proxy runs, and the keeper does not respond, so it is unknown whether it has a socket'
@@ -47,8 +47,8 @@ KEEPER_UNAVAILABLE = 'no proxy runs, and the keeper does not respond, so it is u
 class AttachmentStatus:
     """The status of a router or network that is attached, or partly attached.
 
-    ``namespace`` is None if it was deleted. ``mode`` is one of ``target.MODES`` or UNKNOWN. ``pid`` is the running
-    process of the pid file, else None. Requests are redirected to ``port``. ``rules`` says whether the redirect rules
+    ``namespace`` is None if it was deleted. ``mode`` is one of ``target.MODES`` or UNKNOWN. ``pid`` is the pid of
+    the running process, else None. Requests are redirected to ``port``. ``rules`` says whether the redirect rules
     of a router, or the address 169.254.169.254 of a network, are there: YES, PARTLY or NO. ``problems`` are sentences,
     none if all is well. ``notes`` are sentences that need no action.
     """
@@ -166,7 +166,7 @@ def _status(
             port, rules, interfaces, rule_problems = _check_namespace(target, iptables, families)
             problems += rule_problems
         problems += _keeper_problems(entry, pid, port) if entry else _process_problems(target, pid, port)
-        # IPv6 is checked only if there is no other problem: the attach for that problem also repairs IPv6.
+        # IPv6 is checked only if there is no other problem: the attach that repairs the problem also repairs IPv6.
         if exists and interfaces and 6 in families and not problems:
             problems, notes = _check_ipv6(target, interfaces, port)
     except NetnsError as error:
@@ -188,7 +188,7 @@ def _status(
 def _check_namespace(
     target: AttachTarget, iptables: RuleReader, families: Sequence[int]
 ) -> tuple[int, str, str, list[str]]:
-    """(port, YES|PARTLY|NO, interfaces, problems) of a router's rules or a network's address."""
+    """Returns (port, YES|PARTLY|NO, interfaces, problems) for a router's rules or a network's address."""
     if target.kind == NETWORK:
         interface = dhcp_address.interface_with_address(target.namespace) or ''
         missing = [] if interface else [f'the address {dhcp_address.ADDRESS} is missing; attach it again']

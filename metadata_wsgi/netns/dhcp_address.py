@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""169.254.169.254 on the interface of a DHCP namespace, for a network without a router.
+"""Adds and removes 169.254.169.254 on the interface of a DHCP namespace, for a network without a router.
 
 The prefix length is 16, as in Quantum's DHCP agent. With the address the kernel adds a route to 169.254.0.0/16. So
 responses reach an instance that has only a link-local address.
@@ -26,9 +26,9 @@ ADDRESS_PROTO = 169
 
 
 def add(namespace: str, interface: str | None = None) -> bool:
-    """Add the address to ``interface``, by default the only DHCP interface. False if an interface already has it.
+    """Add 169.254.169.254 to ``interface`` (default: the only DHCP interface). False if an interface already has it.
 
-    Raises NetnsError if the interface does not exist, or if ``interface`` is None and there are several.
+    Raises NetnsError if the interface does not exist, or if ``interface`` is None and there are several interfaces.
     """
     from pyroute2 import NetlinkError
 
@@ -46,7 +46,7 @@ def add(namespace: str, interface: str | None = None) -> bool:
 
 
 def remove(namespace: str) -> bool:
-    """Remove the address if this package added it. Returns whether it was removed."""
+    """Remove 169.254.169.254 if this package added it. Returns whether it was removed."""
     removed = False
     with _netlink(namespace) as link:
         for message in _metadata_addresses(link):
@@ -57,7 +57,7 @@ def remove(namespace: str) -> bool:
 
 
 def interface_with_address(namespace: str) -> str | None:
-    """The name of the interface with the address, even if another program added it; None if no interface has it."""
+    """The name of the interface with 169.254.169.254, even if another program added it; None if no interface has it."""
     with _netlink(namespace) as link:
         indexes = {message['index'] for message in _metadata_addresses(link)}
         names = [message.get_attr('IFLA_IFNAME') for message in link.get_links() if message['index'] in indexes]
@@ -67,7 +67,7 @@ def interface_with_address(namespace: str) -> str | None:
 @contextmanager
 def _netlink(namespace: str) -> Iterator[Any]:
     """A netlink connection in the namespace. An error of the kernel is raised as NetnsError."""
-    # Here, because importing pyroute2 takes longer than the rest of most commands.
+    # Imported here: this import takes longer than the rest of most commands.
     from pyroute2 import NetlinkError
 
     try:

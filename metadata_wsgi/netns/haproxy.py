@@ -7,8 +7,8 @@ Because of these facts no connection is refused:
   one process has a descriptor.
 - After SIGUSR1 haproxy finishes the requests in progress and ends.
 - haproxy binds with SO_REUSEPORT, so a new haproxy can listen on a port while our process still listens.
-- With ``net.ipv4.tcp_migrate_req`` (Linux 5.14), when a listening socket is closed, the kernel moves the connections in
-  the accept queue to another socket on the same port.
+- ``net.ipv4.tcp_migrate_req`` (Linux 5.14): when a listening socket is closed, the kernel moves the connections in its
+  accept queue to another socket on the same port.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ START_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """The process of one of Neutron's pid files.
+    """The running process that one of Neutron's pid files names.
 
     ``is_haproxy``: True for a haproxy, False for our holder, which uses the same pid file.
     """
@@ -57,7 +57,7 @@ def running(state_path: str) -> list[Proxy]:
 
 
 class Conversion:
-    """Converts the proxies of one host, in both directions. ``program`` is the path of ``metadata-wsgi-haproxy``."""
+    """Replaces haproxies by holders, and holders by haproxies. ``program`` is the path of ``metadata-wsgi-haproxy``."""
 
     def __init__(self, state_path: str, program: str, runner: Runner | None = None) -> None:
         self._state_path = state_path
@@ -66,7 +66,8 @@ class Conversion:
         self._shim = _loaded(program)
 
     def adopt(self, proxy: Proxy) -> bool:
-        """Register the haproxy's sockets at the keeper, start a holder, end the haproxy. Returns False for a holder.
+        """Register the haproxy's sockets at the keeper, start a holder, end the haproxy. Returns False if ``proxy`` is
+        a holder.
 
         Raises NetnsError if the configuration is not from Neutron, or if the keeper or its workers do not run. Then the
         haproxy continues to serve.
@@ -97,7 +98,7 @@ class Conversion:
     def give_back(self, proxy: Proxy, detach: Callable[[str], bool]) -> bool:
         """Start haproxy with Neutron's configuration and end the holder. Returns whether anything was changed.
 
-        When haproxy listens, ``detach`` is called with the id. It makes the keeper close the sockets of this id, and
+        When haproxy listens, ``detach(id)`` is called. ``detach`` makes the keeper close the sockets of this id, and
         returns whether there were any. If haproxy does not start, raises NetnsError, and the holder and the keeper's
         sockets stay. If the keeper does not respond, raises NetnsError although haproxy serves: a worker may still
         accept on the socket. Repeat ``give_back`` when the keeper runs.
@@ -106,7 +107,7 @@ class Conversion:
             try:
                 return detach(proxy.id)
             except NetnsError:
-                return False  # on a host that has been given back, the keeper does not run
+                return False  # the keeper may have been stopped after an earlier give_back
         holder = self._opened(proxy)
         try:
             configuration = self._configuration_of(proxy.id)
@@ -171,7 +172,7 @@ def default_program() -> str:
 
 
 def _tag(id_: str) -> list[str]:
-    # Neutron starts haproxy with this variable, and its kill scripts search for it.
+    # Neutron starts haproxy with this variable, and Neutron's kill scripts search for it.
     return ['env', f'PROCESS_TAG=haproxy-{id_}']
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lock file: one attach or detach at a time on a host.
 
-Without the lock, ``watch`` could find a router incomplete while ``attach`` changes the router's mode, and change it
-back. Namespace proxies and the keeper do not use the lock.
+Without the lock, ``watch`` could find a router incomplete while ``attach`` changes the router's mode, and change
+the mode back. Namespace proxies and the keeper do not use the lock.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ Facts:
   Otherwise the router would send its router advertisements from its newest address, which is fe80::a9fe:a9fe.
   Instances would use this address as their default gateway, and lose the gateway at detach.
 - The address has our IFA_PROTO, like the IPv4 address (``dhcp_address``).
-- During duplicate address detection (DAD) an address is tentative: it cannot be used. If the detection fails, the
-  address stays with the flag dadfailed, and the kernel never checks it again (RFC 4862, 5.4). ``link_local``
-  retries it: it removes the address and adds it again.
+- During duplicate address detection (DAD) an address is tentative: it cannot be used. If DAD finds a duplicate,
+  the address stays with the flag dadfailed, and the kernel never checks it again (RFC 4862, 5.4). So ``link_local``
+  removes the address and adds it again.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ class InterfaceTable(Protocol):
         """All interfaces except the loopback, sorted by index."""
 
     def add(self, interface: Interface) -> None:
-        """Add the address to ``interface``. DAD begins as soon as the interface is up."""
+        """Add fe80::a9fe:a9fe to ``interface``. Duplicate address detection begins as soon as the interface is up."""
 
     def remove(self, interface: Interface) -> None:
-        """Remove the address from ``interface``."""
+        """Remove fe80::a9fe:a9fe from ``interface``."""
 
     def neighbour_mac(self, interface: Interface) -> str:
-        """The MAC of the host that has the address on the interface's network; '' if there is none."""
+        """The MAC of the host that has fe80::a9fe:a9fe on the interface's network; '' if there is none."""
 
     def refuses_connection(self, interface: Interface, port: int) -> bool:
-        """Whether a connection to the address and ``port`` from inside the namespace is refused."""
+        """Whether a connection to port ``port`` of fe80::a9fe:a9fe from inside the namespace is refused."""
 
 
 def names(namespace: str) -> list[str]:
@@ -88,7 +88,7 @@ def names(namespace: str) -> list[str]:
 @contextmanager
 def open_table(namespace: str) -> Iterator[InterfaceTable]:
     """The interface table of ``namespace``. Raises NetnsError if the namespace cannot be entered."""
-    # Here, because importing pyroute2 takes longer than the rest of most commands.
+    # Imported here: this import takes longer than the rest of most commands.
     from pyroute2 import NetlinkError
 
     with rtnetlink.connect(namespace) as link:
@@ -143,7 +143,7 @@ class _KernelInterfaceTable:
                 raise self._error('removed from', interface, error) from error
 
     def neighbour_mac(self, interface: Interface, *, timeout_s: float = NEIGHBOUR_TIMEOUT_S) -> str:
-        # A packet to an unused port makes the kernel send a neighbour solicitation. An old cache entry may be wrong.
+        # A packet to an unused port makes the kernel send a neighbour solicitation, if no cache entry exists.
         self._delete_neighbour(interface)
         try:
             namespaces.run_in(self._namespace, lambda: _send_empty_datagram(interface.index))
@@ -202,7 +202,7 @@ def _address_state(flags: int) -> str:
 
 
 def _has_ipv6(link: Any) -> bool:
-    """Whether IPv6 is enabled on ``link``: no if ``disable_ipv6`` is set, or if the MTU is below 1280."""
+    """Whether IPv6 is enabled on ``link``: not if ``disable_ipv6`` is set or the MTU is below 1280."""
     families = link.get_attr('IFLA_AF_SPEC')
     ipv6 = families.get_attr('AF_INET6') if families else None
     settings = ipv6.get_attr('IFLA_INET6_CONF') if ipv6 else None

@@ -100,7 +100,7 @@ def _table_difference(table: Table, wanted: Sequence[Rule]) -> list[str]:
 
 
 def _chains_to_delete(table: Table, by_chain: Mapping[str, Sequence[str]], maybe_unused: Iterable[str]) -> list[str]:
-    """Commands that delete those chains in ``maybe_unused`` that are no longer needed after the change.
+    """Commands that delete the chains of ``maybe_unused`` that no rule needs after the change.
 
     ``maybe_unused`` has the chains that had rules of ours, or to which such a rule jumped.
     """
@@ -115,7 +115,7 @@ def _chains_to_delete(table: Table, by_chain: Mapping[str, Sequence[str]], maybe
 
 
 def _is_builtin(chain: str) -> bool:
-    # If iptables was never used in a namespace, iptables-save shows no chains. The kernel's chains are upper case.
+    # The name decides, because iptables-save shows no chains if iptables was never used in the namespace.
     return chain.isupper() and '-' not in chain
 
 
@@ -127,7 +127,7 @@ def _jump_target(args: str) -> str:
 def _words(args: str) -> list[str]:
     """The words of a rule. iptables-save quotes comments as a shell does, because they may contain blanks."""
     if '"' not in args and "'" not in args and '\\' not in args:
-        # Most rules, and all of ours, have no quotes. shlex is slow: it took half of the time of an attach.
+        # Most rules, and all of ours, have no quotes. shlex would take half of the time of an attach.
         return args.split()
     try:
         return shlex.split(args)
@@ -183,7 +183,7 @@ class Iptables:
         with self._lock(namespace):
             copied = self._template.apply(namespace, wanted) if self._template else None
             if self._template and copied is not None:
-                # The template changes only namespaces with none of our rules, or with exactly these.
+                # The template changes only namespaces with none of our rules, or with exactly its rules.
                 return (() if wanted else self._template.rules) if copied else None
             former: list[Rule] = []
             changed: list[int] = []
@@ -239,8 +239,9 @@ class Iptables:
         return [rule for result in results for rule in result or ()]
 
     def _replace_with(self, namespace: str, binary: str, family: int, wanted: Sequence[Rule]) -> list[Rule] | None:
-        # Another program may change rules between our read and our write. Its rules are not lost, because we delete
-        # rules by content and not by number: iptables-restore fails, and the second attempt reads again.
+        # Another program may change rules between our read and our write. Its rules are not lost: we delete rules
+        # by content and not by number. If a rule is missing, iptables-restore fails, and the second attempt reads
+        # again.
         for is_last_attempt in (False, True):
             tables = self._read(namespace, binary, family)
             text = difference(tables, wanted)

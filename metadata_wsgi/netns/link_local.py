@@ -40,23 +40,26 @@ from metadata_wsgi.netns.interface_state import (
 DAD_ATTEMPTS = 3
 DAD_RETRY_DELAY_S = 2.0
 DAD_TIMEOUT_S = 5.0
-"""Timeout of one check. The kernel takes up to 1 s of random delay, and 1 s for each probe (one by default)."""
+"""Timeout of one detection. The kernel waits up to 1 s (random), and 1 s for each probe (one by default)."""
 DAD_POLL_S = 0.05
 
 
-def begin(table: InterfaceTable, pattern: str) -> None:
-    """If no interface has the address yet, add it to every interface that ``pattern`` matches. Does not wait for DAD.
+def begin(table: InterfaceTable, pattern: str) -> tuple[list[str], list[str]]:
+    """If no interface has fe80::a9fe:a9fe yet, add it to every interface that ``pattern`` matches. Does not wait for
+    DAD.
 
     If an interface already has the address, ``settle`` adds it to the other interfaces, unless they are on the same
-    network. The address is removed from interfaces that have no other address any more.
+    network. Removes the address from interfaces that have lost their own addresses. Returns the names of the interfaces
+    to which the address was added, and of those from which it was removed.
     """
-    for interface in standby_interfaces(table, pattern):
-        if interface.ours:
-            table.remove(interface)
+    standby = [interface for interface in standby_interfaces(table, pattern) if interface.ours]
+    for interface in standby:
+        table.remove(interface)
     wanted = _wanted(table, pattern)
-    if all(interface.state == MISSING for interface in wanted):
-        for interface in wanted:
-            table.add(interface)
+    missing = wanted if all(interface.state == MISSING for interface in wanted) else []
+    for interface in missing:
+        table.add(interface)
+    return [interface.name for interface in missing], [interface.name for interface in standby]
 
 
 def settle(
@@ -66,7 +69,7 @@ def settle(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[str]:
-    """Wait until the address is usable on every interface. Returns a message for each interface where this fails.
+    """Wait until fe80::a9fe:a9fe is usable on every interface. Returns a message for each interface where this fails.
 
     Does not wait for interfaces that are down, because the kernel checks the address when they come up.
     """
@@ -80,7 +83,7 @@ def settle(
 
 
 def remove(table: InterfaceTable) -> bool:
-    """Remove the address from all interfaces to which this package added it. Returns whether there were any."""
+    """Remove fe80::a9fe:a9fe from all interfaces to which this package added it. Returns whether there were any."""
     ours = [interface for interface in table.interfaces() if interface.ours]
     for interface in ours:
         table.remove(interface)
@@ -88,7 +91,7 @@ def remove(table: InterfaceTable) -> bool:
 
 
 def missing_addresses(table: InterfaceTable, pattern: str) -> dict[Interface, str]:
-    """The interfaces without the address. The value is the MAC that has the address on the interface's network, or ''.
+    """The interfaces without fe80::a9fe:a9fe, with the MAC that has this address on the interface's network, or ''.
 
     An interface is left out if it is down, if its address is still tentative, or if another interface of the namespace
     has the address on the same network.
@@ -98,12 +101,17 @@ def missing_addresses(table: InterfaceTable, pattern: str) -> dict[Interface, st
 
 
 def standby_interfaces(table: InterfaceTable, pattern: str) -> list[Interface]:
-    """The interfaces that do not get the address, because they have no address of their own."""
+    """The interfaces that do not get fe80::a9fe:a9fe, because they have no address of their own."""
     return [found for found in _matching(table, pattern) if not found.has_own_address]
 
 
+def names_with_address(table: InterfaceTable, pattern: str) -> list[str]:
+    """The names of the interfaces that have the address, usable or not."""
+    return [interface.name for interface in _matching(table, pattern) if interface.state != MISSING]
+
+
 def usable_interfaces(table: InterfaceTable, pattern: str) -> list[Interface]:
-    """The interfaces on which instances can use the address."""
+    """The interfaces on which instances can use fe80::a9fe:a9fe."""
     return [interface for interface in _wanted(table, pattern) if interface.state == USABLE]
 
 
@@ -141,7 +149,7 @@ def _remove_duplicates(table: InterfaceTable, pattern: str) -> list[Interface]:
 
 
 def _held_by_others(table: InterfaceTable, held: Mapping[Interface, str]) -> dict[Interface, str]:
-    # MACs of this router are left out, even from other hosts, where a distributed or HA router has the same MACs.
+    # MACs of this router are left out: a distributed or HA router has the same MACs on other hosts.
     own = {interface.mac for interface in table.interfaces()} - {''}
     return {interface: mac for interface, mac in held.items() if mac not in own}
 

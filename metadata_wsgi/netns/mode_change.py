@@ -50,7 +50,7 @@ class KeeperListeners(Protocol):
 
 
 class ModeChanger:
-    """Starts and stops what listens for a target. Without ``keeper`` only the mode PROCESS is possible.
+    """Starts and stops the listener of a target. Without ``keeper`` only the mode PROCESS is possible.
 
     ``keeper_pid`` returns the keeper's pid, None if unknown. Threads may share a ModeChanger.
     """
@@ -102,7 +102,7 @@ class ModeChanger:
             LOG.info('%s %s: is now served in mode %s', target.kind, target.uuid, mode)
         pid = proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid)
         if pid is not None and proxy_process.is_holder(pid):
-            # The agent that started the holder ends it. A holder that ends makes the keeper close the sockets.
+            # The holder is not stopped: when it ends, the keeper closes the sockets. The agent that started it ends it.
             return changed
         return changed | self.stop_process(target)
 
@@ -114,9 +114,9 @@ class ModeChanger:
         return self._keeper is not None and self._keeper.detach(target)
 
     def serve_again(self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str]) -> bool:
-        """Like ``serve``, but opens some sockets again.
+        """Like ``serve``, but first closes sockets that must be opened again.
 
-        In mode PROCESS the process is stopped first. In the other modes the keeper first closes a network's listener on
+        In mode PROCESS the process is stopped. In the other modes the keeper closes a network's listener on
         the last of ``hosts``, the IPv6 address.
         """
         if mode == PROCESS:
@@ -132,15 +132,14 @@ class ModeChanger:
     def close_former_port(self, target: AttachTarget, mode: str, port: int, former: int | None) -> None:
         """Close the keeper's socket on the port ``former`` if ``port`` differs from it.
 
-        Called before the rules of ``former`` are removed. Raises NetnsError if the keeper does not respond. Then the
-        workers that have a copy of the socket may still serve ``former``. When a new keeper starts, they send it their
-        copy, and the port would be open again.
+        Called before the rules of ``former`` are removed. Raises NetnsError if the keeper does not respond: then a
+        worker may still serve ``former``, and send its copy of the socket to the next keeper.
         """
         if mode != PROCESS or self._keeper is None or former in (None, port):
-            # In the other modes the keeper itself replaces the socket.
+            # In the modes SHARED and ONE_HOP the keeper itself replaces the socket.
             return
-        # Also if a process of its own listens: a worker may have a copy of its socket, if the keeper ended while the
-        # socket was moved to the process.
+        # Even if the target's own process listens, a worker may have a copy of the keeper's socket: the keeper may have
+        # ended while it moved the socket to the process.
         if proxy_process.is_port_open(target.namespace, former):
             self._keeper.detach(target)
 
@@ -167,9 +166,9 @@ class ModeChanger:
         return started
 
     def _wait_for_workers(self, target: AttachTarget, port: int) -> None:
-        """Wait until the workers have closed the keeper's socket, at most CLOSE_TIMEOUT_S.
+        """Wait until the workers have closed their copies of the keeper's socket, at most CLOSE_TIMEOUT_S.
 
-        If the attach fails later, ``_undo`` must not take this socket for a listener that needs the rules.
+        If the attach fails later, ``Attacher._undo`` must not take such a copy for a listener that needs the rules.
         """
         deadline_s = self._clock() + self._close_timeout_s
         while proxy_process.is_port_open(target.namespace, port) and self._clock() < deadline_s:
@@ -189,8 +188,8 @@ class ModeChanger:
     ) -> bool:
         """Start the proxy if it does not run, and wait until it listens. Returns whether it was started.
 
-        If ``listeners`` are given, the new proxy serves these sockets and opens none. Raises NetnsError if the proxy
-        does not listen in time; it is stopped then.
+        If ``listeners`` are given, the new proxy serves these sockets and opens none. If the proxy does not listen
+        in time, stops it and raises NetnsError.
         """
 
         def serves(pid: int) -> bool:
@@ -227,5 +226,5 @@ class ModeChanger:
 
 
 def _in_current_namespace(target: AttachTarget, sockets: Sequence[socket.socket]) -> list[socket.socket]:
-    """The sockets in the namespace that has the target's name now, not in a deleted one."""
+    """Those ``sockets`` that are in the target's namespace, and not in a deleted namespace of the same name."""
     return [sock for sock in sockets if namespaces.identity_of(sock) == namespaces.identity(target.namespace)]

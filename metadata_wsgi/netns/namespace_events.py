@@ -17,7 +17,7 @@ from metadata_wsgi.netns import namespaces
 
 
 class NamespaceEvents:
-    """A context manager that receives the events. Without inotify, ``wait`` always waits for its timeout."""
+    """Context manager for the events of ``directory``. Without inotify, ``wait`` always waits for its timeout."""
 
     def __init__(self, directory: str = namespaces.DIRECTORY) -> None:
         self._directory = directory
@@ -65,7 +65,7 @@ class NamespaceEvents:
             os.read(self._wake_reader, 4096)
 
     def _watch(self, inotify: INotify) -> None:
-        # Each time, because ``ip netns`` creates the directory at its first use, and it may be mounted again later.
-        # A second watch of the same directory has no effect.
+        # At each ``wait``, because ``ip netns`` creates the directory at its first use, and the directory may be
+        # mounted again later. A second watch of the same directory has no effect.
         with suppress(OSError):
             inotify.add_watch(self._directory, flags.CREATE | flags.DELETE | flags.MOVED_TO | flags.MOVED_FROM)

@@ -106,7 +106,7 @@ def identity_of(sock: socket.socket) -> tuple[int, int]:
 
 
 def changed_at() -> float:
-    """The time at which a name was last added or removed (the directory's mtime); 0.0 if there is no directory."""
+    """The time at which a name was last added or removed: the mtime of /run/netns, or 0.0 without this directory."""
     try:
         return os.stat(DIRECTORY).st_mtime
     except OSError:
@@ -116,7 +116,7 @@ def changed_at() -> float:
 def name_of(pid: int) -> str | None:
     """The name of the network namespace of process ``pid``; None without a name, or if there is no such process.
 
-    A namespace that was deleted has no name, even if a new one has the same name.
+    If the namespace was deleted and a new one has its name, returns None.
     """
     try:
         wanted = os.stat(f'/proc/{pid}/ns/net')
@@ -135,7 +135,7 @@ def run_in(name: str, fn: Callable[[], T]) -> T:
 
 
 def run_in_scratch(fn: Callable[[], T]) -> T:
-    """Call ``fn`` in a scratch namespace. It is created for this call, has no name, and ends with its last socket."""
+    """Call ``fn`` in a new namespace without a name. The namespace exists until its last socket is closed."""
     return _run(_NamespaceCall(None, fn))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notices at once that a namespace proxy has ended, also one that is no child of this process.
+"""Notices at once that a namespace proxy has ended, even if it is no child of this process.
 
 A process is watched through a pidfd (pidfd_open(2), Linux 5.3). The pidfd becomes readable when the process ends, and
 never refers to a later process with the same pid. One epoll instance has all pidfds, so a wait costs the same for one

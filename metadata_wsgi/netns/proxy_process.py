@@ -148,7 +148,7 @@ def copy_proxy_listeners(pid_file: str, uuid: str, port: int) -> list[socket.soc
 
 
 def copy_keeper_listeners(keeper_pid: int, namespace: str, port: int) -> list[socket.socket]:
-    """Copies of the keeper's listening sockets on ``port`` in ``namespace``. The keeper runs outside the namespace."""
+    """Copies of the keeper's listening sockets on ``port`` in ``namespace``."""
     inodes = namespaces.run_in(
         namespace, lambda: {inode for found, inode in _listening_sockets('thread-self') if found == port}
     )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A connection to the kernel's interface and address tables (rtnetlink) in a namespace.
 
-pyroute2 opens a socket in a namespace by a fork of this process. This process has other threads, and Python does not
-support that: on Python 3.13 the child may never respond. So the socket is opened in the namespace by a thread, and
-pyroute2 gets the open socket.
+To open a socket in a namespace, pyroute2 would fork this process. Python does not support the fork of a process that
+has threads: on Python 3.13 the child may never respond. So a thread opens the socket in the namespace, and pyroute2
+gets the open socket.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def connect(namespace: str) -> IPRoute:
-    """A connection for this thread only; close it. Raises NetnsError if the namespace cannot be entered."""
-    # Here, because importing pyroute2 takes longer than the rest of most commands.
+    """A connection for this thread only. The caller closes it. Raises NetnsError if the namespace cannot be entered."""
+    # Imported here: this import takes longer than the rest of most commands.
     from pyroute2 import IPRoute
 
     opened = namespaces.run_in(

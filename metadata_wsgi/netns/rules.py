@@ -8,9 +8,9 @@ The rules guarantee:
   ``iptables-save``.
 - Only packets that arrive on internal interfaces are redirected, and only redirected packets reach the port. A packet
   to be redirected gets a mark on arrival, before the redirect changes its destination (LP#1187102). Without the mark,
-  other packets to the proxy's port, for example from outside to 10.1.1.1:9697, could not be distinguished from it.
-- A packet to the metadata address is never forwarded (LP#1920778). This is also true for a packet to another port,
-  if another program has removed the redirect, and while these rules are added or removed.
+  other packets to the proxy's port, for example from outside to 10.1.1.1:9697, would look like redirected packets.
+- A packet to the metadata address is never forwarded (LP#1920778). This also holds for other ports, after another
+  program has removed the redirect, and while these rules are added or removed.
 
 An L3 agent rewrites its own chains and removes rules that it did not add. The rules that drop packets must stay, so
 they are in the kernel's chains. The redirect and the accept rule are also rules of the L3 agent, so they may be in the

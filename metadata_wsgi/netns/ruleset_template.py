@@ -32,7 +32,7 @@ Facts:
 
 - Handles, use counts and packet counters differ between two otherwise equal rules, so they are left out.
 - The kernel does not return the protocol of an extension (NFTA_RULE_COMPAT). Some versions of iptables match ports with
-  an extension that needs it. Such rules cannot be created again: the kernel refuses them.
+  an extension that needs the protocol. Such rules cannot be created again: the kernel refuses them.
 - A batch is one transaction. It contains a generation number. The kernel refuses the batch if anything was changed
   since that generation.
 """
@@ -274,7 +274,7 @@ def add_ruleset(wanted: Ruleset, generation: int) -> None:
 
     Raises OSError if the kernel refuses, for example because something was changed since ``generation``.
     """
-    # Each rule is inserted before the existing ones.
+    # Each rule is inserted before the existing ones, so the last rule is sent first.
     items = (*wanted.tables_and_chains, *reversed(wanted.rules))
     _send_batch([(item.kind, NLM_F_CREATE, item.family, item.attributes) for item in items], generation)
 
@@ -322,7 +322,7 @@ def _send_batch(operations: Sequence[tuple[int, int, int, bytes]], generation: i
     begin_batch = _message(NFNL_MSG_BATCH_BEGIN, 0, 0, generation_attribute, 0, NFNL_SUBSYS_NFTABLES)
     messages = [begin_batch]
     for sequence, (kind, flags, family, attributes) in enumerate(operations, 1):
-        # Only the last message is acknowledged, when all are in force. Errors of the others arrive before that.
+        # The kernel acknowledges only the last message, when all are in force. Errors of the others arrive before.
         flags |= NLM_F_ACK if sequence == len(operations) else 0
         messages.append(_message(NFNL_SUBSYS_NFTABLES << 8 | kind, flags, family, attributes, sequence))
     messages.append(_message(NFNL_MSG_BATCH_END, 0, 0, b'', len(operations) + 1, NFNL_SUBSYS_NFTABLES))

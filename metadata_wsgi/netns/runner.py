@@ -27,13 +27,13 @@ class Runner(Protocol):
         """Run ``argv`` and return its standard output. With ``namespace``, run it in this network namespace.
 
         The program inherits the descriptors ``pass_fds`` with the same numbers. Raises NetnsError if the program cannot
-        be started, does not end before the timeout, or has another exit code than 0. The text of the error contains the
-        program's standard error.
+        be started, does not end before the timeout, or exits with a code other than 0. The text of the error contains
+        the program's standard error.
         """
 
 
 TIMEOUT_S = limits.PORT_IN_USE_TIMEOUT_S + 10.0
-"""Timeout of a program. It is longer than the time for which a new namespace proxy retries a port in use."""
+"""Timeout of a program. It is longer than the time for which a new namespace proxy retries to bind a port in use."""
 
 
 class SubprocessRunner:

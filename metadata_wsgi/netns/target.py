@@ -13,12 +13,12 @@ NETWORK_PORT = 80
 
 PROCESS, SHARED, ONE_HOP = 'process', 'shared', 'one_hop'
 MODES = (PROCESS, SHARED, ONE_HOP)
-"""The process that serves a target: one in its namespace, one proxy for all namespaces, or the agent itself."""
+"""By mode, the process that accepts connections: a proxy for this target alone, the shared proxy, or the agent."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttachTarget:
-    """A router or network. ``kind`` is ROUTER or NETWORK. ``uuid`` is its id, ``namespace`` its namespace's name."""
+    """A router or network. ``kind`` is ROUTER or NETWORK, ``uuid`` the id, ``namespace`` the name of the namespace."""
 
     kind: str
     uuid: str

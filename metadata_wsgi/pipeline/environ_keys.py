@@ -135,13 +135,11 @@ class Instance:
 class Failure:
     """The reason why a request failed: one sentence for the operator, without secrets.
 
-    ``status`` is the status of the response, 0 for a response that was cut off. ``namespace`` is set by an app that
-    serves one namespace. Otherwise the namespace is known from the connection or the source.
+    ``status`` is the status of the response, 0 for a response that was cut off.
     """
 
     status: int
     reason: str
-    namespace: Namespace | None = None
 
 
 @dataclass(frozen=True, slots=True)

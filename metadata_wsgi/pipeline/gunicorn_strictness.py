@@ -3,7 +3,7 @@
 
 The programs of this package configure gunicorn strictly. Another gunicorn may have settings that accept malformed
 requests or convert one header to another (``header_map = dangerous``). Then gunicorn and the proxy in front of it may
-read the same bytes as different requests, and an instance could send a request as another instance.
+read the same bytes as different requests. So an instance could send a request as another instance.
 
 gunicorn does not pass its settings to an application. But ``start_response`` is a bound method of gunicorn's response
 object, and this object has the settings as ``cfg``. So ``catch_errors`` checks them at the first request. If a setting
@@ -24,7 +24,7 @@ STRICT: dict[str, Any] = {
     'permit_unconventional_http_version': (False,),
     'proxy_protocol': ('off', False),
     'protocol': ('http',),
-    # After an upgrade another parser reads the connection. It takes the body of the first request for its preface.
+    # After an upgrade to HTTP/2, gunicorn would read the body of the first request as the HTTP/2 preface.
     'http2_cleartext': ('off', False),
 }
 """gunicorn's settings and their strict values, the recommended one first."""

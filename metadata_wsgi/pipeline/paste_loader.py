@@ -28,6 +28,10 @@ DEFAULT_PASTE_FILES = (
     '/etc/metadata_wsgi/api-paste.ini',
 )
 
+ONLY_CHECK = 'metadata_wsgi.only_check'
+"""A key of ``global_conf``. With it the pipeline is loaded to show or check it, perhaps by another user than that of
+the agent: a filter must change nothing on this host."""
+
 
 def default_paste_file() -> str:
     """The path of the paste file that is installed with the package."""
@@ -39,8 +43,12 @@ def default_paste_file() -> str:
     )
 
 
-def load(path: str, name: str = 'agent', global_conf: Mapping[str, str] | None = None) -> Any:
+def load(
+    path: str, name: str = 'agent', global_conf: Mapping[str, str] | None = None, *, only_check: bool = False
+) -> Any:
     """Load the WSGI application ``name`` of the paste file at ``path`` and check its order. Raises ConfigError.
+
+    With ``only_check`` nothing is changed on this host (``ONLY_CHECK``).
 
     ``global_conf`` is added to ``[DEFAULT]`` of the file. If both have a key with different values, this is an error,
     because paste would silently use the value of the file.
@@ -50,6 +58,8 @@ def load(path: str, name: str = 'agent', global_conf: Mapping[str, str] | None =
         raise ConfigError(f'metadata_paste_config = {path}: there is no such file; name the paste file')
     global_conf = dict(global_conf or {})
     _check_conflicting_defaults(path, global_conf)
+    if only_check:
+        global_conf[ONLY_CHECK] = 'true'
     with config_files.parsed_once():
         try:
             app = loadapp(f'config:{path}', name=name, global_conf=global_conf)

@@ -2,8 +2,8 @@
 """One id for each request, from the client to Nova and back, and in every log line.
 
 The id has the form of OpenStack: ``req-`` and a UUID. If the client sends an ``X-Openstack-Request-Id`` of exactly this
-form, the namespace proxy uses it (in mode ``one_hop`` the agent). Otherwise it makes a new id. So an instance can
-choose at most 32 hexadecimal digits of a log line. An instance can repeat an id, but does not learn the ids of others.
+form, the namespace proxy (in mode ``one_hop`` the agent) uses it, else makes a new id. So an instance can choose at
+most 32 hexadecimal digits of a log line. An instance can repeat an id, but does not learn the ids of other instances.
 The id does not show which instance sent the request. So log lines also have the address and router.
 
 The agent uses the id that the namespace proxy sends, and sends it to Nova and Neutron. Nova and Neutron log the id as
@@ -11,6 +11,8 @@ The agent uses the id that the namespace proxy sends, and sends it to Nova and N
 
 If a response already has an ``X-Openstack-Request-Id``, its value is not changed. If Nova's pipeline has the filter
 ``request_id``, the client gets Nova's own id, and a line of Nova's log has both ids.
+
+The server itself makes the id of a request that reaches no application, such as a malformed one.
 """
 
 from __future__ import annotations

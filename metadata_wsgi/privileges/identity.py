@@ -49,7 +49,7 @@ def resolve(user: str, group: str, *, options: tuple[str, str] = ('metadata_user
     """The identity of ``user`` and ``group``, each a name or a number.
 
     If ``user`` is '', the default user is used. If ``group`` is '', the user's primary group is used. Raises
-    ConfigError if there is no such user or group. ``options`` are the names of the two options in its text.
+    ConfigError if there is no such user or group. The error text names the two ``options``.
     """
     found = default_identity()
     if user:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The system call filter of the workers, as a BPF program for seccomp(2).
 
-The filter is a deny list and not an allow list. A new version of Python or of a library may use a system call that is
-not used now, and a worker must not fail because of it. Denied calls fail with EPERM. These are denied:
+The filter is a deny list and not an allow list. New versions of Python or of a library may use more system calls, and
+a worker must not fail because of them. Denied calls fail with EPERM. The filter denies:
 
 - starting another program, entering or creating a namespace, mounting, and opening files by handle;
 - access to another process: ptrace, its memory, its descriptors;

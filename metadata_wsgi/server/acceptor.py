@@ -4,7 +4,7 @@
 Differences from gevent's ``StreamServer``, which makes a new greenlet for each connection:
 
 - A greenlet whose connection has ended waits for the next connection. At most ``limits.MAX_IDLE_GREENLETS`` greenlets
-  wait. To reuse a greenlet is faster than to make one: for the stack of a new one CPython gets memory from the kernel.
+  wait. A new greenlet would be slower, because CPython gets the memory for its stack from the kernel.
 - The handler of a connection starts in the I/O callback of the event loop, before the next connection is accepted.
   gevent would start it in the next iteration of the loop. Until its first wait the handler holds up the event loop.
 - If the pool is full when a new connection arrives, the listener is paused, and ``on_full`` is called. The worker's
@@ -68,7 +68,7 @@ class GreenletPool:
         self._on_full()
 
     def spawn(self, handler: Handler, sock: _socket.socket, address: Any) -> None:
-        """Start ``handler`` in a greenlet. Returns at the handler's first wait. Called in the event loop."""
+        """Start ``handler`` in a greenlet. Returns when the handler first waits or ends. Called in the event loop."""
         runner = self._idle.pop() if self._idle else greenlet(self._run, get_hub())
         runner.switch(handler, sock, address)
 
@@ -125,7 +125,7 @@ class Acceptor:
             self._watcher.start(self._accept_batch)
 
     def resume(self) -> None:
-        """Start again after a pause. The first batch is one connection. Called in the event loop."""
+        """Start again after a pause, and accept one connection. Called in the event loop."""
         self.start()
         self._accept_batch(1)
 

@@ -10,7 +10,7 @@ SIGTERM stops accepting, finishes the requests in progress (within ``limits.GRAC
 SIGUSR1 executes the installed version of the program in this process (``reexec``). It also opens the log files again.
 SIGUSR2 writes the file of ``metadata-wsgi report`` into the state directory.
 
-The master notifies systemd (``net.sd_notify``) that the service has started when the first worker serves. It also
+When the first worker serves, the master notifies systemd (``net.sd_notify``) that the service has started. It also
 sends the number of workers that serve, and the error of a failed reload. While at least one worker sends heartbeats
 (``progress``), the master feeds systemd's watchdog once a second.
 """
@@ -56,7 +56,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         super().signal(sig, frame)
 
     def manage_workers(self) -> None:
-        """Called by gunicorn each second. Forks missing workers. Stops workers that are replaced or too many."""
+        """Called by gunicorn each second. Forks missing workers. Stops replaced and surplus workers."""
         if self.app.update_identity():
             LOG.info('The workers are replaced: they run as another user')
             self._former_age = self.worker_age
@@ -142,7 +142,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         LOG.info('The installed program is started in this process; the workers serve until new ones do')
         (listener,) = self.LISTENERS
         self.app.notifier.progress()
-        # If an earlier SIGUSR1 is not complete, the workers of the program before that one still serve.
+        # If an earlier SIGUSR1 is not complete, the workers of the program before this one still serve.
         workers = [*self.app.former_workers, *self.WORKERS]
         reexec.execute_again({self.app.socket_name: listener.fileno()}, workers, self.app.notifier.environ)
 
@@ -164,7 +164,7 @@ def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:
 
 
 def _is_ready(worker: Any) -> bool:
-    """Whether a worker has sent its first heartbeat, so that it serves.
+    """Whether a worker has sent its first heartbeat, so it serves.
 
     A heartbeat sets the modification time of a file to the time of the monotonic clock. A new file has the time of day,
     which is later.

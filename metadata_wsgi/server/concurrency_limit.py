@@ -50,7 +50,7 @@ class PerClientConcurrency:
         return got_slot.is_set()
 
     def release(self, client: Hashable) -> None:
-        """Give the slot to the client's request that has waited longest, or free it."""
+        """Give the slot to the client's request that has waited longest. If none waits, free the slot."""
         waiting = self._waiting.get(client)
         if waiting:
             first = waiting[0]

@@ -32,6 +32,7 @@ from __future__ import annotations
 import _socket
 import errno
 import logging
+import socket
 import time
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ import gevent
 from gunicorn.http import errors
 
 from metadata_wsgi import instruments, limits
+from metadata_wsgi.http import header_names
 from metadata_wsgi.http.raw_socket import RawSocket
 from metadata_wsgi.net import original_dst
 from metadata_wsgi.net.addresses import with_interface
@@ -68,6 +70,8 @@ LOG = logging.getLogger(__name__)
 DISCONNECT_ERRNOS = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.EBADF})
 """Errors that occur when the client closes the connection. They are not logged, because the server is not at fault."""
 
+_REMAINING_KEY = header_names.environ_key(header_names.REMAINING_MS)
+
 
 class ConnectionHandler:
     """Serves ``application`` on connections.
@@ -75,9 +79,9 @@ class ConnectionHandler:
     ``settings`` are gunicorn's. With ``any_destination``, connections to other addresses than the metadata address are
     served too. When ``is_stopping()`` returns True, a connection is closed after the request in progress.
     ``has_waiting_connections()`` returns whether new connections wait because the worker is full. While it returns
-    True, each connection that becomes idle causes the connection that has been idle longest to be closed. ``progress``
-    gets the start and the end of each call of the application. ``on_failure`` is called with each environ that has the
-    key FAILURE.
+    True, whenever a connection becomes idle, the longest idle connection is closed. ``progress`` gets the start and the
+    end of each call of the application. ``on_failure`` is called once for each failed request, with an environ that has
+    the key FAILURE.
     """
 
     def __init__(
@@ -204,9 +208,9 @@ class ConnectionHandler:
             try:
                 request = self._next_request(requests, connection, is_first=not served)
             except errors.ParseException as error:
-                self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
+                status = self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
                 reason = f'a request that cannot be parsed ({type(error).__name__})'
-                self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(400, reason)})
+                self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(status, reason)})
                 return
             if request is None:
                 return
@@ -220,15 +224,21 @@ class ConnectionHandler:
             if served % limits.REQUESTS_PER_YIELD == 0:
                 gevent.sleep(0)
 
-    def _refuse_malformed(self, connection: RawSocket, client: str, error: Exception) -> None:
+    def _refuse_malformed(self, connection: RawSocket, client: str, error: Exception) -> int:
+        """Log the error and send the error response. Returns its status."""
+        # The id of the client is not taken, because its header could not be parsed.
+        id_ = request_id.CURRENT.get() or request_id.begin({})
         instruments.REFUSED.add('malformed')
         level = logging.INFO if self._malformed_log.allow() else logging.DEBUG
         # repr() and a limit, because the text of gunicorn's exceptions may contain bytes from the client.
         LOG.log(level, 'Refused a malformed request of %s: %.300r', client or 'a namespace proxy', error)
-        send_error(connection, error)
+        return send_error(connection, error, id_)
 
     def _next_request(self, requests: RequestStream, connection: RawSocket, *, is_first: bool) -> ParsedRequest | None:
-        """Read the header of the next request. None at the end of the connection. TimeoutError for a late header."""
+        """Read the header of the next request. Returns None at the end of the connection.
+
+        Raises TimeoutError for a late header.
+        """
         try:
             if is_first:
                 connection.settimeout(limits.READ_WRITE_TIMEOUT_S)
@@ -264,23 +274,29 @@ class ConnectionHandler:
             return self._respond(request, connection, environ)
         if not self._concurrency.acquire(client_key[0], limits.REQUEST_TIMEOUT_S):
             instruments.REFUSED.add('concurrency')
+            id_ = request_id.begin(environ)
             LOG.debug('%s has reached its limit of concurrent requests; a request got 503', environ['REMOTE_ADDR'])
             reason = 'its other requests took all of its concurrency slots'
             self._on_failure({**environ, environ_keys.FAILURE: environ_keys.Failure(503, reason)})
-            self._respond_unavailable(request, connection)
+            self._respond_unavailable(request, connection, id_)
             return False
         try:
             return self._respond(request, connection, environ)
         finally:
             self._concurrency.release(client_key[0])
 
-    def _respond_unavailable(self, request: ParsedRequest, connection: RawSocket) -> None:
+    def _respond_unavailable(self, request: ParsedRequest, connection: RawSocket, id_: str) -> None:
         text = b'Too many requests of this address wait.\n'
         response = ResponseWriter(request, connection)
         response.force_close()
         response.start_response(
             '503 Service Unavailable',
-            [('Content-Type', 'text/plain'), ('Content-Length', str(len(text))), ('Retry-After', '1')],
+            [
+                (request_id.RESPONSE_HEADER, id_),
+                ('Content-Type', 'text/plain'),
+                ('Content-Length', str(len(text))),
+                ('Retry-After', '1'),
+            ],
         )
         response.write(text)
         response.close()
@@ -305,11 +321,10 @@ class ConnectionHandler:
                     self._limits.mark_active(connection)
                 response.close()
             finally:
-                if environ_keys.FAILURE in environ:
-                    self._on_failure(environ)
                 if hasattr(body, 'close'):
                     body.close()
         except ClientConnectionError:
+            self._record_failure(request, connection, environ, is_sent=False)
             raise
         except errors.ParseException as error:
             # A malformed chunked body is detected only when the application reads it.
@@ -320,13 +335,29 @@ class ConnectionHandler:
             # The closed connection shows the client that the response is incomplete.
             level = logging.ERROR if self._application_error_log.allow() else logging.DEBUG
             LOG.log(level, 'The response was cut off', exc_info=True)
-            environ[environ_keys.FAILURE] = environ_keys.Failure(0, 'the response was cut off: see the log')
-            self._on_failure(environ)
+            environ.setdefault(environ_keys.FAILURE, environ_keys.Failure(0, 'the response was cut off: see the log'))
+            self._record_failure(request, connection, environ, is_sent=False)
             return False
+        self._record_failure(request, connection, environ, is_sent=True)
         if request.has_unread_body:
             drain(connection)
             return False
         return not response.should_close()
+
+    def _record_failure(
+        self, request: ParsedRequest, connection: RawSocket, environ: WSGIEnvironment, *, is_sent: bool
+    ) -> None:
+        """Record the FAILURE in ``environ``, if there is one, unless the namespace proxy records it.
+
+        The namespace proxy records a failure if it did not get the whole response: the connection broke, or it no
+        longer waited.
+        """
+        if environ_keys.FAILURE not in environ:
+            return
+        # An instance may send the header too, but not over a unix socket. haproxy does not send it and records nothing.
+        is_namespace_proxy = connection.family == socket.AF_UNIX and _REMAINING_KEY in request.fields
+        if is_sent or not is_namespace_proxy:
+            self._on_failure(environ)
 
     def _body(
         self, request: ParsedRequest, connection: RawSocket, response: ResponseWriter, received_at_s: float
@@ -349,6 +380,6 @@ def _waited_s(connection: RawSocket) -> float:
 
 
 def _with_zone(address: tuple[Any, ...]) -> str:
-    """The client's address as text, with the zone of an IPv6 link-local address, which is unique on its link only."""
+    """The client's address as text. A link-local address gets its zone, because it is unique on its link only."""
     scope_id = address[3] if len(address) == 4 else 0
     return f'{address[0]}%{scope_id}' if scope_id else str(address[0])

@@ -5,14 +5,14 @@ There are three limits. Addresses are counted for each namespace, because two te
 
 - An address has at most ``per_address`` connections.
 - The global addresses of one IPv6 /64 together have at most ``2 * per_address`` connections, because one client can use
-  every address of its /64. Each link-local address has its own limit: all instances of all networks are in fe80::/64.
+  every address of its /64. Each link-local address has its own limit, because fe80::/64 is on every network.
 - All clients together have at most ``total`` connections.
 
-If a limit is reached, an idle connection is closed for the new one: the connection that has been idle longest, of the
-same address or of the same /64. At ``total``, the longest idle connection of the namespace with the most idle
-connections is closed. A connection is idle while the server waits until the client sends or receives. A client normally
-sends its request within milliseconds after it has connected. So the closed connections are mostly those with a
-half-sent request, and keep-alive connections.
+If a new connection exceeds a limit, an idle connection of the same address or /64 is closed: the one that has been idle
+longest. At ``total``, the longest idle connection of the namespace with the most idle connections is closed. A
+connection is idle while the server waits until the client sends or receives. A client normally sends its request within
+milliseconds after it has connected. So the closed connections are mostly those with a half-sent request, and keep-alive
+connections.
 
 If no connection is idle, a new connection is refused at the first two limits. At ``total`` it is accepted, and waits
 for a greenlet.
@@ -38,7 +38,7 @@ class Closable(Protocol):
 
 
 class ConnectionLimits:
-    """The connections of one worker. ``len()`` is their number."""
+    """Counts and limits the connections of one worker. ``len()`` is their number."""
 
     def __init__(self, *, per_address: int, total: int) -> None:
         self._per_address = per_address

@@ -27,7 +27,7 @@ class FailureRecorder:
         if source is None and is_local_request(environ):
             return
         failure: environ_keys.Failure = environ[environ_keys.FAILURE]
-        namespace = source or failure.namespace or environ.get(environ_keys.NAMESPACE) or environ_keys.Namespace()
+        namespace = source or environ.get(environ_keys.NAMESPACE) or environ_keys.Namespace()
         instance: environ_keys.Instance | None = environ.get(environ_keys.INSTANCE)
         self.table.add(
             status=failure.status,

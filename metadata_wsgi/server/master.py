@@ -29,6 +29,7 @@ from metadata_wsgi import limits
 from metadata_wsgi.failures.shared_memory import FailureMemory
 from metadata_wsgi.failures.worker_memories import WorkerMemories
 from metadata_wsgi.net.sd_notify import Notifier
+from metadata_wsgi.pipeline.environ_keys import Namespace
 from metadata_wsgi.privileges import drop
 from metadata_wsgi.privileges.identity import Identity
 from metadata_wsgi.server import config_check, log_files, preload, reexec
@@ -36,8 +37,8 @@ from metadata_wsgi.server.arbiter import Arbiter
 from metadata_wsgi.server.worker import MetadataWorker, Stoppable, WorkerOptions
 
 STRICT: dict[str, Any] = {
-    # A header name with an underscore is dropped: its environ key is the same as with a hyphen. No peer may set the
-    # path or the scheme.
+    # A header with an underscore in its name is dropped: its environ key would be that of the name with a hyphen. No
+    # peer may set the path or the scheme.
     'header_map': 'drop',
     'forwarder_headers': '',
     'forwarded_allow_ips': '127.0.0.1',
@@ -72,8 +73,8 @@ class Server(BaseApplication):
     ``settings``: returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``. Called at start and SIGHUP.
     ``on_worker_start``: called in each new worker, right after the fork.
     ``on_ready``: called in the master when the listeners are open, before the first worker is forked.
-    ``identity``: returns the user of the workers, or None if they only drop privileges. Called each second. If the user
-    changes, the workers are replaced.
+    ``identity``: returns the user to which new workers switch, or None if they keep theirs. Called each second. If the
+    result changes, the workers are replaced.
     ``on_config_checked``: called in the child process after ``load``. It may log warnings.
     ``on_first_worker``: called in one worker after each start and SIGHUP, with the application as argument. The worker
     has already dropped its privileges. The function must return at once.
@@ -81,7 +82,7 @@ class Server(BaseApplication):
     ``keeps_sockets``: systemd has copies of the sockets, so the files of unix sockets are not deleted at the end.
     ``socket_name``: the listener's name for ``reexec``; there must be one listener only. With '' SIGUSR1 does nothing.
     ``write_report``: called in the master at SIGUSR2. It must return at once.
-    ``keeper``, ``any_destination``, ``program``, ``on_serve``: see WorkerOptions.
+    ``keeper``, ``namespace``, ``any_destination``, ``program``, ``on_serve``: see WorkerOptions.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Server(BaseApplication):
         name: str,
         on_worker_start: Callable[[], None] = lambda: None,
         keeper: tuple[str, str] | None = None,
+        namespace: Namespace | None = None,
         on_ready: Callable[[], None] = lambda: None,
         identity: Callable[[], Identity | None] = lambda: None,
         any_destination: bool = False,
@@ -112,7 +114,11 @@ class Server(BaseApplication):
         self._name = name
         self._on_worker_start = on_worker_start
         self.worker_options = WorkerOptions(
-            keeper=keeper, any_destination=any_destination, program=program, on_serve=on_serve
+            keeper=keeper,
+            namespace=namespace,
+            any_destination=any_destination,
+            program=program,
+            on_serve=on_serve,
         )
         self._on_ready = on_ready
         self._on_config_checked = on_config_checked

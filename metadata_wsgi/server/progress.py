@@ -2,7 +2,7 @@
 """Whether a worker makes progress. A worker sends its heartbeat to the master only while it makes progress.
 
 Two faults stop the heartbeat. Either the event loop hangs, so nothing in the worker runs. Or the event loop runs, but
-requests are stuck: one request is ``limits.STUCK_REQUEST_S`` past its deadline, and no request has ended for this time.
+requests are stuck: one request is ``limits.STUCK_REQUEST_S`` past its deadline, and no request has ended in this time.
 
 The master kills a worker that sent no heartbeat for ``limits.WORKER_TIMEOUT_S``, and starts another one. The master
 feeds systemd's watchdog only while a worker sends heartbeats.

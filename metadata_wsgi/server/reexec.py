@@ -6,9 +6,9 @@ host. The process id does not change, so systemd still sees the same service, an
 parent. haproxy's master is upgraded in the same way.
 
 The new program gets the listening sockets in the form in which systemd passes sockets (``net.sd_notify.inherited``),
-and the process ids of the workers in an environment variable. When the new workers serve, it ends the former workers.
-If the new program does not start, the process ends with an error. Then the former workers end too, and systemd starts
-the unit again.
+and the process ids of the workers in an environment variable. When its own workers serve, the new program ends the
+former workers. If the new program does not start, the process ends with an error. Then the former workers end too, and
+systemd starts the unit again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from metadata_wsgi.net.sd_notify import FIRST_DESCRIPTOR
 
 FORMER_WORKERS = 'METADATA_WSGI_FORMER_WORKERS'
 FREE_DESCRIPTOR = 256
-"""The sockets are first copied to numbers from this one on, so that no copy overwrites another socket."""
+"""The sockets are first copied to descriptors with this or a higher number, so that no copy overwrites a socket."""
 
 
 def execute_again(sockets: Mapping[str, int], workers: Iterable[int], environ: Mapping[str, str]) -> None:

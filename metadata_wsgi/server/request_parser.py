@@ -44,7 +44,7 @@ _NOT_SIMPLE = frozenset({b'content-length', b'content-type', b'transfer-encoding
 _MAX_LENGTH_DIGITS = 18
 _CACHED_REQUESTS = 256
 _MAX_CACHED_REQUEST_BYTES = 1024
-"""Of a larger request the result is not cached, so that the cache of a worker has at most half a MiB."""
+"""The result of a larger request is not cached, so that the cache of a worker has at most half a MiB."""
 _MUST_CLOSE = {'keep-alive': False, 'close': True}
 
 
@@ -138,7 +138,7 @@ def parse_simple(data: bytes) -> ParsedRequest | None:
 
 
 def parse_repeated(data: bytes) -> ParsedRequest | None:
-    """Like ``parse_simple``, from a cache: for requests of which others are equal in every byte."""
+    """Like ``parse_simple``, with a cache for requests that are sent again byte for byte."""
     return _parsed_request((_cached_fields if len(data) <= _MAX_CACHED_REQUEST_BYTES else _simple_fields)(data))
 
 
@@ -150,7 +150,7 @@ def _parsed_request(found: tuple[dict[str, Any], bool] | None) -> ParsedRequest 
 
 
 def _simple_fields(data: bytes) -> tuple[dict[str, Any], bool] | None:
-    """The environ keys of a simple request, and whether the connection must be closed after it; else None."""
+    """The environ keys of a simple request, and whether the connection must be closed after it. None for others."""
     try:
         parsed = parse_request(data)
     except (IncompleteError, ParseError):
@@ -246,7 +246,7 @@ class StrictRequest(Request):
             raise UnsupportedTransferCoding(', '.join(codings))
         # gunicorn's Python parser accepts any number of digits, gunicorn_h1c only 64 bits.
         if any(name == 'CONTENT-LENGTH' and len(value) > _MAX_LENGTH_DIGITS for name, value in self.headers):
-            raise InvalidHeader('CONTENT-LENGTH', req=self)
+            raise InvalidHeader('CONTENT-LENGTH')
         super().set_body_reader()
         # gunicorn does not find ``close`` if the header lists several options.
         if any(

@@ -63,12 +63,14 @@ class WorkerOptions:
     """The options of a worker, from ``master.Server.worker_options``.
 
     ``keeper``: path of the keeper's socket for workers, and the mode of the listeners to serve; None without a
-    keeper. ``any_destination``: also serve connections that were not made to the metadata address. ``program``: value
-    of the label ``program`` of metrics. ``on_serve``: called with the application when the worker begins to serve. It
-    returns a Stoppable, which the worker stops at its end, or None.
+    keeper. ``namespace``: the namespace of gunicorn's listeners, None if it is unknown. ``any_destination``: also serve
+    connections that were not made to the metadata address. ``program``: value of the label ``program`` of metrics.
+    ``on_serve``: called with the application when the worker begins to serve. It returns a Stoppable, which the worker
+    stops at its end, or None.
     """
 
     keeper: tuple[str, str] | None = None
+    namespace: environ_keys.Namespace | None = None
     any_destination: bool = False
     program: str = 'agent'
     on_serve: Callable[[Any], Stoppable | None] = lambda app: None
@@ -90,7 +92,7 @@ class MetadataWorker(GeventWorker):
         self._pool = GreenletPool(self.worker_connections, on_full=self._close_longest_idle)
         self._acceptors: dict[str, Acceptor] = {}
         self._stuck_log = Throttle(limits.LOG_INTERVAL_S)
-        # By key of a listener of the keeper: the kind and id of its router or network.
+        # The kind and id of the router or network, by the key of the keeper's listener.
         self._namespaces: dict[str, tuple[str, str]] = {}
         self._attached_changed = True
 
@@ -104,7 +106,7 @@ class MetadataWorker(GeventWorker):
         super().patch()
 
     def init_signals(self) -> None:
-        """Called by gunicorn to install the worker's signal handlers. Then the blocked signals are let through."""
+        """Called by gunicorn to install the worker's signal handlers. Then unblocks STOP_SIGNALS."""
         super().init_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
@@ -124,7 +126,7 @@ class MetadataWorker(GeventWorker):
             on_failure=failures.record,
         )
         for number, listener in enumerate(self.sockets):
-            self._accept_on(f'#{number}', listener, None)
+            self._accept_on(f'#{number}', listener, options.namespace)
         subscription = self._subscribe(options.keeper)
         beside = options.on_serve(self.wsgi)
         instruments.WORKER_STARTS.add(options.program)
@@ -221,7 +223,7 @@ class MetadataWorker(GeventWorker):
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Called by gunicorn at SIGTERM. Wakes ``run``, which closes idle connections and finishes the requests."""
         super().handle_exit(sig, frame)
-        # Not here: this is a signal handler.
+        # In a greenlet, because this is a signal handler.
         gevent.spawn(self._stopping.set)
 
     def _close_longest_idle(self) -> None:

@@ -14,6 +14,7 @@ from tests.chaos.host import MODES, ONE_HOP, PROCESS, SHARED
 from tests.chaos.setups import CACHED, TWO_VERSIONS
 
 pytestmark = [
+    pytest.mark.not_traced,
     pytest.mark.chaos,
     pytest.mark.netns,
     pytest.mark.skipif(os.geteuid() != 0, reason='makes network namespaces: run it as root'),

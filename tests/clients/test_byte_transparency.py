@@ -19,7 +19,7 @@ from tests.clients.conftest import INVENTORY, MAC, ROUTER, SECRET
 from tests.clients.metadata_path import METADATA, Guest, MetadataPath
 from tests.rawserver import RawServer
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.not_traced]
 
 SEED = 20260731
 MIB = 1 << 20

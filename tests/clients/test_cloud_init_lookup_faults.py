@@ -15,7 +15,7 @@ from tests.clients.cloud_init_requests import REQUESTS_BY_DATASOURCE
 from tests.clients.named_faults import FAULTS, FAULTS_FOR_EACH_DURATION, inject, nightly
 from tests.fault_injecting_proxy import target
 
-pytestmark = [pytest.mark.netns, pytest.mark.cloudinit]
+pytestmark = [pytest.mark.netns, pytest.mark.cloudinit, pytest.mark.not_traced]
 
 TOKENS = '/v3/auth/tokens'
 LOOKUP_REQUESTS = {name: 2 * len(targets) for name, targets in REQUESTS_BY_DATASOURCE.items()}

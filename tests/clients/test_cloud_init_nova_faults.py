@@ -16,7 +16,7 @@ from tests.clients.cloud_init_requests import REQUESTS_BY_DATASOURCE
 from tests.clients.conftest import INSTANCE, KEY, MAC, NETWORK, PORT, PROJECT
 from tests.clients.named_faults import FAULTS, FAULTS_FOR_EACH_DURATION, inject, nightly
 
-pytestmark = [pytest.mark.netns, pytest.mark.cloudinit]
+pytestmark = [pytest.mark.netns, pytest.mark.cloudinit, pytest.mark.not_traced]
 
 TREE = {
     'ami-id': 'ami-00000000',

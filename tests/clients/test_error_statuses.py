@@ -25,7 +25,7 @@ from tests.clients.curl import CurlResult, curl
 from tests.cloud import SHIPPED
 from tests.fault_injecting_proxy import Refused, Status, cut, hang, target
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.not_traced]
 
 URL = 'http://169.254.169.254'
 FILE = os.environ.get('METADATA_WSGI_ANSWERS')

@@ -14,7 +14,7 @@ import pytest
 from tests.clients.conftest import BARE, BARE_ADDRESS, INSTANCE, KEY
 from tests.clients.metadata_path import METADATA_V6
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.not_traced]
 
 PASSWORD = '/openstack/2013-04-04/password'
 WINDOWS = {'User-Agent': 'cloudbase-init/1.1', 'Accept-Encoding': 'gzip, deflate', 'Accept': '*/*'}

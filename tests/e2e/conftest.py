@@ -85,7 +85,7 @@ class Program:
     def kill(self, number):
         os.kill(self.pid, number)
 
-    def wait(self, within_s=20):
+    def wait(self, within_s=60):
         return self.process.wait(within_s)
 
     def end(self):

@@ -167,7 +167,7 @@ class Load:
     def __exit__(self, *exc):
         self._stop.set()
         for thread in self._threads:
-            thread.join(30)
+            thread.join(60)
 
 
 def send_request(cloud):
@@ -219,10 +219,10 @@ def test_graceful_stop_finishes_requests_and_closes_idle_keepalive_connections(a
     cloud.nova.before = lambda: (slow.set(), time.sleep(1.0))
     client = threading.Thread(target=lambda: statuses.append(send_request(cloud)[0]))
     client.start()
-    assert slow.wait(10)
+    assert slow.wait(60)
     program.kill(signal.SIGTERM)
-    assert program.wait(9) == 0
-    client.join(10)
+    assert program.wait() == 0
+    client.join(60)
     assert statuses == [200]
     assert not cloud.socket.exists()
     idle.close()

@@ -14,6 +14,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.not_traced
+
 CONNECTIONS = 2000
 BOOTS = 5
 BOOT = [f'/openstack/latest/{number}' for number in range(28)]

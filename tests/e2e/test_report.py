@@ -2,17 +2,22 @@
 """``metadata-wsgi report``, SIGUSR2 and ``status --failures`` with running programs."""
 
 import base64
+import contextlib
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
+import uuid
 from urllib.parse import quote, quote_plus
 
 import pytest
 
+from metadata_wsgi import limits
 from metadata_wsgi.failures import shared_memory, table
-from tests.cloud import SECRET
+from tests.cloud import SECRET, Cloud
+from tests.rawserver import RawServer, responds_with
 
 from .conftest import BIN, UnixConnection, eventually, request
 
@@ -31,8 +36,15 @@ def send(cloud, address='10.1.1.99', path='/openstack/latest/meta_data.json'):
     return request(UnixConnection(cloud.socket), 'GET', path, headers)[0]
 
 
+@pytest.fixture
+def cloud(tmp_path):
+    """With a router id of its own: other tests may run at the same time, and their failures are read, too."""
+    with Cloud(tmp_path, f'router-{uuid.uuid4()}') as made:
+        yield made
+
+
 def failures(cloud):
-    """The recent failures of this cloud's router, by address. Other tests may run at the same time."""
+    """The recent failures of this cloud's router, by address."""
     rows = table.merge(shared_memory.read_all())
     return {row.address: row for row in rows if row.namespace_id == cloud.router_id}
 
@@ -169,3 +181,30 @@ def test_failures_of_nova_and_of_the_agent_name_who_failed(agent, proxy, guest, 
     eventually(lambda: '127.0.0.1' in failures(cloud), 'the failure is published')
     row = failures(cloud)['127.0.0.1']
     assert row.reason.startswith('no response from the metadata agent: ')
+
+
+def test_a_response_of_nova_that_is_cut_off_is_one_failure(agent, proxy, cloud):
+    """Namespace proxy and agent both notice it."""
+    half = b'HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n' % (4 * limits.MAX_BUFFERED_BYTES)
+    nova = RawServer(responds_with(half + b'x' * 2 * limits.MAX_BUFFERED_BYTES))
+    cloud.configure(nova_metadata_port=nova.port)
+    agent()
+    _, port = proxy(None)
+    with contextlib.closing(nova), socket.create_connection(('127.0.0.1', port), timeout=15) as client:
+        client.sendall(b'GET / HTTP/1.1\r\nConnection: close\r\n\r\n')
+        with client.makefile('rb') as response:
+            assert response.readline() == b'HTTP/1.1 200 OK\r\n'
+            response.read()
+    # Later failures of each program: when they are published, the first one is too.
+    assert send(cloud) == 404
+    with socket.create_connection(('127.0.0.1', port), timeout=15) as client:
+        client.sendall(b'\0\r\n\r\n')
+        assert client.recv(100).startswith(b'HTTP/1.1 400 ')
+
+    def rows():
+        found = table.merge(shared_memory.read_all())
+        return {(row.address, row.status): row for row in found if row.namespace_id == cloud.router_id}
+
+    eventually(lambda: {('127.0.0.1', 400), ('10.1.1.99', 404)} <= set(rows()), 'the later failures are published')
+    assert rows()['127.0.0.1', 0].count == 1
+    assert len(rows()) == 3

@@ -87,7 +87,7 @@ def test_the_queries_of_the_panels_have_data_during_a_boot_storm(tmp_path):
                 if not any(prometheus.get('query', query=text)['result'] for text, _ in queries(panel))
             }
 
-        eventually(lambda: empty() <= WITHOUT_DATA, lambda: f'every panel has data, but {empty()}', within_s=30)
+        eventually(lambda: empty() <= WITHOUT_DATA, lambda: f'every panel has data, but {empty()}', within_s=90)
         now_s = float(prometheus.get('query', query='time()')['result'][0])
         drawn = draw_dashboard.draw(PANELS, lambda panel: ranges(prometheus, panel, now_s - 20, now_s))
         assert drawn.count('no data') <= len(WITHOUT_DATA)

@@ -162,7 +162,7 @@ class SystemdMachine:
         with self._log.open('wb') as log:
             self._process = subprocess.Popen([str(word) for word in argv], stdout=log, stderr=log)
         try:
-            eventually(lambda: self._process.poll() is not None or self._is_up(), 'systemd is up', within_s=30)
+            eventually(lambda: self._process.poll() is not None or self._is_up(), 'systemd is up', within_s=90)
         except AssertionError as error:
             raise BootError(f'{error}: {self._log.read_text()}') from None
         if self._process.poll() is not None:

@@ -12,7 +12,7 @@ import pytest
 
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces, proxy_process
-from metadata_wsgi.netns.attach import Attacher
+from metadata_wsgi.netns.attach import Attacher, Changes
 from metadata_wsgi.netns.attachment_status import NO_LISTENER, list_attachments
 from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.proxy_command import ProxyCommand
@@ -83,7 +83,7 @@ def network():
 
 def test_router_is_attached_served_listed_and_detached_without_a_trace(topology, router, host):
     before = saved_rules(topology.router, 'iptables'), saved_rules(topology.router, 'ip6tables')
-    assert host.attacher.attach(router) is True
+    assert host.attacher.attach(router).listener is True
     assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
     found = host.find(topology.uuid)
     assert (found.kind, found.namespace, found.pid) == ('router', topology.router, host.pid(topology.uuid))
@@ -101,7 +101,7 @@ def test_router_is_attached_served_listed_and_detached_without_a_trace(topology,
 def test_second_attach_adopts_the_process(topology, router, host):
     host.attacher.attach(router)
     pid = host.pid(topology.uuid)
-    assert host.attacher.attach(router) is False
+    assert host.attacher.attach(router).listener is False
     assert host.pid(topology.uuid) == pid
 
 
@@ -115,14 +115,14 @@ def test_killed_proxy_is_reported_and_replaced(topology, router, host):
     with open(host.proxy.pid_file(topology.uuid)) as file:
         assert file.read()
     assert host.find(topology.uuid).problems == (NO_LISTENER,)
-    assert host.attacher.attach(router) is True
+    assert host.attacher.attach(router).listener is True
     assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
 
 
 def test_proxy_on_another_port_is_replaced_with_its_rules(topology, router, host):
     host.attacher.attach(router, port=9000)
     old = host.pid(topology.uuid)
-    assert host.attacher.attach(router) is True
+    assert host.attacher.attach(router).listener is True
     assert host.pid(topology.uuid) != old
     assert '9000' not in str(saved_rules(topology.router, 'iptables'))
     assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
@@ -136,7 +136,7 @@ def test_stale_proxy_of_a_recreated_namespace_is_replaced(topology, router, host
     topology.make()
     assert host.pid(topology.uuid) == old
     assert any('another namespace' in problem for problem in host.find(topology.uuid).problems)
-    assert host.attacher.attach(router) is True
+    assert host.attacher.attach(router).listener is True
     assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
 
 
@@ -144,7 +144,7 @@ def test_missing_rules_are_reported_and_added_again(topology, router, host):
     host.attacher.attach(router)
     subprocess.run(['ip', 'netns', 'exec', topology.router, 'iptables', '-t', 'nat', '-F'], check=True)
     assert (host.find(topology.uuid).rules, len(host.find(topology.uuid).problems)) == ('partly', 1)
-    assert host.attacher.attach(router) is False
+    assert host.attacher.attach(router) == Changes(False, ('rules were added',))
     assert host.find(topology.uuid).problems == ()
     assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
 
@@ -193,14 +193,16 @@ def test_proxy_that_never_listens_is_a_start_timeout(topology, router, host):
 
 
 def test_network_is_attached_by_its_address_without_rules(network, host):
-    assert host.attacher.attach(network) is True
+    assert host.attacher.attach(network).listener is True
     assert get(f'guest-{network.uuid}', METADATA) == f'proxy of {network.uuid}'
     # Bound to the one address, so that the DHCP server's own port 80 stays closed.
     assert get(f'guest-{network.uuid}', '10.1.1.3') == ''
     assert saved_rules(network.namespace, 'iptables') == []
     found = host.find(network.uuid)
     assert (found.kind, found.port, found.rules, found.problems) == ('network', 80, 'yes', ())
-    assert host.attacher.attach(network) is False
+    assert host.attacher.attach(network) == Changes(False)
+    ip('-n', network.namespace, 'address', 'del', f'{METADATA}/16', 'dev', 'tap0')
+    assert host.attacher.attach(network) == Changes(False, (f'{METADATA} was added',))
     assert host.attacher.detach(network) is True
     assert METADATA not in addresses(network)
     assert '10.1.1.3/24' in addresses(network)

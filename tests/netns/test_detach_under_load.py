@@ -18,7 +18,7 @@ from metadata_wsgi.netns.target import AttachTarget
 
 from .router_topology import METADATA, get, saved_rules
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.not_traced]
 
 # It accepts whatever reaches the port, without the real proxy's check of the original destination.
 STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))

@@ -21,7 +21,7 @@ from tests.e2e.conftest import eventually
 from .conftest import opened_for_other_users
 from .network_node import NETWORK, ROUTER, NetworkNode, NotPossible
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.not_traced]
 
 DOC = Path(__file__).parents[2] / 'doc'
 PAGE = DOC / 'fault_examples.md'

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from metadata_wsgi.netns import interface_state
-from metadata_wsgi.netns.attach import Attacher
+from metadata_wsgi.netns.attach import Attacher, Changes
 from metadata_wsgi.netns.attachment_status import list_attachments
 from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.proxy_command import ProxyCommand
@@ -27,7 +27,7 @@ from tests.e2e.conftest import eventually
 
 from .router_topology import ip
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.not_traced]
 
 STANDIN = str(Path(__file__).with_name('fake_namespace_proxy.py'))
 PROGRAM = str(Path(sys.prefix, 'bin', 'metadata-wsgi'))
@@ -115,11 +115,12 @@ def test_attach_of_a_standby_sends_no_frame(standby):
 def test_address_follows_the_role_of_the_router(standby):
     standby.attacher.attach(standby.target)
     standby.becomes_primary()
-    standby.attacher.attach(standby.target)
+    assert standby.attacher.attach(standby.target) == Changes(False, (f'{interface_state.ADDRESS} was added to qr-1',))
     assert standby.addresses() == {'10.1.1.1', interface_state.ADDRESS}
     assert (standby.status().problems, standby.status().notes) == ((), ())
     standby.becomes_standby()
-    standby.attacher.attach(standby.target)
+    removed = f'{interface_state.ADDRESS} was removed from qr-1'
+    assert standby.attacher.attach(standby.target) == Changes(False, (removed,))
     before = standby.sent_frames_when_quiet()
     standby.attacher.attach(standby.target)
     assert (standby.sent_frames() - before, standby.addresses()) == (0, set())

@@ -24,6 +24,7 @@ from tests.netns.neutron_node import SHIM, Node, is_alive
 
 pytestmark = [
     pytest.mark.netns,
+    pytest.mark.not_traced,
     pytest.mark.skipif(os.geteuid() != 0, reason='makes network namespaces'),
 ]
 

@@ -63,7 +63,7 @@ def link_local(wire, namespace):
 def test_instance_is_served_over_both_families_by_the_real_proxy(wire, target, start_host):
     """The agent receives the instance's own address, without a zone, and the id of its network."""
     host = start_host(PROGRAM)
-    assert host.attacher.attach(target) is True
+    assert host.attacher.attach(target).listener is True
     assert (curl(wire.guest, URL6), curl(wire.guest, URL4)) == ('this', 'this')
     six, four = (head.decode().lower() for head in host.agent.requests)
     assert f'\r\nx-forwarded-for: {link_local(wire, wire.guest)}\r\n' in six
@@ -72,7 +72,7 @@ def test_instance_is_served_over_both_families_by_the_real_proxy(wire, target, s
     assert host.find(target).problems == ()
     # Again, and nothing is done; then off, and nothing is left.
     pid = host.pid(target)
-    assert host.attacher.attach(target) is False
+    assert host.attacher.attach(target).listener is False
     assert host.pid(target) == pid
     assert host.attacher.detach(target) is True
     assert wire.address(target.namespace, interface_of(target)) is None
@@ -90,7 +90,7 @@ def test_address_is_never_the_source_of_the_routers_own_packets(wire, router, ho
 def test_duplicate_address_disables_ipv6_only_and_is_reported(wire, host, kind, caplog):
     target = a_router(wire) if kind == 'router' else a_network(wire)
     wire.rival_takes_it()
-    assert host.attacher.attach(target) is True
+    assert host.attacher.attach(target).listener is True
     assert len(caplog.messages) == 1
     assert f'is not on {interface_of(target)}, because {wire.mac(wire.rival)} on its network has it' in caplog.text
     assert wire.address(target.namespace, interface_of(target)) is None
@@ -102,7 +102,7 @@ def test_duplicate_address_disables_ipv6_only_and_is_reported(wire, host, kind, 
     assert wire.mac(wire.rival) in expected[0]
     caplog.clear()
     wire.rival_leaves()
-    assert host.attacher.attach(target) is False
+    assert host.attacher.attach(target).listener is False
     assert caplog.messages == []
     assert curl(wire.guest, URL6) == f'proxy of {target.uuid}'
     assert (host.find(target).problems, host.find(target).notes) == ((), ())
@@ -118,7 +118,7 @@ def test_dad_retry_succeeds_when_the_rival_leaves(wire, router, host, caplog):
         time.sleep(0.05)
     assert attaching.is_alive()
     wire.rival_leaves()
-    attaching.join(30)
+    attaching.join(60)
     assert caplog.messages == []
     assert curl(wire.guest, URL6) == f'proxy of {router.uuid}'
 
@@ -129,7 +129,7 @@ def test_interface_added_later_is_reported_and_gets_the_address(wire, router, ho
     try:
         other.plug(router.namespace, 'qr-2', '10.2.2.1/24')
         assert host.find(router).problems == ('fe80::a9fe:a9fe is missing on qr-2; attach it again',)
-        assert host.attacher.attach(router) is False
+        assert host.attacher.attach(router).listener is False
         assert host.find(router).problems == ()
         assert curl(other.guest, URL6) == f'proxy of {router.uuid}'
     finally:
@@ -168,7 +168,7 @@ def test_proxy_that_serves_ipv4_only_is_reported_and_replaced(wire, network, hos
     Attacher(SubprocessRunner(), proxy=host.proxy, families=(4,)).attach(network)
     old = host.pid(network)
     assert host.find(network).problems == ('fe80::a9fe:a9fe is missing on tap0; attach it again',)
-    assert host.attacher.attach(network) is True
+    assert host.attacher.attach(network).listener is True
     assert host.pid(network) != old
     assert curl(wire.guest, URL6) == curl(wire.guest, URL4) == f'proxy of {network.uuid}'
 
@@ -178,7 +178,7 @@ def test_proxy_of_a_recreated_interface_is_replaced(wire, network, host):
     host.attacher.attach(network)
     ip('-n', network.namespace, 'link', 'delete', 'tap0')
     wire.plug(network.namespace, 'tap0', '10.1.1.1/24')
-    assert host.attacher.attach(network) is True
+    assert host.attacher.attach(network).listener is True
     assert curl(wire.guest, URL6) == f'proxy of {network.uuid}'
 
 

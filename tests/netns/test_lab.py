@@ -32,7 +32,7 @@ def machine():
     assert first.stdout.readline() == 'ready\n'
     inside = Path(f'/proc/{first.pid}/task/{first.pid}/children').read_text().split()[0]
 
-    def run(command, within_s=60):
+    def run(command, within_s=180):
         enter = ('nsenter', '--target', inside, '--mount', '--net', '--pid', '--wd=/')
         return subprocess.run(
             [*enter, 'sh', '-c', command], capture_output=True, text=True, timeout=within_s, check=False

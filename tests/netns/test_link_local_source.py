@@ -85,8 +85,8 @@ def test_one_link_local_address_on_two_networks_is_two_instances(host, namespace
     code, out, err = host.metadata_wsgi('attach', '--mode', mode, '--router-id', 'router-a', '--namespace', router)
     assert code == 0, (out, err)
     # Not before the address of the router is known to be unique on both networks.
-    eventually(lambda: 'instance-a' in curl(first), 'the first network is served', within_s=30)
-    eventually(lambda: 'instance-b' in curl(second), 'the second network is served', within_s=30)
+    eventually(lambda: 'instance-a' in curl(first), 'the first network is served', within_s=90)
+    eventually(lambda: 'instance-b' in curl(second), 'the second network is served', within_s=90)
     assert 'instance-a' in curl(first)
     forged = ('-H', 'X-Metadata-Interface: qr-aaaaaaaa-aa')
     assert 'instance-b' in curl(second, *forged)

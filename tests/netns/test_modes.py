@@ -150,7 +150,7 @@ def test_isolated_network_over_both_families(host, isolated, mode):
 
 
 def test_second_attach_keeps_sockets_and_mode(host, topologies, routers):
-    assert host.attach('one_hop', *routers).count('the agent serves it\n') == 2
+    assert host.attach('one_hop', *routers).count('the agent serves it; rules were added') == 2
     assert host.attach('one_hop', *routers).count('the agent serves it already\n') == 2
     _, out, _ = host.metadata_wsgi('attach', '--no-wait', *routers)
     assert out.count('the agent serves it already\n') == 2

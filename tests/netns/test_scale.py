@@ -21,7 +21,7 @@ from tests.e2e.conftest import eventually
 
 from .keeper_host import KeeperHost, RequestLoad, get_instance_id
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.not_traced]
 
 MANY = 50 if os.environ.get('METADATA_WSGI_NIGHTLY', '') in ('', '0') else 1000
 TENTH = MANY // 10

@@ -12,6 +12,7 @@ from tests.soak import history
 from tests.soak.checker import Bounds, check
 
 pytestmark = [
+    pytest.mark.not_traced,
     pytest.mark.chaos,
     pytest.mark.netns,
     pytest.mark.skipif(os.geteuid() != 0, reason='makes network namespaces: run it as root'),

@@ -11,7 +11,6 @@ The requests are different ones in each run. The seed is printed; METADATA_WSGI_
 
 import os
 import random
-import sys
 from collections import Counter
 
 import pytest
@@ -22,20 +21,13 @@ from metadata_wsgi.http import header_names
 from tests.wire.cases import PROXY_HEADERS, REFUSED_STATUSES, SERVERS
 from tests.wire.conftest import PARSERS, assert_identifies_sender
 
+pytestmark = pytest.mark.not_traced
+
 SEED = int(os.environ.get('METADATA_WSGI_SEED') or random.randrange(1 << 32))
 REQUESTS = 20_000 if os.environ.get('METADATA_WSGI_NIGHTLY') else 2_000
 
 HIDDEN = b'GET /smuggled HTTP/1.1\r\nHost: x\r\n%bX-Instance-ID: instance-b\r\n\r\n'
 BLANKS = ('', ' ', '\t', '\x0b', '\x0c', '\xa0', '\0', '\r', '\n', '\r\n ', '\r\n\t', ',', ';')
-
-
-@pytest.fixture(autouse=True)
-def untraced():
-    """The servers run in other threads. Coverage would only trace hypothesis, for most of the time of the test."""
-    trace = sys.gettrace()
-    sys.settrace(None)
-    yield
-    sys.settrace(trace)
 
 
 def mostly(usual, odd):

@@ -26,9 +26,12 @@ socket without a header that names a client. A namespace proxy always sends such
 ``/healthcheck``, its request goes to Nova. The agent also serves both checks on the address in ``[metrics] listen``.
 The filter must be after ``request_id``.
 
-The paths, statuses, options and the form of the response are those of oslo.middleware's healthcheck. That healthcheck
-itself is not used, for three reasons. It is an application and not a filter, it needs a library with a C extension, and
-it takes 7 MB of memory in each worker.
+The paths, statuses, reasons, options and the JSON are those of oslo.middleware's healthcheck. Differences: ``detailed``
+is on by default, and adds lines to the text. The text ends with a newline. There is no HTML. Which checks are done
+depends on the options of the files alone, and not on ``backends``.
+
+oslo.middleware's healthcheck itself is not used, for three reasons. It is an application and not a filter, it needs a
+library with a C extension, and it takes 7 MB of memory in each worker.
 """
 
 from __future__ import annotations
@@ -169,7 +172,7 @@ class HealthcheckFilter:
         is_ok = all(result.is_ok for result in results)
         status = 200 if is_ok else 503
         if request.method == 'HEAD':
-            return webob.Response(status=204 if is_ok else 503, content_type=None)
+            return webob.Response(status=204) if is_ok else webob.Response(status=503, content_type='text/plain')
         offers = request.accept.acceptable_offers(['text/plain', 'application/json'])
         if offers and offers[0][0] == 'application/json':
             text = json.dumps(self._as_json(results), indent=4, sort_keys=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Caches for some seconds which instance has an address. It must be before instance, after header_source and deadline.
+"""Caches briefly which instance has an address. This filter must be before instance, after header_source and deadline.
 
 A booting instance sends 28 requests. Without this filter each request causes two queries to Neutron. The filter does
 the lookup that the option ``directory`` names, through a cache, and sets INSTANCE. The later filter ``instance`` then

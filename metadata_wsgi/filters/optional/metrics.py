@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 from metadata_wsgi import instruments
 from metadata_wsgi.config import config_files
 from metadata_wsgi.metrics import options, sink
+from metadata_wsgi.pipeline import paste_loader
 from metadata_wsgi.pipeline.outcome import StatusRecorder, stage_reached
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges import options as privileges_options
@@ -65,12 +66,23 @@ class MetricsFilter:
             )
 
 
+def check_directory(global_conf: Mapping[str, str]) -> None:
+    """Raise ConfigError if the agent could not count, were it started by the user of this process. Changes nothing."""
+    options.check_directory(options.load_directory(global_conf), _owner(global_conf))
+
+
+def _owner(global_conf: Mapping[str, str]) -> tuple[int, int] | None:
+    """(uid, gid) of the workers if root starts them, else None."""
+    conf = config_files.load(global_conf, privileges_options.OPTS)
+    workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
+    return (workers.uid, workers.gid) if workers and os.geteuid() == 0 else None
+
+
 def filter_factory(global_conf: Mapping[str, str]) -> Callable[[WSGIApplication], MetricsFilter]:
     """For ``use = egg:metadata_wsgi#metrics``."""
     directory = options.load_directory(global_conf)
-    conf = config_files.load(global_conf, privileges_options.OPTS)
-    workers = identity.resolve_workers(conf.metadata_user, conf.metadata_group)
-    # If root started the agent, a worker loads the pipeline as root. Later it writes counts as the user ``workers``.
-    options.make_directory(directory, (workers.uid, workers.gid) if workers and os.geteuid() == 0 else None)
+    if paste_loader.ONLY_CHECK not in global_conf:
+        # If root started the agent, a worker loads the pipeline as root. Later it writes counts as its own user.
+        options.make_directory(directory, _owner(global_conf))
     sink.connect(directory)
     return MetricsFilter

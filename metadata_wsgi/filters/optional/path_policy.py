@@ -97,7 +97,7 @@ def normalize(path: str) -> str:
 
 
 class PathPolicyFilter:
-    """Responds 404 to paths that ``rules`` hide. ``clock`` is the wall clock, because ports have a creation time."""
+    """Responds 404 to paths that ``rules`` hide. ``clock`` is the wall clock, as in a port's creation time."""
 
     REQUIRES = frozenset({environ_keys.INSTANCE})
     PROVIDES: frozenset[str] = frozenset()

@@ -170,7 +170,7 @@ class StoredCounters:
 def _options(url: str) -> dict[str, Any]:
     """Options for the client library of the store: short timeouts and no retry."""
     if url.startswith('memcached:'):
-        # The library limits calls this once per thread, so once per greenlet. All get the same connection pool.
+        # The library limits calls this function once per greenlet. All greenlets get the same connection pool.
         @functools.cache
         def shared_client(module: Any, hosts: tuple[Any, ...], **options: Any) -> Any:
             if len(hosts) == 1:

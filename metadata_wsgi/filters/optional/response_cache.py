@@ -3,7 +3,7 @@
 
 Instances request the same few paths again and again. If a response is cached, this filter sends it without a request to
 Nova. The filter caches responses to GET with status 200 and at most ``answer_cache_largest_body`` bytes, for
-``answer_cache_seconds``. These responses are never cached:
+``answer_cache_seconds``. The following responses are never cached:
 
 - for paths that contain ``password``, and for paths that are not in canonical form (``//``, ``/.``, ``%``);
 - to requests with a query, a body, a range, a condition or a session token;
@@ -83,7 +83,7 @@ _UNCACHEABLE_RESPONSE_HEADERS = frozenset({'set-cookie', 'cache-control', 'vary'
 _NON_CANONICAL = ('//', '/.', '%', '?', '#', '\\')
 MAX_PATH_LENGTH = 256
 WAIT_TIME_SHARE = 1 / 2
-"""A request waits for an identical one for this part of its remaining time. The rest is for its own request to Nova."""
+"""A request waits for an identical request for at most this part of its remaining time. The rest is for Nova."""
 MAX_NUMBER_DIGITS = 9
 ENTRY_BYTES = 2048
 """Approximate size of an entry without its body."""
@@ -93,7 +93,7 @@ ENTRY_BYTES = 2048
 class CachedResponse:
     """A complete response of Nova.
 
-    A request id in it is not sent again: that id belongs to another request.
+    It is sent without its request id, which belongs to the first request.
     """
 
     status: str
@@ -101,7 +101,7 @@ class CachedResponse:
     body: bytes
     _sent_headers: list[tuple[str, str]] = field(init=False, repr=False, compare=False)
     _received_age_s: int = field(init=False, repr=False, compare=False)
-    """The Age header that it had when it was received, 0 if none: there may be a cache in front of Nova."""
+    """The Age header of the response when it was received, else 0. A cache in front of Nova sets this header."""
 
     def __post_init__(self) -> None:
         unsent = 'age', header_names.REQUEST_ID

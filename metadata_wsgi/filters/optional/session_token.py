@@ -68,7 +68,7 @@ OPTS = [
 PATH = '/latest/api/token'
 MAX_TTL_S = 21600
 MAX_CLOCK_SKEW_S = 60
-"""The clocks of two hosts may differ by this time. So a token may expire up to MAX_TTL_S plus this time from now."""
+"""The clocks of two hosts may differ by this time. So a valid token expires within MAX_TTL_S plus this time."""
 MIN_KEY_BYTES = 32
 
 _TOKEN = 'HTTP_X_AWS_EC2_METADATA_TOKEN'  # noqa: S105 (a header's name)
@@ -157,7 +157,7 @@ def make_token(key: bytes, port_id: str, expires_at_s: int) -> str:
 
 
 def verify_token(key: bytes, port_id: str, token: str, now_s: float) -> bool:
-    """Whether ``token`` was made with ``key`` for the port, has not expired, and has a TTL of at most MAX_TTL_S."""
+    """Whether ``token`` was made with ``key`` for the port and is valid at ``now_s``."""
     try:
         raw = base64.b64decode(token.encode('ascii') + b'==', altchars=b'-_', validate=True)
     except ValueError:

@@ -43,7 +43,7 @@ LOG = logging.getLogger(__name__)
 
 RENEW_BEFORE_EXPIRY_S = 120.0
 EXPIRY_MARGIN_S = 5.0
-"""A token is not used in these last seconds: Neutron 29 rejected a token about 2 s before it expired."""
+"""A token is not used in the last seconds of its life: Neutron 29 rejected a token about 2 s before it expired."""
 NEGATIVE_CACHE_S = 5.0
 REJECTED = 'Keystone rejects the credentials (401): compare user, password and project'
 MAX_CLOCK_SKEW_S = 30.0
@@ -238,8 +238,8 @@ class Authenticator:
             instruments.SERVICE_SECONDS.observe(time.monotonic() - started_s, 'keystone', outcome)
 
     def _fetch_token(self) -> Token:
-        # Session.get_token() is not used: it compares the token's expiry with the clock of this host. If that clock is
-        # wrong, every call fetches a token.
+        # Session.get_token() is not used: it compares the token's expiry with the clock of this host. If this
+        # clock is wrong, every call would fetch a token.
         access_info = self._session.auth.get_auth_ref(self._session)
         if access_info is None:
             return self._without_keystone()

@@ -110,7 +110,7 @@ class QueryBatcher(Generic[K]):
                 if waiter in self._waiting:
                     self._waiting.remove(waiter)
                 return
-            # The batch may not be sent, because the thread was aborted after it had been selected.
+            # If this thread was aborted after it had been selected, its batch is not sent yet.
             self._waiting[:0] = [member for member in waiter.batch if member is not waiter and not member.wake.is_set()]
             batch = self._take_batch()
             if not batch:

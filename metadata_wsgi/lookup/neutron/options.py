@@ -74,7 +74,7 @@ INTERFACES = ('internal', 'public', 'admin')
 
 @dataclass(frozen=True, slots=True)
 class ConnectionSettings:
-    """The settings for Keystone and Neutron. Its repr() contains no credentials.
+    """The settings for Keystone and Neutron. repr() shows no credentials.
 
     ``verify`` and ``cert`` are arguments of the library ``requests``. ``endpoint_filter`` selects an endpoint of the
     catalogue. If ``endpoint`` is set, the catalogue is not used. ``connections`` is the largest number of concurrent

@@ -164,7 +164,7 @@ def _parse_ports(response: Any, token: Token) -> dict[str, Any]:
 
 
 def _is_port(port: Any) -> bool:
-    """Whether the fields of ``port`` have the right types, and ``id`` or ``network_id`` is there.
+    """Whether the fields of ``port`` have the right types, and ``id`` or ``network_id`` is present.
 
     A query may select only some of the fields.
     """

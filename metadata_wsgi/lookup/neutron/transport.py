@@ -113,7 +113,7 @@ def _inner(error: BaseException) -> BaseException | None:
 class _Cutoff:
     """Shuts the connection of one request down at the deadline. A context manager around the request.
 
-    ``waits_for``: what the request waits for, in the text of the error. ``has_ended``: the connection was shut down.
+    ``waits_for`` is for the text of the error, for example "the response". ``has_ended``: the connection was shut down.
     """
 
     def __init__(self, deadline: Deadline) -> None:
@@ -223,7 +223,7 @@ class DeadlineAdapter(TCPKeepAliveAdapter):
         cert: Any = None,
         proxies: Mapping[str, str] | None = None,
     ) -> requests.Response:
-        """Send ``request``. Raises the exceptions of the library ``requests``, at the deadline ReadTimeout.
+        """Send ``request``. Raises the exceptions of ``requests``; at the deadline raises ReadTimeout.
 
         The arguments ``stream`` and ``timeout`` are ignored.
         """

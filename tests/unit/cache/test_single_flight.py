@@ -189,7 +189,7 @@ def together(cached_load, gate, count=20):
         thread.start()
     gate.open.set()
     for thread in (first, *others):
-        thread.join(20)
+        thread.join(60)
     return outcomes
 
 

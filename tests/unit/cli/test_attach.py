@@ -10,6 +10,7 @@ import pytest
 
 from metadata_wsgi.cli import attach, attach_command
 from metadata_wsgi.errors import NetnsError, UsageError
+from metadata_wsgi.netns.attach import Changes
 from metadata_wsgi.netns.target import AttachTarget
 
 LOCK_PROBE = """
@@ -136,18 +137,56 @@ def test_attach_waits_for_ipv6_inside_the_lock(tmp_path, monkeypatch):
 
     class FakeAttacher:
         def attach(self, target, **options):
-            return True
+            return Changes(True)
 
         def settle(self, target, **options):
             probe = subprocess.run(
                 [sys.executable, '-c', LOCK_PROBE, str(tmp_path)], capture_output=True, text=True, check=True
             )
             free.append(probe.stdout.strip())
+            return Changes(False)
 
     monkeypatch.setattr(attach_command, '_attacher', lambda *_: FakeAttacher())
     args = parse('attach', '--mode=process', '--router-id', UUID, '--state-path', str(tmp_path))
     assert args.run(args) == 0
     assert free == ['held']
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='attach needs root')
+@pytest.mark.parametrize(
+    ('attached', 'settled', 'lines'),
+    [
+        (Changes(False), Changes(False), ['is attached in qrouter-{}: its proxy runs already']),
+        (Changes(True), Changes(False), ['is attached in qrouter-{}: a proxy was started']),
+        (
+            Changes(False, ('rules were added', 'fe80::a9fe:a9fe was added to qr-1')),
+            Changes(False),
+            ['is attached in qrouter-{}: its proxy runs already; rules were added; fe80::a9fe:a9fe was added to qr-1'],
+        ),
+        (
+            Changes(False),
+            Changes(True, ('fe80::a9fe:a9fe was added to a',)),
+            [
+                'is attached in qrouter-{}: its proxy runs already',
+                ': its listener was replaced, because it did not serve fe80::a9fe:a9fe; fe80::a9fe:a9fe was added to a',
+            ],
+        ),
+    ],
+    ids=['nothing', 'started', 'repaired', 'repaired after the wait for IPv6'],
+)
+def test_attach_prints_each_change(tmp_path, monkeypatch, capsys, attached, settled, lines):
+    class FakeAttacher:
+        def attach(self, target, **options):
+            return attached
+
+        def settle(self, target, **options):
+            return settled
+
+    monkeypatch.setattr(attach_command, '_attacher', lambda *_: FakeAttacher())
+    args = parse('attach', '--mode=process', '--router-id', UUID, '--state-path', str(tmp_path))
+    assert args.run(args) == 0
+    text = ''.join(f'router {UUID}{line if line[0] == ":" else f" {line}"}\n' for line in lines)
+    assert capsys.readouterr().out == text.format(UUID)
 
 
 def test_single_failed_target_prints_only_the_error(capsys):

@@ -2,6 +2,7 @@
 """What ``metadata-wsgi check-config`` prints about credentials, visibility, Nova and foreign options."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from metadata_wsgi import instruments
 from metadata_wsgi.cli import check_config, main
 from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
-from tests.cloud import SECRET, Cloud
+from tests.cloud import SECRET, SHIPPED, Cloud
 
 NEUTRON_CONF = """[DEFAULT]
 core_plugin = ml2
@@ -158,7 +159,7 @@ def test_nothing_is_counted_for_metrics_by_a_verb_that_loads_the_pipeline(monkey
     """Root may run it, and the directory of the counts belongs to the workers."""
     counted = []
 
-    def load(*arguments):
+    def load(*arguments, only_check):
         instruments.RETRIES.connect(counted.append)
         return 'app'
 
@@ -167,3 +168,89 @@ def test_nothing_is_counted_for_metrics_by_a_verb_that_loads_the_pipeline(monkey
     assert check_config.load(args) == ('paste.ini', 'app')
     instruments.RETRIES.add('nova')
     assert counted == []
+
+
+@pytest.fixture
+def metrics_directory(tmp_path):
+    return tmp_path / 'run' / 'metrics'
+
+
+@pytest.fixture
+def verb(tmp_path, capsys, metrics_directory):
+    """A function: a verb and its arguments -> (exit code, output, errors), for a pipeline with the filter metrics."""
+    paste = tmp_path / 'api-paste.ini'
+    paste.write_text(SHIPPED.read_text().replace(' request_id ', ' request_id metrics '))
+    with Cloud(tmp_path) as cloud:
+        # It has a secret.
+        cloud.conf_file.chmod(0o600)
+        if os.geteuid() == 0:
+            os.chown(cloud.conf_file, 65534, 65534)
+        text = f'{cloud.conf_file.read_text()}[metrics]\ndirectory = {metrics_directory}\n'
+
+        def run(*words, options='', call=lambda function, *args: function(*args)):
+            cloud.conf_file.write_text(text.replace('[DEFAULT]\n', f'[DEFAULT]\n{options}\n'))
+            files = ['--config-file', str(cloud.conf_file), '--paste-file', str(paste)]
+            return call(main.main, [words[0], *files, *words[1:]]), *capsys.readouterr()
+
+        yield run
+
+
+VERBS = {
+    'check-config': ['check-config'],
+    'show-pipeline': ['show-pipeline'],
+    'explain': ['explain', '--router-id', 'router-a', '10.1.1.2'],
+}
+
+
+@pytest.mark.parametrize('words', VERBS.values(), ids=VERBS)
+def test_a_verb_that_loads_the_pipeline_does_not_make_the_metrics_directory(verb, metrics_directory, words):
+    code, out, err = verb(*words)
+    assert (code, err) == (0, '')
+    assert 'metrics' in out
+    assert not metrics_directory.parent.exists()
+
+
+@pytest.fixture
+def as_nobody():
+    """A function that calls another one as the user nobody, if root runs the tests."""
+
+    def call(function, *args):
+        if os.geteuid():
+            return function(*args)
+        os.seteuid(65534)
+        try:
+            return function(*args)
+        finally:
+            os.seteuid(0)
+
+    return call
+
+
+@pytest.mark.parametrize('exists', [True, False])
+@pytest.mark.parametrize('options', ['', 'metadata_user = 12345\nmetadata_group = 12345'])
+@pytest.mark.parametrize('words', VERBS.values(), ids=VERBS)
+def test_a_verb_works_for_a_user_who_cannot_write_the_metrics_directory(
+    verb, metrics_directory, as_nobody, words, options, exists
+):
+    verb(*words)  # root imports all modules
+    (metrics_directory if exists else metrics_directory.parent).mkdir(parents=True)
+    (metrics_directory if exists else metrics_directory.parent).chmod(0o555)
+    code, out, err = verb(*words, options=options, call=as_nobody)
+    if words != ['check-config']:
+        assert (code, err) == (0, '')
+        return
+    assert code == 2
+    assert 'ok' not in out.splitlines()
+    assert err.startswith('metrics: cannot tell whether the agent can count: ')
+    assert err.endswith('. Run the command as root, or as the user that starts the agent\n')
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root can give a directory to another user')
+def test_it_fails_if_the_workers_cannot_write_the_metrics_directory(verb, metrics_directory):
+    metrics_directory.mkdir(parents=True)
+    os.chown(metrics_directory, 4711, 4711)
+    code, _, err = verb('check-config', '-f', 'json')
+    assert (code, err) == (1, '')
+    code, _, err = verb('check-config')
+    assert code == 1
+    assert 'belongs to uid 4711, and the workers, uid ' in err

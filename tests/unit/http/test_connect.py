@@ -53,7 +53,7 @@ def serving(script):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     for sock in accepted:
         sock.close()
 
@@ -232,5 +232,5 @@ def test_a_unix_backlog_that_has_room_again_is_connected_to(full_backlog):
     request = threading.Thread(target=lambda: results.append(agent.send_request(GET, Deadline.after(20))))
     request.start()
     accept()
-    request.join(20)
+    request.join(60)
     assert [response.status for response in results] == [200]

@@ -61,6 +61,7 @@ def test_a_request_of_cloud_init_and_a_response_of_nova():
         assert result(parse, data)['headers']
 
 
+@pytest.mark.not_traced
 @given(mutated(NOVA))
 @example(NOVA.replace(b'\r\n', b'\n'))
 @example(NOVA.replace(b'\r\nDate', b'\r\n  folded\r\nDate'))
@@ -81,6 +82,7 @@ def test_both_parsers_read_a_response_in_the_same_way(data):
     assert actual == expected or (actual, expected) == (INCOMPLETE, MALFORMED)
 
 
+@pytest.mark.not_traced
 @given(mutated(CLOUD_INIT))
 @example(CLOUD_INIT + CLOUD_INIT)
 @example(b'GET / HTTP/1.1\r\n\r\n')

@@ -105,7 +105,7 @@ class RunningKeeper:
 
     def kill(self):
         self._running = False
-        self._thread.join(20)
+        self._thread.join(60)
         self.keeper.close()
 
 

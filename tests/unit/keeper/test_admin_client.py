@@ -46,7 +46,7 @@ def keeper():
     yield start
     for sock, thread in opened:
         sock.close()
-        thread.join(10)
+        thread.join(60)
 
 
 def test_register_retries_a_port_in_use(keeper):

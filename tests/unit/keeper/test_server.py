@@ -66,7 +66,7 @@ class Running:
 
     def close(self):
         self.running = False
-        self.thread.join(10)
+        self.thread.join(60)
         self.keeper.close()
 
 

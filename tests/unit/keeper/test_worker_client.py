@@ -72,7 +72,7 @@ class FakeKeeper:
     def close(self):
         self.subscription.stop()
         self.listening.close()
-        self.thread.join(10)
+        self.thread.join(60)
         for sock in self.received:
             sock.close()
 

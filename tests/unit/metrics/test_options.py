@@ -48,15 +48,24 @@ def test_the_directory_is_made(tmp_path):
 
 def test_a_directory_that_cannot_be_made_stops_the_start(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(ConfigError, match=r'in \[metrics\] cannot be made: Not a directory'):
-        options.make_directory(str(tmp_path / 'file' / 'metrics'), None)
+    for function in (options.make_directory, options.check_directory):
+        with pytest.raises(ConfigError, match=r'in \[metrics\] cannot be made: Not a directory'):
+            function(str(tmp_path / 'file' / 'metrics'), None)
+
+
+def test_a_check_does_not_make_the_directory(tmp_path):
+    options.check_directory(str(tmp_path / 'a' / 'metrics'), None)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='only root can give a directory away')
 def test_root_gives_the_directory_to_the_workers_and_refuses_another_users(tmp_path):
     path = tmp_path / 'metrics'
     for _ in range(2):
+        options.check_directory(str(path), (4711, 4712))
         options.make_directory(str(path), (4711, 4712))
         assert (path.stat().st_uid, path.stat().st_gid) == (4711, 4712)
     with pytest.raises(ConfigError, match='belongs to uid 4711, and the workers, uid 4713, cannot write there'):
         options.make_directory(str(path), (4713, 4713))
+    with pytest.raises(ConfigError, match='belongs to uid 4711, and the workers, uid 4713, cannot write there'):
+        options.check_directory(str(path), (4713, 4713))

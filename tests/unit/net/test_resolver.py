@@ -23,7 +23,7 @@ def v4(ip):
 
 
 def eventually(condition):
-    until_s = time.monotonic() + 20
+    until_s = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until_s
         time.sleep(0.01)
@@ -100,7 +100,7 @@ def test_many_requests_share_one_lookup_of_a_name(silent):
         thread.start()
     silent.gate.set()
     for thread in waiting:
-        thread.join(20)
+        thread.join(60)
     assert results == [(ALIVE,)] * 8
     assert silent.lookups == ['nova']
 

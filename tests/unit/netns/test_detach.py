@@ -196,6 +196,6 @@ def test_failed_start_of_a_process_leaves_no_rules_though_a_worker_closes_the_po
 
 def test_without_ipv6_rules_the_proxy_listens_on_ipv4_only(namespace, caplog):
     namespace.ipv6_error = 'ip6tables-restore: No such file or directory'
-    assert namespace.attacher.attach(ROUTER, mode='shared') is True
+    assert namespace.attacher.attach(ROUTER, mode='shared').listener is True
     assert namespace.events == ['8 rules', "listen ['0.0.0.0']"]
     assert f'router {UUID} is attached without IPv6: ip6tables-restore: No such file' in caplog.text

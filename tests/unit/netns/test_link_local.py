@@ -95,6 +95,13 @@ def test_interface_pattern_matches_as_in_iptables(pattern, name, matched):
     assert link_local.matches(pattern, name) is matched
 
 
+def test_begin_returns_the_names_of_the_interfaces_that_it_changed():
+    fake = FakeInterfaceTable(qr(1), qr(2), qr(3, state=USABLE, ours=True, has_own_address=False))
+    assert link_local.begin(fake, 'qr-+') == (['qr-1', 'qr-2'], ['qr-3'])
+    assert link_local.names_with_address(fake, 'qr-+') == ['qr-1', 'qr-2']
+    assert link_local.begin(fake, 'qr-+') == ([], [])
+
+
 def test_address_is_added_to_every_internal_interface_and_no_other():
     fake = FakeInterfaceTable(qr(1), qr(2), Interface(3, 'qg-3', 'fa:16:3e:00:00:03'))
     assert fake.attach() == []

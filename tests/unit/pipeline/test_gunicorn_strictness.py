@@ -20,6 +20,7 @@ class FakeGunicornResponse:
 
     def start_response(self, status, headers, exc_info=None):
         self.statuses.append(status)
+        self.headers = dict(headers)
         return lambda data: None
 
 
@@ -58,6 +59,7 @@ def test_behind_a_lenient_gunicorn_every_request_is_answered_503_with_one_log_li
     for _ in range(2):
         b''.join(guarded({'REQUEST_METHOD': 'GET'}, lenient.start_response))
     assert (lenient.statuses, reached) == (['503 Service Unavailable'] * 2, [])
+    assert lenient.headers['X-Openstack-Request-Id'].startswith('req-')
     assert len(caplog.records) == 1
     sentence = gunicorn_strictness.message([named])
     assert caplog.records[0].getMessage().endswith(f': {sentence}')

@@ -50,7 +50,7 @@ def server():
 
 
 def wait_until(condition):
-    with gevent.Timeout(10):
+    with gevent.Timeout(60):
         while not condition():
             gevent.sleep(0)
 

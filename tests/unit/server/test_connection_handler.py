@@ -3,6 +3,8 @@
 
 import _socket
 import errno
+import logging
+import re
 import socket
 import time
 
@@ -12,14 +14,18 @@ import pytest
 from gunicorn.config import Config
 
 from metadata_wsgi import limits
+from metadata_wsgi.cli.log_output import RequestIdRecord
 from metadata_wsgi.net.queue_wait import queue_wait_s
-from metadata_wsgi.pipeline import environ_keys
+from metadata_wsgi.pipeline import environ_keys, request_id
 from metadata_wsgi.server import connection_handler
 from metadata_wsgi.server.acceptor import GreenletPool
 from metadata_wsgi.server.connection_limits import ConnectionLimits
 
 GET = b'GET /%s HTTP/1.1\r\nHost: x\r\n\r\n'
 OK = [('Content-Length', '0')]
+FAILED = environ_keys.Failure(503, 'the lookup failed')
+CUT_OFF = environ_keys.Failure(0, 'the response was cut off: see the log')
+ID = 'req-1b4e28ba-2fa1-11d2-883f-0016d3cca427'
 
 
 class SocketPairServer:
@@ -33,9 +39,11 @@ class SocketPairServer:
         self.handler = connection_handler.ConnectionHandler(
             self.application, Config(), self.limits, any_destination=True, is_stopping=lambda: self.is_stopping,
             has_waiting_connections=lambda: self.has_waiting_connections,
+            on_failure=lambda environ: self.failures.append(environ[environ_keys.FAILURE]),
         )  # fmt: skip
         self.pool = GreenletPool(100, on_full=self.handler.close_longest_idle)
         self.clients = []
+        self.failures = []
 
     def close(self):
         for client in self.clients:
@@ -43,7 +51,11 @@ class SocketPairServer:
 
     def application(self, environ, start_response):
         self.requested.append(environ['PATH_INFO'])
-        if environ['PATH_INFO'] == '/broken':
+        if environ['PATH_INFO'].startswith('/failed'):
+            environ[environ_keys.FAILURE] = FAILED
+        if environ['PATH_INFO'].endswith('-gone'):
+            self.may_respond.wait()
+        if environ['PATH_INFO'].endswith('broken'):
             start_response('200 OK', [('Content-Length', '9')])
             return iter_and_fail()
         if environ['PATH_INFO'] == '/no-status':
@@ -51,6 +63,8 @@ class SocketPairServer:
         if environ['PATH_INFO'] == '/os-error':
             start_response('200 OK', OK)
             return iter_and_fail(ConnectionResetError(errno.ECONNRESET, 'connection of the application'))
+        if environ['PATH_INFO'] == '/begin':
+            self.begun_id = request_id.begin(environ)
         if environ['PATH_INFO'] == '/wait':
             self.may_respond.wait()
         if environ['PATH_INFO'] == '/refuse':
@@ -79,6 +93,12 @@ class SocketPairServer:
         self.clients.append(client)
         return server_end, client
 
+    def tcp_pair(self):
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            client = socket.create_connection(listener.getsockname(), timeout=5)
+            self.clients.append(client)
+            return listener.accept()[0], client
+
     def handle(self, server_end, address=('10.1.1.2', 1)):
         sock = _socket.socket(server_end.family, server_end.type, server_end.proto, server_end.detach())
 
@@ -95,7 +115,7 @@ def iter_and_fail(error=None):
 
 
 def wait_until(condition):
-    with gevent.Timeout(10):
+    with gevent.Timeout(60):
         while not condition():
             gevent.sleep(0.001)
 
@@ -375,3 +395,120 @@ def test_only_the_first_request_of_a_connection_was_in_the_accept_queue(server, 
     client.sendall(GET % b'')
     wait_until(lambda: server.received_at_s != first_s)
     assert server.received_at_s - first_s >= 3.0
+
+
+@pytest.fixture
+def logged_ids(caplog):
+    """A function: the request ids of the log lines since the last call, '' for a line without one."""
+    caplog.set_level('DEBUG')
+    factory = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(RequestIdRecord)
+
+    def ids():
+        found = [getattr(record, 'request_id', '') for record in caplog.records]
+        caplog.clear()
+        return found
+
+    yield ids
+    logging.setLogRecordFactory(factory)
+
+
+def id_in(response):
+    """The request id in the header of a response."""
+    return re.search(rb'\r\nX-Openstack-Request-Id: (req-[0-9a-f-]{36})\r\n', response)[1].decode()
+
+
+MALFORMED = {
+    400: b'GET / HTTP/1.1\r\nHost: x\n\n',
+    414: b'GET /' + b'a' * 9000 + b' HTTP/1.1\r\n\r\n',
+    431: b'GET / HTTP/1.1\r\nLong: ' + b'a' * 20000 + b'\r\n\r\n',
+    501: b'POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n',
+}
+
+
+@pytest.mark.parametrize(('status', 'data'), MALFORMED.items(), ids=map(str, MALFORMED))
+def test_the_response_and_the_log_line_of_a_malformed_request_have_a_request_id(server, logged_ids, status, data):
+    ids = []
+    for _ in range(2):
+        client = server.connect(data)
+        client.shutdown(socket.SHUT_WR)
+        wait_until(lambda: len(server.pool) == 0)
+        response = client.recv(1000)
+        assert response.startswith(f'HTTP/1.1 {status} '.encode())
+        ids.append(id_in(response))
+        assert logged_ids() == ids[-1:]
+        assert server.failures.pop().status == status
+    assert ids[0] != ids[1]
+
+
+def test_a_malformed_request_on_a_keepalive_connection_has_a_request_id_of_its_own(server, logged_ids):
+    client = server.connect(GET % b'begin')
+    wait_until(lambda: server.handler._idle)
+    assert b'200 OK' in client.recv(1000)
+    client.sendall(MALFORMED[400])
+    client.shutdown(socket.SHUT_WR)
+    wait_until(lambda: len(server.pool) == 0)
+    id_ = id_in(client.recv(1000))
+    assert logged_ids() == [id_]
+    assert id_ != server.begun_id
+
+
+def test_a_malformed_body_has_the_request_id_of_its_request(server, logged_ids):
+    client = server.connect(b'POST /begin HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nno-size\r\n')
+    client.shutdown(socket.SHUT_WR)
+    wait_until(lambda: len(server.pool) == 0)
+    response = client.recv(1000)
+    assert response.startswith(b'HTTP/1.1 400 ')
+    assert logged_ids() == [id_in(response)] == [server.begun_id]
+
+
+@pytest.mark.parametrize('given', ['', f'X-Openstack-Request-Id: {ID}\r\n'], ids=['made', 'given'])
+def test_the_503_for_a_missing_concurrency_slot_has_a_request_id(make_server, logged_ids, monkeypatch, given):
+    server = make_server(per_address=100)
+    monkeypatch.setattr(limits, 'REQUEST_TIMEOUT_S', 0.05)
+    for _ in range(limits.MAX_CONCURRENT_PER_CLIENT):
+        server.connect(GET % b'wait')
+    late = server.connect(f'GET /late HTTP/1.1\r\n{given}\r\n'.encode())
+    late.shutdown(socket.SHUT_WR)
+    wait_until(lambda: len(server.pool) == limits.MAX_CONCURRENT_PER_CLIENT)
+    response = late.recv(1000)
+    assert response.startswith(b'HTTP/1.1 503 ')
+    assert logged_ids() == [id_in(response)]
+    assert not given or id_in(response) == ID
+    server.may_respond.set()
+
+
+INSTANCE, PROXY = ('10.1.1.2', 1), ''
+REMAINING = 'X-Metadata-Remaining-Ms: 9000'
+
+
+@pytest.mark.parametrize(
+    ('path', 'address', 'header', 'recorded'),
+    [
+        ('/failed', INSTANCE, '', [FAILED]),
+        ('/failed', PROXY, REMAINING, [FAILED]),
+        # One request, one failure, although two things went wrong.
+        ('/failed-broken', INSTANCE, '', [FAILED]),
+        ('/broken', INSTANCE, REMAINING, [CUT_OFF]),
+        ('/failed-gone', INSTANCE, REMAINING, [FAILED]),
+        # The namespace proxy did not get the whole response, and records it.
+        ('/failed-broken', PROXY, REMAINING, []),
+        ('/broken', PROXY, REMAINING, []),
+        ('/failed-gone', PROXY, REMAINING, []),
+        # haproxy records nothing.
+        ('/broken', PROXY, 'X-Forwarded-For: 10.1.1.2', [CUT_OFF]),
+        ('/failed-gone', PROXY, 'X-Forwarded-For: 10.1.1.2', [FAILED]),
+    ],
+)
+def test_each_failure_is_recorded_by_one_program(server, path, address, header, recorded):
+    server_end, client = server.tcp_pair() if address else server.pair()
+    client.sendall(f'GET {path} HTTP/1.1\r\n{header}\r\n\r\n'.encode())
+    server.handle(server_end, address)
+    wait_until(lambda: server.requested == [path])
+    if path.endswith('gone'):
+        client.close()
+        server.may_respond.set()
+    else:
+        client.shutdown(socket.SHUT_WR)
+    wait_until(lambda: len(server.pool) == 0)
+    assert server.failures == recorded

@@ -45,11 +45,6 @@ def test_without_a_source_the_namespace_of_the_connection_names_it(recorded):
     assert (row.kind, row.namespace_id, row.address) == ('network', 'network-c', '10.1.1.3')
 
 
-def test_the_namespace_of_a_proxy_for_one_namespace_comes_with_the_failure(recorded):
-    row = recorded(REMOTE_ADDR='10.1.1.3', **{FAILURE: Failure(503, 'no response', ROUTER)})
-    assert (row.kind, row.namespace_id, row.address) == ('router', 'router-a', '10.1.1.3')
-
-
 def test_a_request_of_the_host_itself_is_not_recorded(recorded):
     assert recorded(**{FAILURE: Failure(400, 'Neither a router id nor a network id.')}) is None
 

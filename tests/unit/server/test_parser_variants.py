@@ -78,6 +78,7 @@ def mutated(draw):
     return data
 
 
+@pytest.mark.not_traced
 @given(mutated())
 @example(b'GET / HTTP/1.2\r\n\r\n')
 @settings(max_examples=1000, deadline=None)

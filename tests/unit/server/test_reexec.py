@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGUSR1; ``tests/netns/test_units.py`` sends it to running services."""
+"""SIGUSR1; ``tests/netns/units`` sends it to running services."""
 
 import os
 import signal

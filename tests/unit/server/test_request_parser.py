@@ -48,11 +48,16 @@ def parser(request):
 PARSER = {}
 
 
-def requests(data, **kwargs):
+def gunicorn_settings(**more):
     cfg = Config()
-    for name, value in {**master.STRICT, **PARSER}.items():
+    for name, value in {**master.STRICT, **PARSER, **more}.items():
         cfg.set(name, value)
-    return request_parser.RequestStream(cfg, FakeSocket(data, **kwargs), '')
+    return cfg
+
+
+def requests(data, address='', parse=None, more_settings=None, **kwargs):
+    cfg = gunicorn_settings(**(more_settings or {}))
+    return request_parser.RequestStream(cfg, FakeSocket(data, **kwargs), address, parse)
 
 
 def next_request(stream):
@@ -124,6 +129,16 @@ def test_an_unread_body_or_connection_close_ends_keepalive(data, read, closes):
     assert (request.must_close or request.has_unread_body) is closes
 
 
+@pytest.mark.parametrize('line', [b'', b'Connection: close\r\n'])
+def test_gunicorns_parser_reads_no_request_after_an_unread_body(line):
+    """It would otherwise read the rest of the body, as long as the client sends."""
+    data = POST + line + b'Content-Length: 2\r\n\r\nhi' + CLOUD_INIT
+    parser = request_parser.Parser(gunicorn_settings(), FakeSocket(data), '')
+    next(parser)
+    with pytest.raises(StopIteration):
+        next(parser)
+
+
 def test_the_size_of_the_whole_header_is_limited():
     """Not only the number of fields and the size of each."""
     with pytest.raises(LimitRequestHeaders):
@@ -132,15 +147,49 @@ def test_the_size_of_the_whole_header_is_limited():
 
 @pytest.mark.parametrize(
     'coding',
-    ['identity, chunked', 'identity', 'gzip, chunked', 'deflate,chunked', 'chunked, chunked', 'x', '', 'chunked;q=1'],
-)
+    [
+        'identity, chunked', 'identity', 'gzip, chunked', 'deflate,chunked', 'chunked, chunked', 'x', '', 'chunked;q=1',
+        'Xchunked', 'chunked\xa0', 'chunked\x0b',
+    ],
+)  # fmt: skip
 def test_a_transfer_coding_other_than_chunked_is_refused(coding):
     with pytest.raises((UnsupportedTransferCoding, ParseException)):
-        next_request(requests(POST + f'Transfer-Encoding: {coding}\r\n\r\n0\r\n\r\n'.encode()))
+        next_request(requests(POST + f'Transfer-Encoding: {coding}\r\n\r\n0\r\n\r\n'.encode('latin-1')))
+
+
+@pytest.mark.parametrize('coding', ['chunked', 'Chunked', ' \tchunked\t '])
+def test_chunked_is_accepted_in_any_case_and_with_whitespace_around_it(coding):
+    data = POST + f'Transfer-Encoding:{coding}\r\n\r\n2\r\nhi\r\n0\r\n\r\n'.encode()
+    assert next_request(requests(data)).fields['wsgi.input'].read() == b'hi'
+
+
+@pytest.mark.parametrize('digits', ['5', '000000000000000005'])
+def test_a_content_length_of_up_to_18_digits_is_accepted(digits):
+    data = POST + f'Content-Length: {digits}\r\n\r\nhello'.encode()
+    assert next_request(requests(data)).fields['wsgi.input'].read() == b'hello'
+
+
+@pytest.mark.parametrize('digits', ['0000000000000000005', '1' * 30])
+def test_a_content_length_of_more_digits_is_refused(digits):
+    """In 64 bits it would be another number."""
+    with pytest.raises(ParseException, match=r'(?i)content-length'):
+        next_request(requests(POST + f'Content-Length: {digits}\r\n\r\nhello'.encode()))
+
+
+def test_an_http_version_other_than_1_0_and_1_1_is_refused():
+    with pytest.raises(ParseException, match=r'\(1, 2\)' if PARSER['http_parser'] == 'python' else None):
+        next_request(requests(CLOUD_INIT.replace(b'HTTP/1.1', b'HTTP/1.2')))
+
+
+@pytest.mark.parametrize(('expect', 'expects_continue'), [(b'Expect: 100-continue\r\n', True), (b'', False)])
+def test_a_request_with_expect_waits_for_100_continue(expect, expects_continue):
+    request = next_request(requests(POST + expect + b'Content-Length: 2\r\n\r\n'))
+    assert request.expects_continue is expects_continue
+    assert request.expects_body
 
 
 def test_two_transfer_encoding_headers_are_refused():
-    with pytest.raises(UnsupportedTransferCoding):
+    with pytest.raises(UnsupportedTransferCoding, match='identity, chunked'):
         next_request(requests(POST + b'Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n'))
 
 
@@ -177,6 +226,45 @@ def test_a_repeated_request_is_parsed_as_the_first_one(size):
     assert {one.fields['HTTP_USER_AGENT'] for one in found} == {'Cloud-Init/' + 'x' * size}
     malformed = data.replace(b'Host:', b'Host')
     assert [request_parser.parse_repeated(malformed) for _ in range(2)] == [None, None]
+
+
+@pytest.mark.parametrize(('size', 'hits'), [(1024, 1), (1025, 0)])
+def test_only_a_request_of_up_to_1_kib_is_cached(size, hits):
+    data = CLOUD_INIT.replace(b'25.1', b'y' * (size - len(CLOUD_INIT) + 4))
+    assert len(data) == size
+    request_parser.parse_repeated(data)
+    before = request_parser._cached_fields.cache_info().hits
+    request_parser.parse_repeated(data)
+    assert request_parser._cached_fields.cache_info().hits - before == hits
+
+
+def test_the_given_function_parses_a_simple_request():
+    """Only it makes a repeated request cheap."""
+    request = request_parser.parse_simple(CLOUD_INIT)
+    assert next_request(requests(CLOUD_INIT, parse={CLOUD_INIT: request}.get)) is request
+
+
+def test_the_environ_keys_of_a_request_with_a_body():
+    data = (
+        b'POST /a%e9?b=%20 HTTP/1.0\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 2\r\nX-A: 1\r\n'
+        b'X-B: z\r\nX-A: 2\r\n\r\nhi'
+    )
+    request = next_request(requests(data))
+    assert request.fields.pop('wsgi.input').read() == b'hi'
+    assert request.fields == {
+        'REQUEST_METHOD': 'POST', 'PATH_INFO': '/a\xe9', 'QUERY_STRING': 'b=%20', 'RAW_URI': '/a%e9?b=%20',
+        'SERVER_PROTOCOL': 'HTTP/1.0', 'HTTP_HOST': 'x', 'CONTENT_TYPE': 'text/plain', 'CONTENT_LENGTH': '2',
+        'HTTP_X_A': '1,2', 'HTTP_X_B': 'z',
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(('address', 'is_trusted'), [(('10.0.0.1', 1), True), (('10.0.0.2', 1), False)])
+def test_only_a_trusted_peer_may_set_a_forwarder_header(address, is_trusted):
+    """gunicorn compares the address of the peer."""
+    more_settings = {'forwarded_allow_ips': '10.0.0.1', 'forwarder_headers': 'REMOTE_USER'}
+    data = b'GET / HTTP/1.1\r\nHost: x\r\nRemote_User: me\r\n\r\n'
+    fields = next_request(requests(data, address, more_settings=more_settings)).fields
+    assert ('HTTP_REMOTE_USER' in fields) is is_trusted
 
 
 @pytest.mark.parametrize(
@@ -218,6 +306,7 @@ names = st.sampled_from(['Host', 'Accept', 'Connection', 'X-A', 'x-a', 'X-B', 'R
 lines = st.tuples(names, st.sampled_from([': ', ':', ':\t']), texts).map(''.join)
 
 
+@pytest.mark.not_traced
 @given(st.sampled_from(['GET', 'HEAD', 'POST', 'OPTIONS']), texts, st.lists(lines, max_size=4), st.integers(0, 3))
 @example('GET', 'a?b', ['Connection: Close'], 0)
 @settings(max_examples=1000, deadline=None)

@@ -108,7 +108,7 @@ def test_head_is_204_or_503(tmp_path):
     pipeline = Pipeline(disable_by_file_path=str(tmp_path / 'drained'))
     pipeline.app.head('/healthcheck', status=204)
     (tmp_path / 'drained').touch()
-    pipeline.app.head('/healthcheck', status=503)
+    assert pipeline.app.head('/healthcheck', status=503).content_type == 'text/plain'
     pipeline.app.head('/healthcheck/live', status=204)
 
 

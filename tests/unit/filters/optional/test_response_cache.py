@@ -247,7 +247,7 @@ def together(pipeline, count=10):
         thread.start()
     opened.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     return texts
 
 
