@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report and the plots of the benchmark, from given results. ``tox -e bench`` runs the benchmark itself."""
+"""The report and the plots of the benchmark, from given results; the stages of slow requests, from a recorded trace.
+
+``tox -e bench`` runs the benchmark itself.
+"""
 
 import json
 import sys
@@ -17,10 +20,12 @@ def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import plot
     import report
+    import slow_requests
     import storm
 
-    yield {'plot': plot, 'report': report, 'storm': storm}
-    for name in ('plot', 'report', 'storm'):
+    modules = {'plot': plot, 'report': report, 'slow_requests': slow_requests, 'storm': storm}
+    yield modules
+    for name in modules:
         del sys.modules[name]
 
 
@@ -103,3 +108,36 @@ def test_storm_counts_a_response_that_ends_early_as_cut(bench):
     guest = bench['storm'].Guest('g0', '10.1.0.2')
     assert guest.receive(b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc') is None
     assert guest.receive(b'') == 'cut'
+
+
+@pytest.fixture
+def trace(bench):
+    """A recorded trace: the check of the port, a request of curl on new connections, and one of wrk on reused ones."""
+    slow_requests = bench['slow_requests']
+    found = slow_requests.Trace(
+        {12628: slow_requests.PROXY, 13233: slow_requests.PROXY, 13386: slow_requests.AGENT, 12428: slow_requests.NOVA},
+        {slow_requests.PROXY: 46, slow_requests.AGENT: 16},
+    )
+    found.read(Path(__file__).with_name('slow_requests.trace').read_text().splitlines())
+    return found
+
+
+def test_trace_of_slow_requests_has_all_stages(bench, trace):
+    first, second = trace.exchanges
+    stages_us = [round(1000 * stage) for stage in bench['slow_requests'].stages_ms(second)]
+    assert stages_us == [158, 67, 258, 65, 366, 49, 34, 672, 110, 385, 100]
+    assert round(first.accepted_s - first.opened_s, 6) == 0.682942
+    assert [first.inner.is_first, second.inner.is_first] == [True, False]
+
+
+def test_trace_of_slow_requests_ends_in_a_table(bench, trace):
+    table = bench['slow_requests'].table(trace.exchanges[1:])
+    assert '| in the accept queue of the namespace proxy | 0.16 | 0.16 |' in table
+    assert '| all stages | 2.26 | 2.26 |' in table
+    assert '1 requests, 99 % within 2.26 ms; 0 are left out.' in table
+
+
+def test_trace_of_slow_requests_leaves_out_a_request_with_a_negative_stage(bench, trace):
+    first, second = trace.exchanges
+    first.accepted_s = first.opened_s - 1
+    assert '1 requests, 99 % within 2.26 ms; 1 are left out.' in bench['slow_requests'].table([first, second])

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The units of etc/systemd: what systemd-analyze finds in them, and what they run as root before the service.
 
-``tests/netns/test_units.py`` runs the units.
+``tests/netns/units`` runs the units.
 """
 
 import os

@@ -78,6 +78,10 @@ class Host:
         return limits.REQUEST_TIMEOUT_S if self.mode == PROCESS else self._configured_deadline_s
 
     @property
+    def _timeout_option(self) -> str:
+        return 'answer_within' if self._installation else 'request_timeout'
+
+    @property
     def installation(self) -> Installation:
         """Where the programs are, if not those of the Python that runs this."""
         assert self._installation
@@ -134,7 +138,7 @@ class Host:
             'nova_metadata_port': PORTS[NOVA],
             'metadata_proxy_shared_secret': SECRET,
             'metadata_workers': 2,
-            'request_timeout': self._configured_deadline_s,
+            self._timeout_option: self._configured_deadline_s,
             'metadata_one_hop': self.mode == ONE_HOP,
             'metadata_peer_users': 'nobody',
             'check_services_at_start': False,
@@ -147,6 +151,10 @@ class Host:
                 text = text.replace(without, with_cache)
             paste.write_text(text)
             options |= {'metadata_paste_config': paste, 'cache_url': f'memcached://{SERVICES}:{PORTS[MEMCACHED]}'}
+        if self._installation:
+            # Former names, which version 1.0 knows too.
+            options |= {'directory': 'quantum', 'metadata_look_at_start': False}
+            del options['check_services_at_start']
         lines = [f'{name} = {value}' for name, value in {**options, **self.options, **more}.items()]
         self.conf_file.touch(mode=0o600)
         self.conf_file.write_text('\n'.join(['[DEFAULT]', *lines, '']))
@@ -158,11 +166,12 @@ class Host:
             self.wait_until((self.state_path / 'listeners').exists, 'the keeper does not listen')
         if self.mode == SHARED:
             self._add(PROXY, str(self._bin / 'quantum-ns-metadata-proxy'), '--shared', '--nodaemonize', '--verbose',
-                      f'--state_path={self.state_path}', f'--request_timeout={self.deadline_s}')  # fmt: skip
+                      f'--state_path={self.state_path}', f'--{self._timeout_option}={self.deadline_s}')  # fmt: skip
         self._add(AGENT, str(self._bin / 'quantum-metadata-agent'), conf, environ=self._clock_environ(), max_stored=1)
-        if self.mode != PROCESS:
+        # Not with two versions: a keeper of version 1.0 does not list its workers, and there are no holders.
+        if self.mode != PROCESS and not self._installation:
             self.wait_until(lambda: self.mode in self.workers_in_keeper(), 'no worker is connected to the keeper')
-        if self.mode == SHARED:
+        if self.mode == SHARED and not self._installation:
             self.start_as_l3_agent(self.routers[0])
         self._add(WATCH, wsgi, 'watch', conf, '--again=3', '--', f'--mode={self.mode}')
 
@@ -182,6 +191,7 @@ class Host:
     def _add(self, name: str, *argv: str, environ: Mapping[str, str] | None = None, max_stored: int = 0) -> None:
         """Start a unit. ``max_stored`` is ``FileDescriptorStoreMax=`` of its file in etc/systemd."""
         notify = NotifySocket(self.directory / f'notify-{name}', max_stored=max_stored)
+        environ = {**(self._installation.environ if self._installation else {}), **(environ or {})}
         self.supervisor.add(Unit(name, argv, self.log_dir / f'{name}.log', notify=notify, environ=environ))
 
     def workers_in_keeper(self) -> Mapping[str, int]:

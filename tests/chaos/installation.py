@@ -40,6 +40,8 @@ class Installation:
 
     def __init__(self, directory: Path, former: Release, present: Release) -> None:
         self.former, self.present = former, present
+        self.environ = {'PYTHONPATH': ''}
+        """Of its programs: nothing of a checkout is found before its own files."""
         self.bin = directory / 'bin'
         self._directory = directory
         self._files: dict[Path, bytes] = {}
@@ -73,7 +75,8 @@ class Installation:
                 if parent not in kept:
                     shutil.rmtree(self._directory / parent, ignore_errors=True)
         self._files = dict(release.files)
-        subprocess.run([self._python, '-m', 'compileall', '-q', self._directory / SITE_PACKAGES], check=True)
+        command = [self._python, '-m', 'compileall', '-q', self._directory / SITE_PACKAGES]
+        subprocess.run(command, env={**os.environ, **self.environ}, check=True)
 
 
 def release_of_checkout(version: str = '') -> Release:

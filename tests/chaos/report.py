@@ -32,7 +32,7 @@ def place(row: Row) -> tuple[int, float, int]:
 
 def write(file: Path, rows: Sequence[Row]) -> None:
     """Replace these rows in the table at the end of ``file``. The other rows and the text before them stay."""
-    text, _, former = file.read_text().partition('| Setup |')
+    text, _, former = (file.read_text() if file.exists() else '').partition('| Setup |')
     lines = (tuple(line.strip('| ').split(' | ')) for line in former.splitlines()[2:] if line.startswith('|'))
     measured = {cells[:KEY]: cells for cells in (*lines, *map(_cells, rows))}
     file.write_text(f'{text}{_markdown(sorted(measured.values(), key=_place))}\n')

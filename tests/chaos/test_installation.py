@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The upgrade in the chaos tests replaces all files; none of the former version stays."""
 
+import os
 import subprocess
 from dataclasses import replace
 
-from tests.chaos.installation import FORMER_VERSION, SITE_PACKAGES, Installation, release_of_checkout
+from tests.chaos.installation import CHECKOUT, FORMER_VERSION, SITE_PACKAGES, Installation, release_of_checkout
 
 
 def version(installation):
     command = [installation.bin / 'metadata-wsgi', '--version']
-    done = subprocess.run(command, cwd='/', check=True, capture_output=True, text=True, timeout=60)
+    environ = {**os.environ, 'PYTHONPATH': str(CHECKOUT), **installation.environ}
+    done = subprocess.run(command, cwd='/', env=environ, check=True, capture_output=True, text=True, timeout=60)
     return done.stdout.split()[-1]
 
 

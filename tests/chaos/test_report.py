@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table in doc/chaos.md: a run replaces the rows that it has measured, and leaves the others."""
 
+import pytest
+
 from tests.chaos import report
 from tests.chaos.experiment import Row
 from tests.chaos.host import ONE_HOP, SHARED
@@ -18,11 +20,13 @@ def test_measured_rows_are_replaced_and_the_others_stay_in_order(tmp_path):
     assert file.read_text() == 'Text.\n\n' + report.table([OTHER, PRESENT, FURTHER]) + '\n'
 
 
-def test_file_without_a_table_gets_one(tmp_path):
+@pytest.mark.parametrize('text', ['Text.\n\n', ''])
+def test_file_without_a_table_and_new_file_get_one(tmp_path, text):
     file = tmp_path / 'chaos.md'
-    file.write_text('Text.\n\n')
+    if text:
+        file.write_text(text)
     report.write(file, [OTHER])
-    assert file.read_text() == 'Text.\n\n' + report.table([OTHER]) + '\n'
+    assert file.read_text() == text + report.table([OTHER]) + '\n'
 
 
 def test_every_failure_has_its_count():

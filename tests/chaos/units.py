@@ -55,6 +55,11 @@ class NotifySocket:
         """The descriptors by name."""
         return dict(self._stored)
 
+    def close_stored(self) -> None:
+        """Close the stored descriptors, as systemd does when a unit is stopped."""
+        while self._stored:
+            os.close(self._stored.popitem()[1])
+
     def _receive(self) -> None:
         item = array.array('i').itemsize
         while True:
@@ -135,7 +140,7 @@ class Unit:
             self._start_at_s = 0.0
 
     def stop(self) -> None:
-        """Stop it; it stays stopped until ``start``."""
+        """Stop it; it stays stopped until ``start``. The stored descriptors stay for ``restart``."""
         with self._lock:
             process, self._process = self._process, None
             self._start_at_s = 0.0

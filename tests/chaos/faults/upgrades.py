@@ -7,10 +7,11 @@ import re
 import signal
 from collections.abc import Iterator
 
-from tests.chaos.faults.fault import Fault
+from tests.chaos.faults.fault import FRONT_RESTARTS, Fault
 from tests.chaos.host import AGENT, KEEPER, PROXY, WATCH, Host
 from tests.chaos.installation import Release
 from tests.chaos.setups import TWO_VERSIONS
+from tests.chaos.units import Unit
 
 SERVES = re.compile(r'[1-9]\d* of \d+ workers serve, version (\S+)')
 
@@ -19,6 +20,8 @@ def faults() -> Iterator[Fault]:
     yield Fault('upgrade of all programs', replace_programs, every_s=15)
     yield Fault('upgrade from the former version', _upgrade, setups=TWO_VERSIONS)
     yield Fault('downgrade to the former version', _downgrade, setups=TWO_VERSIONS)
+    yield Fault('upgrade by restart', _upgrade_by_restart, setups=TWO_VERSIONS, allows=FRONT_RESTARTS)
+    yield Fault('downgrade by restart', _downgrade_by_restart, setups=TWO_VERSIONS, allows=FRONT_RESTARTS)
 
 
 def replace_programs(host: Host) -> None:
@@ -26,10 +29,7 @@ def replace_programs(host: Host) -> None:
 
     In mode ``process`` the namespace proxies run on with the version with which they were started, as documented.
     """
-    for name in (KEEPER, PROXY, AGENT, WATCH):
-        unit = host.units.get(name)
-        if unit is None:
-            continue
+    for name, unit in _running(host):
         if name in (KEEPER, WATCH):
             unit.restart()
             continue
@@ -38,10 +38,8 @@ def replace_programs(host: Host) -> None:
         host.wait_until(lambda unit=unit: SERVES.match(unit.notify.status), f'the {name} does not serve')  # type: ignore[misc]
 
 
-def version_of(host: Host, name: str) -> str:
-    """The version that the agent or the shared proxy reports to systemd; '' if no worker serves."""
-    found = SERVES.match(host.units[name].notify.status)
-    return found[1] if found else ''
+def _running(host: Host) -> list[tuple[str, Unit]]:
+    return [(name, host.units[name]) for name in (KEEPER, PROXY, AGENT, WATCH) if name in host.units]
 
 
 def _upgrade(host: Host) -> None:
@@ -55,6 +53,31 @@ def _downgrade(host: Host) -> None:
 def _replace(host: Host, release: Release) -> None:
     host.installation.install(release)
     replace_programs(host)
-    for name in (AGENT, PROXY):
-        if name in host.units:
-            assert version_of(host, name) == release.version, host.units[name].notify.status
+    for name, unit in _running(host):
+        if name in (AGENT, PROXY):
+            found = SERVES.match(unit.notify.status)
+            assert found, unit.notify.status
+            assert found[1] == release.version, unit.notify.status
+
+
+def _upgrade_by_restart(host: Host) -> None:
+    _restart_all(host, host.installation.present)
+
+
+def _downgrade_by_restart(host: Host) -> None:
+    _restart_all(host, host.installation.former)
+
+
+def _restart_all(host: Host, release: Release) -> None:
+    """For a version that does not know SIGUSR1, as 1.0.
+
+    The agent is stopped and started. In a restart systemd would keep its socket, and version 1.0 takes an open socket
+    for that of a second agent.
+    """
+    host.installation.install(release)
+    for name, unit in _running(host):
+        unit.stop()
+        if name == AGENT:
+            unit.notify.close_stored()
+        unit.start()
+        host.wait_until(lambda: all(map(host.answers, host.clients)), f'no metadata after the restart of the {name}')

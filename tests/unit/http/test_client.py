@@ -2,6 +2,7 @@
 """The HTTP client against servers that misbehave, over TCP and a unix socket."""
 
 import time
+from collections import deque
 
 import gevent
 import pytest
@@ -108,6 +109,14 @@ def test_a_keepalive_connection_is_reused_after_every_framing(served, response):
     assert server.connections == 1
 
 
+def test_a_connection_is_not_reused_after_connection_close(served):
+    """The server closes it, perhaps after it received the next request."""
+    server, client = served(always_responds_with(OK.replace(b'\r\n\r\n', b'\r\nConnection: close\r\n\r\n')))
+    for _ in range(2):
+        assert send_request(client)[1] == b'ok'
+    assert server.connections == 2
+
+
 def closes_on_the_second_request(peer):
     peer.request()
     peer.send(OK)
@@ -119,6 +128,74 @@ def test_an_idle_connection_that_the_server_closed_is_replaced(served, script):
     server, client = served(script, always_responds_with(OK))
     assert [send_request(client)[1] for _ in range(3)] == [b'ok'] * 3
     assert server.connections == 2
+
+
+@pytest.mark.parametrize('script', [responds_with(OK), closes_on_the_second_request], ids=['before', 'by the request'])
+def test_the_next_idle_connection_is_tried_after_one_that_the_server_closed(served, script):
+    server, client = served(always_responds_with(OK), script)
+    # Each POST opens a connection. The last one is tried first.
+    for request in (POST, POST, GET):
+        assert send_request(client, request)[1] == b'ok'
+    assert server.connections == 2
+
+
+def test_the_pool_keeps_no_more_than_its_size_of_idle_connections():
+    server = RawServer(always_responds_with(OK))
+    client = http_client.PooledHttpClient(
+        lambda within_s: gevent_socket.create_connection(('127.0.0.1', server.port)), name='x', host='x', max_idle=1
+    )
+    send_request(client, POST)
+    (first,) = client._idle
+    send_request(client, POST)
+    # The second one is closed. A full deque would drop the first one without closing it.
+    assert list(client._idle) == [first]
+    assert repr(client) == '<HTTP client of x, 1 idle connections>'
+    server.close()
+
+
+def test_a_connection_that_another_thread_took_is_replaced(served):
+    class TakenPool(deque):
+        """Not empty when it is looked at, and empty then."""
+
+        def __bool__(self):
+            return True
+
+        def pop(self):
+            raise IndexError
+
+    server, client = served(always_responds_with(OK))
+    client._idle = TakenPool(maxlen=1)
+    assert send_request(client)[1] == b'ok'
+    assert server.connections == 1
+
+
+def test_a_reused_connection_that_does_not_respond_is_a_timeout_at_the_deadline(served):
+    def responds_once(peer):
+        peer.request()
+        peer.send(OK)
+        never_responds(peer)
+
+    server, client = served(responds_once)
+    send_request(client)
+    with pytest.raises(MaybeSent):
+        send_request(client, within_s=0.3)
+    assert server.connections == 1
+
+
+def test_a_response_to_head_has_no_body_whatever_its_content_length(served):
+    server, client = served(always_responds_with(OK.removesuffix(b'ok')))
+    for _ in range(2):
+        received, body = send_request(client, message.Request('HEAD', '/', []))
+        assert (received.status, body) == (200, b'')
+    assert server.connections == 1
+
+
+def test_an_error_without_a_text_is_named_by_its_type():
+    def connect(within_s):
+        raise TimeoutError
+
+    with pytest.raises(NotSent, match=r'^x: TimeoutError$'):
+        send_request(http_client.PooledHttpClient(connect, name='x', host='x'))
 
 
 def test_a_reused_connection_that_breaks_inside_a_response_is_maybe_sent(served):

@@ -65,6 +65,11 @@ def test_a_request_of_cloud_init_and_a_response_of_nova():
 @given(mutated(NOVA))
 @example(NOVA.replace(b'\r\n', b'\n'))
 @example(NOVA.replace(b'\r\nDate', b'\r\n  folded\r\nDate'))
+@example(NOVA.replace(b'\r\nDate', b'\r\n\tfolded\r\nDate'))
+@example(b'HTTP/1.1 200 OK\r\nA: bX\r\n\r\n')
+@example(b'HTTP/1.1 200 OK\r\nA: b \t\r\n\r\n')
+@example(b'HTTP/1.1 200 XOK\r\n\r\n')
+@example(b'HTTP/1.1 200 \tOK\r\n\r\n')
 @example(b'HTTP/1.1 200\r\n\r\n')
 @example(b'HTTP/1.1 200 \r\n\r\n')
 @example(b'HTTP/1.1  200   two  words  \r\n\r\n')
@@ -87,12 +92,39 @@ def test_both_parsers_read_a_response_in_the_same_way(data):
 @example(CLOUD_INIT + CLOUD_INIT)
 @example(b'GET / HTTP/1.1\r\n\r\n')
 @example(b'GET / HTTP/1.1\r\nA:\t\r\n\r\n')
+@example(b'GET / HTTP/1.1\r\nA: b \t\r\n\r\n')
+@example(b'GET / HTTP/1.1\r\nA: bX\r\n\r\n')
 @example(b'GET / HTTP/1.1\r\n' + b'A: b\r\n' * 257 + b'\r\n')
 @settings(max_examples=1000, deadline=None)
 def test_the_python_parser_accepts_only_requests_that_gunicorn_h1c_reads_in_the_same_way(data):
     actual = result(head_parser._parse_request, data)
     if actual not in (MALFORMED, INCOMPLETE):
         assert actual == result(gunicorn_h1c.parse_request, data)
+
+
+@pytest.mark.parametrize(
+    ('parse', 'line'),
+    [(head_parser._parse_request, b'GET / HTTP/1.1\r\n'), (head_parser._parse_response, b'HTTP/1.1 200 OK\r\n')],
+)
+def test_the_number_of_header_lines_is_limited(parse, line):
+    assert len(parse(line + b'A: b\r\n' * 256 + b'\r\n')['headers']) == 256
+    with pytest.raises(head_parser._ParseError, match=r'^too many headers$'):
+        parse(line + b'A: b\r\n' * 257 + b'\r\n')
+
+
+@pytest.mark.parametrize(
+    ('data', 'error', 'text'),
+    [
+        (b'HTTP/1.1 2000 OK\r\n', head_parser._ParseError, r"^malformed line: b'HTTP/1.1 2000 OK\\r\\n'$"),
+        (b'\nHTTP/1.1 200 OK\r\n\r\n', head_parser._ParseError, r"^malformed line: b'\\nHTTP/1.1 200 OK"),
+        (b'x' * 100 + b'\n', head_parser._ParseError, r"^malformed line: b'x{80}'$"),
+        (b'HTTP/1.1 200 OK\r\nA: b', head_parser._IncompleteError, r'^the header is incomplete$'),
+    ],
+)
+def test_an_error_names_the_line(data, error, text):
+    with pytest.raises(error, match=text) as raised:
+        head_parser._parse_response(data)
+    assert type(raised.value) is error
 
 
 def test_without_gunicorn_h1c_the_python_parser_is_used():

@@ -26,6 +26,7 @@ from .test_client import GET, OK, POST, send_request
         ),
         (b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n', 200, [('content-length', '0')], b''),
         (b'HTTP/1.1 204 No Content\r\n\r\n', 204, [], b''),
+        (b'HTTP/1.1 304 Not Modified\r\n\r\n', 304, [], b''),
         (b'HTTP/1.1 304 Not Modified\r\nETag: "x"\r\nContent-Length: 99\r\n\r\n', 304,
          [('etag', '"x"'), ('content-length', '99')], b''),
         (b'HTTP/1.1 302 Found\r\nLocation: http://10.6.6.6/\r\nContent-Length: 0\r\n\r\n', 302,
@@ -49,8 +50,8 @@ from .test_client import GET, OK, POST, send_request
          [('content-encoding', 'gzip'), ('content-length', '21')], gzip.compress(b'x', mtime=0)),
     ],
     ids=[
-        'plain', 'chunked', 'empty', '204', '304', 'redirect', '100', 'no reason', 'equal lengths', 'length list',
-        'order', 'length in Connection', 'latin-1', 'cookies', 'hop', 'gzip',
+        'plain', 'chunked', 'empty', '204', '304 plain', '304', 'redirect', '100', 'no reason', 'equal lengths',
+        'length list', 'order', 'length in Connection', 'latin-1', 'cookies', 'hop', 'gzip',
     ],
 )  # fmt: skip
 def test_the_response_is_what_the_server_sent(served, response, status, headers, body):

@@ -17,10 +17,14 @@ from metadata_wsgi.server import master, request_parser
 
 
 class SlowBody:
-    """A body that does not arrive."""
+    """A body that arrives after ``seconds``."""
+
+    def __init__(self, seconds=60.0):
+        self._seconds = seconds
 
     def read(self, size=None):
-        gevent.sleep(60)
+        gevent.sleep(self._seconds)
+        return b'hello'
 
 
 class FakeSocket:
@@ -29,8 +33,10 @@ class FakeSocket:
     def __init__(self, data, recv_size=8192):
         self._data = io.BytesIO(data)
         self._recv_size = recv_size
+        self.sizes = []
 
     def recv(self, size):
+        self.sizes.append(size)
         return self._data.read(min(size, self._recv_size))
 
 
@@ -73,9 +79,18 @@ class CallCounter:
 
 def test_a_timeout_ends_a_slow_body():
     progress = CallCounter()
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r'^the request body did not arrive in time$'):
         make_body(SlowBody(), deadline_s=time.monotonic() + 0.01, on_progress=progress).read(5)
     assert progress.count == 1
+
+
+def test_a_body_that_arrives_after_the_deadline_is_a_timeout():
+    with pytest.raises(TimeoutError):
+        make_body(SlowBody(0.5), deadline_s=time.monotonic() - 1).read(5)
+
+
+def test_a_body_that_arrives_within_the_timeout_is_read():
+    assert make_body(SlowBody(0.01)).read(5) == b'hello'
 
 
 def test_the_timeout_of_a_body_starts_with_the_first_read(monkeypatch):
@@ -105,6 +120,7 @@ def test_a_body_has_the_methods_of_pep_3333():
     assert body().readline() == b'a\n'
     assert body().readlines() == [b'a\n', b'b\n', b'c']
     assert list(body()) == [b'a\n', b'b\n', b'c']
+    assert (body().read(1), body().readline(1), body().readlines(1)) == (b'a', b'a', [b'a\n'])
 
 
 POST = b'POST / HTTP/1.1\r\nHost: x\r\n'
@@ -114,6 +130,7 @@ POST = b'POST / HTTP/1.1\r\nHost: x\r\n'
     ('data', 'read', 'closes'),
     [
         (POST + b'Content-Length: 5\r\n\r\nhello', 5, False),
+        (POST + b'Content-Length: 1\r\n\r\nx', 0, True),
         (POST + b'Content-Length: 5000\r\n\r\n' + b'a' * 5000, 3, True),
         (POST + b'Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n', 6, False),
         (POST + b'Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n', 0, True),
@@ -127,6 +144,20 @@ def test_an_unread_body_or_connection_close_ends_keepalive(data, read, closes):
     request = next_request(requests(data))
     request.body.read(read)
     assert (request.must_close or request.has_unread_body) is closes
+
+
+def test_a_body_of_known_length_is_received_in_large_pieces():
+    sock = FakeSocket(POST + b'Content-Length: 100000\r\n\r\n' + b'x' * 100_000, recv_size=200_000)
+    request = next(request_parser.Parser(gunicorn_settings(), sock, ''))
+    assert len(request.body.read()) == 100_000
+    assert max(sock.sizes) > 50_000
+
+
+def test_a_malformed_body_ends_keepalive():
+    request = next_request(requests(POST + b'Transfer-Encoding: chunked\r\n\r\nzz\r\n'))
+    with pytest.raises(ParseException):
+        request.body.read()
+    assert request.has_unread_body
 
 
 @pytest.mark.parametrize('line', [b'', b'Connection: close\r\n'])

@@ -4,12 +4,12 @@
 import pytest
 
 from tests.e2e.conftest import eventually
-
-from .systemd_machine import BootError
+from tests.netns.systemd_machine import BootError
 
 KEEPER, AGENT, PROXY = 'metadata-wsgi-keeper', 'quantum-metadata-agent', 'quantum-ns-metadata-proxy'
 ALL = (KEEPER, AGENT, PROXY)
 WATCH = 'metadata-wsgi-watch'
+SECRET_FILE = 'metadata_proxy_shared_secret'
 
 
 def start_machine(machine):
