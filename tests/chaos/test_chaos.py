@@ -25,7 +25,7 @@ FAULTS = {
     SHARED: [
         'SIGKILL agent master', 'SIGKILL proxy master', 'SIGKILL keeper', 'SIGKILL holder', 'reload agent in a loop',
         'Keystone down', 'Neutron flapping', 'Nova garbage', 'packets to the services dropped',
-        'state and log directory full', 'descriptors of the agent used up', 'rules of one router flushed',
+        'state and log directory full', 'descriptors of the agent used up',
     ],
     ONE_HOP: ['SIGKILL agent worker', 'SIGKILL keeper', 'reload agent in a loop', 'Nova flapping', 'Nova resetting'],
     PROCESS: ['SIGKILL agent master', 'SIGKILL proxy of one router'],
