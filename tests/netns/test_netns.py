@@ -73,8 +73,9 @@ def test_thread_of_a_pool_enters_the_namespace_and_leaves_it(topology):
         with pytest.raises(ZeroDivisionError):
             namespaces.run_in(topology.router, lambda: 1 / 0)
         router = namespaces.run_in(topology.router, enter)
+        facts = namespaces.facts()
         guest = namespaces.run_in(topology.guest, lambda: (threading.get_native_id(), inode(), namespaces.facts()))
-        return threading.get_native_id(), router, guest, inode(), namespaces.facts()
+        return threading.get_native_id(), router, guest, inode(), facts
 
     with ThreadPoolExecutor(1, initializer=namespaces.let_this_thread_enter) as pool:
         thread, router, guest, after, facts = pool.submit(in_pool).result()

@@ -248,7 +248,9 @@ def test_copied_rules_among_those_of_an_agent_are_where_iptables_puts_them(topol
     assert recording.programs == []
 
 
-def test_chain_that_another_program_began_to_use_stays_when_the_copied_rules_are_removed(topology, with_template):
+def test_chain_that_another_program_began_to_use_stays_when_the_copied_rules_are_removed(
+    topology, with_template, recording
+):
     with_template.apply(topology.router, WANTED)
     foreign = (
         ['-A', 'quantum-l3-agent-INPUT', '-s', '192.0.2.0/24', '-j', 'DROP'],
@@ -258,6 +260,7 @@ def test_chain_that_another_program_began_to_use_stays_when_the_copied_rules_are
         in_router(topology, 'iptables-nft', *words)
     assert with_template.apply(topology.router, WANTED) is False
     assert with_template.apply(topology.router, ()) is True
+    assert recording.programs == []
     assert sorted(both(topology)[0]) == [
         '*filter -A quantum-l3-agent-INPUT -s 192.0.2.0/24 -j DROP',
         '*filter :quantum-l3-agent-INPUT -',
@@ -323,6 +326,17 @@ def test_write_after_a_concurrent_change_is_refused(topology, with_template):
     template = namespaces.run_in(topology.router, ruleset_template.read_ruleset)[0]
     assert namespaces.run_in(topology.router, too_late) == template
     assert '-s 192.0.2.0/24' in str(saved_rules(topology.router, 'iptables-nft'))
+
+
+def test_rules_that_changed_since_the_last_read_are_read_again(topology, with_template):
+    def lose_rules():
+        assert set(with_template.ours(topology.router)) == set(WANTED)
+        in_router(topology, 'iptables-nft', '-t', 'nat', '-F')
+        return with_template.apply(topology.router, WANTED)
+
+    with_template.apply(topology.router, WANTED)
+    assert namespaces.run_in(topology.router, lose_rules) is True
+    assert 'to-ports 9697' in str(saved_rules(topology.router, 'iptables-nft'))
 
 
 def test_rules_of_iptables_legacy_are_not_copied(topology, recording):

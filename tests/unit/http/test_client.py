@@ -79,11 +79,12 @@ def test_user_agent_and_accept_encoding_of_the_client_are_sent(served):
 def test_a_post_has_a_content_length_and_is_never_chunked(served, body, length):
     """Nova answers 500 to a chunked POST."""
     server, client = served(responds_with(OK))
-    send_request(client, message.Request('POST', '/', [('content-length', '77')], body))
+    send_request(client, message.Request('POST', '/', [('content-length', '77'), ('x-last', '1')], body))
     head, _, content = server.requests[0].partition(b'\r\n\r\n')
     assert content == body
     assert head.lower().count(b'content-length: %d' % length) == head.lower().count(b'content-length') == 1
     assert b'chunked' not in head.lower()
+    assert b'x-last: 1\r\n' in head + b'\r\n'
 
 
 def test_a_keepalive_connection_is_reused(served):
@@ -177,7 +178,7 @@ def test_a_reused_connection_that_does_not_respond_is_a_timeout_at_the_deadline(
 
     server, client = served(responds_once)
     send_request(client)
-    with pytest.raises(MaybeSent):
+    with pytest.raises(MaybeSent, match='timed out'):
         send_request(client, within_s=0.3)
     assert server.connections == 1
 
