@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The deadline of a request, and a function that sleeps with gevent's ``time.sleep`` if gevent has replaced it."""
+"""The deadline of a request, and ``sleep``, which lets other greenlets run."""
 
 from __future__ import annotations
 

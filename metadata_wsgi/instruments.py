@@ -52,7 +52,7 @@ class Counter(Instrument):
     kind = 'counter'
 
     def connect(self, report: Any) -> None:
-        """Call ``report(label value, ...)`` from now on."""
+        """From now on each ``add`` calls ``report(label value, ...)``."""
         self.add = report or _ignore
 
     add: Any = staticmethod(_ignore)
@@ -64,7 +64,7 @@ class Histogram(Instrument):
     kind = 'histogram'
 
     def connect(self, report: Any) -> None:
-        """Call ``report(seconds, label value, ...)`` from now on."""
+        """From now on each ``observe`` calls ``report(seconds, label value, ...)``."""
         self.observe = report or _ignore
 
     observe: Any = staticmethod(_ignore)
@@ -82,7 +82,7 @@ class Gauge(Instrument):
         self.across = across
 
     def connect(self, report: Any) -> None:
-        """Call ``report(value, label value, ...)`` from now on."""
+        """From now on each ``set`` calls ``report(value, label value, ...)``."""
         self.set = report or _ignore
 
     set: Any = staticmethod(_ignore)

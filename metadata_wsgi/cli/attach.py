@@ -32,6 +32,7 @@ from metadata_wsgi.cli.terminal import Progress
 from metadata_wsgi.errors import UsageError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import host_lock
+from metadata_wsgi.netns.rules import DEFAULT_INTERFACES, DEFAULT_MARK, DEFAULT_PORT
 from metadata_wsgi.netns.target import MODES, NETWORK, NO_WORKER, PROCESS, ROUTER, AttachTarget
 
 MAX_CONCURRENT_WAITS = 64
@@ -58,14 +59,16 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
         'started if they do not run)',
     )
     attach.add_argument('--namespace', help='namespace of the target (default: qrouter-<id> or qdhcp-<id>)')
-    attach.add_argument('--metadata-port', type=_port, default=9697, help="a router's port (default: %(default)s)")
+    attach.add_argument(
+        '--metadata-port', type=_port, default=DEFAULT_PORT, help="a router's port (default: %(default)s)"
+    )
     attach.add_argument(
         '--internal-interfaces',
         type=_interface,
-        default='qr-+',
+        default=DEFAULT_INTERFACES,
         help="a router's interfaces towards instances; + at the end matches any characters (default: %(default)s)",
     )
-    attach.add_argument('--mark', default='0x1/0xffff', help='mark of redirected packets (default: %(default)s)')
+    attach.add_argument('--mark', default=DEFAULT_MARK, help='mark of redirected packets (default: %(default)s)')
     attach.add_argument(
         '--interface', type=_interface, help="a network's interface, to which the metadata addresses are added"
     )

@@ -38,7 +38,9 @@ _FORWARDED_KEYS = frozenset(header_names.environ_key(name) for name in header_na
 
 
 class NamespaceProxyApp:
-    """The app for the namespace of one router or network. Without an id, it takes the id of each connection's socket.
+    """The app of a namespace proxy. Without ``router_id`` and ``network_id`` it serves many routers and networks.
+
+    Then the listening socket of each connection has the id of its router or network.
 
     ``agent`` sends requests to the agent's socket. ``prefix`` is the header prefix that the agent trusts, for example
     ``X-Quantum``. ``max_body_bytes`` is the limit of a request body.

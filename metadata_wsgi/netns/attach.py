@@ -33,7 +33,7 @@ from metadata_wsgi.netns import dhcp_address, interface_state, link_local, mode_
 from metadata_wsgi.netns.iptables import Iptables, kernel_families
 from metadata_wsgi.netns.mode_change import KeeperListeners, ModeChanger
 from metadata_wsgi.netns.proxy_command import ProxyCommand
-from metadata_wsgi.netns.rules import Rule, redirect_port, rules_for
+from metadata_wsgi.netns.rules import DEFAULT_INTERFACES, DEFAULT_MARK, DEFAULT_PORT, Rule, redirect_port, rules_for
 from metadata_wsgi.netns.runner import Runner
 from metadata_wsgi.netns.target import NETWORK, NETWORK_PORT, PROCESS, ROUTER, AttachTarget
 
@@ -137,9 +137,9 @@ class Attacher:
         target: AttachTarget,
         *,
         mode: str = PROCESS,
-        port: int = 9697,
-        interfaces: str = 'qr-+',
-        mark: str = '0x1/0xffff',
+        port: int = DEFAULT_PORT,
+        interfaces: str = DEFAULT_INTERFACES,
+        mark: str = DEFAULT_MARK,
         interface: str | None = None,
         wait_for_ipv6: bool = True,
     ) -> Changes:
@@ -196,7 +196,9 @@ class Attacher:
             raise
         return replace(prepared, has_ipv6=has_ipv6, clauses=prepared.clauses + clauses)
 
-    def settle(self, target: AttachTarget, *, mode: str, port: int = 9697, interfaces: str = 'qr-+') -> Changes:
+    def settle(
+        self, target: AttachTarget, *, mode: str, port: int = DEFAULT_PORT, interfaces: str = DEFAULT_INTERFACES
+    ) -> Changes:
         """Wait for IPv6 after ``attach`` with ``wait_for_ipv6=False``. Returns what was changed since then."""
         if target.kind == NETWORK:
             port, interfaces = NETWORK_PORT, dhcp_address.interface_with_address(target.namespace) or ''

@@ -17,7 +17,14 @@ from metadata_wsgi.config import state_paths
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import dhcp_address, interface_state, link_local, namespaces, proxy_process
 from metadata_wsgi.netns.iptables import kernel_families
-from metadata_wsgi.netns.rules import PREROUTING, Rule, rules_for
+from metadata_wsgi.netns.rules import (
+    DEFAULT_INTERFACES,
+    DEFAULT_MARK,
+    DEFAULT_PORT,
+    PREROUTING,
+    Rule,
+    rules_for,
+)
 from metadata_wsgi.netns.target import (
     NETWORK,
     NETWORK_PORT,
@@ -31,7 +38,6 @@ from metadata_wsgi.netns.target import (
 
 LOG = logging.getLogger(__name__)
 
-DEFAULT_PORT = 9697
 STALE_AFTER_S = 5.0
 """A file in /run/netns without a namespace is stale after this time. A newer file may still become a namespace."""
 
@@ -288,8 +294,8 @@ def check_rules(rules: Iterable[Rule], families: Sequence[int], default_port: in
     port = int(values.get('--to-ports', default_port))
     wanted = rules_for(
         port=port,
-        interfaces=values.get('-i', 'qr-+'),
-        mark=values.get('--set-xmark', '0x1/0xffff'),
+        interfaces=values.get('-i', DEFAULT_INTERFACES),
+        mark=values.get('--set-xmark', DEFAULT_MARK),
         families=families,
     )
     return port, YES if found == set(wanted) else PARTLY if found else NO

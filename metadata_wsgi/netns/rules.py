@@ -39,6 +39,13 @@ LOOPBACK = {4: '127.0.0.1/32', 6: '::1/128'}
 INPUT = 'quantum-l3-agent-INPUT'
 PREROUTING = 'quantum-l3-agent-PREROUTING'
 
+DEFAULT_PORT = 9697
+"""TCP port of the namespace proxy in a router's namespace, as in Neutron."""
+DEFAULT_INTERFACES = 'qr-+'
+"""A router's internal interfaces, as in Neutron."""
+DEFAULT_MARK = '0x1/0xffff'
+"""The mark that Neutron's rules set on packets to 169.254.169.254."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -54,7 +61,11 @@ class Rule:
 
 
 def rules_for(
-    *, port: int = 9697, interfaces: str = 'qr-+', mark: str = '0x1/0xffff', families: Iterable[int] = (4, 6)
+    *,
+    port: int = DEFAULT_PORT,
+    interfaces: str = DEFAULT_INTERFACES,
+    mark: str = DEFAULT_MARK,
+    families: Iterable[int] = (4, 6),
 ) -> tuple[Rule, ...]:
     """All rules of one router, in their order at the head of their chains.
 

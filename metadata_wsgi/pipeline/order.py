@@ -3,7 +3,7 @@
 
 A filter (and the app at the end) declares the keys that it reads in ``REQUIRES`` and the keys that it writes in
 ``PROVIDES``. Both are frozensets of keys from :mod:`metadata_wsgi.pipeline.environ_keys`. A filter of another package
-needs neither if it reads none of these keys. But its inner app must be an attribute ``app``, ``application`` or
+that uses none of these keys needs neither. But its inner app must be an attribute ``app``, ``application`` or
 ``middleware_wraps`` (webob), as in nearly all filters. If the order is wrong, the error message names the two filters.
 No filter is added or moved.
 """
