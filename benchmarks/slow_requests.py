@@ -60,15 +60,15 @@ COMMANDS = ('quantum-ns-meta', 'quantum-metadat', 'haproxy')
 STAGES = (
     'in the accept queue of the namespace proxy',
     'namespace proxy: from accept to the request',
-    'namespace proxy: from the request to its request to the agent',
+    "namespace proxy: from the client's request to the request to the agent",
     'until the agent has read the request',
-    'agent: from the request to its request to Nova',
+    "agent: from the proxy's request to the request to Nova",
     'until Nova has read the request',
     'Nova',
     'until the agent has read the response of Nova',
-    'agent: from the response of Nova to its own',
+    'agent: from the response of Nova to the response to the proxy',
     'until the namespace proxy has read the response of the agent',
-    'namespace proxy: from the response of the agent to its own',
+    'namespace proxy: from the response of the agent to the response to the client',
 )
 _EVENT = re.compile(
     r'-(?P<pid>\d+) +\[\d+\] \S+ +(?P<time>[\d.]+): (?:'

@@ -5,8 +5,8 @@ Quantum's L3 agent attaches its routers itself. These commands are for clouds wi
 need root. With several targets, a failure of one target does not stop the others.
 
 The mode of a router selects the process that accepts its connections (``doc/modes.md``). Without ``--mode`` an attached
-router keeps its mode, and a new router gets ``shared``. For ``shared``, keeper and shared proxy are started if they do
-not run. If the shared proxy cannot be started, the router gets ``process``.
+router keeps its mode, and a new router gets ``shared``. Then keeper and shared proxy are started if they do not run. If
+the shared proxy cannot be started, the new router gets ``process``.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ class Keeper:
     """Serves ``<state_path>/keeper`` and ``<state_path>/listeners`` until ``stop``.
 
     ``user`` and ``group`` own the socket for workers. ``opener`` opens listeners. ``fdstore`` gets a copy of each
-    listener. At each turn of the event loop ``notifier`` sends the status and the watchdog message.
+    listener. At each turn of the event loop ``notifier`` sends a changed status,
+    and the watchdog message if it is due.
     """
 
     def __init__(

@@ -69,7 +69,8 @@ def is_ours(args: str) -> bool:
 def difference(current: Mapping[str, Table], wanted: Sequence[Rule]) -> str:
     """Input for ``iptables-restore --noflush`` that changes ``current`` to ``wanted``; '' if nothing differs.
 
-    ``wanted`` are the rules of one family. An empty list removes all our rules and chains.
+    ``wanted`` are the rules of one family. An empty list removes all our rules, and the chains that
+    only our rules use.
     """
     parts = []
     for name in TABLES if wanted else reversed(TABLES):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records the failed requests of a worker in its table of recent failures, and publishes the table for ``status``."""
+"""Records the failed requests of a worker in a table. The command ``metadata-wsgi status --failures`` reads it."""
 
 from __future__ import annotations
 
