@@ -46,8 +46,8 @@ class LookupCost:
 
 
 # Table "Lookups in a boot storm" of doc/performance.md: 500 instances, 5 requests each.
-NO_CACHE = LookupCost(per_boot=REQUESTS, queries=108 / 2500, cpu_s=5.3 / 2500)
-CACHED = LookupCost(per_boot=1, queries=15 / 500, cpu_s=0.6 / 500)
+NO_CACHE = LookupCost(per_boot=REQUESTS, queries=105 / 2500, cpu_s=5.7 / 2500)
+CACHED = LookupCost(per_boot=1, queries=15 / 500, cpu_s=0.8 / 500)
 
 
 def workers_reached(requests: int, workers: int) -> float:

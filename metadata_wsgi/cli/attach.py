@@ -20,6 +20,7 @@ from pathlib import Path
 from metadata_wsgi.cli import attached, installed_programs, root_check, verbs
 from metadata_wsgi.cli.attach_command import (
     MAX_CONCURRENT_ATTACHES,
+    MAX_CONCURRENT_WAITING,
     AttachCommand,
     add_common_options,
     detach_command,
@@ -121,7 +122,9 @@ def _attach(args: argparse.Namespace) -> int:
         modes = {target.uuid: PROCESS for target in targets if has_own_process(path, target.uuid)}
         modes |= {entry.target.uuid: entry.mode for entry in entries}
         command = AttachCommand(args, modes, count=len(targets))
-        failed = _run_and_print(targets, command.attach, MAX_CONCURRENT_ATTACHES)
+        starts_processes = PROCESS in (args.mode, *modes.values())
+        concurrency = MAX_CONCURRENT_WAITING if starts_processes else MAX_CONCURRENT_ATTACHES
+        failed = _run_and_print(targets, command.attach, concurrency)
         done = [target for target in targets if target not in failed]
         if not args.no_wait:
             # The kernel does duplicate address detection for all addresses at the same time.
@@ -142,7 +145,7 @@ def _detach(args: argparse.Namespace) -> int:
     with host_lock.exclusive(state_path(args)):
         found, keeper_error = attached.statuses(args) if args.all else ([], '')
         targets = [status.target for status in found] if args.all else _targets(args)
-        failed = _run_and_print(targets, detach_command(args, count=len(targets)), MAX_CONCURRENT_ATTACHES)
+        failed = _run_and_print(targets, detach_command(args, count=len(targets)), MAX_CONCURRENT_WAITING)
         return NOT_WELL if failed or keeper_error else WELL
 
 

@@ -26,7 +26,10 @@ from metadata_wsgi.netns.target import ONE_HOP, PROCESS, SHARED, AttachTarget
 
 LOG = logging.getLogger(__name__)
 
-MAX_CONCURRENT_ATTACHES = 8
+MAX_CONCURRENT_ATTACHES = 3
+"""With more threads, an attach takes more CPU time and not less time: only one thread at a time runs Python."""
+MAX_CONCURRENT_WAITING = 8
+"""For actions that mostly wait for other processes: a detach, and an attach in mode ``process``."""
 COMMON_OPTIONS = ('config_file', 'state_path', 'metadata_proxy_socket', 'iptables', 'neutron_lock_path')
 """Options that ``attach``, ``detach`` and ``attached`` have in common."""
 BULK_THRESHOLD = 4
