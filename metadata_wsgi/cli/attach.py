@@ -19,10 +19,10 @@ from pathlib import Path
 
 from metadata_wsgi.cli import attached, installed_programs, root_check, verbs
 from metadata_wsgi.cli.attach_command import (
-    MAX_CONCURRENT_ATTACHES,
     MAX_CONCURRENT_WAITING,
     AttachCommand,
     add_common_options,
+    concurrent_attaches,
     detach_command,
     has_own_process,
     run_for_each,
@@ -122,9 +122,7 @@ def _attach(args: argparse.Namespace) -> int:
         modes = {target.uuid: PROCESS for target in targets if has_own_process(path, target.uuid)}
         modes |= {entry.target.uuid: entry.mode for entry in entries}
         command = AttachCommand(args, modes, count=len(targets))
-        starts_processes = PROCESS in (args.mode, *modes.values())
-        concurrency = MAX_CONCURRENT_WAITING if starts_processes else MAX_CONCURRENT_ATTACHES
-        failed = _run_and_print(targets, command.attach, concurrency)
+        failed = _run_and_print(targets, command.attach, concurrent_attaches((args.mode, *modes.values())))
         done = [target for target in targets if target not in failed]
         if not args.no_wait:
             # The kernel does duplicate address detection for all addresses at the same time.

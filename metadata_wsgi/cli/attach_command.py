@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from socket import SOCK_SEQPACKET
 from typing import Any
@@ -137,10 +137,15 @@ def detach_command(args: argparse.Namespace, *, count: int) -> Callable[[AttachT
     return detach
 
 
+def concurrent_attaches(modes: Iterable[str]) -> int:
+    """How many targets to attach at a time if they have, or may get, these modes."""
+    return MAX_CONCURRENT_WAITING if PROCESS in modes else MAX_CONCURRENT_ATTACHES
+
+
 def run_for_each(
     targets: Sequence[AttachTarget],
     action: Callable[[AttachTarget], str],
-    concurrency: int = MAX_CONCURRENT_ATTACHES,
+    concurrency: int,
     on_done: Callable[[], object] = lambda: None,
 ) -> list[tuple[str, str]]:
     """Run ``action`` for each target, ``concurrency`` at a time.

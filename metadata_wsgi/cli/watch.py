@@ -158,7 +158,8 @@ class CliAttachAdapter:
                 errors[target] = self._keeper_error
         known = [target for target in targets if target not in errors]
         command = attach_command.AttachCommand(self._attach_args, self._modes, count=len(known))
-        errors |= self._errors(known, command.attach)
+        concurrency = attach_command.concurrent_attaches((self._attach_args.mode, *self._modes.values()))
+        errors |= self._errors(known, command.attach, concurrency)
         for target in known:
             if target not in errors:
                 self._watch_process(target, command.mode(AttachTarget.of(*target)))
@@ -169,7 +170,8 @@ class CliAttachAdapter:
         """Like ``metadata-wsgi detach``."""
         try:
             with host_lock.exclusive(self._state_path):
-                errors = self._errors(targets, attach_command.detach_command(self._detach_args, count=len(targets)))
+                detach = attach_command.detach_command(self._detach_args, count=len(targets))
+                errors = self._errors(targets, detach, attach_command.MAX_CONCURRENT_WAITING)
         except (MetadataError, OSError) as error:
             return dict.fromkeys(targets, str(error))
         for target in targets:
@@ -189,14 +191,16 @@ class CliAttachAdapter:
         else:
             self._exits.forget(target)
 
-    def _errors(self, targets: Sequence[TargetKey], action: Callable[[AttachTarget], str]) -> dict[TargetKey, str]:
+    def _errors(
+        self, targets: Sequence[TargetKey], action: Callable[[AttachTarget], str], concurrency: int
+    ) -> dict[TargetKey, str]:
         def run(target: AttachTarget) -> str:
             try:
                 return action(target)
             finally:
                 self._on_progress()
 
-        outcomes = attach_command.run_for_each([AttachTarget.of(*target) for target in targets], run)
+        outcomes = attach_command.run_for_each([AttachTarget.of(*target) for target in targets], run, concurrency)
         return {target: error for target, (_, error) in zip(targets, outcomes, strict=True) if error}
 
     def _has_process(self, uuid: str) -> bool:

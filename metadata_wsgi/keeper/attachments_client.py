@@ -96,11 +96,12 @@ class AttachmentsClient:
         """The registered listeners of the router or network."""
         with self._lock:
             if self._list_once and uuid not in self._attached:
-                self._attached.add(uuid)
                 if self._listed is None:
-                    self._listed = {}
+                    listed: dict[str, list[Listener]] = {}
                     for one in keeper.list()[0]:
-                        self._listed.setdefault(one.id, []).append(one)
+                        listed.setdefault(one.id, []).append(one)
+                    self._listed = listed
+                self._attached.add(uuid)
                 return self._listed.get(uuid, [])
         # A second attach of the same target: its listeners are not those of the beginning.
         return keeper.list(uuid)[0]

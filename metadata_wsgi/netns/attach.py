@@ -160,12 +160,21 @@ class Attacher:
             prepare = functools.partial(self._prepare_network, target, interface)
         else:
             prepare = functools.partial(self._prepare_router, target, mode, port, interfaces, mark)
-        prepared = namespaces.run_in(target.namespace, prepare)
+        prepared: _Prepared | None = None
+
+        def prepare_and_keep() -> _Prepared:
+            nonlocal prepared
+            prepared = prepare()
+            return prepared
+
         try:
+            prepared = namespaces.run_in(target.namespace, prepare_and_keep)
             hosts = self._hosts(target, prepared.interfaces if prepared.has_ipv6 else '', prepared.families)
             changed = self._mode_changer.serve(target, mode, port, hosts)
         except BaseException:
-            self._undo(target, port, prepared.undo)
+            # Ctrl-C may arrive when the namespace is prepared, and before ``run_in`` has returned.
+            if prepared is not None:
+                self._undo(target, port, prepared.undo)
             raise
         changes = Changes(changed, prepared.clauses)
         if prepared.has_ipv6 and wait_for_ipv6:

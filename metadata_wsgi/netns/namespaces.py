@@ -145,7 +145,7 @@ def run_in(name: str, fn: Callable[[], T]) -> T:
     """Call ``fn`` in the namespace ``name``. Returns its result or raises its exception.
 
     A socket that ``fn`` opens stays in the namespace. Raises NetnsError if the namespace does not exist or may not be
-    entered.
+    entered. KeyboardInterrupt is raised after the end of ``fn``.
     """
     # If the namespace was deleted and created again meanwhile, the new one must be entered.
     if _thread.identity is not None and _thread.identity == identity(name):
@@ -186,6 +186,13 @@ def run_in_scratch(fn: Callable[[], T]) -> T:
 def _run(call: _NamespaceCall) -> Any:
     thread = threading.Thread(target=call, name=f'netns {call.name}')
     thread.start()
+    try:
+        call.has_ended.wait()
+    except BaseException:
+        # Ctrl-C does not stop the thread. The caller may undo what the thread changes only after its end. After an
+        # interrupted Thread.join(), CPython 3.11 takes the thread for ended.
+        call.has_ended.wait()
+        raise
     thread.join()
     if call.error is not None:
         try:
@@ -219,6 +226,7 @@ class _NamespaceCall:
     def __init__(self, name: str | None, fn: Callable[[], object]) -> None:
         self.result: object = None
         self.error: BaseException | None = None
+        self.has_ended = threading.Event()
         self.name = name or '(scratch)'
         self._is_scratch = name is None
         self._fn = fn
@@ -230,6 +238,8 @@ class _NamespaceCall:
             self.result = self._fn()
         except BaseException as error:
             self.error = error
+        finally:
+            self.has_ended.set()
 
     def _enter(self) -> None:
         # If gevent has replaced threads by greenlets, setns would move the caller.

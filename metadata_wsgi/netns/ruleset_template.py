@@ -306,7 +306,8 @@ def has_legacy_tables(families: Sequence[int] = (4, 6)) -> bool:
     """
     facts = namespaces.facts()
     key = (HAS_LEGACY_TABLES, *families)
-    if key not in facts:
+    # Only True is remembered: a table may be created at any time, also by iptables-legacy during this call.
+    if not facts.get(key):
         facts[key] = any(
             _has_text(f'/proc/thread-self/net/{LEGACY_PREFIXES[family]}_tables_names') for family in families
         )

@@ -328,8 +328,12 @@ class ConnectionHandler:
             raise
         except errors.ParseException as error:
             # A malformed chunked body is detected only when the application reads it.
+            status = 0
             if not response.headers_sent:
-                self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
+                status = self._refuse_malformed(connection, environ['REMOTE_ADDR'], error)
+            reason = f'a request body that cannot be parsed ({type(error).__name__})'
+            environ[environ_keys.FAILURE] = environ_keys.Failure(status, reason)
+            self._record_failure(request, connection, environ, is_sent=bool(status))
             return False
         except Exception:
             # The closed connection shows the client that the response is incomplete.

@@ -5,13 +5,14 @@ import os
 import select
 import signal
 import subprocess
+import time
 import uuid
 from pathlib import Path
 
 import pytest
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.netns import namespaces, proxy_process
+from metadata_wsgi.netns import link_local, namespaces, proxy_process
 from metadata_wsgi.netns.attach import Attacher, Changes
 from metadata_wsgi.netns.attachment_status import NO_LISTENER, list_attachments
 from metadata_wsgi.netns.iptables import Iptables
@@ -79,6 +80,21 @@ def network():
         for name in (target.namespace, guest):
             if namespaces.exists(name):
                 ip('netns', 'delete', name)
+
+
+def test_interrupted_attach_leaves_no_rules(host, router, topology, monkeypatch):
+    """Ctrl-C between the rules and the listener."""
+    begin = link_local.begin
+
+    def interrupted(table, pattern):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        return begin(table, pattern)
+
+    monkeypatch.setattr(link_local, 'begin', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        host.attacher.attach(router)
+    assert Iptables(SubprocessRunner()).ours(topology.router) == []
 
 
 def test_router_is_attached_served_listed_and_detached_without_a_trace(topology, router, host):

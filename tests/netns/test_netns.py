@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -110,6 +112,31 @@ def test_thread_that_cannot_leave_a_namespace_does_not_enter_it():
     script = ['sh', '-ec', f'{make}; exec "$@"', 'sh', sys.executable, '-c', IN_A_USER_NAMESPACE]
     done = subprocess.run([*user_namespace, *script], check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout == 'another thread\n'
+
+
+def test_legacy_table_that_is_created_during_a_call_is_noticed(topology):
+    """attach reads the rules, adds rules and reads them again during one call."""
+
+    def before_and_after():
+        before = ruleset_template.has_legacy_tables()
+        subprocess.run(['iptables-legacy', '-t', 'nat', '-L'], check=True, stdout=subprocess.DEVNULL)
+        return before, ruleset_template.has_legacy_tables()
+
+    assert namespaces.run_in(topology.router, before_and_after) == (False, True)
+
+
+def test_interrupted_call_ends_before_the_caller_goes_on(topology):
+    """Ctrl-C: what is changed in the namespace is known, and can be undone."""
+    changes = []
+
+    def interrupted():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        changes.append('made')
+
+    with pytest.raises(KeyboardInterrupt):
+        namespaces.run_in(topology.router, interrupted)
+    assert changes == ['made']
 
 
 def test_socket_stays_in_its_namespace(topology):

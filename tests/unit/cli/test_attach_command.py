@@ -38,7 +38,8 @@ def test_unexpected_error_at_one_target_does_not_stop_the_others(caplog):
         return target.uuid
 
     targets = [AttachTarget.of('router', f'{number:04}') for number in range(3)]
-    assert attach_command.run_for_each(targets, action) == [('0000', ''), ('', "KeyError: 'IFLA_IFNAME'"), ('0002', '')]
+    results = attach_command.run_for_each(targets, action, concurrency=3)
+    assert results == [('0000', ''), ('', "KeyError: 'IFLA_IFNAME'"), ('0002', '')]
     assert 'router 0001: unexpected error' in caplog.text
 
 

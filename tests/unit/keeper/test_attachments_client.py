@@ -5,6 +5,7 @@ import contextlib
 
 import pytest
 
+from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient, listener
 from metadata_wsgi.netns.target import AttachTarget
@@ -19,9 +20,12 @@ class RecordingKeeper:
         self.registered = []
         self.requests = []
         self.listed = []
+        self.errors = []
 
     def list(self, id_=None):
         self.listed.append(id_)
+        if self.errors:
+            raise self.errors.pop()
         return [one for one in self.registered if id_ in (None, one.id)], {}
 
     def register(self, one, handed_over=None):
@@ -73,3 +77,15 @@ def test_many_attaches_list_the_listeners_once_and_a_second_attach_lists_again(k
     assert keeper.requests == 2 * [('register', '0.0.0.0', 9700), ('unregister', '', 9697)]
     client.attach(ROUTER, 'shared', 9700, ['0.0.0.0'])
     assert keeper.listed == [None, ROUTER.uuid]
+
+
+def test_a_list_that_fails_once_is_sent_again_for_the_next_target(keeper):
+    """Without the list, the former listener would hold the port."""
+    other = AttachTarget.of('router', 'router-b')
+    keeper.registered = [listener(other, 'shared', 9697, '')]
+    keeper.errors = [NetnsError('the keeper does not respond')]
+    client = AttachmentsClient('/state', list_once=True)
+    with pytest.raises(NetnsError):
+        client.attach(ROUTER, 'shared', 9697, ['0.0.0.0'])
+    client.attach(other, 'shared', 9697, ['0.0.0.0'])
+    assert keeper.requests == [('unregister', '', 9697), ('register', '0.0.0.0', 9697)]

@@ -460,6 +460,7 @@ def test_a_malformed_body_has_the_request_id_of_its_request(server, logged_ids):
     response = client.recv(1000)
     assert response.startswith(b'HTTP/1.1 400 ')
     assert logged_ids() == [id_in(response)] == [server.begun_id]
+    assert [failure.status for failure in server.failures] == [400]
 
 
 @pytest.mark.parametrize('given', ['', f'X-Openstack-Request-Id: {ID}\r\n'], ids=['made', 'given'])
