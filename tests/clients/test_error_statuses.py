@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -246,7 +247,13 @@ class Runs:
 
     def __call__(self, case: Case) -> CurlResult:
         if case not in self.results:
-            self._run([case] if case.run == OWN_RUN else [other for other in CASES if other.run == case.run])
+            cases = [case] if case.run == OWN_RUN else [other for other in CASES if other.run == case.run]
+            for _ in range(3):
+                minute = time.time() // 60
+                self._run(cases)
+                # When a minute turns, the counter of rate_limit becomes an estimate, and a request too many may pass.
+                if case.what != RATE or time.time() // 60 == minute:
+                    break
         return self.results[case]
 
     def _run(self, cases: list[Case]) -> None:

@@ -31,6 +31,24 @@ def test_wait_ends_when_a_name_is_added_or_removed(directory, events):
     events.wait(LONG_S)
 
 
+def test_wait_ends_for_a_name_that_was_added_before_it(directory):
+    """watch lists the directory before it waits for the first time."""
+    directory.mkdir()
+    with NamespaceEvents(str(directory)) as events:
+        (directory / 'qrouter-1').touch()
+        events.wait(LONG_S)
+
+
+def test_wait_ends_for_a_name_in_a_directory_that_was_created_before_it(directory, events):
+    directory.mkdir()
+    (directory / 'qrouter-1').touch()
+    events.wait(LONG_S)
+    directory.rename(directory.with_name('former'))
+    directory.mkdir()
+    (directory / 'qrouter-2').touch()
+    events.wait(LONG_S)
+
+
 def test_wait_ends_for_a_directory_that_is_created_later(directory, events):
     events.wait(0)
     directory.mkdir()
@@ -41,6 +59,7 @@ def test_wait_ends_for_a_directory_that_is_created_later(directory, events):
 
 def test_wake_ends_the_next_wait_and_a_wait_in_another_thread(directory, events):
     directory.mkdir()
+    events.wait(0)
     events.wake()
     events.wait(LONG_S)
     waiting = threading.Thread(target=events.wait, args=(LONG_S,))
@@ -51,13 +70,15 @@ def test_wake_ends_the_next_wait_and_a_wait_in_another_thread(directory, events)
 
 def test_wait_without_an_event_ends_after_its_timeout(directory, events):
     directory.mkdir()
+    events.wait(0)
     (directory / 'qrouter-1').touch()
-    events.wait(0.01)
+    events.wait(LONG_S)
     events.wait(0.01)
 
 
 def test_wait_ends_when_the_other_descriptor_is_readable(directory, events):
     directory.mkdir()
+    events.wait(0)
     reader, writer = os.pipe()
     try:
         os.write(writer, b'\0')
