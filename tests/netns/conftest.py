@@ -2,6 +2,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -132,3 +133,11 @@ def start_host(tmp_path):
             return host
 
         yield start
+
+
+@pytest.fixture
+def interrupt():
+    """Sends SIGINT to this process, as Ctrl-C does. The signal is ignored in a process that a shell started with &."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, former)

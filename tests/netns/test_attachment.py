@@ -82,12 +82,12 @@ def network():
                 ip('netns', 'delete', name)
 
 
-def test_interrupted_attach_leaves_no_rules(host, router, topology, monkeypatch):
+def test_interrupted_attach_leaves_no_rules(host, router, topology, monkeypatch, interrupt):
     """Ctrl-C between the rules and the listener."""
     begin = link_local.begin
 
     def interrupted(table, pattern):
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
         time.sleep(0.2)
         return begin(table, pattern)
 

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -125,12 +124,12 @@ def test_legacy_table_that_is_created_during_a_call_is_noticed(topology):
     assert namespaces.run_in(topology.router, before_and_after) == (False, True)
 
 
-def test_interrupted_call_ends_before_the_caller_goes_on(topology):
+def test_interrupted_call_ends_before_the_caller_goes_on(topology, interrupt):
     """Ctrl-C: what is changed in the namespace is known, and can be undone."""
     changes = []
 
     def interrupted():
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
         time.sleep(0.2)
         changes.append('made')
 
