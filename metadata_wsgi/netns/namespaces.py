@@ -33,6 +33,8 @@ T = TypeVar('T')
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 DIRECTORY = '/run/netns'
+INTERRUPTED_CALL_TIMEOUT_S = 30.0
+"""Longest wait for the end of a call in a namespace after Ctrl-C."""
 CLONE_NEWNET = 0x40000000  # <linux/sched.h>
 SIOCGSKNS = 0x894C  # <linux/sockios.h>: a descriptor of a socket's namespace; needs root
 
@@ -185,13 +187,14 @@ def run_in_scratch(fn: Callable[[], T]) -> T:
 
 def _run(call: _NamespaceCall) -> Any:
     thread = threading.Thread(target=call, name=f'netns {call.name}')
-    thread.start()
     try:
+        thread.start()
         call.has_ended.wait()
-    except BaseException:
-        # Ctrl-C does not stop the thread. The caller may undo what the thread changes only after its end. After an
-        # interrupted Thread.join(), CPython 3.11 takes the thread for ended.
-        call.has_ended.wait()
+    except KeyboardInterrupt:
+        # Ctrl-C does not stop the thread. The caller may undo what the thread changes only after its end. An
+        # interrupted start() may have started the thread. Thread.join() is no help: if it was interrupted once, CPython
+        # 3.11 takes the thread for ended.
+        call.has_ended.wait(INTERRUPTED_CALL_TIMEOUT_S)
         raise
     thread.join()
     if call.error is not None:
