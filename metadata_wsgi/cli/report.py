@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def replace_file(path: str, text: str) -> None:
-    """Write a file that only its owner may read. Follows no link of another user, who may write to the directory."""
+    """Write a file that only its owner may read. Follows no link that another user made in the directory."""
     directory, name = os.path.split(path)
     dir_fd = safe_files.open_directory(directory)
     temporary = f'.{name}.{os.getpid()}'
