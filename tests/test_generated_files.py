@@ -44,6 +44,13 @@ def test_the_man_page_has_every_verb_and_exit_code_and_the_date_of_the_build(pag
     assert 'cannot tell' in text
 
 
+def test_no_man_page_has_a_path_of_the_machine_that_built_it(pages):
+    for path in pages.iterdir():
+        text = path.read_text().replace('\\-', '-')
+        assert sys.prefix not in text, path
+        assert str(ROOT) not in text, path
+
+
 @pytest.mark.skipif(not shutil.which('groff'), reason='needs groff')
 def test_groff_formats_every_man_page_without_a_warning(pages):
     for path in pages.iterdir():

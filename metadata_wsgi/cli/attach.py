@@ -76,7 +76,7 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
     attach.add_argument(
         '--program',
         default=installed_programs.path('quantum-ns-metadata-proxy'),
-        help='the namespace proxy (default: %(default)s)',
+        help='the namespace proxy (default: quantum-ns-metadata-proxy in the directory of this program)',
     )
     attach.add_argument('--log-dir', default='', help="directory of the proxy's log file (default: no log file)")
     attach.add_argument(
