@@ -6,7 +6,8 @@ The hang has four steps:
 1. Coverage with ``concurrency = gevent`` keeps data for each greenlet in a ``WeakKeyDictionary``. So every thread has a
    greenlet.
 2. When a thread ends, the library greenlet deletes the thread's greenlet in a pending call (``Py_AddPendingCall``) of
-   the main thread. The dictionary's callback is a Python function, so a Python function is called during a pending call.
+   the main thread. The dictionary's callback is a Python function, so a Python function is called during a pending
+   call.
 3. If a second thread ends meanwhile, another pending call waits. CPython handles no pending call during another, and
    the flag that requests the call stays set.
 4. While a trace function is set, CPython 3.11 repeats the first instruction of a function until this flag is cleared:

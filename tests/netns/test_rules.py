@@ -112,6 +112,58 @@ def test_flushed_agent_chains_leave_the_router_closed(topology, iptables, progra
         assert get(topology.guest, '10.1.1.1', 9697, timeout_s=0.5) == ''
 
 
+@pytest.fixture
+def request_in_progress(topology, iptables):
+    """(socket of the instance, socket of the proxy) of a connection through the rules."""
+    iptables.apply(topology.router, WANTED)
+    listener = namespaces.run_in(topology.router, lambda: socket.create_server(('', 9697)))
+    with listener, namespaces.run_in(topology.guest, lambda: socket.create_connection((METADATA, 80))) as instance:
+        proxy, _ = listener.accept()
+        with proxy:
+            proxy.settimeout(60)
+            yield instance, proxy
+
+
+# The kernel tracks connections only while a rule of the namespace needs it, and the redirect may be the only such rule.
+# Without tracking, a response keeps the router's address as its source, and the instance resets the connection.
+
+
+def test_response_arrives_after_a_flush_if_another_rule_needs_connection_tracking(
+    topology, request_in_progress, program
+):
+    instance, proxy = request_in_progress
+    in_router(
+        topology, program, '-t', 'mangle', '-A', 'FORWARD', '-m', 'conntrack', '--ctstate', 'INVALID', '-j', 'DROP'
+    )
+    for table in ('nat', 'filter'):
+        in_router(topology, program, '-t', table, '-F')
+    proxy.sendall(b'response')
+    instance.settimeout(60)
+    assert instance.recv(8) == b'response'
+
+
+def test_response_arrives_when_a_flushed_redirect_is_there_again(topology, iptables, request_in_progress, program):
+    """The rules in the table filter drop the instance's reset, so the kernel sends the response again."""
+    instance, proxy = request_in_progress
+    in_router(topology, program, '-t', 'nat', '-F')
+    proxy.sendall(b'response')
+    instance.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        instance.recv(8)
+    iptables.apply(topology.router, WANTED)
+    instance.settimeout(60)
+    assert instance.recv(8) == b'response'
+
+
+def test_response_after_a_flush_of_all_rules_is_reset(topology, request_in_progress, program):
+    _, proxy = request_in_progress
+    for table in ('nat', 'filter'):
+        in_router(topology, program, '-t', table, '-F')
+    proxy.sendall(b'response')
+    with pytest.raises(ConnectionResetError):
+        proxy.recv(1)
+
+
 def test_second_apply_changes_nothing(topology, iptables):
     assert iptables.apply(topology.router, WANTED) is True
     assert iptables.apply(topology.router, WANTED) is False
