@@ -63,6 +63,21 @@ class Holders:
         """End the holder of ``id_``. Its sockets would keep a deleted namespace in the kernel."""
         self._write(id_, b'end\n')
 
+    def is_replaced(self, id_: str, inode: object) -> bool:
+        """Whether the FIFO of ``id_`` is another one than the FIFO ``inode``: a newer holder has made it.
+
+        False if ``inode`` is None, or if there is no FIFO.
+        """
+        directory = None if inode is None or '/' in id_ else self._open()
+        if directory is None:
+            return False
+        try:
+            return os.stat(id_, dir_fd=directory, follow_symlinks=False).st_ino != inode
+        except OSError:
+            return False
+        finally:
+            os.close(directory)
+
     def _open(self) -> int | None:
         try:
             directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)

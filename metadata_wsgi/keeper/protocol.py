@@ -7,7 +7,8 @@ On ``<state_path>/keeper`` (root only), a request and its reply::
                                                 registered. If the packet has a listening socket, this socket is
                                                 registered and no socket is opened
     {"verb": "detach", "id": "..."}         ->  {"closed": true}; all listeners of this router or network are closed;
-                                                false if there were none
+                                                false if there were none. With "holder": N nothing is closed if the
+                                                FIFO of this id exists and its inode is not N
     {"verb": "detach", "key": "..."}        ->  the same for one listener
     {"verb": "get", "key": "..."}           ->  {"listener": {...}}, with its socket; {"error": ...} if there is none
     {"verb": "list"}                        ->  {"listeners": [{...}, ...]}, in several packets; the last one has an

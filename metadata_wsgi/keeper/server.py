@@ -264,6 +264,8 @@ class Keeper:
                     return [{'closed': self._registry.unregister(str(message['key']))}]
                 if not isinstance(id_, str):
                     raise ValueError('detach: an id or a key')
+                if self._holders.is_replaced(id_, message.get('holder')):
+                    return [{'closed': False}]
                 self._holders.end(id_)
                 return [{'closed': self._registry.unregister_all(id_)}]
             if verb == protocol.LIST:

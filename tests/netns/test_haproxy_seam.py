@@ -64,6 +64,22 @@ def test_an_agent_restart_that_kills_the_holder_refuses_no_client(node):
     assert node.get(id_) == id_
 
 
+def test_a_former_holder_that_ends_late_changes_nothing_for_its_replacement(node):
+    """An agent that replaces its proxy sends SIGTERM and does not wait until the former proxy has ended."""
+    id_ = node.add_router()
+    node.start_proxy(id_, SHIM)
+    former = node.pid(id_)
+    node.start_proxy(id_, SHIM)
+    os.kill(former, signal.SIGTERM)
+    until(lambda: not is_alive(former))
+    assert node.get(id_) == id_
+    assert is_alive(node.pid(id_))
+    assert node.pid(id_) != former
+    # The keeper still reaches the new holder: it ends with its namespace.
+    run('ip', 'netns', 'del', f'qrouter-{id_}')
+    until(lambda: not is_alive(node.pid(id_)))
+
+
 def test_a_request_waits_while_keeper_and_workers_are_killed_together(node):
     """The holder has the only copy of the socket; a new keeper requests it."""
     id_ = node.add_router()

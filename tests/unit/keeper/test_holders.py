@@ -70,6 +70,18 @@ def test_a_holder_is_ended(directory):
     assert read(fd) == b'end\n'
 
 
+def test_a_holder_with_another_fifo_is_replaced(directory):
+    os.mkfifo(directory / 'a')
+    inode = (directory / 'a').stat().st_ino
+    holders = Holders(str(directory.parent))
+    assert not holders.is_replaced('a', inode)
+    assert holders.is_replaced('a', inode + 1)
+    # A program of an earlier version sends no inode. Without a FIFO there is no newer holder.
+    assert not holders.is_replaced('a', None)
+    assert not holders.is_replaced('b', inode)
+    assert not holders.is_replaced('../a', inode)
+
+
 @pytest.mark.parametrize('mode', [0o770, 0o707])
 def test_a_directory_that_others_may_write_is_not_trusted(directory, mode):
     fd = holder(directory, 'a')
