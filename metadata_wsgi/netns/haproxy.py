@@ -112,7 +112,7 @@ class Conversion:
         try:
             configuration = self._configuration_of(proxy.id)
             namespace = namespaces.name_of(proxy.pid)
-            real = next(self._shim.programs(), None)
+            real = self._shim.real_haproxy()
             if real is None:
                 raise NetnsError('no haproxy is installed')
             if namespace is None:
@@ -130,7 +130,8 @@ class Conversion:
 
     def _wait_for_haproxy(self, proxy: Proxy) -> None:
         give_up_at = time.monotonic() + START_TIMEOUT_S
-        while proxy_process.running_pid(proxy.pid_file, proxy.id) in (None, proxy.pid):
+        # A new holder is not enough: the program may have been metadata-wsgi-haproxy in a wrapper.
+        while (pid := proxy_process.running_pid(proxy.pid_file, proxy.id)) is None or proxy_process.is_holder(pid):
             if time.monotonic() > give_up_at:
                 raise NetnsError(f'{proxy.pid_file}: haproxy did not write its pid within {START_TIMEOUT_S:g} s')
             time.sleep(0.05)

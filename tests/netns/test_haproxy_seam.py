@@ -136,6 +136,35 @@ def test_give_back_without_keeper_is_completed_when_the_keeper_runs(node):
     assert node.get(id_) == id_
 
 
+def test_adopt_of_a_haproxy_beside_a_socket_of_the_keeper_leaves_no_socket_without_worker(node):
+    id_ = node.add_router()
+    node.start_proxy(id_, SHIM)
+    node.kill_keeper()
+    give_back = [BIN / 'metadata-wsgi', 'give-back', '--all', '--state-path', node.state_path]
+    assert subprocess.run(list(map(str, give_back)), capture_output=True, check=False).returncode == 1
+    node.start_missing()
+    with admin_client.connect(str(node.state_path)) as keeper:
+        until(lambda: keeper.list(id_)[0])
+    former = node.pid(id_)
+    adopt = run(BIN / 'metadata-wsgi', 'adopt', '--all', '--state-path', node.state_path)
+    assert adopt.startswith('1 converted, 0 already converted, 0 failed')
+    until(lambda: not is_alive(former))
+    # With SO_REUSEPORT the kernel chooses a socket by the client's port.
+    assert [node.get(id_) for _ in range(20)] == [id_] * 20
+
+
+def test_give_back_while_the_link_is_on_path_starts_the_real_haproxy(node, tmp_path):
+    id_ = node.add_router()
+    node.start_proxy(id_, SHIM)
+    (tmp_path / 'bin').mkdir()
+    (tmp_path / 'bin' / 'haproxy').symlink_to(SHIM)
+    give_back = [BIN / 'metadata-wsgi', 'give-back', '--all', '--state-path', node.state_path]
+    done = run(*give_back, env={**os.environ, 'PATH': f'{tmp_path / "bin"}:{os.environ["PATH"]}'})
+    assert done.startswith('1 converted, 0 already converted, 0 failed')
+    assert [proxy.is_haproxy for proxy in haproxy.running(str(node.state_path))] == [True]
+    assert node.get(id_) == id_
+
+
 class Clients:
     """One client for each router, in a loop; counts requests, collects failures."""
 

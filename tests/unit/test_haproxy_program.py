@@ -2,6 +2,7 @@
 """``bin/metadata-wsgi-haproxy``: which configurations it takes, and that all others start the real haproxy."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metadata_wsgi.netns import haproxy
+from tests.e2e.conftest import free_port
 from tests.neutron_haproxy import DEFAULTS
 
 PROGRAM = Path(__file__).parents[2] / 'bin' / 'metadata-wsgi-haproxy'
@@ -182,12 +184,39 @@ def test_other_arguments_start_the_real_haproxy(real, argv):
 
 
 def test_without_a_keeper_the_real_haproxy_is_started_and_the_reason_named(real, tmp_path):
-    path = written(tmp_path, TOP + LISTEN, binds='bind 127.0.0.1:0', headers=ROUTER)
-    path = written(tmp_path, TOP + LISTEN, binds='bind 127.0.0.1:47123', headers=ROUTER)
+    path = written(tmp_path, TOP + LISTEN, binds=f'bind 127.0.0.1:{free_port()}', headers=ROUTER)
     done = started(real, '-f', path)
     assert (done.returncode, done.stdout) == (0, f'real -f {path}\n')
     assert 'the real haproxy is started: no keeper listens at ' in done.stderr
     assert not (tmp_path / 'external').exists()
+
+
+def test_give_back_does_not_take_the_link_on_path_for_the_real_haproxy(real, tmp_path, monkeypatch):
+    """``metadata-wsgi give-back`` loads the program; then ``sys.argv[0]`` is another program."""
+    monkeypatch.setenv('PATH', real)
+    assert next(loaded().programs()) == str(tmp_path / 'theirs' / 'haproxy')
+
+
+def test_a_copy_of_this_program_is_not_taken_for_the_real_haproxy(real, tmp_path, monkeypatch):
+    (tmp_path / 'ours' / 'haproxy').unlink()
+    shutil.copy(PROGRAM, tmp_path / 'ours' / 'haproxy')
+    monkeypatch.setenv('PATH', real)
+    assert loaded().real_haproxy() == str(tmp_path / 'theirs' / 'haproxy')
+
+
+def test_the_haproxy_of_the_settings_is_the_real_one(real, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', real)
+    (tmp_path / 'haproxy.conf').write_text('# Zugriff für root\nhaproxy = /opt/haproxy\n', encoding='latin-1')
+    monkeypatch.setattr(program, 'SETTINGS', str(tmp_path / 'haproxy.conf'))
+    assert program.real_haproxy() == '/opt/haproxy'
+
+
+def test_a_setting_haproxy_that_names_this_program_starts_no_endless_loop(real, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('PATH', real)
+    (tmp_path / 'haproxy.conf').write_text(f'haproxy = {tmp_path}/ours/haproxy\n')
+    monkeypatch.setattr(program, 'SETTINGS', str(tmp_path / 'haproxy.conf'))
+    assert program.real_haproxy() == str(tmp_path / 'theirs' / 'haproxy')
+    assert f'{tmp_path}/ours/haproxy is metadata-wsgi-haproxy' in capsys.readouterr().err
 
 
 def test_without_a_real_haproxy_it_fails(monkeypatch, capsys):
@@ -197,7 +226,8 @@ def test_without_a_real_haproxy_it_fails(monkeypatch, capsys):
 
 
 def test_an_internal_verb_never_starts_haproxy(real, tmp_path):
-    done = started(real, '--attach', str(tmp_path), 'router', ID, str(tmp_path / f'{ID}.pid'), '47124', '127.0.0.1')
+    spec = [str(tmp_path), 'router', ID, str(tmp_path / f'{ID}.pid'), str(free_port()), '127.0.0.1']
+    done = started(real, '--attach', *spec)
     assert (done.returncode, done.stdout) == (1, '')
     assert 'no keeper listens' in done.stderr
 
