@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metadata_wsgi.keeper import admin_client
+from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.netns import haproxy
 from tests.e2e.conftest import free_port
 from tests.neutron_haproxy import DEFAULTS
+from tests.unit.keeper.loopback_keeper import LoopbackNamespaces, RunningKeeper
 
 PROGRAM = Path(__file__).parents[2] / 'bin' / 'metadata-wsgi-haproxy'
 ID = '6d1f8c1e-3b0a-4c55-9f63-0a1b2c3d4e5f'
@@ -67,6 +70,9 @@ def loaded():
 
 
 program = loaded()
+
+# The program ends, or starts haproxy in its place. Then the kernel closes its sockets.
+unclosed_sockets = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 
 
 def written(directory, text, *, kind='ns-metadata-proxy', name=f'{ID}.conf', **values):
@@ -217,6 +223,52 @@ def test_a_setting_haproxy_that_names_this_program_starts_no_endless_loop(real, 
     monkeypatch.setattr(program, 'SETTINGS', str(tmp_path / 'haproxy.conf'))
     assert program.real_haproxy() == str(tmp_path / 'theirs' / 'haproxy')
     assert f'{tmp_path}/ours/haproxy is metadata-wsgi-haproxy' in capsys.readouterr().err
+
+
+@pytest.fixture
+def keeper(tmp_path):
+    """A client of a running keeper, which has a socket of the router and no worker; and the socket's address."""
+    namespaces = LoopbackNamespaces()
+    namespaces.make('a')
+    running = RunningKeeper(str(tmp_path), namespaces, None)
+    try:
+        with admin_client.connect(str(tmp_path)) as client:
+            client.register(Listener('shared', 'a', 9697, router_id=ID, host=namespaces.address('a')))
+            yield client, namespaces.address('a')
+    finally:
+        running.kill()
+
+
+@pytest.fixture
+def executed(keeper, monkeypatch):
+    """Each real haproxy that is started, with the listeners that the keeper has at that time."""
+    monkeypatch.setattr(program, 'WORKER_TIMEOUT_S', 2 * program.POLL_S)
+    found = []
+    monkeypatch.setattr(program.os, 'execv', lambda path, argv: found.append((path, keeper[0].list()[0])))
+    return found
+
+
+@unclosed_sockets
+def test_the_keeper_closes_its_sockets_before_the_real_haproxy_is_started(
+    real, keeper, executed, tmp_path, monkeypatch
+):
+    """With SO_REUSEPORT both would listen, and no worker accepts on the socket of the keeper."""
+    monkeypatch.setenv('PATH', real)
+    program.main(['-f', written(tmp_path, TOP + LISTEN, binds=f'bind {keeper[1]}:9697', headers=ROUTER)])
+    assert executed == [(str(tmp_path / 'theirs' / 'haproxy'), [])]
+
+
+@unclosed_sockets
+def test_the_keeper_keeps_its_sockets_if_there_is_no_real_haproxy(keeper, executed, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, 'programs', lambda: iter(()))
+    program.main(['-f', written(tmp_path, TOP + LISTEN, binds=f'bind {keeper[1]}:9697', headers=ROUTER)])
+    assert (executed, len(keeper[0].list()[0])) == ([], 1)
+
+
+@pytest.mark.parametrize('argv', [['-v'], ['-f', '/etc/haproxy/haproxy.cfg']])
+def test_a_call_that_is_not_of_an_agent_closes_no_socket_of_the_keeper(keeper, executed, argv):
+    program.main(argv)
+    assert [len(listeners) for _, listeners in executed] == [1]
 
 
 def test_without_a_real_haproxy_it_fails(monkeypatch, capsys):
