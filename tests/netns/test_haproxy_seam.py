@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from metadata_wsgi.keeper import admin_client
+from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.netns import haproxy
 from tests.netns import neutron_node
 from tests.netns.neutron_node import BIN, SHIM, Node, is_alive, run, until
@@ -163,6 +164,17 @@ def test_give_back_while_the_link_is_on_path_starts_the_real_haproxy(node, tmp_p
     assert done.startswith('1 converted, 0 already converted, 0 failed')
     assert [proxy.is_haproxy for proxy in haproxy.running(str(node.state_path))] == [True]
     assert node.get(id_) == id_
+
+
+def test_give_back_of_a_socket_that_the_keeper_opened(node):
+    """The keeper opens one when a namespace is made again. haproxy needs SO_REUSEPORT on it."""
+    id_ = node.add_router()
+    with admin_client.connect(str(node.state_path)) as keeper:
+        keeper.register(Listener('shared', f'qrouter-{id_}', 9697, router_id=id_))
+    node.start_proxy(id_, SHIM)
+    give_back = run(BIN / 'metadata-wsgi', 'give-back', '--all', '--state-path', node.state_path)
+    assert give_back.startswith('1 converted, 0 already converted, 0 failed')
+    assert [node.get(id_) for _ in range(8)] == [id_] * 8
 
 
 class Clients:

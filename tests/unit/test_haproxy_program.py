@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """``bin/metadata-wsgi-haproxy``: which configurations it takes, and that all others start the real haproxy."""
 
+import gc
 import os
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
@@ -71,8 +73,14 @@ def loaded():
 
 program = loaded()
 
-# The program ends, or starts haproxy in its place. Then the kernel closes its sockets.
-unclosed_sockets = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
+def run_main(*argv):
+    """Run the program in this process. It leaves its sockets to the kernel, which closes them at its end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ResourceWarning)
+        code = program.main(list(argv))
+        gc.collect()
+    return code
 
 
 def written(directory, text, *, kind='ns-metadata-proxy', name=f'{ID}.conf', **values):
@@ -248,26 +256,24 @@ def executed(keeper, monkeypatch):
     return found
 
 
-@unclosed_sockets
 def test_the_keeper_closes_its_sockets_before_the_real_haproxy_is_started(
     real, keeper, executed, tmp_path, monkeypatch
 ):
     """With SO_REUSEPORT both would listen, and no worker accepts on the socket of the keeper."""
     monkeypatch.setenv('PATH', real)
-    program.main(['-f', written(tmp_path, TOP + LISTEN, binds=f'bind {keeper[1]}:9697', headers=ROUTER)])
+    run_main('-f', written(tmp_path, TOP + LISTEN, binds=f'bind {keeper[1]}:9697', headers=ROUTER))
     assert executed == [(str(tmp_path / 'theirs' / 'haproxy'), [])]
 
 
-@unclosed_sockets
 def test_the_keeper_keeps_its_sockets_if_there_is_no_real_haproxy(keeper, executed, tmp_path, monkeypatch):
     monkeypatch.setattr(program, 'programs', lambda: iter(()))
-    program.main(['-f', written(tmp_path, TOP + LISTEN, binds=f'bind {keeper[1]}:9697', headers=ROUTER)])
+    run_main('-f', written(tmp_path, TOP + LISTEN, binds=f'bind {keeper[1]}:9697', headers=ROUTER))
     assert (executed, len(keeper[0].list()[0])) == ([], 1)
 
 
 @pytest.mark.parametrize('argv', [['-v'], ['-f', '/etc/haproxy/haproxy.cfg']])
 def test_a_call_that_is_not_of_an_agent_closes_no_socket_of_the_keeper(keeper, executed, argv):
-    program.main(argv)
+    run_main(*argv)
     assert [len(listeners) for _, listeners in executed] == [1]
 
 
