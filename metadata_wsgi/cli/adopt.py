@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         for proxy in proxies:
             try:
                 changed += args.convert(conversion, proxy, args.state_path)
-            except MetadataError as error:
+            except (MetadataError, OSError) as error:
                 failed.append(proxy.id)
                 print(f'{proxy.id}: {error}', file=sys.stderr)
             progress.step()

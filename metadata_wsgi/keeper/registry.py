@@ -8,8 +8,10 @@ operation                ABSENT                       REGISTERED                
 =======================  ===========================  ================================  =========================
 ``register``             opened -> REGISTERED         same fields: unchanged; another   opened -> REGISTERED
                                                       mode: same socket, other
-                                                      workers; else a new socket is
-                                                      opened, then the old one closed
+                                                      workers; else, or if another
+                                                      socket is handed over: the new
+                                                      socket replaces the old one,
+                                                      which is closed
 ``restore_from_worker``  valid socket -> REGISTERED,  same socket: accepted, else       refused
                          else refused                 refused
 ``restore_from_store``   as restore_from_worker       as restore_from_worker            refused
@@ -124,14 +126,19 @@ class Registry(Generic[S]):
 
         A listener with the same key and other fields is replaced. If only the mode differs, the socket and its accept
         queue are kept, and the workers of the new mode accept on it. If ``handed_over`` is given, this listening socket
-        is registered and no socket is opened. Raises ValueError if ``handed_over`` does not match ``listener``, and
-        MetadataError if no socket could be opened.
+        is registered and no socket is opened. It replaces a registered socket: two sockets can listen on one port, and
+        a caller that hands over a socket relies on it. Raises ValueError if ``handed_over`` does not match
+        ``listener``, and MetadataError if no socket could be opened.
         """
         if handed_over is not None and not self._opener.is_valid(listener, handed_over):
             handed_over.close()
             raise ValueError('the socket in the packet does not listen there')
         current = self._registered.get(listener.key)
-        if current and self._opener.is_valid(*current):
+        if (
+            current
+            and self._opener.is_valid(*current)
+            and (handed_over is None or self._opener.is_same_socket(current[1], handed_over))
+        ):
             only_mode_differs = current[0] == replace(listener, mode=current[0].mode)
             if only_mode_differs and handed_over is not None:
                 handed_over.close()

@@ -13,6 +13,7 @@ Because of these facts no connection is refused:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -29,6 +30,7 @@ from metadata_wsgi.netns import namespaces, proxy_process
 from metadata_wsgi.netns.runner import Runner, SubprocessRunner
 
 SUFFIX = '.pid.haproxy'
+TCP_MIGRATE_REQ = '/proc/sys/net/ipv4/tcp_migrate_req'
 START_TIMEOUT_S = 10.0
 
 
@@ -90,7 +92,7 @@ class Conversion:
             finally:
                 for sock in sockets:
                     sock.close()
-            signal.pidfd_send_signal(pidfd, signal.SIGUSR1)
+            _send_signal(pidfd, signal.SIGUSR1)
         finally:
             os.close(pidfd)
         return True
@@ -112,7 +114,7 @@ class Conversion:
         try:
             configuration = self._configuration_of(proxy.id)
             namespace = namespaces.name_of(proxy.pid)
-            real = next(self._shim.programs(), None)
+            real = self._shim.real_haproxy()
             if real is None:
                 raise NetnsError('no haproxy is installed')
             if namespace is None:
@@ -122,7 +124,7 @@ class Conversion:
             self._wait_for_haproxy(proxy)
             # The holder ends before the workers close their copies. Otherwise it would have the last copy of a socket
             # on which no process accepts.
-            signal.pidfd_send_signal(holder, signal.SIGKILL)
+            _send_signal(holder, signal.SIGKILL)
             detach(proxy.id)
         finally:
             os.close(holder)
@@ -130,7 +132,8 @@ class Conversion:
 
     def _wait_for_haproxy(self, proxy: Proxy) -> None:
         give_up_at = time.monotonic() + START_TIMEOUT_S
-        while proxy_process.running_pid(proxy.pid_file, proxy.id) in (None, proxy.pid):
+        # A new holder is not enough: the program may have been metadata-wsgi-haproxy in a wrapper.
+        while (pid := proxy_process.running_pid(proxy.pid_file, proxy.id)) is None or proxy_process.is_holder(pid):
             if time.monotonic() > give_up_at:
                 raise NetnsError(f'{proxy.pid_file}: haproxy did not write its pid within {START_TIMEOUT_S:g} s')
             time.sleep(0.05)
@@ -199,7 +202,15 @@ def _listening_at(host: str, sockets: list[socket.socket]) -> socket.socket:
 
 
 def _migrate_requests() -> None:
-    Path('/proc/sys/net/ipv4/tcp_migrate_req').write_text('1', encoding='ascii')
+    # Before Linux 5.14 the file does not exist, and in a container it may be read-only. Then the connections in the
+    # accept queue are reset, and their clients repeat the request.
+    with contextlib.suppress(OSError):
+        Path(TCP_MIGRATE_REQ).write_text('1', encoding='ascii')
+
+
+def _send_signal(pidfd: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        signal.pidfd_send_signal(pidfd, number)
 
 
 def _loaded(program: str) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from metadata_wsgi.keeper import admin_client
+from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.netns import haproxy
 from tests.netns import neutron_node
 from tests.netns.neutron_node import BIN, SHIM, Node, is_alive, run, until
@@ -134,6 +135,46 @@ def test_give_back_without_keeper_is_completed_when_the_keeper_runs(node):
         assert keeper.list(id_)[0] == []
     assert run(*give_back).startswith('0 converted, 1 already converted, 0 failed')
     assert node.get(id_) == id_
+
+
+def test_adopt_of_a_haproxy_beside_a_socket_of_the_keeper_leaves_no_socket_without_worker(node):
+    id_ = node.add_router()
+    node.start_proxy(id_, SHIM)
+    node.kill_keeper()
+    give_back = [BIN / 'metadata-wsgi', 'give-back', '--all', '--state-path', node.state_path]
+    assert subprocess.run(list(map(str, give_back)), capture_output=True, check=False).returncode == 1
+    node.start_missing()
+    with admin_client.connect(str(node.state_path)) as keeper:
+        until(lambda: keeper.list(id_)[0])
+    former = node.pid(id_)
+    adopt = run(BIN / 'metadata-wsgi', 'adopt', '--all', '--state-path', node.state_path)
+    assert adopt.startswith('1 converted, 0 already converted, 0 failed')
+    until(lambda: not is_alive(former))
+    # With SO_REUSEPORT the kernel chooses a socket by the client's port.
+    assert [node.get(id_) for _ in range(20)] == [id_] * 20
+
+
+def test_give_back_while_the_link_is_on_path_starts_the_real_haproxy(node, tmp_path):
+    id_ = node.add_router()
+    node.start_proxy(id_, SHIM)
+    (tmp_path / 'bin').mkdir()
+    (tmp_path / 'bin' / 'haproxy').symlink_to(SHIM)
+    give_back = [BIN / 'metadata-wsgi', 'give-back', '--all', '--state-path', node.state_path]
+    done = run(*give_back, env={**os.environ, 'PATH': f'{tmp_path / "bin"}:{os.environ["PATH"]}'})
+    assert done.startswith('1 converted, 0 already converted, 0 failed')
+    assert [proxy.is_haproxy for proxy in haproxy.running(str(node.state_path))] == [True]
+    assert node.get(id_) == id_
+
+
+def test_give_back_of_a_socket_that_the_keeper_opened(node):
+    """The keeper opens one when a namespace is made again. haproxy needs SO_REUSEPORT on it."""
+    id_ = node.add_router()
+    with admin_client.connect(str(node.state_path)) as keeper:
+        keeper.register(Listener('shared', f'qrouter-{id_}', 9697, router_id=id_))
+    node.start_proxy(id_, SHIM)
+    give_back = run(BIN / 'metadata-wsgi', 'give-back', '--all', '--state-path', node.state_path)
+    assert give_back.startswith('1 converted, 0 already converted, 0 failed')
+    assert [node.get(id_) for _ in range(8)] == [id_] * 8
 
 
 class Clients:

@@ -132,9 +132,8 @@ class SeamMachine(state_machine.StateMachine):
         eventually(lambda: not is_alive(pid), 'the holder ends')
         self.node.start_proxy(id_, SHIM)
         if not self.node.has_proxy():
-            # No worker is connected, so the real haproxy was started beside the keeper's socket.
+            # No worker is connected, so the keeper has closed its socket and the real haproxy was started.
             self.proxies[id_] = HAPROXY
-            self.unattended.add(id_)
         self.settle()
 
     # -- the operator

@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """``bin/metadata-wsgi-haproxy``: which configurations it takes, and that all others start the real haproxy."""
 
+import gc
 import os
+import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metadata_wsgi.keeper import admin_client
+from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.netns import haproxy
+from tests.e2e.conftest import free_port
 from tests.neutron_haproxy import DEFAULTS
+from tests.unit.keeper.loopback_keeper import LoopbackNamespaces, RunningKeeper
 
 PROGRAM = Path(__file__).parents[2] / 'bin' / 'metadata-wsgi-haproxy'
 ID = '6d1f8c1e-3b0a-4c55-9f63-0a1b2c3d4e5f'
@@ -65,6 +72,15 @@ def loaded():
 
 
 program = loaded()
+
+
+def run_main(*argv):
+    """Run the program in this process. It leaves its sockets to the kernel, which closes them at its end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ResourceWarning)
+        code = program.main(list(argv))
+        gc.collect()
+    return code
 
 
 def written(directory, text, *, kind='ns-metadata-proxy', name=f'{ID}.conf', **values):
@@ -182,12 +198,83 @@ def test_other_arguments_start_the_real_haproxy(real, argv):
 
 
 def test_without_a_keeper_the_real_haproxy_is_started_and_the_reason_named(real, tmp_path):
-    path = written(tmp_path, TOP + LISTEN, binds='bind 127.0.0.1:0', headers=ROUTER)
-    path = written(tmp_path, TOP + LISTEN, binds='bind 127.0.0.1:47123', headers=ROUTER)
+    path = written(tmp_path, TOP + LISTEN, binds=f'bind 127.0.0.1:{free_port()}', headers=ROUTER)
     done = started(real, '-f', path)
     assert (done.returncode, done.stdout) == (0, f'real -f {path}\n')
     assert 'the real haproxy is started: no keeper listens at ' in done.stderr
     assert not (tmp_path / 'external').exists()
+
+
+def test_give_back_does_not_take_the_link_on_path_for_the_real_haproxy(real, tmp_path, monkeypatch):
+    """``metadata-wsgi give-back`` loads the program; then ``sys.argv[0]`` is another program."""
+    monkeypatch.setenv('PATH', real)
+    assert next(loaded().programs()) == str(tmp_path / 'theirs' / 'haproxy')
+
+
+def test_a_copy_of_this_program_is_not_taken_for_the_real_haproxy(real, tmp_path, monkeypatch):
+    (tmp_path / 'ours' / 'haproxy').unlink()
+    shutil.copy(PROGRAM, tmp_path / 'ours' / 'haproxy')
+    monkeypatch.setenv('PATH', real)
+    assert loaded().real_haproxy() == str(tmp_path / 'theirs' / 'haproxy')
+
+
+def test_the_haproxy_of_the_settings_is_the_real_one(real, tmp_path, monkeypatch):
+    monkeypatch.setenv('PATH', real)
+    (tmp_path / 'haproxy.conf').write_text('# Zugriff für root\nhaproxy = /opt/haproxy\n', encoding='latin-1')
+    monkeypatch.setattr(program, 'SETTINGS', str(tmp_path / 'haproxy.conf'))
+    assert program.real_haproxy() == '/opt/haproxy'
+
+
+def test_a_setting_haproxy_that_names_this_program_starts_no_endless_loop(real, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('PATH', real)
+    (tmp_path / 'haproxy.conf').write_text(f'haproxy = {tmp_path}/ours/haproxy\n')
+    monkeypatch.setattr(program, 'SETTINGS', str(tmp_path / 'haproxy.conf'))
+    assert program.real_haproxy() == str(tmp_path / 'theirs' / 'haproxy')
+    assert f'{tmp_path}/ours/haproxy is metadata-wsgi-haproxy' in capsys.readouterr().err
+
+
+@pytest.fixture
+def keeper(tmp_path):
+    """A client of a running keeper, which has a socket of the router and no worker; and the socket's address."""
+    namespaces = LoopbackNamespaces()
+    namespaces.make('a')
+    running = RunningKeeper(str(tmp_path), namespaces, None)
+    try:
+        with admin_client.connect(str(tmp_path)) as client:
+            client.register(Listener('shared', 'a', 9697, router_id=ID, host=namespaces.address('a')))
+            yield client, namespaces.address('a')
+    finally:
+        running.kill()
+
+
+@pytest.fixture
+def executed(keeper, monkeypatch):
+    """Each real haproxy that is started, with the listeners that the keeper has at that time."""
+    monkeypatch.setattr(program, 'WORKER_TIMEOUT_S', 2 * program.POLL_S)
+    found = []
+    monkeypatch.setattr(program.os, 'execv', lambda path, argv: found.append((path, keeper[0].list()[0])))
+    return found
+
+
+def test_the_keeper_closes_its_sockets_before_the_real_haproxy_is_started(
+    real, keeper, executed, tmp_path, monkeypatch
+):
+    """With SO_REUSEPORT both would listen, and no worker accepts on the socket of the keeper."""
+    monkeypatch.setenv('PATH', real)
+    run_main('-f', written(tmp_path, TOP + LISTEN, binds=f'bind {keeper[1]}:9697', headers=ROUTER))
+    assert executed == [(str(tmp_path / 'theirs' / 'haproxy'), [])]
+
+
+def test_the_keeper_keeps_its_sockets_if_there_is_no_real_haproxy(keeper, executed, tmp_path, monkeypatch):
+    monkeypatch.setattr(program, 'programs', lambda: iter(()))
+    run_main('-f', written(tmp_path, TOP + LISTEN, binds=f'bind {keeper[1]}:9697', headers=ROUTER))
+    assert (executed, len(keeper[0].list()[0])) == ([], 1)
+
+
+@pytest.mark.parametrize('argv', [['-v'], ['-f', '/etc/haproxy/haproxy.cfg']])
+def test_a_call_that_is_not_of_an_agent_closes_no_socket_of_the_keeper(keeper, executed, argv):
+    run_main(*argv)
+    assert [len(listeners) for _, listeners in executed] == [1]
 
 
 def test_without_a_real_haproxy_it_fails(monkeypatch, capsys):
@@ -197,7 +284,8 @@ def test_without_a_real_haproxy_it_fails(monkeypatch, capsys):
 
 
 def test_an_internal_verb_never_starts_haproxy(real, tmp_path):
-    done = started(real, '--attach', str(tmp_path), 'router', ID, str(tmp_path / f'{ID}.pid'), '47124', '127.0.0.1')
+    spec = [str(tmp_path), 'router', ID, str(tmp_path / f'{ID}.pid'), str(free_port()), '127.0.0.1']
+    done = started(real, '--attach', *spec)
     assert (done.returncode, done.stdout) == (1, '')
     assert 'no keeper listens' in done.stderr
 

@@ -167,10 +167,26 @@ def test_a_handed_over_socket_of_another_port_replaces_the_registered_one(regist
 
 
 @pytest.mark.parametrize('mode', ['shared', 'one_hop'])
-def test_a_handed_over_socket_is_closed_where_the_registered_one_stays(registry, namespaces, mode):
+def test_a_handed_over_socket_replaces_a_registered_one_that_is_another_socket(registry, namespaces, store, mode):
+    """As for ``adopt`` while the keeper still has a socket beside haproxy: haproxy's socket is the one to accept on."""
+    worker = Subscriber(mode)
     registry.register(A)
+    registry.subscribe(worker)
+    worker.queue.clear()
     handed_over = FakeSocket(99, generation=1)
-    registry.register(replace(A, mode=mode), handed_over)
+    wanted = replace(A, mode=mode)
+    assert registry.register(wanted, handed_over) is True
+    assert (namespaces.opened[0].closed, handed_over.closed) == (True, False)
+    assert registry.socket_of(A.key) == (wanted, handed_over)
+    assert store.stored == {wanted: handed_over}
+    assert worker.queue[-1] == ({'serve': wanted.to_json()}, handed_over)
+
+
+@pytest.mark.parametrize('mode', ['shared', 'one_hop'])
+def test_a_handed_over_socket_that_is_registered_already_is_closed(registry, namespaces, mode):
+    registry.register(A)
+    handed_over = FakeSocket(namespaces.opened[0].number, generation=1)
+    assert registry.register(replace(A, mode=mode), handed_over) is (mode != A.mode)
     assert (namespaces.opened[0].closed, handed_over.closed) == (False, True)
 
 
