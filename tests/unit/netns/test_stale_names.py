@@ -24,6 +24,9 @@ class NoRules:
     def ours(self, namespace, *, families):
         return []
 
+    def redirect_ports(self, namespace):
+        return set()
+
 
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
