@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from socket import SOCK_SEQPACKET
@@ -72,6 +73,7 @@ class AttachCommand:
         self._args = args
         self._modes = modes
         self._new_mode: str | None = None
+        self._new_mode_lock = threading.Lock()
         rules = {'port': args.metadata_port, 'interfaces': args.internal_interfaces, 'mark': args.mark}
         self._attacher = _attacher(args, _bulk_rules(count, **rules), args.program, args.log_dir)
 
@@ -107,20 +109,22 @@ class AttachCommand:
         from metadata_wsgi.cli import shared_proxy
         from metadata_wsgi.filters import header_source
 
-        if self._new_mode is None:
-            self._new_mode = SHARED
-            path, socket = _paths(self._args)
-            files = {'config_file': ','.join(self._args.config_file)} if self._args.config_file else {}
-            prefix = config_files.load(files, header_source.OPTS).metadata_header_prefix
-            options = [f'--metadata_proxy_socket={socket}', f'--metadata_header_prefix={prefix}']
-            if self._args.log_dir:
-                options.append(f'--log_dir={self._args.log_dir}')
-            try:
-                shared_proxy.SharedProxy(path, options).ensure_running()
-            except NetnsError as error:
-                self._new_mode = PROCESS
-                LOG.warning('New targets get mode process, which costs tens of MB for each target: %s', error)
-        return self._new_mode
+        # Threads that attach other new targets wait until keeper and shared proxy have started.
+        with self._new_mode_lock:
+            if self._new_mode is None:
+                path, socket = _paths(self._args)
+                files = {'config_file': ','.join(self._args.config_file)} if self._args.config_file else {}
+                prefix = config_files.load(files, header_source.OPTS).metadata_header_prefix
+                options = [f'--metadata_proxy_socket={socket}', f'--metadata_header_prefix={prefix}']
+                if self._args.log_dir:
+                    options.append(f'--log_dir={self._args.log_dir}')
+                try:
+                    shared_proxy.SharedProxy(path, options).ensure_running()
+                    self._new_mode = SHARED
+                except NetnsError as error:
+                    self._new_mode = PROCESS
+                    LOG.warning('New targets get mode process, which costs tens of MB for each target: %s', error)
+            return self._new_mode
 
     def _options(self, target: AttachTarget) -> dict[str, Any]:
         interfaces = self._args.internal_interfaces

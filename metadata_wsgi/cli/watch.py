@@ -283,8 +283,8 @@ def run(args: argparse.Namespace) -> int:
             signal.signal(number, stop)
         # READY is sent before the first attachments: a thousand of them may take longer than systemd's start timeout.
         notifier.ready('Attaching what is there')
-        reconciler.start(_leftovers(args))
-        notifier.status(reconciler.summary())
+        leftovers = _leftovers(args)
+        _reconcile(lambda: reconciler.start(leftovers), reconciler, notifier)
         next_restart_s = 0.0
         while running:
             # A namespace proxy that always ends at its start must not keep this host busy.
@@ -295,14 +295,15 @@ def run(args: argparse.Namespace) -> int:
             if running:
                 if exits.has_ended():
                     next_restart_s = time.monotonic() + args.interval
-                _reconcile(reconciler, notifier)
+                _reconcile(reconciler.reconcile, reconciler, notifier)
     notifier.stopping()
     return 0
 
 
-def _reconcile(reconciler: Reconciler, notifier: Notifier) -> None:
+def _reconcile(reconcile: Callable[[], None], reconciler: Reconciler, notifier: Notifier) -> None:
+    """Call ``reconcile``, which is a method of ``reconciler``. Logs its errors."""
     try:
-        reconciler.reconcile()
+        reconcile()
     except (MetadataError, OSError) as error:
         # For example, /run/netns cannot be read. The program continues, and retries at the next event or interval.
         LOG.error('Nothing was reconciled this time: %s', error)
@@ -314,7 +315,10 @@ def _reconcile(reconciler: Reconciler, notifier: Notifier) -> None:
 
 def _has_pending_name() -> bool:
     """Whether a file in /run/netns is so new that a namespace may still be mounted on it."""
-    stale = set(namespaces.stale_names()) - set(namespaces.stale_names(attachment_status.STALE_AFTER_S))
+    try:
+        stale = set(namespaces.stale_names()) - set(namespaces.stale_names(attachment_status.STALE_AFTER_S))
+    except MetadataError:
+        return False  # ``_reconcile`` logs the error
     return any(_NAME.fullmatch(name) for name in stale)
 
 

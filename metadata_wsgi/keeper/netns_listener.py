@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -10,6 +11,9 @@ from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.net import listeners
 from metadata_wsgi.netns import namespaces
+
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""The check of a socket fails with these if descriptors or memory are exhausted, whatever the socket is."""
 
 
 class NetnsSocketOpener:
@@ -27,7 +31,8 @@ class NetnsSocketOpener:
         """Whether ``sock`` is a TCP socket that listens on the listener's port in the listener's namespace.
 
         An unprivileged worker sends the socket and the listener's fields. The fields may be false, so this method
-        compares them with the socket's state in the kernel.
+        compares them with the socket's state in the kernel. Raises OSError if descriptors or memory are exhausted: then
+        it is unknown whether the socket is valid.
         """
         try:
             return (
@@ -36,12 +41,14 @@ class NetnsSocketOpener:
                 and sock.getsockname()[1] == listener.port
                 and namespaces.identity_of(sock) == namespaces.identity(listener.namespace)
             )
-        except OSError:
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                raise
             return False
 
-    def is_same_socket(self, sock: socket.socket, other: socket.socket) -> bool:
-        """Whether both are the same socket of the kernel: they have the same inode number."""
-        return os.fstat(sock.fileno()).st_ino == os.fstat(other.fileno()).st_ino
+    def inode(self, sock: socket.socket) -> int:
+        """The inode number. All copies of one socket have the same number, and no other open socket has it."""
+        return os.fstat(sock.fileno()).st_ino
 
     def namespace_exists(self, listener: Listener) -> bool:
         """Whether the listener's namespace exists."""

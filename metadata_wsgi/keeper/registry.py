@@ -12,8 +12,9 @@ operation                ABSENT                       REGISTERED                
                                                       socket is handed over: the new
                                                       socket replaces the old one,
                                                       which is closed
-``restore_from_worker``  valid socket -> REGISTERED,  same socket: accepted, else       refused
-                         else refused                 refused
+``restore_from_worker``  valid socket that no other   same socket: accepted, else       refused
+                         key has -> REGISTERED, else  refused
+                         refused
 ``restore_from_store``   as restore_from_worker       as restore_from_worker            refused
 ``unregister``           -> UNREGISTERED              closed -> UNREGISTERED            unchanged
 ``reconcile``            unchanged                    socket invalid: reopened if the   unchanged
@@ -59,10 +60,13 @@ class SocketOpener(Protocol[S]):
         """Open the listening socket. Raises MetadataError if this fails."""
 
     def is_valid(self, listener: Listener, sock: S) -> bool:
-        """Whether ``sock`` listens on the listener's port, in the namespace that has the listener's name now."""
+        """Whether ``sock`` listens on the listener's port, in the namespace that has the listener's name now.
 
-    def is_same_socket(self, sock: S, other: S) -> bool:
-        """Whether both are the same socket of the kernel."""
+        Raises OSError if this cannot be checked now.
+        """
+
+    def inode(self, sock: S) -> int:
+        """A number of the kernel's socket: copies of ``sock`` have the same, other sockets have another."""
 
     def namespace_exists(self, listener: Listener) -> bool:
         """Whether the listener's namespace exists."""
@@ -98,6 +102,7 @@ class Registry(Generic[S]):
         self._fdstore = fdstore
         self._registered: dict[str, tuple[Listener, S]] = {}
         self._keys_by_id: dict[str, set[str]] = {}
+        self._keys_by_inode: dict[int, str] = {}
         self._subscribers: list[Subscriber] = []
         # Keys of unregistered listeners, and ids of which all listeners were unregistered. The oldest is first.
         self._unregistered: dict[str, None] = {}
@@ -128,7 +133,7 @@ class Registry(Generic[S]):
         queue are kept, and the workers of the new mode accept on it. If ``handed_over`` is given, this listening socket
         is registered and no socket is opened. It replaces a registered socket: two sockets can listen on one port, and
         a caller that hands over a socket relies on it. Raises ValueError if ``handed_over`` does not match
-        ``listener``, and MetadataError if no socket could be opened.
+        ``listener``, MetadataError if no socket could be opened, and OSError if a socket cannot be checked now.
         """
         if handed_over is not None and not self._opener.is_valid(listener, handed_over):
             handed_over.close()
@@ -160,14 +165,17 @@ class Registry(Generic[S]):
         """Register a socket that a worker has from an earlier keeper. Returns False if the worker must close it.
 
         The worker must close the socket in three cases: the listener was unregistered meanwhile, its namespace was
-        deleted, or another socket is registered for it.
+        deleted, or another socket is registered for it. A socket that is registered for another listener is refused
+        too: a worker could send copies of one socket with any number of ids, until the keeper has no descriptor left.
+        Raises OSError if the socket cannot be checked now.
         """
         current = self._registered.get(listener.key)
+        key_of_socket = self._keys_by_inode.get(self._opener.inode(sock))
         if current:
-            accepted = self._opener.is_same_socket(current[1], sock)
+            accepted = key_of_socket == listener.key
         else:
             is_unregistered = listener.key in self._unregistered or listener.id in self._unregistered
-            accepted = not is_unregistered and self._opener.is_valid(listener, sock)
+            accepted = key_of_socket is None and not is_unregistered and self._opener.is_valid(listener, sock)
         if accepted and not current:
             self._add(listener, sock)
         else:
@@ -194,6 +202,8 @@ class Registry(Generic[S]):
         self._keys_by_id[listener.id].discard(key)
         if not self._keys_by_id[listener.id]:
             del self._keys_by_id[listener.id]
+        if self._keys_by_inode.get(self._opener.inode(sock)) == key:
+            del self._keys_by_inode[self._opener.inode(sock)]
         self._notify(listener, {protocol.REMOVE: key}, None)
         self._remove_from_store(listener)
         sock.close()
@@ -210,7 +220,8 @@ class Registry(Generic[S]):
         """Close the sockets in deleted namespaces. If there is a new namespace of the same name, open a socket in it.
 
         Returns each listener whose socket was closed, and whether it was reopened. The sockets must be closed because
-        an open socket keeps a deleted namespace, with its interfaces and addresses, in the kernel.
+        an open socket keeps a deleted namespace, with its interfaces and addresses, in the kernel. Raises OSError, and
+        closes nothing, if the sockets cannot be checked now.
         """
         lost = [current for current in self._registered.values() if not self._opener.is_valid(*current)]
         outcome = []
@@ -218,9 +229,11 @@ class Registry(Generic[S]):
             reopened = False
             if self._opener.namespace_exists(listener):
                 try:
-                    reopened = self.register(listener)
-                except MetadataError:
-                    # The new namespace is not complete yet. The next reconcile or attach opens the socket.
+                    if not self.register(listener):
+                        continue  # its socket is valid again
+                    reopened = True
+                except (MetadataError, OSError):
+                    # The new namespace is not complete yet, or descriptors are exhausted. An attach opens the socket.
                     reopened = False
             if not reopened:
                 self.unregister(listener.key)
@@ -233,6 +246,7 @@ class Registry(Generic[S]):
             sock.close()
         self._registered.clear()
         self._keys_by_id.clear()
+        self._keys_by_inode.clear()
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Queue all listeners of the subscriber's mode. After this call every change is queued for it too."""
@@ -253,6 +267,7 @@ class Registry(Generic[S]):
 
     def _add(self, listener: Listener, sock: S) -> None:
         self._registered[listener.key] = (listener, sock)
+        self._keys_by_inode[self._opener.inode(sock)] = listener.key
         self._keys_by_id.setdefault(listener.id, set()).add(listener.key)
         for name in (listener.key, listener.id):
             self._unregistered.pop(name, None)

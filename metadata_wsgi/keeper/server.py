@@ -78,6 +78,7 @@ class Keeper:
         self._accept_log = Throttle(limits.LOG_INTERVAL_S)
         self._refused_log = Throttle(limits.LOG_INTERVAL_S)
         self._closed_log = Throttle(limits.LOG_INTERVAL_S)
+        self._reconcile_log = Throttle(limits.LOG_INTERVAL_S)
         self._namespaces_changed_at = self._reconciled_at = self._reconcile_until = 0.0
         self._is_reconcile_due = False
         self._path = admin_client.socket_path(state_path)
@@ -162,7 +163,14 @@ class Keeper:
         self._reconciled_at = now
         # True until one reconcile has run after _reconcile_until, even if this process was stopped for a while.
         self._is_reconcile_due = now < self._reconcile_until
-        for listener, reopened in self._registry.reconcile():
+        try:
+            outcome = self._registry.reconcile()
+        except OSError as error:
+            self._is_reconcile_due = True
+            if self._reconcile_log.allow():
+                LOG.warning('Sockets in deleted namespaces stay open until they can be checked: %s', error.strerror)
+            return
+        for listener, reopened in outcome:
             LOG.info(
                 'The namespace of %s was %s', listener, 'created again, its socket reopened' if reopened else 'deleted'
             )
@@ -255,9 +263,10 @@ class Keeper:
         try:
             if verb == protocol.ATTACH:
                 listener = Listener.from_json(message.get('listener'))
+                changed = self._registry.register(listener, handed_over)
                 # From here on the registry owns the socket and closes it.
-                sock, handed_over = handed_over, None
-                return [{'changed': self._registry.register(listener, sock)}]
+                handed_over = None
+                return [{'changed': changed}]
             if verb == protocol.DETACH:
                 # Also done if no listener is registered: a worker may still have the listeners, and send them later.
                 if 'key' in message:
@@ -271,7 +280,7 @@ class Keeper:
             if verb == protocol.LIST:
                 found = self._registry if id_ is None else self._registry.of(str(id_))
                 return _list_pages([one.to_json() for one in found], self._registry.subscriber_counts())
-        except (MetadataError, ValueError) as error:
+        except (MetadataError, OSError, ValueError) as error:
             port_in_use = isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE
             return [{'error': str(error), 'again': port_in_use}]
         finally:
@@ -296,7 +305,7 @@ class Keeper:
         message, sock = protocol.receive(connection)
         try:
             self._handle_worker_message(connection, message, sock)
-        except ValueError:
+        except (OSError, ValueError):
             if sock is not None:
                 sock.close()
             raise

@@ -231,10 +231,8 @@ class Attacher:
             keeper_error = error
         changed |= self._mode_changer.stop_process(target)
         if namespaces.exists(target.namespace):
-            # If the keeper does not respond, its workers do not close the socket, so it is useless to wait.
-            timeout_s = 0.0 if keeper_error else self._close_timeout_s
             try:
-                remove = functools.partial(self._remove_from_namespace, target, timeout_s)
+                remove = functools.partial(self._remove_from_namespace, target, keeper_error is None)
                 changed |= namespaces.run_in(target.namespace, remove)
             except NetnsError as error:
                 if keeper_error:
@@ -247,9 +245,9 @@ class Attacher:
             raise keeper_error
         return changed
 
-    def _remove_from_namespace(self, target: AttachTarget, close_timeout_s: float) -> bool:
+    def _remove_from_namespace(self, target: AttachTarget, keeper_responds: bool) -> bool:
         if target.kind == ROUTER:
-            self._wait_until_closed(target, close_timeout_s)
+            self._wait_until_closed(target, keeper_responds)
         changed = False
         if set(interface_state.names(target.namespace)) - {'lo'}:
             with interface_state.open_table(target.namespace) as table:
@@ -258,18 +256,24 @@ class Attacher:
             changed |= dhcp_address.remove(target.namespace)
         return changed | self._remove_rules(target)
 
-    def _wait_until_closed(self, target: AttachTarget, timeout_s: float) -> None:
+    def _wait_until_closed(self, target: AttachTarget, keeper_responds: bool) -> None:
         """Wait until no program of this package listens on the redirect port. Raises NetnsError after the timeout."""
         port = redirect_port(self._iptables.ours(target.namespace, families=self._families))
-        deadline_s, pause_s = self._clock() + timeout_s, FIRST_POLL_S
+        # If the keeper does not respond, its workers do not close the socket, so it is useless to wait.
+        deadline_s, pause_s = self._clock() + (self._close_timeout_s if keeper_responds else 0.0), FIRST_POLL_S
         while port is not None and proxy_process.is_port_open(target.namespace, port):
             if self._clock() >= deadline_s:
                 process = self._listening_process(target, port)
-                if process is None or not process.is_own:
+                if (process is None and keeper_responds) or _is_foreign(process):
                     return
+                if process is not None and process.is_own:
+                    holder, remedy = f'pid {process.pid} ({process.program})', 'stop it'
+                else:
+                    holder = 'systemd, which keeps the sockets of the keeper' if process else 'an unknown process'
+                    remedy = 'start the keeper'
                 raise NetnsError(
-                    f'port {port} in {target.namespace} is still open in pid {process.pid} ({process.program}); '
-                    'the rules stay until it is closed: stop it, and detach again'
+                    f'port {port} in {target.namespace} is still open in {holder}; '
+                    f'the rules stay until it is closed: {remedy}, and detach again'
                 )
             # Workers usually close their copy within a millisecond.
             self._sleep(pause_s)
@@ -294,8 +298,7 @@ class Attacher:
             # and ``watch`` attaches often.
             return
         process = self._listening_process(target, port)
-        if process is None or process.is_own or process.pid == SYSTEMD_PID:
-            # systemd has copies of the keeper's sockets (``keeper.fdstore``).
+        if process is None or not _is_foreign(process):
             return
         if process.pid != proxy_process.running_pid(self._proxy.pid_file(target.uuid), target.uuid):
             raise NetnsError(process.message(port, target.namespace))
@@ -304,9 +307,7 @@ class Attacher:
         """Whether a process of this package, or an unknown process, listens on the port."""
         if not proxy_process.is_port_open(target.namespace, port):
             return False
-        process = self._listening_process(target, port)
-        # systemd has copies of the keeper's sockets (``keeper.fdstore``).
-        return process is None or process.is_own or process.pid == SYSTEMD_PID
+        return not _is_foreign(self._listening_process(target, port))
 
     def _listening_process(self, target: AttachTarget, port: int) -> listening_process.ListeningProcess | None:
         return namespaces.run_in(target.namespace, lambda: listening_process.find(port))
@@ -412,6 +413,12 @@ class Attacher:
             return [dhcp_address.ADDRESS, *([f'{interface_state.ADDRESS}%{ipv6_interface}'] if ipv6_interface else [])]
         # Without the IPv6 rules, which close the port, the proxy must not listen on IPv6.
         return [''] if tuple(families) == self._families else [ANY_IPV4_ADDRESS]
+
+
+def _is_foreign(process: listening_process.ListeningProcess | None) -> bool:
+    """Whether the listening process is not of this package. None, an unknown process, is not foreign."""
+    # systemd has copies of the keeper's sockets (``keeper.fdstore``).
+    return process is not None and not process.is_own and process.pid != SYSTEMD_PID
 
 
 def _logged(target: AttachTarget, *clauses: str) -> Clauses:

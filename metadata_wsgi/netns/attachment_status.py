@@ -81,6 +81,9 @@ class RuleReader(Protocol):
     def ours(self, namespace: str, *, families: Sequence[int]) -> list[Rule]:
         """The rules in the namespace that this package added."""
 
+    def redirect_ports(self, namespace: str) -> set[int]:
+        """The ports to which rules of any program redirect requests to 169.254.169.254:80."""
+
 
 def list_attachments(
     iptables: RuleReader,
@@ -169,7 +172,7 @@ def _status(
     port, rules = NETWORK_PORT if target.kind == NETWORK else DEFAULT_PORT, NO
     try:
         if exists:
-            port, rules, interfaces, rule_problems = _check_namespace(target, iptables, families)
+            port, rules, interfaces, rule_problems = _check_namespace(target, iptables, families, entry, pid)
             problems += rule_problems
         problems += _keeper_problems(entry, pid, port) if entry else _process_problems(target, pid, port)
         # IPv6 is checked only if there is no other problem: the attach that repairs the problem also repairs IPv6.
@@ -192,7 +195,11 @@ def _status(
 
 
 def _check_namespace(
-    target: AttachTarget, iptables: RuleReader, families: Sequence[int]
+    target: AttachTarget,
+    iptables: RuleReader,
+    families: Sequence[int],
+    entry: KeeperEntry | None,
+    pid: int | None,
 ) -> tuple[int, str, str, list[str]]:
     """Returns (port, YES|PARTLY|NO, interfaces, problems) for a router's rules or a network's address."""
     if target.kind == NETWORK:
@@ -206,8 +213,21 @@ def _check_namespace(
     elif rules == PARTLY:
         problems.append('the rules are only partly there; attach it again')
     elif rules == NO:
+        agents_port = _port_of_an_agents_rules(iptables.redirect_ports(target.namespace), entry, pid)
+        if agents_port is not None:
+            return agents_port, YES, '', problems
         problems.append('the rules are missing; attach it again')
     return port, rules, _rule_values(found).get('-i', ''), problems
+
+
+def _port_of_an_agents_rules(redirect_ports: set[int], entry: KeeperEntry | None, pid: int | None) -> int | None:
+    """The port on which keeper or process ``pid`` listen, if rules redirect to it. None if no rule does.
+
+    A router without our rules may have those of an L3 agent that started a holder or a namespace proxy for it.
+    """
+    if entry is not None:
+        return entry.port if entry.port in redirect_ports else None
+    return next((port for port in sorted(redirect_ports) if pid and proxy_process.listens(pid, port)), None)
 
 
 def _read_rules(namespace: str, iptables: RuleReader, families: Sequence[int]) -> tuple[list[Rule], list[str]]:

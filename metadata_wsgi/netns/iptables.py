@@ -28,11 +28,13 @@ from itertools import pairwise
 
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import ruleset_template
-from metadata_wsgi.netns.rules import COMMENT, Rule
+from metadata_wsgi.netns.rules import ADDRESSES, COMMENT, Rule
 from metadata_wsgi.netns.ruleset_template import RulesetTemplate
 from metadata_wsgi.netns.runner import Runner, search_path
 
 TABLES = ('filter', 'mangle', 'nat')
+REDIRECT_OF_METADATA = {('-d', ADDRESSES[4]), ('--dport', '80'), ('-j', 'REDIRECT')}
+"""Options, with their values, that each redirect of 169.254.169.254:80 has. An L3 agent may add other options."""
 
 
 @dataclass(slots=True)
@@ -213,6 +215,16 @@ class Iptables:
             for binary in self._binaries(namespace, family)
             for rule in _our_rules(family, self._read(namespace, binary, family))
         ]
+
+    def redirect_ports(self, namespace: str) -> set[int]:
+        """The ports to which rules in the namespace redirect requests to 169.254.169.254:80.
+
+        The rules of every program count. An L3 agent adds rules of its own, without our comment.
+        """
+        found = [self._read(namespace, binary, 4).get('nat', Table()) for binary in self._binaries(namespace, 4)]
+        rules = [pairwise(_words(args)) for table in found for chain in table.chains.values() for args in chain]
+        ports = [one.get('--to-ports', '') for one in map(dict, rules) if one.items() >= REDIRECT_OF_METADATA]
+        return {int(port) for port in ports if port.isdecimal()}
 
     def _add_bulk_rules(self) -> None:
         for family, rules in self._bulk_rules_by_family():

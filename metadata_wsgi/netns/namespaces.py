@@ -51,7 +51,10 @@ _thread = _ThreadState()
 
 
 def names() -> list[str]:
-    """The names of all namespaces of this host, sorted, without stale names."""
+    """The names of all namespaces of this host, sorted, without stale names.
+
+    Raises NetnsError if /run/netns cannot be listed, for example because this process has too many open files.
+    """
     return [name for name in _file_names() if exists(name)]
 
 
@@ -101,8 +104,10 @@ def _nsfs_device() -> int:
 def _file_names() -> list[str]:
     try:
         return sorted(os.listdir(DIRECTORY))
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise NetnsError(f'{DIRECTORY} cannot be read: {error.strerror}') from error
 
 
 def _is_stale(name: str, min_age_s: float) -> bool:
@@ -134,7 +139,7 @@ def changed_at() -> float:
 def name_of(pid: int) -> str | None:
     """The name of the network namespace of process ``pid``; None without a name, or if there is no such process.
 
-    If the namespace was deleted and a new one has its name, returns None.
+    If the namespace was deleted and a new one has its name, returns None. Raises NetnsError as ``names`` does.
     """
     try:
         wanted = os.stat(f'/proc/{pid}/ns/net')

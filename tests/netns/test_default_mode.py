@@ -121,15 +121,16 @@ def test_without_a_shared_proxy_a_process_of_its_own_serves(node, tmp_path):
     assert 'python' in os.path.basename(os.readlink(f'/proc/{pid(node, id_)}/exe'))
 
 
-def test_attach_without_mode_uses_the_shared_proxy_and_attached_finds_no_problem(node):
-    id_ = node.add_router()
-    attach = [BIN / 'metadata-wsgi', 'attach', '--no-wait', '--router-id', id_, '--state-path', node.state_path]
+def test_attach_of_several_routers_without_mode_uses_the_shared_proxy_and_attached_finds_no_problem(node):
+    ids = [node.add_router() for _ in range(3)]
+    routers = [f'--router-id={id_}' for id_ in ids]
+    attach = [BIN / 'metadata-wsgi', 'attach', '--no-wait', *routers, '--state-path', node.state_path]
     run(*attach)
-    assert node.get(id_) == id_
+    assert [node.get(id_) for id_ in ids] == ids
     table = run(BIN / 'metadata-wsgi', 'attached', '--state-path', node.state_path)
-    assert table.splitlines()[1].split()[3] == 'shared'
+    assert [line.split()[3] for line in table.splitlines()[1:]] == ['shared'] * 3
     run(*attach)
-    run(BIN / 'metadata-wsgi', 'detach', '--router-id', id_, '--state-path', node.state_path)
+    run(BIN / 'metadata-wsgi', 'detach', *routers, '--state-path', node.state_path)
     assert run(BIN / 'metadata-wsgi', 'attached', '--state-path', node.state_path).count('\n') == 1
 
 

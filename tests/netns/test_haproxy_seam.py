@@ -40,6 +40,8 @@ def test_the_contract_of_a_neutron_agent_with_its_proxy(node):
     assert os.getsid(pid) == pid
     assert f'PROCESS_TAG=haproxy-{id_}' in Path(f'/proc/{pid}/environ').read_text().split('\0')
     assert node.get(id_) == id_
+    # The exit code is not 0 if a problem is found. The agent's rules are not ours.
+    assert ' yes' in run(BIN / 'metadata-wsgi', 'attached', '--state-path', node.state_path)
     os.kill(pid, signal.SIGTERM)
     until(lambda: not is_alive(pid))
     with pytest.raises(ConnectionRefusedError):

@@ -2,8 +2,10 @@
 """Options that attach, detach and attached share; many targets at a time."""
 
 import argparse
+import threading
 
-from metadata_wsgi.cli import attach_command
+from metadata_wsgi.cli import attach, attach_command, shared_proxy
+from metadata_wsgi.netns import namespaces
 from metadata_wsgi.netns.target import AttachTarget
 
 
@@ -47,3 +49,27 @@ def test_bulk_rules_are_used_from_the_threshold_on():
     assert attach_command._bulk_rules(3) == ()
     rules = attach_command._bulk_rules(4, port=9000)
     assert any('9000' in str(rule) for rule in rules)
+
+
+def test_no_target_is_attached_in_mode_shared_before_keeper_and_shared_proxy_have_started(tmp_path, monkeypatch):
+    """Before, only the first of several new targets waited for the start."""
+    modes, has_started, starts = [], threading.Event(), []
+    second = threading.Thread(target=lambda: modes.append((command.mode(target), has_started.is_set())))
+
+    class SlowSharedProxy(shared_proxy.SharedProxy):
+        def ensure_running(self):
+            starts.append(self.state_path)
+            second.start()
+            second.join(0.1)
+            has_started.set()
+
+    parser = argparse.ArgumentParser()
+    attach.add_verbs(parser.add_subparsers())
+    args = parser.parse_args(['attach', '--router-id=any-id', f'--state-path={tmp_path}'])
+    command, target = attach_command.AttachCommand(args, {}, count=2), AttachTarget.of('router', '0001')
+    monkeypatch.setattr(shared_proxy, 'SharedProxy', SlowSharedProxy)
+    monkeypatch.setattr(namespaces, 'exists', lambda name: True)
+    assert command.mode(AttachTarget.of('router', '0000')) == 'shared'
+    second.join()
+    assert modes == [('shared', True)]
+    assert starts == [str(tmp_path)]

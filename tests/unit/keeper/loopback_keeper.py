@@ -54,8 +54,8 @@ class LoopbackNamespaces:
             and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
         )
 
-    def is_same_socket(self, sock, other):
-        return os.fstat(sock.fileno()).st_ino == os.fstat(other.fileno()).st_ino
+    def inode(self, sock):
+        return os.fstat(sock.fileno()).st_ino
 
     def namespace_exists(self, listener):
         return listener.namespace in self.generation

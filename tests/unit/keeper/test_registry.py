@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registered listeners, and what subscribers are sent; sockets are fakes."""
 
+import errno
 from dataclasses import dataclass, replace
 
 import pytest
@@ -26,12 +27,16 @@ class FakeSocket:
 
 
 class FakeNamespaces:
-    """``generation`` of each existing namespace; ``ports_in_use`` cannot be opened."""
+    """``generation`` of each existing namespace; ``ports_in_use`` cannot be opened.
+
+    ``checks`` are the results of the next checks of a socket: an exception, or a bool.
+    """
 
     def __init__(self):
         self.generation = {'qrouter-a': 1, 'qrouter-b': 1}
         self.ports_in_use = set()
         self.opened = []
+        self.checks = []
 
     def open(self, listener):
         if listener.port in self.ports_in_use or listener.namespace not in self.generation:
@@ -40,10 +45,15 @@ class FakeNamespaces:
         return self.opened[-1]
 
     def is_valid(self, listener, sock):
+        if self.checks:
+            result = self.checks.pop(0)
+            if isinstance(result, Exception):
+                raise result
+            return result
         return sock.generation == self.generation.get(listener.namespace)
 
-    def is_same_socket(self, sock, other):
-        return sock.number == other.number
+    def inode(self, sock):
+        return sock.number
 
     def namespace_exists(self, listener):
         return listener.namespace in self.generation
@@ -215,6 +225,34 @@ def test_reconcile_closes_what_cannot_be_reopened(registry, namespaces):
     namespaces.ports_in_use.add(A.port)
     assert registry.reconcile() == [(A, False)]
     assert list(registry) == []
+
+
+def test_reconcile_without_descriptors_left_closes_nothing(registry, namespaces):
+    """The check of a socket's namespace needs a descriptor. Its failure does not mean that the namespace is deleted."""
+    registry.register(A)
+    registry.register(B)
+    namespaces.checks = [False, OSError(errno.EMFILE, 'Too many open files')]
+    with pytest.raises(OSError, match='Too many open files'):
+        registry.reconcile()
+    assert list(registry) == [A, B]
+    assert [sock.closed for sock in namespaces.opened] == [False, False]
+
+
+def test_reconcile_keeps_a_socket_that_is_valid_again(registry, namespaces):
+    registry.register(A)
+    namespaces.checks = [False, True]
+    assert registry.reconcile() == []
+    assert (list(registry), namespaces.opened[0].closed) == ([A], False)
+
+
+def test_socket_is_registered_once_whatever_ids_a_worker_sends_with_it(registry):
+    """Otherwise a worker could exhaust the keeper's descriptors with copies of one socket."""
+    assert registry.restore_from_worker(A, FakeSocket(5, generation=1)) is True
+    copy = FakeSocket(5, generation=1)
+    assert registry.restore_from_worker(replace(A, router_id='forged'), copy) is False
+    assert (list(registry), copy.closed) == ([A], True)
+    registry.unregister('a')
+    assert registry.restore_from_worker(replace(A, router_id='c'), FakeSocket(5, generation=1)) is True
 
 
 def test_register_replaces_a_socket_of_a_former_namespace(registry, namespaces):

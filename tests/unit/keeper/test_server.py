@@ -3,6 +3,7 @@
 
 import contextlib
 import ctypes
+import errno
 import os
 import pathlib
 import resource
@@ -34,8 +35,8 @@ class FakeOpener:
     def is_valid(self, listener, sock):
         return sock.getsockname()[0] == listener.host
 
-    def is_same_socket(self, sock, other):
-        return sock.getsockname() == other.getsockname()
+    def inode(self, sock):
+        return os.fstat(sock.fileno()).st_ino
 
     def namespace_exists(self, listener):
         return True
@@ -376,3 +377,69 @@ def test_namespace_made_again_is_reconciled_after_a_pause_of_the_keeper(tmp_path
     finally:
         keeper.close()
     assert calls == [1.0, 2.0]
+
+
+class OpenerWithoutDescriptors(FakeOpener):
+    """``descriptors``: whether sockets can be checked. The namespaces of all sockets are deleted."""
+
+    descriptors = False
+
+    def is_valid(self, listener, sock):
+        if not self.descriptors:
+            raise OSError(errno.EMFILE, 'Too many open files')
+        return False
+
+    def namespace_exists(self, listener):
+        return False
+
+
+def test_reconcile_without_descriptors_left_is_repeated_and_logged_once(tmp_path, monkeypatch, caplog):
+    clock, opener = FakeClock(), OpenerWithoutDescriptors()
+    monkeypatch.setattr(server.namespaces, 'changed_at', lambda: 1.0)
+    monkeypatch.setattr(server, 'time', types.SimpleNamespace(monotonic=clock))
+    keeper = Keeper(str(tmp_path), opener=opener)
+    try:
+        keeper._registry.register(Listener('shared', 'here', 80, router_id='a', host='127.0.0.1'))
+        for _ in range(20):
+            clock.sleep(1.0)
+            keeper._reconcile_if_due()
+        assert len(keeper._registry) == 1
+        assert caplog.text.count('Too many open files') == 1
+        opener.descriptors = True
+        clock.sleep(1.0)
+        keeper._reconcile_if_due()
+        assert len(keeper._registry) == 0
+    finally:
+        keeper.close()
+
+
+def test_socket_of_a_worker_that_cannot_be_checked_is_not_refused(tmp_path):
+    """A refused worker would close the socket. A disconnected worker sends it again."""
+    running = Running(tmp_path, opener=OpenerWithoutDescriptors())
+    before = open_descriptors()
+    try:
+        with (
+            socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection,
+            socket.create_server(('127.0.0.1', 0)) as sock,
+        ):
+            connection.settimeout(10)
+            connection.connect(os.path.join(running.state_path, 'listeners'))
+            protocol.send(connection, {'mode': 'shared'})
+            listener = Listener('shared', 'here', 80, router_id='a', host='127.0.0.1')
+            protocol.send(connection, {'holds': listener.to_json()}, sock.fileno())
+            assert connection.recv(1) == b''
+        eventually(lambda: open_descriptors() <= before, 'the descriptors are closed')
+    finally:
+        running.close()
+
+
+def test_request_without_descriptors_left_has_a_reason(tmp_path):
+    running = Running(tmp_path, opener=OpenerWithoutDescriptors())
+    listener = Listener('shared', 'here', 80, router_id='a', host='127.0.0.1')
+    try:
+        with admin_client.connect(running.state_path) as keeper, socket.create_server(('127.0.0.1', 0)) as sock:
+            with pytest.raises(NetnsError, match='Too many open files'):
+                keeper.register(listener, sock)
+            assert keeper.list() == ([], {})
+    finally:
+        running.close()

@@ -20,7 +20,7 @@ from metadata_wsgi.netns.attach import Attacher
 from metadata_wsgi.netns.proxy_command import ProxyCommand
 from tests.fakes import FakeClock
 
-KEEPER, FOREIGN = 'keeper', 'another program'
+KEEPER, FOREIGN, SYSTEMD = 'keeper', 'another program', 'systemd'
 
 
 @dataclass(eq=False)
@@ -81,7 +81,10 @@ class Worker:
 
 
 class SimulatedHost:
-    """Kernel, processes and keeper. ``interrupt`` is called once, after ``countdown`` calls into the kernel."""
+    """Kernel, processes and keeper. ``interrupt`` is called once, after ``countdown`` calls into the kernel.
+
+    ``has_fdstore``: systemd has a copy of each of the keeper's sockets, also while no keeper runs.
+    """
 
     def __init__(self, state_path):
         self.clock = FakeClock()
@@ -93,7 +96,8 @@ class SimulatedHost:
         self.registry = None
         self.numbers = itertools.count(100)
         self.countdown, self.interrupt = -1, None
-        self.in_keeper = False
+        self.in_keeper = self.has_fdstore = False
+        self.stored = {}
         self.ipv6_rules_fail = self.program_fails = False
         self.attacher = Attacher(
             self.run, proxy=ProxyCommand(state_path=state_path), iptables=self, keeper=AttachmentsClient(state_path),
@@ -183,6 +187,8 @@ class SimulatedHost:
         found = self.listening(self.current.generation, port)
         if not found:
             return None
+        if any(SYSTEMD in one.owners for one in found):
+            return ListeningProcess(1, 'systemd', is_own=False)  # the process with the lowest pid
         is_own = any(owner != FOREIGN for one in found for owner in one.owners)
         return ListeningProcess(4711, 'metadata-wsgi' if is_own else 'haproxy', is_own=is_own)
 
@@ -272,8 +278,8 @@ class SimulatedHost:
             place is not None and place.generation == handle.socket.generation and handle.socket.port == listener.port
         )
 
-    def is_same_socket(self, handle, other):
-        return handle.socket is other.socket
+    def inode(self, handle):
+        return id(handle.socket)
 
     def namespace_exists(self, listener):
         return listener.namespace in self.namespaces
@@ -316,9 +322,20 @@ class SimulatedHost:
 
     # -- keeper and workers
 
+    def add(self, listener, handle):
+        """As FdStore of the registry."""
+        if listener not in self.stored:
+            self.stored[listener] = handle.dup(SYSTEMD)
+
+    def remove(self, listener):
+        if listener in self.stored:
+            self.stored.pop(listener).close()
+
     def start_keeper(self):
-        self.registry = Registry(self)
+        self.registry = Registry(self, self if self.has_fdstore else None)
         open(os.path.join(self.state_path, 'keeper'), 'w').close()
+        for listener, handle in list(self.stored.items()):
+            self.registry.restore_from_store(listener, handle.dup(KEEPER))
         for worker in self.workers:
             worker.subscriber.queue.clear()
             for listener, handle in list(worker.handles.values()):

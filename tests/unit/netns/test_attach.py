@@ -4,7 +4,7 @@
 import pytest
 
 from metadata_wsgi.errors import NetnsError
-from metadata_wsgi.netns import namespaces
+from metadata_wsgi.netns import namespaces, proxy_process
 from metadata_wsgi.netns.attach import Attacher
 from metadata_wsgi.netns.attachment_status import KEEPER_UNAVAILABLE, NO_LISTENER, check_rules, list_attachments
 from metadata_wsgi.netns.proxy_command import ProxyCommand
@@ -45,6 +45,7 @@ def test_status_of_a_router_without_ipv6_rules_is_one_problem_of_ipv6(tmp_path, 
 
     monkeypatch.setattr(namespaces, 'exists', lambda name: True)
     monkeypatch.setattr(namespaces, 'names', lambda: ['qrouter-1234'])
+    monkeypatch.setattr(namespaces, 'stale_names', lambda min_age_s: [])
     (found,) = list_attachments(Ipv4Only(), state_path=str(tmp_path), families=(4, 6))
     assert found.problems == (
         'there are no IPv6 rules, so only IPv4 is served; "attach" prints the reason',
@@ -61,6 +62,7 @@ def test_status_reads_the_rules_of_the_family_that_can_be_read(tmp_path, monkeyp
 
     monkeypatch.setattr(namespaces, 'exists', lambda name: True)
     monkeypatch.setattr(namespaces, 'names', lambda: ['qrouter-1234'])
+    monkeypatch.setattr(namespaces, 'stale_names', lambda min_age_s: [])
     (found,) = list_attachments(BrokenIpv6(), state_path=str(tmp_path), families=(4, 6))
     assert 'the IPv6 rules cannot be read: ip6tables-save: No such file' in found.problems
     assert found.port == 9697
@@ -72,10 +74,16 @@ def test_check_rules_with_a_stale_rule_of_another_port_is_partly():
 
 
 class NoRules:
-    """A RuleReader of a host without rules."""
+    """A RuleReader of a host without rules of ours. ``redirects`` are the ports of the redirects of an agent."""
+
+    def __init__(self, *redirects):
+        self.redirects = set(redirects)
 
     def ours(self, namespace, *, families):
         return []
+
+    def redirect_ports(self, namespace):
+        return self.redirects
 
 
 def find(state_path, entries):
@@ -115,6 +123,41 @@ def test_status_reports_a_keeper_port_that_differs_from_the_redirect(tmp_path):
         one for one in list_attachments(NoRules(), state_path=str(tmp_path), keeper_entries=[entry]) if one.uuid == UUID
     )
     assert found.problems[1:] == ('the keeper listens on port 9000, requests are redirected to 9697; attach it again',)
+
+
+@pytest.mark.parametrize(
+    ('redirects', 'rules', 'problems'),
+    [
+        ([9697], 'yes', ()),
+        ([80, 9697], 'yes', ()),
+        ([9700], 'no', ('the rules are missing; attach it again',)),
+        ([], 'no', ('the rules are missing; attach it again',)),
+    ],
+)
+def test_status_of_a_router_that_an_agents_own_rules_redirect_has_no_problem(
+    tmp_path, monkeypatch, redirects, rules, problems
+):
+    """An L3 agent adds its rules itself: they lack our comment."""
+    monkeypatch.setattr(namespaces, 'exists', lambda name: name == f'qrouter-{UUID}')
+    entry = KeeperEntry(AttachTarget.of('router', UUID), 'shared', 9697, ('',), workers=1)
+    found = next(
+        one
+        for one in list_attachments(NoRules(*redirects), state_path=str(tmp_path), keeper_entries=[entry])
+        if one.uuid == UUID
+    )
+    assert (found.port, found.rules, found.problems) == (9697, rules, problems)
+
+
+def test_status_of_a_process_that_an_agents_own_rules_redirect_has_no_problem(tmp_path, monkeypatch):
+    monkeypatch.setattr(namespaces, 'exists', lambda name: name == f'qrouter-{UUID}')
+    monkeypatch.setattr(namespaces, 'name_of', lambda pid: f'qrouter-{UUID}')
+    monkeypatch.setattr(proxy_process, 'running_pid', lambda pid_file, uuid: 4711)
+    monkeypatch.setattr(proxy_process, 'listens', lambda pid, port: port == 9700)
+    pid_file = tmp_path / 'external' / 'pids' / f'{UUID}.pid'
+    pid_file.parent.mkdir(parents=True)
+    pid_file.write_text('4711')
+    found = next(one for one in list_attachments(NoRules(9697, 9700), state_path=str(tmp_path)) if one.uuid == UUID)
+    assert (found.port, found.rules, found.problems) == (9700, 'yes', ())
 
 
 def test_mode_shared_without_keeper_is_an_error(tmp_path):

@@ -52,8 +52,9 @@ class AttachMachine(state_machine.StateMachine):
         self._exit.close()
         HANDLES.clear()
 
-    @initialize()
-    def start(self):
+    @initialize(has_fdstore=st.booleans())
+    def start(self, has_fdstore=False):
+        self.host.has_fdstore = has_fdstore
         for target in TARGETS:
             self.host.make(target.namespace)
         for mode in (SHARED, ONE_HOP):
@@ -162,8 +163,10 @@ class AttachMachine(state_machine.StateMachine):
             return
         if interruption is not None:
             return
-        self.unattended.discard(where.namespace)
         port = 80 if where.kind == NETWORK else port
+        if self.host.registry is not None or self.own_ports(where) == {port}:
+            # Without rules and without a keeper, attach cannot know that another port is open too.
+            self.unattended.discard(where.namespace)
         assert self.protection(where) == port
         assert port in self.own_ports(where)
         entries = self.entries(where)

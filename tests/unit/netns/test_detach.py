@@ -19,6 +19,8 @@ UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
 ROUTER = AttachTarget.of('router', UUID)
 OWN = ListeningProcess(4711, 'metadata-wsgi', is_own=True)
 HAPROXY = ListeningProcess(4712, 'haproxy', is_own=False)
+SYSTEMD = ListeningProcess(1, 'systemd', is_own=False)
+"""With a copy of the keeper's socket, and the lowest pid of the processes that have it."""
 
 
 class FakeNamespace:
@@ -126,6 +128,23 @@ def test_detach_does_not_wait_for_a_listener_of_another_program(namespace):
 def test_detach_while_the_keeper_is_unavailable_keeps_the_rules_of_an_open_port(namespace):
     namespace.rules, namespace.open_port, namespace.keeper_error = list(rules_for()), 9697, 'no keeper listens'
     with pytest.raises(NetnsError, match=r'no keeper listens; port 9697 .* is still open'):
+        namespace.attacher.detach(ROUTER)
+    assert namespace.rules == list(rules_for())
+
+
+@pytest.mark.parametrize('process', [SYSTEMD, None], ids=['systemd has a copy', 'no process is visible'])
+def test_detach_while_the_keeper_is_unavailable_keeps_the_rules_if_systemd_has_the_socket(namespace, process):
+    """A worker has the socket too: it serves it, so without the rules its port would be open."""
+    namespace.rules, namespace.open_port, namespace.keeper_error = list(rules_for()), 9697, 'no keeper listens'
+    namespace.process = process
+    with pytest.raises(NetnsError, match=r'no keeper listens; port 9697 .* is still open.*start the keeper'):
+        namespace.attacher.detach(ROUTER)
+    assert namespace.rules == list(rules_for())
+
+
+def test_detach_keeps_the_rules_where_the_socket_stays_open_in_systemd(namespace):
+    namespace.rules, namespace.open_port, namespace.process = list(rules_for()), 9697, SYSTEMD
+    with pytest.raises(NetnsError, match=r'port 9697 .* is still open'):
         namespace.attacher.detach(ROUTER)
     assert namespace.rules == list(rules_for())
 

@@ -353,3 +353,32 @@ def test_difference_from_any_state_leads_to_the_wanted_rules_and_keeps_foreign_o
     assert 'metadata_wsgi' not in kernel.saved()
     assert difference(parse(kernel.saved()), ()) == ''
     assert foreign() == before
+
+
+NEUTRON = """\
+*nat
+:PREROUTING ACCEPT [12:720]
+:neutron-l3-agent-PREROUTING - [0:0]
+-A PREROUTING -j neutron-l3-agent-PREROUTING
+-A neutron-l3-agent-PREROUTING -d 169.254.169.254/32 -i qr-+ -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 9697
+-A neutron-l3-agent-PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 8080 -j REDIRECT --to-ports 1
+-A neutron-l3-agent-PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 3-4
+-A neutron-l3-agent-PREROUTING -d 198.51.100.7/32 -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 2
+-A neutron-l3-agent-PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.1.1.2
+COMMIT
+*filter
+:INPUT ACCEPT [5:300]
+-A INPUT -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j ACCEPT
+COMMIT
+"""
+
+
+@pytest.mark.parametrize(('saved', 'ports'), [(NEUTRON, {9697}), (FOREIGN, set())])
+def test_redirect_ports_are_those_of_the_rules_of_any_program(saved, ports):
+    iptables = Iptables(
+        lambda argv, *, stdin='', namespace=None, pass_fds=(): saved,
+        find_program=lambda name: None,
+        has_any_rules=lambda namespace, family: True,
+        has_legacy_rules=lambda namespace: False,
+    )
+    assert iptables.redirect_ports('qrouter-a') == ports

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files in /run/netns that are no namespaces. With real namespaces beside them: tests/netns/test_stray_files.py."""
 
+import errno
 import os
 
 import pytest
 
 from metadata_wsgi.cli import watch
+from metadata_wsgi.cli.reconciler import Reconciler
 from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.netns import attachment_status, namespaces
 from metadata_wsgi.netns.attach import Attacher
 from metadata_wsgi.netns.proxy_command import ProxyCommand
@@ -20,6 +23,9 @@ class NoRules:
 
     def ours(self, namespace, *, families):
         return []
+
+    def redirect_ports(self, namespace):
+        return set()
 
 
 @pytest.fixture
@@ -75,3 +81,39 @@ def test_error_in_one_namespace_does_not_hide_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(namespaces, 'exists', lambda name: True)
     found = attachment_status.list_attachments(BrokenRules(), state_path=str(tmp_path))
     assert [(one.uuid, one.problems) for one in found] == [('broken', ('iptables-save: exit code 1',))]
+
+
+def test_names_of_a_host_without_namespaces_are_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(namespaces, 'DIRECTORY', str(tmp_path / 'missing'))
+    assert (namespaces.names(), namespaces.stale_names()) == ([], [])
+
+
+@pytest.fixture
+def unreadable_directory(directory, monkeypatch):
+    def listdir(path):
+        raise OSError(errno.EMFILE, 'Too many open files', path)
+
+    monkeypatch.setattr(namespaces.os, 'listdir', listdir)
+    return directory
+
+
+@pytest.mark.parametrize(
+    'function', [namespaces.names, namespaces.stale_names, lambda: namespaces.name_of(os.getpid())]
+)
+def test_directory_that_cannot_be_listed_is_not_an_empty_one(unreadable_directory, function):
+    with pytest.raises(NetnsError, match=f'{unreadable_directory} cannot be read: Too many open files'):
+        function()
+
+
+def test_watch_detaches_nothing_while_the_directory_cannot_be_listed(unreadable_directory, caplog):
+    """It took every router for deleted."""
+
+    class NoActions:
+        def __getattr__(self, name):
+            raise AssertionError(name)
+
+    reconciler = Reconciler(lambda: watch.watched_namespaces(None), NoActions())
+    watch._reconcile(lambda: reconciler.start([('router', 'left-over')]), reconciler, Notifier())
+    watch._reconcile(reconciler.reconcile, reconciler, Notifier())
+    assert caplog.text.count('Nothing was reconciled this time') == 2
+    assert watch._has_pending_name() is False
