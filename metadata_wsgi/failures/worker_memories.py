@@ -29,7 +29,9 @@ class WorkerMemories:
             LOG.warning('The failures of a worker cannot be read by status and report: no shared memory: %s', error)
 
     def end(self, number: int) -> None:
-        """Keep the memory of a worker that has ended. Called in the master."""
+        """Keep the memory of a worker that has ended. Called in the master. A second call has no effect."""
+        if number in self._ended:
+            return
         self._ended.append(number)
         for former in self._ended[: -limits.FORMER_WORKERS]:
             memory = self._memories.pop(former, None)

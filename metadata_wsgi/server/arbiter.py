@@ -23,6 +23,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import gunicorn.arbiter
+from gunicorn.errors import HaltServer
 
 from metadata_wsgi import limits
 from metadata_wsgi.errors import MetadataError
@@ -46,6 +47,9 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         # ``age`` of the last worker that is to be replaced.
         self._former_age = 0
         self._is_reloading = False
+        self._has_served = bool(app.former_workers)
+        # Until this monotonic time no worker is started.
+        self._next_start_s = 0.0
         # If True, gunicorn does not remove the files of unix sockets when it ends.
         self.systemd = app.keeps_sockets
 
@@ -62,8 +66,9 @@ class Arbiter(gunicorn.arbiter.Arbiter):
             self._former_age = self.worker_age
         states = [WorkerState(pid, worker.age, _is_ready(worker)) for pid, worker in self.WORKERS.items()]
         planned = worker_replacement.changes(states, wanted=self.num_workers, former_age=self._former_age)
-        for _ in range(planned.start):
-            self.spawn_worker()
+        if time.monotonic() >= self._next_start_s:
+            for _ in range(planned.start):
+                self.spawn_worker()
         for pid in planned.stop:
             self.kill_worker(pid, signal.SIGTERM)
         if self._is_reloading and all(worker.age > self._former_age for worker in self.WORKERS.values()):
@@ -71,8 +76,35 @@ class Arbiter(gunicorn.arbiter.Arbiter):
             LOG.info('Reloaded')
         self._notify()
 
+    def reap_workers(self) -> None:
+        """Called by gunicorn to remove ended workers. If a worker could not load, another one is started after a pause.
+
+        gunicorn's own method raises HaltServer then, which would also end the workers that serve. Here the master ends
+        only if no worker has ever served. systemd's watchdog ends a master without a worker that serves.
+        """
+        before = dict(self.WORKERS)
+        self._has_served |= any(_is_ready(worker) for worker in before.values())
+        while True:
+            try:
+                super().reap_workers()
+                return
+            except HaltServer:
+                if not self._has_served and not self._is_stopping:
+                    raise
+                # gunicorn has not done this for the last worker that it reaped.
+                for pid in before.keys() - self.WORKERS.keys():
+                    before[pid].tmp.close()
+                    self.cfg.child_exit(self, before[pid])
+                self._next_start_s = time.monotonic() + limits.WORKER_START_RETRY_S
+                if not self._is_stopping:
+                    LOG.error(
+                        'A new worker could not load. The other workers stay. '
+                        'Another one is started in %.0f s, or at a reload',
+                        limits.WORKER_START_RETRY_S,
+                    )
+
     def _notify(self) -> None:
-        """Send systemd the number of workers that serve. If at least one serves, also send READY and progress."""
+        """Send systemd the number of workers that serve, and progress if one serves, also one of the former program."""
         now_s = time.monotonic()
         heartbeats = [worker.tmp.last_update() for worker in self.WORKERS.values()]
         serving = sum(has_fresh_heartbeat(last_s, now_s) for last_s in heartbeats)
@@ -87,6 +119,8 @@ class Arbiter(gunicorn.arbiter.Arbiter):
             self.app.notifier.progress()
         else:
             self.app.notifier.status(status)
+            if reexec.running(self.app.former_workers):
+                self.app.notifier.progress()
 
     def _continue_check(self) -> bool:
         """Called during the check before a reload, which may take a minute. Returns False if the master must stop."""
@@ -121,11 +155,13 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         self.app.reload()
         self.setup(self.app)
         self._former_age = self.worker_age
+        self._next_start_s = 0.0
         self._is_reloading = True
         self.manage_workers()
 
     def stop(self, graceful: bool = True) -> None:
         """Called by gunicorn to end the workers."""
+        self._is_stopping = True
         self.app.notifier.stopping()
         self._end_former_workers()
         super().stop(graceful)

@@ -51,9 +51,13 @@ def former_workers(environ: MutableMapping[str, str] = os.environ) -> list[int]:
 
 def end(pids: Iterable[int]) -> None:
     """Send SIGTERM to the processes of ``pids`` that are still children. An ended child's pid may have been reused."""
-    for pid in pids:
-        if _is_child(pid):
-            os.kill(pid, signal.SIGTERM)
+    for pid in running(pids):
+        os.kill(pid, signal.SIGTERM)
+
+
+def running(pids: Iterable[int]) -> list[int]:
+    """The processes of ``pids`` that are still running children."""
+    return [pid for pid in pids if _is_child(pid)]
 
 
 def _is_child(pid: int) -> bool:

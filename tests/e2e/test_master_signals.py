@@ -89,6 +89,30 @@ def test_the_former_worker_serves_until_the_new_one_has_loaded_at_a_reload(progr
     assert responds(cloud.socket)
 
 
+def test_a_replacement_worker_that_cannot_load_does_not_end_the_agent(programs, cloud):
+    """As after an edit with a fault that was not reloaded yet. The other worker serves; a reload starts new ones."""
+    cloud.configure(metadata_workers=2)
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    eventually(lambda: len(program.workers()) == 2, program.text)
+    first, other = program.workers()
+    cloud.configure(metadata_workers=2, nova_metadata_host='nova:x')
+    os.kill(first, signal.SIGKILL)
+    eventually(
+        lambda: program.process.poll() is not None or 'A new worker could not load' in program.text(), program.text
+    )
+    assert program.process.poll() is None, program.text()
+    assert program.workers() == [other]
+    assert responds(cloud.socket)
+    cloud.configure(metadata_workers=2)
+    program.kill(signal.SIGHUP)
+    eventually(
+        lambda: len(program.workers()) == 2 and other not in program.workers(),
+        lambda: f'new workers: {program.workers()} {program.text()}',
+    )
+    assert responds(cloud.socket)
+
+
 def test_sigterm_reaches_a_worker_that_was_just_forked(tmp_path):
     """Until a worker has set its signal handlers it has those of the master, which only queue the signal."""
     hold, waiting = tmp_path / 'hold', tmp_path / 'waiting'
