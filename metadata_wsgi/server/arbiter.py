@@ -18,6 +18,7 @@ sends the number of workers that serve, and the error of a failed reload. While 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.server import log_files, reexec, worker_replacement
 from metadata_wsgi.server.worker import STOP_SIGNALS
 from metadata_wsgi.server.worker_replacement import WorkerState
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from metadata_wsgi.server.master import Server
@@ -50,6 +52,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         self._has_served = bool(app.former_workers)
         # Until this monotonic time no worker is started.
         self._next_start_s = 0.0
+        self._fork_log = Throttle(limits.LOG_INTERVAL_S)
         # If True, gunicorn does not remove the files of unix sockets when it ends.
         self.systemd = app.keeps_sockets
 
@@ -67,14 +70,26 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         states = [WorkerState(pid, worker.age, _is_ready(worker)) for pid, worker in self.WORKERS.items()]
         planned = worker_replacement.changes(states, wanted=self.num_workers, former_age=self._former_age)
         if time.monotonic() >= self._next_start_s:
-            for _ in range(planned.start):
-                self.spawn_worker()
+            self._start_workers(planned.start)
         for pid in planned.stop:
             self.kill_worker(pid, signal.SIGTERM)
         if self._is_reloading and all(worker.age > self._former_age for worker in self.WORKERS.values()):
             self._is_reloading = False
             LOG.info('Reloaded')
         self._notify()
+
+    def _start_workers(self, count: int) -> None:
+        """Fork ``count`` workers. Without memory, processes or descriptors for one, the next call tries again."""
+        try:
+            for _ in range(count):
+                self.spawn_worker()
+        except OSError as error:
+            if os.getpid() != self.pid:
+                # In the new worker, which is at its end.
+                raise
+            self.app.on_fork_failed(self.worker_age)
+            if self._fork_log.allow():
+                LOG.error('A worker cannot be started: %s', error)
 
     def reap_workers(self) -> None:
         """Called by gunicorn to remove ended workers. If a worker could not load, another one is started after a pause.
@@ -146,13 +161,14 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         """
         log_files.reopen()
         try:
-            self.app.check_config_in_child(is_cancelled=lambda: not self._continue_check())
+            settings = self.app.check_config_in_child(is_cancelled=lambda: not self._continue_check())
         except MetadataError as error:
             LOG.error('Not reloaded, the former pipeline and options stay in force: %s', error)
             self._reload_error = str(error)
             return
         self._reload_error = ''
-        self.app.reload()
+        # Not read again: the file may have changed since the check.
+        self.app.use(settings)
         self.setup(self.app)
         self._former_age = self.worker_age
         self._next_start_s = 0.0
@@ -180,7 +196,10 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         self.app.notifier.progress()
         # If an earlier SIGUSR1 is not complete, the workers of the program before this one still serve.
         workers = [*self.app.former_workers, *self.WORKERS]
-        reexec.execute_again({self.app.socket_name: listener.fileno()}, workers, self.app.notifier.environ)
+        try:
+            reexec.execute_again({self.app.socket_name: listener.fileno()}, workers, self.app.notifier.environ)
+        except OSError as error:
+            LOG.error('The installed program cannot be executed, this one continues: %s', error)
 
     def handle_usr2(self) -> None:
         """Called by gunicorn at SIGUSR2: write a report. gunicorn's own method would start a second master."""

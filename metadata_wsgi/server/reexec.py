@@ -13,11 +13,13 @@ systemd starts the unit again.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
 
 from metadata_wsgi.net.sd_notify import FIRST_DESCRIPTOR
 
@@ -30,10 +32,8 @@ def execute_again(sockets: Mapping[str, int], workers: Iterable[int], environ: M
     """Replace the program of this process. ``sockets``: descriptors by name. ``workers``: pids of the workers.
 
     ``environ``: variables that this program had removed from its environment, and that the new program needs.
+    Raises OSError if the program cannot be executed. Then every descriptor is as before.
     """
-    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FREE_DESCRIPTOR) for descriptor in sockets.values()]
-    for number, descriptor in enumerate(moved, FIRST_DESCRIPTOR):
-        os.dup2(descriptor, number, inheritable=True)
     variables = {
         'LISTEN_PID': str(os.getpid()),
         'LISTEN_FDS': str(len(sockets)),
@@ -41,7 +41,30 @@ def execute_again(sockets: Mapping[str, int], workers: Iterable[int], environ: M
         FORMER_WORKERS: ','.join(str(pid) for pid in workers),
     }
     words = [sys.executable, *sys.orig_argv[1:]]
-    os.execve(sys.executable, words, {**os.environ, **environ, **variables})  # noqa: S606
+    with _passed_from(FIRST_DESCRIPTOR, sockets.values()):
+        os.execve(sys.executable, words, {**os.environ, **environ, **variables})  # noqa: S606
+
+
+@contextmanager
+def _passed_from(first: int, descriptors: Iterable[int]) -> Iterator[None]:
+    """Copy ``descriptors`` to the numbers ``first``, ``first`` + 1, ... At the end these numbers are as before."""
+    with ExitStack() as restored:
+        moved = []
+        for descriptor in descriptors:
+            moved.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FREE_DESCRIPTOR))
+            restored.callback(os.close, moved[-1])
+        for number, descriptor in enumerate(moved, first):
+            try:
+                before = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, FREE_DESCRIPTOR)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                restored.callback(os.close, number)
+            else:
+                restored.callback(os.close, before)
+                restored.callback(os.dup2, before, number, os.get_inheritable(number))
+            os.dup2(descriptor, number, inheritable=True)
+        yield
 
 
 def former_workers(environ: MutableMapping[str, str] = os.environ) -> list[int]:
