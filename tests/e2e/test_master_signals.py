@@ -113,6 +113,22 @@ def test_a_replacement_worker_that_cannot_load_does_not_end_the_agent(programs, 
     assert responds(cloud.socket)
 
 
+def test_sigusr1_after_a_chmod_of_the_socket_corrects_the_mode(programs, cloud):
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    (former,) = program.workers()
+    mode = os.stat(cloud.socket).st_mode
+    os.chmod(cloud.socket, 0o666)
+    program.kill(signal.SIGUSR1)
+    eventually(
+        lambda: program.process.poll() is not None or (program.workers() and former not in program.workers()),
+        program.text,
+    )
+    assert program.process.poll() is None, program.text()
+    assert os.stat(cloud.socket).st_mode == mode
+    assert responds(cloud.socket)
+
+
 def test_sigterm_reaches_a_worker_that_was_just_forked(tmp_path):
     """Until a worker has set its signal handlers it has those of the master, which only queue the signal."""
     hold, waiting = tmp_path / 'hold', tmp_path / 'waiting'
