@@ -56,6 +56,11 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         # If True, gunicorn does not remove the files of unix sockets when it ends.
         self.systemd = app.keeps_sockets
 
+    def init_signals(self) -> None:
+        """Called by gunicorn to set the signal handlers."""
+        super().init_signals()
+        reexec.unblock_signals()
+
     def signal(self, sig: int, frame: Any) -> None:
         """The signal handler. gunicorn only queues a signal, but a stop signal must cancel a reload at once."""
         if sig in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):

@@ -24,6 +24,9 @@ from contextlib import ExitStack, contextmanager
 from metadata_wsgi.net.sd_notify import FIRST_DESCRIPTOR
 
 FORMER_WORKERS = 'METADATA_WSGI_FORMER_WORKERS'
+BLOCKED = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
+"""These signals are blocked until the new program handles them. Their default action would end it. Pending signals and
+the mask survive execve(2)."""
 FREE_DESCRIPTOR = 256
 """The sockets are first copied to descriptors with this or a higher number, so that no copy overwrites a socket."""
 
@@ -32,7 +35,8 @@ def execute_again(sockets: Mapping[str, int], workers: Iterable[int], environ: M
     """Replace the program of this process. ``sockets``: descriptors by name. ``workers``: pids of the workers.
 
     ``environ``: variables that this program had removed from its environment, and that the new program needs.
-    Raises OSError if the program cannot be executed. Then every descriptor is as before.
+    The new program must call ``unblock_signals``. Raises OSError if the program cannot be executed. Then every
+    descriptor is as before.
     """
     variables = {
         'LISTEN_PID': str(os.getpid()),
@@ -41,8 +45,17 @@ def execute_again(sockets: Mapping[str, int], workers: Iterable[int], environ: M
         FORMER_WORKERS: ','.join(str(pid) for pid in workers),
     }
     words = [sys.executable, *sys.orig_argv[1:]]
-    with _passed_from(FIRST_DESCRIPTOR, sockets.values()):
-        os.execve(sys.executable, words, {**os.environ, **environ, **variables})  # noqa: S606
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+    try:
+        with _passed_from(FIRST_DESCRIPTOR, sockets.values()):
+            os.execve(sys.executable, words, {**os.environ, **environ, **variables})  # noqa: S606
+    finally:
+        unblock_signals()
+
+
+def unblock_signals() -> None:
+    """Called when the signal handlers are set: a signal that has arrived since ``execute_again`` is handled now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
 
 
 @contextmanager

@@ -129,6 +129,24 @@ def test_sigusr1_after_a_chmod_of_the_socket_corrects_the_mode(programs, cloud):
     assert responds(cloud.socket)
 
 
+def test_sighup_and_sigusr2_while_the_installed_program_is_started_do_not_end_it(programs, cloud):
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    (former,) = program.workers()
+    program.kill(signal.SIGUSR1)
+    eventually(lambda: 'is started in this process' in program.text(), program.text)
+    for _ in range(3):
+        program.kill(signal.SIGHUP)
+        program.kill(signal.SIGUSR2)
+    eventually(lambda: program.process.poll() is not None or program.text().count('Handling signal: hup'), program.text)
+    eventually(
+        lambda: program.process.poll() is not None or (program.workers() and former not in program.workers()),
+        program.text,
+    )
+    assert program.process.poll() is None, program.text()
+    assert responds(cloud.socket)
+
+
 def test_sigterm_reaches_a_worker_that_was_just_forked(tmp_path):
     """Until a worker has set its signal handlers it has those of the master, which only queue the signal."""
     hold, waiting = tmp_path / 'hold', tmp_path / 'waiting'
