@@ -21,6 +21,7 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import gunicorn.arbiter
@@ -53,8 +54,19 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         # Until this monotonic time no worker is started.
         self._next_start_s = 0.0
         self._fork_log = Throttle(limits.LOG_INTERVAL_S)
-        # If True, gunicorn does not remove the files of unix sockets when it ends.
-        self.systemd = app.keeps_sockets
+        # gunicorn does not remove the files of unix sockets then. It would also remove the file of another program.
+        self.systemd = True
+        # (device, inode) of the files of unix sockets, by path.
+        self._socket_files: dict[str, tuple[int, int]] = {}
+
+    def start(self) -> None:
+        """Called by gunicorn to open the listeners."""
+        super().start()
+        for listener in self.LISTENERS:
+            path = listener.getsockname()
+            if isinstance(path, str):
+                with suppress(OSError):
+                    self._socket_files[path] = _file_id(path)
 
     def init_signals(self) -> None:
         """Called by gunicorn to set the signal handlers."""
@@ -185,7 +197,15 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         self._is_stopping = True
         self.app.notifier.stopping()
         self._end_former_workers()
+        if not self.app.keeps_sockets:
+            self._remove_socket_files()
         super().stop(graceful)
+
+    def _remove_socket_files(self) -> None:
+        for path, file_id in self._socket_files.items():
+            with suppress(OSError):
+                if _file_id(path) == file_id:
+                    os.unlink(path)
 
     def _end_former_workers(self) -> None:
         reexec.end(self.app.former_workers)
@@ -221,6 +241,11 @@ def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:
     than ``now_s``.
     """
     return 0 <= now_s - last_s < limits.HEARTBEAT_FRESH_S
+
+
+def _file_id(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
 
 
 def _is_ready(worker: Any) -> bool:

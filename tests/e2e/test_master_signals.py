@@ -147,6 +147,22 @@ def test_sighup_and_sigusr2_while_the_installed_program_is_started_do_not_end_it
     assert responds(cloud.socket)
 
 
+@pytest.mark.parametrize('change', ['none', 'removed', 'replaced'])
+def test_a_stop_removes_only_its_own_socket_file_and_is_graceful(programs, cloud, change):
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    with socket.socket(socket.AF_UNIX) as newer:
+        if change != 'none':
+            os.unlink(cloud.socket)
+        if change == 'replaced':
+            newer.bind(str(cloud.socket))
+        program.kill(signal.SIGTERM)
+        assert program.wait() == 0, program.text()
+    # A worker that is killed does not log this.
+    assert 'Worker exiting' in program.text()
+    assert os.path.exists(cloud.socket) is (change == 'replaced')
+
+
 def test_sigterm_reaches_a_worker_that_was_just_forked(tmp_path):
     """Until a worker has set its signal handlers it has those of the master, which only queue the signal."""
     hold, waiting = tmp_path / 'hold', tmp_path / 'waiting'
