@@ -163,6 +163,18 @@ def test_a_stop_removes_only_its_own_socket_file_and_is_graceful(programs, cloud
     assert os.path.exists(cloud.socket) is (change == 'replaced')
 
 
+def test_the_stack_of_a_hung_worker_is_logged_when_the_master_aborts_it(programs, cloud):
+    """With SIGABRT, after limits.WORKER_TIMEOUT_S without a heartbeat. Another worker is started."""
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    (hung,) = program.workers()
+    os.kill(hung, signal.SIGABRT)
+    eventually(lambda: program.workers() and hung not in program.workers(), program.text)
+    eventually(lambda: responds(cloud.socket), program.text)
+    assert 'Fatal Python error: Aborted' in program.text()
+    assert f'Worker (pid:{hung}) was sent SIGABRT!' in program.text()
+
+
 def test_sigterm_reaches_a_worker_that_was_just_forked(tmp_path):
     """Until a worker has set its signal handlers it has those of the master, which only queue the signal."""
     hold, waiting = tmp_path / 'hold', tmp_path / 'waiting'
