@@ -130,6 +130,9 @@ GRACEFUL_TIMEOUT_S = 12
 WORKER_TIMEOUT_S = 30
 """The master kills a worker that sent no heartbeat for this long."""
 
+WORKER_START_RETRY_S = 5.0
+"""If a new worker could not load, the master starts the next one after this time."""
+
 STUCK_REQUEST_S = 15.0
 """A worker sends no heartbeat while a request is this long past its deadline and no request has ended in this time."""
 

@@ -277,8 +277,8 @@ def _check_metrics(global_conf: Mapping[str, str], app: Any) -> None:
 def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None, notifier: Notifier) -> tuple[socket.socket, bool]:
     """The agent's listening socket, and whether systemd keeps a copy of it while the agent is restarted.
 
-    During a restart new connections wait in the backlog of the kept socket. The kept socket is used again if its path,
-    mode, owner and group match the options.
+    During a restart new connections wait in the backlog of the kept socket. The kept socket is used again if its path
+    matches the option. At SIGUSR1 it must be used again, because the former workers listen on it.
     """
     mode_name, user, group = socket_access(
         conf.metadata_proxy_socket_mode, conf.metadata_proxy_user, conf.metadata_proxy_group
@@ -293,8 +293,9 @@ def _listen(conf: cfg.ConfigOpts, workers: identity.Identity | None, notifier: N
         except OSError:
             os.close(descriptor)
             continue
-        if name == STORED_SOCKET and listeners.is_unix_listener(kept, path, mode=mode, user=user, group=group):
-            kept.listen(conf.metadata_backlog)
+        if name == STORED_SOCKET and listeners.keep_unix_listener(
+            kept, path, mode=mode, user=user, group=group, backlog=conf.metadata_backlog
+        ):
             return kept, bool(notifier)
         kept.close()
         notifier.remove_from_store(name)

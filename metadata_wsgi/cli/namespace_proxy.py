@@ -155,7 +155,7 @@ def _open_listeners(args: argparse.Namespace) -> list[socket.socket]:
         path = os.path.join(args.state_path, SHARED_SOCKET)
         for name, descriptor in sd_notify.inherited():
             inherited = socket.socket(fileno=descriptor)
-            if name == SHARED_SOCKET and listeners.is_unix_listener(inherited, path, mode=0o600):
+            if name == SHARED_SOCKET and listeners.keep_unix_listener(inherited, path, mode=0o600):
                 return [inherited]
             inherited.close()
         return [listeners.unix_listener(path, mode=0o600, option='state_path', program='shared namespace proxy')]

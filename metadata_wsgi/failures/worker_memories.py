@@ -29,13 +29,19 @@ class WorkerMemories:
             LOG.warning('The failures of a worker cannot be read by status and report: no shared memory: %s', error)
 
     def end(self, number: int) -> None:
-        """Keep the memory of a worker that has ended. Called in the master."""
+        """Keep the memory of a worker that has ended. Called in the master. A second call has no effect."""
+        if number in self._ended:
+            return
         self._ended.append(number)
         for former in self._ended[: -limits.FORMER_WORKERS]:
-            memory = self._memories.pop(former, None)
-            if memory is not None:
-                memory.close()
+            self.discard(former)
         del self._ended[: -limits.FORMER_WORKERS]
+
+    def discard(self, number: int) -> None:
+        """Close the memory of a worker, if it has one."""
+        memory = self._memories.pop(number, None)
+        if memory is not None:
+            memory.close()
 
     def take(self, number: int) -> FailureMemory | None:
         """The memory of this worker. Called in the worker.

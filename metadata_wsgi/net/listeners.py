@@ -24,6 +24,7 @@ import pwd
 import resource
 import socket
 import stat
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -95,21 +96,70 @@ def unix_listener(
         os.close(dir_fd)
 
 
-def is_unix_listener(sock: socket.socket, path: str, *, mode: int, user: str = '', group: str = '') -> bool:
-    """Whether ``sock`` listens on ``path``, and its file has the mode and owner that ``unix_listener`` would set."""
+def keep_unix_listener(
+    sock: socket.socket,
+    path: str,
+    *,
+    mode: int,
+    user: str = '',
+    group: str = '',
+    backlog: int = limits.LISTEN_BACKLOG,
+) -> bool:
+    """Use the listener ``sock`` of a former process again. Returns False if it does not listen on ``path``.
+
+    The file of the socket gets the mode and owner that ``unix_listener`` would set. Returns False too if this is not
+    permitted, or if the file is no longer the one of ``sock``: another program may have replaced it.
+    """
     uid, gid = uid_of(user), gid_of(group)
     try:
-        found = os.lstat(path)
-        return (
-            sock.getsockname() == os.path.abspath(path)
-            and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
-            and stat.S_ISSOCK(found.st_mode)
-            and stat.S_IMODE(found.st_mode) == mode
-            and found.st_uid == (os.geteuid() if uid == -1 else uid)
-            and found.st_gid in ((os.getegid(),) if gid == -1 else (gid,))
-        )
+        if sock.getsockname() != os.path.abspath(path) or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            return False
+        # Clients that connect from now on get the credentials of this process.
+        sock.listen(backlog)
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISSOCK(found.st_mode):
+                return False
+            wanted = (mode, os.geteuid() if uid == -1 else uid, _new_file_gid(path) if gid == -1 else gid)
+            if (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == wanted:
+                return True
+            if found.st_nlink != 1 or _listening_pid(f'/proc/self/fd/{fd}') != os.getpid():
+                return False
+            # First without the rights that are too many, and as owner: chmod needs no CAP_FOWNER then.
+            os.chown(f'/proc/self/fd/{fd}', os.geteuid(), -1)
+            os.chmod(f'/proc/self/fd/{fd}', stat.S_IMODE(found.st_mode) & mode)
+            _set_access(fd, *wanted)
+        finally:
+            os.close(fd)
     except OSError:
         return False
+    return True
+
+
+def _new_file_gid(path: str) -> int:
+    """The group of a new file at ``path``."""
+    directory = os.stat(os.path.dirname(os.path.abspath(path)))
+    return directory.st_gid if directory.st_mode & stat.S_ISGID else os.getegid()
+
+
+def _listening_pid(path: str) -> int:
+    """The process that called listen() on the socket at ``path``. Raises OSError if none listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        probe.connect(path)
+        pid: int = struct.unpack('3i', probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    return pid
+
+
+def _set_access(fd: int, mode: int, uid: int, gid: int) -> None:
+    """Set mode and owner of a file by an O_PATH descriptor; -1 for a uid or gid that stays.
+
+    In the order group, mode, owner: access is never wider than configured, and chmod needs no CAP_FOWNER.
+    """
+    os.chown(f'/proc/self/fd/{fd}', -1, gid)
+    os.chmod(f'/proc/self/fd/{fd}', mode)
+    os.chown(f'/proc/self/fd/{fd}', uid, -1)
 
 
 @contextmanager
@@ -137,10 +187,7 @@ def _bind_unix(
             found = os.fstat(fd)
             if not stat.S_ISSOCK(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink != 1:
                 raise PermissionError(errno.EPERM, 'another process has replaced it')
-            # In the order group, mode, owner: access is never wider than configured, and chmod needs no CAP_FOWNER.
-            os.chown(f'/proc/self/fd/{fd}', -1, gid)
-            os.chmod(f'/proc/self/fd/{fd}', mode)
-            os.chown(f'/proc/self/fd/{fd}', uid, -1)
+            _set_access(fd, mode, uid, gid)
         finally:
             os.close(fd)
         listener.listen(backlog)

@@ -18,17 +18,21 @@ sends the number of workers that serve, and the error of a failed reload. While 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import gunicorn.arbiter
+from gunicorn.errors import HaltServer
 
 from metadata_wsgi import limits
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.server import log_files, reexec, worker_replacement
 from metadata_wsgi.server.worker import STOP_SIGNALS
 from metadata_wsgi.server.worker_replacement import WorkerState
+from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
     from metadata_wsgi.server.master import Server
@@ -46,8 +50,28 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         # ``age`` of the last worker that is to be replaced.
         self._former_age = 0
         self._is_reloading = False
-        # If True, gunicorn does not remove the files of unix sockets when it ends.
-        self.systemd = app.keeps_sockets
+        self._has_served = bool(app.former_workers)
+        # Until this monotonic time no worker is started.
+        self._next_start_s = 0.0
+        self._fork_log = Throttle(limits.LOG_INTERVAL_S)
+        # gunicorn does not remove the files of unix sockets then. It would also remove the file of another program.
+        self.systemd = True
+        # (device, inode) of the files of unix sockets, by path.
+        self._socket_files: dict[str, tuple[int, int]] = {}
+
+    def start(self) -> None:
+        """Called by gunicorn to open the listeners."""
+        super().start()
+        for listener in self.LISTENERS:
+            path = listener.getsockname()
+            if isinstance(path, str):
+                with suppress(OSError):
+                    self._socket_files[path] = _file_id(path)
+
+    def init_signals(self) -> None:
+        """Called by gunicorn to set the signal handlers."""
+        super().init_signals()
+        reexec.unblock_signals()
 
     def signal(self, sig: int, frame: Any) -> None:
         """The signal handler. gunicorn only queues a signal, but a stop signal must cancel a reload at once."""
@@ -62,8 +86,8 @@ class Arbiter(gunicorn.arbiter.Arbiter):
             self._former_age = self.worker_age
         states = [WorkerState(pid, worker.age, _is_ready(worker)) for pid, worker in self.WORKERS.items()]
         planned = worker_replacement.changes(states, wanted=self.num_workers, former_age=self._former_age)
-        for _ in range(planned.start):
-            self.spawn_worker()
+        if time.monotonic() >= self._next_start_s:
+            self._start_workers(planned.start)
         for pid in planned.stop:
             self.kill_worker(pid, signal.SIGTERM)
         if self._is_reloading and all(worker.age > self._former_age for worker in self.WORKERS.values()):
@@ -71,8 +95,48 @@ class Arbiter(gunicorn.arbiter.Arbiter):
             LOG.info('Reloaded')
         self._notify()
 
+    def _start_workers(self, count: int) -> None:
+        """Fork ``count`` workers. Without memory, processes or descriptors for one, the next call tries again."""
+        try:
+            for _ in range(count):
+                self.spawn_worker()
+        except OSError as error:
+            if os.getpid() != self.pid:
+                # In the new worker, which is at its end.
+                raise
+            self.app.on_fork_failed(self.worker_age)
+            if self._fork_log.allow():
+                LOG.error('A worker cannot be started: %s', error)
+
+    def reap_workers(self) -> None:
+        """Called by gunicorn to remove ended workers. If a worker could not load, another one is started after a pause.
+
+        gunicorn's own method raises HaltServer then, which would also end the workers that serve. Here the master ends
+        only if no worker has ever served. systemd's watchdog ends a master without a worker that serves.
+        """
+        before = dict(self.WORKERS)
+        self._has_served |= any(_is_ready(worker) for worker in before.values())
+        while True:
+            try:
+                super().reap_workers()
+                return
+            except HaltServer:
+                if not self._has_served and not self._is_stopping:
+                    raise
+                # gunicorn has not done this for the last worker that it reaped.
+                for pid in before.keys() - self.WORKERS.keys():
+                    before[pid].tmp.close()
+                    self.cfg.child_exit(self, before[pid])
+                self._next_start_s = time.monotonic() + limits.WORKER_START_RETRY_S
+                if not self._is_stopping:
+                    LOG.error(
+                        'A new worker could not load. The other workers stay. '
+                        'Another one is started in %.0f s, or at a reload',
+                        limits.WORKER_START_RETRY_S,
+                    )
+
     def _notify(self) -> None:
-        """Send systemd the number of workers that serve. If at least one serves, also send READY and progress."""
+        """Send systemd the number of workers that serve, and progress if one serves, also one of the former program."""
         now_s = time.monotonic()
         heartbeats = [worker.tmp.last_update() for worker in self.WORKERS.values()]
         serving = sum(has_fresh_heartbeat(last_s, now_s) for last_s in heartbeats)
@@ -87,6 +151,8 @@ class Arbiter(gunicorn.arbiter.Arbiter):
             self.app.notifier.progress()
         else:
             self.app.notifier.status(status)
+            if reexec.running(self.app.former_workers):
+                self.app.notifier.progress()
 
     def _continue_check(self) -> bool:
         """Called during the check before a reload, which may take a minute. Returns False if the master must stop."""
@@ -112,23 +178,34 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         """
         log_files.reopen()
         try:
-            self.app.check_config_in_child(is_cancelled=lambda: not self._continue_check())
+            settings = self.app.check_config_in_child(is_cancelled=lambda: not self._continue_check())
         except MetadataError as error:
             LOG.error('Not reloaded, the former pipeline and options stay in force: %s', error)
             self._reload_error = str(error)
             return
         self._reload_error = ''
-        self.app.reload()
+        # Not read again: the file may have changed since the check.
+        self.app.use(settings)
         self.setup(self.app)
         self._former_age = self.worker_age
+        self._next_start_s = 0.0
         self._is_reloading = True
         self.manage_workers()
 
     def stop(self, graceful: bool = True) -> None:
         """Called by gunicorn to end the workers."""
+        self._is_stopping = True
         self.app.notifier.stopping()
         self._end_former_workers()
+        if not self.app.keeps_sockets:
+            self._remove_socket_files()
         super().stop(graceful)
+
+    def _remove_socket_files(self) -> None:
+        for path, file_id in self._socket_files.items():
+            with suppress(OSError):
+                if _file_id(path) == file_id:
+                    os.unlink(path)
 
     def _end_former_workers(self) -> None:
         reexec.end(self.app.former_workers)
@@ -144,7 +221,10 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         self.app.notifier.progress()
         # If an earlier SIGUSR1 is not complete, the workers of the program before this one still serve.
         workers = [*self.app.former_workers, *self.WORKERS]
-        reexec.execute_again({self.app.socket_name: listener.fileno()}, workers, self.app.notifier.environ)
+        try:
+            reexec.execute_again({self.app.socket_name: listener.fileno()}, workers, self.app.notifier.environ)
+        except OSError as error:
+            LOG.error('The installed program cannot be executed, this one continues: %s', error)
 
     def handle_usr2(self) -> None:
         """Called by gunicorn at SIGUSR2: write a report. gunicorn's own method would start a second master."""
@@ -161,6 +241,11 @@ def has_fresh_heartbeat(last_s: float, now_s: float) -> bool:
     than ``now_s``.
     """
     return 0 <= now_s - last_s < limits.HEARTBEAT_FRESH_S
+
+
+def _file_id(path: str) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
 
 
 def _is_ready(worker: Any) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -70,7 +70,8 @@ class Server(BaseApplication):
     """Serves the application that ``load`` returns on ``listeners``. Each worker calls ``load`` itself.
 
     ``load``: raises MetadataError if the configuration is wrong. A child process calls it first, as a check.
-    ``settings``: returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``. Called at start and SIGHUP.
+    ``settings``: returns gunicorn's ``workers``, ``backlog`` and ``worker_connections``. Called at start, and in the
+    child process at SIGHUP.
     ``on_worker_start``: called in each new worker, right after the fork.
     ``on_ready``: called in the master when the listeners are open, before the first worker is forked.
     ``identity``: returns the user to which new workers switch, or None if they keep theirs. Called each second. If the
@@ -134,11 +135,11 @@ class Server(BaseApplication):
         self.former_workers = reexec.former_workers()
         self.version = version('metadata_wsgi')
         self._worker_identity = identity()
+        self._first_worker_age: int | None = None
         super().__init__(prog=name)
 
     def load_config(self) -> None:
-        """Called by gunicorn at start and on SIGHUP."""
-        self._first_worker_age: int | None = None
+        """Called by gunicorn at start."""
         settings = {
             'bind': self._bind,
             'proc_name': self._name,
@@ -154,10 +155,14 @@ class Server(BaseApplication):
             'child_exit': lambda arbiter, worker: self._failure_memories.end(worker.age),
             'post_worker_init': self._on_worker_loaded,
             'when_ready': self._on_listening,
-            **self._settings(),
         }
+        self.use({**settings, **self._settings()})
+
+    def use(self, settings: Mapping[str, Any]) -> None:
+        """Use these settings of gunicorn from now on. The next worker counts as the first one."""
         for key, value in settings.items():
             self.cfg.set(key, value)
+        self._first_worker_age = None
 
     def load(self) -> Any:
         """Called by gunicorn in each worker."""
@@ -175,6 +180,12 @@ class Server(BaseApplication):
             self._first_worker_age = worker.age
         self._failure_memories.add(worker.age)
 
+    def on_fork_failed(self, age: int) -> None:
+        """Called in the master if the worker with this number could not be forked."""
+        self._failure_memories.discard(age)
+        if self._first_worker_age == age:
+            self._first_worker_age = None
+
     def _after_fork(self, arbiter: Any, worker: Any) -> None:
         self.failure_memory = self._failure_memories.take(worker.age)
         self._on_worker_start()
@@ -190,15 +201,20 @@ class Server(BaseApplication):
         before, self._worker_identity = self._worker_identity, self._identity()
         return before != self._worker_identity
 
-    def check_config_in_child(self, is_cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Load the application in a child process. Raises MetadataError as ``config_check.run_in_child`` does."""
+    def check_config_in_child(self, is_cancelled: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """Load the application in a child process. Raises MetadataError as ``config_check.run_in_child`` does.
 
-        def load() -> None:
-            self._settings()
+        Returns the ``settings`` that the child has read.
+        """
+
+        def load() -> dict[str, Any]:
+            settings = self._settings()
             self._load()
             self._on_config_checked()
+            return settings
 
-        config_check.run_in_child(load, is_cancelled)
+        checked: dict[str, Any] = config_check.run_in_child(load, is_cancelled)
+        return checked
 
     def run(self) -> None:
         """Serve until SIGTERM."""

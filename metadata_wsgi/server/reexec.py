@@ -13,15 +13,20 @@ systemd starts the unit again.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
 
 from metadata_wsgi.net.sd_notify import FIRST_DESCRIPTOR
 
 FORMER_WORKERS = 'METADATA_WSGI_FORMER_WORKERS'
+BLOCKED = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
+"""These signals are blocked until the new program handles them. Their default action would end it. Pending signals and
+the mask survive execve(2)."""
 FREE_DESCRIPTOR = 256
 """The sockets are first copied to descriptors with this or a higher number, so that no copy overwrites a socket."""
 
@@ -30,10 +35,9 @@ def execute_again(sockets: Mapping[str, int], workers: Iterable[int], environ: M
     """Replace the program of this process. ``sockets``: descriptors by name. ``workers``: pids of the workers.
 
     ``environ``: variables that this program had removed from its environment, and that the new program needs.
+    The new program must call ``unblock_signals``. Raises OSError if the program cannot be executed. Then every
+    descriptor is as before.
     """
-    moved = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FREE_DESCRIPTOR) for descriptor in sockets.values()]
-    for number, descriptor in enumerate(moved, FIRST_DESCRIPTOR):
-        os.dup2(descriptor, number, inheritable=True)
     variables = {
         'LISTEN_PID': str(os.getpid()),
         'LISTEN_FDS': str(len(sockets)),
@@ -41,7 +45,39 @@ def execute_again(sockets: Mapping[str, int], workers: Iterable[int], environ: M
         FORMER_WORKERS: ','.join(str(pid) for pid in workers),
     }
     words = [sys.executable, *sys.orig_argv[1:]]
-    os.execve(sys.executable, words, {**os.environ, **environ, **variables})  # noqa: S606
+    signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+    try:
+        with _passed_from(FIRST_DESCRIPTOR, sockets.values()):
+            os.execve(sys.executable, words, {**os.environ, **environ, **variables})  # noqa: S606
+    finally:
+        unblock_signals()
+
+
+def unblock_signals() -> None:
+    """Called when the signal handlers are set: a signal that has arrived since ``execute_again`` is handled now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, BLOCKED)
+
+
+@contextmanager
+def _passed_from(first: int, descriptors: Iterable[int]) -> Iterator[None]:
+    """Copy ``descriptors`` to the numbers ``first``, ``first`` + 1, ... At the end these numbers are as before."""
+    with ExitStack() as restored:
+        moved = []
+        for descriptor in descriptors:
+            moved.append(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FREE_DESCRIPTOR))
+            restored.callback(os.close, moved[-1])
+        for number, descriptor in enumerate(moved, first):
+            try:
+                before = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, FREE_DESCRIPTOR)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+                restored.callback(os.close, number)
+            else:
+                restored.callback(os.close, before)
+                restored.callback(os.dup2, before, number, os.get_inheritable(number))
+            os.dup2(descriptor, number, inheritable=True)
+        yield
 
 
 def former_workers(environ: MutableMapping[str, str] = os.environ) -> list[int]:
@@ -51,9 +87,13 @@ def former_workers(environ: MutableMapping[str, str] = os.environ) -> list[int]:
 
 def end(pids: Iterable[int]) -> None:
     """Send SIGTERM to the processes of ``pids`` that are still children. An ended child's pid may have been reused."""
-    for pid in pids:
-        if _is_child(pid):
-            os.kill(pid, signal.SIGTERM)
+    for pid in running(pids):
+        os.kill(pid, signal.SIGTERM)
+
+
+def running(pids: Iterable[int]) -> list[int]:
+    """The processes of ``pids`` that are still running children."""
+    return [pid for pid in pids if _is_child(pid)]
 
 
 def _is_child(pid: int) -> bool:

@@ -14,6 +14,7 @@ Differences from gunicorn's gevent worker:
 from __future__ import annotations
 
 import _socket
+import faulthandler
 import logging
 import signal
 import socket
@@ -106,8 +107,16 @@ class MetadataWorker(GeventWorker):
         super().patch()
 
     def init_signals(self) -> None:
-        """Called by gunicorn to install the worker's signal handlers. Then unblocks STOP_SIGNALS."""
+        """Called by gunicorn to install the worker's signal handlers. Then unblocks STOP_SIGNALS.
+
+        The master sends SIGABRT to a worker that hangs. Then the stack is written to standard error. gunicorn's own
+        handler would run only when the worker hangs no more.
+        """
         super().init_signals()
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        # If it was enabled, by PYTHONFAULTHANDLER, gunicorn has replaced its handler.
+        faulthandler.disable()
+        faulthandler.enable()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def run(self) -> None:

@@ -89,6 +89,92 @@ def test_the_former_worker_serves_until_the_new_one_has_loaded_at_a_reload(progr
     assert responds(cloud.socket)
 
 
+def test_a_replacement_worker_that_cannot_load_does_not_end_the_agent(programs, cloud):
+    """As after an edit with a fault that was not reloaded yet. The other worker serves; a reload starts new ones."""
+    cloud.configure(metadata_workers=2)
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    eventually(lambda: len(program.workers()) == 2, program.text)
+    first, other = program.workers()
+    cloud.configure(metadata_workers=2, nova_metadata_host='nova:x')
+    os.kill(first, signal.SIGKILL)
+    eventually(
+        lambda: program.process.poll() is not None or 'A new worker could not load' in program.text(), program.text
+    )
+    assert program.process.poll() is None, program.text()
+    assert program.workers() == [other]
+    assert responds(cloud.socket)
+    cloud.configure(metadata_workers=2)
+    program.kill(signal.SIGHUP)
+    eventually(
+        lambda: len(program.workers()) == 2 and other not in program.workers(),
+        lambda: f'new workers: {program.workers()} {program.text()}',
+    )
+    assert responds(cloud.socket)
+
+
+def test_sigusr1_after_a_chmod_of_the_socket_corrects_the_mode(programs, cloud):
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    (former,) = program.workers()
+    mode = os.stat(cloud.socket).st_mode
+    os.chmod(cloud.socket, 0o666)
+    program.kill(signal.SIGUSR1)
+    eventually(
+        lambda: program.process.poll() is not None or (program.workers() and former not in program.workers()),
+        program.text,
+    )
+    assert program.process.poll() is None, program.text()
+    assert os.stat(cloud.socket).st_mode == mode
+    assert responds(cloud.socket)
+
+
+def test_sighup_and_sigusr2_while_the_installed_program_is_started_do_not_end_it(programs, cloud):
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    (former,) = program.workers()
+    program.kill(signal.SIGUSR1)
+    eventually(lambda: 'is started in this process' in program.text(), program.text)
+    for _ in range(3):
+        program.kill(signal.SIGHUP)
+        program.kill(signal.SIGUSR2)
+    eventually(lambda: program.process.poll() is not None or program.text().count('Handling signal: hup'), program.text)
+    eventually(
+        lambda: program.process.poll() is not None or (program.workers() and former not in program.workers()),
+        program.text,
+    )
+    assert program.process.poll() is None, program.text()
+    assert responds(cloud.socket)
+
+
+@pytest.mark.parametrize('change', ['none', 'removed', 'replaced'])
+def test_a_stop_removes_only_its_own_socket_file_and_is_graceful(programs, cloud, change):
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    with socket.socket(socket.AF_UNIX) as newer:
+        if change != 'none':
+            os.unlink(cloud.socket)
+        if change == 'replaced':
+            newer.bind(str(cloud.socket))
+        program.kill(signal.SIGTERM)
+        assert program.wait() == 0, program.text()
+    # A worker that is killed does not log this.
+    assert 'Worker exiting' in program.text()
+    assert os.path.exists(cloud.socket) is (change == 'replaced')
+
+
+def test_the_stack_of_a_hung_worker_is_logged_when_the_master_aborts_it(programs, cloud):
+    """With SIGABRT, after limits.WORKER_TIMEOUT_S without a heartbeat. Another worker is started."""
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    (hung,) = program.workers()
+    os.kill(hung, signal.SIGABRT)
+    eventually(lambda: program.workers() and hung not in program.workers(), program.text)
+    eventually(lambda: responds(cloud.socket), program.text)
+    assert 'Fatal Python error: Aborted' in program.text()
+    assert f'Worker (pid:{hung}) was sent SIGABRT!' in program.text()
+
+
 def test_sigterm_reaches_a_worker_that_was_just_forked(tmp_path):
     """Until a worker has set its signal handlers it has those of the master, which only queue the signal."""
     hold, waiting = tmp_path / 'hold', tmp_path / 'waiting'

@@ -3,6 +3,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 
 import pytest
@@ -313,17 +315,65 @@ def test_tcp_listeners_raise_if_the_first_address_fails():
         listeners.tcp_listeners([MISSING_INTERFACE, '127.0.0.1'], 0)
 
 
-def test_a_kept_unix_socket_is_used_only_if_the_options_are_as_before(tmp_path):
+def test_a_kept_unix_socket_is_used_only_if_its_file_is_at_the_path(tmp_path):
     path = str(tmp_path / 'socket')
     with listeners.unix_listener(path, mode=0o660) as kept:
-        assert listeners.is_unix_listener(kept, path, mode=0o660)
-        assert not listeners.is_unix_listener(kept, path, mode=0o600)
-        assert not listeners.is_unix_listener(kept, path, mode=0o660, user='61234')
-        assert not listeners.is_unix_listener(kept, path, mode=0o660, group='61234')
-        assert not listeners.is_unix_listener(kept, str(tmp_path / 'other'), mode=0o660)
+        assert listeners.keep_unix_listener(kept, path, mode=0o660)
+        assert not listeners.keep_unix_listener(kept, str(tmp_path / 'other'), mode=0o660)
         os.unlink(path)
         # Nobody could connect to it any more.
-        assert not listeners.is_unix_listener(kept, path, mode=0o660)
+        assert not listeners.keep_unix_listener(kept, path, mode=0o660)
+
+
+def test_a_kept_unix_socket_gets_the_mode_and_group_of_the_options(tmp_path):
+    """After a chmod by hand, or a changed option. At SIGUSR1 the agent ended then: its workers still listened."""
+    path = str(tmp_path / 'socket')
+    with listeners.unix_listener(path, mode=0o660) as kept:
+        os.chmod(path, 0o666)
+        assert listeners.keep_unix_listener(kept, path, mode=0o660)
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='needs root')
+def test_a_kept_unix_socket_gets_the_owner_of_the_options(tmp_path):
+    path = str(tmp_path / 'socket')
+    with listeners.unix_listener(path, mode=0o600) as kept:
+        for user, group in (('61234', ''), ('', '61235'), ('61236', '61237'), ('', '')):
+            assert listeners.keep_unix_listener(kept, path, mode=0o600, user=user, group=group)
+            found = os.stat(path)
+            assert (found.st_uid, found.st_gid) == (int(user or os.geteuid()), int(group or os.getegid()))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='needs root')
+def test_a_kept_unix_socket_in_a_setgid_directory_has_the_group_of_the_directory(tmp_path):
+    os.chown(tmp_path, -1, 61235)
+    tmp_path.chmod(0o2775)
+    path = str(tmp_path / 'socket')
+    with listeners.unix_listener(path, mode=0o660) as kept:
+        assert listeners.keep_unix_listener(kept, path, mode=0o660)
+        assert os.stat(path).st_gid == 61235
+
+
+def test_a_kept_unix_socket_is_not_used_if_another_process_has_replaced_its_file(tmp_path):
+    """Such as Neutron's agent. The file of the other process keeps its mode."""
+    path = str(tmp_path / 'socket')
+    other = """
+import os, socket, sys
+os.unlink(sys.argv[1])
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+os.chmod(sys.argv[1], 0o666)
+print(flush=True)
+sys.stdin.read()
+"""
+    with (
+        listeners.unix_listener(path, mode=0o660) as kept,
+        subprocess.Popen([sys.executable, '-c', other, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+    ):
+        assert process.stdout.readline() == b'\n'
+        assert not listeners.keep_unix_listener(kept, path, mode=0o660)
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o666
 
 
 def test_a_unix_socket_that_does_not_listen_is_not_used(tmp_path):
@@ -331,4 +381,4 @@ def test_a_unix_socket_that_does_not_listen_is_not_used(tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
         bound.bind(path)
         os.chmod(path, 0o660)
-        assert not listeners.is_unix_listener(bound, path, mode=0o660)
+        assert not listeners.keep_unix_listener(bound, path, mode=0o660)

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Heartbeats and SIGUSR1; ``tests/e2e/test_master_signals.py`` sends the signals."""
 
+import errno
+import os
 import time
 from types import SimpleNamespace
 
 import pytest
+from gunicorn.errors import HaltServer
 from gunicorn.workers.workertmp import WorkerTmp
 
 from metadata_wsgi import limits
-from metadata_wsgi.server import reexec
+from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.server import master, reexec
 from metadata_wsgi.server.arbiter import Arbiter, has_fresh_heartbeat
 
 
@@ -44,3 +48,139 @@ def test_a_second_reexec_before_new_workers_serve_passes_all_former_workers(monk
     arbiter = SimpleNamespace(app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={13: None})
     Arbiter.handle_usr1(arbiter)
     assert calls == [({'s': 5}, [11, 12, 13], {'NOTIFY_SOCKET': '/n'})]
+
+
+class Heartbeat:
+    """gunicorn's WorkerTmp: the monotonic time of the last heartbeat, or the time of day before the first one."""
+
+    def __init__(self, last_s):
+        self.last_s = last_s
+        self.is_closed = False
+
+    def last_update(self):
+        return self.last_s
+
+    def close(self):
+        self.is_closed = True
+
+
+class CountingArbiter(Arbiter):
+    """Counts the workers that it would fork."""
+
+    def __init__(self, app):
+        super().__init__(app)
+        self.WORKERS = {}
+        self.pid = os.getpid()
+        self.started = 0
+
+    def spawn_worker(self):
+        self.started += 1
+
+
+@pytest.fixture
+def make_arbiter():
+    def make(workers=2):
+        return CountingArbiter(master.Server(lambda: None, [], settings=lambda: {'workers': workers}, name='test'))
+
+    return make
+
+
+def ended_child(status):
+    """The pid of a child that has ended and was not reaped."""
+    pid = os.fork()
+    if not pid:
+        os._exit(status)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    return pid
+
+
+def add_worker(arbiter, pid, last_s):
+    arbiter.worker_age += 1
+    arbiter.WORKERS[pid] = SimpleNamespace(age=arbiter.worker_age, tmp=Heartbeat(last_s), pid=pid, aborted=False)
+    return arbiter.WORKERS[pid]
+
+
+@pytest.mark.parametrize('status', [Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR])
+def test_a_worker_that_cannot_load_is_started_again_after_a_pause_if_another_one_serves(make_arbiter, status):
+    arbiter = make_arbiter()
+    serving = os.getpid()
+    add_worker(arbiter, serving, time.monotonic())
+    failed = [add_worker(arbiter, ended_child(status), time.time()) for _ in range(2)]
+    arbiter.reap_workers()
+    assert list(arbiter.WORKERS) == [serving]
+    assert all(worker.tmp.is_closed for worker in failed)
+    arbiter.manage_workers()
+    assert arbiter.started == 0
+    arbiter._next_start_s = time.monotonic()
+    arbiter.manage_workers()
+    assert arbiter.started == 1
+
+
+def test_the_master_ends_if_its_first_worker_cannot_load(make_arbiter):
+    arbiter = make_arbiter()
+    add_worker(arbiter, ended_child(Arbiter.WORKER_BOOT_ERROR), time.time())
+    with pytest.raises(HaltServer):
+        arbiter.reap_workers()
+
+
+def test_a_stop_goes_on_if_a_worker_cannot_load(make_arbiter):
+    arbiter = make_arbiter()
+    add_worker(arbiter, ended_child(Arbiter.WORKER_BOOT_ERROR), time.time())
+    arbiter.stop()
+    assert arbiter.WORKERS == {}
+
+
+def test_options_that_become_invalid_after_the_check_of_a_reload_do_not_end_the_master():
+    """The settings are those that the check has read."""
+    is_invalid = False
+
+    def settings():
+        if is_invalid and os.getpid() == arbiter.pid:
+            raise ConfigError('metadata_connections = none: not a number')
+        return {'workers': 3 if is_invalid else 1}
+
+    arbiter = CountingArbiter(master.Server(lambda: None, [], settings=settings, name='test'))
+    is_invalid = True
+    arbiter.reload()
+    assert (arbiter.num_workers, arbiter.started) == (3, 3)
+
+
+@pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')  # gunicorn's, of the worker that was not forked
+def test_a_worker_that_cannot_be_forked_is_started_at_the_next_call(monkeypatch, caplog):
+    """For lack of memory, processes or descriptors. The workers that run stay."""
+    first = []
+    server = master.Server(
+        lambda: None, [], settings=lambda: {'workers': 1}, name='test', on_first_worker=lambda app: first.append(app)
+    )
+    arbiter = Arbiter(server)
+    arbiter.WORKERS, arbiter.pid = {}, os.getpid()
+
+    def fail():
+        raise OSError(errno.EAGAIN, 'Resource temporarily unavailable')
+
+    with monkeypatch.context() as no_memory:
+        no_memory.setattr(os, 'fork', fail)
+        arbiter.manage_workers()
+    assert 'A worker cannot be started: [Errno 11] Resource temporarily unavailable' in caplog.text
+    assert arbiter.WORKERS == {}
+    monkeypatch.setattr(os, 'fork', lambda: 12345)
+    arbiter.manage_workers()
+    (worker,) = arbiter.WORKERS.values()
+    # It is the first worker, which calls on_first_worker.
+    monkeypatch.setattr(master.preload, 'tune_gc', lambda: None)
+    monkeypatch.setattr(master.drop, 'drop', lambda identity: None)
+    worker.wsgi = 'app'
+    server._on_worker_loaded(worker)
+    worker.tmp.close()
+    assert first == ['app']
+
+
+def test_a_failed_reexec_leaves_the_master_running(monkeypatch, caplog):
+    def fail(*arguments):
+        raise OSError(errno.ENOENT, 'No such file or directory')
+
+    monkeypatch.setattr(reexec, 'execute_again', fail)
+    notifier = SimpleNamespace(progress=lambda: None, environ={})
+    app = SimpleNamespace(socket_name='s', notifier=notifier, former_workers=[])
+    Arbiter.handle_usr1(SimpleNamespace(app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={}))
+    assert 'cannot be executed' in caplog.text

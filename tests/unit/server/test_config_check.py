@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
+import os
+import signal
 import time
 
 import pytest
@@ -9,7 +12,7 @@ from metadata_wsgi.server import config_check
 
 
 def test_a_check_that_returns_is_passed():
-    config_check.run_in_child(lambda: None)
+    assert config_check.run_in_child(lambda: {'workers': 2}) == {'workers': 2}
 
 
 def test_the_message_of_a_failed_check_is_that_of_the_child():
@@ -29,3 +32,27 @@ def test_a_timeout_ends_a_check_whose_load_hangs(monkeypatch):
 def test_a_stop_of_the_server_cancels_a_check_whose_load_hangs():
     with pytest.raises(MetadataError, match='the server is stopping'):
         config_check.run_in_child(lambda: time.sleep(600), is_cancelled=lambda: True)
+
+
+def test_a_check_that_crashes_is_not_passed():
+    """As one that the kernel ends for lack of memory."""
+    with pytest.raises(MetadataError, match='the check of the configuration ended without a result'):
+        config_check.run_in_child(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_a_failed_check_whose_message_has_a_path_that_is_not_utf_8_is_not_passed():
+    def load():
+        raise ConfigError('/etc/\udcff.ini: missing')
+
+    with pytest.raises(MetadataError, match=r'/etc/\\udcff.ini: missing'):
+        config_check.run_in_child(load)
+
+
+@pytest.mark.parametrize('function', ['pipe', 'fork'])
+def test_a_check_for_which_no_process_can_be_started_is_not_passed(monkeypatch, function):
+    def fail():
+        raise OSError(errno.EAGAIN, 'Resource temporarily unavailable')
+
+    monkeypatch.setattr(os, function, fail)
+    with pytest.raises(MetadataError, match='cannot be checked: Resource temporarily unavailable'):
+        config_check.run_in_child(lambda: None)

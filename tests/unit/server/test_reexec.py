@@ -53,3 +53,68 @@ def test_reexec_ends_its_children_and_no_other_process_that_has_got_the_number()
         assert child.wait(20) == -signal.SIGTERM
         os.kill(grandchild, 0)
         os.kill(grandchild, signal.SIGKILL)
+
+
+FAILING = """
+import os, socket, sys
+from metadata_wsgi.server import reexec
+peer, third = socket.socketpair()
+os.set_inheritable(peer.fileno(), True)
+listener = socket.create_server(('127.0.0.1', 0))
+before = sorted((name, os.stat(f'/proc/self/fd/{name}').st_ino, os.get_inheritable(int(name)))
+                for name in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{name}'))
+sys.executable = '/missing/python'
+try:
+    reexec.execute_again({'s': listener.fileno(), 't': listener.fileno(), 'u': listener.fileno()}, [], {})
+except FileNotFoundError:
+    after = sorted((name, os.stat(f'/proc/self/fd/{name}').st_ino, os.get_inheritable(int(name)))
+                   for name in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{name}'))
+    print(before == after or (before, after))
+"""
+
+
+def test_after_a_failed_reexec_every_descriptor_is_as_before(tmp_path):
+    """The numbers of the passed sockets belonged to other files, for example systemd's socket."""
+    program = tmp_path / 'program.py'
+    program.write_text(FAILING)
+    done = subprocess.run([sys.executable, '-W', 'ignore', program], capture_output=True, text=True, check=False)
+    assert done.stdout == 'True\n', done
+
+
+SIGNALLED = """
+import os, signal, sys, time
+from metadata_wsgi.server import reexec
+if reexec.former_workers():
+    got = []
+    for number in reexec.BLOCKED:
+        signal.signal(number, lambda number, frame: got.append(number))
+    reexec.unblock_signals()
+    print(sorted(got) == sorted(reexec.BLOCKED) and not signal.sigpending())
+else:
+    execve = os.execve
+    def signalled(*arguments):
+        for number in reexec.BLOCKED:
+            os.kill(os.getpid(), number)
+        execve(*arguments)
+    os.execve = signalled
+    reexec.execute_again({}, [7], {})
+"""
+
+
+def test_signals_that_arrive_during_a_reexec_are_handled_after_it(tmp_path):
+    """The action of a new program is to end at these signals, until it has set its handlers."""
+    assert {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2} == reexec.BLOCKED
+    program = tmp_path / 'program.py'
+    program.write_text(SIGNALLED)
+    done = subprocess.run([sys.executable, '-W', 'ignore', program], capture_output=True, text=True, check=False)
+    assert done.stdout == 'True\n', done
+
+
+def test_a_failed_reexec_unblocks_the_signals(monkeypatch):
+    def fail(*arguments):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, 'execve', fail)
+    with pytest.raises(FileNotFoundError):
+        reexec.execute_again({}, [], {})
+    assert not reexec.BLOCKED & signal.pthread_sigmask(signal.SIG_BLOCK, ())
