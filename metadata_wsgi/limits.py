@@ -180,6 +180,10 @@ NAME_RETRY_S = 1.0
 MAX_IDLE_CONNECTIONS = 256
 """Largest number of idle connections in the pool of one host."""
 
+MAX_IDLE_S = 30.0
+"""A connection in the pool is closed, and not reused, if this time has passed since its last request was sent. The time
+is shorter than the idle timeouts of usual load balancers and firewalls, which may drop a connection without a reset."""
+
 MAX_RESPONSE_HEADER_BYTES = 1 << 16
 """Largest size of a response's header; a larger one is an error."""
 
