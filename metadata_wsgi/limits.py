@@ -158,6 +158,9 @@ FORMER_WORKERS = 4
 FAILURE_MEMORY_BYTES = 1 << 20
 """Largest size of the published table of a worker. Unused space takes no memory. A row takes about 400 bytes."""
 
+FAILURE_MEMORIES_PER_USER = 256
+"""Largest number of failure tables of the processes of one user that ``status`` and ``report`` read."""
+
 GC_THRESHOLD = 20_000
 """Python searches for reference cycles after this many allocations without a deallocation. It is high because a request
 makes hardly any cycles."""
@@ -179,6 +182,10 @@ NAME_RETRY_S = 1.0
 
 MAX_IDLE_CONNECTIONS = 256
 """Largest number of idle connections in the pool of one host."""
+
+MAX_IDLE_S = 30.0
+"""A connection in the pool is closed, and not reused, if this time has passed since its last request was sent. The time
+is shorter than the idle timeouts of usual load balancers and firewalls, which may drop a connection without a reset."""
 
 MAX_RESPONSE_HEADER_BYTES = 1 << 16
 """Largest size of a response's header; a larger one is an error."""

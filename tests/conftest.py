@@ -11,9 +11,9 @@ import threading
 
 import pytest
 
-from tests.open_tmp_path import tmp_path_factory
+from tests.open_tmp_path import reachable_path, tmp_path_factory
 
-__all__ = ['tmp_path_factory']
+__all__ = ['reachable_path', 'tmp_path_factory']
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 

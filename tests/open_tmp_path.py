@@ -30,3 +30,15 @@ def tmp_path_factory(tmp_path_factory):
         tmp_path_factory._basetemp = Path(base)
         tmp_path_factory.mktemp = open_mktemp
         yield tmp_path_factory
+
+
+@pytest.fixture
+def reachable_path():
+    """A temporary directory that every user may reach. No mode of a directory outside it is changed."""
+    base = Path(tempfile.gettempdir()).resolve()
+    for directory in (base, *base.parents):
+        if not directory.stat().st_mode & 0o001:
+            pytest.skip(f'other users may not enter {directory}: set TMPDIR')
+    with tempfile.TemporaryDirectory(prefix='metadata-wsgi-tests-', dir=base) as path:
+        os.chmod(path, 0o711)
+        yield Path(path)

@@ -10,7 +10,9 @@ The size is sealed, so a worker cannot make the file larger. A worker is not tru
 limits, and leaves invalid rows out.
 
 ``status`` must run as root or as the master's user. It finds the memory among the descriptors of the master, by the
-memory's name. It needs no path, socket or request.
+memory's name. It needs no path, socket or request. The shipped units start the master as the user ``metadata-wsgi``, so
+root reads the memories of every user. A user of this host may therefore publish false rows, as a compromised worker
+may. The rows are texts to read: no program acts on them.
 
 Layout: length and CRC-32 of the text (4 bytes each, little-endian), then the text, JSON. If a reader reads during a
 write, the CRC is wrong, and the reader reads again.
@@ -98,36 +100,44 @@ def read(fd: int) -> list[Row]:
 
 
 def read_all(proc: str = '/proc') -> list[list[Row]]:
-    """The tables of all workers on this host whose masters belong to root or to the calling user.
+    """The tables of all workers on this host whose descriptors the calling user may read: root may read all.
 
-    Processes of other users are skipped, because a worker could make any number of memories. If several processes have
-    the same memory open, it is read once.
+    If several processes have the same memory open, it is read once. At most ``limits.FAILURE_MEMORIES_PER_USER``
+    memories of a user are read, because a user or a compromised worker could make any number of them.
     """
     found: dict[tuple[int, int], list[Row]] = {}
+    left: dict[int, int] = {}
     for pid in filter(str.isdecimal, os.listdir(proc)):
-        # A process may end, or close a descriptor, at any time.
+        # A process may end at any time, and the kernel refuses the descriptors of other users' processes.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            if _uids(f'{proc}/{pid}') <= {0, os.geteuid()}:
-                _read_process(f'{proc}/{pid}/fd', found)
+            uid = _uid(f'{proc}/{pid}')
+            _read_process(f'{proc}/{pid}/fd', uid, found, left)
     return list(found.values())
 
 
-def _uids(directory: str) -> set[int]:
-    """The real, effective, saved and file system uid of a process."""
+def _uid(directory: str) -> int:
+    """The largest uid of a process. For a program with set-user-ID root it is the uid of the user who started it."""
     with open(f'{directory}/status', encoding='ascii', errors='replace') as file:
-        return {int(word) for line in file if line.startswith('Uid:') for word in line.split()[1:]}
+        return max(int(word) for line in file if line.startswith('Uid:') for word in line.split()[1:])
 
 
-def _read_process(directory: str, found: dict[tuple[int, int], list[Row]]) -> None:
+def _read_process(directory: str, uid: int, found: dict[tuple[int, int], list[Row]], left: dict[int, int]) -> None:
+    """Add the tables of a process to ``found``. ``left``: how many memories of each user may still be read."""
     for entry in os.listdir(directory):
         path = f'{directory}/{entry}'
-        with contextlib.suppress(FileNotFoundError):
+        # A user may give another file the name of a memory. open() fails for some kinds of file.
+        with contextlib.suppress(OSError):
             if os.readlink(path) != _LINK:
                 continue
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 status = os.fstat(fd)
-                if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in found:
-                    found[status.st_dev, status.st_ino] = read(fd)
+                if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) in found:
+                    continue
+                remaining = left.setdefault(uid, limits.FAILURE_MEMORIES_PER_USER)
+                if not remaining:
+                    return
+                left[uid] = remaining - 1
+                found[status.st_dev, status.st_ino] = read(fd)
             finally:
                 os.close(fd)

@@ -21,6 +21,8 @@ from metadata_wsgi import limits
 
 MAX_TEXT = {'kind': 8, 'namespace_id': 64, 'address': 64, 'instance_id': 64, 'path': 120, 'reason': 300}
 """Largest length of each text. A longer text is cut."""
+MAX_TIME_S = 253_402_300_800
+"""The start of the year 10000. A later time cannot be written as a date."""
 SAFE_IN_PATH = "/:@!$&'()*+,;=~-._"
 
 
@@ -135,7 +137,7 @@ def _row(values: object) -> Row | None:
         if name in MAX_TEXT:
             if not isinstance(value, str) or len(value) > MAX_TEXT[name] or value != _clean(name, value):
                 return None
-        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MAX_TIME_S:
             return None
     if not isinstance(values['count'], int) or not isinstance(values['status'], int):
         return None

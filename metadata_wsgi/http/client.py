@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import math
 import os
 import socket
 import ssl
@@ -75,6 +76,8 @@ class PooledHttpClient:
         the request is sent on it. Then it would be unknown whether the server received the request.
         """
         header = _header_bytes(request, self._host)
+        now_s = deadline.clock()
+        self._close_older_than(now_s - limits.MAX_IDLE_S)
         while request.is_retryable and self._idle:
             try:
                 idle = self._idle.pop()
@@ -83,6 +86,7 @@ class PooledHttpClient:
             if not idle.is_reusable():
                 idle.close()
                 continue
+            idle.used_at_s = now_s
             try:
                 return self._send_on(idle, header, request, deadline)
             except _StaleConnection:
@@ -94,6 +98,7 @@ class PooledHttpClient:
             opened = ClientConnection(self._connect(min(limits.CONNECT_TIMEOUT_S, remaining_s)))
         except OSError as error:
             raise NotSent(f'{self.name}: {str(error) or type(error).__name__}') from error
+        opened.used_at_s = now_s
         return self._send_on(opened, header, request, deadline)
 
     def _send_on(self, connection: ClientConnection, header: bytes, request: Request, deadline: Deadline) -> Response:
@@ -112,14 +117,25 @@ class PooledHttpClient:
                     return Response(received.status, received.reason, received.headers, body)
         except (OSError, ValueError) as error:
             connection.close()
-            if connection.reused and not connection.received_any and not isinstance(error, TimeoutError):
-                raise _StaleConnection from error
+            if connection.reused and not connection.received_any:
+                if not isinstance(error, TimeoutError):
+                    raise _StaleConnection from error
+                # Perhaps the network has dropped all idle connections. So the retry must not take the next of them.
+                self._close_older_than(math.inf)
             raise MaybeSent(f'{self.name}: {str(error) or type(error).__name__}') from error
         self._release(connection, received.is_last)
         content = b''.join(buffered)
         if received.length is None and request.method != 'HEAD' and received.status not in (204, 304):
             received.headers.append(('content-length', str(len(content))))
         return Response(received.status, received.reason, received.headers, [content] if content else [])
+
+    def _close_older_than(self, used_at_s: float) -> None:
+        """Close the idle connections whose last request was sent before ``used_at_s``. The oldest are at the left."""
+        try:
+            while self._idle[0].used_at_s < used_at_s:
+                self._idle.popleft().close()
+        except IndexError:  # no connection is left, or another thread took it
+            pass
 
     def _release(self, connection: ClientConnection, is_last: bool) -> None:
         """Put the connection into the pool, or close it."""

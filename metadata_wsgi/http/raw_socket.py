@@ -91,6 +91,17 @@ class RawSocket:
         while sent < len(data):
             sent += self.send(data[sent : sent + limits.SEND_BYTES])
 
+    def peer_has_closed(self) -> bool:
+        """Whether the peer of a unix connection has closed it, even if not all of its data has been received.
+
+        False if the peer has only ended its sending direction. For TCP the result is unknown.
+        """
+        try:
+            self._sock.send(b'')
+        except OSError:
+            return True
+        return False
+
     def shutdown(self, how: int) -> None:
         """Shut down one direction (0, 1) or both (2); a greenlet that waits for the socket wakes up."""
         self._sock.shutdown(how)

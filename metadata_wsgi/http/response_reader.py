@@ -38,12 +38,16 @@ class ResponseHeader(NamedTuple):
 
 
 class ClientConnection:
-    """A connection and the bytes that were received and not parsed yet."""
+    """A connection and the bytes that were received and not parsed yet.
+
+    ``used_at_s``: when its last request started, a time of the deadline's clock.
+    """
 
     def __init__(self, sock: Any) -> None:
         self._sock: Any = from_gevent_socket(sock)
         self._data = b''
         self.reused = False
+        self.used_at_s = 0.0
         self.received_any = False
         self.reusable = True
         self.deadline: Deadline | None = None

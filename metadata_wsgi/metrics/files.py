@@ -7,8 +7,9 @@ removed. So each process that starts adds the counts of ended processes to ``cou
 ``histogram_ended.db``, and removes the files of these processes. The number of files does not grow with each reload.
 
 A process counts as running while it holds the lock (flock) of ``process_PID.lock``. A process that changes or reads the
-files holds the lock of the directory. All processes must be in the same pid namespace: containers that share the
-directory need the pid namespace of the host.
+files holds the lock of ``directory.lock``. Only the user of the workers may open the lock files: every user who may
+open a file may lock it. All processes must be in the same pid namespace: containers that share the directory need the
+pid namespace of the host.
 
 The space of a file is allocated when the file is made. So if there is no space left, opening the file fails. In a
 sparse file a later count would end the process with SIGBUS.
@@ -17,12 +18,14 @@ sparse file a later count would end the process with SIGBUS.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
 import re
 import stat
 import struct
+import time
 from collections.abc import Iterator
 
 BYTES = {'counter': 1 << 16, 'histogram': 1 << 18, 'gauge_livesum': 1 << 16, 'gauge_livemax': 1 << 16,
@@ -30,25 +33,56 @@ BYTES = {'counter': 1 << 16, 'histogram': 1 << 18, 'gauge_livesum': 1 << 16, 'ga
 """The files of a process, and their sizes. A histogram has 13 values for each combination of labels."""
 
 ENDED = 'ended'
+LOCK = 'directory.lock'
+LOCK_WAIT_S, LOCK_RETRY_S = 1.0, 0.01
+"""How long a reader waits for the lock, and the pause between two attempts. A writer needs some milliseconds."""
 MAX_BYTES = 1 << 24
 _NAME = re.compile(r'(?P<kind>counter|histogram|gauge_[a-z]+)_(?P<pid>[0-9]+)\.db')
 _READ = re.compile(rf'(counter|histogram|gauge_live[a-z]+)_([0-9]+|{ENDED})\.db')
 _LOCK_NAME = re.compile(r'process_([0-9]+)\.lock')
+_CREATE = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
-def locked(directory: str, *, exclusive: bool) -> Iterator[None]:
-    """Hold the lock of the directory inside the block."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def locked_to_write(directory: str) -> Iterator[None]:
+    """Hold the exclusive lock inside the block. Waits until no other process has it."""
+    fd = os.open(os.path.join(directory, LOCK), _CREATE, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def locked_to_read(directory: str) -> Iterator[None]:
+    """Hold the shared lock inside the block. Raises TimeoutError if a process that writes keeps it for LOCK_WAIT_S.
+
+    Never blocks the event loop. If there is no lock file yet, no process counts, and no lock is needed.
+    """
+    path = os.path.join(directory, LOCK)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        until_s = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until_s:
+                    raise TimeoutError(errno.ETIMEDOUT, 'another process holds the lock', path) from None
+                time.sleep(LOCK_RETRY_S)
         yield
     finally:
         os.close(fd)
 
 
 def of_counts(directory: str) -> list[str]:
-    """The paths of the metric files of valid size. The caller must hold the lock of the directory."""
+    """The paths of the metric files of valid size. The caller must hold the lock."""
     paths = [os.path.join(directory, name) for name in os.listdir(directory) if _READ.fullmatch(name)]
     return [
         path for path in paths if stat.S_ISREG((found := os.lstat(path)).st_mode) and 8 <= found.st_size <= MAX_BYTES
@@ -71,12 +105,9 @@ def begin(directory: str) -> int:
     return lock
 
 
-_CREATE = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
 def _lock_own(directory: str) -> int:
     path = os.path.join(directory, f'process_{os.getpid()}.lock')
-    fd = os.open(path, _CREATE, 0o644)
+    fd = os.open(path, _CREATE, 0o600)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     # Files of a process that had this pid before.
     for old in glob.glob(os.path.join(glob.escape(directory), f'*_{os.getpid()}.db')):

@@ -69,7 +69,7 @@ def render(directory: str) -> bytes:
     from prometheus_client import generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
-    with files.locked(directory, exclusive=False):
+    with files.locked_to_read(directory):
         metrics = list(MultiProcessCollector.merge(files.of_counts(directory)))  # type: ignore[no-untyped-call]
     return generate_latest(_Collected(metrics))
 

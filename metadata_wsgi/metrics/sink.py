@@ -63,7 +63,7 @@ def _open(directory: str) -> None:
         if os.geteuid() == 0 and os.stat(directory).st_uid != 0:
             # Its owner may have put links there, and the library follows them.
             raise PermissionError(errno.EPERM, 'it belongs to another user, and root opens no file there')
-        with files.locked(directory, exclusive=True):
+        with files.locked_to_write(directory):
             files.begin(directory)
             reporters = [_reporter(instrument) for instrument in instruments.ALL]
     except (OSError, ValueError, RuntimeError) as error:

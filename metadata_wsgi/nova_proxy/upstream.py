@@ -9,8 +9,10 @@ returned unchanged. Redirects are not followed.
 
 A GET or HEAD is retried until the deadline if Nova is unreachable, does not respond, or responds 500, 502, 503 or 504.
 At the deadline the client gets Nova's last response, or 503 if there was none. A POST (the password) is retried only if
-Nova cannot have received it. All requests of a worker share a retry budget. While a host accepts no connections, only
-one request at a time tries to connect to it. So the retries of many clients do not overload a failing Nova.
+Nova cannot have received it, and is not sent if the namespace proxy has closed the connection (CLIENT_HAS_CLOSED): its
+client has then got 503, and repeats the request. All requests of a worker share a retry budget. While a host accepts no
+connections, only one request at a time tries to connect to it. So the retries of many clients do not overload a failing
+Nova.
 
 While the shared secret is being changed there are two signatures. If Nova rejects one signature (403), the app sends
 the request again with the other signature. A POST is sent again too, because a rejected request has no effect. Later
@@ -122,8 +124,9 @@ class UpstreamApp:
         """Send Nova's response to the client, 503 if there is none; 400, 408 or 413 if the request is at fault."""
         identity: environ_keys.SignedIdentity = environ[environ_keys.SIGNED_IDENTITY]
         deadline: Deadline = environ[environ_keys.DEADLINE]
+        has_closed = environ.get(environ_keys.CLIENT_HAS_CLOSED, lambda: False)
         try:
-            response = self._send_signed(self._request(environ, identity, deadline), identity, deadline)
+            response = self._send_signed(self._request(environ, identity, deadline), identity, deadline, has_closed)
         except (BadRequest, NoResponse) as error:
             status, reason, answer = self._errors.response(error)
             if reason:
@@ -171,13 +174,17 @@ class UpstreamApp:
         return self._accepted_signature if len(identity.signatures) > 1 else 0
 
     def _send_signed(
-        self, request: message.Request, identity: environ_keys.SignedIdentity, deadline: Deadline
+        self,
+        request: message.Request,
+        identity: environ_keys.SignedIdentity,
+        deadline: Deadline,
+        client_has_closed: Callable[[], bool],
     ) -> message.Response:
         """Send the request. If there are two signatures and Nova responds 403, send it with the other signature.
 
         If Nova responds 403 again, send it with the first signature once more.
         """
-        response = self._send_until(request, deadline)
+        response = self._send_until(request, deadline, client_has_closed)
         if response.status != 403 or len(identity.signatures) == 1:
             return response
         first = self._first_signature(identity)
@@ -187,7 +194,7 @@ class UpstreamApp:
                 response.body.close()
             headers = [*request.headers[:-1], (header_names.SIGNATURE, identity.signatures[number])]
             signed = message.Request(request.method, request.target, headers, request.body)
-            response = self._send_until(signed, deadline)
+            response = self._send_until(signed, deadline, client_has_closed)
             if response.status != 403:
                 self._set_accepted_signature(number)
                 break
@@ -198,10 +205,17 @@ class UpstreamApp:
             LOG.info('Nova now accepts the %s shared secret', 'old' if number else 'new')
         self._accepted_signature = number
 
-    def _send_until(self, request: message.Request, deadline: Deadline) -> message.Response:
+    def _send_until(
+        self, request: message.Request, deadline: Deadline, client_has_closed: Callable[[], bool]
+    ) -> message.Response:
+        def attempt() -> message.Response:
+            if not request.is_retryable and client_has_closed():
+                raise BadRequest('The client has closed its connection.')
+            return self._hosts.send_request(request, deadline)
+
         self._retry_budget.add_request()
         response = retry_until(
-            lambda: self._hosts.send_request(request, deadline),
+            attempt,
             deadline,
             service='nova',
             retry_on=(NoResponse,) if request.is_retryable else (NotSent,),

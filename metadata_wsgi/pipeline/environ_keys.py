@@ -18,6 +18,8 @@ key                                written by         read by                   
                                                                                                    and at Nova
 ``metadata_wsgi.namespace``        the worker         ``socket_source``, ``healthcheck``, the      the connection came
                                                       namespace proxy, the agent                   over the unix socket
+``metadata_wsgi.client_closed``    the worker         ``upstream``                                 the connection is not
+                                                                                                   from a unix socket
 ``metadata_wsgi.deadline``         ``deadline``       ``lookup_cache``, ``instance``,              start is refused
                                                       ``response_cache``, ``upstream``
 ``metadata_wsgi.source``           ``header_source``  ``lookup_cache``, ``instance``,              start is refused
@@ -56,6 +58,10 @@ For the first request of a connection, the time that the connection waited to be
 
 REQUEST_ID = 'metadata_wsgi.request_id'
 """The id of the request, ``req-`` and a UUID."""
+
+CLIENT_HAS_CLOSED = 'metadata_wsgi.client_closed'
+"""A function without arguments: whether the client on the unix socket has closed its connection. It has then got a 503
+from the namespace proxy, and may repeat the request."""
 
 DEADLINE = 'metadata_wsgi.deadline'
 """A :class:`metadata_wsgi.deadline.Deadline`."""

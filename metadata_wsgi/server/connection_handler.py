@@ -14,6 +14,8 @@
   from its complete header (``environ_keys.RECEIVED_AT_S``), so it includes the wait for a slot and for the body.
 - The deadline of the first request also includes the time that the connection waited to be accepted
   (``net.queue_wait``).
+- A request over a unix socket is dropped if the namespace proxy has closed the connection while the request waited (in
+  the backlog of a restarting or busy agent). The client has got 503, and a POST must not have an effect after it.
 - A busy connection yields to the other connections: after REQUESTS_PER_YIELD pipelined requests, and before each recv()
   of a body.
 - A malformed request gets a constant error response (400, 414, 431, 501), and the connection is closed. The connection
@@ -157,13 +159,11 @@ class ConnectionHandler:
             address if self._peer_may_set_headers else '',
             parse_repeated if client else parse_simple,
         )
+        environ = {**environ, 'REMOTE_ADDR': address_text, 'gunicorn.socket': connection}
+        if not client:
+            environ[environ_keys.CLIENT_HAS_CLOSED] = connection.peer_has_closed
         try:
-            self._serve_requests(
-                requests,
-                connection,
-                groups[:1],
-                {**environ, 'REMOTE_ADDR': address_text, 'gunicorn.socket': connection},
-            )
+            self._serve_requests(requests, connection, groups[:1], environ)
         except (OSError, ClientConnectionError) as error:
             self._log_connection_error(client, error)
         finally:
@@ -271,6 +271,9 @@ class ConnectionHandler:
         ``client_key`` is empty for a namespace proxy, because its requests are not limited.
         """
         if not client_key:
+            if connection.peer_has_closed():
+                LOG.debug('A request was dropped: the namespace proxy has closed the connection while it waited')
+                return False
             return self._respond(request, connection, environ)
         if not self._concurrency.acquire(client_key[0], limits.REQUEST_TIMEOUT_S):
             instruments.REFUSED.add('concurrency')

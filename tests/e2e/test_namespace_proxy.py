@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.conftest import BIN, eventually, free_port, request
 from tests.e2e.test_agent import Load
+from tests.ipv6_loopback import needs_ipv6_loopback
 
 PASSWORD = '/openstack/2013-04-04/password'
 
@@ -118,6 +119,7 @@ def test_timeout_without_an_agent_is_answered_503(proxy, guest):
     eventually(lambda: 'no response from the metadata agent' in program.text(), 'it says so')
 
 
+@needs_ipv6_loopback
 def test_several_addresses_are_served_after_a_reload(proxy):
     program, port = proxy(None, '--metadata_host=::1', '--answer_within=0.1')
 

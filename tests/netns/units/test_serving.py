@@ -35,6 +35,8 @@ def test_guest_gets_responses_from_the_shipped_units(host, topology, attach, mod
     eventually(lambda: sockets_in_fdstore(host) < 2, 'the keeper closed the socket of the deleted namespace')
     assert namespaces.run_in(topology.guest, get_instance_id) == 'instance-a', host.text()
     wait_until_attached_is_healthy(host)
+    # Root reads the failures of the agent, whose master runs as the user of the unit.
+    assert host.metadata_wsgi('status', '--failures', check=False).returncode == 0, host.text()
     host.metadata_wsgi('detach', '--router-id', 'router-a', '--namespace', topology.router)
     assert (sockets_in_fdstore(host), host.metadata_wsgi('attached').stdout.count('router-a')) == (0, 0)
 

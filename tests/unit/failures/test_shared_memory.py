@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory in which a worker publishes its failures, read by its master and by another process of root."""
 
+import contextlib
 import os
 import signal
 import struct
@@ -41,9 +42,32 @@ def test_what_is_written_is_read(memory):
         assert memory.read() == rows
 
 
-def test_another_process_finds_the_memory_by_its_name(memory):
-    memory.write(rows_of('a'))
-    assert memory.read() in shared_memory.read_all()
+@contextlib.contextmanager
+def process_with_memories(*, uid, memories):
+    """Another process, of the user ``uid``, which publishes the rows ``memories``, each in a memory of its own."""
+    ready, write_end = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setresuid(uid, uid, uid)
+        kept = [FailureMemory() for _ in memories]
+        for one, rows in zip(kept, memories, strict=True):
+            one.write(rows)
+        os.write(write_end, b'x')
+        signal.pause()
+    try:
+        os.close(write_end)
+        assert os.read(ready, 1)
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+
+
+def test_memory_of_another_process_is_found_by_its_name():
+    rows = rows_of('a')
+    with process_with_memories(uid=os.geteuid(), memories=[rows]):
+        assert rows in shared_memory.read_all()
 
 
 def test_a_table_that_several_processes_have_open_is_read_once(memory):
@@ -58,23 +82,28 @@ def test_a_table_that_several_processes_have_open_is_read_once(memory):
         os.waitpid(child, 0)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason='needs a process of another user: run it as root')
-def test_the_memory_of_a_process_of_another_user_is_not_read():
-    ready, write_end = os.pipe()
-    child = os.fork()
-    if not child:
-        os.setresuid(65534, 65534, 65534)
-        FailureMemory().write(rows_of('forged'))
-        os.write(write_end, b'x')
-        signal.pause()
-    try:
-        os.read(ready, 1)
-        assert 'forged' not in {row.reason for rows in shared_memory.read_all() for row in rows}
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(ready)
-        os.close(write_end)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason='needs a process of another user: run it as root')
+
+
+@needs_root
+def test_root_reads_the_memory_of_a_master_of_another_user():
+    """The shipped units have ``User=metadata-wsgi``."""
+    rows = rows_of('failure of a unit')
+    with process_with_memories(uid=65534, memories=[rows]):
+        assert rows in shared_memory.read_all()
+
+
+@needs_root
+def test_number_of_memories_of_one_user_is_limited_and_other_users_are_still_read(monkeypatch):
+    monkeypatch.setattr(limits, 'FAILURE_MEMORIES_PER_USER', 3)
+    many = [rows_of(f'forged {number}') for number in range(5)]
+    with (
+        process_with_memories(uid=64321, memories=many),
+        process_with_memories(uid=64322, memories=[rows_of('read')]),
+    ):
+        reasons = [row.reason for rows in shared_memory.read_all() for row in rows]
+    assert sum(reason.startswith('forged') for reason in reasons) == 3
+    assert 'read' in reasons
 
 
 def test_a_worker_cannot_make_the_memory_larger_or_smaller(memory):
@@ -127,12 +156,15 @@ def test_a_reader_never_sees_half_of_a_table(memory):
     memory.write(tables[0])
     writer = threading.Thread(target=write)
     writer.start()
+    found = []
     try:
         for _ in range(200):
-            assert memory.read() in [*tables, []]
+            found.append(memory.read())
+            assert found[-1] in [*tables, []]
     finally:
         is_done.set()
         writer.join()
+    assert any(found)
 
 
 def open_memories():

@@ -109,7 +109,8 @@ def row_of(**changes):
     [
         None, {}, 'text', [1], [None], [[]], [{}], [row_of(more=1)], [row_of(path='\x1b[2J')], [row_of(path='x' * 121)],
         [row_of(path=7)], [row_of(count='1')], [row_of(count=1.5)], [row_of(status=True)], [row_of(status=-1)],
-        [row_of(last_at_s=float('inf'))], [row_of(last_at_s=float('nan'))], [row_of(reason='caf\xe9')],
+        [row_of(last_at_s=float('inf'))], [row_of(first_at_s=999_999_999_999)],
+        [row_of(last_at_s=float('nan'))], [row_of(reason='caf\xe9')],
     ],
     ids=repr,
 )  # fmt: skip

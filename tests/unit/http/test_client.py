@@ -10,6 +10,7 @@ from gevent import socket as gevent_socket
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import BadRequest, MaybeSent, NotSent
 from metadata_wsgi.http import client as http_client
@@ -152,6 +153,60 @@ def test_the_pool_keeps_no_more_than_its_size_of_idle_connections():
     assert list(client._idle) == [first]
     assert repr(client) == '<HTTP client of x, 1 idle connections>'
     server.close()
+
+
+def fill_pool(client, connections):
+    """A POST never reuses a connection, so each adds one to the pool."""
+    for _ in range(connections):
+        send_request(client, POST)
+
+
+def test_idle_connections_that_are_too_old_are_closed_and_not_reused(served):
+    """A firewall may have forgotten them, without a reset."""
+    server, client = served(always_responds_with(OK))
+    fill_pool(client, 3)
+    old = list(client._idle)
+    later_s = time.monotonic() + limits.MAX_IDLE_S + 1
+    client.send_request(GET, Deadline.after(5, lambda: later_s))
+    assert server.connections == 4
+    assert [connection.reusable for connection in old] == [False] * 3
+    client.send_request(GET, Deadline.after(5, lambda: later_s + limits.MAX_IDLE_S - 1))
+    assert server.connections == 4
+
+
+def test_retry_after_a_timeout_on_a_dead_idle_connection_gets_a_new_connection(served):
+    """A firewall, a load balancer or a host that lost its power drops all idle connections at once."""
+    dead = 3
+
+    def responds_once(peer):
+        peer.request()
+        peer.send(OK)
+        never_responds(peer)
+
+    server, client = served(*[responds_once] * dead, always_responds_with(OK))
+    fill_pool(client, dead)
+    with pytest.raises(MaybeSent, match='timed out'):
+        send_request(client, within_s=0.2)
+    assert send_request(client)[1] == b'ok'
+    assert server.connections == dead + 1
+
+
+def test_timeout_inside_a_response_keeps_the_other_idle_connections(served):
+    """The connection works, and the service is slow."""
+
+    def responds_half(peer):
+        peer.request()
+        peer.send(OK)
+        peer.request()
+        peer.send(OK[:20])
+        never_responds(peer)
+
+    server, client = served(always_responds_with(OK), responds_half)
+    fill_pool(client, 2)
+    with pytest.raises(MaybeSent, match='timed out'):
+        send_request(client, within_s=0.2)
+    assert send_request(client)[1] == b'ok'
+    assert server.connections == 2
 
 
 def test_a_connection_that_another_thread_took_is_replaced(served):

@@ -77,6 +77,24 @@ def test_a_wait_ends_with_its_data_if_a_closed_connection_had_the_same_descripto
         connection.close()
 
 
+def test_closed_peer_is_detected_even_if_data_is_unread(ends):
+    connection, there = ends
+    assert not connection.peer_has_closed()
+    there.sendall(b'unread')
+    there.shutdown(socket.SHUT_WR)
+    assert not connection.peer_has_closed()
+    there.close()
+    assert connection.peer_has_closed()
+
+
+def test_open_peer_is_detected_while_the_send_buffer_is_full(ends):
+    connection, _ = ends
+    connection.settimeout(0.01)
+    with pytest.raises(TimeoutError):
+        connection.sendall(bytes(10_000_000))
+    assert not connection.peer_has_closed()
+
+
 def test_timeout_and_deadline_end_a_wait(ends):
     connection, _ = ends
     connection.settimeout(0.01)

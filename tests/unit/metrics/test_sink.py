@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The counts of workers in files. Each worker is a process of its own: the library has one directory in a process."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 
 from metadata_wsgi import instruments
-from metadata_wsgi.metrics import page
+from metadata_wsgi.metrics import files, page
 
 WORKER = """if True:
     import sys
@@ -98,7 +99,7 @@ def test_counts_of_ended_workers_stay_and_their_gauges_and_files_do_not(worker, 
     own = {
         f'{kind}_{last.pid}.db' for kind in ('counter', 'histogram', 'gauge_livesum', 'gauge_livemin', 'gauge_livemax')
     }
-    assert names(tmp_path) == {*own, f'process_{last.pid}.lock', 'counter_ended.db', 'histogram_ended.db'}
+    assert names(tmp_path) == {*own, files.LOCK, f'process_{last.pid}.lock', 'counter_ended.db', 'histogram_ended.db'}
 
 
 def test_a_process_that_counts_nothing_leaves_no_file(worker, tmp_path):
@@ -124,6 +125,44 @@ def test_odd_files_do_not_stop_a_worker(worker, tmp_path):
     process = worker(COUNT)
     assert f'counter_{process.pid}.db' in names(tmp_path)
     assert samples(tmp_path)['metadata_wsgi_retries_total{service="nova"}'] == 1
+
+
+def hold_lock(path):
+    """Lock ``path`` as ``flock(1)`` does. The lock is held until the returned descriptor is closed."""
+    fd = os.open(path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def test_lock_of_another_user_on_the_directory_blocks_no_scrape_and_no_worker(worker, tmp_path):
+    """Every user may open the directory and lock it. The agent serves the page in its event loop."""
+    fd = hold_lock(tmp_path / 'metrics')
+    worker(COUNT)
+    assert samples(tmp_path)['metadata_wsgi_retries_total{service="nova"}'] == 1
+    os.close(fd)
+
+
+def test_other_users_cannot_open_the_lock_files(worker, tmp_path):
+    worker(COUNT)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / 'metrics').glob('*.lock')}
+    assert set(modes.values()) == {0o600}
+    assert len(modes) == 2
+
+
+def test_scrape_while_the_lock_is_held_for_long_is_an_error(worker, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, 'LOCK_WAIT_S', 0.02)
+    worker(COUNT)
+    fd = hold_lock(tmp_path / 'metrics' / files.LOCK)
+    with pytest.raises(TimeoutError, match=r'directory\.lock'):
+        samples(tmp_path)
+    os.close(fd)
+    assert samples(tmp_path)['metadata_wsgi_retries_total{service="nova"}'] == 1
+
+
+def test_scrape_before_the_first_count_makes_no_file(tmp_path):
+    (tmp_path / 'metrics').mkdir()
+    assert samples(tmp_path) == {}
+    assert names(tmp_path) == set()
 
 
 def test_a_directory_that_cannot_be_written_is_one_log_line_and_nothing_is_counted(worker, tmp_path):

@@ -13,6 +13,7 @@ from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.net import listeners
 from metadata_wsgi.net.listening_process import ListeningProcess
+from tests.ipv6_loopback import needs_ipv6_loopback
 
 
 @pytest.fixture
@@ -220,8 +221,12 @@ def test_unix_socket_path_that_cannot_be_created_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ('host', 'client'), [('', '127.0.0.1'), ('', '::1'), ('127.0.0.1', '127.0.0.1'), ('::1', '::1')]
-)
+    ('host', 'client'),
+    [
+        ('', '127.0.0.1'), pytest.param('', '::1', marks=needs_ipv6_loopback), ('127.0.0.1', '127.0.0.1'),
+        pytest.param('::1', '::1', marks=needs_ipv6_loopback),
+    ],
+)  # fmt: skip
 def test_tcp_listener_accepts_the_families_of_its_host(host, client):
     with listeners.tcp_listener(host, 0) as listener:
         port = listener.getsockname()[1]
@@ -285,6 +290,7 @@ def test_tcp_address_that_is_not_local_is_named(host):
 MISSING_INTERFACE = 'fe80::a9fe:a9fe%no-interface'
 
 
+@needs_ipv6_loopback
 def test_tcp_listener_on_a_link_local_address_that_is_not_usable_yet():
     """Duplicate address detection takes seconds, and IPv4 must not wait for it."""
     with listeners.tcp_listener('fe80::a9fe:a9fe%lo', 0) as listener:
@@ -292,6 +298,7 @@ def test_tcp_listener_on_a_link_local_address_that_is_not_usable_yet():
         assert (address, socket.if_indextoname(zone)) == ('fe80::a9fe:a9fe', 'lo')
 
 
+@needs_ipv6_loopback
 def test_tcp_listeners_open_several_addresses(caplog):
     opened = listeners.tcp_listeners(['127.0.0.1', 'fe80::a9fe:a9fe%lo'], 0)
     assert [listener.getsockname()[0] for listener in opened] == ['127.0.0.1', 'fe80::a9fe:a9fe']

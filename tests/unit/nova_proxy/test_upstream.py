@@ -25,6 +25,7 @@ class Proxy:
         self.clock = clock or FakeClock()
         app = upstream.UpstreamApp(clients, clock=self.clock, sleep=self.clock.sleep, max_body_bytes=max_body_bytes)
         self.app = webtest.TestApp(app)
+        self.environ = {}
 
     def request(self, method='GET', path='/openstack', within_s=9.0, body=b'', signatures=('new',), **headers):
         return self.app.request(
@@ -34,6 +35,7 @@ class Proxy:
             environ={
                 environ_keys.DEADLINE: Deadline.after(within_s, self.clock),
                 environ_keys.SIGNED_IDENTITY: identity(*signatures),
+                **self.environ,
             },
             body=body,
             expect_errors=True,
@@ -123,6 +125,18 @@ def test_a_write_that_was_not_sent_is_retried():
     nova = FakeHttpClient(NotSent('refused'), NotSent('refused'), 200)
     assert Proxy(nova).request('POST', body=b'secret').status_int == 200
     assert [request.body for request in nova.requests] == [b'secret'] * 3
+
+
+@pytest.mark.parametrize(
+    ('method', 'closed_after', 'attempts'), [('POST', 0, 0), ('POST', 1, 1), ('POST', 9, 2), ('GET', 0, 2)]
+)
+def test_a_write_is_not_sent_after_the_client_has_closed_its_connection(method, closed_after, attempts):
+    """The client has got a 503, so it repeats the request. Each attempt checks it: Nova may become available late."""
+    nova = FakeHttpClient(NotSent('refused'), 200)
+    proxy = Proxy(nova)
+    proxy.environ = {environ_keys.CLIENT_HAS_CLOSED: lambda: len(nova.requests) >= closed_after}
+    proxy.request(method, body=b'secret' if method == 'POST' else b'')
+    assert len(nova.requests) == attempts
 
 
 def test_a_body_over_the_limit_is_a_413():

@@ -96,12 +96,9 @@ def test_unknown_user_or_group_is_named_with_its_option(user, group, words):
     assert str(raised.value) == words
 
 
-def test_can_traverse_by_the_mode_bits(tmp_path):
-    inner = tmp_path / 'a' / 'b'
+def test_can_traverse_by_the_mode_bits(reachable_path):
+    inner = reachable_path / 'a' / 'b'
     inner.mkdir(parents=True)
-    for path in (tmp_path, *tmp_path.parents):
-        if not path.stat().st_mode & 0o001:
-            path.chmod(0o711)
     owner = identity.Identity(os.getuid(), os.getgid(), 'own')
     other = identity.Identity(12345, 12345, 'other')
     assert identity.can_traverse(other, str(inner))
@@ -109,16 +106,13 @@ def test_can_traverse_by_the_mode_bits(tmp_path):
     assert not identity.can_traverse(other, str(inner))
     assert identity.can_traverse(identity.Identity(12345, os.getgid(), 'in the group'), str(inner))
     assert identity.can_traverse(owner, str(inner))
-    assert identity.can_traverse(other, str(tmp_path / 'not there' / 'yet'))
+    assert identity.can_traverse(other, str(reachable_path / 'not there' / 'yet'))
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(reachable_path):
     """Path of the agent's socket, in a directory that every user may search."""
-    for directory in (tmp_path, *tmp_path.parents):
-        if not directory.stat().st_mode & 0o001:
-            directory.chmod(0o711)
-    return tmp_path / 'metadata_proxy'
+    return reachable_path / 'metadata_proxy'
 
 
 OWNER_UID = os.geteuid() or 54321

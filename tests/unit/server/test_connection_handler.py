@@ -73,6 +73,7 @@ class SocketPairServer:
         if environ['REQUEST_METHOD'] == 'POST':
             self.requested.append(len(environ['wsgi.input'].read()))
         self.received_at_s = environ[environ_keys.RECEIVED_AT_S]
+        self.client_has_closed = environ.get(environ_keys.CLIENT_HAS_CLOSED)
         start_response('200 OK', OK)
         return []
 
@@ -477,6 +478,49 @@ def test_the_503_for_a_missing_concurrency_slot_has_a_request_id(make_server, lo
     assert logged_ids() == [id_in(response)]
     assert not given or id_in(response) == ID
     server.may_respond.set()
+
+
+POST = b'POST /password HTTP/1.1\r\nContent-Length: %d\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    'data', [GET % b'x', POST % 6 + b'secret', POST % 100_000 + bytes(100_000)], ids=['GET', 'POST', 'unread body']
+)
+def test_request_is_dropped_if_the_namespace_proxy_disconnected_while_the_request_waited(server, data):
+    """In the backlog of a restarting agent. The client has got a 503, and repeats the request."""
+    server_end, proxy = server.pair()
+    proxy.sendall(data)
+    proxy.close()
+    server.handle(server_end, PROXY)
+    wait_until(lambda: len(server.pool) == 0)
+    assert server.requested == []
+
+
+def test_request_on_a_keepalive_connection_is_dropped_if_the_namespace_proxy_disconnected(server):
+    proxy = server.connect_proxy(GET % b'first')
+    assert b'200 OK' in proxy.recv(1000)
+    proxy.sendall(GET % b'second')
+    proxy.close()
+    wait_until(lambda: len(server.pool) == 0)
+    assert server.requested == ['/first']
+
+
+def test_application_can_check_whether_the_namespace_proxy_has_disconnected(server):
+    proxy = server.connect_proxy(GET % b'x')
+    assert b'200 OK' in proxy.recv(1000)
+    assert not server.client_has_closed()
+    server.connect(GET % b'x')
+    wait_until(lambda: server.requested == ['/x', '/x'])
+    assert server.client_has_closed is None
+
+
+def test_request_gets_a_response_if_the_peer_only_closed_its_sending_direction(server):
+    """socat does so at the end of its input."""
+    server_end, proxy = server.pair()
+    proxy.sendall(GET % b'x')
+    proxy.shutdown(socket.SHUT_WR)
+    server.handle(server_end, PROXY)
+    assert b'200 OK' in proxy.recv(1000)
 
 
 INSTANCE, PROXY = ('10.1.1.2', 1), ''
