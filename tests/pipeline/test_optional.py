@@ -120,6 +120,8 @@ def test_healthcheck_responds_to_the_host_only(load, cloud):
     ]
     cloud.server.server_close()
     app.get('/', headers={**A, 'X-Metadata-Remaining-Ms': '200'}, status=503)
+    app.get('/healthcheck', status=200)
+    app.get('/', headers={**A, 'X-Metadata-Remaining-Ms': '1000'}, status=503)
     failed = app.get('/healthcheck', status=503)
     assert failed.text.startswith('NOVA NOT REACHABLE\ndirectory: reachable')
     assert 'nova: not reachable' in failed.text

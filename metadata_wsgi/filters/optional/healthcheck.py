@@ -10,7 +10,8 @@
 
 ``/healthcheck`` is the readiness check: 200, or 503 with the reasons. There are two reasons for 503:
 
-- The latest lookup, or the latest request to Nova, failed less than a minute ago.
+- The latest lookup, or the latest request to Nova, failed less than a minute ago. A request that had less than
+  ``limits.CIRCUIT_MIN_TIME_S`` does not count.
 - The node is drained: the file ``disable_by_file_path`` exists, or a file of ``enable_by_file_paths`` is missing. A
   drained agent still serves instances.
 
@@ -48,8 +49,10 @@ from typing import TYPE_CHECKING, Any
 import webob
 from oslo_config import cfg
 
-from metadata_wsgi import instruments
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.config import config_files
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.pipeline.outcome import (
     SOURCE,
     UNIDENTIFIED,
@@ -127,8 +130,11 @@ class HealthcheckFilter:
         if environ['PATH_INFO'] in self._paths and is_local_request(environ):
             return self.respond(environ, start_response)
         recorder = StatusRecorder(start_response)
+        started_s = self._clock()
         body = self.app(environ, recorder)
-        self._observe(stage_reached(environ), recorder.status)
+        deadline: Deadline | None = environ.get(environ_keys.DEADLINE)
+        had_time = deadline is None or deadline.at_s - started_s >= limits.CIRCUIT_MIN_TIME_S
+        self._observe(stage_reached(environ), recorder.status, had_time=had_time)
         return body
 
     def has_path(self, path: str) -> bool:
@@ -141,12 +147,15 @@ class HealthcheckFilter:
         results = [Result('worker', 'OK', f'pid {os.getpid()}')] if is_live else self._results()
         return self._response(results, webob.Request(environ))(environ, start_response)
 
-    def _observe(self, stage: str, status: str) -> None:
-        now_s = self._clock()
+    def _observe(self, stage: str, status: str, *, had_time: bool) -> None:
         if stage not in (UNIDENTIFIED, SOURCE) or (stage == SOURCE and status in LOOKUP_STATUSES):
-            self._last_seen['directory'] = (now_s, not (stage == SOURCE and status == '503'))
+            self._record('directory', not (stage == SOURCE and status == '503'), had_time)
         if stage == UPSTREAM and status not in OWN_STATUSES:
-            self._last_seen['nova'] = (now_s, status not in NOVA_FAILURE_STATUSES)
+            self._record('nova', status not in NOVA_FAILURE_STATUSES, had_time)
+
+    def _record(self, name: str, reachable: bool, had_time: bool) -> None:
+        if reachable or had_time:
+            self._last_seen[name] = (self._clock(), reachable)
 
     def _results(self) -> list[Result]:
         return [*self._results_of_files(), *map(self._result_of_service, ('directory', 'nova'))]
