@@ -173,7 +173,7 @@ def _application(global_conf: Mapping[str, str], pause: SharedPause, *, one_hop:
     with config_files.parsed_once():
         path, _ = paste_file(global_conf)
         apps = [paste_loader.load(path, name, global_conf) for name in ('agent', 'one_hop')[: 1 + one_hop]]
-    _check_metrics(global_conf, apps[0])
+    check_metrics(global_conf, apps[0])
     for link in (link for app in apps for link in order.chain(app)):
         lookup: object = protocol.lookup_of(link)
         if isinstance(lookup, UsesSharedPause):
@@ -262,7 +262,8 @@ def _host_page(global_conf: Mapping[str, str]) -> Callable[[Any], Stoppable | No
     return serve
 
 
-def _check_metrics(global_conf: Mapping[str, str], app: Any) -> None:
+def check_metrics(global_conf: Mapping[str, str], app: Any) -> None:
+    """Raise ConfigError if [metrics] listen is set, and no filter of the pipeline ``app`` counts."""
     if not options.load_listen_address(global_conf):
         return
     from metadata_wsgi.filters.optional.metrics import MetricsFilter

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi check-config`` and ``show-pipeline``: check whether the agent would start, and show its pipeline.
 
-``check-config`` reads the agent's configuration and loads the pipeline. It checks that the lookup shows every instance
+``check-config`` reads the agent's configuration and loads the pipeline; with ``metadata_one_hop`` also the pipeline
+``one_hop``. It checks that the lookup shows every instance
 to the agent, and that Nova checks signatures with the same secret. If the agent's role is not allowed to see ports,
 Neutron returns an empty list and no error. So the check has no result in a new cloud, where only the agent's own
 project has ports or networks. Then the exit code is 2 if there is no other problem. It is 2, too, if the pipeline has
@@ -24,6 +25,7 @@ from metadata_wsgi.cli.findings import Finding
 from metadata_wsgi.config import config_files, file_warnings
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError, MetadataError
+from metadata_wsgi.keeper.protocol import ONE_HOP
 from metadata_wsgi.lookup import protocol
 from metadata_wsgi.metrics import sink
 from metadata_wsgi.nova_proxy import probe as nova_probe
@@ -80,11 +82,14 @@ def global_conf_of(args: argparse.Namespace) -> dict[str, str]:
     return (neutron_agent.configuration if args.neutron else config_files.to_global_conf)(args.config_file)
 
 
-def load(args: argparse.Namespace) -> tuple[str, Any]:
-    """Return the path of the paste file and the application that ``args`` select. Disables the metrics."""
+def load(args: argparse.Namespace, pipeline: str = '') -> tuple[str, Any]:
+    """Return the path of the paste file and the application that ``args`` select. Disables the metrics.
+
+    ``pipeline`` replaces the pipeline that ``args`` select.
+    """
     global_conf = global_conf_of(args)
     path = args.paste_file or agent.paste_file(global_conf)[0]
-    app = paste_loader.load(path, args.pipeline, global_conf, only_check=True)
+    app = paste_loader.load(path, pipeline or args.pipeline, global_conf, only_check=True)
     # Root may run this verb, and would create files in the directory of the workers' metrics.
     sink.disconnect()
     return path, app
@@ -128,14 +133,17 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
             if hint:
                 yield Finding('note', findings.WELL, hint)
         path, app = load(args)
+        apps = [app, *_one_hop(args, global_conf)]
     yield Finding('paste file', findings.WELL, path)
+    for one in apps:
+        names = ' '.join(map(order.name, order.chain(one)))
+        yield Finding('pipeline', findings.WELL, f'{names}: every filter has what it requires')
+    agent.check_metrics(global_conf, app)
     links = order.chain(app)
-    names = ' '.join(order.name(link) for link in links)
-    yield Finding('pipeline', findings.WELL, f'{names}: every filter has what it requires')
     yield from _metrics(global_conf, links)
     for sentence in file_warnings.world_readable_secrets(files, option_registry.list_opts()):
         yield Finding('secrets', findings.NOT_WELL, sentence)
-    # The filters lookup_cache and instance may both have a lookup; it is the same object.
+    # The filters lookup_cache and instance may each have a lookup. Both are made from the same options.
     lookup: object = next(filter(None, map(protocol.lookup_of, links)), None)
     if credentials := getattr(lookup, 'credentials', ''):
         yield Finding('credentials', findings.WELL, credentials)
@@ -146,6 +154,16 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
         yield Finding('Nova', findings.NOT_WELL, sentence)
     if not nova_problems and isinstance(links[-1], UpstreamApp):
         yield Finding('Nova', findings.WELL, 'checks signatures and has the same shared secret')
+
+
+def _one_hop(args: argparse.Namespace, global_conf: Mapping[str, str]) -> Iterator[Any]:
+    """The pipeline one_hop, if the agent also loads this pipeline."""
+    if args.pipeline == ONE_HOP or not config_files.load(global_conf, agent.OPTS).metadata_one_hop:
+        return
+    try:
+        yield load(args, ONE_HOP)[1]
+    except ConfigError as error:
+        raise ConfigError(f'metadata_one_hop is set, and the pipeline one_hop does not load: {error}') from error
 
 
 def _metrics(global_conf: Mapping[str, str], links: Iterable[Any]) -> Iterator[Finding]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``metadata-wsgi check-config`` prints about credentials, visibility, Nova and foreign options."""
 
+import functools
 import json
 import os
 from types import SimpleNamespace
@@ -179,7 +180,7 @@ def metrics_directory(tmp_path):
 def verb(tmp_path, capsys, metrics_directory):
     """A function: a verb and its arguments -> (exit code, output, errors), for a pipeline with the filter metrics."""
     paste = tmp_path / 'api-paste.ini'
-    paste.write_text(SHIPPED.read_text().replace(' request_id ', ' request_id metrics '))
+    shipped = SHIPPED.read_text().replace(' request_id ', ' request_id metrics ')
     with Cloud(tmp_path) as cloud:
         # It has a secret.
         cloud.conf_file.chmod(0o600)
@@ -187,8 +188,10 @@ def verb(tmp_path, capsys, metrics_directory):
             os.chown(cloud.conf_file, 65534, 65534)
         text = f'{cloud.conf_file.read_text()}[metrics]\ndirectory = {metrics_directory}\n'
 
-        def run(*words, options='', call=lambda function, *args: function(*args)):
-            cloud.conf_file.write_text(text.replace('[DEFAULT]\n', f'[DEFAULT]\n{options}\n'))
+        def run(*words, options='', listen='', pipelines=(), call=lambda function, *args: function(*args)):
+            paste.write_text(functools.reduce(lambda now, change: now.replace(*change), pipelines, shipped))
+            metrics = f'listen = {listen}\n' if listen else ''
+            cloud.conf_file.write_text(text.replace('[DEFAULT]\n', f'[DEFAULT]\n{options}\n') + metrics)
             files = ['--config-file', str(cloud.conf_file), '--paste-file', str(paste)]
             return call(main.main, [words[0], *files, *words[1:]]), *capsys.readouterr()
 
@@ -208,6 +211,53 @@ def test_a_verb_that_loads_the_pipeline_does_not_make_the_metrics_directory(verb
     assert (code, err) == (0, '')
     assert 'metrics' in out
     assert not metrics_directory.parent.exists()
+
+
+WRONG_ORDER = ('deadline socket_source instance', 'instance deadline socket_source')
+
+
+def test_it_fails_if_the_pipeline_one_hop_does_not_load(verb):
+    """The agent would not start either."""
+    code, _, err = verb('check-config', options='metadata_one_hop = true', pipelines=[WRONG_ORDER])
+    assert code == 1
+    assert err.startswith('metadata_one_hop is set, and the pipeline one_hop does not load: ')
+
+
+def test_it_shows_the_pipeline_one_hop_if_the_agent_serves_this_mode(verb):
+    code, out, _ = verb('check-config', options='metadata_one_hop = true')
+    assert code == 0
+    shown = [line.partition(' ')[::2] for line in out.splitlines() if line.startswith('pipeline')]
+    assert [name for name, _ in shown] == ['pipeline', 'pipeline']
+    assert 'header_source' in shown[0][1]
+    assert 'socket_source' in shown[1][1]
+
+
+def test_the_pipeline_one_hop_is_not_checked_if_the_agent_does_not_serve_this_mode(verb):
+    code, out, _ = verb('check-config', pipelines=[WRONG_ORDER])
+    assert code == 0
+    assert 'socket_source' not in out
+
+
+def test_it_fails_if_the_agent_would_serve_metrics_that_no_filter_counts(verb):
+    """The agent would not start either."""
+    code, _, err = verb('check-config', listen='127.0.0.1:9698', pipelines=[(' metrics ', ' ')])
+    assert code == 1
+    assert 'the pipeline has no filter metrics' in err
+
+
+@pytest.mark.parametrize('option', ['--router-id=router-a', '--network-id=network-c'])
+def test_explain_traces_the_pipeline_one_hop(verb, option):
+    code, out, err = verb('explain', '--pipeline', 'one_hop', option, '10.1.1.2')
+    assert (code, err) == (0, '')
+    steps = {line.split()[0]: line for line in out.splitlines()}
+    assert f'10.1.1.2 behind {option[2:].replace("-id=", " ")} ' in steps['socket_source']
+    assert 'signature' in steps
+
+
+def test_explain_of_the_pipeline_one_hop_names_a_wrong_address(verb):
+    code, _, err = verb('explain', '--pipeline', 'one_hop', '--router-id=router-a', '10.1.1')
+    assert code == 1
+    assert err == 'metadata-wsgi explain: 10.1.1 is not an IP address\n'
 
 
 @pytest.fixture
