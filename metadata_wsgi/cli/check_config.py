@@ -138,6 +138,9 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
     for one in apps:
         names = ' '.join(map(order.name, order.chain(one)))
         yield Finding('pipeline', findings.WELL, f'{names}: every filter has what it requires')
+    if missing := _missing_in_one_hop(apps):
+        text = f'mode one_hop is served without filters that the pipeline {args.pipeline} has: {missing}'
+        yield Finding('note', findings.WELL, text)
     agent.check_metrics(global_conf, app)
     links = order.chain(app)
     yield from _metrics(global_conf, links)
@@ -164,6 +167,12 @@ def _one_hop(args: argparse.Namespace, global_conf: Mapping[str, str]) -> Iterat
         yield load(args, ONE_HOP)[1]
     except ConfigError as error:
         raise ConfigError(f'metadata_one_hop is set, and the pipeline one_hop does not load: {error}') from error
+
+
+def _missing_in_one_hop(apps: list[Any]) -> str:
+    """The filters that only the first of two pipelines has, without those that read or check the proxy's headers."""
+    names = [[order.name(link) for link in order.chain(app)] for app in apps]
+    return ', '.join(name for name in names[0] if name not in (*names[-1], 'peer_credentials', 'header_source'))
 
 
 def _metrics(global_conf: Mapping[str, str], links: Iterable[Any]) -> Iterator[Finding]:

@@ -20,7 +20,8 @@ count, because a restart of the agent would not repair them. On both paths HEAD 
 application/json`` the response is JSON.
 
 The check sends no request to Neutron or Nova. It reports the results of instances' requests in the worker that
-responds. So a host without requests is healthy.
+responds. So a host without requests is healthy. If the agent also serves mode ``one_hop``, put the filter into both
+pipelines: each filter records the requests of its own pipeline, and the filters of a worker share the results.
 
 The filter responds to requests of this host only. A request counts as one of this host if it arrives on the agent's own
 socket without a header that names a client. A namespace proxy always sends such a header. If an instance requests
@@ -123,7 +124,7 @@ class HealthcheckFilter:
         self._disable_by_file_path = disable_by_file_path
         self._enable_by_file_paths = enable_by_file_paths
         self._clock = clock
-        self._last_seen: dict[str, tuple[float, bool]] = {}
+        self.last_results: dict[str, tuple[float, bool]] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Respond to a request of the host. For other requests, call the next filter and record the status."""
@@ -155,7 +156,7 @@ class HealthcheckFilter:
 
     def _record(self, name: str, reachable: bool, had_time: bool) -> None:
         if reachable or had_time:
-            self._last_seen[name] = (self._clock(), reachable)
+            self.last_results[name] = (self._clock(), reachable)
 
     def _results(self) -> list[Result]:
         return [*self._results_of_files(), *map(self._result_of_service, ('directory', 'nova'))]
@@ -171,7 +172,7 @@ class HealthcheckFilter:
 
     def _result_of_service(self, name: str) -> Result:
         now_s = self._clock()
-        at_s, reachable = self._last_seen.get(name, (float('-inf'), True))
+        at_s, reachable = self.last_results.get(name, (float('-inf'), True))
         if now_s - at_s > STALE_AFTER_S:
             return Result(name, 'OK', 'not used lately')
         reason = 'OK' if reachable else f'{name.upper()} NOT REACHABLE'

@@ -232,6 +232,15 @@ def test_it_shows_the_pipeline_one_hop_if_the_agent_serves_this_mode(verb):
     assert 'socket_source' in shown[1][1]
 
 
+def test_a_note_names_the_filters_that_only_the_pipeline_agent_has(verb):
+    pipelines = [(' metrics deadline socket_source', ' deadline socket_source')]
+    code, out, _ = verb('check-config', options='metadata_one_hop = true', pipelines=pipelines)
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith('note ')] == [
+        'note            mode one_hop is served without filters that the pipeline agent has: metrics'
+    ]
+
+
 def test_the_pipeline_one_hop_is_not_checked_if_the_agent_does_not_serve_this_mode(verb):
     code, out, _ = verb('check-config', pipelines=[WRONG_ORDER])
     assert code == 0
