@@ -2,11 +2,11 @@
 """``metadata-wsgi check-config`` and ``show-pipeline``: check whether the agent would start, and show its pipeline.
 
 ``check-config`` reads the agent's configuration and loads the pipeline; with ``metadata_one_hop`` also the pipeline
-``one_hop``. It checks that the lookup shows every instance
-to the agent, and that Nova checks signatures with the same secret. If the agent's role is not allowed to see ports,
-Neutron returns an empty list and no error. So the check has no result in a new cloud, where only the agent's own
-project has ports or networks. Then the exit code is 2 if there is no other problem. It is 2, too, if the pipeline has
-the filter ``metrics`` and the user of the command cannot write to the directory of the metrics.
+``one_hop``. It checks that the lookup shows every instance to the agent, and that Nova checks signatures with the
+same secret. If the agent's role is not allowed to see ports, Neutron returns an empty list and no error. So the check
+has no result in a new cloud, where only the agent's own project has ports or networks. It has no result either for a
+role that may see only a part of the ports. Then the exit code is 2 if there is no other problem. It is 2, too, if the
+pipeline has the filter ``metrics`` and the user of the command cannot write to the directory of the metrics.
 
 ``show-pipeline`` prints the filters as a list, or draws the path of a request (``-f mermaid``, ``-f svg``).
 """
@@ -205,12 +205,8 @@ def _probe(lookup: protocol.ChecksVisibility) -> Finding:
     except InstanceLookupError as error:
         return Finding('directory', findings.NOT_WELL, f'directory: {error}')
     if not getattr(result, 'is_likely', True):
-        return Finding(
-            'directory',
-            findings.UNKNOWN,
-            f'directory: cannot tell whether the agent sees every instance: {result}. Boot an instance in another '
-            'project and check again',
-        )
+        text = f'directory: cannot tell whether the agent sees every instance: {result}'
+        return Finding('directory', findings.UNKNOWN, text)
     return Finding('directory', findings.WELL, str(result))
 
 

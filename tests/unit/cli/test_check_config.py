@@ -10,7 +10,7 @@ import pytest
 
 from metadata_wsgi import instruments
 from metadata_wsgi.cli import check_config, main
-from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
+from tests.clients.fake_openstack import OUR_PROJECT, PASSWORD, FakeOpenStack, port
 from tests.cloud import SECRET, SHIPPED, Cloud
 
 NEUTRON_CONF = """[DEFAULT]
@@ -97,6 +97,16 @@ def test_exit_code_2_if_no_port_of_another_project_is_visible(check):
     assert 'ok' not in out.splitlines()
     assert err.startswith('directory: cannot tell whether the agent sees every instance: ')
     assert 'shows no ports of other projects to the roles service: either there are none yet, or its policy' in err
+
+
+def test_exit_code_2_if_the_role_may_see_only_a_part_of_the_ports(check):
+    """A member also sees the ports of others on the networks of its own project."""
+    code, out, err = check({**GUEST, 'shared_by': OUR_PROJECT}, user='member')
+    assert code == 2
+    assert 'ok' not in out.splitlines()
+    assert err.startswith('directory: cannot tell whether the agent sees every instance: ')
+    assert 'to the roles member, but by its default policy only those on networks of their own project' in err
+    assert 'Boot an instance' not in err
 
 
 def test_networks_of_other_projects_are_enough_in_a_cloud_without_ports(check):
