@@ -226,7 +226,8 @@ CIRCUIT_PROBE_INTERVAL_S = 0.5
 """Pause after each attempt while the circuit is open."""
 
 CIRCUIT_MIN_TIME_S = 1.0
-"""A failure to connect counts only if the attempt was given at least this time."""
+"""A failure for want of time counts against a service only if the attempt was given at least this time. A client can
+shorten the deadline of its own request (``filters/deadline.py``)."""
 
 NOVA_ATTEMPT_FRACTION = 2 / 3
 """If a request may be retried, an attempt gets this part of the remaining time. The rest is for a retry."""

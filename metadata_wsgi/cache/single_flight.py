@@ -5,6 +5,9 @@ While one request loads a key, other requests for the key wait for the result, e
 the source is unavailable (LookupUnavailable), a stale entry is returned. For ``RETRY_AFTER_FAILURE_S`` after this
 failure, a key with a stale entry is not loaded again. Otherwise each request would wait for the timeout of the source.
 A key without a stale entry is always loaded.
+
+A load with less than ``REFRESH_TIMEOUT_S`` does not show whether the source is available. If it fails, no stale entry
+is returned. Otherwise a client that shortens the deadline of its own request could cause stale results.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ class SingleFlight:
     def __call__(self, key: Hashable, load: Load, deadline: Deadline) -> Any:
         """The cached value of ``key``, else the value that ``load`` returns. Raises the exceptions of ``load``.
 
-        If ``load`` raises LookupUnavailable and there is a stale value, returns the stale value. A request that waits
+        If ``load`` raises LookupUnavailable although it had ``REFRESH_TIMEOUT_S``, returns the stale value, if there is
+        one. A request that waits
         for the ``load`` of another request raises LookupUnavailable at its own deadline.
         """
         entry = self.cache.fresh(key)
@@ -108,12 +112,13 @@ class SingleFlight:
             instruments.CACHE_REQUESTS.add(self._name, 'hit')
             return entry.value
         stale = self.cache.stale_ok(key)
+        had_time = deadline.remaining_s() >= REFRESH_TIMEOUT_S
         try:
             value = self._load_and_store(
                 flight, key, load, deadline if stale is None else _at_most(deadline, REFRESH_TIMEOUT_S)
             )
         except LookupUnavailable:
-            if stale is None:
+            if stale is None or not had_time:
                 raise
             self._retry_at_s = self.cache.clock() + jittered(RETRY_AFTER_FAILURE_S)
             instruments.CACHE_REQUESTS.add(self._name, 'stale')

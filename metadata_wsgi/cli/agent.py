@@ -30,7 +30,7 @@ from metadata_wsgi.metrics import options
 from metadata_wsgi.net import listeners, sd_notify
 from metadata_wsgi.net import options as net_options
 from metadata_wsgi.net.sd_notify import Notifier
-from metadata_wsgi.pipeline import order, paste_loader
+from metadata_wsgi.pipeline import order, outcome, paste_loader
 from metadata_wsgi.pipeline.environ_keys import NAMESPACE
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges import options as privileges_options
@@ -173,8 +173,10 @@ def _application(global_conf: Mapping[str, str], pause: SharedPause, *, one_hop:
     with config_files.parsed_once():
         path, _ = paste_file(global_conf)
         apps = [paste_loader.load(path, name, global_conf) for name in ('agent', 'one_hop')[: 1 + one_hop]]
-    _check_metrics(global_conf, apps[0])
-    for link in (link for app in apps for link in order.chain(app)):
+    check_metrics(global_conf, apps[0])
+    links = [link for app in apps for link in order.chain(app)]
+    outcome.share_results(links)
+    for link in links:
         lookup: object = protocol.lookup_of(link)
         if isinstance(lookup, UsesSharedPause):
             lookup.use_pause(pause)
@@ -262,7 +264,8 @@ def _host_page(global_conf: Mapping[str, str]) -> Callable[[Any], Stoppable | No
     return serve
 
 
-def _check_metrics(global_conf: Mapping[str, str], app: Any) -> None:
+def check_metrics(global_conf: Mapping[str, str], app: Any) -> None:
+    """Raise ConfigError if [metrics] listen is set, and no filter of the pipeline ``app`` counts."""
     if not options.load_listen_address(global_conf):
         return
     from metadata_wsgi.filters.optional.metrics import MetricsFilter

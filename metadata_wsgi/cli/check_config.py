@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """``metadata-wsgi check-config`` and ``show-pipeline``: check whether the agent would start, and show its pipeline.
 
-``check-config`` reads the agent's configuration and loads the pipeline. It checks that the lookup shows every instance
-to the agent, and that Nova checks signatures with the same secret. If the agent's role is not allowed to see ports,
-Neutron returns an empty list and no error. So the check has no result in a new cloud, where only the agent's own
-project has ports or networks. Then the exit code is 2 if there is no other problem. It is 2, too, if the pipeline has
-the filter ``metrics`` and the user of the command cannot write to the directory of the metrics.
+``check-config`` reads the agent's configuration and loads the pipeline; with ``metadata_one_hop`` also the pipeline
+``one_hop``. It checks that the lookup shows every instance to the agent, and that Nova checks signatures with the
+same secret. If the agent's role is not allowed to see ports, Neutron returns an empty list and no error. So the check
+has no result in a new cloud, where only the agent's own project has ports or networks. It has no result either for a
+role that may see only a part of the ports. Then the exit code is 2 if there is no other problem. It is 2, too, if the
+pipeline has the filter ``metrics`` and the user of the command cannot write to the directory of the metrics.
 
 ``show-pipeline`` prints the filters as a list, or draws the path of a request (``-f mermaid``, ``-f svg``).
 """
@@ -24,6 +25,7 @@ from metadata_wsgi.cli.findings import Finding
 from metadata_wsgi.config import config_files, file_warnings
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError, MetadataError
+from metadata_wsgi.keeper.protocol import ONE_HOP
 from metadata_wsgi.lookup import protocol
 from metadata_wsgi.metrics import sink
 from metadata_wsgi.nova_proxy import probe as nova_probe
@@ -80,11 +82,14 @@ def global_conf_of(args: argparse.Namespace) -> dict[str, str]:
     return (neutron_agent.configuration if args.neutron else config_files.to_global_conf)(args.config_file)
 
 
-def load(args: argparse.Namespace) -> tuple[str, Any]:
-    """Return the path of the paste file and the application that ``args`` select. Disables the metrics."""
+def load(args: argparse.Namespace, pipeline: str = '') -> tuple[str, Any]:
+    """Return the path of the paste file and the application that ``args`` select. Disables the metrics.
+
+    ``pipeline`` replaces the pipeline that ``args`` select.
+    """
     global_conf = global_conf_of(args)
     path = args.paste_file or agent.paste_file(global_conf)[0]
-    app = paste_loader.load(path, args.pipeline, global_conf, only_check=True)
+    app = paste_loader.load(path, pipeline or args.pipeline, global_conf, only_check=True)
     # Root may run this verb, and would create files in the directory of the workers' metrics.
     sink.disconnect()
     return path, app
@@ -128,14 +133,20 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
             if hint:
                 yield Finding('note', findings.WELL, hint)
         path, app = load(args)
+        apps = [app, *_one_hop(args, global_conf)]
     yield Finding('paste file', findings.WELL, path)
+    for one in apps:
+        names = ' '.join(map(order.name, order.chain(one)))
+        yield Finding('pipeline', findings.WELL, f'{names}: every filter has what it requires')
+    if missing := _missing_in_one_hop(apps):
+        text = f'mode one_hop is served without filters that the pipeline {args.pipeline} has: {missing}'
+        yield Finding('note', findings.WELL, text)
+    agent.check_metrics(global_conf, app)
     links = order.chain(app)
-    names = ' '.join(order.name(link) for link in links)
-    yield Finding('pipeline', findings.WELL, f'{names}: every filter has what it requires')
     yield from _metrics(global_conf, links)
     for sentence in file_warnings.world_readable_secrets(files, option_registry.list_opts()):
         yield Finding('secrets', findings.NOT_WELL, sentence)
-    # The filters lookup_cache and instance may both have a lookup; it is the same object.
+    # The filters lookup_cache and instance may each have a lookup. Both are made from the same options.
     lookup: object = next(filter(None, map(protocol.lookup_of, links)), None)
     if credentials := getattr(lookup, 'credentials', ''):
         yield Finding('credentials', findings.WELL, credentials)
@@ -146,6 +157,22 @@ def checks(args: argparse.Namespace) -> Iterator[Finding]:
         yield Finding('Nova', findings.NOT_WELL, sentence)
     if not nova_problems and isinstance(links[-1], UpstreamApp):
         yield Finding('Nova', findings.WELL, 'checks signatures and has the same shared secret')
+
+
+def _one_hop(args: argparse.Namespace, global_conf: Mapping[str, str]) -> Iterator[Any]:
+    """The pipeline one_hop, if the agent also loads this pipeline."""
+    if args.pipeline == ONE_HOP or not config_files.load(global_conf, agent.OPTS).metadata_one_hop:
+        return
+    try:
+        yield load(args, ONE_HOP)[1]
+    except ConfigError as error:
+        raise ConfigError(f'metadata_one_hop is set, and the pipeline one_hop does not load: {error}') from error
+
+
+def _missing_in_one_hop(apps: list[Any]) -> str:
+    """The filters that only the first of two pipelines has, without those that read or check the proxy's headers."""
+    names = [[order.name(link) for link in order.chain(app)] for app in apps]
+    return ', '.join(name for name in names[0] if name not in (*names[-1], 'peer_credentials', 'header_source'))
 
 
 def _metrics(global_conf: Mapping[str, str], links: Iterable[Any]) -> Iterator[Finding]:
@@ -178,12 +205,8 @@ def _probe(lookup: protocol.ChecksVisibility) -> Finding:
     except InstanceLookupError as error:
         return Finding('directory', findings.NOT_WELL, f'directory: {error}')
     if not getattr(result, 'is_likely', True):
-        return Finding(
-            'directory',
-            findings.UNKNOWN,
-            f'directory: cannot tell whether the agent sees every instance: {result}. Boot an instance in another '
-            'project and check again',
-        )
+        text = f'directory: cannot tell whether the agent sees every instance: {result}'
+        return Finding('directory', findings.UNKNOWN, text)
     return Finding('directory', findings.WELL, str(result))
 
 

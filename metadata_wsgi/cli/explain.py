@@ -23,9 +23,11 @@ from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
 from metadata_wsgi.cli.terminal import printable
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.filters import header_source
+from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.filters import header_source, socket_source
 from metadata_wsgi.http import header_names, message
 from metadata_wsgi.lookup import protocol
+from metadata_wsgi.net import addresses
 from metadata_wsgi.nova_proxy import upstream
 from metadata_wsgi.pipeline import environ_keys, order
 
@@ -74,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
             lookup.on_other_port = trace.note
     for outer, inner in itertools.pairwise(links):
         _insert(outer, inner, _Probe(trace, outer, inner, send=args.send, last=inner is links[-1]))
-    environ = _environ(args)
+    is_one_hop = any(isinstance(link, socket_source.SocketSourceFilter) for link in links)
+    environ = _environ(args) | (_connection(args) if is_one_hop else _proxy_headers(args))
     status_lines: list[str] = []
 
     def start_response(
@@ -192,11 +195,7 @@ def _insert(outer: Any, inner: Any, probe: _Probe) -> None:
 
 
 def _environ(args: argparse.Namespace) -> WSGIEnvironment:
-    """The request that the namespace proxy of this router or network would send."""
-    prefix = config_files.load(check_config.global_conf_of(args), header_source.OPTS).metadata_header_prefix.lower()
-    id_header = header_names.router_id(prefix) if args.router_id else header_names.network_id(prefix)
-    # An address fe80::1%qr-1a2b3c4d-5e has an interface. The namespace proxy sends the interface in a header.
-    address, _, interface = args.address.partition('%')
+    """The request, without the data that name the instance."""
     return {
         'REQUEST_METHOD': 'GET',
         'SCRIPT_NAME': '',
@@ -215,9 +214,31 @@ def _environ(args: argparse.Namespace) -> WSGIEnvironment:
         'wsgi.run_once': True,
         # There is no socket whose peer peer_credentials could check.
         'paste.testing': True,
+        'HTTP_ACCEPT': '*/*',
+        'HTTP_USER_AGENT': 'metadata-wsgi explain',
+    }
+
+
+def _proxy_headers(args: argparse.Namespace) -> WSGIEnvironment:
+    """The headers that the namespace proxy of this router or network would add."""
+    prefix = config_files.load(check_config.global_conf_of(args), header_source.OPTS).metadata_header_prefix.lower()
+    id_header = header_names.router_id(prefix) if args.router_id else header_names.network_id(prefix)
+    # An address fe80::1%qr-1a2b3c4d-5e has an interface. The namespace proxy sends the interface in a header.
+    address, _, interface = args.address.partition('%')
+    return {
         'HTTP_X_FORWARDED_FOR': address,
         **({header_names.environ_key(header_names.CLIENT_INTERFACE): interface} if interface else {}),
         header_names.environ_key(id_header): args.router_id or args.network_id,
-        'HTTP_ACCEPT': '*/*',
-        'HTTP_USER_AGENT': 'metadata-wsgi explain',
+    }
+
+
+def _connection(args: argparse.Namespace) -> WSGIEnvironment:
+    """What the server sets for a connection in the namespace of this router or network (mode one_hop)."""
+    try:
+        addresses.normalize_ip(args.address)
+    except ValueError:
+        raise MetadataError(f'{args.address} is not an IP address') from None
+    return {
+        'REMOTE_ADDR': args.address,
+        environ_keys.NAMESPACE: environ_keys.Namespace(args.router_id, args.network_id),
     }

@@ -43,7 +43,7 @@ def check(app: Any, *, sleep: Callable[[float], object] = lambda seconds: time.s
 
     for problem in nova_probe.check(app):
         LOG.error('%s', problem)
-    # The filters lookup_cache and instance may both have a lookup; it is the same object.
+    # The filters lookup_cache and instance may each have a lookup. Both are made from the same options.
     probe = next(filter(None, map(protocol.probe_of, order.chain(app))), None)
     if probe:
         _probe_until_result(probe, sleep)

@@ -5,8 +5,10 @@ Instances wait 10 s for a response (cloud-init, Ignition, CirrOS). So a request 
 namespace proxy, lookup, retries and Nova together. The namespace proxy sends the remaining time in
 ``X-Metadata-Remaining-Ms``. This header can only shorten ``request_timeout``. The filter deletes the header.
 
-Our namespace proxy deletes every ``X-Metadata-*`` header of a client. In mode ``one_hop``, or behind haproxy, a client
-can send the header, but only shortens its own deadline. The filter writes DEADLINE.
+Our namespace proxy deletes every ``X-Metadata-*`` header of a client. In mode ``one_hop`` there is no namespace proxy,
+so the filter ignores the header. Behind haproxy a client can send the header, and shorten its own deadline. So a
+failure for want of time does not count as a failure of Neutron, Keystone or a Nova host, and causes no stale result.
+The filter reads NAMESPACE, if it is set, and writes DEADLINE.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class DeadlineFilter:
         """Set the deadline and call the next filter."""
         remaining_ms = environ.pop(_REMAINING_KEY, '')
         timeout_s = self._request_timeout_s
-        if remaining_ms.isascii() and remaining_ms.isdigit():
+        if environ_keys.NAMESPACE not in environ and remaining_ms.isascii() and remaining_ms.isdigit():
             # Nine digits of milliseconds are eleven days, more than the option allows. A cut keeps int() fast.
             timeout_s = min(timeout_s, int(remaining_ms[:9]) / 1000)
         received_at_s = environ.get(environ_keys.RECEIVED_AT_S, self._clock())

@@ -13,6 +13,8 @@ or fe80::a9fe:a9fe              check sends this address, and its result must no
 LookupUnavailable               503 with Retry-After, after retries until the deadline. Never 404, because after 404 an
                                 instance boots without keys. The retries of all requests of a worker share one budget
                                 (``http/retry.py``)
+LookupUnavailable, but the      503. The failure does not count as unavailable in the metrics, and is not logged:
+request had too little time     Neutron had no time to respond
 InstanceLookupError             503 with Retry-After. The lookup is not retried: an operator must act first
 ==============================  =====================================================================================
 """
@@ -67,13 +69,17 @@ class RequestLookup:
         if source.address in METADATA_ADDRESSES:
             return error_responses.instance_not_found()
         started_s = time.monotonic()
+        deadline: Deadline = environ[environ_keys.DEADLINE]
+        had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
         try:
-            found = self._find(source, environ[environ_keys.DEADLINE])
+            found = self._find(source, deadline)
         except InstanceLookupError as error:
-            result = 'unavailable' if isinstance(error, LookupUnavailable) else 'failed'
-            instruments.LOOKUP_SECONDS.observe(time.monotonic() - started_s, result)
-            if self._failure_log.allow():
-                LOG.error('Requests get 503: the lookup of %s failed: %s', source, error)
+            is_unavailable = isinstance(error, LookupUnavailable)
+            if had_time or not is_unavailable:
+                result = 'unavailable' if is_unavailable else 'failed'
+                instruments.LOOKUP_SECONDS.observe(time.monotonic() - started_s, result)
+                if self._failure_log.allow():
+                    LOG.error('Requests get 503: the lookup of %s failed: %s', source, error)
             environ[environ_keys.FAILURE] = environ_keys.Failure(503, f'the lookup failed: {error}')
             return error_responses.unavailable()
         result = ('none', 'one')[len(found)] if len(found) < 2 else 'several'

@@ -2,7 +2,8 @@
 """The hosts of Nova's metadata API: selects the host that gets a request.
 
 A request is sent to the first configured host. If this host fails, the request is sent to the next one. For
-``limits.NOVA_HOST_BACKOFF_S`` seconds after a failure, a host stands last in the order. While a host accepts no
+``limits.NOVA_HOST_BACKOFF_S`` seconds after a failure, a host stands last in the order. If an attempt with less than
+``limits.CIRCUIT_MIN_TIME_S`` gets no response, this is no failure of the host. While a host accepts no
 connections, only one request at a time tries to connect to it (circuit breaker).
 """
 
@@ -46,11 +47,13 @@ class Hosts:
             raise NotSent(self._hosts[-1].circuit.last_error)
         for host in hosts:
             is_last = host is hosts[-1]
+            attempt = deadline.fraction(limits.NOVA_ATTEMPT_FRACTION) if request.is_retryable else deadline
+            had_time = attempt.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
             try:
-                attempt = deadline.fraction(limits.NOVA_ATTEMPT_FRACTION) if request.is_retryable else deadline
                 response = host.send_request(request, attempt)
             except NoResponse as error:
-                host.back_off(error)
+                if had_time:
+                    host.back_off(error)
                 if is_last or not (request.is_retryable or isinstance(error, NotSent)):
                     raise
                 continue

@@ -7,8 +7,8 @@ not which filter made the response. The filters that write the keys need no code
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from metadata_wsgi.http import header_names
 from metadata_wsgi.pipeline import environ_keys
@@ -41,6 +41,22 @@ def is_local_request(environ: WSGIEnvironment) -> bool:
     if environ_keys.NAMESPACE in environ or environ.get('REMOTE_ADDR'):
         return False
     return not any(header_names.is_reserved_key(key) for key in environ)
+
+
+@runtime_checkable
+class RecordsResults(Protocol):
+    """A filter that records whether the services responded to the last requests."""
+
+    last_results: dict[str, tuple[float, bool]]
+    """Name of a service -> (time of the last result, whether the service responded)."""
+
+
+def share_results(links: Iterable[object]) -> None:
+    """Give all filters of ``links`` that record results one record: ``links`` are all filters of a worker."""
+    record: dict[str, tuple[float, bool]] = {}
+    for link in links:
+        if isinstance(link, RecordsResults):
+            link.last_results = record
 
 
 class StatusRecorder:

@@ -96,14 +96,17 @@ class OpenStackApi:
         }
 
     def list_ports(self, role: str, query: dict[str, list[str]]) -> list[dict[str, Any]]:
-        """The ports that ``query`` selects; a repeated filter means "or"."""
+        """The ports that ``query`` selects; a repeated filter means "or".
+
+        The owner of a network (``shared_by`` of a port) sees the ports of other projects on it.
+        """
         fields = query.pop('fields', [])
         query.pop('limit', None)
         addresses = [value.removeprefix('ip_address=') for value in query.pop('fixed_ips', [])]
         found = [
             known
             for known in self.ports
-            if (role == 'service' or known['project_id'] == OUR_PROJECT)
+            if (role == 'service' or OUR_PROJECT in (known['project_id'], known.get('shared_by')))
             and all(known[name] in wanted for name, wanted in query.items())
             and (not addresses or any(fixed['ip_address'] in addresses for fixed in known['fixed_ips']))
         ]

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shipped paste file with an optional filter in its pipelines, where its comment places it."""
 
+import time
+
 import pytest
 import webtest
 
+from metadata_wsgi import limits
+from metadata_wsgi.cache.process_shared import SharedPause
+from metadata_wsgi.cli import agent
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.pipeline import environ_keys, order, paste_loader
 from tests.cloud import SHIPPED, Cloud
@@ -120,12 +125,28 @@ def test_healthcheck_responds_to_the_host_only(load, cloud):
     ]
     cloud.server.server_close()
     app.get('/', headers={**A, 'X-Metadata-Remaining-Ms': '200'}, status=503)
+    app.get('/healthcheck', status=200)
+    app.get('/', headers={**A, 'X-Metadata-Remaining-Ms': '1000'}, status=503)
     failed = app.get('/healthcheck', status=503)
     assert failed.text.startswith('NOVA NOT REACHABLE\ndirectory: reachable')
     assert 'nova: not reachable' in failed.text
     # Liveness does not depend on Nova: a restart of the agent would not repair it.
     assert app.get('/healthcheck/live', status=200).text.startswith('OK\n')
     assert app.get('/healthcheck/live', headers=A, status=503).text != 'OK'
+
+
+def test_healthcheck_has_the_results_of_instances_in_mode_one_hop(load, cloud, tmp_path):
+    load('healthcheck', after='request_id')
+    default = f'[DEFAULT]\nmetadata_paste_config = {tmp_path}/api-paste.ini\n'
+    cloud.conf_file.write_text(cloud.conf_file.read_text().replace('[DEFAULT]\n', default))
+    app = webtest.TestApp(agent._application({'config_file': str(cloud.conf_file)}, SharedPause(), one_hop=True))
+    monitor = {'X-Openstack-Request-Id': 'req-1b4e28ba-2fa1-11d2-883f-0016d3cca427'}
+    assert 'nova: not used lately' in app.get('/healthcheck', headers=monitor).text
+    instance = {environ_keys.NAMESPACE: environ_keys.Namespace(router_id='router-a'), 'REMOTE_ADDR': '10.1.1.2'}
+    deadline_s = time.monotonic() - limits.REQUEST_TIMEOUT_S + limits.CIRCUIT_MIN_TIME_S + 0.1
+    cloud.server.server_close()
+    app.get('/', extra_environ={**instance, environ_keys.RECEIVED_AT_S: deadline_s}, status=503)
+    assert app.get('/healthcheck', headers=monitor, status=503).text.startswith('NOVA NOT REACHABLE\n')
 
 
 @pytest.mark.parametrize('after', ['catch_errors', 'request_id'])

@@ -10,7 +10,8 @@
 
 ``/healthcheck`` is the readiness check: 200, or 503 with the reasons. There are two reasons for 503:
 
-- The latest lookup, or the latest request to Nova, failed less than a minute ago.
+- The latest lookup, or the latest request to Nova, failed less than a minute ago. A request that had less than
+  ``limits.CIRCUIT_MIN_TIME_S`` does not count.
 - The node is drained: the file ``disable_by_file_path`` exists, or a file of ``enable_by_file_paths`` is missing. A
   drained agent still serves instances.
 
@@ -19,7 +20,8 @@ count, because a restart of the agent would not repair them. On both paths HEAD 
 application/json`` the response is JSON.
 
 The check sends no request to Neutron or Nova. It reports the results of instances' requests in the worker that
-responds. So a host without requests is healthy.
+responds. So a host without requests is healthy. If the agent also serves mode ``one_hop``, put the filter into both
+pipelines: each filter records the requests of its own pipeline, and the filters of a worker share the results.
 
 The filter responds to requests of this host only. A request counts as one of this host if it arrives on the agent's own
 socket without a header that names a client. A namespace proxy always sends such a header. If an instance requests
@@ -48,8 +50,10 @@ from typing import TYPE_CHECKING, Any
 import webob
 from oslo_config import cfg
 
-from metadata_wsgi import instruments
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.config import config_files
+from metadata_wsgi.deadline import Deadline
+from metadata_wsgi.pipeline import environ_keys
 from metadata_wsgi.pipeline.outcome import (
     SOURCE,
     UNIDENTIFIED,
@@ -120,15 +124,18 @@ class HealthcheckFilter:
         self._disable_by_file_path = disable_by_file_path
         self._enable_by_file_paths = enable_by_file_paths
         self._clock = clock
-        self._last_seen: dict[str, tuple[float, bool]] = {}
+        self.last_results: dict[str, tuple[float, bool]] = {}
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Respond to a request of the host. For other requests, call the next filter and record the status."""
         if environ['PATH_INFO'] in self._paths and is_local_request(environ):
             return self.respond(environ, start_response)
         recorder = StatusRecorder(start_response)
+        started_s = self._clock()
         body = self.app(environ, recorder)
-        self._observe(stage_reached(environ), recorder.status)
+        deadline: Deadline | None = environ.get(environ_keys.DEADLINE)
+        had_time = deadline is None or deadline.at_s - started_s >= limits.CIRCUIT_MIN_TIME_S
+        self._observe(stage_reached(environ), recorder.status, had_time=had_time)
         return body
 
     def has_path(self, path: str) -> bool:
@@ -141,12 +148,15 @@ class HealthcheckFilter:
         results = [Result('worker', 'OK', f'pid {os.getpid()}')] if is_live else self._results()
         return self._response(results, webob.Request(environ))(environ, start_response)
 
-    def _observe(self, stage: str, status: str) -> None:
-        now_s = self._clock()
+    def _observe(self, stage: str, status: str, *, had_time: bool) -> None:
         if stage not in (UNIDENTIFIED, SOURCE) or (stage == SOURCE and status in LOOKUP_STATUSES):
-            self._last_seen['directory'] = (now_s, not (stage == SOURCE and status == '503'))
+            self._record('directory', not (stage == SOURCE and status == '503'), had_time)
         if stage == UPSTREAM and status not in OWN_STATUSES:
-            self._last_seen['nova'] = (now_s, status not in NOVA_FAILURE_STATUSES)
+            self._record('nova', status not in NOVA_FAILURE_STATUSES, had_time)
+
+    def _record(self, name: str, reachable: bool, had_time: bool) -> None:
+        if reachable or had_time:
+            self.last_results[name] = (self._clock(), reachable)
 
     def _results(self) -> list[Result]:
         return [*self._results_of_files(), *map(self._result_of_service, ('directory', 'nova'))]
@@ -162,7 +172,7 @@ class HealthcheckFilter:
 
     def _result_of_service(self, name: str) -> Result:
         now_s = self._clock()
-        at_s, reachable = self._last_seen.get(name, (float('-inf'), True))
+        at_s, reachable = self.last_results.get(name, (float('-inf'), True))
         if now_s - at_s > STALE_AFTER_S:
             return Result(name, 'OK', 'not used lately')
         reason = 'OK' if reachable else f'{name.upper()} NOT REACHABLE'

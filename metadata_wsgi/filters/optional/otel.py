@@ -25,6 +25,7 @@ INSTANCE, if they are set.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,7 @@ class OtelFilter:
         self.app = app
         self._make_tracer = tracer
         self._tracer: Any = None
+        self._start_lock = threading.Lock()
         self._trusts_client = trusts_client
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -73,8 +75,7 @@ class OtelFilter:
         from opentelemetry import trace
 
         if self._tracer is None:
-            self._tracer = self._make_tracer()
-            self.app = _spanned(self.app, self._tracer)
+            self._start()
         recorder = StatusRecorder(start_response)
         with self._tracer.start_as_current_span(
             environ['REQUEST_METHOD'],
@@ -90,6 +91,16 @@ class OtelFilter:
                     span.set_attributes(_attributes(environ, recorder.status))
                     if recorder.status in ('', '500') or recorder.status >= '502':
                         span.set_status(trace.StatusCode.ERROR)
+
+    def _start(self) -> None:
+        """Make the tracer and wrap the filters, once. Concurrent requests wait."""
+        with self._start_lock:
+            if self._tracer is None:
+                # The SDK starts a thread here. Under gevent other requests run meanwhile.
+                tracer = self._make_tracer()
+                self.app = _spanned(self.app, tracer)
+                # Last: a request that finds a tracer also finds the wrapped filters.
+                self._tracer = tracer
 
     def _origin(self, traceparent: str) -> dict[str, Any]:
         """Arguments for the first span: its parent or link. Without a valid ``traceparent`` the span has neither."""

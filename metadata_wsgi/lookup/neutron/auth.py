@@ -5,7 +5,7 @@ keystoneauth sends the requests. This module keeps their number small if a thous
 
 - One thread renews a token ``RENEW_BEFORE_EXPIRY_S`` before it expires (a fifth of the lifetime, if that is less).
   Other threads use the old token meanwhile. If the renewal fails, the old token is used until ``EXPIRY_MARGIN_S``
-  before it expires.
+  before it expires. This early renewal takes at most ``EARLY_RENEWAL_TIMEOUT_S`` and half of the remaining time.
 - If Neutron rejects a token (401), one thread renews it, even if several threads received a 401.
 - A thread that has no valid token waits while another thread renews it, at most until its own deadline.
 - After some failures in a row, Keystone gets one request at a time, with pauses between them (circuit breaker). During
@@ -42,6 +42,7 @@ from metadata_wsgi.throttle import Throttle
 LOG = logging.getLogger(__name__)
 
 RENEW_BEFORE_EXPIRY_S = 120.0
+EARLY_RENEWAL_TIMEOUT_S = 2.0
 EXPIRY_MARGIN_S = 5.0
 """A token is not used in the last seconds of its life: Neutron 29 rejected a token about 2 s before it expired."""
 NEGATIVE_CACHE_S = 5.0
@@ -145,7 +146,7 @@ class Authenticator:
         """
         current, now_s = self._token, self._clock()
         valid = current if current and current is not rejected and now_s < current.expires_at_s else None
-        if valid and now_s < self._renew_at_s:
+        if valid and (now_s < self._renew_at_s or deadline.remaining_s() < limits.CIRCUIT_MIN_TIME_S):
             return valid
         if not self._renewal_lock.acquire(timeout=0.0 if valid else deadline.remaining_s()):
             if valid:
@@ -188,12 +189,15 @@ class Authenticator:
             )
         if valid is None and not self._circuit.allows_attempt():
             raise LookupUnavailable(self._circuit.last_error)
+        if valid:
+            deadline = Deadline(min(deadline.fraction(1 / 2).at_s, now_s + EARLY_RENEWAL_TIMEOUT_S), deadline.clock)
         had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
         self._circuit.start_attempt()
         try:
             self._token = self._fetch(deadline)
             instruments.TOKEN_RENEWALS.add('ok')
         except InstanceLookupError as error:
+            now_s = self._clock()
             if isinstance(error, LookupUnavailable):
                 instruments.TOKEN_RENEWALS.add('unavailable')
                 self._circuit.record_failure(error, had_time=had_time)

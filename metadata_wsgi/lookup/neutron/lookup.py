@@ -4,9 +4,11 @@
 If the credentials have too few rights, Neutron responds 200 with an empty list, as for a router without instances. So
 an empty list means 404 for the client only in the following two cases. In all other cases the lookup fails (503).
 
-- A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has found ports of other projects.
-- The check has found no ports of other projects, for example in a new cloud. But by Neutron's default policy the role
-  may see all ports. In addition Neutron shows an interface of the request's router, or a port on the request's network.
+- A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has found ports of other projects. And by Neutron's default policy
+  the role may see all ports (``ROLES_THAT_SEE_ALL``). Other roles may see foreign ports too: those on the networks of
+  their own project, for example on a shared network.
+- Only one of these two conditions is true, for example in a new cloud. In addition Neutron shows an interface of the
+  request's router, or a port on the request's network.
 
 If a lookup with cached networks of the router finds nothing, the networks are queried again, because a network may have
 been added.
@@ -91,17 +93,25 @@ class VisibilityCheck:
     networks: int = 0
 
     @property
+    def sees_all_by_default(self) -> bool:
+        """Whether the roles may see all ports by Neutron's default policy. True without Keystone: no role is known."""
+        return not self.roles or bool(self.roles & ROLES_THAT_SEE_ALL)
+
+    @property
     def is_proven(self) -> bool:
-        """Whether Neutron has shown ports of other projects. If not, there may be no such ports."""
-        return self.foreign > 0
+        """Whether Neutron has shown ports of other projects to a role that may see all ports.
+
+        If not, there may be no such ports, or the role may see only a part of the ports.
+        """
+        return self.foreign > 0 and self.sees_all_by_default
 
     @property
     def is_likely(self) -> bool:
-        """Whether Neutron has shown ports or networks of other projects.
+        """Whether Neutron has shown ports or networks of other projects to a role that may see all ports.
 
         Networks alone do not prove that an empty list of ports is complete: Neutron's policy may hide ports.
         """
-        return self.is_proven or self.networks > 0
+        return self.is_proven or (self.networks > 0 and self.sees_all_by_default)
 
     def __str__(self) -> str:
         roles = ', '.join(sorted(self.roles)) or 'none (no Keystone)'
@@ -111,9 +121,16 @@ class VisibilityCheck:
             return (
                 f'Neutron at {self.endpoint} shows networks of other projects, which have no ports yet; roles: {roles}'
             )
+        if self.foreign:
+            return (
+                f'Neutron at {self.endpoint} shows ports of other projects to the roles {roles}, but by its default '
+                'policy only those on networks of their own project: give the user the role service (or admin) in its '
+                'project. Ignore this if your policy shows all ports to one of these roles'
+            )
         return (
             f'Neutron at {self.endpoint} shows no ports of other projects to the roles {roles}: either there are none '
-            'yet, or its policy hides them. The role service needs Neutron 2023.2 or later; admin works with all'
+            'yet, or its policy hides them. The role service needs Neutron 2023.2 or later; admin works with all. '
+            'Boot an instance in another project and check again'
         )
 
 

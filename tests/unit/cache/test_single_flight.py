@@ -81,6 +81,17 @@ def test_a_stale_value_is_served_while_the_source_is_unavailable(cached_load, cl
     assert unavailable.timeouts_s == [REFRESH_TIMEOUT_S]
 
 
+def test_a_load_with_too_little_time_does_not_show_that_the_source_is_down(cached_load, clock):
+    """A client may shorten the deadline of its own request. It gets no stale value, and others are loaded again."""
+    for key in 'ab':
+        cached_load(key, FakeSource(f'old {key}'), Deadline.after(9.0, clock))
+    clock.sleep(30)
+    with pytest.raises(LookupUnavailable, match='too late'):
+        cached_load('a', FakeSource(LookupUnavailable('too late')), Deadline.after(REFRESH_TIMEOUT_S - 0.1, clock))
+    assert not cached_load.source_is_down()
+    assert cached_load('b', FakeSource('new b'), Deadline.after(9.0, clock)) == 'new b'
+
+
 def test_a_stale_value_expires(cached_load, clock):
     cached_load('k', FakeSource('old'), Deadline.after(9.0, clock))
     clock.sleep(60)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``metadata-wsgi check-config`` prints about credentials, visibility, Nova and foreign options."""
 
+import functools
 import json
 import os
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import pytest
 
 from metadata_wsgi import instruments
 from metadata_wsgi.cli import check_config, main
-from tests.clients.fake_openstack import PASSWORD, FakeOpenStack, port
+from tests.clients.fake_openstack import OUR_PROJECT, PASSWORD, FakeOpenStack, port
 from tests.cloud import SECRET, SHIPPED, Cloud
 
 NEUTRON_CONF = """[DEFAULT]
@@ -98,6 +99,16 @@ def test_exit_code_2_if_no_port_of_another_project_is_visible(check):
     assert 'shows no ports of other projects to the roles service: either there are none yet, or its policy' in err
 
 
+def test_exit_code_2_if_the_role_may_see_only_a_part_of_the_ports(check):
+    """A member also sees the ports of others on the networks of its own project."""
+    code, out, err = check({**GUEST, 'shared_by': OUR_PROJECT}, user='member')
+    assert code == 2
+    assert 'ok' not in out.splitlines()
+    assert err.startswith('directory: cannot tell whether the agent sees every instance: ')
+    assert 'to the roles member, but by its default policy only those on networks of their own project' in err
+    assert 'Boot an instance' not in err
+
+
 def test_networks_of_other_projects_are_enough_in_a_cloud_without_ports(check):
     code, out, err = check(network_owners=['project-a'])
     assert (code, err) == (0, '')
@@ -179,7 +190,7 @@ def metrics_directory(tmp_path):
 def verb(tmp_path, capsys, metrics_directory):
     """A function: a verb and its arguments -> (exit code, output, errors), for a pipeline with the filter metrics."""
     paste = tmp_path / 'api-paste.ini'
-    paste.write_text(SHIPPED.read_text().replace(' request_id ', ' request_id metrics '))
+    shipped = SHIPPED.read_text().replace(' request_id ', ' request_id metrics ')
     with Cloud(tmp_path) as cloud:
         # It has a secret.
         cloud.conf_file.chmod(0o600)
@@ -187,8 +198,10 @@ def verb(tmp_path, capsys, metrics_directory):
             os.chown(cloud.conf_file, 65534, 65534)
         text = f'{cloud.conf_file.read_text()}[metrics]\ndirectory = {metrics_directory}\n'
 
-        def run(*words, options='', call=lambda function, *args: function(*args)):
-            cloud.conf_file.write_text(text.replace('[DEFAULT]\n', f'[DEFAULT]\n{options}\n'))
+        def run(*words, options='', listen='', pipelines=(), call=lambda function, *args: function(*args)):
+            paste.write_text(functools.reduce(lambda now, change: now.replace(*change), pipelines, shipped))
+            metrics = f'listen = {listen}\n' if listen else ''
+            cloud.conf_file.write_text(text.replace('[DEFAULT]\n', f'[DEFAULT]\n{options}\n') + metrics)
             files = ['--config-file', str(cloud.conf_file), '--paste-file', str(paste)]
             return call(main.main, [words[0], *files, *words[1:]]), *capsys.readouterr()
 
@@ -208,6 +221,62 @@ def test_a_verb_that_loads_the_pipeline_does_not_make_the_metrics_directory(verb
     assert (code, err) == (0, '')
     assert 'metrics' in out
     assert not metrics_directory.parent.exists()
+
+
+WRONG_ORDER = ('deadline socket_source instance', 'instance deadline socket_source')
+
+
+def test_it_fails_if_the_pipeline_one_hop_does_not_load(verb):
+    """The agent would not start either."""
+    code, _, err = verb('check-config', options='metadata_one_hop = true', pipelines=[WRONG_ORDER])
+    assert code == 1
+    assert err.startswith('metadata_one_hop is set, and the pipeline one_hop does not load: ')
+
+
+def test_it_shows_the_pipeline_one_hop_if_the_agent_serves_this_mode(verb):
+    code, out, _ = verb('check-config', options='metadata_one_hop = true')
+    assert code == 0
+    shown = [line.partition(' ')[::2] for line in out.splitlines() if line.startswith('pipeline')]
+    assert [name for name, _ in shown] == ['pipeline', 'pipeline']
+    assert 'header_source' in shown[0][1]
+    assert 'socket_source' in shown[1][1]
+
+
+def test_a_note_names_the_filters_that_only_the_pipeline_agent_has(verb):
+    pipelines = [(' metrics deadline socket_source', ' deadline socket_source')]
+    code, out, _ = verb('check-config', options='metadata_one_hop = true', pipelines=pipelines)
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith('note ')] == [
+        'note            mode one_hop is served without filters that the pipeline agent has: metrics'
+    ]
+
+
+def test_the_pipeline_one_hop_is_not_checked_if_the_agent_does_not_serve_this_mode(verb):
+    code, out, _ = verb('check-config', pipelines=[WRONG_ORDER])
+    assert code == 0
+    assert 'socket_source' not in out
+
+
+def test_it_fails_if_the_agent_would_serve_metrics_that_no_filter_counts(verb):
+    """The agent would not start either."""
+    code, _, err = verb('check-config', listen='127.0.0.1:9698', pipelines=[(' metrics ', ' ')])
+    assert code == 1
+    assert 'the pipeline has no filter metrics' in err
+
+
+@pytest.mark.parametrize('option', ['--router-id=router-a', '--network-id=network-c'])
+def test_explain_traces_the_pipeline_one_hop(verb, option):
+    code, out, err = verb('explain', '--pipeline', 'one_hop', option, '10.1.1.2')
+    assert (code, err) == (0, '')
+    steps = {line.split()[0]: line for line in out.splitlines()}
+    assert f'10.1.1.2 behind {option[2:].replace("-id=", " ")} ' in steps['socket_source']
+    assert 'signature' in steps
+
+
+def test_explain_of_the_pipeline_one_hop_names_a_wrong_address(verb):
+    code, _, err = verb('explain', '--pipeline', 'one_hop', '--router-id=router-a', '10.1.1')
+    assert code == 1
+    assert err == 'metadata-wsgi explain: 10.1.1 is not an IP address\n'
 
 
 @pytest.fixture

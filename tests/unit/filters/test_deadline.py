@@ -25,6 +25,12 @@ def test_the_namespace_proxy_can_only_shorten_the_deadline(remaining_ms, expecte
     assert remaining_s({'HTTP_X_METADATA_REMAINING_MS': remaining_ms}) == expected_s
 
 
+def test_the_deadline_is_not_shortened_by_a_header_of_an_instance_in_mode_one_hop():
+    """Such a request has no namespace proxy."""
+    namespace = environ_keys.Namespace('r1', None)
+    assert remaining_s({'HTTP_X_METADATA_REMAINING_MS': '1', environ_keys.NAMESPACE: namespace}) == 9.0
+
+
 @pytest.mark.parametrize('remaining_ms', ['', '-1', '1e9', '1,2', 'soon', '²', '1.5'])
 def test_an_invalid_remaining_time_is_ignored(remaining_ms):
     assert remaining_s({'HTTP_X_METADATA_REMAINING_MS': remaining_ms}) == 9.0

@@ -4,7 +4,7 @@ import logging
 import pytest
 import webtest
 
-from metadata_wsgi import limits
+from metadata_wsgi import instruments, limits
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError, LookupUnavailable
 from metadata_wsgi.filters.instance import InstanceFilter, filter_factory
@@ -70,6 +70,16 @@ def test_retry_ends_at_the_deadline_with_a_503(caplog):
     assert sum(clock.slept) <= 9.0
     assert 'the lookup of 10.1.1.2 behind router r1 failed: no route to Quantum' in caplog.text
     assert 'Quantum' not in response.text
+
+
+@pytest.mark.parametrize(('within_s', 'count'), [(limits.CIRCUIT_MIN_TIME_S, 1), (0.9, 0), (0.0, 0)])
+def test_a_lookup_with_too_little_time_is_not_counted_as_unavailable(caplog, monkeypatch, within_s, count):
+    """A client may shorten the deadline of its own request. This must cause no alert about Neutron."""
+    observed = []
+    monkeypatch.setattr(instruments.LOOKUP_SECONDS, 'observe', lambda seconds, result: observed.append(result))
+    get(FakeLookup(LookupUnavailable('the deadline passed')), within_s=within_s, status=503)
+    assert observed == ['unavailable'] * count
+    assert len(caplog.records) == count
 
 
 def test_a_lookup_that_fails_gets_at_most_twice_the_requests_retry_budget():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from metadata_wsgi.cache.local import LocalCache
-from metadata_wsgi.cache.single_flight import REFRESH_TIMEOUT_S
+from metadata_wsgi.cache.single_flight import REFRESH_TIMEOUT_S, RETRY_AFTER_FAILURE_S
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.cached import MIN_REVALIDATE_AGE_S, CachedLookup
@@ -20,6 +20,9 @@ from tests.unit.cache.test_local_stateful import ClockedBackend
 
 FRESH_S, NOT_FOUND_S, STALE_S = 10.0, 1.0, 60.0
 TIMEOUT_S = 9.0
+# A client may shorten the deadline of its own request.
+SHORT_TIMEOUT_S = REFRESH_TIMEOUT_S - 0.1
+timeouts = st.sampled_from([TIMEOUT_S, TIMEOUT_S, SHORT_TIMEOUT_S, 0.0])
 SOURCES = [
     Source('10.1.1.2', router_id='r1'),
     Source('10.1.1.2', network_id='r1'),
@@ -60,6 +63,16 @@ class Truth:
         return [found for (_, found), end in zip(history, ends, strict=True) if end >= at_s]
 
 
+class LookupOfWorker:
+    """The lookup of one worker."""
+
+    def __init__(self, machine, worker):
+        self._machine, self._worker = machine, worker
+
+    def find(self, source, deadline):
+        return self._machine.find(self._worker, source, deadline)
+
+
 class CachedLookupMachine(state_machine.StateMachine):
     def __init__(self):
         super().__init__()
@@ -72,21 +85,22 @@ class CachedLookupMachine(state_machine.StateMachine):
         self.backend = ClockedBackend(self.clock)
         self.workers = [
             CachedLookup(
-                self, LocalCache(limit=99, backend=self.backend, clock=self.clock), fresh_s=FRESH_S,
-                not_found_s=NOT_FOUND_S, stale_s=STALE_S,
+                LookupOfWorker(self, number), LocalCache(limit=99, backend=self.backend, clock=self.clock),
+                fresh_s=FRESH_S, not_found_s=NOT_FOUND_S, stale_s=STALE_S,
             )
-            for _ in range(2)
+            for number in range(2)
         ]  # fmt: skip
 
-    # -- InstanceLookup
-
-    def find(self, source, deadline):
+    def find(self, worker, source, deadline):
         """Right when it begins; then time passes, and other things happen, until it returns."""
         found, state = self.truth.now(source), self.state
+        had_time = deadline.remaining_s() > SHORT_TIMEOUT_S
         events, self.during = self.during, []
         for event in events:
             event()
-        if self.clock() > deadline.at_s or state == UNAVAILABLE:
+        if self.clock() >= deadline.at_s or state == UNAVAILABLE:
+            if had_time:
+                self.failed_at_s[worker] = self.clock()
             raise LookupUnavailable('no response')
         if state == FORBIDDEN:
             raise InstanceLookupError('forbidden')
@@ -134,9 +148,10 @@ class CachedLookupMachine(state_machine.StateMachine):
 
     # -- rules
 
-    @rule(source=sources, count=counts)
-    def address_moves(self, source, count):
+    @rule(source=sources, count=counts, later_s=st.sampled_from([0.0, FRESH_S + 0.1]))
+    def address_moves(self, source, count, later_s):
         self.move(source, count)
+        self.pass_time(later_s)
 
     @rule(seconds=st.sampled_from([0.1, 0.9, 4.0, 7.5, 61.0]))
     def time_passes(self, seconds):
@@ -161,11 +176,11 @@ class CachedLookupMachine(state_machine.StateMachine):
         self.set_backend(available)
         self.check(worker, source)
 
-    @rule(worker=workers, source=sources, events=events)
-    def request(self, worker, source, events):
+    @rule(worker=workers, source=sources, events=events, timeout_s=timeouts)
+    def request(self, worker, source, events, timeout_s):
         self.during = [lambda event=event: getattr(self, event[0])(*event[1:]) for event in events]
         self.asking = worker, source
-        self.check(worker, source)
+        self.check(worker, source, timeout_s)
         self.asking, self.during = None, []
 
     meanwhile = st.sampled_from(
@@ -198,21 +213,21 @@ class CachedLookupMachine(state_machine.StateMachine):
         if not changed:
             assert used in self.truth.since(source, asked_s - MIN_REVALIDATE_AGE_S)
 
-    def check(self, worker, source):
+    def check(self, worker, source, timeout_s=TIMEOUT_S):
         """A request's result was right within the documented time, counted back from when it is used; the result."""
-        asked_s, was_down = self.clock(), self.state == UNAVAILABLE
+        asked_s = self.clock()
         # One that comes later may be too late for this request.
         invalidated_at_s = self.invalidated_at_s.get((worker, source), float('-inf'))
         lookup = self.workers[worker]
         try:
-            found = tuple(lookup.find(source, Deadline.after(TIMEOUT_S, self.clock)))
+            found = tuple(lookup.find(source, Deadline.after(timeout_s, self.clock)))
         except (InstanceLookupError, LookupUnavailable):
             return None
         used_s = self.clock()
         took_s = used_s - asked_s
         if len(found) != 1:
             bound_s = NOT_FOUND_S
-        elif was_down or lookup._results.source_is_down() or took_s >= REFRESH_TIMEOUT_S:
+        elif used_s - self.failed_at_s[worker] <= RETRY_AFTER_FAILURE_S:
             bound_s = STALE_S
         else:
             bound_s = FRESH_S

@@ -50,6 +50,17 @@ def test_the_circuit_of_one_host_does_not_stop_another():
     assert len(dead.requests) == 20
 
 
+@pytest.mark.parametrize('error', [NotSent('no time was left to connect'), MaybeSent('timed out')])
+def test_a_host_is_not_set_aside_after_an_attempt_with_too_little_time(error, caplog):
+    """A client may shorten the deadline of its own request."""
+    clock, first, second = FakeClock(), FakeHttpClient(error, 200), FakeHttpClient(error, 200)
+    hosts = Hosts([first, second], clock)
+    attempts(hosts, clock, 1, within_s=limits.CIRCUIT_MIN_TIME_S)
+    attempts(hosts, clock, 1)
+    assert (len(first.requests), len(second.requests)) == (2, 1)
+    assert not caplog.records
+
+
 def test_a_deadline_that_is_nearly_over_opens_no_circuit():
     clock = FakeClock()
     hosts = Hosts([FakeHttpClient(REFUSED)], clock)

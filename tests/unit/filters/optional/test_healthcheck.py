@@ -2,6 +2,8 @@
 import pytest
 import webtest
 
+from metadata_wsgi import limits
+from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.filters.optional.healthcheck import HealthcheckFilter
 from metadata_wsgi.pipeline import environ_keys
 from tests.fakes import FakeClock
@@ -60,6 +62,15 @@ def test_it_reports_the_result_of_the_last_request(facts, status, healthy, direc
     code, (*reasons, lookup_line, nova_line) = pipeline.health()
     assert (code, lookup_line, nova_line) == (healthy, f'directory: {directory}', f'nova: {nova}')
     assert (reasons == ['OK']) == (healthy == 200)
+
+
+@pytest.mark.parametrize('facts', [SOURCE, SIGNED], ids=['directory', 'nova'])
+@pytest.mark.parametrize(('had_s', 'code'), [(limits.CIRCUIT_MIN_TIME_S, 503), (0.9, 200)])
+def test_the_failure_of_a_request_with_too_little_time_does_not_count(facts, had_s, code):
+    """A client may shorten the deadline of its own request."""
+    pipeline = Pipeline()
+    pipeline.request({**facts, environ_keys.DEADLINE: Deadline.after(had_s, pipeline.clock)}, 503)
+    assert pipeline.health()[0] == code
 
 
 def test_a_success_after_a_failure_is_healthy():

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """With the SDK's exporter that keeps spans in memory."""
 
+import threading
+
 import pytest
 import webtest
 
@@ -133,6 +135,32 @@ def test_a_failure_is_an_error_without_its_text(traced, status, is_error):
     spans, _ = traced(status)()
     assert (spans['GET'].status.status_code.name == 'ERROR') == is_error
     assert not any(span.events or span.status.description for span in spans.values())
+
+
+def test_concurrent_first_requests_wrap_the_filters_once():
+    """The SDK starts a thread. Under gevent other requests run meanwhile."""
+    provider, entered, second_entered = TracerProvider(), [], threading.Event()
+
+    def send():
+        webtest.TestApp(pipeline).get('/')
+
+    def make_tracer():
+        entered.append(threading.get_ident())
+        if len(entered) > 1:
+            second_entered.set()
+        else:
+            second.start()
+            second_entered.wait(0.2)
+        return provider.get_tracer('test')
+
+    pipeline = otel.OtelFilter(SourceFilter(Nova('200 OK')), tracer=make_tracer)
+    second = threading.Thread(target=send)
+    send()
+    second.join(20)
+    assert len(entered) == 1
+    assert names(type(link).__name__ for link in order.chain(pipeline)) == [
+        'OtelFilter', 'SpannedApp', 'SourceFilter', 'SpannedApp', 'Nova',
+    ]  # fmt: skip
 
 
 def test_nothing_is_wrapped_before_the_first_request():

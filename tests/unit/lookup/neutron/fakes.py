@@ -103,7 +103,7 @@ class FakeApi:
     """Returns the next of ``outcomes`` for each query: ports, or an exception to raise. The last one is repeated."""
 
     def __init__(self, *outcomes, auth=None):
-        self._outcomes = list(outcomes)
+        self.outcomes = list(outcomes)
         self.auth = auth or FakeAuthenticator()
         self.queries = []
         self.owners = []
@@ -111,7 +111,7 @@ class FakeApi:
 
     def ports(self, query, deadline, on_query, pages=100):
         self.queries.append(query)
-        outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
+        outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]
         if isinstance(outcome, Exception):
             raise outcome
         on_query('GET', 0.0, len(outcome))

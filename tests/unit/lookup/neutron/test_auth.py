@@ -11,7 +11,7 @@ from metadata_wsgi import limits
 from metadata_wsgi.cache.process_shared import MAX_PAUSE_S, SharedPause
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
-from metadata_wsgi.lookup.neutron import auth
+from metadata_wsgi.lookup.neutron import auth, transport
 from tests.fakes import FakeClock
 
 from .fakes import FakeBasicAuth, FakeCatalog, FakeKeystone
@@ -29,6 +29,17 @@ class Fixture:
         self.auth = auth.Authenticator(
             self.keystone, endpoint_filter=ENDPOINT_FILTER, endpoint=endpoint, clock=self.clock, now=self.keystone.now
         )
+
+    def hang(self):
+        """From now on Keystone does not respond before the deadline. Returns a list with an entry for each attempt."""
+        attempts = []
+
+        def wait():
+            attempts.append(1)
+            self.clock.now_s += transport._DEADLINE.get().remaining_s()
+
+        self.keystone.error, self.keystone.on_fetch = exceptions.ConnectTimeout('no response'), wait
+        return attempts
 
     def token_value(self, rejected=None, timeout_s=9.0):
         return self.token(rejected, timeout_s).headers['X-Auth-Token']
@@ -98,6 +109,49 @@ def test_a_failed_early_renewal_is_not_retried_by_each_request():
     fixture.clock.now_s += auth.NEGATIVE_CACHE_S
     assert fixture.token_value() == 'token-1'
     assert len(attempts) == 2
+
+
+@pytest.mark.parametrize('timeout_s', [9.0, 6.0, 2.0, limits.CIRCUIT_MIN_TIME_S])
+def test_an_early_renewal_with_a_keystone_that_hangs_takes_at_most_half_of_the_time_and_2_s(timeout_s):
+    """The token is valid: the rest of the time is for the query to Neutron. The retry does not renew again."""
+    fixture = Fixture(lifetime_s=3600)
+    fixture.token_value()
+    fixture.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
+    fixture.hang()
+    deadline = Deadline.after(timeout_s, fixture.clock)
+    assert fixture.auth.token(deadline).headers == {'X-Auth-Token': 'token-1'}
+    assert deadline.remaining_s() == timeout_s - min(auth.EARLY_RENEWAL_TIMEOUT_S, timeout_s / 2)
+    attempts = fixture.hang()
+    assert fixture.token_value() == 'token-1'
+    fixture.clock.now_s += auth.NEGATIVE_CACHE_S - 0.1
+    assert fixture.token_value() == 'token-1'
+    assert attempts == []
+    fixture.clock.now_s += 0.1
+    assert fixture.token_value() == 'token-1'
+    assert len(attempts) == 1
+
+
+def test_a_request_with_too_little_time_does_not_renew_a_valid_token():
+    """Its failure would delay the renewal."""
+    fixture = Fixture(lifetime_s=3600)
+    fixture.token_value()
+    fixture.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
+    assert fixture.token_value(timeout_s=limits.CIRCUIT_MIN_TIME_S - 0.1) == 'token-1'
+    assert fixture.token_value() == 'token-2'
+
+
+def test_a_permanent_error_is_cached_from_the_end_of_the_attempt():
+    fixture, attempts = Fixture(), []
+
+    def respond_slowly():
+        attempts.append(1)
+        fixture.clock.now_s += auth.NEGATIVE_CACHE_S
+
+    fixture.keystone.error, fixture.keystone.on_fetch = exceptions.NotFound(), respond_slowly
+    for _ in range(2):
+        with pytest.raises(InstanceLookupError, match='Keystone gives no token'):
+            fixture.token_value()
+    assert len(attempts) == 1
 
 
 def test_other_threads_use_the_old_token_during_a_renewal():

@@ -183,10 +183,37 @@ def test_a_port_with_the_address_that_belongs_to_no_instance_is_reported_and_log
     assert reported == []  # the last outcome has no such port
 
 
-def test_a_role_of_an_unknown_name_that_sees_other_projects_is_accepted():
-    result = Fixture([OWN, FOREIGN], roles=('metadata_agent',)).probe()
-    assert result.foreign == 1
-    assert 'shows ports of other projects; roles: metadata_agent' in str(result)
+@pytest.mark.parametrize('source', [BEHIND_ROUTER, ON_NETWORK])
+def test_a_role_that_may_see_only_a_part_of_the_ports_is_not_trusted_with_an_empty_result(source):
+    """Neutron also shows a member the foreign ports on the networks of its project, for example on a shared network."""
+    fixture = Fixture([OWN, FOREIGN], roles=('member', 'reader'))
+    result = fixture.probe()
+    assert (result.foreign, result.is_proven, result.is_likely) == (1, False, False)
+    assert 'shows ports of other projects to the roles member, reader' in str(result)
+    fixture.api.outcomes = [[]]
+    place = 'router router-1' if source is BEHIND_ROUTER else 'network network-1'
+    with pytest.raises(InstanceLookupError, match=f'shows no port of {place}, which sent a request'):
+        fixture.find(source)
+
+
+@pytest.mark.parametrize('source', [BEHIND_ROUTER, ON_NETWORK])
+def test_a_role_of_an_unknown_name_is_accepted_where_the_router_or_network_of_the_source_is_visible(source):
+    fixture = Fixture([{**SHOWS_ONE[0], 'project_id': 'another'}], roles=('metadata_agent',))
+    assert fixture.find(source) == ()
+
+
+@pytest.mark.parametrize('role', ['service', 'admin', 'advsvc'])
+def test_a_role_that_sees_all_is_accepted_after_a_port_of_another_project(role):
+    result = Fixture([OWN, FOREIGN], roles=('reader', role)).probe()
+    assert (result.is_proven, result.is_likely) == (True, True)
+    assert f'shows ports of other projects; roles: {role}' in str(result).replace('reader, ', '').replace(
+        ', reader', ''
+    )
+
+
+def test_without_keystone_a_port_of_another_project_is_enough():
+    fixture = Fixture([FOREIGN], roles=(), project_id=None, expires_at_s=NEVER_S)
+    assert fixture.probe().is_proven
 
 
 def test_a_full_sample_of_own_ports_proves_nothing():
