@@ -285,10 +285,10 @@ def _failures(args: argparse.Namespace) -> Iterable[str]:
 
 
 def _log(args: argparse.Namespace) -> Iterable[str]:
-    conf = _conf(args)
-    if not conf.log_file:
+    path = status.log_path(_conf(args))
+    if not path:
         return ['the agent logs to standard error: journalctl -u quantum-metadata-agent']
-    return status.last_faults(os.path.join(conf.log_dir or '', conf.log_file), MAX_LOG_LINES)
+    return [path, *status.last_faults(path, MAX_LOG_LINES)]
 
 
 SECTIONS: tuple[tuple[str, Section], ...] = (

@@ -37,6 +37,8 @@ LOG_TAIL_BYTES = 1 << 18
 PART_WIDTH = 12
 LOG_OPTS = [cfg.StrOpt('log_file', deprecated_name='logfile'), cfg.StrOpt('log_dir', deprecated_name='logdir')]
 """oslo.log's options for the path of the log. They are declared here again, because oslo.log is slow to import."""
+LOG_NAMES = ('quantum-metadata-agent.log', 'neutron-metadata-agent-wsgi.log', 'neutron-metadata-agent.log')
+"""Log files in ``log_dir``: the names of the two programs, and of a link in the place of Neutron's program."""
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -88,8 +90,9 @@ def parts(conf: cfg.ConfigOpts) -> Iterator[Finding]:
         entries, found = keeper(conf.state_path, AttachmentsClient(conf.state_path))
         yield found
         yield attachments(conf.state_path, entries)
-    if conf.log_file:
-        yield faults(os.path.join(conf.log_dir or '', conf.log_file))
+    path = log_path(conf)
+    if path:
+        yield faults(path)
     else:
         yield Finding('faults', WELL, 'the agent logs to standard error: see journalctl')
 
@@ -157,6 +160,25 @@ def attachments(state_path: str, entries: list[KeeperEntry] | None) -> Finding:
     return Finding(
         'attached', NOT_WELL if wrong else WELL, text, tuple(attached.table(wrong).splitlines() if wrong else ())
     )
+
+
+def log_path(conf: cfg.ConfigOpts) -> str | None:
+    """The path of the agent's log file, as oslo.log makes it; None if the agent logs to standard error.
+
+    If only ``log_dir`` is set, oslo.log names the file after the program. Of several such files the newest one is used.
+    """
+    if conf.log_file:
+        return os.path.join(conf.log_dir or '', conf.log_file)
+    if conf.log_dir:
+        return max((os.path.join(conf.log_dir, name) for name in LOG_NAMES), key=_changed_at_s)
+    return None
+
+
+def _changed_at_s(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
 
 
 def faults(path: str) -> Finding:

@@ -6,8 +6,9 @@ import os
 import socket
 
 import pytest
+from oslo_config import cfg
 
-from metadata_wsgi.cli import findings, main, status
+from metadata_wsgi.cli import findings, main, report, status
 from metadata_wsgi.cli.findings import NOT_WELL, UNKNOWN, WELL, Finding
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns.target import NO_WORKER, AttachTarget, KeeperEntry
@@ -95,6 +96,51 @@ def test_a_control_character_in_the_log_does_not_reach_the_terminal(tmp_path):
     (tmp_path / 'agent.log').write_text('2026-11-25 12:00:00 1 WARNING a\033[2Jb\n2026-11-25 12:00:01 1 INFO c\n')
     found = status.faults(str(tmp_path / 'agent.log'))
     assert (found.state, found.details) == (WELL, ('            2026-11-25 12:00:00 1 WARNING a?[2Jb',))
+
+
+@pytest.mark.parametrize(
+    ('options', 'files', 'expected'),
+    [
+        ({}, [], None),
+        ({'log_file': '/l/a.log'}, [], '/l/a.log'),
+        ({'log_file': 'a.log', 'log_dir': 'DIR'}, ['quantum-metadata-agent.log'], 'DIR/a.log'),
+        ({'log_dir': 'DIR'}, [], 'DIR/quantum-metadata-agent.log'),
+        ({'log_dir': 'DIR'}, ['neutron-metadata-agent-wsgi.log', 'z.log'], 'DIR/neutron-metadata-agent-wsgi.log'),
+        # A link with the name of Neutron's agent starts the program. The log of the former program is older.
+        (
+            {'log_dir': 'DIR'},
+            ['quantum-metadata-agent.log', 'neutron-metadata-agent.log'],
+            'DIR/neutron-metadata-agent.log',
+        ),
+        (
+            {'log_dir': 'DIR'},
+            ['neutron-metadata-agent.log', 'quantum-metadata-agent.log'],
+            'DIR/quantum-metadata-agent.log',
+        ),
+    ],
+)
+def test_the_log_file_is_that_of_oslo_log_also_with_log_dir_only(tmp_path, options, files, expected):
+    """With ``log_dir`` only, as kolla and openstack-ansible write it, the file has the name of the program."""
+    conf = cfg.ConfigOpts()
+    conf.register_opts(status.LOG_OPTS)
+    conf([])
+    for name, value in options.items():
+        conf.set_override(name, value.replace('DIR', str(tmp_path)))
+    for age, name in enumerate(reversed(files)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    assert status.log_path(conf) == (expected and expected.replace('DIR', str(tmp_path)))
+
+
+def test_status_and_report_show_the_faults_of_the_log_in_log_dir(tmp_path, capsys, monkeypatch):
+    (tmp_path / 'quantum-metadata-agent.log').write_text('2026-11-25 12:00:00 1 WARNING broken\n')
+    conf_file = tmp_path / 'agent.ini'
+    conf_file.write_text(f'[DEFAULT]\nlog_dir = {tmp_path}\nstate_path = {tmp_path}\n')
+    main.main(['status', '--config-file', str(conf_file)])
+    assert '2026-11-25 12:00:00 1 WARNING broken' in capsys.readouterr().out
+    monkeypatch.setattr(report, 'SECTIONS', [one for one in report.SECTIONS if one[0].startswith('Last warnings')])
+    main.main(['report', '--config-file', str(conf_file), '--output', '-'])
+    assert '2026-11-25 12:00:00 1 WARNING broken' in capsys.readouterr().out
 
 
 def test_a_log_that_cannot_be_read_is_unknown(tmp_path):
