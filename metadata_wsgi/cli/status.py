@@ -24,7 +24,7 @@ from oslo_config import cfg
 from metadata_wsgi.cli import attach_command, attached, findings, healthcheck, listing, recent_failures, verbs
 from metadata_wsgi.cli.findings import NOT_WELL, UNKNOWN, WELL, Finding
 from metadata_wsgi.cli.terminal import printable
-from metadata_wsgi.config import config_files, state_paths
+from metadata_wsgi.config import config_files, neutron_files, state_paths
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
@@ -50,7 +50,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         'last warnings and errors of the log. Exit code 0: all is well. 1: there is a problem. 2: a part could not be '
         'read, for example without root, and the other parts have no problem.',
     )
-    config_files.add_arguments(parser, help=' (default: as the agent)')
+    neutron_files.add_arguments(parser)
     parser.add_argument('--state-path', help='directory of pid files and socket')
     parser.add_argument(
         '--failures',
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     conf = cfg.ConfigOpts()
     conf.register_opts(state_paths.OPTS)
     conf.register_opts(LOG_OPTS)
-    config_files.parse(conf, config_files.files({'config_file': ','.join(args.config_file)}))
+    config_files.parse(conf, config_files.files(neutron_files.global_conf_of(args)))
     if args.state_path:
         conf.set_override('state_path', os.path.abspath(args.state_path))
     found = []
@@ -105,7 +105,7 @@ def agent(path: str) -> Iterator[Finding]:
         yield Finding('agent', UNKNOWN, f'{path} cannot be opened ({error.strerror}): run it as root')
         return
     except OSError as error:
-        text = f'nothing listens at {path} ({error.strerror}): start quantum-metadata-agent'
+        text = f'nothing listens at {path} ({error.strerror}): start the agent'
         yield Finding('agent', NOT_WELL, text)
         return
     workers = _child_pids(pid)

@@ -26,10 +26,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from metadata_wsgi import limits
-from metadata_wsgi.cli import agent, installed_programs, neutron_agent, verbs
+from metadata_wsgi.cli import agent, installed_programs, verbs
 from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
 from metadata_wsgi.cli.root_check import require_root
-from metadata_wsgi.config import config_files, state_paths
+from metadata_wsgi.config import config_files, neutron_files, state_paths
 from metadata_wsgi.filters import header_source
 from metadata_wsgi.net.sd_notify import Notifier
 
@@ -153,7 +153,7 @@ def _ended_children() -> list[tuple[int, int]]:
 
 def programs_of(arguments: Sequence[str], *, is_neutron: bool) -> list[Program]:
     """The programs for these arguments of the agent. Raises ConfigError if the configuration is wrong."""
-    program = agent.Program(neutron_agent.PROGRAM, neutron_agent.configuration) if is_neutron else agent.QUANTUM
+    program = agent.Program(neutron_files.PROGRAM, neutron_files.configuration) if is_neutron else agent.QUANTUM
     paths, _ = config_files.split_arguments(arguments)
     global_conf = program.configuration(paths)
     conf = config_files.load(global_conf, [*state_paths.OPTS, *agent.OPTS, *header_source.OPTS])

@@ -136,7 +136,9 @@ def test_status_and_report_show_the_faults_of_the_log_in_log_dir(tmp_path, capsy
     (tmp_path / 'quantum-metadata-agent.log').write_text('2026-11-25 12:00:00 1 WARNING broken\n')
     conf_file = tmp_path / 'agent.ini'
     conf_file.write_text(f'[DEFAULT]\nlog_dir = {tmp_path}\nstate_path = {tmp_path}\n')
-    main.main(['status', '--config-file', str(conf_file)])
+    with monkeypatch.context() as without_root:
+        without_root.setattr(os, 'geteuid', lambda: 65534)
+        main.main(['status', '--config-file', str(conf_file)])
     assert '2026-11-25 12:00:00 1 WARNING broken' in capsys.readouterr().out
     monkeypatch.setattr(report, 'SECTIONS', [one for one in report.SECTIONS if one[0].startswith('Last warnings')])
     main.main(['report', '--config-file', str(conf_file), '--output', '-'])
@@ -160,3 +162,18 @@ def test_without_root_attachments_are_unknown_and_the_agent_is_not(tmp_path, mon
     assert main.main(words) == 1
     found = {one['part']: one['state'] for one in json.loads(capsys.readouterr().out)}
     assert found == {'agent': NOT_WELL, 'attached': UNKNOWN, 'faults': WELL}
+
+
+def test_status_with_neutron_looks_at_the_state_path_of_neutron(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'neutron.conf').touch()
+    state_paths = []
+    monkeypatch.setattr(os, 'geteuid', lambda: 0)
+    monkeypatch.setattr(
+        status, 'keeper', lambda path, client: (state_paths.append(path) or [], Finding('keeper', WELL, ''))
+    )
+    monkeypatch.setattr(
+        status, 'attachments', lambda path, entries: state_paths.append(path) or Finding('attached', WELL, '')
+    )
+    main.main(['status', '--neutron', '--config-file', str(tmp_path / 'neutron.conf')])
+    assert 'nothing listens at /var/lib/neutron/metadata_proxy ' in capsys.readouterr().out
+    assert state_paths == ['/var/lib/neutron'] * 2
