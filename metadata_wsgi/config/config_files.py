@@ -18,8 +18,9 @@ oslo.config raises an error only when the value is read. A required option that 
 A comment after a value, on the same line, is an error: oslo.config reads the comment as a part of the value.
 
 The secret option ``NAME`` may be in a file of its own, which the option ``NAME_file`` names. A newline at the end of
-this file is removed. If neither option is set, the secret may be in systemd's credential ``NAME`` (LoadCredential=). No
-error text contains the value of a secret.
+this file is removed. If neither option is set, the secret may be in systemd's credential ``NAME`` (LoadCredential=).
+systemd copies a credential only when the service starts, so a reload does not read a changed credential. No error text
+contains the value of a secret.
 """
 
 from __future__ import annotations
