@@ -2,7 +2,9 @@
 """The files beside the code can be loaded and agree with it."""
 
 import configparser
+import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -97,3 +99,57 @@ def test_requirements_of_the_packages_are_those_of_setup_cfg():
         if line and not line.startswith('#'):
             requirement = Requirement(line)
             assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), line
+
+
+SCRIPTS = ROOT / 'packages' / 'scripts'
+SLEEP_IN = "import os, sys, time; os.chroot(sys.argv[1]); print('there', flush=True); time.sleep(300)"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='needs root')
+def test_the_removal_of_the_package_ends_its_programs_on_the_host_and_not_those_in_containers(tmp_path):
+    """A container made with packages/kolla has the same path, and the host sees its processes."""
+    text = (SCRIPTS / 'preremove.sh').read_text()
+    loop = text[text.index('root=$(stat') : text.index('done\n') + len('done\n')]
+    programs = [
+        subprocess.Popen(
+            [f'{tmp_path}/bin/python3', '-c', SLEEP_IN, root], executable=sys.executable, stdout=subprocess.PIPE
+        )
+        for root in ('/', tmp_path)
+    ]
+    on_host, in_container = programs
+    try:
+        assert [program.stdout.readline() for program in programs] == [b'there\n'] * 2
+        subprocess.run(['sh', '-euc', loop.replace('/usr/lib/metadata-wsgi', str(tmp_path))], check=True)
+        assert on_host.wait(20) == -signal.SIGTERM
+        assert in_container.poll() is None
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+            program.stdout.close()
+
+
+OLD_SYSTEMCTL = """#!/bin/sh
+case "$*" in
+*--kill-whom*) echo "unrecognized option '--kill-whom=main'" >&2; exit 1 ;;
+kill*) echo "$*" >> "$0.log" ;;
+*show*) echo '2 workers serve, version 1.1' ;;
+esac
+"""
+
+
+def test_an_upgrade_replaces_a_service_without_a_restart_also_with_systemd_before_252(tmp_path):
+    """Debian 11 and Ubuntu 22.04: their systemctl knows --kill-who only."""
+    text = (SCRIPTS / 'postinstall.sh').read_text()
+    function = text[text.index('replace() {') : text.index('# One after the other')]
+    for name, program in (('systemctl', OLD_SYSTEMCTL), ('sleep', '#!/bin/sh\n')):
+        (tmp_path / name).write_text(program)
+        (tmp_path / name).chmod(0o755)
+    path = f'{tmp_path}:{os.environ["PATH"]}'
+    code = f'version=1.1; {function}\nreplace quantum-metadata-agent'
+    done = subprocess.run(
+        ['sh', '-euc', code], env={'PATH': path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, '')
+    log = (tmp_path / 'systemctl.log').read_text()
+    assert log == 'kill --kill-who=main --signal=USR1 quantum-metadata-agent.service\n'

@@ -130,7 +130,10 @@ def connect(url: str, *, max_ttl_s: float) -> Any:
 
     Opens no connection yet. Raises ConfigError for a wrong URL or a missing library.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise _malformed(url) from None
     expires_s = math.ceil(max_ttl_s + EXPIRY_MARGIN_S)
     if parts.scheme == 'memory':
         return None
@@ -157,6 +160,17 @@ def connect(url: str, *, max_ttl_s: float) -> Any:
     except ImportError as error:
         library = 'pymemcache' if parts.scheme == 'memcached' else 'redis'
         raise ConfigError(f'cache_url = {parts.scheme}://...: the library {library} is not installed') from error
+    except ValueError:
+        raise _malformed(url) from None
+
+
+def _malformed(url: str) -> ConfigError:
+    """The text shows the scheme only. The URL, and the text of the library's ValueError, may contain a password."""
+    scheme, separator, _ = url.partition('://')
+    return ConfigError(
+        f'cache_url = {scheme if separator else ""}://...: not a valid URL; write memcached://host:11211 or '
+        'redis://:PASSWORD@host:6379/0, in the password %2F for /, %40 for @, %23 for #, %25 for %'
+    )
 
 
 def _dumps(value: Any) -> bytes:

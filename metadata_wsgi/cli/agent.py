@@ -273,7 +273,7 @@ def check_metrics(global_conf: Mapping[str, str], app: Any) -> None:
     if not any(isinstance(link, MetricsFilter) for link in order.chain(app)):
         raise ConfigError(
             f'listen in [{options.GROUP}] is set, and the pipeline has no filter metrics, so nothing is counted: put '
-            'it behind catch_errors in the paste file, or remove listen'
+            'it directly after request_id in the paste file, or remove listen'
         )
 
 

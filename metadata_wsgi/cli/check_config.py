@@ -19,10 +19,10 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from metadata_wsgi.cli import agent, findings, listing, neutron_agent, option_registry, pipeline_drawing, verbs
+from metadata_wsgi.cli import agent, findings, listing, option_registry, pipeline_drawing, verbs
 from metadata_wsgi.cli.exit_codes import WELL
 from metadata_wsgi.cli.findings import Finding
-from metadata_wsgi.config import config_files, file_warnings
+from metadata_wsgi.config import config_files, file_warnings, neutron_files
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import ConfigError, InstanceLookupError, MetadataError
 from metadata_wsgi.keeper.protocol import ONE_HOP
@@ -65,21 +65,11 @@ def add_verbs(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def add_configuration(parser: argparse.ArgumentParser) -> None:
     """Declare the options that select the configuration. All verbs that read the configuration have these options."""
-    config_files.add_arguments(parser, help=' (default: as the agent)')
-    parser.add_argument(
-        '--neutron',
-        action='store_true',
-        help=f'read the defaults of {neutron_agent.PROGRAM} before the configuration files',
-    )
+    neutron_files.add_arguments(parser)
     parser.add_argument(
         '--paste-file', help='paste file (default: metadata_paste_config, else the paste file of the package)'
     )
     parser.add_argument('--pipeline', default='agent', help='section of the paste file (default: %(default)s)')
-
-
-def global_conf_of(args: argparse.Namespace) -> dict[str, str]:
-    """The ``global_conf`` of the program whose configuration ``args`` select."""
-    return (neutron_agent.configuration if args.neutron else config_files.to_global_conf)(args.config_file)
 
 
 def load(args: argparse.Namespace, pipeline: str = '') -> tuple[str, Any]:
@@ -87,7 +77,7 @@ def load(args: argparse.Namespace, pipeline: str = '') -> tuple[str, Any]:
 
     ``pipeline`` replaces the pipeline that ``args`` select.
     """
-    global_conf = global_conf_of(args)
+    global_conf = neutron_files.global_conf_of(args)
     path = args.paste_file or agent.paste_file(global_conf)[0]
     app = paste_loader.load(path, pipeline or args.pipeline, global_conf, only_check=True)
     # Root may run this verb, and would create files in the directory of the workers' metrics.
@@ -124,7 +114,7 @@ def _without_exception(found: Iterator[Finding]) -> Iterator[Finding]:
 def checks(args: argparse.Namespace) -> Iterator[Finding]:
     """A finding for each check. Raises ConfigError if the agent would not start."""
     with config_files.parsed_once():
-        global_conf = global_conf_of(args)
+        global_conf = neutron_files.global_conf_of(args)
         files = config_files.files(global_conf)
         yield Finding('configuration', findings.WELL, ', '.join(files) or 'no file: defaults only')
         for group, group_opts in option_registry.list_opts():

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from metadata_wsgi.cli import check_config, listing, verbs
 from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
 from metadata_wsgi.cli.terminal import printable
-from metadata_wsgi.config import config_files
+from metadata_wsgi.config import config_files, neutron_files
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.filters import header_source, socket_source
@@ -221,7 +221,7 @@ def _environ(args: argparse.Namespace) -> WSGIEnvironment:
 
 def _proxy_headers(args: argparse.Namespace) -> WSGIEnvironment:
     """The headers that the namespace proxy of this router or network would add."""
-    prefix = config_files.load(check_config.global_conf_of(args), header_source.OPTS).metadata_header_prefix.lower()
+    prefix = config_files.load(neutron_files.global_conf_of(args), header_source.OPTS).metadata_header_prefix.lower()
     id_header = header_names.router_id(prefix) if args.router_id else header_names.network_id(prefix)
     # An address fe80::1%qr-1a2b3c4d-5e has an interface. The namespace proxy sends the interface in a header.
     address, _, interface = args.address.partition('%')

@@ -13,7 +13,7 @@ import os
 import socket
 
 from metadata_wsgi.cli import verbs
-from metadata_wsgi.config import config_files, state_paths
+from metadata_wsgi.config import config_files, neutron_files, state_paths
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.netns.target import NO_WORKER
@@ -34,14 +34,14 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         '--live', action='store_true', help='check liveness only: whether the program responds, even if it is not ready'
     )
-    config_files.add_arguments(parser)
+    neutron_files.add_arguments(parser)
     parser.add_argument('--state-path', help='directory of the sockets')
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the result with the reasons. Returns the exit code: 1 if something is wrong, else 0."""
-    conf = config_files.load(config_files.to_global_conf(args.config_file), state_paths.OPTS)
+    conf = config_files.load(neutron_files.global_conf_of(args), state_paths.OPTS)
     if args.state_path:
         conf.set_override('state_path', os.path.abspath(args.state_path))
     is_ok, text = (

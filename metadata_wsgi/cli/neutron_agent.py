@@ -19,45 +19,16 @@ If no other credentials are set, those of ``[keystone_authtoken]`` are used.
 
 from __future__ import annotations
 
-import os
-import pwd
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from oslo_config import cfg
-
-from metadata_wsgi import config
 from metadata_wsgi.cli import agent
-from metadata_wsgi.config import config_files
-
-PROGRAM = 'neutron-metadata-agent-wsgi'
-NEUTRON_PROGRAM = 'neutron-metadata-agent'
-USER = 'neutron'
-DEFAULT_FILES = ('/etc/neutron/neutron.conf', '/etc/neutron/metadata_agent.ini')
-
-
-def configuration(paths: Sequence[str]) -> dict[str, str]:
-    """The ``global_conf`` for the configuration paths of the command line."""
-    directory = Path(config.__file__).parent
-    defaults = [str(directory / 'neutron_defaults.conf')]
-    if os.geteuid() == 0 and _user_exists():
-        defaults.append(str(directory / 'neutron_defaults_root.conf'))
-    named = list(paths) or [path for path in DEFAULT_FILES if os.path.exists(path)]
-    return config_files.to_global_conf([*defaults, *cfg.find_config_dirs('neutron', NEUTRON_PROGRAM), *named])
-
-
-def _user_exists() -> bool:
-    try:
-        pwd.getpwnam(USER)
-    except KeyError:
-        return False
-    return True
+from metadata_wsgi.config import neutron_files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    return agent.main(argv, agent.Program(PROGRAM, configuration))
+    return agent.main(argv, agent.Program(neutron_files.PROGRAM, neutron_files.configuration))
 
 
 if __name__ == '__main__':

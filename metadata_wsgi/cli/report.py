@@ -41,7 +41,7 @@ from metadata_wsgi.cli import (
     verbs,
 )
 from metadata_wsgi.cli.exit_codes import WELL
-from metadata_wsgi.config import config_files, file_warnings, secret_masking, state_paths
+from metadata_wsgi.config import config_files, file_warnings, neutron_files, secret_masking, state_paths
 from metadata_wsgi.errors import MetadataError, NetnsError, UsageError
 from metadata_wsgi.failures import shared_memory, table
 from metadata_wsgi.netns import namespaces
@@ -143,7 +143,7 @@ def _one_line(line: str) -> str:
 
 
 def _files(args: argparse.Namespace) -> list[str]:
-    return config_files.files(check_config.global_conf_of(args))
+    return config_files.files(neutron_files.global_conf_of(args))
 
 
 def _known() -> list[tuple[str, Sequence[cfg.Opt]]]:
@@ -154,7 +154,7 @@ def _known() -> list[tuple[str, Sequence[cfg.Opt]]]:
 
 
 def _conf(args: argparse.Namespace) -> cfg.ConfigOpts:
-    conf = config_files.load(check_config.global_conf_of(args), [*state_paths.OPTS, *status.LOG_OPTS])
+    conf = config_files.load(neutron_files.global_conf_of(args), [*state_paths.OPTS, *status.LOG_OPTS])
     if args.state_path:
         conf.set_override('state_path', os.path.abspath(args.state_path))
     return conf
@@ -193,7 +193,7 @@ def _configuration(args: argparse.Namespace) -> Iterator[str]:
 
 def _paste_file(args: argparse.Namespace) -> Iterator[str]:
     """Sections, pipelines and the factory of each filter. Other values are not shown: they may be secret."""
-    path = args.paste_file or agent.paste_file(check_config.global_conf_of(args))[0]
+    path = args.paste_file or agent.paste_file(neutron_files.global_conf_of(args))[0]
     yield f'{path} ({_owner_and_mode(os.stat(path))})'
     for line in Path(path).read_text(encoding='utf-8', errors='replace').splitlines():
         name, sign, _ = line.partition('=')
@@ -285,10 +285,10 @@ def _failures(args: argparse.Namespace) -> Iterable[str]:
 
 
 def _log(args: argparse.Namespace) -> Iterable[str]:
-    conf = _conf(args)
-    if not conf.log_file:
+    path = status.log_path(_conf(args))
+    if not path:
         return ['the agent logs to standard error: journalctl -u quantum-metadata-agent']
-    return status.last_faults(os.path.join(conf.log_dir or '', conf.log_file), MAX_LOG_LINES)
+    return [path, *status.last_faults(path, MAX_LOG_LINES)]
 
 
 SECTIONS: tuple[tuple[str, Section], ...] = (

@@ -24,7 +24,7 @@ from oslo_config import cfg
 from metadata_wsgi.cli import attach_command, attached, findings, healthcheck, listing, recent_failures, verbs
 from metadata_wsgi.cli.findings import NOT_WELL, UNKNOWN, WELL, Finding
 from metadata_wsgi.cli.terminal import printable
-from metadata_wsgi.config import config_files, state_paths
+from metadata_wsgi.config import config_files, neutron_files, state_paths
 from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
@@ -37,6 +37,8 @@ LOG_TAIL_BYTES = 1 << 18
 PART_WIDTH = 12
 LOG_OPTS = [cfg.StrOpt('log_file', deprecated_name='logfile'), cfg.StrOpt('log_dir', deprecated_name='logdir')]
 """oslo.log's options for the path of the log. They are declared here again, because oslo.log is slow to import."""
+LOG_NAMES = ('quantum-metadata-agent.log', 'neutron-metadata-agent-wsgi.log', 'neutron-metadata-agent.log')
+"""Log files in ``log_dir``: the names of the two programs, and of a link in the place of Neutron's program."""
 
 
 def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,7 +50,7 @@ def add_verb(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         'last warnings and errors of the log. Exit code 0: all is well. 1: there is a problem. 2: a part could not be '
         'read, for example without root, and the other parts have no problem.',
     )
-    config_files.add_arguments(parser, help=' (default: as the agent)')
+    neutron_files.add_arguments(parser)
     parser.add_argument('--state-path', help='directory of pid files and socket')
     parser.add_argument(
         '--failures',
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     conf = cfg.ConfigOpts()
     conf.register_opts(state_paths.OPTS)
     conf.register_opts(LOG_OPTS)
-    config_files.parse(conf, config_files.files({'config_file': ','.join(args.config_file)}))
+    config_files.parse(conf, config_files.files(neutron_files.global_conf_of(args)))
     if args.state_path:
         conf.set_override('state_path', os.path.abspath(args.state_path))
     found = []
@@ -88,8 +90,9 @@ def parts(conf: cfg.ConfigOpts) -> Iterator[Finding]:
         entries, found = keeper(conf.state_path, AttachmentsClient(conf.state_path))
         yield found
         yield attachments(conf.state_path, entries)
-    if conf.log_file:
-        yield faults(os.path.join(conf.log_dir or '', conf.log_file))
+    path = log_path(conf)
+    if path:
+        yield faults(path)
     else:
         yield Finding('faults', WELL, 'the agent logs to standard error: see journalctl')
 
@@ -102,7 +105,7 @@ def agent(path: str) -> Iterator[Finding]:
         yield Finding('agent', UNKNOWN, f'{path} cannot be opened ({error.strerror}): run it as root')
         return
     except OSError as error:
-        text = f'nothing listens at {path} ({error.strerror}): start quantum-metadata-agent'
+        text = f'nothing listens at {path} ({error.strerror}): start the agent'
         yield Finding('agent', NOT_WELL, text)
         return
     workers = _child_pids(pid)
@@ -157,6 +160,25 @@ def attachments(state_path: str, entries: list[KeeperEntry] | None) -> Finding:
     return Finding(
         'attached', NOT_WELL if wrong else WELL, text, tuple(attached.table(wrong).splitlines() if wrong else ())
     )
+
+
+def log_path(conf: cfg.ConfigOpts) -> str | None:
+    """The path of the agent's log file, as oslo.log makes it; None if the agent logs to standard error.
+
+    If only ``log_dir`` is set, oslo.log names the file after the program. Of several such files the newest one is used.
+    """
+    if conf.log_file:
+        return os.path.join(conf.log_dir or '', conf.log_file)
+    if conf.log_dir:
+        return max((os.path.join(conf.log_dir, name) for name in LOG_NAMES), key=_changed_at_s)
+    return None
+
+
+def _changed_at_s(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
 
 
 def faults(path: str) -> Finding:

@@ -10,7 +10,7 @@ If a program ends within FIRST_START_S after its first start, a restart would no
 wrong. Then all programs are stopped, and the exit code is 1, so that the container fails visibly.
 
 SIGTERM  stops the agent and the shared proxy, which finish the requests in progress. The keeper is stopped last.
-SIGHUP   reloads the agent and the shared proxy.
+SIGHUP   reloads the agent and the shared proxy. A program that is still starting gets the signal when it handles it.
 
 As process 1 of the container, the command also reaps processes whose parent has ended.
 """
@@ -24,12 +24,13 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from metadata_wsgi import limits
-from metadata_wsgi.cli import agent, installed_programs, neutron_agent, verbs
+from metadata_wsgi.cli import agent, installed_programs, verbs
 from metadata_wsgi.cli.exit_codes import NOT_WELL, WELL
 from metadata_wsgi.cli.root_check import require_root
-from metadata_wsgi.config import config_files, state_paths
+from metadata_wsgi.config import config_files, neutron_files, state_paths
 from metadata_wsgi.filters import header_source
 from metadata_wsgi.net.sd_notify import Notifier
 
@@ -39,6 +40,8 @@ RESTART_DELAY_S = 1.0
 FIRST_START_S = 5.0
 STOP_TIMEOUT_S = limits.GRACEFUL_TIMEOUT_S + 3.0
 """If a program has not ended this long after SIGTERM, it is killed."""
+RELOAD_POLL_S = 0.1
+"""While a program does not handle SIGHUP yet, it is checked again after this time."""
 SIGNALS = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 
 
@@ -66,6 +69,8 @@ class Supervisor:
         self._running: dict[int, Program] = {}
         self._started_s: dict[Program, float] = {}
         """The time of the first start of each program."""
+        self._to_reload: set[int] = set()
+        """The pids that must still get SIGHUP."""
 
     def run(self) -> int:
         """Run until SIGTERM, or until a program fails at its first start. Returns the exit code."""
@@ -78,8 +83,9 @@ class Supervisor:
                 if received in (signal.SIGTERM, signal.SIGINT):
                     break
                 if received == signal.SIGHUP:
-                    self._send(signal.SIGHUP, [one for one in self._running.values() if one.reloads])
+                    self._to_reload = {pid for pid, program in self._running.items() if program.reloads}
                 failed = self._reap()
+                self._reload()
         finally:
             self._stop()
         return NOT_WELL if failed else WELL
@@ -95,8 +101,9 @@ class Supervisor:
             LOG.info('%s was started with pid %d', program.name, pid)
 
     def _next_due_s(self) -> float:
-        """Seconds until the next program must be started; 60 if all programs run."""
-        return min((max(0.0, due_s - self._clock()) for due_s in self._due_s.values()), default=60.0)
+        """Seconds until a program must be started or reloaded; 60 if there is none."""
+        starts_s = [max(0.0, due_s - self._clock()) for due_s in self._due_s.values()]
+        return min([*starts_s, RELOAD_POLL_S if self._to_reload else 60.0])
 
     def _wait(self, timeout_s: float) -> int | None:
         """Wait for one of SIGNALS. Returns its number, or None after ``timeout_s``."""
@@ -120,6 +127,13 @@ class Supervisor:
                 self._due_s[program] = self._clock() + RESTART_DELAY_S
         return failed
 
+    def _reload(self) -> None:
+        """Send SIGHUP to the programs that must get it and handle it. It would end a program without a handler."""
+        self._to_reload &= self._running.keys()  # a program that has ended reads its configuration at its next start
+        for pid in [one for one in self._to_reload if _handles(one, signal.SIGHUP)]:
+            os.kill(pid, signal.SIGHUP)
+            self._to_reload.remove(pid)
+
     def _stop(self) -> None:
         """Stop all programs. Those with ``stops_last`` are stopped when the others have ended."""
         for stops_last in (False, True):
@@ -140,6 +154,14 @@ class Supervisor:
                 os.kill(pid, number)
 
 
+def _handles(pid: int, number: int) -> bool:
+    """Whether the process has a handler for this signal."""
+    for line in Path(f'/proc/{pid}/status').read_text(encoding='ascii', errors='replace').splitlines():
+        if line.startswith('SigCgt:'):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
 def _ended_children() -> list[tuple[int, int]]:
     """(pid, wait status) of each child that has ended, including orphans that process 1 adopted."""
     found = []
@@ -153,7 +175,7 @@ def _ended_children() -> list[tuple[int, int]]:
 
 def programs_of(arguments: Sequence[str], *, is_neutron: bool) -> list[Program]:
     """The programs for these arguments of the agent. Raises ConfigError if the configuration is wrong."""
-    program = agent.Program(neutron_agent.PROGRAM, neutron_agent.configuration) if is_neutron else agent.QUANTUM
+    program = agent.Program(neutron_files.PROGRAM, neutron_files.configuration) if is_neutron else agent.QUANTUM
     paths, _ = config_files.split_arguments(arguments)
     global_conf = program.configuration(paths)
     conf = config_files.load(global_conf, [*state_paths.OPTS, *agent.OPTS, *header_source.OPTS])

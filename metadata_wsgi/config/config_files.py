@@ -18,16 +18,20 @@ oslo.config raises an error only when the value is read. A required option that 
 A comment after a value, on the same line, is an error: oslo.config reads the comment as a part of the value.
 
 The secret option ``NAME`` may be in a file of its own, which the option ``NAME_file`` names. A newline at the end of
-this file is removed. If neither option is set, the secret may be in systemd's credential ``NAME`` (LoadCredential=). No
-error text contains the value of a secret.
+this file is removed. If neither option is set, the secret may be in systemd's credential ``NAME`` (LoadCredential=).
+systemd copies a credential only when the service starts, so a reload does not read a changed credential. No error text
+contains the value of a secret.
 """
 
 from __future__ import annotations
 
 import argparse
 import glob
+import grp
 import os
+import pwd
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -84,7 +88,13 @@ def files(global_conf: Mapping[str, str]) -> list[str]:
     found = []
     for name in filter(None, map(str.strip, named.split(','))):
         path = os.path.abspath(name)
-        found += sorted(glob.glob(os.path.join(glob.escape(path), '*.conf'))) if os.path.isdir(path) else [path]
+        if os.path.isdir(path):
+            # Without these permissions glob() finds nothing, as if the directory had no file.
+            if not os.access(path, os.R_OK | os.X_OK, effective_ids=True):
+                raise _cannot_read('config_file', path)
+            found += sorted(glob.glob(os.path.join(glob.escape(path), '*.conf')))
+        else:
+            found.append(path)
     return found
 
 
@@ -168,11 +178,17 @@ def _parse_files(paths: Sequence[str]) -> _ParsedFiles:
 def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = (), *, program: str | None = None) -> None:
     """Parse ``paths`` and the command line ``args`` into ``conf``.
 
-    Raises ConfigError for a missing or malformed file. ``program`` is the name for the texts of ``--help`` and
-    ``--version``.
+    Raises ConfigError for a missing, unreadable or malformed file. ``program`` is the name for the texts of ``--help``
+    and ``--version``.
     """
     for path in paths:
-        if not os.path.isfile(path):
+        try:
+            is_file = stat.S_ISREG(os.stat(path).st_mode)
+        except PermissionError:
+            raise _cannot_read('config_file', path) from None
+        except OSError:
+            is_file = False
+        if not is_file:
             raise ConfigError(f'config_file: {path} is no file or directory; name one that exists')
     try:
         conf(
@@ -181,10 +197,38 @@ def parse(conf: cfg.ConfigOpts, paths: Sequence[str], args: Sequence[str] = (), 
         )  # fmt: skip
     except (cfg.RequiredOptError, cfg.NoSuchOptError, cfg.TemplateSubstitutionError):
         pass  # check() raises a ConfigError with the option's help text; a $ in a value causes the last two
+    except cfg.ConfigFilesPermissionDeniedError as error:
+        raise _cannot_read('config_file', error.config_files[0]) from None
     except cfg.ConfigFileParseError:
         raise ConfigError(f'{", ".join(paths)}: not a configuration file{_parse_error_location(paths)}') from None
     except (cfg.Error, ValueError) as error:
         raise ConfigError(f'{", ".join(paths) or "no configuration file"}: {error}') from error
+
+
+def _cannot_read(option: str, path: str) -> ConfigError:
+    """The ConfigError for a file or directory that this process has no permission to read."""
+    while path != '/' and not os.access(os.path.dirname(path), os.X_OK, effective_ids=True):
+        path = os.path.dirname(path)
+    try:
+        user: str = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    found = os.stat(path)
+    is_directory = stat.S_ISDIR(found.st_mode)
+    needed = stat.S_IRGRP | (stat.S_IXGRP if is_directory else 0)
+    if found.st_gid != 0 and found.st_mode & needed == needed:
+        # The group is another service's, for example 0640 root:neutron. That service must be able to read it too.
+        advice = f'usermod --append --groups {_group_name(found.st_gid)} {user}, and restart the service'
+    else:
+        advice = f'chgrp {_group_name(os.getegid())} {path}; chmod {"750" if is_directory else "640"} {path}'
+    return ConfigError(f'{option}: {path}: the user {user} of this process cannot read it; {advice}')
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def _fetch_secrets(parsed: _ParsedFiles, opts: Sequence[cfg.Opt], group: str) -> None:
@@ -214,6 +258,8 @@ def _read_secret(path: str, name: str) -> str:
     try:
         with open(path, encoding='utf-8') as file:
             text = file.read().rstrip('\r\n')
+    except PermissionError:
+        raise _cannot_read(f'{name}_file', os.path.abspath(path)) from None
     except OSError as error:
         raise ConfigError(f'{name}_file = {path}: {error.strerror}') from error
     except UnicodeDecodeError:

@@ -58,7 +58,7 @@ def world_readable_secrets(paths: Iterable[str], known: Iterable[tuple[str, Sequ
             if mode & stat.S_IROTH:
                 sentences.append(
                     f'{secret_file} contains a secret and every user can read it (mode {mode:04o}); '
-                    f'chmod o-r {secret_file}'
+                    f'chmod o-r {secret_file}, and let the group of the agent read it (chgrp)'
                 )
     return sentences
 

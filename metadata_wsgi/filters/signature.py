@@ -11,7 +11,7 @@ values differ, Nova responds 403 to every request, and ``upstream`` logs this.
 To change the secret without an outage:
 
 1. Write the new secret to ``metadata_proxy_shared_secret`` and the old one to ``metadata_proxy_shared_secret_old``.
-2. Reload every agent.
+2. Reload every agent. If the secrets are systemd credentials, restart it: systemd copies them only at its start.
 3. Change the secret of Nova, host by host. If Nova rejects a signature (403), ``upstream`` sends the request again with
    the other signature. Later requests are first sent with the signature that Nova accepted last.
 4. When every Nova host has the new secret, remove the old secret.

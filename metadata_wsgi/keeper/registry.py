@@ -142,7 +142,7 @@ class Registry(Generic[S]):
         if (
             current
             and self._opener.is_valid(*current)
-            and (handed_over is None or self._opener.is_same_socket(current[1], handed_over))
+            and (handed_over is None or self._opener.inode(current[1]) == self._opener.inode(handed_over))
         ):
             only_mode_differs = current[0] == replace(listener, mode=current[0].mode)
             if only_mode_differs and handed_over is not None:

@@ -8,6 +8,8 @@ request with any method reads the path. Only the password differs: POST writes i
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import posixpath
@@ -19,7 +21,7 @@ import webob
 import webob.exc
 from oslo_config import cfg
 
-from metadata_wsgi import limits
+from metadata_wsgi import limits, safe_files
 from metadata_wsgi.config import config_files
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.http import error_responses
@@ -27,6 +29,9 @@ from metadata_wsgi.inventory import Instance, Inventory, ReloadingInventory
 from metadata_wsgi.metadata_service import ec2, openstack
 from metadata_wsgi.metadata_service.authentication import authenticate
 from metadata_wsgi.metadata_service.password import MAX_BYTES, Passwords
+from metadata_wsgi.pipeline import paste_loader
+from metadata_wsgi.privileges import identity
+from metadata_wsgi.privileges import options as privileges_options
 from metadata_wsgi.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -173,7 +178,8 @@ def app_factory(global_conf: Mapping[str, str]) -> MetadataApp:
     conf = config_files.load(global_conf, OPTS, GROUP).metadata_app
     path = conf.inventory or config_files.load(global_conf, SHARED_OPTS, 'static').static.inventory
     inventory = ReloadingInventory(path)
-    _create(conf.password_dir)
+    if paste_loader.ONLY_CHECK not in global_conf:
+        _create(conf.password_dir, _workers(global_conf))
     return MetadataApp(
         shared_secret=secret.encode(),
         current=inventory.current,
@@ -182,11 +188,43 @@ def app_factory(global_conf: Mapping[str, str]) -> MetadataApp:
     )
 
 
-def _create(directory: str) -> None:
+def _workers(global_conf: Mapping[str, str]) -> identity.Identity | None:
+    """The identity to which this process switches after it has loaded the app; None if it keeps its user."""
+    if not config_files.is_parsed_once():
+        return None  # another server, for example gunicorn, has its own options for the user
+    conf = config_files.load(global_conf, privileges_options.OPTS)
+    return identity.resolve_workers(conf.metadata_user, conf.metadata_group)
+
+
+def _create(directory: str, workers: identity.Identity | None) -> None:
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        if workers:
+            _create_for(workers, directory)
+        else:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
     except OSError as error:
         reason = f'{error.strerror}; name a directory that this user may create and write to'
         raise ConfigError(f'password_dir = {directory}: {reason}') from error
+
+
+def _create_for(workers: identity.Identity, directory: str) -> None:
+    """As root: create the directory, and give it to the workers. Follows no link that another user made."""
+    above, name = os.path.split(os.path.abspath(directory))
+    dir_fd = safe_files.open_directory(above, make=True)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=dir_fd)
+        fd = os.open(name, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            uid = os.fstat(fd).st_uid
+            if uid == 0:
+                os.fchown(fd, workers.uid, workers.gid)
+            elif uid != workers.uid:
+                reason = f'it belongs to uid {uid}, and not to the workers, uid {workers.uid}'
+                raise PermissionError(errno.EPERM, reason)
+        finally:
+            os.close(fd)
+    finally:
+        os.close(dir_fd)

@@ -6,9 +6,10 @@ The agent's options are ``metadata_user`` and ``metadata_group``. The namespace 
 metadata-wsgi``), or ``nobody`` if there is no such user. ``nobody`` has few privileges on the host, but other programs
 run as nobody too. If another user starts the program, the workers keep this user.
 
-The workers' user must be able to read the CA certificates. With the lookup ``static`` it must also be able to read the
-inventory, because a worker reads the inventory again after a change. Workers read configuration files, keys and secrets
-before they change their user.
+The workers' user must be able to read the CA certificates, and the client certificate and key for Keystone and Neutron,
+because the HTTP library opens them for each new connection. With the lookup ``static`` it must also be able to read the
+inventory, because a worker reads the inventory again after a change. Workers read configuration files, secrets and the
+other keys before they change their user.
 """
 
 from __future__ import annotations

@@ -40,7 +40,9 @@ restart() {
 version=$(/usr/bin/metadata-wsgi --version)
 version=${version##* }
 replace() {
-    systemctl kill --kill-whom=main --signal=USR1 "$1.service" || return 1
+    # The option has its new name since systemd 252.
+    systemctl kill --kill-whom=main --signal=USR1 "$1.service" 2>/dev/null ||
+        systemctl kill --kill-who=main --signal=USR1 "$1.service" || return 1
     seconds=0
     while [ "$seconds" -lt 60 ]; do
         sleep 1

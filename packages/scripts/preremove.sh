@@ -31,8 +31,10 @@ fi
 if command -v systemctl >/dev/null; then
     systemctl --quiet disable $units || true
 fi
-# Programs that were started without systemd.
+# Programs that were started without systemd. Those in a container have another root directory, and are the container's.
+root=$(stat -Lc %d:%i /)
 for directory in /proc/[0-9]*; do
+    [ "$(stat -Lc %d:%i "$directory/root/" 2>/dev/null)" = "$root" ] || continue
     program=$(tr '\0' '\n' 2>/dev/null <"$directory/cmdline" | head -n 1) || continue
     case "$program" in
     /usr/lib/metadata-wsgi/bin/python3*) kill -TERM "${directory#/proc/}" 2>/dev/null || true ;;

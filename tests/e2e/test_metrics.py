@@ -111,7 +111,9 @@ def test_a_metrics_address_without_the_filter_stops_the_start(cloud, programs):
     cloud.conf_file.write_text(cloud.conf_file.read_text() + f'[metrics]\nlisten = 127.0.0.1:{free_port()}\n')
     program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
     assert program.wait() == 1
-    assert 'the pipeline has no filter metrics, so nothing is counted: put it behind catch_errors' in program.text()
+    assert (
+        'the pipeline has no filter metrics, so nothing is counted: put it directly after request_id' in program.text()
+    )
 
 
 def test_the_metrics_say_whether_the_keeper_is_there(cloud, agent, programs, tmp_path):

@@ -23,9 +23,7 @@ def status(cloud):
 def test_status_without_agent(cloud):
     code, lines, _ = status(cloud)
     assert code == 1
-    assert (
-        f'nothing listens at {cloud.socket} (No such file or directory): start quantum-metadata-agent' in lines['agent']
-    )
+    assert f'nothing listens at {cloud.socket} (No such file or directory): start the agent' in lines['agent']
 
 
 def test_status_of_an_agent_without_healthcheck(cloud, agent):

@@ -37,6 +37,9 @@ def load(cloud, tmp_path):
 
     def make(before_instance='lookup_cache', after_instance='response_cache', name='agent', **options):
         cloud.configure(**options)
+        # For the pipeline standalone, which otherwise makes its directory in /var/lib.
+        with cloud.conf_file.open('a') as file:
+            file.write(f'[metadata_app]\npassword_dir = {tmp_path}/passwords\n')
         path = with_filters(tmp_path, before_instance, after_instance)
         return paste_loader.load(str(path), name, {'config_file': str(cloud.conf_file)})
 

@@ -161,11 +161,11 @@ def test_the_same_pipeline_is_main_for_gunicorn(cloud):
     assert webtest.TestApp(app).get('/', headers=B).json['uuid'] == 'instance-b'
 
 
-def test_standalone_pipeline_responds_without_nova(cloud):
+def test_standalone_pipeline_responds_without_nova(cloud, tmp_path):
     """The ``standalone`` pipeline."""
     text = cloud.conf_file.read_text()
     inventory = next(line for line in text.splitlines() if line.startswith('inventory'))
-    cloud.conf_file.write_text(f'{text}\n[metadata_app]\n{inventory}\n')
+    cloud.conf_file.write_text(f'{text}\n[metadata_app]\n{inventory}\npassword_dir = {tmp_path}/passwords\n')
     app = webtest.TestApp(paste_loader.load(str(SHIPPED), 'standalone', {'config_file': str(cloud.conf_file)}))
     assert app.get('/openstack/latest/meta_data.json', headers=B).json['uuid'] == 'instance-b'
     assert cloud.nova.seen == []

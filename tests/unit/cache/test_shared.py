@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import traceback
 
 import pytest
 from dogpile.cache import make_region
@@ -167,3 +168,15 @@ def test_redis_by_url(url):
 def test_an_unknown_url_is_refused_without_showing_it(url):
     with pytest.raises(ConfigError, match='cache_url has the scheme'):
         shared.connect(url, max_ttl_s=10)
+
+
+@pytest.mark.parametrize(
+    'url',
+    ['redis://:s3cr3t/2@h:6379/0', 'redis://:s3cr3t℀@h:1/0', 'rediss://[s3cr3t', 'memcached://s3cr3t:11211x'],
+    ids=['port', 'letter', 'address', 'memcached'],
+)
+def test_a_malformed_url_is_refused_without_showing_its_password(url):
+    """For urllib the text after the last colon before the first slash is the port, and its error shows it."""
+    with pytest.raises(ConfigError, match=r'^cache_url = (rediss?|memcached)://...: not a valid URL') as raised:
+        shared.connect(url, max_ttl_s=10)
+    assert 's3cr3t' not in ''.join(traceback.format_exception(raised.value))

@@ -6,8 +6,9 @@ import os
 import socket
 
 import pytest
+from oslo_config import cfg
 
-from metadata_wsgi.cli import findings, main, status
+from metadata_wsgi.cli import findings, main, report, status
 from metadata_wsgi.cli.findings import NOT_WELL, UNKNOWN, WELL, Finding
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns.target import NO_WORKER, AttachTarget, KeeperEntry
@@ -97,6 +98,53 @@ def test_a_control_character_in_the_log_does_not_reach_the_terminal(tmp_path):
     assert (found.state, found.details) == (WELL, ('            2026-11-25 12:00:00 1 WARNING a?[2Jb',))
 
 
+@pytest.mark.parametrize(
+    ('options', 'files', 'expected'),
+    [
+        ({}, [], None),
+        ({'log_file': '/l/a.log'}, [], '/l/a.log'),
+        ({'log_file': 'a.log', 'log_dir': 'DIR'}, ['quantum-metadata-agent.log'], 'DIR/a.log'),
+        ({'log_dir': 'DIR'}, [], 'DIR/quantum-metadata-agent.log'),
+        ({'log_dir': 'DIR'}, ['neutron-metadata-agent-wsgi.log', 'z.log'], 'DIR/neutron-metadata-agent-wsgi.log'),
+        # A link with the name of Neutron's agent starts the program. The log of the former program is older.
+        (
+            {'log_dir': 'DIR'},
+            ['quantum-metadata-agent.log', 'neutron-metadata-agent.log'],
+            'DIR/neutron-metadata-agent.log',
+        ),
+        (
+            {'log_dir': 'DIR'},
+            ['neutron-metadata-agent.log', 'quantum-metadata-agent.log'],
+            'DIR/quantum-metadata-agent.log',
+        ),
+    ],
+)
+def test_the_log_file_is_that_of_oslo_log_also_with_log_dir_only(tmp_path, options, files, expected):
+    """With ``log_dir`` only, as kolla and openstack-ansible write it, the file has the name of the program."""
+    conf = cfg.ConfigOpts()
+    conf.register_opts(status.LOG_OPTS)
+    conf([])
+    for name, value in options.items():
+        conf.set_override(name, value.replace('DIR', str(tmp_path)))
+    for age, name in enumerate(reversed(files)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    assert status.log_path(conf) == (expected and expected.replace('DIR', str(tmp_path)))
+
+
+def test_status_and_report_show_the_faults_of_the_log_in_log_dir(tmp_path, capsys, monkeypatch):
+    (tmp_path / 'quantum-metadata-agent.log').write_text('2026-11-25 12:00:00 1 WARNING broken\n')
+    conf_file = tmp_path / 'agent.ini'
+    conf_file.write_text(f'[DEFAULT]\nlog_dir = {tmp_path}\nstate_path = {tmp_path}\n')
+    with monkeypatch.context() as without_root:
+        without_root.setattr(os, 'geteuid', lambda: 65534)
+        main.main(['status', '--config-file', str(conf_file)])
+    assert '2026-11-25 12:00:00 1 WARNING broken' in capsys.readouterr().out
+    monkeypatch.setattr(report, 'SECTIONS', [one for one in report.SECTIONS if one[0].startswith('Last warnings')])
+    main.main(['report', '--config-file', str(conf_file), '--output', '-'])
+    assert '2026-11-25 12:00:00 1 WARNING broken' in capsys.readouterr().out
+
+
 def test_a_log_that_cannot_be_read_is_unknown(tmp_path):
     assert status.faults(str(tmp_path / 'none.log')).state == UNKNOWN
 
@@ -114,3 +162,18 @@ def test_without_root_attachments_are_unknown_and_the_agent_is_not(tmp_path, mon
     assert main.main(words) == 1
     found = {one['part']: one['state'] for one in json.loads(capsys.readouterr().out)}
     assert found == {'agent': NOT_WELL, 'attached': UNKNOWN, 'faults': WELL}
+
+
+def test_status_with_neutron_looks_at_the_state_path_of_neutron(tmp_path, monkeypatch, capsys):
+    (tmp_path / 'neutron.conf').touch()
+    state_paths = []
+    monkeypatch.setattr(os, 'geteuid', lambda: 0)
+    monkeypatch.setattr(
+        status, 'keeper', lambda path, client: (state_paths.append(path) or [], Finding('keeper', WELL, ''))
+    )
+    monkeypatch.setattr(
+        status, 'attachments', lambda path, entries: state_paths.append(path) or Finding('attached', WELL, '')
+    )
+    main.main(['status', '--neutron', '--config-file', str(tmp_path / 'neutron.conf')])
+    assert 'nothing listens at /var/lib/neutron/metadata_proxy ' in capsys.readouterr().out
+    assert state_paths == ['/var/lib/neutron'] * 2

@@ -86,6 +86,24 @@ def test_supervisor_passes_sighup_to_the_agent_for_a_reload_and_not_to_the_keepe
     assert supervised.lines('signals') == ['agent HUP', 'agent TERM', 'keeper TERM']
 
 
+def test_supervisor_passes_sighup_to_a_program_only_when_it_handles_the_signal(supervised, tmp_path):
+    """At its start a program has no handler yet: SIGHUP would end it, and with it the container."""
+    starts = 'name=agent; echo agent >> started; until [ -e go ]; do sleep 0.02; done; echo ready >> started; '
+    supervised.start(agent=f'{starts}{NOTE}while :; do sleep 60 & wait; done', first_start_s=60.0)
+    supervised.wait_for_starts(2)
+    supervised.process.send_signal(signal.SIGHUP)
+    eventually(lambda: not _is_pending(supervised.process.pid, signal.SIGHUP), supervised.log)
+    (tmp_path / 'go').touch()
+    eventually(lambda: supervised.lines('signals') or supervised.process.poll() is not None, supervised.log)
+    assert (supervised.lines('signals'), supervised.process.poll()) == (['agent HUP'], None), supervised.log()
+
+
+def _is_pending(pid, number):
+    lines = Path(f'/proc/{pid}/status').read_text().splitlines()
+    pending = int(next(line.split()[1] for line in lines if line.startswith('ShdPnd:')), 16)
+    return bool(pending >> (number - 1) & 1)
+
+
 def test_supervisor_restarts_a_program_that_ends(supervised):
     supervised.start(agent='echo agent >> started; sleep 0.1; exit 3')
     supervised.wait_for_starts(3)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
 import traceback
+from contextlib import contextmanager
 
 import pytest
 from oslo_config import cfg
@@ -68,6 +70,66 @@ def test_a_file_that_is_not_text_is_a_config_error(tmp_path):
     path.write_bytes(b'[DEFAULT]\nx = \xff\xfe\n')
     with pytest.raises(ConfigError, match=r'agent\.ini'):
         config_files.load({'config_file': str(path)}, OPTS)
+
+
+@contextmanager
+def unprivileged():
+    """Inside the block this process is nobody, in the group nogroup only."""
+    groups = os.getgroups()
+    os.setgroups([])
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        os.setgroups(groups)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='needs root')
+@pytest.mark.parametrize(
+    ('group', 'mode', 'advice'),
+    [
+        (0, 0o640, r'chgrp nogroup {path}; chmod 640 {path}$'),
+        (65534, 0o600, r'chgrp nogroup {path}; chmod 640 {path}$'),
+        # The file of another service, for example 0640 root:neutron: with another group that service could not read it.
+        (1, 0o640, r'usermod --append --groups daemon nobody, and restart the service$'),
+    ],
+)
+def test_a_file_without_read_permission_is_named_with_the_user_and_the_remedy(conf_file, group, mode, advice):
+    path = conf_file('[DEFAULT]\nmetadata_proxy_shared_secret = s\n')
+    os.chown(path, 0, group)
+    os.chmod(path, mode)
+    words = f'^config_file: {path}: the user nobody of this process cannot read it; ' + advice.format(path=path)
+    with unprivileged(), pytest.raises(ConfigError, match=words):
+        config_files.load({'config_file': path}, OPTS)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='needs root')
+@pytest.mark.parametrize('mode', [0o700, 0o711], ids=['cannot enter', 'cannot list'])
+def test_a_directory_without_permission_is_named_with_the_user_and_the_remedy(tmp_path, mode):
+    directory = tmp_path / 'conf.d'
+    directory.mkdir(mode=0o755)
+    (directory / 'a.conf').write_text('[DEFAULT]\n')
+    directory.chmod(mode)
+    words = f'^config_file: {directory}: the user nobody .* cannot read it; chgrp nogroup {directory}; chmod 750 '
+    with unprivileged(), pytest.raises(ConfigError, match=words):
+        config_files.load({'config_file': str(directory)}, OPTS)
+    if mode == 0o700:
+        with unprivileged(), pytest.raises(ConfigError, match=words):
+            config_files.load({'config_file': str(directory / 'a.conf')}, OPTS)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='needs root')
+def test_a_secret_file_without_read_permission_is_named_with_the_user_and_the_remedy(conf_file, tmp_path):
+    secret = tmp_path / 'secret'
+    secret.write_text('s')
+    secret.chmod(0o600)
+    path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {secret}\n')
+    words = f'^metadata_proxy_shared_secret_file: {secret}: the user nobody .*; chgrp nogroup {secret}; chmod 640 '
+    with unprivileged(), pytest.raises(ConfigError, match=words):
+        config_files.load({'config_file': path}, SECRET_OPTS)
 
 
 def test_an_error_text_never_contains_a_secret(conf_file):

@@ -40,9 +40,11 @@ def test_a_world_readable_secret_is_named(conf_file, tmp_path):
     secret.chmod(0o600)
     assert file_warnings.world_readable_secrets([path], known) == []
     secret.chmod(0o644)
-    assert file_warnings.world_readable_secrets([path], known) == [
-        f'{secret} contains a secret and every user can read it (mode 0644); chmod o-r {secret}'
-    ]
+    (sentence,) = file_warnings.world_readable_secrets([path], known)
+    assert sentence == (
+        f'{secret} contains a secret and every user can read it (mode 0644); chmod o-r {secret}, '
+        'and let the group of the agent read it (chgrp)'
+    )
     with_secret = tmp_path / conf_file('[DEFAULT]\nmetadata_proxy_shared_secret = s\n', 'b.ini')
     with_secret.chmod(0o604)
     assert len(file_warnings.world_readable_secrets([with_secret], known)) == 1

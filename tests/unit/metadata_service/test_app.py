@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
+import pwd
+
 import pytest
 import webtest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metadata_wsgi.config import config_files
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.filters.signature import SignatureFilter
 from metadata_wsgi.http import header_names
 from metadata_wsgi.inventory import Inventory, parse
 from metadata_wsgi.metadata_service.app import MetadataApp, app_factory, split
 from metadata_wsgi.metadata_service.password import Passwords
-from metadata_wsgi.pipeline import environ_keys, order
+from metadata_wsgi.pipeline import environ_keys, order, paste_loader
 from tests.unit.metadata_service.cloud import INVENTORY, SECRET, app, nova, signed
 
 DATED = b'1.0 2007-01-19 2007-03-01 2007-08-29 2007-10-10 2007-12-15 2008-02-01 2008-09-01 2009-04-04'
@@ -144,12 +148,12 @@ def test_each_request_uses_the_current_inventory(tmp_path):
 
 @pytest.fixture
 def configured(tmp_path):
-    def configure(static='', ours='', secret='metadata_proxy_shared_secret = a secret of tests'):
+    def configure(static='', ours='', secret='metadata_proxy_shared_secret = a secret of tests', **global_conf):
         (tmp_path / 'one.yaml').write_text(CLOUD.format('one'))
         (tmp_path / 'two.yaml').write_text(CLOUD.format('two'))
         text = f'[DEFAULT]\n{secret}\n[static]\n{static}\n[metadata_app]\npassword_dir = {tmp_path}/a/b\n{ours}\n'
         (tmp_path / 'agent.ini').write_text(text.replace('HERE', str(tmp_path)))
-        return app_factory({'config_file': str(tmp_path / 'agent.ini')})
+        return app_factory({'config_file': str(tmp_path / 'agent.ini'), **global_conf})
 
     return configure
 
@@ -175,6 +179,50 @@ def test_the_password_directory_is_created_with_mode_0700(configured, tmp_path):
     assert (tmp_path / 'a' / 'b').stat().st_mode & 0o777 == 0o700
     client.post('/openstack/latest/password', b'x', headers=signed('i', 'p'))
     assert (tmp_path / 'a' / 'b' / 'i').read_bytes() == b'x'
+
+
+def test_a_check_of_the_configuration_does_not_create_the_password_directory(configured, tmp_path):
+    """As root it would belong to root, and the agent of another user could not use it."""
+    configured(ours='inventory = HERE/one.yaml', **{paste_loader.ONLY_CHECK: 'true'})
+    assert not (tmp_path / 'a').exists()
+
+
+FOR_DAEMON = {'secret': 'metadata_proxy_shared_secret = s\nmetadata_user = daemon', 'ours': 'inventory = HERE/one.yaml'}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='needs root')
+@pytest.mark.parametrize('exists', [False, True])
+def test_root_gives_the_password_directory_to_the_workers(configured, tmp_path, exists):
+    """A worker of an agent that root starts loads the pipeline as root, and then changes its user."""
+    tmp_path.chmod(0o755)
+    if exists:
+        (tmp_path / 'a' / 'b').mkdir(mode=0o700, parents=True)
+    with config_files.parsed_once():
+        configured(**FOR_DAEMON)
+    daemon = pwd.getpwnam('daemon')
+    os.setegid(daemon.pw_gid)
+    os.seteuid(daemon.pw_uid)
+    try:
+        assert Passwords(str(tmp_path / 'a' / 'b')).set_once('i', b'x')
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+    assert (tmp_path / 'a' / 'b').stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='needs root')
+def test_root_gives_the_workers_no_directory_of_another_user_or_through_a_symbolic_link(configured, tmp_path):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'target').mkdir()
+    (tmp_path / 'a' / 'b').symlink_to(tmp_path / 'target')
+    with config_files.parsed_once(), pytest.raises(ConfigError, match=r'password_dir = .*: Not a directory'):
+        configured(**FOR_DAEMON)
+    assert (tmp_path / 'target').stat().st_uid == 0
+    (tmp_path / 'a' / 'b').unlink()
+    (tmp_path / 'a' / 'b').mkdir()
+    os.chown(tmp_path / 'a' / 'b', 4711, -1)
+    with config_files.parsed_once(), pytest.raises(ConfigError, match='it belongs to uid 4711, and not to the workers'):
+        configured(**FOR_DAEMON)
 
 
 @pytest.mark.parametrize(

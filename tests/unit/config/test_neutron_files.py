@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The defaults of ``neutron-metadata-agent-wsgi``."""
 
-from metadata_wsgi.cli import neutron_agent
-from metadata_wsgi.config import config_files, state_paths
+from metadata_wsgi.config import config_files, neutron_files, state_paths
 from metadata_wsgi.filters import header_source
 from metadata_wsgi.net import options as net_options
 from metadata_wsgi.server import options as server_options
 
 
 def load(paths, opts):
-    return config_files.load(neutron_agent.configuration(paths), opts)
+    return config_files.load(neutron_files.configuration(paths), opts)
 
 
 def test_the_defaults_are_those_of_neutron(tmp_path):
@@ -33,7 +32,7 @@ def test_the_files_of_the_operator_have_precedence_over_the_defaults(tmp_path):
 def test_the_workers_run_as_the_user_neutron_only_where_root_starts_it_and_the_user_exists(monkeypatch):
     for euid, exists, expected in ((0, True, True), (0, False, False), (12345, True, False)):
         monkeypatch.setattr('os.geteuid', lambda euid=euid: euid)
-        monkeypatch.setattr(neutron_agent, '_user_exists', lambda exists=exists: exists)
-        names = [path.rpartition('/')[2] for path in neutron_agent.configuration(['/x'])['config_file'].split(',')]
+        monkeypatch.setattr(neutron_files, '_user_exists', lambda exists=exists: exists)
+        names = [path.rpartition('/')[2] for path in neutron_files.configuration(['/x'])['config_file'].split(',')]
         assert ('neutron_defaults_root.conf' in names) == expected
         assert (names[0], names[-1]) == ('neutron_defaults.conf', 'x')
