@@ -56,6 +56,13 @@ def test_a_unit_notifies_systemd_and_has_a_watchdog(unit):
     assert [line for line in lines if line.startswith('WatchdogSec=')]
 
 
+def test_watch_starts_after_the_keeper_and_the_shared_proxy():
+    """Otherwise it would start a shared proxy of its own, and the unit of the shared proxy could not start."""
+    text = (ROOT / 'etc' / 'systemd' / 'metadata-wsgi-watch.service').read_text()
+    after = {name for line in text.splitlines() if line.startswith('After=') for name in line[6:].split()}
+    assert {'metadata-wsgi-keeper.service', 'quantum-ns-metadata-proxy.service'} <= after
+
+
 @pytest.mark.parametrize('found', ['nothing', 'the state directory', 'external', 'a symlink'])
 def test_units_make_the_state_directory_and_that_of_pid_files(tmp_path, found):
     """Root makes the directories before a worker can. Existing directories are not changed."""

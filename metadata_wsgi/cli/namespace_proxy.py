@@ -27,7 +27,7 @@ from typing import Any
 from metadata_wsgi import limits
 from metadata_wsgi.cli import log_output, report_process
 from metadata_wsgi.errors import ConfigError, MetadataError, NetnsError
-from metadata_wsgi.keeper.protocol import SHARED
+from metadata_wsgi.keeper.protocol import SHARED, SHARED_SOCKET
 from metadata_wsgi.namespace_proxy import daemonize
 from metadata_wsgi.namespace_proxy.pidfile import PidFile
 from metadata_wsgi.net import listeners, sd_notify
@@ -43,8 +43,6 @@ LOG = logging.getLogger(__name__)
 
 PROGRAM = 'quantum-ns-metadata-proxy'
 SYSLOG = '/dev/log'
-SHARED_SOCKET = 'shared_proxy'
-"""Name of the shared proxy's socket: in the state path, and in the LISTEN_FDNAMES that SIGUSR1 passes on."""
 UUID = re.compile(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}')
 
 

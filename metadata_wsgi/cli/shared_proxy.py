@@ -5,13 +5,16 @@ A namespace proxy process for one router costs tens of megabytes. So by default 
 ``quantum-ns-metadata-proxy`` when an L3 agent starts it, use the shared proxy. A router then costs one listening
 socket. The L3 agent also needs a process with the router's id: a holder (``bin/metadata-wsgi-haproxy``) of 0.13 MB.
 
-If systemd runs keeper and shared proxy as units, nothing is started here.
+If systemd runs keeper and shared proxy as units, nothing is started here, also while systemd restarts a unit: a second
+shared proxy would make each later start of the unit fail. A socket file that an earlier process has left shows that a
+unit may be restarting. Then this module waits for a worker before it starts anything.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import stat
 import subprocess
 import time
 from collections.abc import Sequence
@@ -21,7 +24,7 @@ from pathlib import Path
 from metadata_wsgi.cli import installed_programs
 from metadata_wsgi.errors import MetadataError, NetnsError
 from metadata_wsgi.keeper import admin_client
-from metadata_wsgi.keeper.protocol import SHARED
+from metadata_wsgi.keeper.protocol import SHARED, SHARED_SOCKET
 from metadata_wsgi.netns import haproxy, host_lock, proxy_process
 
 LOG = logging.getLogger(__name__)
@@ -47,7 +50,7 @@ class SharedProxy:
         if self._has_workers():
             return
         with host_lock.exclusive(self.state_path, LOCK_NAME):
-            if self._has_workers():
+            if self._has_workers() or (self._may_be_restarting() and self._wait_for_workers()):
                 return
             if not self._has_keeper():
                 _start(
@@ -60,13 +63,8 @@ class SharedProxy:
                     f'--state_path={self.state_path}',
                 ]
                 _start([*shared, *self.options])
-            give_up_at = time.monotonic() + START_TIMEOUT_S
-            while not self._has_workers():
-                if time.monotonic() > give_up_at:
-                    raise NetnsError(
-                        f'the shared namespace proxy did not connect to the keeper in {START_TIMEOUT_S:g} s'
-                    )
-                time.sleep(POLL_S)
+            if not self._wait_for_workers():
+                raise NetnsError(f'the shared namespace proxy did not connect to the keeper in {START_TIMEOUT_S:g} s')
 
     def hand_over(self, kind: str, id_: str, pid_file: str, port: int, hosts: Sequence[str]) -> None:
         """Make the shared proxy serve the network namespace of this process.
@@ -85,6 +83,21 @@ class SharedProxy:
         if done.returncode:
             raise NetnsError(' '.join(done.stderr.split()) or f'{haproxy.default_program()} failed')
 
+    def _may_be_restarting(self) -> bool:
+        """Whether a shared proxy ran on this host, or a keeper ran and does not run now."""
+        return _is_socket(os.path.join(self.state_path, SHARED_SOCKET)) or (
+            _is_socket(admin_client.socket_path(self.state_path)) and not self._has_keeper()
+        )
+
+    def _wait_for_workers(self) -> bool:
+        """Wait until a worker is connected to the keeper. Returns False after START_TIMEOUT_S."""
+        give_up_at = time.monotonic() + START_TIMEOUT_S
+        while not self._has_workers():
+            if time.monotonic() > give_up_at:
+                return False
+            time.sleep(POLL_S)
+        return True
+
     def _has_workers(self) -> bool:
         try:
             with admin_client.connect(self.state_path) as keeper:
@@ -98,6 +111,13 @@ class SharedProxy:
                 return True
         except MetadataError:
             return False
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _start(argv: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from metadata_wsgi.keeper import admin_client
 from metadata_wsgi.keeper.admin_client import KeeperClient
@@ -77,20 +77,14 @@ class AttachmentsClient:
         if not self._socket_exists():
             return []
         with admin_client.connect(self._state_path) as keeper:
-            listeners, workers = keeper.list()
-        by_id: dict[str, list[Listener]] = {}
-        for one in listeners:
-            by_id.setdefault(one.id, []).append(one)
-        return [
-            KeeperEntry(
-                AttachTarget(ROUTER if ones[0].router_id else NETWORK, id_, ones[0].namespace),
-                ones[0].mode,
-                ones[0].port,
-                tuple(one.host for one in ones),
-                workers.get(ones[0].mode, 0),
-            )
-            for id_, ones in by_id.items()
-        ]
+            return _entries(*keeper.list())
+
+    def entry(self, target: AttachTarget) -> KeeperEntry | None:
+        """The registered listeners of ``target``; None if there are none or without the keeper's socket file."""
+        if not self._socket_exists():
+            return None
+        with admin_client.connect(self._state_path) as keeper:
+            return next(iter(_entries(*keeper.list(target.uuid))), None)
 
     def _present(self, keeper: KeeperClient, uuid: str) -> list[Listener]:
         """The registered listeners of the router or network."""
@@ -112,6 +106,22 @@ class AttachmentsClient:
         A keeper that ends with listeners does not remove its socket file.
         """
         return os.path.exists(admin_client.socket_path(self._state_path))
+
+
+def _entries(listeners: Iterable[Listener], workers: Mapping[str, int]) -> list[KeeperEntry]:
+    by_id: dict[str, list[Listener]] = {}
+    for one in listeners:
+        by_id.setdefault(one.id, []).append(one)
+    return [
+        KeeperEntry(
+            AttachTarget(ROUTER if ones[0].router_id else NETWORK, id_, ones[0].namespace),
+            ones[0].mode,
+            ones[0].port,
+            tuple(one.host for one in ones),
+            workers.get(ones[0].mode, 0),
+        )
+        for id_, ones in by_id.items()
+    ]
 
 
 def listener(target: AttachTarget, mode: str, port: int, host: str) -> Listener:

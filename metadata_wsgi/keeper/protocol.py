@@ -54,6 +54,11 @@ TRUNCATED = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 
 SHARED, ONE_HOP = 'shared', 'one_hop'
 MODES = (SHARED, ONE_HOP)
+SHARED_SOCKET = 'shared_proxy'
+"""Name of the shared proxy's socket: in the state path, and in the LISTEN_FDNAMES that SIGUSR1 passes on.
+
+The file stays when the shared proxy ends.
+"""
 
 VERB, ATTACH, DETACH, LIST, GET = 'verb', 'attach', 'detach', 'list', 'get'
 """In requests of root: the name of the field, and its values."""

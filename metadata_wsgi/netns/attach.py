@@ -35,7 +35,7 @@ from metadata_wsgi.netns.mode_change import KeeperListeners, ModeChanger
 from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.rules import DEFAULT_INTERFACES, DEFAULT_MARK, DEFAULT_PORT, Rule, redirect_port, rules_for
 from metadata_wsgi.netns.runner import Runner
-from metadata_wsgi.netns.target import NETWORK, NETWORK_PORT, PROCESS, ROUTER, AttachTarget
+from metadata_wsgi.netns.target import NETWORK, NETWORK_PORT, PROCESS, ROUTER, AttachTarget, KeeperEntry
 
 LOG = logging.getLogger(__name__)
 
@@ -161,6 +161,7 @@ class Attacher:
         else:
             prepare = functools.partial(self._prepare_router, target, mode, port, interfaces, mark)
         prepared: _Prepared | None = None
+        former = self._mode_changer.entry_in_keeper(target) if mode == PROCESS else None
 
         def prepare_and_keep() -> _Prepared:
             nonlocal prepared
@@ -175,6 +176,8 @@ class Attacher:
             # Ctrl-C may arrive when the namespace is prepared, and before ``run_in`` has returned.
             if prepared is not None:
                 self._undo(target, port, prepared.undo)
+            if former is not None:
+                self._listen_again(target, former)
             raise
         changes = Changes(changed, prepared.clauses)
         if prepared.has_ipv6 and wait_for_ipv6:
@@ -353,6 +356,16 @@ class Attacher:
         except NetnsError as error:
             if namespaces.exists(target.namespace):
                 LOG.warning('%s %s: the added rules could not be removed: %s', target.kind, target.uuid, error)
+
+    def _listen_again(self, target: AttachTarget, former: KeeperEntry) -> None:
+        """Make the keeper listen as before, unless the rules that protect its port are now those of another port."""
+        try:
+            port = redirect_port(self._iptables.ours(target.namespace, families=self._families))
+        except NetnsError as error:
+            LOG.warning('%s %s: the keeper does not listen again: %s', target.kind, target.uuid, error)
+            return
+        if port in (None, former.port):
+            self._mode_changer.listen_again(target, former)
 
     def _has_interface_for_ipv6(self, target: AttachTarget, interfaces: str, families: Sequence[int]) -> bool:
         return 6 in families and any(

@@ -10,7 +10,8 @@ In the modes SHARED and ONE_HOP the keeper listens (``KeeperListeners``). Change
 - From a process to the keeper: the listening socket is copied before the process is stopped. No connection is refused.
 - Between SHARED and ONE_HOP: the socket stays. No connection is refused.
 - From the keeper to a process: the socket is copied to the new process. The keeper closes its copy when the process
-  serves. If copying fails, the keeper closes the socket first, and connections are refused for about a second.
+  serves. If copying fails, the keeper closes the socket first, and connections are refused for about a second. If the
+  process does not start at all, the keeper listens again.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import namespaces, proxy_process
 from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.runner import Runner
-from metadata_wsgi.netns.target import NETWORK, PROCESS, AttachTarget
+from metadata_wsgi.netns.target import NETWORK, PROCESS, AttachTarget, KeeperEntry
 
 LOG = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ class KeeperListeners(Protocol):
         self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str], taken: Sequence[socket.socket] = ()
     ) -> bool:
         """Make the keeper listen on ``hosts``, with the sockets ``taken`` or new ones. Returns whether any changed."""
+
+    def entry(self, target: AttachTarget) -> KeeperEntry | None:
+        """The keeper's listeners of ``target``; None if there are none."""
 
     def close(self, target: AttachTarget, mode: str, port: int, host: str) -> None:
         """Make the keeper close the listener on ``host``."""
@@ -112,6 +116,21 @@ class ModeChanger:
         Raises NetnsError if the keeper does not respond.
         """
         return self._keeper is not None and self._keeper.detach(target)
+
+    def entry_in_keeper(self, target: AttachTarget) -> KeeperEntry | None:
+        """The keeper's listeners of ``target``; None if there are none or the keeper does not respond."""
+        try:
+            return self._keeper.entry(target) if self._keeper else None
+        except NetnsError:
+            return None
+
+    def listen_again(self, target: AttachTarget, former: KeeperEntry) -> None:
+        """Make the keeper listen as it did in ``former``, after the start of a process has failed."""
+        try:
+            if self._keeper and self._keeper.attach(target, former.mode, former.port, former.hosts):
+                LOG.warning('%s %s: is served in mode %s again', target.kind, target.uuid, former.mode)
+        except NetnsError as error:
+            LOG.warning('%s %s: the keeper does not listen again: %s', target.kind, target.uuid, error)
 
     def serve_again(self, target: AttachTarget, mode: str, port: int, hosts: Sequence[str]) -> bool:
         """Like ``serve``, but first closes sockets that must be opened again.

@@ -172,6 +172,9 @@ class UnavailableKeeper:
     def attach(self, target, mode, port, hosts, taken=()):
         raise NetnsError('no keeper listens')
 
+    def entry(self, target):
+        raise NetnsError('no keeper listens')
+
     def close(self, target, mode, port, host):
         raise NetnsError('no keeper listens')
 

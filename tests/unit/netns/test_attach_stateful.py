@@ -8,6 +8,7 @@ at which a namespace disappears, or the keeper ends. With a real kernel: tests/n
 import contextlib
 import tempfile
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
@@ -153,6 +154,7 @@ class AttachMachine(state_machine.StateMachine):
     def attach_by_hand(self, where, mode, port, interruption):
         place = self.host.namespaces.get(where.namespace)
         had_protection, foreign = self.protection(where), self.foreign(where)
+        entries = self.entries(where)
         try:
             with self.interrupted(where, interruption):
                 self.host.attacher.attach(where, mode=mode, port=port)
@@ -160,6 +162,9 @@ class AttachMachine(state_machine.StateMachine):
             if place is self.host.namespaces.get(where.namespace) and place and not had_protection:
                 # Nothing is left of it, or what is left is served.
                 assert not self.protection(where) or self.own_ports(where) or foreign
+            if interruption is None and mode == PROCESS and had_protection and not foreign:
+                # A program that does not start takes no served router down.
+                assert self.entries(where) == entries
             return
         if interruption is not None:
             return
@@ -335,3 +340,25 @@ def test_port_of_a_process_stays_while_a_worker_may_have_its_socket():
         finally:
             machine.teardown()
     assert reached
+
+
+@pytest.mark.parametrize('target', [TARGETS[0], TARGETS[2]], ids=['router', 'network'])
+@pytest.mark.parametrize('port', PORTS)
+@pytest.mark.parametrize('mode', [SHARED, ONE_HOP])
+def test_mode_process_with_a_program_that_does_not_start_leaves_the_former_mode(target, mode, port):
+    """The keeper closes its socket for the second attempt to start the program. Requests were refused from then on."""
+    machine = AttachMachine()
+    try:
+        machine.start()
+        machine.host.attacher.attach(target, mode=mode, port=PORTS[0])
+        machine.host.deliver()
+        before = machine.entries(target)
+        machine.host.program_fails = True
+        with pytest.raises(NetnsError, match='the program does not start'):
+            machine.host.attacher.attach(target, mode=PROCESS, port=port)
+        machine.host.deliver()
+        assert machine.entries(target) == before
+        assert machine.own_ports(target) == {machine.protection(target)} == {before[0].port}
+        assert {one.mode for one in before} == {mode}
+    finally:
+        machine.teardown()

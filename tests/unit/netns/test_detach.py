@@ -79,6 +79,9 @@ class FakeNamespace:
         self.events.append(f'listen {hosts}')
         return True
 
+    def entry(self, target):
+        return None
+
     def close(self, target, mode, port, host):
         raise AssertionError('not used here')
 
