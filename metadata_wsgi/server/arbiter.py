@@ -63,6 +63,8 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         """Called by gunicorn to open the listeners."""
         super().start()
         for listener in self.LISTENERS:
+            # gunicorn makes it inheritable. A report that hangs would keep the socket open.
+            listener.set_inheritable(False)
             path = listener.getsockname()
             if isinstance(path, str):
                 with suppress(OSError):
@@ -155,8 +157,14 @@ class Arbiter(gunicorn.arbiter.Arbiter):
                 self.app.notifier.progress()
 
     def _continue_check(self) -> bool:
-        """Called during the check before a reload, which may take a minute. Returns False if the master must stop."""
-        self._notify()
+        """Called during the check before a reload, which may take a minute. Returns False if the master must stop.
+
+        Does the work of gunicorn's loop, so that a worker that ends or hangs meanwhile is replaced.
+        """
+        if not self._is_stopping:
+            self.reap_workers()
+            self.murder_workers()
+            self.manage_workers()
         return not self._is_stopping
 
     def spawn_worker(self) -> None:

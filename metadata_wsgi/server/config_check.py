@@ -14,10 +14,12 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from metadata_wsgi import limits
 from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.server import reexec
 
 LOG = logging.getLogger(__name__)
 
@@ -35,11 +37,14 @@ def run_in_child(check: Callable[[], object], is_cancelled: Callable[[], bool] =
     data = _read_until_end(read_end, limits.CONFIG_CHECK_TIMEOUT_S, is_cancelled)
     if data is None:
         # No wait: a process in an uninterruptible system call (NFS) does not end. The master reaps it later.
-        os.kill(pid, signal.SIGKILL)
+        for child in reexec.running([pid]):
+            os.kill(child, signal.SIGKILL)
         if is_cancelled():
             raise MetadataError('the server is stopping')
         raise MetadataError(f'the pipeline did not load within {limits.CONFIG_CHECK_TIMEOUT_S:.0f} s')
-    os.waitpid(pid, 0)
+    with suppress(ChildProcessError):
+        # ``is_cancelled`` may have reaped it.
+        os.waitpid(pid, 0)
     try:
         outcome = json.loads(data)
     except ValueError:

@@ -9,8 +9,59 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 
 from metadata_wsgi.errors import ConfigError
+
+LOG = logging.getLogger(__name__)
+
+
+class LogFile(logging.handlers.WatchedFileHandler):
+    """Writes to the former file while the new one cannot be opened.
+
+    The handler of the standard library raises OSError then, at each log line. This would end the master.
+    """
+
+    error: OSError | None = None
+    """Why the new file could not be opened; None if the file at the path is written."""
+
+    def reopenIfNeeded(self) -> None:  # noqa: N802
+        """Called before each log line: open the file again if it was moved."""
+        try:
+            found = os.stat(self.baseFilename)
+        except OSError:
+            is_moved = True
+        else:
+            is_moved = (found.st_dev, found.st_ino) != (self.dev, self.ino)
+        self.error = None
+        if not is_moved:
+            return
+        former = self.stream
+        try:
+            self.stream = self._open()
+        except OSError as error:
+            self.error = error
+            return
+        self._statstream()
+        if former is not None:
+            former.close()
+
+
+def watch() -> None:
+    """Make the log handlers that open their file again after a rotation continue if this fails."""
+    for handler in list(logging.getLogger().handlers):
+        if type(handler) is logging.handlers.WatchedFileHandler:
+            _replace(handler, LogFile(handler.baseFilename, handler.mode, handler.encoding))
+            handler.close()
+
+
+def _replace(handler: logging.Handler, new: logging.Handler) -> None:
+    new.setFormatter(handler.formatter)
+    new.setLevel(handler.level)
+    new.filters = handler.filters
+    root = logging.getLogger()
+    root.removeHandler(handler)
+    root.addHandler(new)
 
 
 def keep_open() -> None:
@@ -18,26 +69,22 @@ def keep_open() -> None:
 
     The worker's user may not open the file. The new handlers write to the file that is open until the worker ends.
     """
-    root = logging.getLogger()
-    for handler in list(root.handlers):
+    for handler in list(logging.getLogger().handlers):
         if isinstance(handler, logging.handlers.WatchedFileHandler):
-            plain = logging.StreamHandler(handler.stream)
-            plain.setFormatter(handler.formatter)
-            plain.setLevel(handler.level)
-            plain.filters = handler.filters
-            root.removeHandler(handler)
-            root.addHandler(plain)
+            _replace(handler, logging.StreamHandler(handler.stream))
 
 
 def reopen() -> None:
     """Open log files again that logrotate has moved. Called before new workers inherit them."""
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.handlers.WatchedFileHandler):
+        if isinstance(handler, LogFile):
             handler.acquire()
             try:
                 handler.reopenIfNeeded()
             finally:
                 handler.release()
+            if handler.error:
+                LOG.warning('The log file cannot be opened again, the former one is written: %s', handler.error)
 
 
 def refuse_rotating_handlers() -> None:

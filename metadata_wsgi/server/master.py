@@ -109,6 +109,7 @@ class Server(BaseApplication):
         socket_name: str = '',
     ) -> None:
         log_files.refuse_rotating_handlers()
+        log_files.watch()
         self._load = load
         self._bind = [f'fd://{listener.detach()}' for listener in listeners]
         self._settings = settings

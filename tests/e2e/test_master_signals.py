@@ -50,6 +50,25 @@ def test_after_log_rotation_and_sighup_new_workers_log_to_the_new_file(agent_wit
     eventually(a_worker_has_logged, 'a new worker logs to the new file')
 
 
+def test_sighup_without_the_directory_of_the_log_file_does_not_end_the_agent(programs, cloud, tmp_path):
+    """Or without the right to make a file there. The former file is written on."""
+    directory = tmp_path / 'log'
+    directory.mkdir()
+    cloud.configure(log_file=directory / 'agent.log')
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    moved = directory.rename(tmp_path / 'moved') / 'agent.log'
+    (former,) = program.workers()
+    program.kill(signal.SIGHUP)
+    eventually(
+        lambda: program.process.poll() is not None or (program.workers() and former not in program.workers()),
+        lambda: program.text() + moved.read_text(),
+    )
+    assert program.process.poll() is None, program.text() + moved.read_text()
+    assert responds(cloud.socket)
+    eventually(lambda: 'Reloaded' in moved.read_text(), moved.read_text)
+
+
 def test_sigterm_ends_the_master_during_a_reload_that_hangs(agent_with_log_file, cloud):
     """The configuration file becomes a FIFO without a writer: opening it blocks, as on a file server that is down."""
     program, log = agent_with_log_file

@@ -3,9 +3,11 @@
 
 import errno
 import os
+import socket
 import time
 from types import SimpleNamespace
 
+import gunicorn.sock
 import pytest
 from gunicorn.errors import HaltServer
 from gunicorn.workers.workertmp import WorkerTmp
@@ -142,7 +144,7 @@ def test_options_that_become_invalid_after_the_check_of_a_reload_do_not_end_the_
     arbiter = CountingArbiter(master.Server(lambda: None, [], settings=settings, name='test'))
     is_invalid = True
     arbiter.reload()
-    assert (arbiter.num_workers, arbiter.started) == (3, 3)
+    assert arbiter.num_workers == 3
 
 
 @pytest.mark.filterwarnings('ignore:unclosed file:ResourceWarning')  # gunicorn's, of the worker that was not forked
@@ -184,3 +186,29 @@ def test_a_failed_reexec_leaves_the_master_running(monkeypatch, caplog):
     app = SimpleNamespace(socket_name='s', notifier=notifier, former_workers=[])
     Arbiter.handle_usr1(SimpleNamespace(app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={}))
     assert 'cannot be executed' in caplog.text
+
+
+def test_the_listeners_are_not_inherited_by_programs_that_the_master_starts(make_arbiter, monkeypatch):
+    """A report that hangs would keep the socket open; each SIGUSR1 would leave one more descriptor of it."""
+    arbiter = make_arbiter()
+    listener = socket.create_server(('127.0.0.1', 0))
+    arbiter.LISTENERS = [gunicorn.sock.TCPSocket(None, arbiter.cfg, arbiter.log, fd=listener.detach())]
+    monkeypatch.setattr(arbiter, 'init_signals', lambda: None)
+    arbiter.start()
+    assert [sock.get_inheritable() for sock in arbiter.LISTENERS] == [False]
+    arbiter.LISTENERS[0].close()
+
+
+def test_a_worker_that_ends_during_the_check_of_a_reload_is_replaced_at_once(make_arbiter, monkeypatch):
+    """The check may take a minute."""
+    arbiter = make_arbiter(workers=1)
+
+    def check(is_cancelled):
+        add_worker(arbiter, ended_child(1), time.monotonic())
+        assert not is_cancelled()
+        assert (arbiter.started, arbiter.WORKERS) == (1, {})
+        raise ConfigError('x = y')
+
+    monkeypatch.setattr(arbiter.app, 'check_config_in_child', check)
+    arbiter.reload()
+    assert arbiter.started == 1

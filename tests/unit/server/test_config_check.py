@@ -56,3 +56,15 @@ def test_a_check_for_which_no_process_can_be_started_is_not_passed(monkeypatch, 
     monkeypatch.setattr(os, function, fail)
     with pytest.raises(MetadataError, match='cannot be checked: Resource temporarily unavailable'):
         config_check.run_in_child(lambda: None)
+
+
+def test_the_result_is_read_if_the_master_has_reaped_the_child(monkeypatch):
+    """The master reaps its workers during a check, and with them every child that has ended."""
+    waitpid = os.waitpid
+
+    def reaped(pid, options):
+        waitpid(pid, options)
+        raise ChildProcessError
+
+    monkeypatch.setattr(os, 'waitpid', reaped)
+    assert config_check.run_in_child(lambda: 'x') == 'x'

@@ -38,7 +38,7 @@ def test_a_log_handler_that_rotates_its_file_is_refused(kind, root_handler, tmp_
 def test_a_rotated_log_file_is_reopened_for_new_workers(root_handler, tmp_path):
     """As at SIGHUP; the lines of the new workers go to the new file, which they could not open."""
     path = tmp_path / 'agent.log'
-    root_handler(logging.handlers.WatchedFileHandler(path))
+    root_handler(log_files.LogFile(path))
     path.rename(tmp_path / 'agent.log.1')
     log_files.reopen()
     # The handlers of a worker.
@@ -50,3 +50,27 @@ def test_a_rotated_log_file_is_reopened_for_new_workers(root_handler, tmp_path):
     finally:
         logging.getLogger().handlers[:] = before
     assert (path.read_text(), (tmp_path / 'agent.log.1').read_text()) == ('of the worker\n', '')
+
+
+def test_a_log_file_that_cannot_be_opened_after_a_rotation_is_written_on(root_handler, tmp_path):
+    """Then again the new one, when it can be opened."""
+    directory = tmp_path / 'log'
+    directory.mkdir()
+    path = directory / 'agent.log'
+    root_handler(logging.handlers.WatchedFileHandler(path))
+    before = list(logging.getLogger().handlers)
+    try:
+        log_files.watch()
+        moved = directory.rename(tmp_path / 'moved') / 'agent.log'
+        log_files.reopen()
+        logging.getLogger().warning('to the former file')
+        directory.mkdir()
+        logging.getLogger().warning('to the new file')
+    finally:
+        for handler in set(logging.getLogger().handlers) - set(before):
+            handler.close()
+        logging.getLogger().handlers[:] = before
+    warning, line = moved.read_text().splitlines()
+    assert warning.startswith('The log file cannot be opened again, the former one is written: [Errno 2]')
+    assert line == 'to the former file'
+    assert path.read_text() == 'to the new file\n'
