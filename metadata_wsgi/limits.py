@@ -233,7 +233,7 @@ NOVA_ATTEMPT_FRACTION = 2 / 3
 """If a request may be retried, an attempt gets this part of the remaining time. The rest is for a retry."""
 
 NOVA_HOST_BACKOFF_S = 5.0
-"""For this time after a failure, a Nova host gets a request only if the other hosts fail."""
+"""For this time after a failure, a Nova host gets a request only if the other hosts fail. Then one request tries it."""
 
 NOVA_PROBE_TIMEOUT_S = 5.0
 """Time for the requests that check the shared secret of a Nova host, at start and in ``check-config``."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import webob
 
+from metadata_wsgi import limits
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.metrics import files, options
 
@@ -75,15 +76,28 @@ def render(directory: str) -> bytes:
 
 
 def serve(listener: socket.socket, app: WSGIApplication) -> Any:
-    """Serve ``app`` on ``listener`` inside a worker, in greenlets. Returns an object with ``stop()``."""
+    """Serve ``app`` on ``listener`` inside a worker, in greenlets. Returns an object with ``stop()``.
+
+    A connection is closed if its next request and the response take longer than ``limits.HEADER_TIMEOUT_S``. pywsgi has
+    no timeout, so MAX_CLIENTS idle connections would keep all others from the page.
+    """
+    import gevent
     from gevent.pool import Pool
-    from gevent.pywsgi import WSGIServer
+    from gevent.pywsgi import WSGIHandler, WSGIServer
     from gevent.socket import socket as gevent_socket
+
+    class Handler(WSGIHandler):
+        def handle_one_request(self) -> Any:
+            try:
+                with gevent.Timeout(limits.HEADER_TIMEOUT_S):
+                    return super().handle_one_request()
+            except gevent.Timeout:
+                return None  # pywsgi closes the connection
 
     # The master opened the listener before gevent's patches, so it is blocking. If another worker is quicker, accept()
     # would block the whole worker.
     nonblocking = gevent_socket(fileno=os.dup(listener.fileno()))
-    server = WSGIServer(nonblocking, app, log=None, error_log=LOG, spawn=Pool(MAX_CLIENTS))
+    server = WSGIServer(nonblocking, app, log=None, error_log=LOG, spawn=Pool(MAX_CLIENTS), handler_class=Handler)
     server.start()
     return server
 

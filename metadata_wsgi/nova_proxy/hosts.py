@@ -2,9 +2,10 @@
 """The hosts of Nova's metadata API: selects the host that gets a request.
 
 A request is sent to the first configured host. If this host fails, the request is sent to the next one. For
-``limits.NOVA_HOST_BACKOFF_S`` seconds after a failure, a host stands last in the order. If an attempt with less than
-``limits.CIRCUIT_MIN_TIME_S`` gets no response, this is no failure of the host. While a host accepts no
-connections, only one request at a time tries to connect to it (circuit breaker).
+``limits.NOVA_HOST_BACKOFF_S`` seconds after a failure, a host stands last in the order. Then a single request tries it:
+until the host responds, it stands last for all other requests. Otherwise each of them would wait for seconds if the
+host hangs. If an attempt with less than ``limits.CIRCUIT_MIN_TIME_S`` gets no response, this is no failure of the host.
+While a host accepts no connections, only one request at a time tries to connect to it (circuit breaker).
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class _Host:
         started_s = self._clock()
         if self.has_failed:
             self.circuit.start_attempt()
+            self._backed_off_until_s = started_s + limits.NOVA_HOST_BACKOFF_S
         try:
             response = self._client.send_request(request, deadline)
         except NotSent as error:
@@ -110,7 +112,7 @@ class _Host:
 
     def back_off(self, reason: object) -> None:
         """Put the host last in the order for ``limits.NOVA_HOST_BACKOFF_S`` seconds, because it failed."""
-        if not self.is_backed_off() and self._failure_log.allow():
+        if self._failure_log.allow():
             LOG.warning('Nova at %s fails: %s', self._client.name, reason)
         instruments.NOVA_HOST_FAILURES.add(self._client.name)
         instruments.NOVA_HOST_SET_ASIDE.set(1, self._client.name)

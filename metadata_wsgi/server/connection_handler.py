@@ -10,9 +10,10 @@
   does not delay others. For comparison: Neutron's haproxy has one connection limit for the whole router. There 1,100
   half-sent requests of one client delayed the other clients by 29 s.
 - The pipeline processes at most MAX_CONCURRENT_PER_CLIENT requests of a client at a time (``concurrency_limit``). If a
-  request gets no slot within REQUEST_TIMEOUT_S, the response is 503 with Retry-After. The deadline of a request counts
-  from its complete header (``environ_keys.RECEIVED_AT_S``), so it includes the wait for a slot and for the body.
-- The deadline of the first request also includes the time that the connection waited to be accepted
+  request gets no slot within REQUEST_TIMEOUT_S, the response is 503 with Retry-After. This time and the deadline of a
+  request count from its complete header (``environ_keys.RECEIVED_AT_S``), so the deadline includes the wait for a slot
+  and for the body.
+- For the first request both also include the time that the connection waited to be accepted
   (``net.queue_wait``).
 - A request over a unix socket is dropped if the namespace proxy has closed the connection while the request waited (in
   the backlog of a restarting or busy agent). The client has got 503, and a POST must not have an effect after it.
@@ -275,7 +276,8 @@ class ConnectionHandler:
                 LOG.debug('A request was dropped: the namespace proxy has closed the connection while it waited')
                 return False
             return self._respond(request, connection, environ)
-        if not self._concurrency.acquire(client_key[0], limits.REQUEST_TIMEOUT_S):
+        remaining_s = environ[environ_keys.RECEIVED_AT_S] + limits.REQUEST_TIMEOUT_S - time.monotonic()
+        if not self._concurrency.acquire(client_key[0], remaining_s):
             instruments.REFUSED.add('concurrency')
             id_ = request_id.begin(environ)
             LOG.debug('%s has reached its limit of concurrent requests; a request got 503', environ['REMOTE_ADDR'])

@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import gevent
+import pytest
 import webtest
+from gevent import socket
 
+from metadata_wsgi import limits
+from metadata_wsgi.metrics import page as metrics_page
 from metadata_wsgi.metrics.page import MetricsPage
 
 
@@ -18,3 +23,21 @@ def test_metrics_that_cannot_be_read_are_a_503(caplog):
 
     webtest.TestApp(MetricsPage(page)).get('/metrics', status=503)
     assert 'The metrics cannot be read: no directory' in caplog.text
+
+
+@pytest.mark.parametrize('sent', [b'', b'GET /metrics HTTP/1.1\r\n'], ids=['nothing', 'half a header'])
+def test_idle_connections_do_not_keep_others_from_the_page(sent, monkeypatch):
+    """Healthcheck of a load balancer, on the same port."""
+    monkeypatch.setattr(limits, 'HEADER_TIMEOUT_S', 0.05)
+    listener = socket.create_server(('127.0.0.1', 0))
+    server = metrics_page.serve(listener, MetricsPage(lambda: b'a 1.0\n'))
+    idle = [socket.create_connection(listener.getsockname()) for _ in range(metrics_page.MAX_CLIENTS)]
+    for connection in idle:
+        connection.sendall(sent)
+    gevent.sleep(0)
+    with socket.create_connection(listener.getsockname(), 20) as client:
+        client.sendall(b'GET /metrics HTTP/1.1\r\n\r\n')
+        assert client.recv(1000).startswith(b'HTTP/1.1 200 ')
+    for connection in (*idle, listener):
+        connection.close()
+    server.stop()

@@ -70,3 +70,48 @@ def test_a_deadline_that_is_nearly_over_opens_no_circuit():
     assert hosts.allows_attempt()
     attempts(hosts, clock, 3)
     assert hosts.allows_attempt()
+
+
+class HungHost:
+    """Accepts connections and never responds. ``meanwhile`` is called while a request waits."""
+
+    name = 'hung'
+
+    def __init__(self):
+        self.requests = 0
+        self.meanwhile = lambda: None
+
+    def send_request(self, request, deadline):
+        self.requests += 1
+        self.meanwhile()
+        raise MaybeSent('timed out')
+
+
+def test_host_that_hangs_gets_one_request_at_a_time_after_its_backoff():
+    """Each of its requests waits for seconds."""
+    clock, hung = FakeClock(), HungHost()
+    hosts = Hosts([hung, FakeHttpClient(200)], clock)
+    attempts(hosts, clock, 1)
+    for number in (2, 3):
+        clock.sleep(limits.NOVA_HOST_BACKOFF_S)
+        hung.meanwhile = lambda: attempts(hosts, clock, 10)
+        attempts(hosts, clock, 1)
+        assert hung.requests == number
+
+
+def test_host_that_fails_for_long_is_logged_once_in_each_interval(caplog):
+    clock = FakeClock()
+    hosts = Hosts([HungHost(), FakeHttpClient(200)], clock)
+    for _ in range(3):
+        attempts(hosts, clock, 5)
+        clock.sleep(limits.LOG_INTERVAL_S)
+    assert caplog.messages == ['Nova at hung fails: timed out'] * 3
+
+
+def test_all_requests_go_to_the_first_host_again_after_it_has_responded():
+    clock, first = FakeClock(), FakeHttpClient(MaybeSent('timed out'), 200)
+    hosts = Hosts([first, FakeHttpClient(200)], clock)
+    attempts(hosts, clock, 3)
+    clock.sleep(limits.NOVA_HOST_BACKOFF_S)
+    attempts(hosts, clock, 3)
+    assert len(first.requests) == 4

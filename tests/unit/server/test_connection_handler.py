@@ -297,6 +297,20 @@ def test_a_request_without_a_concurrency_slot_in_time_is_answered_503(make_serve
     server.may_respond.set()
 
 
+def test_wait_for_a_concurrency_slot_ends_at_the_deadline_that_includes_the_accept_queue(make_server, monkeypatch):
+    server = make_server(per_address=100)
+    for _ in range(limits.MAX_CONCURRENT_PER_CLIENT):
+        server.connect(GET % b'wait')
+    wait_until(lambda: len(server.requested) == limits.MAX_CONCURRENT_PER_CLIENT)
+    monkeypatch.setattr(limits, 'REQUEST_TIMEOUT_S', 3600.0)
+    monkeypatch.setattr(limits, 'MIN_TIME_AFTER_QUEUE_S', 0.05)
+    monkeypatch.setattr(connection_handler, 'queue_wait_s', lambda connection: 3600.0)
+    client = server.connect(GET % b'late')
+    wait_until(lambda: server.failures)
+    assert client.recv(1000).startswith(b'HTTP/1.1 503 ')
+    server.may_respond.set()
+
+
 def test_the_wait_for_a_concurrency_slot_counts_for_the_requests_deadline(make_server):
     server = make_server(per_address=100)
     for _ in range(limits.MAX_CONCURRENT_PER_CLIENT):
