@@ -58,11 +58,14 @@ class _Reload:
         self._read = read
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread. If no thread can be started (TasksMax of the unit), read the file here: requests wait."""
         from gevent import monkey  # imported here, because programs that only read an inventory need no gevent
 
         # A thread of the operating system, even if gevent has replaced threads: a greenlet would block all others.
-        monkey.get_original('_thread', 'start_new_thread')(self._run, ())
+        try:
+            monkey.get_original('_thread', 'start_new_thread')(self._run, ())
+        except RuntimeError:
+            self._run()
 
     def _run(self) -> None:
         try:

@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from gevent import monkey
 
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.inventory import ReloadingInventory, parse
@@ -157,6 +158,19 @@ def test_a_request_waits_for_a_slow_reload_for_a_bounded_time_only(path):
         inventory.current()
     assert list(inventory.current().networks) == ['n2']
     assert file.readings == 2
+
+
+def test_a_changed_file_is_read_without_a_thread_if_none_can_be_started(path, monkeypatch):
+    """A limit of threads (TasksMax) must not leave the worker with the old inventory."""
+
+    def start_new_thread(function, arguments):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(monkey, 'get_original', lambda module, name: start_new_thread)
+    inventory = ReloadingInventory(str(path), interval_s=0)
+    replace(path, cloud('one', 'two'))
+    assert list(inventory.current().networks) == ['one', 'two']
+    assert not inventory.is_reloading()
 
 
 def test_a_reload_does_not_stop_the_greenlets_of_a_worker(path):
