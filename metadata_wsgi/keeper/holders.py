@@ -24,6 +24,9 @@ from collections.abc import Callable, Collection
 REQUEST_INTERVAL_S = 2.0
 """Time between two rounds of requests to holders, and between the keeper's start and the first round. Workers send
 their sockets before the first round, so a holder gets a request only if no worker has its sockets."""
+MAX_REQUEST_INTERVAL_S = 30.0
+"""Longest time between two requests to one holder. It starts at ``REQUEST_INTERVAL_S`` and doubles with each request
+after which the holder does not send its sockets."""
 BATCH = 32
 """Largest number of holders that get a request in one round. Each of these holders starts a program."""
 
@@ -35,6 +38,8 @@ class Holders:
         self._path = os.path.join(state_path, 'holders')
         self._clock = clock
         self._next_request_at = clock() + REQUEST_INTERVAL_S
+        # By id: when the holder gets its next request, and the interval after that request.
+        self._due: dict[str, tuple[float, float]] = {}
 
     def ids(self) -> list[str]:
         """The ids of the routers and networks for which a holder's FIFO exists."""
@@ -51,13 +56,21 @@ class Holders:
 
         The keeper calls this often. Calls within ``REQUEST_INTERVAL_S`` after a round do nothing and return [].
         """
-        if self._clock() < self._next_request_at:
+        now = self._clock()
+        if now < self._next_request_at:
             return []
-        self._next_request_at = self._clock() + REQUEST_INTERVAL_S
+        self._next_request_at = now + REQUEST_INTERVAL_S
         ids = self.ids()
         known = registered() if ids else ()
-        missing = [id_ for id_ in ids if id_ not in known][:BATCH]
-        return [id_ for id_ in missing if self._write(id_, b'again\n')]
+        self._due = {id_: self._due.get(id_, (0.0, REQUEST_INTERVAL_S)) for id_ in ids if id_ not in known}
+        # The longest overdue first, so that holders that never send their sockets do not keep others from a request.
+        due = sorted((id_ for id_, (at, _) in self._due.items() if at <= now), key=lambda id_: self._due[id_][0])[
+            :BATCH
+        ]
+        for id_ in due:
+            interval = self._due[id_][1]
+            self._due[id_] = now + interval, min(2 * interval, MAX_REQUEST_INTERVAL_S)
+        return [id_ for id_ in due if self._write(id_, b'again\n')]
 
     def end(self, id_: str) -> None:
         """End the holder of ``id_``. Its sockets would keep a deleted namespace in the kernel."""

@@ -146,6 +146,15 @@ class Keeper:
             self._call_or_close(self._flush, connection)
         self._resume_accepting()
         self._reconcile_if_due()
+        self._request_sockets()
+
+    def _request_sockets(self) -> None:
+        """Request sockets that are not registered from their holders.
+
+        A holder registers them for the mode that has workers. So there is no request while there are no workers.
+        """
+        if not self._registry.subscriber_counts():
+            return
         for id_ in self._holders.request_sockets(lambda: {one.id for one in self._registry}):
             LOG.info('Requested the sockets of %s from its holder', id_)
 

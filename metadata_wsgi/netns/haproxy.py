@@ -217,5 +217,5 @@ def _loaded(program: str) -> Any:
     # The import system is not used, because it would write a cache file beside the program.
     module = types.ModuleType('metadata_wsgi_haproxy')
     module.__file__ = program
-    exec(compile(Path(program).read_bytes(), program, 'exec'), module.__dict__)  # noqa: S102 (our own program)
+    exec(compile(Path(program).read_bytes(), program, 'exec', optimize=0), module.__dict__)  # noqa: S102 (our own program)
     return module

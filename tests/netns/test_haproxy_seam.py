@@ -105,6 +105,17 @@ def test_a_holder_ends_with_its_namespace(node):
     until(lambda: not is_alive(pid))
 
 
+def test_a_holder_ends_if_its_namespace_was_deleted_while_no_keeper_ran(node):
+    """Its socket would keep the namespace in the kernel."""
+    id_ = node.add_router()
+    node.start_proxy(id_, SHIM)
+    pid = node.pid(id_)
+    node.kill()
+    run('ip', 'netns', 'del', f'qrouter-{id_}')
+    node.start_missing()
+    until(lambda: not is_alive(pid), 20)
+
+
 def test_without_workers_the_real_haproxy_is_started(tmp_path):
     if not shutil.which('haproxy', path=os.environ['PATH'] + ':/usr/sbin'):
         pytest.fail('haproxy is not installed')

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """``bin/metadata-wsgi-haproxy``: which configurations it takes, and that all others start the real haproxy."""
 
+import contextlib
 import gc
 import os
+import select
 import shutil
+import socket
 import subprocess
 import warnings
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metadata_wsgi.keeper import admin_client
+from metadata_wsgi.keeper import admin_client, protocol
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.netns import haproxy
 from tests.e2e.conftest import free_port
@@ -74,13 +77,19 @@ def loaded():
 program = loaded()
 
 
-def run_main(*argv):
-    """Run the program in this process. It leaves its sockets to the kernel, which closes them at its end."""
+@contextlib.contextmanager
+def sockets_left_to_the_kernel():
+    """The program does not close its sockets, because it ends soon."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ResourceWarning)
-        code = program.main(list(argv))
+        yield
         gc.collect()
-    return code
+
+
+def run_main(*argv):
+    """Run the program in this process; returns its exit code."""
+    with sockets_left_to_the_kernel():
+        return program.main(list(argv))
 
 
 def written(directory, text, *, kind='ns-metadata-proxy', name=f'{ID}.conf', **values):
@@ -275,6 +284,82 @@ def test_the_keeper_keeps_its_sockets_if_there_is_no_real_haproxy(keeper, execut
 def test_a_call_that_is_not_of_an_agent_closes_no_socket_of_the_keeper(keeper, executed, argv):
     run_main(*argv)
     assert [len(listeners) for _, listeners in executed] == [1]
+
+
+class HolderOfA:
+    """What the program needs as the holder of the router calls it: the FIFO and the socket. ``spec`` are arguments."""
+
+    def __init__(self, keeper, tmp_path, monkeypatch):
+        self.keeper, host = keeper
+        self.spec = [str(tmp_path), 'router', ID, f'{tmp_path}/{ID}.pid', '9697', host]
+        spec = program.Spec(*self.spec[:5], [host])
+        self.fifo = program.make_fifo(spec)
+        with sockets_left_to_the_kernel():
+            self.listening = program.Keeper(spec).get(spec, host)
+        self.keeper.unregister_all(ID)
+        assert self.line() == b'end\n'
+        monkeypatch.setattr(program, 'FIFO_FD', self.fifo)
+        monkeypatch.setenv(program.FDS, str(self.listening.fileno()))
+        monkeypatch.setattr(program, 'namespace', lambda: 'a')
+
+    def again(self):
+        """Run ``--again``, which takes a copy of the socket, as it is a process of its own."""
+        with socket.socket(fileno=os.dup(self.listening.fileno())) as copy:
+            os.environ[program.FDS] = str(copy.fileno())
+            code = run_main('--again', *self.spec)
+            copy.detach()
+        return code
+
+    def write(self, lines):
+        os.write(self.fifo, lines)
+
+    def line(self):
+        return os.read(self.fifo, 100) if select.select([self.fifo], [], [], 0)[0] else b''
+
+    def registered(self):
+        return [listener.id for listener in self.keeper.list()[0]]
+
+
+@pytest.fixture
+def holder(keeper, tmp_path, monkeypatch):
+    made = HolderOfA(keeper, tmp_path, monkeypatch)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as worker:
+        worker.connect(str(tmp_path / 'listeners'))
+        protocol.send(worker, {'mode': 'shared'})
+        protocol.send(worker, {'holds': None})
+        yield made
+    made.listening.close()
+    os.close(made.fifo)
+
+
+def test_again_registers_the_sockets_once_for_all_requests_in_the_fifo(holder):
+    holder.write(b'again\n' * 50)
+    assert (holder.again(), holder.registered(), holder.line()) == (0, [ID], b'')
+
+
+def test_a_request_before_end_registers_nothing(holder):
+    """The keeper has closed the sockets of this id meanwhile."""
+    holder.write(b'again\nend\n')
+    assert (holder.again(), holder.registered()) == (program.END_HOLDER, [])
+
+
+def test_a_detach_while_the_sockets_are_registered_again_is_not_undone(holder, monkeypatch):
+    attach = program.Keeper.attach
+
+    def attach_after_a_detach(self, *args):
+        holder.keeper.unregister_all(ID)
+        attach(self, *args)
+
+    monkeypatch.setattr(program.Keeper, 'attach', attach_after_a_detach)
+    assert (holder.again(), holder.registered()) == (program.END_HOLDER, [])
+
+
+def test_again_ends_the_holder_if_its_namespace_has_no_name(holder, monkeypatch):
+    def no_name():
+        raise program.NoNamespaceName('deleted')
+
+    monkeypatch.setattr(program, 'namespace', no_name)
+    assert (holder.again(), holder.registered()) == (program.END_HOLDER, [])
 
 
 def test_without_a_real_haproxy_it_fails(monkeypatch, capsys):

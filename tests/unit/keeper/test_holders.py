@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests to holders, over real FIFOs."""
 
+import itertools
 import os
 
 import pytest
@@ -51,6 +52,42 @@ def test_at_most_a_batch_of_sockets_is_requested_at_a_time(directory):
         assert len(now) == expected
         asked.update(now)
     assert len(asked) == len(fds)
+
+
+def test_holders_that_never_register_do_not_keep_others_from_a_request(directory):
+    clock = FakeClock()
+    fds = [holder(directory, f'{number:03}') for number in range(holders.BATCH + 1)]
+    found = Holders(str(directory.parent), clock)
+    requested = []
+    for _ in range(2):
+        clock.sleep(holders.REQUEST_INTERVAL_S)
+        requested += found.request_sockets(set)
+    assert set(requested) == {f'{number:03}' for number in range(len(fds))}
+
+
+def test_requests_to_a_holder_that_does_not_register_become_rarer(directory):
+    clock, fd = FakeClock(), holder(directory, 'a')
+    found = Holders(str(directory.parent), clock)
+    times = []
+    for _ in range(100):
+        clock.sleep(holders.REQUEST_INTERVAL_S)
+        times += [clock()] * len(found.request_sockets(set))
+    between = [later - former for former, later in itertools.pairwise(times)]
+    assert between == sorted(between)
+    assert between[:2] == [holders.REQUEST_INTERVAL_S, 2 * holders.REQUEST_INTERVAL_S]
+    assert between[-1] == holders.MAX_REQUEST_INTERVAL_S
+    assert read(fd) == b'again\n' * len(times)
+
+
+def test_a_holder_whose_sockets_were_registered_meanwhile_gets_the_next_request_at_once(directory):
+    clock = FakeClock()
+    holder(directory, 'a')
+    found = Holders(str(directory.parent), clock)
+    for registered in [set()] * 20 + [{'a'}]:
+        clock.sleep(holders.REQUEST_INTERVAL_S)
+        found.request_sockets(lambda registered=registered: registered)
+    clock.sleep(holders.REQUEST_INTERVAL_S)
+    assert found.request_sockets(set) == ['a']
 
 
 def test_the_fifo_of_a_holder_that_was_killed_is_removed(directory):

@@ -105,6 +105,18 @@ def test_unknown_verb_and_malformed_packet_do_not_affect_other_clients(running):
         assert keeper.list() == ([], {})
 
 
+def test_a_holder_gets_no_request_while_no_worker_is_subscribed(running, monkeypatch):
+    """Its program would wait for a worker, and fail."""
+    requests = []
+    monkeypatch.setattr(running.keeper._holders, 'request_sockets', lambda registered: requests.append(1) or [])
+    with admin_client.connect(running.state_path) as keeper:
+        keeper.list()
+        keeper.list()
+        assert requests == []
+        with running.subscribe():
+            eventually(lambda: (keeper.list(), requests)[1], 'a request')
+
+
 def test_subscribers_are_counted_until_they_disconnect(running):
     with running.subscribe(), running.subscribe('one_hop'), admin_client.connect(running.state_path) as keeper:
         assert keeper.list()[1] == {'shared': 1, 'one_hop': 1}
