@@ -31,9 +31,11 @@ import logging
 import os
 import re
 import signal
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 
+from metadata_wsgi import safe_files
 from metadata_wsgi.cli import attach, attach_command, log_output, root_check, verbs
 from metadata_wsgi.cli.reconciler import FULL_RECONCILE_INTERVAL_S, Reconciler, TargetKey
 from metadata_wsgi.config import config_files, state_paths
@@ -53,6 +55,7 @@ _NAME = re.compile(r'(qrouter-|qdhcp-)([A-Za-z0-9][A-Za-z0-9_-]{3,63})')
 
 
 HA_CONFS_PATH = '/var/lib/neutron/ha_confs'
+HA_STATES = ('primary', 'master', 'backup', 'fault')
 HA_STATE_BYTES = 32
 PENDING_POLL_S = 0.1
 """Interval of the checks for a namespace that is being created.
@@ -76,17 +79,25 @@ def watched_namespaces(only: str | None, ha_confs_path: str = HA_CONFS_PATH) -> 
 
 
 def ha_state(ha_confs_path: str, router_id: str) -> str:
-    """The state of an HA router, as Neutron's keepalived monitor has written it: primary, backup or fault.
+    """The state of an HA router, as Neutron's keepalived monitor has written it: one of HA_STATES.
 
     '' for a router without HA.
     """
+    # The user neutron may replace directory and file, for example by a link to a file of root, or by a FIFO, which must
+    # not block this program. The file may belong to this user, so ``safe_files.open_file`` is too strict.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        # The user neutron may replace the file. O_NONBLOCK: a FIFO in its place must not block this program.
-        descriptor = os.open(os.path.join(ha_confs_path, router_id, 'state'), os.O_RDONLY | os.O_NONBLOCK)
+        directory = safe_files.open_directory(os.path.join(ha_confs_path, router_id))
+        try:
+            descriptor = os.open('state', flags, dir_fd=directory)
+        finally:
+            os.close(directory)
         with open(descriptor, 'rb') as file:
-            return file.read(HA_STATE_BYTES).decode(errors='replace').strip()
+            is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+            state = file.read(HA_STATE_BYTES).decode(errors='replace').strip() if is_regular else ''
     except OSError:
         return ''
+    return state if state in HA_STATES else ''
 
 
 class CliAttachAdapter:

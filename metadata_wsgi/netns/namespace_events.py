@@ -27,6 +27,7 @@ class NamespaceEvents:
         self._inotify: INotify | None = None
         self._watched: int | None = None
         """inotify's number of the directory that is watched."""
+        self._wake_writer: int | None
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def __enter__(self) -> NamespaceEvents:
@@ -45,12 +46,19 @@ class NamespaceEvents:
         if self._inotify:
             self._inotify.close()
         os.close(self._wake_reader)
-        os.close(self._wake_writer)
+        # Reset before the close: a signal handler may call ``wake`` at any time.
+        writer, self._wake_writer = self._wake_writer, None
+        if writer is not None:
+            os.close(writer)
 
     def wake(self) -> None:
-        """End the ``wait`` in progress, or else the next one. A signal handler may call this method."""
-        with suppress(BlockingIOError):
-            os.write(self._wake_writer, b'\0')
+        """End the ``wait`` in progress, or else the next one. Does nothing after ``__exit__``.
+
+        A signal handler may call this method.
+        """
+        if self._wake_writer is not None:
+            with suppress(BlockingIOError):
+                os.write(self._wake_writer, b'\0')
 
     def wait(self, timeout_s: float, also: int | None = None) -> None:
         """Return when a name was added or removed since the last call, after ``wake``, or after ``timeout_s``.

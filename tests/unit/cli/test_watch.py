@@ -289,11 +289,49 @@ def test_lock_that_cannot_be_taken_is_an_error_of_each_target_and_does_not_end_w
         assert all('must belong to' in error for error in errors.values())
 
 
-def test_ha_state_is_part_of_the_identity(tmp_path):
-    assert watch.ha_state(str(tmp_path), 'router-1') == ''
+@pytest.fixture
+def state_file(tmp_path):
+    """The state file of router-1, in the directory of keepalived's files."""
     (tmp_path / 'router-1').mkdir()
-    (tmp_path / 'router-1' / 'state').write_text('backup\n')
-    assert watch.ha_state(str(tmp_path), 'router-1') == 'backup'
+    return tmp_path / 'router-1' / 'state'
+
+
+def ha_state(state_file):
+    return watch.ha_state(str(state_file.parent.parent), 'router-1')
+
+
+@pytest.mark.parametrize('state', ['primary', 'master', 'backup', 'fault'])
+def test_ha_state_is_part_of_the_identity(state_file, state):
+    assert ha_state(state_file) == ''
+    state_file.write_text(f'{state}\n')
+    assert ha_state(state_file) == state
+
+
+@pytest.mark.parametrize('text', ['', 'root:$6$rounds=5000$', 'primary backup', 'prim\0ary', 'primary' * 10])
+def test_ha_state_that_keepalived_does_not_write_is_ignored(state_file, text):
+    state_file.write_text(text)
+    assert ha_state(state_file) == ''
+
+
+def test_link_in_place_of_the_ha_state_is_not_followed(tmp_path, state_file):
+    """The user neutron could make root open any file or device."""
+    (tmp_path / 'secret').write_text('primary')
+    state_file.symlink_to(tmp_path / 'secret')
+    assert ha_state(state_file) == ''
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='makes files of another user')
+@pytest.mark.parametrize('link', [False, True], ids=['file', 'link to the directory'])
+def test_ha_state_of_the_user_neutron_is_read_and_a_link_of_that_user_is_not_followed(tmp_path, link):
+    directory = tmp_path / ('elsewhere' if link else 'router-1')
+    directory.mkdir()
+    (directory / 'state').write_text('primary')
+    for path in (tmp_path, directory, directory / 'state'):
+        os.chown(path, 4242, 4242)
+    if link:
+        (tmp_path / 'router-1').symlink_to(directory)
+        os.lchown(tmp_path / 'router-1', 4242, 4242)
+    assert watch.ha_state(str(tmp_path), 'router-1') == ('' if link else 'primary')
 
 
 def test_ha_router_that_becomes_primary_is_attached_again_and_logged(caplog):
@@ -331,7 +369,6 @@ def test_wrong_command_line_exits_with_2(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_fifo_in_place_of_the_ha_state_does_not_block(tmp_path):
-    (tmp_path / 'router-1').mkdir()
-    os.mkfifo(tmp_path / 'router-1' / 'state')
-    assert watch.ha_state(str(tmp_path), 'router-1') == ''
+def test_a_fifo_in_place_of_the_ha_state_does_not_block(state_file):
+    os.mkfifo(state_file)
+    assert ha_state(state_file) == ''

@@ -86,3 +86,17 @@ def test_wait_ends_when_the_other_descriptor_is_readable(directory, events):
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_wake_after_the_end_does_nothing(tmp_path):
+    """A second SIGTERM may arrive while the program ends. Another file may have the descriptor's number then."""
+    with NamespaceEvents(str(tmp_path)) as events:
+        pass
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    try:
+        events.wake()
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+    finally:
+        os.close(reader)
+        os.close(writer)
