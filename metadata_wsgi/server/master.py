@@ -19,6 +19,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -199,7 +200,10 @@ class Server(BaseApplication):
 
     def update_identity(self) -> bool:
         """Determine the user of new workers again. Returns whether it has changed."""
-        before, self._worker_identity = self._worker_identity, self._identity()
+        before = self._worker_identity
+        with suppress(OSError):
+            # For lack of descriptors. The next call tries again.
+            self._worker_identity = self._identity()
         return before != self._worker_identity
 
     def check_config_in_child(self, is_cancelled: Callable[[], bool] = lambda: False) -> dict[str, Any]:

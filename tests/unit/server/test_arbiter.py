@@ -4,6 +4,7 @@
 import errno
 import os
 import socket
+import subprocess
 import time
 from types import SimpleNamespace
 
@@ -212,3 +213,25 @@ def test_a_worker_that_ends_during_the_check_of_a_reload_is_replaced_at_once(mak
     monkeypatch.setattr(arbiter.app, 'check_config_in_child', check)
     arbiter.reload()
     assert arbiter.started == 1
+
+
+def test_the_watchdog_is_fed_while_a_former_worker_runs_and_no_new_worker_can_load(make_arbiter, monkeypatch):
+    """After SIGUSR1. systemd would otherwise end the former workers too, and they serve."""
+    sent = []
+    arbiter = make_arbiter()
+    monkeypatch.setattr(arbiter.app.notifier, 'progress', lambda: sent.append('WATCHDOG=1'))
+    with subprocess.Popen(['sleep', '600']) as former:
+        arbiter.app.former_workers = [former.pid]
+        arbiter.manage_workers()
+        assert sent == ['WATCHDOG=1']
+        former.kill()
+    arbiter.manage_workers()
+    assert sent == ['WATCHDOG=1']
+
+
+def test_a_worker_of_the_new_program_that_cannot_load_does_not_end_the_master_after_sigusr1(monkeypatch):
+    monkeypatch.setenv(reexec.FORMER_WORKERS, '11')
+    arbiter = CountingArbiter(master.Server(lambda: None, [], settings=lambda: {'workers': 1}, name='test'))
+    add_worker(arbiter, ended_child(Arbiter.WORKER_BOOT_ERROR), time.time())
+    arbiter.reap_workers()
+    assert arbiter.WORKERS == {}

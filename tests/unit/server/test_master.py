@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the master loads; ``tests/e2e`` has whole programs."""
 
+import errno
 import importlib
 import subprocess
 import sys
@@ -58,3 +59,16 @@ for library in ('requests', 'urllib3', 'keystoneauth1', 'dogpile'):
     # These two are called in the master only.
     master_only = {'metadata_wsgi.net.listeners.unix_listener', 'metadata_wsgi.net.listeners.tcp_listener'}
     assert set(done.stdout.split('\n')) <= {'', *master_only}
+
+
+def test_an_identity_that_cannot_be_determined_does_not_end_the_master():
+    """For lack of descriptors. The next call tries again."""
+    is_full = False
+
+    def identity():
+        if is_full:
+            raise OSError(errno.EMFILE, 'Too many open files')
+
+    server = master.Server(lambda: None, [], settings=lambda: {'workers': 1}, name='test', identity=identity)
+    is_full = True
+    assert server.update_identity() is False
