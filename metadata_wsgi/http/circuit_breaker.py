@@ -26,9 +26,15 @@ class CircuitBreaker:
         self._next_attempt_at_s = 0.0
         self.last_error = ''
 
-    def allows_attempt(self) -> bool:
-        """Whether the circuit is closed, or it is time for the next attempt. Changes nothing."""
-        return self._failures < limits.CIRCUIT_OPEN_FAILURES or self._clock() >= self._next_attempt_at_s
+    def allows_attempt(self, *, has_time: bool = True) -> bool:
+        """Whether the circuit is closed, or it is time for the next attempt. Changes nothing.
+
+        If ``has_time`` is False, the attempt has too little time to show whether the host is back. If the circuit is
+        open, such an attempt waits for another ``limits.CIRCUIT_PROBE_INTERVAL_S``. So attempts with time come first.
+        """
+        if self._failures < limits.CIRCUIT_OPEN_FAILURES:
+            return True
+        return self._clock() >= self._next_attempt_at_s + (0.0 if has_time else limits.CIRCUIT_PROBE_INTERVAL_S)
 
     def start_attempt(self) -> None:
         """Call when an attempt starts. If the circuit is open, the next attempt is allowed after this one has ended."""

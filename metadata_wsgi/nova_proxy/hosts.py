@@ -33,9 +33,10 @@ class Hosts:
     def __init__(self, clients: Sequence[HttpClient], clock: Callable[[], float]) -> None:
         self._hosts = [_Host(client, clock) for client in clients]
 
-    def allows_attempt(self) -> bool:
-        """Whether the circuit breaker of any host allows an attempt now."""
-        return any(host.circuit.allows_attempt() for host in self._hosts)
+    def allows_attempt(self, request: Request, deadline: Deadline) -> bool:
+        """Whether the circuit breaker of any host allows an attempt of the request now."""
+        has_time = _has_time(_attempt(request, deadline))
+        return any(host.circuit.allows_attempt(has_time=has_time) for host in self._hosts)
 
     def send_request(self, request: Request, deadline: Deadline) -> Response:
         """Send the request to one host after the other until one succeeds.
@@ -43,13 +44,13 @@ class Hosts:
         A request that is not retryable is sent to another host only if no byte of it was sent. If all hosts fail,
         returns the last response or raises the last exception.
         """
-        hosts = self._in_order()
+        hosts = self._in_order(has_time=_has_time(_attempt(request, deadline)))
         if not hosts:
             raise NotSent(self._hosts[-1].circuit.last_error)
         for host in hosts:
             is_last = host is hosts[-1]
-            attempt = deadline.fraction(limits.NOVA_ATTEMPT_FRACTION) if request.is_retryable else deadline
-            had_time = attempt.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
+            attempt = _attempt(request, deadline)
+            had_time = _has_time(attempt)
             try:
                 response = host.send_request(request, attempt)
             except NoResponse as error:
@@ -64,11 +65,21 @@ class Hosts:
             host.back_off(f'it answered {response.status}')
         raise AssertionError('the last host returns or raises')
 
-    def _in_order(self) -> list[_Host]:
+    def _in_order(self, *, has_time: bool) -> list[_Host]:
         if not any(host.has_failed for host in self._hosts):
             return self._hosts
-        allowed = [host for host in self._hosts if host.circuit.allows_attempt()]
+        allowed = [host for host in self._hosts if host.circuit.allows_attempt(has_time=has_time)]
         return sorted(allowed, key=lambda host: host.is_backed_off())
+
+
+def _attempt(request: Request, deadline: Deadline) -> Deadline:
+    """The deadline of one attempt at a host, if it starts now."""
+    return deadline.fraction(limits.NOVA_ATTEMPT_FRACTION) if request.is_retryable else deadline
+
+
+def _has_time(attempt: Deadline) -> bool:
+    """Whether a failure of the attempt shows a failure of the host."""
+    return attempt.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
 
 
 class _Host:

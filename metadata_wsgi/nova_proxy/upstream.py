@@ -220,15 +220,12 @@ class UpstreamApp:
             service='nova',
             retry_on=(NoResponse,) if request.is_retryable else (NotSent,),
             retry_if_result=lambda response: response.status in RETRYABLE_STATUSES and request.is_retryable,
-            may_retry=self._may_retry,
+            may_retry=lambda: self._hosts.allows_attempt(request, deadline) and self._retry_budget.take_retry(),
             sleep=self._sleep,
         )
         if response.status not in RETRYABLE_STATUSES:
             self._retry_budget.add_success()
         return response
-
-    def _may_retry(self) -> bool:
-        return self._hosts.allows_attempt() and self._retry_budget.take_retry()
 
 
 def _failure_reason(status: int, path: str) -> str:

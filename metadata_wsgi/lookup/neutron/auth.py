@@ -187,11 +187,11 @@ class Authenticator:
             raise InstanceLookupError(
                 'Neutron rejects the configured credentials (401), and there is no token to renew'
             )
-        if valid is None and not self._circuit.allows_attempt():
-            raise LookupUnavailable(self._circuit.last_error)
         if valid:
             deadline = Deadline(min(deadline.fraction(1 / 2).at_s, now_s + EARLY_RENEWAL_TIMEOUT_S), deadline.clock)
         had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
+        if valid is None and not self._circuit.allows_attempt(has_time=had_time):
+            raise LookupUnavailable(self._circuit.last_error)
         self._circuit.start_attempt()
         try:
             self._token = self._fetch(deadline)

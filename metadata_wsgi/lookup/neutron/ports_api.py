@@ -114,7 +114,7 @@ class PortsApi:
         return response, token
 
     def _get(self, token: Token, resource: str, query: Query, deadline: Deadline) -> Any:
-        if not self._circuit.allows_attempt():
+        if not self._circuit.allows_attempt(has_time=deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S):
             raise LookupUnavailable(self._circuit.last_error)
         url = f'{_with_version(token.endpoint)}/{resource}?{urlencode(query)}'
         headers = {**HEADERS, **token.headers}

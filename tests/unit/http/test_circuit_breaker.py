@@ -39,6 +39,18 @@ def test_an_open_circuit_allows_one_attempt_after_each_interval(open_circuit, cl
         assert not open_circuit.allows_attempt()
 
 
+def test_an_open_circuit_first_allows_an_attempt_with_enough_time(open_circuit, clock):
+    """A client may shorten the deadline of its own requests. They must not take the attempts of the others."""
+    clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
+    assert not open_circuit.allows_attempt(has_time=False)
+    assert open_circuit.allows_attempt()
+    clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
+    assert open_circuit.allows_attempt(has_time=False)
+    open_circuit.record_failure(NotSent('no time'), had_time=False)
+    open_circuit.record_connected()
+    assert open_circuit.allows_attempt(has_time=False)
+
+
 def test_an_attempt_that_never_ends_does_not_keep_the_circuit_open(open_circuit, clock):
     clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
     open_circuit.start_attempt()

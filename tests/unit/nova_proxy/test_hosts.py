@@ -26,9 +26,9 @@ def test_only_failures_to_connect_in_a_row_open_the_circuit(connected):
     nova = FakeHttpClient(*[REFUSED] * few, connected, REFUSED)
     hosts = Hosts([nova], clock)
     attempts(hosts, clock, 2 * few + 1)
-    assert hosts.allows_attempt()
+    assert hosts.allows_attempt(GET, Deadline.after(9.0, clock))
     attempts(hosts, clock, 5)
-    assert not hosts.allows_attempt()
+    assert not hosts.allows_attempt(GET, Deadline.after(9.0, clock))
     assert len(nova.requests) == 2 * few + 2
 
 
@@ -61,15 +61,25 @@ def test_a_host_is_not_set_aside_after_an_attempt_with_too_little_time(error, ca
     assert not caplog.records
 
 
+def test_an_open_circuit_is_not_kept_open_by_requests_with_too_little_time():
+    clock, nova = FakeClock(), FakeHttpClient(*[REFUSED] * limits.CIRCUIT_OPEN_FAILURES, 200)
+    hosts = Hosts([nova], clock)
+    attempts(hosts, clock, limits.CIRCUIT_OPEN_FAILURES)
+    clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
+    attempts(hosts, clock, 3, within_s=0.5)
+    assert len(nova.requests) == limits.CIRCUIT_OPEN_FAILURES
+    assert hosts.send_request(GET, Deadline.after(9.0, clock)).status == 200
+
+
 def test_a_deadline_that_is_nearly_over_opens_no_circuit():
     clock = FakeClock()
     hosts = Hosts([FakeHttpClient(REFUSED)], clock)
     for _ in range(20):
         attempts(hosts, clock, 1, within_s=0.5)
         clock.sleep(1)
-    assert hosts.allows_attempt()
+    assert hosts.allows_attempt(GET, Deadline.after(9.0, clock))
     attempts(hosts, clock, 3)
-    assert hosts.allows_attempt()
+    assert hosts.allows_attempt(GET, Deadline.after(9.0, clock))
 
 
 class HungHost:

@@ -269,15 +269,16 @@ def test_keystone_that_fails_gets_one_request_in_an_interval_circuit_breaker():
     fixture.keystone.on_fetch = lambda: attempts.append(1)
     fixture.keystone.error = exceptions.ConnectFailure('refused')
 
-    def attempts_of(callers):
+    def attempts_of(callers, timeout_s=9.0):
         attempts.clear()
         for _ in range(callers):
             with pytest.raises(LookupUnavailable, match='refused'):
-                fixture.token_value()
+                fixture.token_value(timeout_s=timeout_s)
         return len(attempts)
 
     assert attempts_of(100) == limits.CIRCUIT_OPEN_FAILURES
     fixture.clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
+    assert attempts_of(100, timeout_s=limits.CIRCUIT_MIN_TIME_S - 0.1) == 0
     assert attempts_of(100) == 1
     fixture.clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
     fixture.keystone.error = None

@@ -264,17 +264,18 @@ def test_neutron_without_connections_gets_one_attempt_in_an_interval_circuit_bre
     clock, session = FakeClock(), UnreachableSession()
     api = PortsApi(session, FakeAuthenticator(), connections=4, clock=clock)
 
-    def attempts(count):
+    def attempts(count, timeout_s=9.0):
         before = session.attempts
         for _ in range(count):
             with pytest.raises(LookupUnavailable, match='Connection refused'):
-                api.ports(QUERY, Deadline.after(9.0, clock), lambda *query: None)
+                api.ports(QUERY, Deadline.after(timeout_s, clock), lambda *query: None)
         return session.attempts - before
 
     assert attempts(100) == limits.CIRCUIT_OPEN_FAILURES
     clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
     assert attempts(100) == 1
     clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
+    assert attempts(100, timeout_s=limits.CIRCUIT_MIN_TIME_S - 0.1) == 0
     session.is_back = True
     for _ in range(10):
         assert api.ports(QUERY, Deadline.after(9.0, clock), lambda *query: None) == [{'id': 'p1'}]
