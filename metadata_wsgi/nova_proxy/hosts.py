@@ -44,7 +44,7 @@ class Hosts:
         A request that is not retryable is sent to another host only if no byte of it was sent. If all hosts fail,
         returns the last response or raises the last exception.
         """
-        hosts = self._in_order(has_time=_has_time(_attempt(request, deadline)))
+        hosts = self._in_order(request, deadline)
         if not hosts:
             raise NotSent(self._hosts[-1].circuit.last_error)
         for host in hosts:
@@ -65,9 +65,10 @@ class Hosts:
             host.back_off(f'it answered {response.status}')
         raise AssertionError('the last host returns or raises')
 
-    def _in_order(self, *, has_time: bool) -> list[_Host]:
+    def _in_order(self, request: Request, deadline: Deadline) -> list[_Host]:
         if not any(host.has_failed for host in self._hosts):
             return self._hosts
+        has_time = _has_time(_attempt(request, deadline))
         allowed = [host for host in self._hosts if host.circuit.allows_attempt(has_time=has_time)]
         return sorted(allowed, key=lambda host: host.is_backed_off())
 
