@@ -148,9 +148,10 @@ class StoredCounters:
             store = limits.storage.storage_from_string(url, wrap_exceptions=True, **_options(url))
             self._limiter = limits.strategies.SlidingWindowCounterRateLimiter(store)
         except (limits.errors.ConfigurationError, NotImplementedError, ImportError, ValueError):
-            # The URL and the error may contain a password.
+            # The URL and the error may contain a password, the URL also before "://" if it is malformed.
+            scheme, separator, _ = url.partition('://')
             raise ConfigError(
-                f'storage_url = {url.partition("://")[0]}://... in [{GROUP}]: no such store, or its library is not '
+                f'storage_url = {scheme if separator and scheme.isalnum() else ""}://... in [{GROUP}]: no such store, or its library is not '
                 'installed (redis, pymemcache); memory:// needs no library'
             ) from None
 

@@ -174,6 +174,15 @@ def test_the_deprecated_option_counters_is_read(tmp_path):
         filter_factory({'config_file': str(path)})
 
 
+@pytest.mark.parametrize('url', [':sEcretPw@host:6379', 'redis:sEcretPw@host', 'sEcretPw@x://host'])
+def test_a_malformed_storage_url_is_refused_without_its_password(tmp_path, url):
+    path = tmp_path / 'agent.ini'
+    path.write_text(f'[rate_limit]\nstorage_url = {url}\n')
+    with pytest.raises(ConfigError, match='no such store') as refused:
+        filter_factory({'config_file': str(path)})
+    assert 'sEcretPw' not in str(refused.value)
+
+
 @pytest.mark.parametrize('jump_s', [-86400.0, 86400.0])
 def test_a_clock_that_is_set_limits_no_client_for_longer(monkeypatch, jump_s):
     """The library counts by the clock of the host, which may be set while the agent runs."""
