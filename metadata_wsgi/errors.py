@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exceptions that one package raises and another one handles.
+"""The exceptions that one package raises and another one handles, and the errno values of exhausted resources.
 
 ::
 
@@ -19,6 +19,14 @@ Code that calls a library converts the library's exceptions to these exceptions.
 """
 
 from __future__ import annotations
+
+import errno
+
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""A call fails with these errno values if descriptors or memory are exhausted, whatever its arguments are.
+
+So the failure does not mean that a namespace, socket or process is gone.
+"""
 
 
 class MetadataError(Exception):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For all tests: workers of pytest-xdist are isolated (``pytest -n 2``), and tests under load are not traced."""
+"""For all tests: the tests of root are isolated from the host, and tests under load are not traced."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -21,11 +22,25 @@ CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 PROGRAMS_ARE_TRACED = 'COVERAGE_PROCESS_CONFIG'
 
 
+NEED_THE_HOST = ('openstack', 'packages')
+"""Marks of the tests that download and start services of the host. A run with such a test is not isolated."""
+
+
 def pytest_configure(config):
     # Threads of this process are clients and servers of the tests: tracing them takes time and finds nothing more.
     threading.settrace(None)
     if hasattr(config, 'workerinput') and os.geteuid() == 0:
         isolate()
+
+
+def pytest_collection_finish(session):
+    """Isolate a run of root without pytest-xdist: tests call ``detach --all`` and ``watch``."""
+    config = session.config
+    need_the_host = any(item.get_closest_marker(name) for item in session.items for name in NEED_THE_HOST)
+    if os.geteuid() == 0 and not hasattr(config, 'workerinput') and not config.option.collectonly and not need_the_host:
+        # Without the capability no test can change the namespaces of the host.
+        with contextlib.suppress(PermissionError):
+            isolate()
 
 
 def isolate():

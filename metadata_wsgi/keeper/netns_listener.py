@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 
-from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.errors import EXHAUSTED, NetnsError
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.net import listeners
 from metadata_wsgi.netns import namespaces
-
-EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""The check of a socket fails with these if descriptors or memory are exhausted, whatever the socket is."""
 
 
 class NetnsSocketOpener:

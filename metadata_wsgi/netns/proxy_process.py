@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from metadata_wsgi import limits, safe_files
-from metadata_wsgi.errors import NetnsError
+from metadata_wsgi.errors import EXHAUSTED, NetnsError
 from metadata_wsgi.netns import namespaces
 
 STOP_TIMEOUT_S = limits.GRACEFUL_TIMEOUT_S + 3.0
@@ -43,7 +43,10 @@ HOLDER = 'metadata-wsgi-holder'
 
 
 def read_pid(pid_file: str) -> int | None:
-    """The pid in the file; None if the file does not exist, is not safe, or has no number."""
+    """The pid in the file; None if the file does not exist, is not safe, or has no number.
+
+    Raises NetnsError if descriptors or memory are exhausted.
+    """
     if not os.path.lexists(pid_file):
         # Before the directories of its path are checked, because most targets have no pid file.
         return None
@@ -54,13 +57,20 @@ def read_pid(pid_file: str) -> int | None:
                 number = int(os.read(fd, MAX_PID_FILE_BYTES))
             finally:
                 os.close(fd)
-    except (OSError, ValueError):
+    except ValueError:
+        return None
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise NetnsError(f'pid file {pid_file}: {error.strerror}') from error
         return None
     return number if number > 0 else None
 
 
 def running_pid(pid_file: str, uuid: str) -> int | None:
-    """The pid of the running proxy of ``uuid``; None if the pid file is missing or stale."""
+    """The pid of the running proxy of ``uuid``; None if the pid file is missing or stale.
+
+    Raises NetnsError if descriptors or memory are exhausted: then it is unknown whether the process runs.
+    """
     pid = read_pid(pid_file)
     with _open_pidfd(pid, uuid) as pidfd:
         return pid if pidfd is not None else None
@@ -248,10 +258,15 @@ def _has_id(command_line: bytes, uuid: str) -> bool:
 
 @contextlib.contextmanager
 def _open_pidfd(pid: int | None, uuid: str) -> Iterator[int | None]:
-    """A pidfd of process ``pid`` if it is alive and its command line is that of a proxy of ``uuid``, else None."""
+    """A pidfd of process ``pid`` if it is alive and its command line is that of a proxy of ``uuid``, else None.
+
+    Raises NetnsError if descriptors or memory are exhausted.
+    """
     try:
         pidfd = os.pidfd_open(pid) if pid else None
-    except OSError:
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise NetnsError(f'pid {pid} of {uuid}: {error.strerror}') from error
         pidfd = None
     if pidfd is None:
         yield None
@@ -259,7 +274,9 @@ def _open_pidfd(pid: int | None, uuid: str) -> Iterator[int | None]:
     try:
         try:
             command_line = Path(f'/proc/{pid}/cmdline').read_bytes()
-        except OSError:
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                raise NetnsError(f'pid {pid} of {uuid}: {error.strerror}') from error
             command_line = b''
         # If the process is still alive after the read, the command line was not of a later process with the same pid.
         yield pidfd if _has_id(command_line, uuid) and not _has_ended(pidfd, 0) else None

@@ -37,6 +37,11 @@ def stale():
         path.unlink()
 
 
+def test_namespaces_of_the_host_are_not_those_of_this_test_run():
+    """Otherwise ``detach --all`` would detach the routers of a developer's host, and ``watch`` attach them."""
+    assert os.readlink('/proc/self/ns/mnt') != os.readlink('/proc/1/ns/mnt')
+
+
 def run(verb, state_path, *options):
     argv = [PROGRAM, verb, f'--state-path={state_path}', *options]
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)

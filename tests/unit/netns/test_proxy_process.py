@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Namespace proxy processes and their pid files, with real, short-lived processes."""
 
+import errno
 import os
 import signal
 import socket
@@ -9,7 +10,8 @@ import sys
 
 import pytest
 
-from metadata_wsgi import limits
+from metadata_wsgi import limits, safe_files
+from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.netns import proxy_process
 
 UUID = '6f1b4e0a-8f5e-4a57-9d0e-1f0c5a3f0d11'
@@ -244,3 +246,26 @@ def test_unix_listener_pid_is_the_process_that_listens(start, tmp_path):
     assert proxy_process.unix_listener_pid(path, socket.SOCK_SEQPACKET) == child.pid
     with pytest.raises(OSError, match='No such file'):
         proxy_process.unix_listener_pid(path + '-not')
+
+
+@pytest.mark.parametrize('number', [errno.EMFILE, errno.ENFILE, errno.ENOMEM], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    ('module', 'name'), [(os, 'pidfd_open'), (safe_files, 'open_file'), (proxy_process.Path, 'read_bytes')]
+)
+def test_process_is_not_ended_because_descriptors_or_memory_are_exhausted(
+    start, tmp_path, monkeypatch, module, name, number
+):
+    """Its pid file was removed, and another process was started beside it."""
+    child, _ = start(SLEEP)
+    pid_file = tmp_path / f'{UUID}.pid'
+    pid_file.write_text(str(child.pid))
+    with monkeypatch.context() as patch:
+
+        def fail(*args, **options):
+            raise OSError(number, os.strerror(number))
+
+        patch.setattr(module, name, fail)
+        for action in (proxy_process.running_pid, proxy_process.stop):
+            with pytest.raises(NetnsError, match=f'{UUID}.*{os.strerror(number)}'):
+                action(str(pid_file), UUID)
+    assert proxy_process.running_pid(str(pid_file), UUID) == child.pid
