@@ -143,7 +143,7 @@ def test_restart_of_the_agent_refuses_no_connection_to_its_socket(host):
     for words in (('restart', AGENT), ('restart', AGENT)):
         assert host.run(host.interpreter, '-c', client, 'systemctl', *words).stdout == '[]\n', host.text()
     assert host.show_property(AGENT, 'NFileDescriptorStore') == '1'
-    # With another mode of the socket the kept one is not used.
+    # With another mode in the options the file of the kept socket gets this mode.
     host.run('sed', '-i', '1a metadata_proxy_socket_mode = all', '/etc/metadata_wsgi/metadata_agent.ini', check=True)
     host.systemctl('restart', AGENT)
     assert host.run('stat', '-c', '%a', '/var/lib/quantum/metadata_proxy').stdout == '666\n'
