@@ -45,11 +45,11 @@ class NamespaceEvents:
     ) -> None:
         if self._inotify:
             self._inotify.close()
-        os.close(self._wake_reader)
-        # Reset before the close: a signal handler may call ``wake`` at any time.
+        # Reset before the closes: a signal handler may call ``wake`` at any time.
         writer, self._wake_writer = self._wake_writer, None
         if writer is not None:
             os.close(writer)
+        os.close(self._wake_reader)
 
     def wake(self) -> None:
         """End the ``wait`` in progress, or else the next one. Does nothing after ``__exit__``.

@@ -100,3 +100,17 @@ def test_wake_after_the_end_does_nothing(tmp_path):
     finally:
         os.close(reader)
         os.close(writer)
+
+
+def test_wake_while_the_pipe_is_closed_does_nothing(tmp_path, monkeypatch):
+    """A second SIGTERM may arrive between the closes of the two ends."""
+    close = os.close
+    with NamespaceEvents(str(tmp_path)) as events:
+
+        def close_and_wake(descriptor):
+            close(descriptor)
+            events.wake()
+
+        monkeypatch.setattr(os, 'close', close_and_wake)
+    monkeypatch.undo()
+    events.wake()
