@@ -21,6 +21,8 @@ import stat
 import time
 from collections.abc import Callable, Collection
 
+from metadata_wsgi.errors import EXHAUSTED
+
 REQUEST_INTERVAL_S = 2.0
 """Time between two rounds of requests to holders, and between the keeper's start and the first round. Workers send
 their sockets before the first round, so a holder gets a request only if no worker has its sockets."""
@@ -32,7 +34,7 @@ BATCH = 32
 
 
 class Holders:
-    """The holders of one state path."""
+    """The holders of one state path. Each method raises OSError if descriptors or memory are exhausted."""
 
     def __init__(self, state_path: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = os.path.join(state_path, 'holders')
@@ -86,7 +88,9 @@ class Holders:
             return False
         try:
             return os.stat(id_, dir_fd=directory, follow_symlinks=False).st_ino != inode
-        except OSError:
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                raise
             return False
         finally:
             os.close(directory)
@@ -94,7 +98,9 @@ class Holders:
     def _open(self) -> int | None:
         try:
             directory = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                raise
             return None
         found = os.fstat(directory)
         if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -122,6 +128,8 @@ class Holders:
             if error.errno == errno.ENXIO:  # no process reads it
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(id_, dir_fd=directory)
+            if error.errno in EXHAUSTED:
+                raise
             return False
         finally:
             os.close(directory)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import logging
 import os
@@ -93,9 +94,19 @@ class Keeper:
         self._running = False
 
     def restore(self, stored: Iterable[tuple[Listener, socket.socket]]) -> None:
-        """Register the sockets that systemd stored for an earlier keeper, if they are still valid."""
+        """Register the sockets that systemd stored for an earlier keeper, if they are still valid.
+
+        A socket that cannot be checked now stays in the store.
+        """
         for listener, sock in stored:
-            if not self._registry.restore_from_store(listener, sock):
+            try:
+                is_restored = self._registry.restore_from_store(listener, sock)
+            except OSError as error:
+                # Descriptors or memory are exhausted. systemd keeps the socket for the next keeper.
+                LOG.warning('The stored socket of %s is not restored: %s', listener, error.strerror)
+                sock.close()
+                continue
+            if not is_restored:
                 LOG.info(
                     'The stored socket of %s is closed: its namespace was deleted or another socket is registered',
                     listener,
@@ -155,7 +166,10 @@ class Keeper:
         """
         if not self._registry.subscriber_counts():
             return
-        for id_ in self._holders.request_sockets(lambda: {one.id for one in self._registry}):
+        ids: list[str] = []
+        with contextlib.suppress(OSError):  # descriptors are exhausted; the next round requests the sockets again
+            ids = self._holders.request_sockets(lambda: {one.id for one in self._registry})
+        for id_ in ids:
             LOG.info('Requested the sockets of %s from its holder', id_)
 
     def _reconcile_if_due(self) -> None:
@@ -183,7 +197,9 @@ class Keeper:
             LOG.info(
                 'The namespace of %s was %s', listener, 'created again, its socket reopened' if reopened else 'deleted'
             )
-            self._holders.end(listener.id)
+            # If descriptors are exhausted, the holder ends at the next request for its sockets.
+            with contextlib.suppress(OSError):
+                self._holders.end(listener.id)
 
     def _listen(self, path: str, mode: int, user: str, group: str, on_connect: Callable[[socket.socket], None]) -> None:
         listening = listeners.unix_listener(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Requests to holders, over real FIFOs."""
 
+import errno
 import itertools
 import os
 
@@ -170,3 +171,19 @@ def test_an_id_that_is_no_name_costs_no_descriptor(directory):
     before = os.listdir('/proc/self/fd')
     found.end('../a')
     assert os.listdir('/proc/self/fd') == before
+
+
+@pytest.mark.parametrize('number', [errno.EMFILE, errno.ENFILE, errno.ENOMEM], ids=errno.errorcode.get)
+def test_a_holder_is_not_taken_for_gone_because_descriptors_or_memory_are_exhausted(directory, monkeypatch, number):
+    """A --release that came late closed the sockets of the newer holder."""
+    found, fd = Holders(str(directory.parent)), holder(directory, 'a')
+    with monkeypatch.context() as patch:
+
+        def fail(*args, **kwargs):
+            raise OSError(number, os.strerror(number))
+
+        patch.setattr(os, 'open', fail)
+        for action in (lambda: found.is_replaced('a', 1), lambda: found.end('a'), found.ids):
+            with pytest.raises(OSError, match=os.strerror(number)):
+                action()
+    assert (found.ids(), read(fd)) == (['a'], b'')

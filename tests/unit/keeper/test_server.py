@@ -22,6 +22,7 @@ from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.keeper.server import Keeper, may_subscribe
 from tests.e2e.conftest import eventually
 from tests.fakes import FakeClock
+from tests.unit.keeper.loopback_keeper import StoredSockets
 
 SETRESUID = {'x86_64': 117, 'aarch64': 147}.get(os.uname().machine)
 
@@ -400,6 +401,29 @@ class OpenerWithoutDescriptors(FakeOpener):
 
     def namespace_exists(self, listener):
         return False
+
+
+def test_stored_socket_that_cannot_be_checked_stays_in_the_store(tmp_path, caplog):
+    store, opener = StoredSockets(), OpenerWithoutDescriptors()
+    listener, stored = Listener('shared', 'here', 80, router_id='a', host='127.0.0.1'), socket.create_server(('', 0))
+    store.add(listener, stored)
+    keeper = Keeper(str(tmp_path), opener=opener, fdstore=store)
+    try:
+        keeper.restore([(listener, stored)])
+        assert (list(store.stored), len(keeper._registry), stored.fileno()) == ([listener], 0, -1)
+        assert caplog.text.count('Too many open files') == 1
+    finally:
+        keeper.close()
+        store.remove(listener)
+
+
+def test_requests_to_holders_without_descriptors_left_do_not_end_the_keeper(running, monkeypatch):
+    def fail(registered):
+        raise OSError(errno.EMFILE, 'Too many open files')
+
+    monkeypatch.setattr(running.keeper._holders, 'request_sockets', fail)
+    monkeypatch.setattr(running.keeper._registry, 'subscriber_counts', lambda: {'shared': 1})
+    running.keeper._request_sockets()
 
 
 def test_reconcile_without_descriptors_left_is_repeated_and_logged_once(tmp_path, monkeypatch, caplog):
