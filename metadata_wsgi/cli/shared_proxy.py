@@ -7,7 +7,8 @@ socket. The L3 agent also needs a process with the router's id: a holder (``bin/
 
 If systemd runs keeper and shared proxy as units, nothing is started here, also while systemd restarts a unit: a second
 shared proxy would make each later start of the unit fail. A socket file that an earlier process has left shows that a
-unit may be restarting. Then this module waits for a worker before it starts anything.
+unit may be restarting. Then this module waits for a worker before it starts anything. A file from before a reboot
+counts too, because an L3 agent may run before systemd has started the unit.
 """
 
 from __future__ import annotations
