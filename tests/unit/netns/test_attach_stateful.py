@@ -15,6 +15,7 @@ from hypothesis.stateful import initialize, invariant, rule
 from metadata_wsgi.cli.reconciler import Reconciler
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.keeper.attachments_client import AttachmentsClient
+from metadata_wsgi.netns import proxy_process
 from metadata_wsgi.netns.rules import redirect_port
 from metadata_wsgi.netns.target import MODES, NETWORK, ONE_HOP, PROCESS, ROUTER, SHARED, AttachTarget
 from tests import state_machine
@@ -362,3 +363,22 @@ def test_mode_process_with_a_program_that_does_not_start_leaves_the_former_mode(
         assert {one.mode for one in before} == {mode}
     finally:
         machine.teardown()
+
+
+def test_a_new_process_is_checked_again_while_descriptors_are_exhausted(tmp_path, monkeypatch):
+    """The rules would be removed, and the process would serve without them."""
+    host = SimulatedHost(str(tmp_path))
+    for module, name, replacement in host.patches():
+        monkeypatch.setattr(module, name, replacement)
+    failures = [NetnsError('pid 1: Too many open files')] * 3
+
+    def running_pid(pid_file, uuid):
+        if host.processes and failures:
+            raise failures.pop()
+        return host.running_pid(pid_file, uuid)
+
+    monkeypatch.setattr(proxy_process, 'running_pid', running_pid)
+    host.make(TARGETS[0].namespace)
+    host.attacher.attach(TARGETS[0], mode=PROCESS, port=9697)
+    assert (list(host.processes), failures) == ([TARGETS[0].uuid], [])
+    assert host.namespaces[TARGETS[0].namespace].rules
