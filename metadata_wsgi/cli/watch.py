@@ -92,9 +92,11 @@ def ha_state(ha_confs_path: str, router_id: str) -> str:
             descriptor = os.open('state', flags, dir_fd=directory)
         finally:
             os.close(directory)
-        with open(descriptor, 'rb') as file:
+        try:
             is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-            state = file.read(HA_STATE_BYTES).decode(errors='replace').strip() if is_regular else ''
+            state = os.read(descriptor, HA_STATE_BYTES).decode(errors='replace').strip() if is_regular else ''
+        finally:
+            os.close(descriptor)
     except OSError:
         return ''
     return state if state in HA_STATES else ''

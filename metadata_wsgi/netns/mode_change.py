@@ -16,6 +16,7 @@ In the modes SHARED and ONE_HOP the keeper listens (``KeeperListeners``). Change
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from collections.abc import Callable, Sequence
@@ -227,9 +228,12 @@ class ModeChanger:
         started = proxy_process.ensure_running(pid_file, target.uuid, spawn, is_wanted=serves)
         deadline_s = self._clock() + self._start_timeout_s
         while started:
-            pid = proxy_process.running_pid(pid_file, target.uuid)
-            if pid is not None and serves(pid):
-                break
+            pid = None
+            # If descriptors are exhausted, the next check may succeed. A new process is never left unchecked.
+            with contextlib.suppress(NetnsError):
+                pid = proxy_process.running_pid(pid_file, target.uuid)
+                if pid is not None and serves(pid):
+                    break
             if self._clock() >= deadline_s:
                 state = f'pid {pid} does not listen on port {port}' if pid else f'no process, pid file {pid_file}'
                 # Otherwise the process could listen later, after the rules have been removed.

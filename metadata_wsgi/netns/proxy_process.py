@@ -118,25 +118,34 @@ def stop(pid_file: str, uuid: str, *, timeout_s: float = STOP_TIMEOUT_S) -> bool
 
 
 def is_holder(pid: int) -> bool:
-    """Whether the process is a holder: it has copies of the keeper's sockets, but does not accept connections."""
+    """Whether the process is a holder: it has copies of the keeper's sockets, but does not accept connections.
+
+    Raises NetnsError if descriptors or memory are exhausted.
+    """
     try:
         return HOLDER.encode() in Path(f'/proc/{pid}/cmdline').read_bytes().split(b'\0')
-    except OSError:
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise NetnsError(f'pid {pid}: {error.strerror}') from error
         return False
 
 
 def listens(pid: int, port: int) -> bool:
     """Whether process ``pid`` listens on the TCP port ``port``, in its own namespace.
 
-    The process's sockets are read, and not its command line, because a program may change its command line.
+    The process's sockets are read, and not its command line, because a program may change its command line. Raises
+    NetnsError if descriptors or memory are exhausted.
     """
     inodes = set()
     try:
-        for fd in os.scandir(f'/proc/{pid}/fd'):
-            with contextlib.suppress(OSError):
-                inodes.add(os.readlink(fd.path))
+        with os.scandir(f'/proc/{pid}/fd') as descriptors:
+            for fd in descriptors:
+                with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                    inodes.add(os.readlink(fd.path))
         return any(f'socket:[{inode}]' in inodes for found, inode in _listening_sockets(pid) if found == port)
-    except OSError:
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise NetnsError(f'pid {pid}: {error.strerror}') from error
         return False
 
 

@@ -2,6 +2,7 @@
 """``bin/metadata-wsgi-haproxy``: which configurations it takes, and that all others start the real haproxy."""
 
 import contextlib
+import errno
 import gc
 import os
 import select
@@ -340,10 +341,12 @@ def test_again_registers_the_sockets_once_for_all_requests_in_the_fifo(holder):
 def test_a_request_before_end_registers_nothing(holder):
     """The keeper has closed the sockets of this id meanwhile."""
     holder.write(b'again\nend\n')
-    assert (holder.again(), holder.registered()) == (program.END_HOLDER, [])
+    assert (holder.again(), holder.registered(), holder.line()) == (0, [], b'end\n')
 
 
-def test_a_detach_while_the_sockets_are_registered_again_is_not_undone(holder, monkeypatch):
+@pytest.fixture
+def detached_meanwhile(holder, monkeypatch):
+    """The router is detached just before its holder registers it again."""
     attach = program.Keeper.attach
 
     def attach_after_a_detach(self, *args):
@@ -351,7 +354,23 @@ def test_a_detach_while_the_sockets_are_registered_again_is_not_undone(holder, m
         attach(self, *args)
 
     monkeypatch.setattr(program.Keeper, 'attach', attach_after_a_detach)
-    assert (holder.again(), holder.registered()) == (program.END_HOLDER, [])
+
+
+def test_a_detach_while_the_sockets_are_registered_again_is_not_undone(holder, detached_meanwhile):
+    assert (holder.again(), holder.registered()) == (0, [])
+    assert holder.line().startswith(b'end\n')
+
+
+def test_a_holder_of_a_detached_router_ends_also_if_the_keeper_has_ended_meanwhile(
+    holder, detached_meanwhile, monkeypatch
+):
+    """Otherwise it registers the router again at the next keeper."""
+
+    def no_keeper(spec):
+        raise program.NotOurs('no keeper listens')
+
+    monkeypatch.setattr(program, 'release', no_keeper)
+    assert (holder.again(), holder.line()) == (1, b'end\n')
 
 
 def test_again_ends_the_holder_if_its_namespace_has_no_name(holder, monkeypatch):
@@ -359,7 +378,40 @@ def test_again_ends_the_holder_if_its_namespace_has_no_name(holder, monkeypatch)
         raise program.NoNamespaceName('deleted')
 
     monkeypatch.setattr(program, 'namespace', no_name)
-    assert (holder.again(), holder.registered()) == (program.END_HOLDER, [])
+    assert (holder.again(), holder.registered(), holder.line()) == (0, [], b'end\n')
+
+
+def test_a_new_holder_is_not_ended_by_the_line_for_the_former_one(holder, tmp_path, monkeypatch):
+    """The keeper still had the socket of a namespace that was deleted, and closes it before it gets the new one."""
+    attach, started = program.Keeper.attach, []
+
+    def attach_after_a_reconcile(self, *args):
+        holder.keeper.unregister_all(ID)
+        attach(self, *args)
+
+    def start(spec, sockets, fifo_fd):
+        started.append(program.read_fifo(fifo_fd))
+        return 4711
+
+    monkeypatch.setattr(program.Keeper, 'attach', attach_after_a_reconcile)
+    monkeypatch.setattr(program, 'start_holder', start)
+    with sockets_left_to_the_kernel():
+        program.serve(program.Spec(*holder.spec[:5], holder.spec[5:]), [holder.listening])
+    assert (started, holder.registered()) == ([[]], [ID])
+
+
+def test_without_descriptors_the_real_haproxy_is_started(real, monkeypatch):
+    """The message to syslog needs a descriptor."""
+    monkeypatch.setenv('PATH', real)
+    executed = []
+
+    def no_descriptor(*args):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(program._socket, 'socket', no_descriptor)
+    monkeypatch.setattr(program.os, 'execv', lambda path, argv: executed.append(argv[1:]))
+    program.start_haproxy(['-f', 'x'], 'no keeper')
+    assert executed == [['-f', 'x']]
 
 
 def test_without_a_real_haproxy_it_fails(monkeypatch, capsys):

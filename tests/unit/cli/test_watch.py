@@ -372,3 +372,10 @@ def test_wrong_command_line_exits_with_2(argv, message, capsys):
 def test_a_fifo_in_place_of_the_ha_state_does_not_block(state_file):
     os.mkfifo(state_file)
     assert ha_state(state_file) == ''
+
+
+def test_a_directory_in_place_of_the_ha_state_leaves_no_descriptor_open(state_file):
+    state_file.mkdir()
+    before = os.listdir('/proc/self/fd')
+    assert ha_state(state_file) == ''
+    assert os.listdir('/proc/self/fd') == before

@@ -269,3 +269,36 @@ def test_process_is_not_ended_because_descriptors_or_memory_are_exhausted(
             with pytest.raises(NetnsError, match=f'{UUID}.*{os.strerror(number)}'):
                 action(str(pid_file), UUID)
     assert proxy_process.running_pid(str(pid_file), UUID) == child.pid
+
+
+@pytest.mark.parametrize('number', [errno.EMFILE, errno.ENFILE, errno.ENOMEM], ids=errno.errorcode.get)
+@pytest.mark.parametrize(
+    ('module', 'name', 'check'),
+    [
+        (os, 'scandir', lambda pid, port: proxy_process.listens(pid, port)),
+        (os, 'readlink', lambda pid, port: proxy_process.listens(pid, port)),
+        (proxy_process.Path, 'read_text', lambda pid, port: proxy_process.listens(pid, port)),
+        (proxy_process.Path, 'read_bytes', lambda pid, port: proxy_process.is_holder(pid)),
+    ],
+    ids=['scandir', 'readlink', 'read_text', 'is_holder'],
+)
+def test_proxy_is_not_stopped_because_descriptors_or_memory_are_exhausted(
+    start, tmp_path, monkeypatch, module, name, check, number
+):
+    """A proxy that serves did not seem to listen, and a holder was taken for a proxy."""
+    child, port = start(LISTEN)
+    pid_file = tmp_path / f'{UUID}.pid'
+    pid_file.write_text(str(child.pid))
+
+    def fail(*args, **options):
+        raise OSError(number, os.strerror(number))
+
+    def is_wanted(pid):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, fail)
+            return check(pid, int(port))
+
+    with pytest.raises(NetnsError, match=os.strerror(number)):
+        proxy_process.ensure_running(str(pid_file), UUID, pytest.fail, is_wanted=is_wanted)
+    assert child.poll() is None
+    assert proxy_process.running_pid(str(pid_file), UUID) == child.pid
