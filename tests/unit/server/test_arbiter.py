@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import subprocess
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -176,6 +177,23 @@ def test_a_worker_that_cannot_be_forked_is_started_at_the_next_call(monkeypatch,
     server._on_worker_loaded(worker)
     worker.tmp.close()
     assert first == ['app']
+
+
+def test_the_umask_of_the_master_stays_if_a_worker_cannot_be_started(monkeypatch):
+    """gunicorn sets a umask for the file of the heartbeat. Without descriptors or space for the file, it stays."""
+    before = os.umask(0o027)
+    try:
+        arbiter = Arbiter(master.Server(lambda: None, [], settings=lambda: {'workers': 1}, name='test'))
+        arbiter.WORKERS, arbiter.pid = {}, os.getpid()
+
+        def fail(**arguments):
+            raise OSError(errno.EMFILE, 'Too many open files')
+
+        monkeypatch.setattr(tempfile, 'mkstemp', fail)
+        arbiter.manage_workers()
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
 
 
 def test_a_failed_reexec_leaves_the_master_running(monkeypatch, caplog):
