@@ -3,6 +3,7 @@
 
 import errno
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -49,9 +50,22 @@ def test_a_second_reexec_before_new_workers_serve_passes_all_former_workers(monk
     monkeypatch.setattr(reexec, 'execute_again', lambda *arguments: calls.append(arguments))
     notifier = SimpleNamespace(progress=lambda: None, environ={'NOTIFY_SOCKET': '/n'})
     app = SimpleNamespace(socket_name='s', notifier=notifier, former_workers=[11, 12])
-    arbiter = SimpleNamespace(app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={13: None})
+    arbiter = SimpleNamespace(
+        _is_stopping=False, app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={13: None}
+    )
     Arbiter.handle_usr1(arbiter)
     assert calls == [({'s': 5}, [11, 12, 13], {'NOTIFY_SOCKET': '/n'})]
+
+
+def test_reexec_is_skipped_if_a_stop_signal_has_arrived(make_arbiter, monkeypatch):
+    """While the master was busy. The stop signal is queued in this program: the new program would not get it."""
+    calls = []
+    monkeypatch.setattr(reexec, 'execute_again', lambda *arguments: calls.append(arguments))
+    arbiter = make_arbiter()
+    arbiter.app.socket_name, arbiter.LISTENERS = 's', [SimpleNamespace(fileno=lambda: 5)]
+    arbiter.signal(signal.SIGTERM, None)
+    arbiter.handle_usr1()
+    assert calls == []
 
 
 class Heartbeat:
@@ -203,7 +217,8 @@ def test_a_failed_reexec_leaves_the_master_running(monkeypatch, caplog):
     monkeypatch.setattr(reexec, 'execute_again', fail)
     notifier = SimpleNamespace(progress=lambda: None, environ={})
     app = SimpleNamespace(socket_name='s', notifier=notifier, former_workers=[])
-    Arbiter.handle_usr1(SimpleNamespace(app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={}))
+    arbiter = SimpleNamespace(_is_stopping=False, app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={})
+    Arbiter.handle_usr1(arbiter)
     assert 'cannot be executed' in caplog.text
 
 
