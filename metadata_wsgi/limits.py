@@ -159,7 +159,7 @@ FAILURE_MEMORY_BYTES = 1 << 20
 """Largest size of the published table of a worker. Unused space takes no memory. A row takes about 400 bytes."""
 
 FAILURE_MEMORIES_PER_USER = 256
-"""Largest number of failure tables of the processes of one user that ``status`` and ``report`` read."""
+"""Largest number of failure tables of one user that ``status`` and ``report`` read. Those of root are all read."""
 
 GC_THRESHOLD = 20_000
 """Python searches for reference cycles after this many allocations without a deallocation. It is high because a request

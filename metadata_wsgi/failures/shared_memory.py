@@ -23,17 +23,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import mmap
 import os
 import stat
 import struct
 import time
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 
 from metadata_wsgi import limits
 from metadata_wsgi.failures import table
 from metadata_wsgi.failures.table import Row
+
+LOG = logging.getLogger(__name__)
 
 NAME = 'metadata_wsgi_failures'
 _LINK = f'/memfd:{NAME} (deleted)'
@@ -103,26 +107,27 @@ def read_all(proc: str = '/proc') -> list[list[Row]]:
     """The tables of all workers on this host whose descriptors the calling user may read: root may read all.
 
     If several processes have the same memory open, it is read once. At most ``limits.FAILURE_MEMORIES_PER_USER``
-    memories of a user are read, because a user or a compromised worker could make any number of them.
+    memories of another user are read, because a user or a compromised worker could make any number of them. If memories
+    are left out, this is logged. Those of root and of the calling user are all read.
     """
     found: dict[tuple[int, int], list[Row]] = {}
-    left: dict[int, int] = {}
+    counts: Counter[int] = Counter()
     for pid in filter(str.isdecimal, os.listdir(proc)):
         # A process may end at any time, and the kernel refuses the descriptors of other users' processes.
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
-            uid = _uid(f'{proc}/{pid}')
-            _read_process(f'{proc}/{pid}/fd', uid, found, left)
+            _read_process(f'{proc}/{pid}/fd', found, counts)
+    for uid in counts:
+        if _is_limited(uid) and counts[uid] > limits.FAILURE_MEMORIES_PER_USER:
+            LOG.warning('Failures are left out: user %d has more than %d tables', uid, limits.FAILURE_MEMORIES_PER_USER)
     return list(found.values())
 
 
-def _uid(directory: str) -> int:
-    """The largest uid of a process. For a program with set-user-ID root it is the uid of the user who started it."""
-    with open(f'{directory}/status', encoding='ascii', errors='replace') as file:
-        return max(int(word) for line in file if line.startswith('Uid:') for word in line.split()[1:])
+def _is_limited(uid: int) -> bool:
+    return uid not in (0, os.geteuid())
 
 
-def _read_process(directory: str, uid: int, found: dict[tuple[int, int], list[Row]], left: dict[int, int]) -> None:
-    """Add the tables of a process to ``found``. ``left``: how many memories of each user may still be read."""
+def _read_process(directory: str, found: dict[tuple[int, int], list[Row]], counts: Counter[int]) -> None:
+    """Add the tables of a process to ``found``. ``counts``: how many memories of each user were seen."""
     for entry in os.listdir(directory):
         path = f'{directory}/{entry}'
         # A user may give another file the name of a memory. open() fails for some kinds of file.
@@ -134,10 +139,9 @@ def _read_process(directory: str, uid: int, found: dict[tuple[int, int], list[Ro
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) in found:
                     continue
-                remaining = left.setdefault(uid, limits.FAILURE_MEMORIES_PER_USER)
-                if not remaining:
-                    return
-                left[uid] = remaining - 1
-                found[status.st_dev, status.st_ino] = read(fd)
+                # The user who made it: that of the master. Its worker, which has it open too, may be of another user.
+                counts[status.st_uid] += 1
+                if not _is_limited(status.st_uid) or counts[status.st_uid] <= limits.FAILURE_MEMORIES_PER_USER:
+                    found[status.st_dev, status.st_ino] = read(fd)
             finally:
                 os.close(fd)

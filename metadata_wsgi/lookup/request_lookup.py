@@ -68,22 +68,22 @@ class RequestLookup:
         source: environ_keys.Source = environ[environ_keys.SOURCE]
         if source.address in METADATA_ADDRESSES:
             return error_responses.instance_not_found()
-        started_s = time.monotonic()
         deadline: Deadline = environ[environ_keys.DEADLINE]
-        had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
+        started_s = deadline.clock()
         try:
             found = self._find(source, deadline)
         except InstanceLookupError as error:
             is_unavailable = isinstance(error, LookupUnavailable)
+            had_time = deadline.at_s - started_s >= limits.CIRCUIT_MIN_TIME_S
             if had_time or not is_unavailable:
                 result = 'unavailable' if is_unavailable else 'failed'
-                instruments.LOOKUP_SECONDS.observe(time.monotonic() - started_s, result)
+                instruments.LOOKUP_SECONDS.observe(deadline.clock() - started_s, result)
                 if self._failure_log.allow():
                     LOG.error('Requests get 503: the lookup of %s failed: %s', source, error)
             environ[environ_keys.FAILURE] = environ_keys.Failure(503, f'the lookup failed: {error}')
             return error_responses.unavailable()
         result = ('none', 'one')[len(found)] if len(found) < 2 else 'several'
-        instruments.LOOKUP_SECONDS.observe(time.monotonic() - started_s, result)
+        instruments.LOOKUP_SECONDS.observe(deadline.clock() - started_s, result)
         if len(found) != 1:
             if self._not_found_log.allow((source.router_id, source.network_id, bool(found))):
                 _log_not_found(source, found)

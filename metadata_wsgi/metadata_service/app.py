@@ -205,7 +205,7 @@ def _create(directory: str, workers: identity.Identity | None) -> None:
             with tempfile.TemporaryFile(dir=directory):
                 pass
     except OSError as error:
-        reason = f'{error.strerror}; name a directory that this user may create and write to'
+        reason = f'{error.strerror}; name a directory that the user of the workers may create and write to'
         raise ConfigError(f'password_dir = {directory}: {reason}') from error
 
 
@@ -216,7 +216,12 @@ def _create_for(workers: identity.Identity, directory: str) -> None:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=dir_fd)
-        fd = os.open(name, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    finally:
+        os.close(dir_fd)
+    path_fd = safe_files.open_directory(directory)
+    try:
+        # The descriptor of open_directory is only a path: fchown needs an open directory.
+        fd = os.open('.', os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=path_fd)
         try:
             uid = os.fstat(fd).st_uid
             if uid == 0:
@@ -227,4 +232,4 @@ def _create_for(workers: identity.Identity, directory: str) -> None:
         finally:
             os.close(fd)
     finally:
-        os.close(dir_fd)
+        os.close(path_fd)

@@ -32,6 +32,7 @@ class Hosts:
 
     def __init__(self, clients: Sequence[HttpClient], clock: Callable[[], float]) -> None:
         self._hosts = [_Host(client, clock) for client in clients]
+        self._clock = clock
 
     def allows_attempt(self, request: Request, deadline: Deadline) -> bool:
         """Whether the circuit breaker of any host allows an attempt of the request now."""
@@ -49,12 +50,11 @@ class Hosts:
             raise NotSent(self._hosts[-1].circuit.last_error)
         for host in hosts:
             is_last = host is hosts[-1]
-            attempt = _attempt(request, deadline)
-            had_time = _has_time(attempt)
+            attempt, started_s = _attempt(request, deadline), self._clock()
             try:
                 response = host.send_request(request, attempt)
             except NoResponse as error:
-                if had_time:
+                if attempt.at_s - started_s >= limits.CIRCUIT_MIN_TIME_S:
                     host.back_off(error)
                 if is_last or not (request.is_retryable or isinstance(error, NotSent)):
                     raise
@@ -70,7 +70,9 @@ class Hosts:
             return self._hosts
         has_time = _has_time(_attempt(request, deadline))
         allowed = [host for host in self._hosts if host.circuit.allows_attempt(has_time=has_time)]
-        return sorted(allowed, key=lambda host: host.is_backed_off())
+        # A request that cannot be retried, or has little time, does not try a host that failed while there is another.
+        may_try = request.is_retryable and has_time
+        return sorted(allowed, key=lambda host: host.is_backed_off() or (host.has_failed and not may_try))
 
 
 def _attempt(request: Request, deadline: Deadline) -> Deadline:

@@ -124,7 +124,7 @@ class UpstreamApp:
         """Send Nova's response to the client, 503 if there is none; 400, 408 or 413 if the request is at fault."""
         identity: environ_keys.SignedIdentity = environ[environ_keys.SIGNED_IDENTITY]
         deadline: Deadline = environ[environ_keys.DEADLINE]
-        has_closed = environ.get(environ_keys.CLIENT_HAS_CLOSED, lambda: False)
+        has_closed = environ.get(environ_keys.CLIENT_HAS_CLOSED, _is_open)
         try:
             response = self._send_signed(self._request(environ, identity, deadline), identity, deadline, has_closed)
         except (BadRequest, NoResponse) as error:
@@ -226,6 +226,11 @@ class UpstreamApp:
         if response.status not in RETRYABLE_STATUSES:
             self._retry_budget.add_success()
         return response
+
+
+def _is_open() -> bool:
+    """For a server that does not set CLIENT_HAS_CLOSED."""
+    return False
 
 
 def _failure_reason(status: int, path: str) -> str:

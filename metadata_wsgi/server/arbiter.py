@@ -221,6 +221,9 @@ class Arbiter(gunicorn.arbiter.Arbiter):
 
     def handle_usr1(self) -> None:
         """Called by gunicorn at SIGUSR1: execute the installed program in this process. This reopens the log files."""
+        if self._is_stopping:
+            # The stop signal is queued, and the queue ends with this program.
+            return
         if not self.app.socket_name:
             LOG.warning('SIGUSR1 does nothing here: restart the program; SIGHUP opens the log files again')
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+from contextlib import suppress
 
 from metadata_wsgi.errors import ConfigError
 
@@ -44,7 +45,9 @@ class LogFile(logging.handlers.WatchedFileHandler):
             return
         self._statstream()
         if former is not None:
-            former.close()
+            # Writes what is left in the buffer: on a full disk this fails again.
+            with suppress(OSError):
+                former.close()
 
 
 def watch() -> None:
@@ -52,7 +55,9 @@ def watch() -> None:
     for handler in list(logging.getLogger().handlers):
         if type(handler) is logging.handlers.WatchedFileHandler:
             _replace(handler, LogFile(handler.baseFilename, handler.mode, handler.encoding))
-            handler.close()
+            # As above: a full disk must not prevent the start.
+            with suppress(OSError):
+                handler.close()
 
 
 def _replace(handler: logging.Handler, new: logging.Handler) -> None:

@@ -151,6 +151,7 @@ class Server(BaseApplication):
             'logger_class': Log,
             'control_socket_disable': True,
             'preload_app': False,
+            'umask': _umask(),
             **STRICT,
             'pre_fork': self._before_fork,
             'post_fork': self._after_fork,
@@ -225,6 +226,13 @@ class Server(BaseApplication):
         """Serve until SIGTERM."""
         drop.no_core_files()
         Arbiter(self).run()
+
+
+def _umask() -> int:
+    """The umask of this process. gunicorn sets another one while it makes a file, and leaves it set if this fails."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def _drop_privileges(worker: Any, identity: Identity | None) -> None:

@@ -150,7 +150,7 @@ class StoredCounters:
         except (limits.errors.ConfigurationError, NotImplementedError, ImportError, ValueError):
             # The URL and the error may contain a password, the URL also before "://" if it is malformed.
             scheme, separator, _ = url.partition('://')
-            shown = scheme if separator and scheme.isalnum() else ''
+            shown = scheme if separator and scheme.replace('+', '').isalnum() else ''
             raise ConfigError(
                 f'storage_url = {shown}://... in [{GROUP}]: no such store, or its library is not '
                 'installed (redis, pymemcache); memory:// needs no library'

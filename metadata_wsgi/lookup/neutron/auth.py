@@ -46,6 +46,8 @@ EARLY_RENEWAL_TIMEOUT_S = 2.0
 EXPIRY_MARGIN_S = 5.0
 """A token is not used in the last seconds of its life: Neutron 29 rejected a token about 2 s before it expired."""
 NEGATIVE_CACHE_S = 5.0
+MAX_RENEWAL_PAUSE_S = 40.0
+"""Longest pause between two early renewals that failed. The first pause is ``NEGATIVE_CACHE_S``; each doubles."""
 REJECTED = 'Keystone rejects the credentials (401): compare user, password and project'
 MAX_CLOCK_SKEW_S = 30.0
 """A larger difference between the clocks of this host and of Keystone is logged once."""
@@ -132,6 +134,7 @@ class Authenticator:
         self._renewal_lock = threading.Lock()
         self._token: Token | None = None
         self._renew_at_s = 0.0
+        self._renewal_pause_s = NEGATIVE_CACHE_S
         self._cached_error = ('', 0.0)
         # Instances cannot cause failures of Keystone. So every failure counts, and not only failures to connect.
         self._circuit = CircuitBreaker(clock)
@@ -207,7 +210,9 @@ class Authenticator:
                 self._cached_error = (str(error), now_s + NEGATIVE_CACHE_S)
             if valid is None:
                 raise
-            self._renew_at_s = now_s + NEGATIVE_CACHE_S
+            # A Keystone that needs more time than an early renewal has gets few of them.
+            self._renew_at_s = now_s + self._renewal_pause_s
+            self._renewal_pause_s = min(2 * self._renewal_pause_s, MAX_RENEWAL_PAUSE_S)
             if self._renewal_log.allow():
                 LOG.warning(
                     'The token is valid for another %d s and stays in use, but cannot be renewed: %s',
@@ -218,6 +223,7 @@ class Authenticator:
         self._circuit.record_connected()
         self.rejection_pause.reset()
         self._renew_at_s = self._token.renew_at_s
+        self._renewal_pause_s = NEGATIVE_CACHE_S
         return self._token
 
     def _fetch(self, deadline: Deadline) -> Token:

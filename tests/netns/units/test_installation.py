@@ -128,5 +128,5 @@ def test_drop_ins_of_migration_level_1_serve_as_the_user_neutron(machine, topolo
 def drop_ins_of_migration_level_1():
     """The text of each drop-in by its unit, from doc/migration/index.md."""
     text = (CHECKOUT / 'doc' / 'migration' / 'index.md').read_text()
-    found = re.findall(r'`systemctl edit (\S+)` and write:\n\n((?: {7}.*\n)+)', text)
+    found = re.findall(r'`systemctl edit (\S+)` and write:\n\n((?:(?: {7}.*)?\n)+)', text)
     return {unit: '\n'.join(line.strip() for line in block.splitlines()) + '\n' for unit, block in found}

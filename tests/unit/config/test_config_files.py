@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import grp
 import os
 import traceback
 from contextlib import contextmanager
@@ -72,9 +73,13 @@ def test_a_file_that_is_not_text_is_a_config_error(tmp_path):
         config_files.load({'config_file': str(path)}, OPTS)
 
 
+# nogroup and daemon on Debian, nobody and bin on RHEL.
+NOBODYS_GROUP, GROUP_1 = grp.getgrgid(65534).gr_name, grp.getgrgid(1).gr_name
+
+
 @contextmanager
 def unprivileged():
-    """Inside the block this process is nobody, in the group nogroup only."""
+    """Inside the block this process is nobody, in the group 65534 only."""
     groups = os.getgroups()
     os.setgroups([])
     os.setegid(65534)
@@ -91,10 +96,10 @@ def unprivileged():
 @pytest.mark.parametrize(
     ('group', 'mode', 'advice'),
     [
-        (0, 0o640, r'chgrp nogroup {path}; chmod 640 {path}$'),
-        (65534, 0o600, r'chgrp nogroup {path}; chmod 640 {path}$'),
+        (0, 0o640, rf'chgrp {NOBODYS_GROUP} {{path}}; chmod 640 {{path}}$'),
+        (65534, 0o600, rf'chgrp {NOBODYS_GROUP} {{path}}; chmod 640 {{path}}$'),
         # The file of another service, for example 0640 root:neutron: with another group that service could not read it.
-        (1, 0o640, r'usermod --append --groups daemon nobody, and restart the service$'),
+        (1, 0o640, rf'usermod --append --groups {GROUP_1} nobody, and restart the service$'),
     ],
 )
 def test_a_file_without_read_permission_is_named_with_the_user_and_the_remedy(conf_file, group, mode, advice):
@@ -113,7 +118,9 @@ def test_a_directory_without_permission_is_named_with_the_user_and_the_remedy(tm
     directory.mkdir(mode=0o755)
     (directory / 'a.conf').write_text('[DEFAULT]\n')
     directory.chmod(mode)
-    words = f'^config_file: {directory}: the user nobody .* cannot read it; chgrp nogroup {directory}; chmod 750 '
+    words = (
+        f'^config_file: {directory}: the user nobody .* cannot read it; chgrp {NOBODYS_GROUP} {directory}; chmod 750 '
+    )
     with unprivileged(), pytest.raises(ConfigError, match=words):
         config_files.load({'config_file': str(directory)}, OPTS)
     if mode == 0o700:
@@ -127,7 +134,9 @@ def test_a_secret_file_without_read_permission_is_named_with_the_user_and_the_re
     secret.write_text('s')
     secret.chmod(0o600)
     path = conf_file(f'[DEFAULT]\nmetadata_proxy_shared_secret_file = {secret}\n')
-    words = f'^metadata_proxy_shared_secret_file: {secret}: the user nobody .*; chgrp nogroup {secret}; chmod 640 '
+    words = (
+        f'^metadata_proxy_shared_secret_file: {secret}: the user nobody .*; chgrp {NOBODYS_GROUP} {secret}; chmod 640 '
+    )
     with unprivileged(), pytest.raises(ConfigError, match=words):
         config_files.load({'config_file': path}, SECRET_OPTS)
 

@@ -43,17 +43,25 @@ def test_what_is_written_is_read(memory):
 
 
 @contextlib.contextmanager
-def process_with_memories(*, uid, memories):
-    """Another process, of the user ``uid``, which publishes the rows ``memories``, each in a memory of its own."""
+def process_with_memories(*, uid, memories, owner=None):
+    """Another process, of the user ``uid``, which publishes the rows ``memories``, each in a memory of its own.
+
+    ``owner``: the user who makes the memories, if it is not ``uid``.
+    """
     ready, write_end = os.pipe()
     child = os.fork()
     if not child:
-        os.setresuid(uid, uid, uid)
-        kept = [FailureMemory() for _ in memories]
-        for one, rows in zip(kept, memories, strict=True):
-            one.write(rows)
-        os.write(write_end, b'x')
-        signal.pause()
+        try:
+            owner = uid if owner is None else owner
+            os.setresuid(owner, owner, os.geteuid())
+            kept = [FailureMemory() for _ in memories]
+            for one, rows in zip(kept, memories, strict=True):
+                one.write(rows)
+            os.setresuid(uid, uid, uid)
+            os.write(write_end, b'x')
+            signal.pause()
+        finally:
+            os._exit(1)
     try:
         os.close(write_end)
         assert os.read(ready, 1)
@@ -94,7 +102,7 @@ def test_root_reads_the_memory_of_a_master_of_another_user():
 
 
 @needs_root
-def test_number_of_memories_of_one_user_is_limited_and_other_users_are_still_read(monkeypatch):
+def test_number_of_memories_of_one_user_is_limited_and_other_users_are_still_read(monkeypatch, caplog):
     monkeypatch.setattr(limits, 'FAILURE_MEMORIES_PER_USER', 3)
     many = [rows_of(f'forged {number}') for number in range(5)]
     with (
@@ -104,6 +112,19 @@ def test_number_of_memories_of_one_user_is_limited_and_other_users_are_still_rea
         reasons = [row.reason for rows in shared_memory.read_all() for row in rows]
     assert sum(reason.startswith('forged') for reason in reasons) == 3
     assert 'read' in reasons
+    assert caplog.messages == ['Failures are left out: user 64321 has more than 3 tables']
+
+
+@needs_root
+@pytest.mark.parametrize('uid', [0, 64321], ids=['of the master', 'of its worker'])
+def test_number_of_memories_of_masters_of_root_is_not_limited(monkeypatch, caplog, uid):
+    """In mode ``process`` each router has a master of root. A memory that a worker has open is that of the master."""
+    monkeypatch.setattr(limits, 'FAILURE_MEMORIES_PER_USER', 3)
+    many = [rows_of(f'router {number}') for number in range(5)]
+    with process_with_memories(uid=uid, owner=0, memories=many):
+        found = shared_memory.read_all()
+    assert all(rows in found for rows in many)
+    assert caplog.messages == []
 
 
 def test_a_worker_cannot_make_the_memory_larger_or_smaller(memory):

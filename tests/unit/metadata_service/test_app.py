@@ -211,14 +211,24 @@ def test_root_gives_the_password_directory_to_the_workers(configured, tmp_path, 
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason='needs root')
-def test_root_gives_the_workers_no_directory_of_another_user_or_through_a_symbolic_link(configured, tmp_path):
+def test_root_gives_the_workers_no_directory_of_another_user_or_through_its_symbolic_link(configured, tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'target').mkdir()
-    (tmp_path / 'a' / 'b').symlink_to(tmp_path / 'target')
-    with config_files.parsed_once(), pytest.raises(ConfigError, match=r'password_dir = .*: Not a directory'):
+    link = tmp_path / 'a' / 'b'
+    link.symlink_to(tmp_path / 'target')
+    os.chown(link, 4711, -1, follow_symlinks=False)
+    with (
+        config_files.parsed_once(),
+        pytest.raises(ConfigError, match=r'password_dir = .*: b is a symbolic link of uid'),
+    ):
         configured(**FOR_DAEMON)
     assert (tmp_path / 'target').stat().st_uid == 0
-    (tmp_path / 'a' / 'b').unlink()
+    # The operator's own link, for example to another disk.
+    os.chown(link, 0, -1, follow_symlinks=False)
+    with config_files.parsed_once():
+        configured(**FOR_DAEMON)
+    assert (tmp_path / 'target').stat().st_uid != 0
+    link.unlink()
     (tmp_path / 'a' / 'b').mkdir()
     os.chown(tmp_path / 'a' / 'b', 4711, -1)
     with config_files.parsed_once(), pytest.raises(ConfigError, match='it belongs to uid 4711, and not to the workers'):
@@ -233,12 +243,12 @@ def test_root_gives_the_workers_no_directory_of_another_user_or_through_a_symbol
         ({'static': 'inventory = HERE/one.yaml', 'secret': ''}, 'metadata_proxy_shared_secret is missing'),
         (
             {'ours': 'inventory = HERE/one.yaml\npassword_dir = HERE/one.yaml/x'},
-            r'password_dir = .*/one\.yaml/x: Not a directory; name a directory that this user may create and write to',
+            r'password_dir = .*/one\.yaml/x: Not a directory; name a directory that ',
         ),
         (
             # No user can create a file there, not even root.
             {'ours': 'inventory = HERE/one.yaml\npassword_dir = /proc'},
-            r'password_dir = /proc: .*; name a directory that this user may create and write to',
+            r'password_dir = /proc: .*; name a directory that the user of the workers may ',
         ),
     ],
 )

@@ -10,7 +10,7 @@ from metadata_wsgi.http import message
 from metadata_wsgi.nova_proxy.hosts import Hosts
 from tests.fakes import FakeClock, FakeHttpClient
 
-GET = message.Request('GET', '/', [])
+GET, POST = message.Request('GET', '/', []), message.Request('POST', '/', [])
 REFUSED = NotSent('refused')
 
 
@@ -107,6 +107,21 @@ def test_host_that_hangs_gets_one_request_at_a_time_after_its_backoff():
         hung.meanwhile = lambda: attempts(hosts, clock, 10)
         attempts(hosts, clock, 1)
         assert hung.requests == number
+
+
+@pytest.mark.parametrize(
+    ('request_', 'within_s'), [(POST, 9.0), (GET, limits.CIRCUIT_MIN_TIME_S)], ids=['POST', 'little time']
+)
+def test_host_that_hung_is_tried_by_a_request_that_can_be_retried(request_, within_s):
+    """A password that is sent to a host that hangs may be lost."""
+    clock, hung = FakeClock(), HungHost()
+    hosts = Hosts([hung, FakeHttpClient(200)], clock)
+    attempts(hosts, clock, 1)
+    clock.sleep(limits.NOVA_HOST_BACKOFF_S)
+    assert hosts.send_request(request_, Deadline.after(within_s, clock)).status == 200
+    assert hung.requests == 1
+    attempts(hosts, clock, 1)
+    assert hung.requests == 2
 
 
 def test_host_that_fails_for_long_is_logged_once_in_each_interval(caplog):

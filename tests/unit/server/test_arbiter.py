@@ -3,8 +3,10 @@
 
 import errno
 import os
+import signal
 import socket
 import subprocess
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -48,9 +50,22 @@ def test_a_second_reexec_before_new_workers_serve_passes_all_former_workers(monk
     monkeypatch.setattr(reexec, 'execute_again', lambda *arguments: calls.append(arguments))
     notifier = SimpleNamespace(progress=lambda: None, environ={'NOTIFY_SOCKET': '/n'})
     app = SimpleNamespace(socket_name='s', notifier=notifier, former_workers=[11, 12])
-    arbiter = SimpleNamespace(app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={13: None})
+    arbiter = SimpleNamespace(
+        _is_stopping=False, app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={13: None}
+    )
     Arbiter.handle_usr1(arbiter)
     assert calls == [({'s': 5}, [11, 12, 13], {'NOTIFY_SOCKET': '/n'})]
+
+
+def test_reexec_is_skipped_if_a_stop_signal_has_arrived(make_arbiter, monkeypatch):
+    """While the master was busy. The stop signal is queued in this program: the new program would not get it."""
+    calls = []
+    monkeypatch.setattr(reexec, 'execute_again', lambda *arguments: calls.append(arguments))
+    arbiter = make_arbiter()
+    arbiter.app.socket_name, arbiter.LISTENERS = 's', [SimpleNamespace(fileno=lambda: 5)]
+    arbiter.signal(signal.SIGTERM, None)
+    arbiter.handle_usr1()
+    assert calls == []
 
 
 class Heartbeat:
@@ -178,6 +193,23 @@ def test_a_worker_that_cannot_be_forked_is_started_at_the_next_call(monkeypatch,
     assert first == ['app']
 
 
+def test_the_umask_of_the_master_stays_if_a_worker_cannot_be_started(monkeypatch):
+    """gunicorn sets a umask for the file of the heartbeat. Without descriptors or space for the file, it stays."""
+    before = os.umask(0o027)
+    try:
+        arbiter = Arbiter(master.Server(lambda: None, [], settings=lambda: {'workers': 1}, name='test'))
+        arbiter.WORKERS, arbiter.pid = {}, os.getpid()
+
+        def fail(**arguments):
+            raise OSError(errno.EMFILE, 'Too many open files')
+
+        monkeypatch.setattr(tempfile, 'mkstemp', fail)
+        arbiter.manage_workers()
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+
+
 def test_a_failed_reexec_leaves_the_master_running(monkeypatch, caplog):
     def fail(*arguments):
         raise OSError(errno.ENOENT, 'No such file or directory')
@@ -185,7 +217,8 @@ def test_a_failed_reexec_leaves_the_master_running(monkeypatch, caplog):
     monkeypatch.setattr(reexec, 'execute_again', fail)
     notifier = SimpleNamespace(progress=lambda: None, environ={})
     app = SimpleNamespace(socket_name='s', notifier=notifier, former_workers=[])
-    Arbiter.handle_usr1(SimpleNamespace(app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={}))
+    arbiter = SimpleNamespace(_is_stopping=False, app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={})
+    Arbiter.handle_usr1(arbiter)
     assert 'cannot be executed' in caplog.text
 
 

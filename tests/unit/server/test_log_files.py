@@ -74,3 +74,30 @@ def test_a_log_file_that_cannot_be_opened_after_a_rotation_is_written_on(root_ha
     assert warning.startswith('The log file cannot be opened again, the former one is written: [Errno 2]')
     assert line == 'to the former file'
     assert path.read_text() == 'to the new file\n'
+
+
+def test_a_full_disk_at_a_rotation_does_not_raise(tmp_path, monkeypatch):
+    """close() writes what is left in the buffer of the former file. An error there would end the master."""
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
+    path = tmp_path / 'agent.log'
+    path.symlink_to('/dev/full')
+    handler = log_files.LogFile(path)
+    handler.handle(logging.makeLogRecord({'msg': 'lost'}))
+    path.unlink()
+    handler.handle(logging.makeLogRecord({'msg': 'to the new file'}))
+    handler.close()
+    assert path.read_text() == 'to the new file\n'
+
+
+def test_a_full_disk_does_not_prevent_the_start(monkeypatch):
+    monkeypatch.setattr(logging, 'raiseExceptions', False)
+    full = logging.handlers.WatchedFileHandler('/dev/full')
+    full.handle(logging.makeLogRecord({'msg': 'lost'}))
+    before = list(logging.getLogger().handlers)
+    logging.getLogger().addHandler(full)
+    try:
+        log_files.watch()
+        (new,) = set(logging.getLogger().handlers) - {*before, full}
+        new.close()
+    finally:
+        logging.getLogger().handlers[:] = before

@@ -131,6 +131,18 @@ def test_an_early_renewal_with_a_keystone_that_hangs_takes_at_most_half_of_the_t
     assert len(attempts) == 1
 
 
+def test_a_keystone_that_is_slower_than_an_early_renewal_gets_few_of_them():
+    fixture = Fixture(lifetime_s=3600)
+    fixture.token_value()
+    fixture.clock.now_s += 3600 - auth.RENEW_BEFORE_EXPIRY_S
+    attempts = fixture.hang()
+    for _ in range(int(auth.RENEW_BEFORE_EXPIRY_S - auth.EXPIRY_MARGIN_S) - 20):
+        assert fixture.token_value() == 'token-1'
+        fixture.clock.now_s += 1.0
+    # With pauses of 5, 10, 20 and 40 s.
+    assert len(attempts) == 5
+
+
 def test_a_request_with_too_little_time_does_not_renew_a_valid_token():
     """Its failure would delay the renewal."""
     fixture = Fixture(lifetime_s=3600)
