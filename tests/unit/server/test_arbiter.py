@@ -104,12 +104,31 @@ def make_arbiter():
     return make
 
 
+ENDED = []
+
+
+@pytest.fixture(autouse=True)
+def reaps_only_ended_children(monkeypatch):
+    """The arbiter reaps any child of its process, which here may be one of another test."""
+    waitpid = os.waitpid
+
+    def of_this_test(pid, options):
+        if pid != -1:
+            return waitpid(pid, options)
+        if not ENDED:
+            raise ChildProcessError(errno.ECHILD, 'No child processes')
+        return waitpid(ENDED.pop(0), options)
+
+    monkeypatch.setattr(os, 'waitpid', of_this_test)
+
+
 def ended_child(status):
     """The pid of a child that has ended and was not reaped."""
     pid = os.fork()
     if not pid:
         os._exit(status)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    ENDED.append(pid)
     return pid
 
 
