@@ -30,7 +30,7 @@ class WorkerMemories:
 
     def end(self, number: int) -> None:
         """Keep the memory of a worker that has ended. Called in the master. A second call has no effect."""
-        if number in self._ended:
+        if number in self._ended or number not in self._memories:
             return
         self._ended.append(number)
         for former in self._ended[: -limits.FORMER_WORKERS]:

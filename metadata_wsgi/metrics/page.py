@@ -78,8 +78,8 @@ def render(directory: str) -> bytes:
 def serve(listener: socket.socket, app: WSGIApplication) -> Any:
     """Serve ``app`` on ``listener`` inside a worker, in greenlets. Returns an object with ``stop()``.
 
-    A connection is closed if its next request and the response take longer than ``limits.HEADER_TIMEOUT_S``. pywsgi has
-    no timeout, so MAX_CLIENTS idle connections would keep all others from the page.
+    A connection is closed if ``limits.HEADER_TIMEOUT_S`` passes until its next request is read, or while a part of the
+    response is sent. pywsgi has no timeout, so MAX_CLIENTS idle connections would keep all others from the page.
     """
     import gevent
     from gevent.pool import Pool
@@ -87,12 +87,23 @@ def serve(listener: socket.socket, app: WSGIApplication) -> Any:
     from gevent.socket import socket as gevent_socket
 
     class Handler(WSGIHandler):
+        # args[0] of the exception of a socket's timeout. pywsgi then closes the connection without a traceback.
+        ignored_socket_errors = (*WSGIHandler.ignored_socket_errors, 'timed out')
+
         def handle_one_request(self) -> Any:
+            self._header_timeout = gevent.Timeout.start_new(limits.HEADER_TIMEOUT_S)
             try:
-                with gevent.Timeout(limits.HEADER_TIMEOUT_S):
-                    return super().handle_one_request()
+                return super().handle_one_request()
             except gevent.Timeout:
                 return None  # pywsgi closes the connection
+            finally:
+                self._header_timeout.close()
+
+        def handle_one_response(self) -> None:
+            self._header_timeout.close()
+            self.socket.settimeout(limits.HEADER_TIMEOUT_S)
+            super().handle_one_response()
+            self.socket.settimeout(None)
 
     # The master opened the listener before gevent's patches, so it is blocking. If another worker is quicker, accept()
     # would block the whole worker.

@@ -37,6 +37,7 @@ from metadata_wsgi.net.listening_process import ListeningProcess
 LOG = logging.getLogger(__name__)
 
 IPV6_FREEBIND = 78  # <linux/in6.h>, Linux 4.15; the socket module has no name for it
+PROBE_TIMEOUT_S = 1
 MODE_BITS = {'user': 0o600, 'group': 0o660, 'all': 0o666}
 
 
@@ -107,8 +108,8 @@ def keep_unix_listener(
 ) -> bool:
     """Use the listener ``sock`` of a former process again. Returns False if it does not listen on ``path``.
 
-    The file of the socket gets the mode and owner that ``unix_listener`` would set. Returns False too if this is not
-    permitted, or if the file is no longer the one of ``sock``: another program may have replaced it.
+    The file of the socket gets the mode and owner that ``unix_listener`` would set. Returns False too if they must be
+    changed, but this is not permitted or another program has replaced the file by its own socket.
     """
     uid, gid = uid_of(user), gid_of(group)
     try:
@@ -144,9 +145,13 @@ def _new_file_gid(path: str) -> int:
 
 
 def _listening_pid(path: str) -> int:
-    """The process that called listen() on the socket at ``path``. Raises OSError if none listens."""
+    """The process that called listen() on the socket at ``path``. Raises OSError if none listens.
+
+    Waits PROBE_TIMEOUT_S at most for a place in its queue.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
+        # Python's own timeout makes the socket non-blocking, and connect() to a full queue then fails at once.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack('ll', PROBE_TIMEOUT_S, 0))
         probe.connect(path)
         pid: int = struct.unpack('3i', probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
     return pid

@@ -80,6 +80,11 @@ class Notifier:
         """Whether notifications are sent."""
         return self._systemd is not None
 
+    @property
+    def has_watchdog(self) -> bool:
+        """Whether systemd ends this service when ``progress`` is no longer called."""
+        return self._watchdog_interval_s > 0
+
     def ready(self, status: str = '') -> None:
         """Send that the service has started. The second and later calls only change the status."""
         if self._is_ready:

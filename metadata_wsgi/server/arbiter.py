@@ -114,7 +114,8 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         """Called by gunicorn to remove ended workers. If a worker could not load, another one is started after a pause.
 
         gunicorn's own method raises HaltServer then, which would also end the workers that serve. Here the master ends
-        only if no worker has ever served. systemd's watchdog ends a master without a worker that serves.
+        only if no worker has ever served, or if no worker is left. With a watchdog it starts workers until systemd ends
+        it.
         """
         before = dict(self.WORKERS)
         self._has_served |= any(_is_ready(worker) for worker in before.values())
@@ -123,17 +124,20 @@ class Arbiter(gunicorn.arbiter.Arbiter):
                 super().reap_workers()
                 return
             except HaltServer:
-                if not self._has_served and not self._is_stopping:
-                    raise
                 # gunicorn has not done this for the last worker that it reaped.
                 for pid in before.keys() - self.WORKERS.keys():
                     before[pid].tmp.close()
                     self.cfg.child_exit(self, before[pid])
                 self._next_start_s = time.monotonic() + limits.WORKER_START_RETRY_S
+                others = len(self.WORKERS) + len(reexec.running(self.app.former_workers))
+                continues = self._has_served and (others or self.app.notifier.has_watchdog)
+                if not continues and not self._is_stopping:
+                    raise
                 if not self._is_stopping:
                     LOG.error(
-                        'A new worker could not load. The other workers stay. '
+                        'A new worker could not load. Other workers: %d. '
                         'Another one is started in %.0f s, or at a reload',
+                        others,
                         limits.WORKER_START_RETRY_S,
                     )
 
@@ -162,7 +166,9 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         Does the work of gunicorn's loop, so that a worker that ends or hangs meanwhile is replaced.
         """
         if not self._is_stopping:
-            self.reap_workers()
+            # The configuration that is checked now may be the corrected one.
+            with suppress(HaltServer):
+                self.reap_workers()
             self.murder_workers()
             self.manage_workers()
         return not self._is_stopping

@@ -18,6 +18,7 @@ import faulthandler
 import logging
 import signal
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -116,7 +117,8 @@ class MetadataWorker(GeventWorker):
         signal.signal(signal.SIGABRT, signal.SIG_DFL)
         # If it was enabled, by PYTHONFAULTHANDLER, gunicorn has replaced its handler.
         faulthandler.disable()
-        faulthandler.enable()
+        if sys.stderr is not None:
+            faulthandler.enable()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def run(self) -> None:

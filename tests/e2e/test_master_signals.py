@@ -148,12 +148,25 @@ def test_sigusr1_after_a_chmod_of_the_socket_corrects_the_mode(programs, cloud):
     assert responds(cloud.socket)
 
 
+def blocks_signal(pid, number):
+    (line,) = [line for line in Path(f'/proc/{pid}/status').read_text().splitlines() if line.startswith('SigBlk:')]
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
 def test_sighup_and_sigusr2_while_the_installed_program_is_started_do_not_end_it(programs, cloud):
     program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
     eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
     (former,) = program.workers()
     program.kill(signal.SIGUSR1)
-    eventually(lambda: 'is started in this process' in program.text(), program.text)
+    # A signal that arrives earlier is lost: it is in the queue of the former program.
+    eventually(
+        lambda: (
+            program.process.poll() is not None
+            or blocks_signal(program.pid, signal.SIGHUP)
+            or program.text().count('Booting worker') > 1
+        ),
+        program.text,
+    )
     for _ in range(3):
         program.kill(signal.SIGHUP)
         program.kill(signal.SIGUSR2)

@@ -206,6 +206,19 @@ def test_the_tables_of_the_last_workers_that_ended_are_kept():
     assert open_memories() == before
 
 
+def test_a_worker_that_ended_long_ago_is_not_counted_as_ended_again():
+    """The table of a worker that ended later would be closed."""
+    memories, before = WorkerMemories(), open_memories()
+    for number in range(limits.FORMER_WORKERS + 1):
+        memories.add(number)
+        memories.end(number)
+    memories.end(0)
+    assert open_memories() - before == limits.FORMER_WORKERS
+    for number in range(limits.FORMER_WORKERS + 1):
+        memories.discard(number)
+    assert open_memories() == before
+
+
 def test_a_worker_keeps_only_its_own_memory():
     memories, before = WorkerMemories(), open_memories()
     for number in range(3):

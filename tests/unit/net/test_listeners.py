@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
+import contextlib
 import os
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -338,6 +340,24 @@ def test_a_kept_unix_socket_gets_the_mode_and_group_of_the_options(tmp_path):
     with listeners.unix_listener(path, mode=0o660) as kept:
         os.chmod(path, 0o666)
         assert listeners.keep_unix_listener(kept, path, mode=0o660)
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
+
+
+def test_a_kept_unix_socket_with_a_full_backlog_gets_the_mode_of_the_options(tmp_path):
+    """The former workers serve, so there is soon a free place."""
+    path = str(tmp_path / 'socket')
+    with contextlib.ExitStack() as opened:
+        kept = opened.enter_context(listeners.unix_listener(path, mode=0o660, backlog=1))
+        os.chmod(path, 0o666)
+        for _ in range(3):
+            client = opened.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            client.connect_ex(path)
+        accepting = threading.Timer(0.1, lambda: [opened.enter_context(kept.accept()[0]) for _ in range(2)])
+        accepting.start()
+        is_kept = listeners.keep_unix_listener(kept, path, mode=0o660, backlog=1)
+        accepting.join()
+        assert is_kept
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
 
 

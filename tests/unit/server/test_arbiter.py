@@ -17,6 +17,7 @@ from gunicorn.workers.workertmp import WorkerTmp
 
 from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.net.sd_notify import Notifier
 from metadata_wsgi.server import master, reexec
 from metadata_wsgi.server.arbiter import Arbiter, has_fresh_heartbeat
 
@@ -103,12 +104,31 @@ def make_arbiter():
     return make
 
 
+ENDED = []
+
+
+@pytest.fixture(autouse=True)
+def reaps_only_ended_children(monkeypatch):
+    """The arbiter reaps any child of its process, which here may be one of another test."""
+    waitpid = os.waitpid
+
+    def of_this_test(pid, options):
+        if pid != -1:
+            return waitpid(pid, options)
+        if not ENDED:
+            raise ChildProcessError(errno.ECHILD, 'No child processes')
+        return waitpid(ENDED.pop(0), options)
+
+    monkeypatch.setattr(os, 'waitpid', of_this_test)
+
+
 def ended_child(status):
     """The pid of a child that has ended and was not reaped."""
     pid = os.fork()
     if not pid:
         os._exit(status)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    ENDED.append(pid)
     return pid
 
 
@@ -263,8 +283,40 @@ def test_the_watchdog_is_fed_while_a_former_worker_runs_and_no_new_worker_can_lo
 
 
 def test_a_worker_of_the_new_program_that_cannot_load_does_not_end_the_master_after_sigusr1(monkeypatch):
-    monkeypatch.setenv(reexec.FORMER_WORKERS, '11')
-    arbiter = CountingArbiter(master.Server(lambda: None, [], settings=lambda: {'workers': 1}, name='test'))
-    add_worker(arbiter, ended_child(Arbiter.WORKER_BOOT_ERROR), time.time())
-    arbiter.reap_workers()
+    with subprocess.Popen(['sleep', '600']) as former:
+        monkeypatch.setenv(reexec.FORMER_WORKERS, str(former.pid))
+        arbiter = CountingArbiter(master.Server(lambda: None, [], settings=lambda: {'workers': 1}, name='test'))
+        add_worker(arbiter, ended_child(Arbiter.WORKER_BOOT_ERROR), time.time())
+        arbiter.reap_workers()
+        former.kill()
     assert arbiter.WORKERS == {}
+
+
+def arbiter_whose_only_worker_ended(make_arbiter, watchdog_s):
+    """And the worker in its place could not load."""
+    arbiter = make_arbiter(workers=1)
+    arbiter.app.notifier = Notifier(watchdog_s=watchdog_s)
+    add_worker(arbiter, ended_child(1), time.monotonic())
+    arbiter.reap_workers()
+    add_worker(arbiter, ended_child(Arbiter.WORKER_BOOT_ERROR), time.time())
+    return arbiter
+
+
+def test_the_master_ends_if_no_worker_is_left_and_no_watchdog_would_end_it(make_arbiter):
+    """Then the container is started again."""
+    with pytest.raises(HaltServer):
+        arbiter_whose_only_worker_ended(make_arbiter, watchdog_s=0).reap_workers()
+
+
+def test_the_master_starts_another_worker_until_the_watchdog_ends_it(make_arbiter, caplog):
+    arbiter = arbiter_whose_only_worker_ended(make_arbiter, watchdog_s=30)
+    arbiter.reap_workers()
+    assert 'A new worker could not load. Other workers: 0. Another one is started in 5 s' in caplog.text
+
+
+def test_the_master_does_not_end_during_the_check_of_a_reload_if_no_worker_is_left(make_arbiter, monkeypatch):
+    """The configuration may have been corrected. An exception would also leave the process of the check."""
+    arbiter = arbiter_whose_only_worker_ended(make_arbiter, watchdog_s=0)
+    monkeypatch.setattr(arbiter.app, 'check_config_in_child', lambda is_cancelled: {'workers': is_cancelled() + 1})
+    arbiter.reload()
+    assert (arbiter.started, arbiter.WORKERS) == (1, {})

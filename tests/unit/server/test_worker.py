@@ -49,3 +49,22 @@ def test_gevent_patches_a_worker_without_a_search_for_plug_ins():
     argv = [sys.executable, '-W', 'ignore', '-c', PATCH_WITHOUT_PLUG_INS]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr, done.stdout) == (0, '', 'gevent._socket3\n')
+
+
+WITHOUT_STDERR = """
+import gunicorn.config
+from metadata_wsgi.server.worker import MetadataWorker
+worker = MetadataWorker(1, 1, [], None, 1, gunicorn.config.Config(), None)
+worker.PIPE = (0, -1)
+worker.init_signals()
+print('serves')
+"""
+
+
+def test_a_worker_without_standard_error_starts():
+    """After ``2>&-``. Then no stack can be written when the worker hangs."""
+    command = 'exec "$0" -W ignore -c "$1" 2>&-'
+    done = subprocess.run(
+        ['sh', '-c', command, sys.executable, WITHOUT_STDERR], stdout=subprocess.PIPE, text=True, check=False
+    )
+    assert done.stdout == 'serves\n'
