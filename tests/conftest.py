@@ -18,6 +18,9 @@ __all__ = ['reachable_path', 'tmp_path_factory']
 
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 
+MOUNTS_OF_HOST = os.readlink('/proc/self/ns/mnt')
+"""The mount namespace in which this process was started."""
+
 # Coverage sets this variable. A Python program that inherits the variable traces itself.
 PROGRAMS_ARE_TRACED = 'COVERAGE_PROCESS_CONFIG'
 

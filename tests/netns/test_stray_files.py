@@ -13,6 +13,7 @@ import pytest
 from metadata_wsgi.netns import attachment_status, namespaces, proxy_process
 from metadata_wsgi.netns.iptables import Iptables
 from metadata_wsgi.netns.runner import SubprocessRunner
+from tests.conftest import MOUNTS_OF_HOST
 from tests.e2e.conftest import eventually
 
 from .router_topology import METADATA, get, ip
@@ -39,7 +40,7 @@ def stale():
 
 def test_namespaces_of_the_host_are_not_those_of_this_test_run():
     """Otherwise ``detach --all`` would detach the routers of a developer's host, and ``watch`` attach them."""
-    assert os.readlink('/proc/self/ns/mnt') != os.readlink('/proc/1/ns/mnt')
+    assert os.readlink('/proc/self/ns/mnt') != MOUNTS_OF_HOST
 
 
 def run(verb, state_path, *options):

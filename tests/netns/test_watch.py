@@ -2,6 +2,7 @@
 """``watch`` and ``status`` on a host of their own: a mount namespace with an empty /run/netns, so that no namespace of
 the machine is attached."""
 
+import contextlib
 import os
 import re
 import signal
@@ -94,9 +95,18 @@ class Host:
             program.wait(20)
         for file in self.state_path.glob('external/pids/*.pid'):
             self.run(PROGRAM, 'detach', f'--router-id={file.stem}', f'--state-path={self.state_path}', check=False)
+        self._kill_daemons()
         self._mount_holder.kill()
         self._mount_holder.wait()
         self._log.close()
+
+    def _kill_daemons(self):
+        """Keeper and shared proxy, if ``watch`` started them."""
+        for directory in Path('/proc').glob('[0-9]*'):
+            with contextlib.suppress(OSError):
+                words = (directory / 'cmdline').read_bytes().split(b'\0')
+                if any(str(self.state_path).encode() in word for word in words) and int(directory.name) != os.getpid():
+                    os.kill(int(directory.name), signal.SIGKILL)
 
 
 @pytest.fixture
