@@ -226,14 +226,15 @@ CIRCUIT_PROBE_INTERVAL_S = 0.5
 """Pause after each attempt while the circuit is open."""
 
 CIRCUIT_MIN_TIME_S = 1.0
-"""A failure for want of time counts against a service only if the attempt was given at least this time. A client can
+"""A failure for lack of time counts against a service only if the attempt was given at least this time. A client can
 shorten the deadline of its own request (``filters/deadline.py``)."""
 
 NOVA_ATTEMPT_FRACTION = 2 / 3
 """If a request may be retried, an attempt gets this part of the remaining time. The rest is for a retry."""
 
 NOVA_HOST_BACKOFF_S = 5.0
-"""For this time after a failure, a Nova host gets a request only if the other hosts fail. Then one request tries it."""
+"""For this time after a failure, a Nova host gets a request only if the other hosts fail. After this time one request
+tries it."""
 
 NOVA_PROBE_TIMEOUT_S = 5.0
 """Time for the requests that check the shared secret of a Nova host, at start and in ``check-config``."""

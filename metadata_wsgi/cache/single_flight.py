@@ -6,8 +6,8 @@ the source is unavailable (LookupUnavailable), a stale entry is returned. For ``
 failure, a key with a stale entry is not loaded again. Otherwise each request would wait for the timeout of the source.
 A key without a stale entry is always loaded.
 
-A load with less than ``REFRESH_TIMEOUT_S`` does not show whether the source is available. If it fails, no stale entry
-is returned. Otherwise a client that shortens the deadline of its own request could cause stale results.
+A load with less than ``REFRESH_TIMEOUT_S`` left does not show whether the source is available. If it fails, no stale
+entry is returned. Otherwise a client that shortens the deadline of its own request could cause stale results.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ class SingleFlight:
         """The cached value of ``key``, else the value that ``load`` returns. Raises the exceptions of ``load``.
 
         If ``load`` raises LookupUnavailable although it had ``REFRESH_TIMEOUT_S``, returns the stale value, if there is
-        one. A request that waits
-        for the ``load`` of another request raises LookupUnavailable at its own deadline.
+        one. A request that waits for the ``load`` of another request raises LookupUnavailable at its own deadline.
         """
         entry = self.cache.fresh(key)
         if entry is not None:

@@ -10,7 +10,7 @@ If a program ends within FIRST_START_S after its first start, a restart would no
 wrong. Then all programs are stopped, and the exit code is 1, so that the container fails visibly.
 
 SIGTERM  stops the agent and the shared proxy, which finish the requests in progress. The keeper is stopped last.
-SIGHUP   reloads the agent and the shared proxy. A program that is still starting gets the signal when it handles it.
+SIGHUP   reloads the agent and the shared proxy. A program that is still starting gets SIGHUP when it has a handler.
 
 As process 1 of the container, the command also reaps processes whose parent has ended.
 """
@@ -128,7 +128,7 @@ class Supervisor:
         return failed
 
     def _reload(self) -> None:
-        """Send SIGHUP to the programs that must get it and handle it. It would end a program without a handler."""
+        """Send SIGHUP to the programs that must get it and handle it. SIGHUP would end a program without a handler."""
         self._to_reload &= self._running.keys()  # a program that has ended reads its configuration at its next start
         for pid in [one for one in self._to_reload if _handles(one, signal.SIGHUP)]:
             os.kill(pid, signal.SIGHUP)

@@ -139,7 +139,7 @@ def _read_process(directory: str, found: dict[tuple[int, int], list[Row]], count
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) in found:
                     continue
-                # The user who made it: that of the master. Its worker, which has it open too, may be of another user.
+                # The owner is the user of the master. The worker, which has the memory open too, may have another user.
                 counts[status.st_uid] += 1
                 if not _is_limited(status.st_uid) or counts[status.st_uid] <= limits.FAILURE_MEMORIES_PER_USER:
                     found[status.st_dev, status.st_ino] = read(fd)

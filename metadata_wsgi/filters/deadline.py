@@ -7,7 +7,7 @@ namespace proxy, lookup, retries and Nova together. The namespace proxy sends th
 
 Our namespace proxy deletes every ``X-Metadata-*`` header of a client. In mode ``one_hop`` there is no namespace proxy,
 so the filter ignores the header. Behind haproxy a client can send the header, and shorten its own deadline. So a
-failure for want of time does not count as a failure of Neutron, Keystone or a Nova host, and causes no stale result.
+failure for lack of time does not count as a failure of Neutron, Keystone or a Nova host, and causes no stale result.
 The filter reads NAMESPACE, if it is set, and writes DEADLINE.
 """
 

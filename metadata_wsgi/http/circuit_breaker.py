@@ -30,7 +30,7 @@ class CircuitBreaker:
         """Whether the circuit is closed, or it is time for the next attempt. Changes nothing.
 
         If ``has_time`` is False, the attempt has too little time to show whether the host is back. If the circuit is
-        open, such an attempt waits for another ``limits.CIRCUIT_PROBE_INTERVAL_S``. So attempts with time come first.
+        open, it is allowed only ``limits.CIRCUIT_PROBE_INTERVAL_S`` later. So attempts with time come first.
         """
         if self._failures < limits.CIRCUIT_OPEN_FAILURES:
             return True

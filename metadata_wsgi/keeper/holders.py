@@ -27,8 +27,8 @@ REQUEST_INTERVAL_S = 2.0
 """Time between two rounds of requests to holders, and between the keeper's start and the first round. Workers send
 their sockets before the first round, so a holder gets a request only if no worker has its sockets."""
 MAX_REQUEST_INTERVAL_S = 30.0
-"""Longest time between two requests to one holder. It starts at ``REQUEST_INTERVAL_S`` and doubles with each request
-after which the holder does not send its sockets."""
+"""The time between two requests to one holder starts at ``REQUEST_INTERVAL_S``, and doubles up to this after each
+request without a result."""
 BATCH = 32
 """Largest number of holders that get a request in one round. Each of these holders starts a program."""
 

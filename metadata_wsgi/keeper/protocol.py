@@ -5,7 +5,7 @@ On ``<state_path>/keeper`` (root only), a request and its reply::
 
     {"verb": "attach", "listener": {...}}   ->  {"changed": true}; false if the same listener was already
                                                 registered. If the packet has a listening socket, this socket is
-                                                registered and no socket is opened; it replaces another socket
+                                                registered and no socket is opened; a former socket is closed
     {"verb": "detach", "id": "..."}         ->  {"closed": true}; all listeners of this router or network are closed;
                                                 false if there were none. With "holder": N nothing is closed if the
                                                 FIFO of this id exists and its inode is not N

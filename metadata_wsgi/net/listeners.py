@@ -108,8 +108,8 @@ def keep_unix_listener(
 ) -> bool:
     """Use the listener ``sock`` of a former process again. Returns False if it does not listen on ``path``.
 
-    The file of the socket gets the mode and owner that ``unix_listener`` would set. Returns False too if they must be
-    changed, but this is not permitted or another program has replaced the file by its own socket.
+    The file of the socket gets the mode and owner that ``unix_listener`` would set. Also returns False if they must
+    be changed and this fails, or if they must be changed and the file is another program's socket.
     """
     uid, gid = uid_of(user), gid_of(group)
     try:

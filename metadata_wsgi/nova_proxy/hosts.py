@@ -2,10 +2,11 @@
 """The hosts of Nova's metadata API: selects the host that gets a request.
 
 A request is sent to the first configured host. If this host fails, the request is sent to the next one. For
-``limits.NOVA_HOST_BACKOFF_S`` seconds after a failure, a host stands last in the order. Then a single request tries it:
-until the host responds, it stands last for all other requests. Otherwise each of them would wait for seconds if the
-host hangs. If an attempt with less than ``limits.CIRCUIT_MIN_TIME_S`` gets no response, this is no failure of the host.
-While a host accepts no connections, only one request at a time tries to connect to it (circuit breaker).
+``limits.NOVA_HOST_BACKOFF_S`` seconds after a failure, a host stands last in the order. After this time one request
+tries the host. Until the host responds, it stays last for all other requests. Otherwise each of them would wait for
+seconds if the host hangs. If an attempt with less than ``limits.CIRCUIT_MIN_TIME_S`` gets no response, this is no
+failure of the host. While a host accepts no connections, only one request at a time tries to connect to it (circuit
+breaker).
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ REQUEST_ID = 'metadata_wsgi.request_id'
 """The id of the request, ``req-`` and a UUID."""
 
 CLIENT_HAS_CLOSED = 'metadata_wsgi.client_closed'
-"""A function without arguments: whether the client on the unix socket has closed its connection. It has then got a 503
-from the namespace proxy, and may repeat the request."""
+"""A function without arguments: whether the namespace proxy has closed its connection. Then the instance has got 503,
+and may repeat the request."""
 
 DEADLINE = 'metadata_wsgi.deadline'
 """A :class:`metadata_wsgi.deadline.Deadline`."""

@@ -54,7 +54,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         # Until this monotonic time no worker is started.
         self._next_start_s = 0.0
         self._fork_log = Throttle(limits.LOG_INTERVAL_S)
-        # gunicorn does not remove the files of unix sockets then. It would also remove the file of another program.
+        # True keeps gunicorn from removing the files of unix sockets. It could remove another program's file.
         self.systemd = True
         # (device, inode) of the files of unix sockets, by path.
         self._socket_files: dict[str, tuple[int, int]] = {}
@@ -114,8 +114,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         """Called by gunicorn to remove ended workers. If a worker could not load, another one is started after a pause.
 
         gunicorn's own method raises HaltServer then, which would also end the workers that serve. Here the master ends
-        only if no worker has ever served, or if no worker is left. With a watchdog it starts workers until systemd ends
-        it.
+        only if no worker has ever served, or if no worker is left and no watchdog of systemd restarts the service.
         """
         before = dict(self.WORKERS)
         self._has_served |= any(_is_ready(worker) for worker in before.values())

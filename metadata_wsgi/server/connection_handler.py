@@ -10,13 +10,11 @@
   does not delay others. For comparison: Neutron's haproxy has one connection limit for the whole router. There 1,100
   half-sent requests of one client delayed the other clients by 29 s.
 - The pipeline processes at most MAX_CONCURRENT_PER_CLIENT requests of a client at a time (``concurrency_limit``). If a
-  request gets no slot within REQUEST_TIMEOUT_S, the response is 503 with Retry-After. This time and the deadline of a
-  request count from its complete header (``environ_keys.RECEIVED_AT_S``), so the deadline includes the wait for a slot
-  and for the body.
-- For the first request both also include the time that the connection waited to be accepted
-  (``net.queue_wait``).
+  request gets no slot within REQUEST_TIMEOUT_S, the response is 503 with Retry-After. The wait for a slot and the
+  deadline of a request both start at its complete header (``environ_keys.RECEIVED_AT_S``). For the first request of a
+  connection they start when the connection began to wait to be accepted (``net.queue_wait``).
 - A request over a unix socket is dropped if the namespace proxy has closed the connection while the request waited (in
-  the backlog of a restarting or busy agent). The client has got 503, and a POST must not have an effect after it.
+  the backlog of a restarting or busy agent). The instance has got 503, and a POST must not have an effect after it.
 - A busy connection yields to the other connections: after REQUESTS_PER_YIELD pipelined requests, and before each recv()
   of a body.
 - A malformed request gets a constant error response (400, 414, 431, 501), and the connection is closed. The connection

@@ -10,8 +10,8 @@
 
 ``/healthcheck`` is the readiness check: 200, or 503 with the reasons. There are two reasons for 503:
 
-- The latest lookup, or the latest request to Nova, failed less than a minute ago. A request that had less than
-  ``limits.CIRCUIT_MIN_TIME_S`` does not count.
+- The latest lookup, or the latest request to Nova, failed less than a minute ago. The failure of a request that had
+  less than ``limits.CIRCUIT_MIN_TIME_S`` left does not count.
 - The node is drained: the file ``disable_by_file_path`` exists, or a file of ``enable_by_file_paths`` is missing. A
   drained agent still serves instances.
 

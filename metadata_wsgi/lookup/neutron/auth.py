@@ -5,7 +5,8 @@ keystoneauth sends the requests. This module keeps their number small if a thous
 
 - One thread renews a token ``RENEW_BEFORE_EXPIRY_S`` before it expires (a fifth of the lifetime, if that is less).
   Other threads use the old token meanwhile. If the renewal fails, the old token is used until ``EXPIRY_MARGIN_S``
-  before it expires. This early renewal takes at most ``EARLY_RENEWAL_TIMEOUT_S`` and half of the remaining time.
+  before it expires. This early renewal takes at most ``EARLY_RENEWAL_TIMEOUT_S``, and at most half of the remaining
+  time.
 - If Neutron rejects a token (401), one thread renews it, even if several threads received a 401.
 - A thread that has no valid token waits while another thread renews it, at most until its own deadline.
 - After some failures in a row, Keystone gets one request at a time, with pauses between them (circuit breaker). During

@@ -4,11 +4,11 @@
 If the credentials have too few rights, Neutron responds 200 with an empty list, as for a router without instances. So
 an empty list means 404 for the client only in the following two cases. In all other cases the lookup fails (503).
 
-- A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has found ports of other projects. And by Neutron's default policy
-  the role may see all ports (``ROLES_THAT_SEE_ALL``). Other roles may see foreign ports too: those on the networks of
-  their own project, for example on a shared network.
-- Only one of these two conditions is true, for example in a new cloud. In addition Neutron shows an interface of the
-  request's router, or a port on the request's network.
+- (1) A check in the last ``VISIBILITY_CHECK_INTERVAL_S`` has found ports of other projects. And (2) by Neutron's
+  default policy the role may see all ports (``ROLES_THAT_SEE_ALL``). With other roles a user may see foreign ports too:
+  those on the networks of the user's project, for example on a shared network.
+- Only (1) or only (2) is true, for example in a new cloud, and Neutron shows an interface of the request's router, or a
+  port on the request's network.
 
 If a lookup with cached networks of the router finds nothing, the networks are queried again, because a network may have
 been added.
