@@ -155,7 +155,7 @@ def test_killed_namespace_proxy_is_started_again_at_once(host):
     killed = host.pid(router)
     os.kill(killed, signal.SIGKILL)
     eventually(lambda: host.pid(router) not in (None, killed), host.log)
-    eventually(lambda: host.log().count(f'router {router}: attached') == 2, host.log)
+    eventually(lambda: is_well(host, 'shared'), host.log)
     assert f'router {router}: its namespace proxy has ended' in host.log()
     assert is_well(host, 'process')
 
@@ -199,6 +199,8 @@ def test_watch_repairs_mode_shared_and_logs_it(host):
 
     flush(host, router)
     eventually(lambda: host.log().count(f'router {router}: rules were added') == 2, host.log)
+    # The keeper must not end in the middle of this attach.
+    eventually(lambda: is_well(host, 'shared'), host.log)
     assert '--to-ports 9697' in host.rules(router)
 
     # It keeps nothing on a disk, and no worker has the socket.
