@@ -43,13 +43,16 @@ def retry_until(
     """Call ``attempt``. Retry while it raises one of ``retry_on``, or ``retry_if_result`` returns True for its result.
 
     There is a delay before each retry. After the delay ``may_retry`` is called. If it returns False, there is another
-    delay. When there is no time for another attempt before ``deadline``, the last result is returned or the last
-    exception is raised. The first attempt is always made. ``service`` is a label of the metric that counts retries.
+    delay. When there is no time for another attempt before ``deadline``, the last result is returned. If no attempt had
+    a result, the last exception is raised. The first attempt is always made. ``service`` is a label of the metric that
+    counts retries.
     """
     delays: _Delays | None = None
+    has_result = False
     while True:
         try:
             result = attempt()
+            has_result = True
             if not retry_if_result(result):
                 return result
             delays = delays or _Delays(deadline, may_retry, sleep)
@@ -59,6 +62,8 @@ def retry_until(
         except retry_on:
             delays = delays or _Delays(deadline, may_retry, sleep)
             if not delays.wait():
+                if has_result:
+                    return result
                 raise
             instruments.RETRIES.add(service)
 

@@ -72,6 +72,19 @@ def test_the_last_result_is_returned_after_the_last_retry():
     assert len(clock.slept) > 5
 
 
+def test_the_last_result_is_returned_if_a_later_retry_gets_none():
+    """The last retry may have too little time for a response."""
+    clock = FakeClock()
+    results = itertools.chain([502], itertools.repeat(None))
+
+    def attempt():
+        if result := next(results):
+            return result
+        raise NotSent('no time was left to connect')
+
+    assert retry(attempt, clock, retry_if_result=lambda status: status == 502) == 502
+
+
 def test_the_first_attempt_is_made_even_after_the_deadline():
     clock, calls = FakeClock(), []
     with pytest.raises(NotSent):
