@@ -140,7 +140,7 @@ esac
 
 
 def test_an_upgrade_replaces_a_service_without_a_restart_also_with_systemd_before_252(tmp_path):
-    """Debian 11 and Ubuntu 22.04: their systemctl knows --kill-who only."""
+    """Debian 11 and Ubuntu 22.04: their systemctl has only the option --kill-who."""
     text = (SCRIPTS / 'postinstall.sh').read_text()
     function = text[text.index('replace() {') : text.index('# One after the other')]
     for name, program in (('systemctl', OLD_SYSTEMCTL), ('sleep', '#!/bin/sh\n')):

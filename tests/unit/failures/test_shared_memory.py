@@ -46,7 +46,7 @@ def test_what_is_written_is_read(memory):
 def process_with_memories(*, uid, memories, owner=None):
     """Another process, of the user ``uid``, which publishes the rows ``memories``, each in a memory of its own.
 
-    ``owner``: the user who makes the memories, if it is not ``uid``.
+    ``owner``: the user that makes the memories, if it is not ``uid``.
     """
     ready, write_end = os.pipe()
     child = os.fork()
