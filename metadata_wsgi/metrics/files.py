@@ -7,9 +7,9 @@ removed. So each process that starts adds the counts of ended processes to ``cou
 ``histogram_ended.db``, and removes the files of these processes. The number of files does not grow with each reload.
 
 A process counts as running while it holds the lock (flock) of ``process_PID.lock``. A process that changes or reads the
-files holds the lock of ``directory.lock``. Only the user of the workers may open the lock files, because permission
-to open a file is permission to lock it. All processes must be in the same pid namespace: containers that share the directory need the
-pid namespace of the host.
+files holds the lock of ``directory.lock``. Only the user of the workers may open the lock files, because permission to
+open a file is permission to lock it. All processes must be in the same pid namespace: containers that share the
+directory need the pid namespace of the host.
 
 The space of a file is allocated when the file is made. So if there is no space left, opening the file fails. In a
 sparse file a later count would end the process with SIGBUS.
