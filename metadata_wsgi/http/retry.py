@@ -44,12 +44,15 @@ def retry_until(
 
     There is a delay before each retry. After the delay ``may_retry`` is called. If it returns False, there is another
     delay. When there is no time for another attempt before ``deadline``, the last result is returned. If no attempt had
-    a result, the last exception is raised. The first attempt is always made. ``service`` is a label of the metric that
-    counts retries.
+    a result, the exception of the last attempt is raised that had ``limits.CIRCUIT_MIN_TIME_S``, else that of the first
+    attempt: later attempts fail for lack of time, which hides the cause. The first attempt is always made. ``service``
+    is a label of the metric that counts retries.
     """
     delays: _Delays | None = None
     has_result = False
+    failure: Exception | None = None
     while True:
+        has_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
         try:
             result = attempt()
             has_result = True
@@ -59,12 +62,14 @@ def retry_until(
             if not delays.wait():
                 return result
             instruments.RETRIES.add(service)
-        except retry_on:
+        except retry_on as error:
+            if failure is None or has_time:
+                failure = error
             delays = delays or _Delays(deadline, may_retry, sleep)
             if not delays.wait():
                 if has_result:
                     return result
-                raise
+                raise failure from failure.__cause__
             instruments.RETRIES.add(service)
 
 

@@ -101,7 +101,8 @@ class OpenStackApi:
         The owner of a network (``shared_by`` of a port) sees the ports of other projects on it.
         """
         fields = query.pop('fields', [])
-        query.pop('limit', None)
+        for name in ('limit', 'sort_key', 'sort_dir'):
+            query.pop(name, None)
         addresses = [value.removeprefix('ip_address=') for value in query.pop('fixed_ips', [])]
         found = [
             known

@@ -155,7 +155,7 @@ def test_killed_namespace_proxy_is_started_again_at_once(host):
     killed = host.pid(router)
     os.kill(killed, signal.SIGKILL)
     eventually(lambda: host.pid(router) not in (None, killed), host.log)
-    eventually(lambda: is_well(host, 'shared'), host.log)
+    eventually(lambda: host.log().count(f'router {router}: attached') == 2, host.log)
     assert f'router {router}: its namespace proxy has ended' in host.log()
     assert is_well(host, 'process')
 

@@ -72,11 +72,16 @@ def test_port_with_device_id_of_another_tenants_instance_gives_404(host, seed):
     assert uuid_of(host.curl('b', META_DATA)) == seed['b'].instance_id
 
 
-def test_unknown_router_gives_404_without_an_address_lookup(host, seed, services):
+def test_unknown_router_gives_503_without_an_address_lookup(host, seed, services):
+    """A router that sends requests has a port. If Neutron does not show the port, it hides ports, or is another one."""
     before = len(services.requests_from('metadata_wsgi', 'neutron'))
     done = host.metadata_wsgi('explain', '--router-id', '00000000-0000-4000-8000-000000000000', '10.1.1.2')
     assert done.returncode == 1
-    assert 'response      404' in done.stdout
+    assert 'response      503' in done.stdout
+    assert (
+        'shows no port of router 00000000-0000-4000-8000-000000000000, which sent a request'
+        in done.stdout + done.stderr
+    )
     pending = services.requests_from('metadata_wsgi', 'neutron')[before:]
     assert pending
     assert not any('ip_address' in line for line in pending)

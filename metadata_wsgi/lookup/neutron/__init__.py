@@ -5,7 +5,7 @@
 the router, and for the port with the address on one of these networks. The agent's user needs a role that may see the
 ports of all projects: ``service`` or ``admin``. With another role Neutron returns empty lists, as if no instance
 existed. The lookup detects a missing role, and requests get 503 instead of 404. ``metadata-wsgi check-config`` reports
-a missing role, and so does the agent when it starts.
+a missing role, and so does the agent when it starts. If no instance has the address, two more queries confirm that.
 
 Credentials are Grizzly's options in ``[DEFAULT]`` (``auth_url``, ``admin_user``, ...), or the options of any
 keystoneauth plugin in ``[neutron]`` (or ``[quantum]``), or Neutron's own credentials in ``neutron.conf``. The module

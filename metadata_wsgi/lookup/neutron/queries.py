@@ -35,6 +35,9 @@ ROUTER_INTERFACE_OWNERS = (
 )
 """``device_owner`` of a router's port on a network. The last two are for DVR and HA routers (LP#1353271)."""
 
+SERVICE_OWNERS = (*ROUTER_INTERFACE_OWNERS, 'network:dhcp', 'network:distributed')
+"""``device_owner`` of the ports that Neutron makes for its own services on a network. OVN has network:distributed."""
+
 INSTANCE_OWNERS = ('compute:', 'baremetal:')
 """Prefixes of the ``device_owner`` of an instance's port. The rest is the availability zone."""
 
@@ -42,6 +45,7 @@ FIELDS = (
     'id', 'device_id', 'device_owner', 'project_id', 'tenant_id', 'network_id', 'mac_address', 'fixed_ips',
     'created_at',
 )  # fmt: skip
+SERVICE_PORT_FIELDS = ('id', 'device_id', 'network_id', 'mac_address', 'fixed_ips')
 MAX_NETWORKS_PER_QUERY = 50
 MAX_QUERY_LENGTH = 2600
 """Largest number of characters of networks and addresses in one URL: enough for 50 networks and some addresses."""
@@ -61,7 +65,14 @@ def router_ports_query(router_ids: Iterable[str]) -> Query:
     """The query for the ports of routers on their networks, for every kind of router."""
     devices = tuple(one for router_id in router_ids for one in router_filters(router_id))
     owners = tuple(('device_owner', owner) for owner in ROUTER_INTERFACE_OWNERS)
-    return (*devices, *owners, ('fields', 'id'), ('fields', 'device_id'), ('fields', 'network_id'))
+    return (*devices, *owners, *(('fields', field) for field in SERVICE_PORT_FIELDS))
+
+
+def service_ports_query(network_ids: Iterable[str]) -> Query:
+    """The query for the ports of Neutron's own services on networks."""
+    networks = tuple(('network_id', network_id) for network_id in network_ids)
+    owners = tuple(('device_owner', owner) for owner in SERVICE_OWNERS)
+    return (*networks, *owners, *(('fields', field) for field in SERVICE_PORT_FIELDS))
 
 
 def router_networks(router_id: str, ports: Iterable[Port]) -> list[RouterNetwork]:
@@ -93,6 +104,24 @@ def address_filter(address: str) -> tuple[str, str]:
     """
     mac = mac_in(address)
     return ('mac_address', mac) if mac else ('fixed_ips', f'ip_address={normalize_ip(address)}')
+
+
+def reference_filter(port: Port, kind: str) -> tuple[str, str] | None:
+    """The filter that selects ``port``, of the same ``kind`` as that of an address; None if it has no such value."""
+    if kind == 'mac_address':
+        return ('mac_address', port['mac_address']) if port.get('mac_address') else None
+    addresses = [fixed['ip_address'] for fixed in port.get('fixed_ips') or () if fixed.get('ip_address')]
+    return ('fixed_ips', f'ip_address={addresses[0]}') if addresses else None
+
+
+def confirmation_query(filters: Iterable[tuple[str, str]], networks: Iterable[str]) -> Query:
+    """The query for the ports that match one of ``filters`` on one of ``networks``, ports of services first.
+
+    The name of a service's owner (``network:``) is greater than that of an instance's owner (``compute:``).
+    """
+    selected = (*(('network_id', network) for network in networks), *filters)
+    fields = tuple(('fields', field) for field in FIELDS)
+    return (*selected, ('sort_key', 'device_owner'), ('sort_dir', 'desc'), *fields)
 
 
 def ports_queries(filters: Iterable[tuple[str, str]], networks: Sequence[str]) -> Iterator[Query]:

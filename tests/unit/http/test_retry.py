@@ -54,16 +54,21 @@ def test_another_exception_is_raised_without_a_retry():
     assert len(calls) == 1
 
 
-def test_the_last_exception_is_raised_after_the_last_retry():
+@pytest.mark.parametrize('within_s', [9, 0.9])
+def test_the_exception_of_the_last_attempt_that_had_time_is_raised_after_the_last_retry(within_s):
+    """An attempt without time fails for lack of time, which hides the cause."""
     clock = FakeClock()
-    numbered = itertools.count()
+    remaining_s = []
 
     def attempt():
-        raise NotSent(str(next(numbered)))
+        remaining_s.append(1000 + within_s - clock.now_s)
+        raise NotSent(str(len(remaining_s)))
 
     with pytest.raises(NotSent) as raised:
-        retry(attempt, clock)
-    assert str(raised.value) == str(next(numbered) - 1)
+        retry(attempt, clock, within_s=within_s)
+    with_time = [number for number, time_s in enumerate(remaining_s, 1) if time_s >= 1]
+    assert str(raised.value) == str(with_time[-1] if within_s == 9 else 1)
+    assert len(with_time) < len(remaining_s)
 
 
 def test_the_last_result_is_returned_after_the_last_retry():

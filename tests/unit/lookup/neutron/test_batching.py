@@ -316,6 +316,8 @@ def test_concurrent_lookups_without_a_result_are_one_visibility_check():
 
         @staticmethod
         def ports(query, deadline, on_query, pages=100):
+            if ('device_owner', 'network:dhcp') in query or ('sort_key', 'device_owner') in query:
+                return [{'id': 'dhcp', 'network_id': 'network-1', 'fixed_ips': [{'ip_address': '10.1.1.254'}]}]
             if ('limit', '100') not in query:
                 return []
             checks.append(query)

@@ -2,6 +2,8 @@
 import logging
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
@@ -14,8 +16,12 @@ from .fakes import FakeApi, FakeAuthenticator, port, token
 
 BEHIND_ROUTER = Source('10.1.1.2', router_id='router-1')
 ON_NETWORK = Source('10.1.1.2', network_id='network-1')
-INTERFACE = {'device_id': 'router-1', 'network_id': 'network-1'}
+INTERFACE = {
+    'id': 'interface-1', 'device_id': 'router-1', 'network_id': 'network-1',
+    'mac_address': 'fa:16:3e:00:00:fe', 'fixed_ips': [{'ip_address': '10.1.1.1'}],
+}  # fmt: skip
 FOREIGN = {'id': 'p', 'project_id': 'another'}
+DHCP = {**INTERFACE, 'id': 'dhcp-1', 'device_id': 'dhcp'}
 OWN = {'id': 'p', 'project_id': 'service-project'}
 ONE = Instance('instance-1', 'project-1', 'port-1')
 
@@ -37,7 +43,15 @@ class Fixture:
 
     def filters(self):
         """The names of each query's filters."""
-        return [{name for name, _ in query} - {'fields'} for query in self.api.queries]
+        return [{name for name, _ in query} - {'fields', 'sort_key', 'sort_dir'} for query in self.api.queries]
+
+    def probed(self, *outcomes):
+        """Neutron has shown ports of other projects; from now on it returns ``outcomes``."""
+        self.api.outcomes = [[FOREIGN]]
+        self.probe()
+        self.api.queries.clear()
+        self.api.outcomes = list(outcomes)
+        return self
 
 
 def test_behind_a_router_two_queries_find_the_instance():
@@ -63,10 +77,11 @@ TWO_INTERFACES = [
 )
 def test_a_link_local_address_is_searched_on_the_network_of_its_interface(interface, networks):
     """With port security off an instance can take the address of another tenant's instance on another network."""
-    fixture = Fixture(TWO_INTERFACES, [], [FOREIGN])
+    searches = [[], TWO_INTERFACES, TWO_INTERFACES] if networks else [TWO_INTERFACES]
+    fixture = Fixture().probed(TWO_INTERFACES, *searches)
     assert fixture.find(Source('fe80::f816:3eff:fe00:1', router_id='router-1', interface=interface)) == ()
     queried = [[value for name, value in query if name == 'network_id'] for query in fixture.api.queries]
-    assert queried[1 : 2 if networks else 1] == ([networks] if networks else [])
+    assert queried == ([[], networks, [], networks] if networks else [[], []])
 
 
 def test_on_a_network_one_query_finds_the_instance():
@@ -76,20 +91,120 @@ def test_on_a_network_one_query_finds_the_instance():
 
 
 def test_behind_a_router_without_networks_there_is_no_query_for_the_address():
-    fixture = Fixture([], [FOREIGN])
-    assert fixture.find() == ()
-    assert fixture.filters() == [{'device_id', 'device_owner'}, {'limit'}]
+    fixture = Fixture().probed([])
+    with pytest.raises(LookupUnavailable, match='shows no port of router router-1, which sent a request'):
+        fixture.find()
+    assert fixture.filters() == [{'device_id', 'device_owner'}] * 2
 
 
 def test_an_empty_result_is_accepted_after_a_visibility_check():
-    fixture = Fixture([FOREIGN])
-    fixture.probe()
-    fixture.api.queries.clear()
+    fixture = Fixture().probed([], [DHCP], [DHCP])
     assert fixture.find(ON_NETWORK) == ()
-    assert fixture.filters() == [{'network_id', 'fixed_ips'}]
+    searches = [{'network_id', 'fixed_ips'}, {'network_id', 'device_owner'}, {'network_id', 'fixed_ips'}]
+    assert fixture.filters() == searches
+    fixture.api.outcomes = [[], [FOREIGN], [DHCP], [DHCP]]
     fixture.clock.now_s += VISIBILITY_CHECK_INTERVAL_S
     assert fixture.find(ON_NETWORK) == ()
-    assert fixture.filters()[1:] == [{'network_id', 'fixed_ips'}, {'limit'}]
+    assert fixture.filters()[3:] == [searches[0], {'limit'}, *searches[1:]]
+
+
+SECOND = {**INTERFACE, 'id': 'interface-2', 'network_id': 'network-2'}
+
+
+@pytest.mark.parametrize(
+    ('source', 'lists'),
+    [
+        pytest.param(BEHIND_ROUTER, [[], []], id='no interface'),
+        pytest.param(BEHIND_ROUTER, [[INTERFACE], [], []], id='the second time no interface'),
+        pytest.param(BEHIND_ROUTER, [[], [INTERFACE]], id='the first time no interface'),
+        pytest.param(BEHIND_ROUTER, [[SECOND], [], [INTERFACE, SECOND]], id='the first time fewer interfaces'),
+        pytest.param(BEHIND_ROUTER, [[INTERFACE, SECOND], [], [SECOND]], id='the second time fewer interfaces'),
+        pytest.param(BEHIND_ROUTER, [[INTERFACE], [], [INTERFACE], []], id='no reference port'),
+        pytest.param(BEHIND_ROUTER, [[INTERFACE], [], [INTERFACE], [port()]], id='no reference port but an instance'),
+        pytest.param(ON_NETWORK, [[], [], []], id='no port on the network'),
+        pytest.param(ON_NETWORK, [[], [DHCP], []], id='no reference port on the network'),
+    ],
+)
+def test_a_starting_neutron_that_leaves_out_ports_is_unavailable(source, lists):
+    """It responds 200 with shortened lists until it has registered its policy rules. So 404 would be wrong."""
+    fixture = Fixture().probed(*lists)
+    with pytest.raises(LookupUnavailable, match='Neutron'):
+        fixture.find(source)
+    assert len(fixture.api.queries) == len(lists)
+
+
+@pytest.mark.parametrize(
+    ('source', 'lists'),
+    [
+        (BEHIND_ROUTER, [[INTERFACE], [], [INTERFACE], [INTERFACE, port()]]),
+        (ON_NETWORK, [[], [DHCP], [DHCP, port()]]),
+        (ON_NETWORK, [[], [], [FOREIGN], [port()]]),
+    ],
+)
+def test_the_second_search_finds_what_a_starting_neutron_left_out(source, lists):
+    assert Fixture().probed(*lists).find(source) == (ONE,)
+
+
+class StartingNeutron(FakeApi):
+    """Selects and sorts ports as Neutron, and leaves out those that it checks before it has loaded the rules."""
+
+    def __init__(self, known, checks_without_rules):
+        super().__init__([])
+        self.known = known
+        self.checks_without_rules = checks_without_rules
+
+    def ports(self, query, deadline, on_query, pages=100):
+        values = {}
+        for name, value in query:
+            values.setdefault(name, []).append(value.removeprefix('ip_address='))
+        selected = [known for known in self.known if self._is_selected(known, values)]
+        if 'sort_key' in values:
+            (key,), (direction,) = values['sort_key'], values['sort_dir']
+            selected.sort(key=lambda known: known[key], reverse=direction == 'desc')
+        shown = []
+        for known in selected:
+            self.checks_without_rules -= 1
+            if self.checks_without_rules < 0:
+                shown.append(known)
+        return shown
+
+    @staticmethod
+    def _is_selected(known, values):
+        filters = ('device_id', 'device_owner', 'network_id', 'mac_address')
+        addresses = [fixed['ip_address'] for fixed in known['fixed_ips']]
+        return all(known[name] in values.get(name, [known[name]]) for name in filters) and (
+            'fixed_ips' not in values or bool(set(addresses) & set(values['fixed_ips']))
+        )
+
+
+@given(checks_without_rules=st.integers(0, 12), source=st.sampled_from([BEHIND_ROUTER, ON_NETWORK]), data=st.data())
+def test_a_starting_neutron_never_makes_an_instance_unknown(checks_without_rules, source, data):
+    interface = {**port(project_id=''), **INTERFACE, 'device_owner': 'network:router_interface'}
+    second = {**interface, **SECOND, 'fixed_ips': [{'ip_address': '10.1.2.1'}]}
+    dhcp = {**interface, **DHCP, 'device_owner': 'network:dhcp', 'fixed_ips': [{'ip_address': '10.1.1.3'}]}
+    known = data.draw(st.permutations([port(), interface, second, dhcp]))
+    clock = FakeClock()
+    neutron = StartingNeutron(known, checks_without_rules)
+    lookup = NeutronLookup(neutron, clock=clock)
+    for _ in range(20):
+        try:
+            found = lookup.find(source, Deadline.after(9, clock))
+        except InstanceLookupError:
+            continue
+        assert found == (ONE,)
+        return
+    raise AssertionError('the lookup stays unavailable')
+
+
+def test_the_networks_of_a_large_router_are_confirmed_in_batches_with_a_reference_port_each():
+    interfaces = [{**INTERFACE, 'id': f'interface-{n}', 'network_id': f'network-{n}'} for n in range(90)]
+    fixture = Fixture().probed(interfaces, [], [], interfaces, interfaces)
+    assert fixture.find() == ()
+    confirmations = [query for query in fixture.api.queries if ('sort_key', 'device_owner') in query]
+    assert [sum(name == 'network_id' for name, _ in query) for query in confirmations] == [40, 40, 10]
+    fixture.probed(interfaces, [], [], interfaces, interfaces, interfaces[:40])
+    with pytest.raises(LookupUnavailable, match='no longer shows port interface-40: it may be starting'):
+        fixture.find()
 
 
 def test_a_role_that_sees_nothing_is_an_error_and_its_token_is_invalidated():
@@ -105,7 +220,7 @@ def test_a_role_that_sees_only_its_own_project_is_an_error():
         Fixture([OWN], roles=('member',)).probe()
 
 
-SHOWS_ONE = [{**INTERFACE, 'id': 'p', 'project_id': 'service-project'}]
+SHOWS_ONE = [{**INTERFACE, 'project_id': 'service-project'}]
 
 
 @pytest.mark.parametrize('role', ['service', 'admin', 'advsvc'])
@@ -170,7 +285,7 @@ def test_a_token_without_project_that_sees_nothing_is_an_error(roles):
 def test_a_port_with_the_address_that_belongs_to_no_instance_is_reported_and_logged(caplog):
     caplog.set_level(logging.INFO)
     subport = port(id='port-9', device_owner='trunk:subport', device_id='')
-    fixture = Fixture([INTERFACE], [subport], [FOREIGN])
+    fixture = Fixture([INTERFACE], [subport], [FOREIGN], [INTERFACE], [INTERFACE, subport])
     assert fixture.find() == ()
     text = (
         'port port-9 on network network-1 has the address 10.1.1.2, but belongs to no instance: '
@@ -179,8 +294,9 @@ def test_a_port_with_the_address_that_belongs_to_no_instance_is_reported_and_log
     assert [record.getMessage() for record in caplog.records] == [f'No instance is at the address of a request: {text}']
     reported = []
     fixture.lookup.on_other_port = reported.append
-    fixture.lookup.find(ON_NETWORK, Deadline.after(9, fixture.clock))
-    assert reported == []  # the last outcome has no such port
+    fixture.api.outcomes = [[], [DHCP], [DHCP]]
+    fixture.find(ON_NETWORK)
+    assert reported == []
 
 
 @pytest.mark.parametrize('source', [BEHIND_ROUTER, ON_NETWORK])
