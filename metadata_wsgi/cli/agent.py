@@ -34,7 +34,7 @@ from metadata_wsgi.pipeline import order, outcome, paste_loader
 from metadata_wsgi.pipeline.environ_keys import NAMESPACE
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges import options as privileges_options
-from metadata_wsgi.server import master
+from metadata_wsgi.server import master, reexec
 from metadata_wsgi.server import options as server_options
 from metadata_wsgi.server.worker import Stoppable
 
@@ -98,6 +98,10 @@ def main(argv: Sequence[str] | None = None, program: Program = QUANTUM) -> int:
         global_conf = program.configuration(paths)
         conf = _configure(global_conf, arguments, program.name)
         workers = _workers(conf)
+        if reexec.is_check():
+            _settings(global_conf)
+            _application(global_conf, SharedPause(), one_hop=conf.metadata_one_hop)
+            return 0
         serve_host_page = _host_page(global_conf)
         # Created before the fork, so that all workers share it.
         pause = SharedPause()

@@ -37,7 +37,7 @@ from metadata_wsgi.pipeline.environ_keys import Namespace
 from metadata_wsgi.privileges import identity
 from metadata_wsgi.privileges.identity import Identity
 from metadata_wsgi.privileges.identity_from_socket import IdentityFromSocket
-from metadata_wsgi.server import master
+from metadata_wsgi.server import master, reexec
 
 LOG = logging.getLogger(__name__)
 
@@ -63,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.mode == SHARED and _can_hand_over(args) and _hand_over(args):
             return 0
         worker_identity = _worker_identity(args)
+        if reexec.is_check():
+            _application(args)
+            return 0
         pid_file = PidFile(args.pid_file) if args.pid_file else None
         sockets = _open_listeners(args)
     except MetadataError as error:

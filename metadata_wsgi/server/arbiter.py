@@ -8,6 +8,7 @@ SIGHUP  opens the log files again. It reads the paste file, the options of its f
         of user and group, and of logging.
 SIGTERM stops accepting, finishes the requests in progress (within ``limits.GRACEFUL_TIMEOUT_S``) and ends.
 SIGUSR1 executes the installed version of the program in this process (``reexec``). It also opens the log files again.
+        If the installed version cannot load the configuration, an error is logged and this version continues.
 SIGUSR2 writes the file of ``metadata-wsgi report`` into the state directory.
 
 When the first worker serves, the master notifies systemd (``net.sd_notify``) that the service has started. It also
@@ -29,7 +30,7 @@ from gunicorn.errors import HaltServer
 
 from metadata_wsgi import limits
 from metadata_wsgi.errors import MetadataError
-from metadata_wsgi.server import log_files, reexec, worker_replacement
+from metadata_wsgi.server import config_check, log_files, reexec, worker_replacement
 from metadata_wsgi.server.worker import STOP_SIGNALS
 from metadata_wsgi.server.worker_replacement import WorkerState
 from metadata_wsgi.throttle import Throttle
@@ -232,6 +233,8 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         if not self.app.socket_name:
             LOG.warning('SIGUSR1 does nothing here: restart the program; SIGHUP opens the log files again')
             return
+        if not self._can_start_installed_program():
+            return
         LOG.info('The installed program is started in this process; the workers serve until new ones do')
         (listener,) = self.LISTENERS
         self.app.notifier.progress()
@@ -241,6 +244,15 @@ class Arbiter(gunicorn.arbiter.Arbiter):
             reexec.execute_again({self.app.socket_name: listener.fileno()}, workers, self.app.notifier.environ)
         except OSError as error:
             LOG.error('The installed program cannot be executed, this one continues: %s', error)
+
+    def _can_start_installed_program(self) -> bool:
+        try:
+            config_check.run_in_child(reexec.check_installed_program, lambda: not self._continue_check())
+        except MetadataError as error:
+            if not self._is_stopping:
+                LOG.error('The installed program cannot start, this one continues: %s', error)
+            return False
+        return not self._is_stopping
 
     def handle_usr2(self) -> None:
         """Called by gunicorn at SIGUSR2: write a report. gunicorn's own method would start a second master."""

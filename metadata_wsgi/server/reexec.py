@@ -5,10 +5,14 @@ So requests are served during the whole upgrade. In a restart no worker would se
 host. The process id does not change, so systemd still sees the same service, and the workers still have the same
 parent. haproxy's master is upgraded in the same way.
 
+First the installed program is started in another process, where it only loads its configuration and ends (``CHECK``).
+If that fails, the master continues with its own program. For example, the configuration file has a fault that was not
+reloaded yet, or a library is missing.
+
 The new program gets the listening sockets in the form in which systemd passes sockets (``net.sd_notify.inherited``),
 and the process ids of the workers in an environment variable. When its own workers serve, the new program ends the
-former workers. If the new program does not start, the process ends with an error. Then the former workers end too, and
-systemd starts the unit again.
+former workers. If the new program does not start although the check succeeded, the process ends with an error. Then the
+former workers end too, and systemd starts the unit again.
 """
 
 from __future__ import annotations
@@ -17,18 +21,56 @@ import errno
 import fcntl
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 
+from metadata_wsgi import limits
+from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.net.sd_notify import FIRST_DESCRIPTOR
 
 FORMER_WORKERS = 'METADATA_WSGI_FORMER_WORKERS'
+CHECK = 'METADATA_WSGI_CHECK'
+"""If this environment variable is set, the program loads its configuration and ends. It opens no socket."""
 BLOCKED = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
 """These signals are blocked until the new program handles them. Their default action would end it. Pending signals and
 the mask survive execve(2)."""
 FREE_DESCRIPTOR = 256
 """The sockets are first copied to descriptors with this or a higher number, so that no copy overwrites a socket."""
+
+
+def is_check(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process only checks that the program can start."""
+    return CHECK in environ
+
+
+def check_installed_program() -> None:
+    """Start the installed program as a check, and wait for its end. Raises MetadataError if it cannot start.
+
+    Call it in a child process (``config_check.run_in_child``), because it changes a signal handler.
+    """
+    # The master's handler would take the exit status of the program.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        done = subprocess.run(
+            _words(),
+            env={**os.environ, CHECK: '1'},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=limits.CONFIG_CHECK_TIMEOUT_S - 5,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise MetadataError(str(error)) from error
+    if done.returncode:
+        lines = done.stderr.decode(errors='backslashreplace').split('\n')
+        last = next((line for line in reversed(lines) if line.strip()), 'no message')
+        raise MetadataError(f'exit status {done.returncode}: {last}')
+
+
+def _words() -> list[str]:
+    return [sys.executable, *sys.orig_argv[1:]]
 
 
 def execute_again(sockets: Mapping[str, int], workers: Iterable[int], environ: Mapping[str, str]) -> None:
@@ -44,11 +86,10 @@ def execute_again(sockets: Mapping[str, int], workers: Iterable[int], environ: M
         'LISTEN_FDNAMES': ':'.join(sockets),
         FORMER_WORKERS: ','.join(str(pid) for pid in workers),
     }
-    words = [sys.executable, *sys.orig_argv[1:]]
     signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
     try:
         with _passed_from(FIRST_DESCRIPTOR, sockets.values()):
-            os.execve(sys.executable, words, {**os.environ, **environ, **variables})  # noqa: S606
+            os.execve(sys.executable, _words(), {**os.environ, **environ, **variables})  # noqa: S606
     finally:
         unblock_signals()
 

@@ -148,6 +148,41 @@ def test_sigusr1_after_a_chmod_of_the_socket_corrects_the_mode(programs, cloud):
     assert responds(cloud.socket)
 
 
+def test_sigusr1_while_the_configuration_has_a_fault_does_not_end_the_agent(programs, cloud, tmp_path):
+    """As at an upgrade after an edit that was not reloaded yet. After the correction SIGUSR1 has its effect."""
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    (former,) = program.workers()
+    faults = [
+        ({'nova_metadata_host': 'nova:x'}, 'nova_metadata_host'),
+        ({'metadata_workers': -1}, 'metadata_workers'),
+        ({'metadata_paste_config': tmp_path / 'missing.ini'}, 'missing.ini'),
+    ]
+    for number, (options, name) in enumerate(faults, 1):
+        cloud.configure(**options)
+        program.kill(signal.SIGUSR1)
+        eventually(
+            lambda number=number: (
+                program.process.poll() is not None or program.text().count('this one continues') == number
+            ),
+            program.text,
+        )
+        assert program.process.poll() is None, program.text()
+        line = program.text().split('The installed program cannot start')[-1]
+        assert name in line
+        assert 'Traceback' not in program.text()
+        assert program.workers() == [former]
+        assert responds(cloud.socket)
+    cloud.configure()
+    program.kill(signal.SIGUSR1)
+    eventually(
+        lambda: program.process.poll() is not None or (program.workers() and former not in program.workers()),
+        program.text,
+    )
+    assert program.process.poll() is None, program.text()
+    assert responds(cloud.socket)
+
+
 def blocks_signal(pid, number):
     (line,) = [line for line in Path(f'/proc/{pid}/status').read_text().splitlines() if line.startswith('SigBlk:')]
     return bool(int(line.split()[1], 16) >> (number - 1) & 1)

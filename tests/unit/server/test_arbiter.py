@@ -16,9 +16,9 @@ from gunicorn.errors import HaltServer
 from gunicorn.workers.workertmp import WorkerTmp
 
 from metadata_wsgi import limits
-from metadata_wsgi.errors import ConfigError
+from metadata_wsgi.errors import ConfigError, MetadataError
 from metadata_wsgi.net.sd_notify import Notifier
-from metadata_wsgi.server import master, reexec
+from metadata_wsgi.server import config_check, master, reexec
 from metadata_wsgi.server.arbiter import Arbiter, has_fresh_heartbeat
 
 
@@ -52,8 +52,9 @@ def test_a_second_reexec_before_new_workers_serve_passes_all_former_workers(monk
     notifier = SimpleNamespace(progress=lambda: None, environ={'NOTIFY_SOCKET': '/n'})
     app = SimpleNamespace(socket_name='s', notifier=notifier, former_workers=[11, 12])
     arbiter = SimpleNamespace(
-        _is_stopping=False, app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={13: None}
-    )
+        _is_stopping=False, app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={13: None},
+        _can_start_installed_program=lambda: True,
+    )  # fmt: skip
     Arbiter.handle_usr1(arbiter)
     assert calls == [({'s': 5}, [11, 12, 13], {'NOTIFY_SOCKET': '/n'})]
 
@@ -237,9 +238,28 @@ def test_a_failed_reexec_leaves_the_master_running(monkeypatch, caplog):
     monkeypatch.setattr(reexec, 'execute_again', fail)
     notifier = SimpleNamespace(progress=lambda: None, environ={})
     app = SimpleNamespace(socket_name='s', notifier=notifier, former_workers=[])
-    arbiter = SimpleNamespace(_is_stopping=False, app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={})
+    arbiter = SimpleNamespace(
+        _is_stopping=False, app=app, LISTENERS=[SimpleNamespace(fileno=lambda: 5)], WORKERS={},
+        _can_start_installed_program=lambda: True,
+    )  # fmt: skip
     Arbiter.handle_usr1(arbiter)
     assert 'cannot be executed' in caplog.text
+
+
+def test_a_stop_signal_during_the_check_of_the_installed_program_cancels_the_reexec(make_arbiter, monkeypatch, caplog):
+    arbiter = make_arbiter()
+    arbiter.app.socket_name = 's'
+    started = []
+    monkeypatch.setattr(reexec, 'execute_again', lambda *arguments: started.append(arguments))
+
+    def check(check, is_cancelled):
+        arbiter._is_stopping = True
+        assert is_cancelled()
+        raise MetadataError('the server is stopping')
+
+    monkeypatch.setattr(config_check, 'run_in_child', check)
+    arbiter.handle_usr1()
+    assert (started, 'this one continues' in caplog.text) == ([], False)
 
 
 def test_the_listeners_are_not_inherited_by_programs_that_the_master_starts(make_arbiter, monkeypatch):

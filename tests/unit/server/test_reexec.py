@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from metadata_wsgi.errors import MetadataError
 from metadata_wsgi.server import reexec
 
 PROGRAM = """
@@ -33,6 +34,41 @@ def test_reexec_passes_arguments_sockets_workers_and_the_removed_variables(tmp_p
         [sys.executable, '-W', 'ignore', program, '--config-file', 'x'], capture_output=True, text=True, check=False
     )
     assert done.stdout == "['--config-file', 'x'] [7, 8] [3, 4] [True, True] /n []\n", done.stderr
+
+
+CHECKED = """
+import os, sys
+from metadata_wsgi.errors import MetadataError
+from metadata_wsgi.server import reexec
+if reexec.is_check():
+    sys.exit(sys.argv[1] or 0)
+try:
+    reexec.check_installed_program()
+except MetadataError as error:
+    print(error)
+else:
+    print('it can start')
+"""
+
+
+@pytest.mark.parametrize(
+    ('result', 'printed'), [('', 'it can start'), ('x: no such option', 'exit status 1: x: no such option')]
+)
+def test_reexec_checks_whether_the_installed_program_can_start(tmp_path, result, printed):
+    program = tmp_path / 'program.py'
+    program.write_text(CHECKED)
+    done = subprocess.run([sys.executable, program, result], capture_output=True, text=True, check=False)
+    assert done.stdout == f'{printed}\n', done.stderr
+
+
+def test_reexec_check_of_a_program_that_is_missing_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, 'executable', str(tmp_path / 'missing'))
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(MetadataError, match='No such file or directory'):
+            reexec.check_installed_program()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.mark.parametrize(('text', 'pids'), [('', []), ('12,13', [12, 13]), ('12,x', [12])])
