@@ -210,10 +210,14 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         """Called by gunicorn to end the workers."""
         self._is_stopping = True
         self.app.notifier.stopping()
+        former, limit_s = self.app.former_workers, time.monotonic() + self.cfg.graceful_timeout
         self._end_former_workers()
         if not self.app.keeps_sockets:
             self._remove_socket_files()
         super().stop(graceful)
+        # gunicorn does not know these. When the master ends, systemd kills them, with their requests in progress.
+        while graceful and reexec.running(former) and time.monotonic() < limit_s:
+            time.sleep(0.1)
 
     def _remove_socket_files(self) -> None:
         for path, file_id in self._socket_files.items():

@@ -33,9 +33,11 @@ from metadata_wsgi.net.sd_notify import FIRST_DESCRIPTOR
 FORMER_WORKERS = 'METADATA_WSGI_FORMER_WORKERS'
 CHECK = 'METADATA_WSGI_CHECK'
 """If this environment variable is set, the program loads its configuration and ends. It opens no socket."""
-BLOCKED = frozenset({signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
-"""These signals are blocked until the new program handles them. Their default action would end it. Pending signals and
-the mask survive execve(2)."""
+BLOCKED = frozenset({
+    signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGQUIT,
+})  # fmt: skip
+"""These signals are blocked until the new program handles them. Their default action would end it at once, and systemd
+would then kill the workers with their requests in progress. Pending signals and the mask survive execve(2)."""
 FREE_DESCRIPTOR = 256
 """The sockets are first copied to descriptors with this or a higher number, so that no copy overwrites a socket."""
 

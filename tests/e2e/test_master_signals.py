@@ -214,6 +214,24 @@ def test_sighup_and_sigusr2_while_the_installed_program_is_started_do_not_end_it
     assert responds(cloud.socket)
 
 
+def test_sigterm_while_the_installed_program_is_started_is_a_graceful_stop(programs, cloud):
+    program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)
+    eventually(lambda: program.process.poll() is not None or responds(cloud.socket), 'the agent serves')
+    program.kill(signal.SIGUSR1)
+    eventually(
+        lambda: (
+            program.process.poll() is not None
+            or blocks_signal(program.pid, signal.SIGHUP)
+            or program.text().count('Booting worker') > 1
+        ),
+        program.text,
+    )
+    program.kill(signal.SIGTERM)
+    assert program.wait() == 0, program.text()
+    # The former worker. A worker that is killed does not log this.
+    assert 'Worker exiting' in program.text()
+
+
 @pytest.mark.parametrize('change', ['none', 'removed', 'replaced'])
 def test_a_stop_removes_only_its_own_socket_file_and_is_graceful(programs, cloud, change):
     program = programs('quantum-metadata-agent', '--config-file', cloud.conf_file)

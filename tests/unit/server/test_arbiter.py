@@ -105,6 +105,19 @@ def make_arbiter():
     return make
 
 
+@pytest.mark.parametrize('graceful', [True, False])
+def test_a_stop_waits_for_the_former_workers_of_a_reexec(make_arbiter, graceful):
+    """When the master ends, systemd kills them with their requests in progress."""
+    arbiter = make_arbiter()
+    script = 'trap "sleep 0.5; exit 7" TERM; echo ready; while :; do sleep 0.05; done'
+    with subprocess.Popen(['sh', '-c', script], stdout=subprocess.PIPE) as former:
+        former.stdout.readline()
+        arbiter.app.former_workers = [former.pid]
+        arbiter.stop(graceful)
+        assert bool(reexec.running([former.pid])) is not graceful
+        assert former.wait(20) == 7
+
+
 ENDED = []
 
 

@@ -139,7 +139,8 @@ else:
 
 def test_signals_that_arrive_during_a_reexec_are_handled_after_it(tmp_path):
     """The action of a new program is to end at these signals, until it has set its handlers."""
-    assert {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2} == reexec.BLOCKED
+    stop = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT}
+    assert {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, *stop} == reexec.BLOCKED
     program = tmp_path / 'program.py'
     program.write_text(SIGNALLED)
     done = subprocess.run([sys.executable, '-W', 'ignore', program], capture_output=True, text=True, check=False)
