@@ -198,6 +198,9 @@ def quantum(data):
         networks = queries.networks_behind(queries.router_networks('router-1', body['ports']), None)
         for query in queries.ports_queries([queries.address_filter('10.1.1.2')], networks):
             str(query)
+        for port in body['ports']:
+            for kind in ('fixed_ips', 'mac_address'):
+                assert all(isinstance(text, str) for text in queries.reference_filter(port, kind) or ())
         for where in ('10.1.1.2', 'fe80::f816:3eff:fe00:1', '2001:db8::1'):
             for instance in queries.matching_instances(where, networks, body['ports']):
                 assert all(isinstance(text, str) for text in (instance.instance_id, instance.project_id))

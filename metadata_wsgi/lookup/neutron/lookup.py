@@ -276,8 +276,10 @@ class NeutronLookup:
         kind = address_filter[0]
         by_network: dict[str, tuple[str, tuple[str, str]]] = {}
         for port in references:
-            if reference_filter := queries.reference_filter(port, kind):
-                by_network.setdefault(port['network_id'], (port['id'], reference_filter))
+            network, port_id = port.get('network_id'), port.get('id')
+            reference_filter = queries.reference_filter(port, kind)
+            if network and port_id and reference_filter:
+                by_network.setdefault(network, (port_id, reference_filter))
         shown: list[Port] = []
         for first in range(0, len(networks), MAX_CONFIRMED_NETWORKS):
             batch = networks[first : first + MAX_CONFIRMED_NETWORKS]

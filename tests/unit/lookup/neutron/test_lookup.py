@@ -145,6 +145,17 @@ def test_the_second_search_finds_what_a_starting_neutron_left_out(source, lists)
     assert Fixture().probed(*lists).find(source) == (ONE,)
 
 
+@pytest.mark.parametrize('missing', ['id', 'network_id', 'fixed_ips'])
+def test_a_port_without_id_network_or_address_is_no_reference_port(missing):
+    """Then the second search has no reference port."""
+    incomplete = {**DHCP, missing: None}
+    fixture = Fixture().probed([], [incomplete], [])
+    if missing == 'network_id':
+        fixture.api.outcomes = [[], [incomplete], [FOREIGN], []]
+    assert fixture.find(ON_NETWORK) == ()
+    assert [value for name, value in fixture.api.queries[-1] if name == 'fixed_ips'] == ['ip_address=10.1.1.2']
+
+
 class StartingNeutron(FakeApi):
     """Selects and sorts ports as Neutron, and leaves out those that it checks before it has loaded the rules."""
 
