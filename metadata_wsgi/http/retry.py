@@ -44,9 +44,9 @@ def retry_until(
 
     There is a delay before each retry. After the delay ``may_retry`` is called. If it returns False, there is another
     delay. When there is no time for another attempt before ``deadline``, the last result is returned. If no attempt had
-    a result, the exception of the last attempt is raised that had ``limits.CIRCUIT_MIN_TIME_S``, else that of the first
-    attempt: later attempts fail for lack of time, which hides the cause. The first attempt is always made. ``service``
-    is a label of the metric that counts retries.
+    a result, an exception is raised: that of the last attempt that had ``limits.CIRCUIT_MIN_TIME_S``, else that of the
+    first attempt. A later attempt fails for lack of time, which hides the cause. The first attempt is always made.
+    ``service`` is a label of the metric that counts retries.
     """
     delays: _Delays | None = None
     has_result = False

@@ -215,7 +215,7 @@ class Arbiter(gunicorn.arbiter.Arbiter):
         if not self.app.keeps_sockets:
             self._remove_socket_files()
         super().stop(graceful)
-        # gunicorn does not know these. When the master ends, systemd kills them, with their requests in progress.
+        # gunicorn does not know the former workers. When the master ends, systemd kills workers that still run.
         while graceful and reexec.running(former) and time.monotonic() < limit_s:
             time.sleep(0.1)
 
