@@ -141,8 +141,13 @@ def test_starting_neutron_under_load_never_gives_404(host, services, stop_servic
 
 @pytest.mark.parametrize('name', ['keystone', 'neutron', 'nova'])
 def test_service_that_resumes_before_the_deadline_gives_200(host, services, name):
-    """The paused service accepts the connection; the guest's request waits until it resumes."""
-    host.restart_agent(host.grizzly_configuration(request_timeout=25))
+    """The paused service accepts the connection; the guest's request waits until it resumes.
+
+    Without the check at start, the service has received no request when it is paused: it would not respond to one.
+    """
+    host.configure(host.grizzly_configuration())
+    host.guest('a')  # attached before the pause: this needs Neutron
+    host.restart_agent(host.grizzly_configuration(check_services_at_start=False))
     services.pause(name)
     try:
         with ThreadPoolExecutor() as pool:

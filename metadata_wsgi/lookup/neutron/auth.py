@@ -8,7 +8,8 @@ keystoneauth sends the requests. This module keeps their number small if a thous
   before it expires. This early renewal takes at most ``EARLY_RENEWAL_TIMEOUT_S``, and at most half of the remaining
   time.
 - If Neutron rejects a token (401), one thread renews it, even if several threads received a 401.
-- A thread that has no valid token waits while another thread renews it, at most until its own deadline.
+- A thread that has no valid token waits while another thread renews it, at most until its own deadline. A request for a
+  token takes at most ``FETCH_TIMEOUT_S``, so a lost request of another thread leaves time for an attempt of its own.
 - After some failures in a row, Keystone gets one request at a time, with pauses between them (circuit breaker). During
   a pause, a lookup without a valid token fails at once.
 - An error after which a retry cannot help is cached for ``NEGATIVE_CACHE_S``.
@@ -43,6 +44,9 @@ from metadata_wsgi.throttle import Throttle
 LOG = logging.getLogger(__name__)
 
 RENEW_BEFORE_EXPIRY_S = 120.0
+FETCH_TIMEOUT_S = 6.0
+"""Longest request for a token: the first lookup attempt of a request (two thirds of ``limits.REQUEST_TIMEOUT_S``). The
+check at start has more time. Without this limit, the requests that wait for its token could not try again."""
 EARLY_RENEWAL_TIMEOUT_S = 2.0
 EXPIRY_MARGIN_S = 5.0
 """A token is not used in the last seconds of its life: Neutron 29 rejected a token about 2 s before it expired."""
@@ -193,6 +197,8 @@ class Authenticator:
             )
         if valid:
             deadline = Deadline(min(deadline.fraction(1 / 2).at_s, now_s + EARLY_RENEWAL_TIMEOUT_S), deadline.clock)
+        else:
+            deadline = Deadline(min(deadline.at_s, now_s + FETCH_TIMEOUT_S), deadline.clock)
         had_time = deadline.remaining_s() >= limits.CIRCUIT_MIN_TIME_S
         if valid is None and not self._circuit.allows_attempt(has_time=had_time):
             raise LookupUnavailable(self._circuit.last_error)

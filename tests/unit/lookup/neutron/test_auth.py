@@ -131,6 +131,18 @@ def test_an_early_renewal_with_a_keystone_that_hangs_takes_at_most_half_of_the_t
     assert len(attempts) == 1
 
 
+def test_a_request_for_a_token_that_gets_no_response_leaves_time_for_a_retry_of_the_requests_that_wait():
+    """The check at start has a deadline of 10 s, the request of an instance one of 9 s."""
+    fixture = Fixture()
+    request = Deadline.after(limits.REQUEST_TIMEOUT_S, fixture.clock)
+    fixture.hang()
+    with pytest.raises(LookupUnavailable, match='no response'):
+        fixture.token_value(timeout_s=10.0)
+    assert request.remaining_s() >= limits.REQUEST_TIMEOUT_S / 3
+    fixture.keystone.error, fixture.keystone.on_fetch = None, lambda: None
+    assert fixture.auth.token(request).headers == {'X-Auth-Token': 'token-1'}
+
+
 def test_a_keystone_that_is_slower_than_an_early_renewal_gets_few_of_them():
     fixture = Fixture(lifetime_s=3600)
     fixture.token_value()
