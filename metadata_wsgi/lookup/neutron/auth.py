@@ -45,8 +45,8 @@ LOG = logging.getLogger(__name__)
 
 RENEW_BEFORE_EXPIRY_S = 120.0
 FETCH_TIMEOUT_S = 6.0
-"""Longest request for a token: the first lookup attempt of a request (two thirds of ``limits.REQUEST_TIMEOUT_S``). The
-check at start has more time. Without this limit, the requests that wait for its token could not try again."""
+"""Timeout of a request for a token: the time of a first lookup attempt, two thirds of ``limits.REQUEST_TIMEOUT_S``. The
+check at start has a longer deadline. Without this timeout, the requests that wait for its token could not retry."""
 EARLY_RENEWAL_TIMEOUT_S = 2.0
 EXPIRY_MARGIN_S = 5.0
 """A token is not used in the last seconds of its life: Neutron 29 rejected a token about 2 s before it expired."""
