@@ -9,6 +9,7 @@
     │   └── RequestTimeout       the request body did not arrive in time; the client gets 408
     ├── InstanceLookupError      the lookup of an instance failed, and a retry will not help
     │   └── LookupUnavailable    the lookup failed, and a retry may succeed; it is retried until the deadline
+    │       └── IncompleteResult Neutron responded, but its lists lack ports of the network or router of this request
     ├── NoResponse               the agent or Nova sent no complete response
     │   ├── NotSent              the server cannot have received the request: even a POST may be retried
     │   └── MaybeSent            the server may have processed the request: only GET and HEAD may be retried
@@ -54,6 +55,14 @@ class InstanceLookupError(MetadataError):
 
 class LookupUnavailable(InstanceLookupError):
     """The lookup failed because Neutron or Keystone is unreachable, slow or failing. A retry may succeed."""
+
+
+class IncompleteResult(LookupUnavailable):
+    """Neutron responded, but the lists for one network or router contradict each other or the request.
+
+    This says nothing about the lookups of other networks and routers. A router that was deleted in Neutron, but still
+    exists on the host, has this error in every lookup.
+    """
 
 
 class NoResponse(MetadataError):

@@ -3,8 +3,12 @@
 
 While one request loads a key, other requests for the key wait for the result, each at most until its own deadline. If
 the source is unavailable (LookupUnavailable), a stale entry is returned. For ``RETRY_AFTER_FAILURE_S`` after this
-failure, a key with a stale entry is not loaded again. Otherwise each request would wait for the timeout of the source.
-A key without a stale entry is always loaded.
+failure, no key with a stale entry is loaded again. Otherwise each request would wait for the timeout of the source. A
+key without a stale entry is always loaded.
+
+IncompleteResult is a failure of one key. The stale entry of this key is returned, and all other keys are loaded as
+usual. Otherwise a router that was deleted in Neutron, but still exists on the host, would cause stale results for the
+instances of all other routers.
 
 A load with less than ``REFRESH_TIMEOUT_S`` left does not show whether the source is available. If it fails, no stale
 entry is returned. Otherwise a client that shortens the deadline of its own request could cause stale results.
@@ -19,11 +23,13 @@ from typing import Any
 from metadata_wsgi import instruments
 from metadata_wsgi.cache.local import Flight, LocalCache, Ttl
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import LookupUnavailable
+from metadata_wsgi.errors import IncompleteResult, LookupUnavailable
 
 RETRY_AFTER_FAILURE_S = 5.0
 REFRESH_TIMEOUT_S = 2.0
 """Timeout of a load if a stale entry can be served instead."""
+MAX_INCOMPLETE_KEYS = 4096
+"""Number of keys whose IncompleteResult is remembered. The oldest one is forgotten first, and loaded again."""
 
 Load = Callable[[Deadline], Any]
 """Gets the value from the source before the deadline. Raises LookupUnavailable if the source is down."""
@@ -45,6 +51,7 @@ class SingleFlight:
         self._name = name
         self._ttl_of = ttl_of
         self._retry_at_s = float('-inf')
+        self._incomplete = LocalCache(limit=MAX_INCOMPLETE_KEYS, clock=cache.clock)
 
     def __call__(self, key: Hashable, load: Load, deadline: Deadline) -> Any:
         """The cached value of ``key``, else the value that ``load`` returns. Raises the exceptions of ``load``.
@@ -57,7 +64,7 @@ class SingleFlight:
             instruments.CACHE_REQUESTS.add(self._name, 'hit')
             return entry.value
         stale = self.cache.stale_ok(key)
-        if stale is not None and self.source_is_down():
+        if stale is not None and self.is_unavailable(key):
             instruments.CACHE_REQUESTS.add(self._name, 'stale')
             return stale.value
         return self._once(key, lambda flight: self._load_or_serve_stale(flight, key, load, deadline), deadline)
@@ -70,9 +77,9 @@ class SingleFlight:
         """
         return self._once(key, lambda flight: self._reload(flight, key, doubted, load, deadline), deadline)
 
-    def source_is_down(self) -> bool:
-        """Whether the source was unavailable within the last ``RETRY_AFTER_FAILURE_S``."""
-        return self.cache.clock() < self._retry_at_s
+    def is_unavailable(self, key: Hashable) -> bool:
+        """Whether within the last ``RETRY_AFTER_FAILURE_S`` the source was unavailable, or ``key`` was incomplete."""
+        return self.cache.clock() < self._retry_at_s or self._incomplete.fresh(key) is not None
 
     def _once(self, key: Hashable, find: Callable[[Flight], Any], deadline: Deadline) -> Any:
         flight, leads = self.cache.join(key)
@@ -100,9 +107,9 @@ class SingleFlight:
         had_time = deadline.remaining_s() >= REFRESH_TIMEOUT_S
         try:
             return self._load_and_store(flight, key, load, deadline)
-        except LookupUnavailable:
+        except LookupUnavailable as error:
             if had_time:
-                self._retry_at_s = self.cache.clock() + jittered(RETRY_AFTER_FAILURE_S)
+                self._delay_loads(key, error)
             raise
 
     def _load_or_serve_stale(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
@@ -116,14 +123,22 @@ class SingleFlight:
             value = self._load_and_store(
                 flight, key, load, deadline if stale is None else _at_most(deadline, REFRESH_TIMEOUT_S)
             )
-        except LookupUnavailable:
+        except LookupUnavailable as error:
             if stale is None or not had_time:
                 raise
-            self._retry_at_s = self.cache.clock() + jittered(RETRY_AFTER_FAILURE_S)
+            self._delay_loads(key, error)
             instruments.CACHE_REQUESTS.add(self._name, 'stale')
             return stale.value
         instruments.CACHE_REQUESTS.add(self._name, 'miss')
         return value
+
+    def _delay_loads(self, key: Hashable, error: LookupUnavailable) -> None:
+        """Load no key with a stale entry again for some seconds; only ``key`` if the failure concerns no other key."""
+        delay_s = jittered(RETRY_AFTER_FAILURE_S)
+        if isinstance(error, IncompleteResult):
+            self._incomplete.set(key, True, Ttl(delay_s, 0.0))
+        else:
+            self._retry_at_s = self.cache.clock() + delay_s
 
     def _load_and_store(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
         began_s = self.cache.clock()

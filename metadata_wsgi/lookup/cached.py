@@ -66,7 +66,7 @@ class CachedLookup:
 
         Returns True without a lookup if the cache already has another result. Returns False without a lookup if the
         cached result is younger than ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError if the lookup fails, or was
-        unavailable within the last ``single_flight.RETRY_AFTER_FAILURE_S``.
+        unavailable for ``source`` within the last ``single_flight.RETRY_AFTER_FAILURE_S``.
         """
         key = _key(source)
         entry = self._cache.stale_ok(key) or self._cache.fresh(key)
@@ -76,8 +76,8 @@ class CachedLookup:
             return True
         if self._cache.clock() - entry.loaded_at_s < MIN_REVALIDATE_AGE_S:
             return False
-        if self._results.source_is_down():
-            raise LookupUnavailable('the last lookup had no response')
+        if self._results.is_unavailable(key):
+            raise LookupUnavailable('the last lookup failed a moment ago')
         return bool(self._results.refresh(key, entry.value, self._load(source), deadline) != entry.value)
 
     def invalidate(self, source: Source) -> None:

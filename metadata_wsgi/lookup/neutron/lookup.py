@@ -34,7 +34,7 @@ from typing import Protocol
 from metadata_wsgi import limits
 from metadata_wsgi.cache.process_shared import SharedPause
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.errors import IncompleteResult, InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.neutron import queries
 from metadata_wsgi.lookup.neutron.auth import Token
 from metadata_wsgi.lookup.neutron.batching import QueryBatcher
@@ -197,9 +197,9 @@ class NeutronLookup:
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
         """Return the instances that have the source's address behind its router or on its network.
 
-        Raises LookupUnavailable if Neutron or Keystone is unavailable, or if Neutron does not show ports that it has
-        shown before. Raises InstanceLookupError if Neutron or Keystone rejects the credentials, or if Neutron may hide
-        ports from the agent.
+        Raises LookupUnavailable if Neutron or Keystone is unavailable. Raises IncompleteResult if Neutron does not show
+        ports that it has shown before, or no port of the router or network. Raises InstanceLookupError if Neutron or
+        Keystone rejects the credentials, or if Neutron may hide ports from the agent.
         """
         if source.network_id:
             networks = [source.network_id]
@@ -241,7 +241,7 @@ class NeutronLookup:
     def _confirm_empty_result(self, source: Source, searched: list[str], deadline: Deadline) -> tuple[Instance, ...]:
         """Search ``source`` again, with reference ports on its networks. ``searched`` are the networks searched so far.
 
-        Raises InstanceLookupError if Neutron may hide an instance from the agent. Raises LookupUnavailable if the lists
+        Raises InstanceLookupError if Neutron may hide an instance from the agent. Raises IncompleteResult if the lists
         of Neutron contradict each other.
         """
         visibility = self._current_visibility(deadline)
@@ -260,10 +260,10 @@ class NeutronLookup:
             is_visible = bool(references)
         if not is_visible:
             place = f'network {source.network_id}' if source.network_id else f'router {source.router_id}'
-            error = LookupUnavailable if visibility.is_proven else InstanceLookupError
+            error = IncompleteResult if visibility.is_proven else InstanceLookupError
             raise error(f'Neutron shows no port of {place}, which sent a request. {visibility}')
         if set(searched) != set(networks):
-            raise LookupUnavailable(
+            raise IncompleteResult(
                 f'Neutron shows {len(searched)}, then {len(networks)} networks of router {source.router_id}: it may be '
                 'starting'
             )
@@ -288,7 +288,7 @@ class NeutronLookup:
             filters = (address_filter,) if chosen is None else (address_filter, chosen[1])
             ports = self._confirmations[kind].ports((filters, tuple(batch)), deadline)
             if chosen is not None and chosen[0] not in {port.get('id') for port in ports}:
-                raise LookupUnavailable(f'Neutron no longer shows port {chosen[0]}: it may be starting')
+                raise IncompleteResult(f'Neutron no longer shows port {chosen[0]}: it may be starting')
             shown += ports
         return queries.matching_instances(source.address, frozenset(networks), shown)
 

@@ -6,7 +6,7 @@ import pytest
 from metadata_wsgi.cache.local import LocalCache, Ttl
 from metadata_wsgi.cache.single_flight import REFRESH_TIMEOUT_S, RETRY_AFTER_FAILURE_S, SingleFlight, jittered
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.errors import IncompleteResult, InstanceLookupError, LookupUnavailable
 from tests.fakes import FakeBackend, FakeClock
 
 
@@ -88,7 +88,7 @@ def test_a_load_with_too_little_time_does_not_show_that_the_source_is_down(cache
     clock.sleep(30)
     with pytest.raises(LookupUnavailable, match='too late'):
         cached_load('a', FakeSource(LookupUnavailable('too late')), Deadline.after(REFRESH_TIMEOUT_S - 0.1, clock))
-    assert not cached_load.source_is_down()
+    assert not cached_load.is_unavailable('b')
     assert cached_load('b', FakeSource('new b'), Deadline.after(9.0, clock)) == 'new b'
 
 
@@ -117,6 +117,29 @@ def test_while_the_source_is_unavailable_only_keys_without_a_stale_value_are_loa
     with pytest.raises(LookupUnavailable):
         cached_load('c', unavailable, Deadline.after(9.0, clock))
     assert unavailable.timeouts_s[1] == 9.0
+
+
+def test_an_incomplete_result_makes_only_its_own_key_stale(cached_load, clock):
+    """The router of ``a`` is deleted in Neutron, and still sends requests. The instance at ``b`` is replaced."""
+    for key in 'ab':
+        cached_load(key, FakeSource(f'old {key}'), Deadline.after(9.0, clock))
+    clock.sleep(30)
+    incomplete = FakeSource(IncompleteResult('no such router'))
+    assert cached_load('a', incomplete, Deadline.after(9.0, clock)) == 'old a'
+    assert cached_load('b', FakeSource('new b'), Deadline.after(9.0, clock)) == 'new b'
+    assert cached_load('a', incomplete, Deadline.after(9.0, clock)) == 'old a'
+    assert len(incomplete.timeouts_s) == 1
+    clock.sleep(RETRY_AFTER_FAILURE_S)
+    assert cached_load('a', FakeSource('new a'), Deadline.after(9.0, clock)) == 'new a'
+
+
+def test_an_incomplete_refresh_delays_only_its_own_key(cached_load, clock):
+    with pytest.raises(IncompleteResult):
+        cached_load.refresh('a', 'old', FakeSource(IncompleteResult('no such router')), Deadline.after(9.0, clock))
+    assert cached_load.is_unavailable('a')
+    assert not cached_load.is_unavailable('b')
+    clock.sleep(RETRY_AFTER_FAILURE_S)
+    assert not cached_load.is_unavailable('a')
 
 
 def test_retry_after_the_source_was_unavailable(cached_load, clock):
@@ -243,9 +266,10 @@ def test_jittered_ttls_differ_and_are_never_longer():
     [
         (REFRESH_TIMEOUT_S, LookupUnavailable('no response'), True),
         (REFRESH_TIMEOUT_S - 0.1, LookupUnavailable('no response'), False),
+        (REFRESH_TIMEOUT_S, IncompleteResult('no such router'), False),
         (REFRESH_TIMEOUT_S, InstanceLookupError('no rights'), False),
     ],
-    ids=['unavailable', 'too little time', 'refused'],
+    ids=['unavailable', 'too little time', 'incomplete', 'refused'],
 )
 def test_failed_refresh_shows_that_the_source_is_down_if_it_had_time_to_respond(
     cached_load, clock, had_s, error, is_down
@@ -253,6 +277,6 @@ def test_failed_refresh_shows_that_the_source_is_down_if_it_had_time_to_respond(
     """So the next requests do not wait for it."""
     with pytest.raises(InstanceLookupError):
         cached_load.refresh('k', 'old', FakeSource(error), Deadline.after(had_s, clock))
-    assert cached_load.source_is_down() == is_down
+    assert cached_load.is_unavailable('another key') == is_down
     clock.sleep(RETRY_AFTER_FAILURE_S)
-    assert not cached_load.source_is_down()
+    assert not cached_load.is_unavailable('another key')

@@ -5,7 +5,7 @@ import pytest
 
 from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.errors import IncompleteResult, InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.cached import CachedLookup, networks_cache, pack, unpack
 from metadata_wsgi.lookup.neutron import NeutronLookup
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
@@ -174,6 +174,31 @@ def test_revalidate_makes_no_lookup_shortly_after_the_lookup_was_unavailable(cac
     with pytest.raises(LookupUnavailable):
         lookup.revalidate(SOURCE, OLD, Deadline.after(9.0, clock))
     assert len(inner.calls) == 2
+
+
+def test_a_router_that_neutron_does_not_show_does_not_make_other_routers_stale(cached_lookup, clock, find):
+    """Its namespace remains on the host, and its instances still send requests."""
+    deleted, other = SOURCE, Source('10.1.1.2', router_id='r2')
+
+    class Lookup:
+        now = OLD
+        deleted = False
+
+        def find(self, source, deadline):
+            if self.deleted and source.router_id == 'r1':
+                raise IncompleteResult('Neutron shows no port of router r1')
+            return [self.now]
+
+    inner = Lookup()
+    lookup = cached_lookup(inner)
+    find(lookup, deleted), find(lookup, other)
+    clock.sleep(10)
+    inner.now, inner.deleted = NEW, True
+    for _ in range(3):
+        assert find(lookup, deleted) == (OLD,)
+        assert find(lookup, other) == (NEW,)
+        assert not lookup.revalidate(other, NEW, Deadline.after(9.0, clock))
+        clock.sleep(10)
 
 
 def test_an_invalidated_result_is_not_served_stale(cached_lookup, find):

@@ -11,7 +11,7 @@ from hypothesis.stateful import rule
 from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.cache.single_flight import REFRESH_TIMEOUT_S, RETRY_AFTER_FAILURE_S
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.errors import IncompleteResult, InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.cached import MIN_REVALIDATE_AGE_S, CachedLookup
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 from tests import state_machine
@@ -28,7 +28,9 @@ SOURCES = [
     Source('10.1.1.2', network_id='r1'),
     Source('fe80::1', router_id='r1', interface='qr-1'),
 ]
-UP, UNAVAILABLE, FORBIDDEN = 'up', 'unavailable', 'forbidden'
+UP, UNAVAILABLE, FORBIDDEN, INCOMPLETE = 'up', 'unavailable', 'forbidden', 'incomplete'
+# Neutron does not show the router of this source, but all others.
+INCOMPLETE_SOURCE = SOURCES[0]
 # Mostly the same one: faults need several requests of one source.
 sources = st.sampled_from([*[SOURCES[0]] * 4, *SOURCES])
 counts = st.sampled_from([1, 1, 0, 2])
@@ -80,6 +82,7 @@ class CachedLookupMachine(state_machine.StateMachine):
         self.truth = Truth(self.clock)
         self.state = UP
         self.failed_at_s = [float('-inf')] * 2
+        self.incomplete_at_s = [float('-inf')] * 2
         self.invalidated_at_s = {}
         self.during = []
         self.backend = ClockedBackend(self.clock)
@@ -104,6 +107,10 @@ class CachedLookupMachine(state_machine.StateMachine):
             raise LookupUnavailable('no response')
         if state == FORBIDDEN:
             raise InstanceLookupError('forbidden')
+        if state == INCOMPLETE and source == INCOMPLETE_SOURCE:
+            if had_time:
+                self.incomplete_at_s[worker] = self.clock()
+            raise IncompleteResult('no such router')
         return found
 
     # -- events that may happen at any time, also during a lookup
@@ -132,7 +139,7 @@ class CachedLookupMachine(state_machine.StateMachine):
         st.one_of(
             st.tuples(st.just('move_asked'), counts),
             st.tuples(st.just('pass_time'), st.sampled_from([1.1, 3.0])),
-            st.tuples(st.just('set_state'), st.sampled_from([UP, UNAVAILABLE, FORBIDDEN])),
+            st.tuples(st.just('set_state'), st.sampled_from([UP, UNAVAILABLE, FORBIDDEN, INCOMPLETE])),
             st.tuples(st.just('invalidate_in'), workers, sources),
             st.tuples(st.just('ask_other'), workers, sources),
         ),
@@ -157,9 +164,20 @@ class CachedLookupMachine(state_machine.StateMachine):
     def time_passes(self, seconds):
         self.pass_time(seconds)
 
-    @rule(state=st.sampled_from([UP, UP, UNAVAILABLE, FORBIDDEN]))
+    @rule(state=st.sampled_from([UP, UP, UNAVAILABLE, FORBIDDEN, INCOMPLETE]))
     def source_changes(self, state):
         self.set_state(state)
+
+    @rule(worker=workers, other=st.sampled_from(SOURCES[1:]), between_s=st.sampled_from([0.1, 4.0]))
+    def router_is_deleted(self, worker, other, between_s):
+        """Only in Neutron: its instances send requests, and the address of an instance of another router moves."""
+        for source in (INCOMPLETE_SOURCE, other):
+            self.check(worker, source)
+        self.set_state(INCOMPLETE)
+        self.address_moves(other, 1, FRESH_S + 0.1)
+        self.check(worker, INCOMPLETE_SOURCE)
+        self.pass_time(between_s)
+        self.check(worker, other)
 
     @rule(available=st.booleans())
     def backend_changes(self, available):
@@ -208,10 +226,16 @@ class CachedLookupMachine(state_machine.StateMachine):
         try:
             changed = lookup.revalidate(source, used[0], Deadline.after(TIMEOUT_S, self.clock))
         except (InstanceLookupError, LookupUnavailable):
-            assert self.state != UP or lookup._results.source_is_down()
+            assert self.state != UP or self._failed_lately(worker, source, self.clock())
             return
         if not changed:
             assert used in self.truth.since(source, asked_s - MIN_REVALIDATE_AGE_S)
+
+    def _failed_lately(self, worker, source, now_s):
+        failed_at_s = self.failed_at_s[worker]
+        if source == INCOMPLETE_SOURCE:
+            failed_at_s = max(failed_at_s, self.incomplete_at_s[worker])
+        return now_s - failed_at_s <= RETRY_AFTER_FAILURE_S
 
     def check(self, worker, source, timeout_s=TIMEOUT_S):
         """A request's result was right within the documented time, counted back from when it is used; the result."""
@@ -227,7 +251,7 @@ class CachedLookupMachine(state_machine.StateMachine):
         took_s = used_s - asked_s
         if len(found) != 1:
             bound_s = NOT_FOUND_S
-        elif used_s - self.failed_at_s[worker] <= RETRY_AFTER_FAILURE_S:
+        elif self._failed_lately(worker, source, used_s):
             bound_s = STALE_S
         else:
             bound_s = FRESH_S

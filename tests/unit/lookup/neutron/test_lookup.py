@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.errors import IncompleteResult, InstanceLookupError, LookupUnavailable
 from metadata_wsgi.lookup.neutron.auth import NEVER_S
 from metadata_wsgi.lookup.neutron.lookup import SAMPLE_SIZE, VISIBILITY_CHECK_INTERVAL_S, NeutronLookup
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
@@ -92,7 +92,7 @@ def test_on_a_network_one_query_finds_the_instance():
 
 def test_behind_a_router_without_networks_there_is_no_query_for_the_address():
     fixture = Fixture().probed([])
-    with pytest.raises(LookupUnavailable, match='shows no port of router router-1, which sent a request'):
+    with pytest.raises(IncompleteResult, match='shows no port of router router-1, which sent a request'):
         fixture.find()
     assert fixture.filters() == [{'device_id', 'device_owner'}] * 2
 
@@ -128,7 +128,7 @@ SECOND = {**INTERFACE, 'id': 'interface-2', 'network_id': 'network-2'}
 def test_a_starting_neutron_that_leaves_out_ports_is_unavailable(source, lists):
     """It responds 200 with shortened lists until it has registered its policy rules. So 404 would be wrong."""
     fixture = Fixture().probed(*lists)
-    with pytest.raises(LookupUnavailable, match='Neutron'):
+    with pytest.raises(IncompleteResult, match='Neutron'):
         fixture.find(source)
     assert len(fixture.api.queries) == len(lists)
 
@@ -214,7 +214,7 @@ def test_the_networks_of_a_large_router_are_confirmed_in_batches_with_a_referenc
     confirmations = [query for query in fixture.api.queries if ('sort_key', 'device_owner') in query]
     assert [sum(name == 'network_id' for name, _ in query) for query in confirmations] == [40, 40, 10]
     fixture.probed(interfaces, [], [], interfaces, interfaces, interfaces[:40])
-    with pytest.raises(LookupUnavailable, match='no longer shows port interface-40: it may be starting'):
+    with pytest.raises(IncompleteResult, match='no longer shows port interface-40: it may be starting'):
         fixture.find()
 
 
