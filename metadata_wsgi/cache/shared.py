@@ -50,8 +50,15 @@ OPTS = [
 TIMEOUT_S = 0.25
 RETRY_AFTER_FAILURE_S = 5.0
 MAX_CONNECTIONS = 256
+MAX_VALUE_BYTES = 1_000_000
+"""A larger value is not stored. memcached refuses values above 1 MiB by default, and an instance chooses the size of its
+user-data. Such an error must not count as an unavailable server."""
 EXPIRY_MARGIN_S = 5.0
 """The server removes an entry this long after the longest TTL, because the clocks of hosts differ."""
+
+
+class _TooLarge(ValueError):
+    """A value has more than MAX_VALUE_BYTES."""
 
 
 class SharedCache:
@@ -114,6 +121,8 @@ class SharedCache:
             self._retry_at_s = now_s + RETRY_AFTER_FAILURE_S  # other requests do not call the server meanwhile
         try:
             result = call()
+        except _TooLarge:
+            return None
         except Exception as error:  # each client library has an exception tree of its own
             self._is_down = True
             self._retry_at_s = self._clock() + RETRY_AFTER_FAILURE_S
@@ -174,7 +183,10 @@ def _malformed(url: str) -> ConfigError:
 
 
 def _dumps(value: Any) -> bytes:
-    return json.dumps(value, separators=(',', ':')).encode()
+    data = json.dumps(value, separators=(',', ':')).encode()
+    if len(data) > MAX_VALUE_BYTES:
+        raise _TooLarge
+    return data
 
 
 class _BytesSerde:

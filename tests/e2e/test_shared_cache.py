@@ -109,6 +109,16 @@ def test_shared_cache_retry_after_the_server_was_unavailable(server, connect, ca
     assert connect(clock).get(('k', 'r'))[0] == ('back',)
 
 
+def test_shared_cache_stays_available_if_a_value_is_too_large(server, connect, caplog):
+    """memcached refuses a value above 1 MiB. An instance chooses the size of its user-data."""
+    one = connect(ManualClock())
+    one.set('large', ['v' * (1 << 20)], TTL, 0.0)
+    one.set('k', ['v'], TTL, 0.0)
+    assert one.get('large') is None
+    assert one.get('k')[0] == ('v',)
+    assert not caplog.records
+
+
 def is_back(one, clock):
     clock.now_s += shared.RETRY_AFTER_FAILURE_S
     one.set(('k', 'r'), ['back'], TTL, 0.0)
