@@ -51,8 +51,8 @@ TIMEOUT_S = 0.25
 RETRY_AFTER_FAILURE_S = 5.0
 MAX_CONNECTIONS = 256
 MAX_VALUE_BYTES = 1_000_000
-"""A larger value is not stored. memcached refuses values above 1 MiB by default, and an instance chooses the size of its
-user-data. Such an error must not count as an unavailable server."""
+"""A larger value is not stored. By default memcached refuses values above 1 MiB, and an instance chooses the size of
+its user-data. Such an error must not count as an unavailable server."""
 EXPIRY_MARGIN_S = 5.0
 """The server removes an entry this long after the longest TTL, because the clocks of hosts differ."""
 
