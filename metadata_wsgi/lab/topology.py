@@ -15,12 +15,21 @@ from pyroute2 import netns
 
 from metadata_wsgi.errors import NetnsError
 from metadata_wsgi.lab import plan
-from metadata_wsgi.netns import rtnetlink
+from metadata_wsgi.netns import namespaces, rtnetlink
+
+
+def create_namespace(name: str) -> None:
+    """Create a namespace. Raises OSError if it exists or cannot be made.
+
+    ``netns.create`` of pyroute2 would fork this process, and wait 2 s for the child. The child of a process that has
+    threads may never respond, and on a busy machine it needs longer. So a thread makes the namespace.
+    """
+    namespaces.run_in_scratch(lambda: netns.attach(name, 'thread-self'))
 
 
 def make_host() -> None:
     """Create the namespace that represents the host. The agent and the replacement for Nova run in it."""
-    netns.create(plan.HOST_NAMESPACE)
+    create_namespace(plan.HOST_NAMESPACE)
     with rtnetlink.connect(plan.HOST_NAMESPACE) as links:
         links.link('set', index=1, state='up')
 
@@ -28,7 +37,7 @@ def make_host() -> None:
 def make_guest(guest: plan.Guest) -> None:
     """Create an instance and its router or DHCP server, and a link between them."""
     for name in (guest.gateway_namespace, guest.namespace):
-        netns.create(name)
+        create_namespace(name)
     with rtnetlink.connect(guest.gateway_namespace) as neighbour, rtnetlink.connect(guest.namespace) as inside:
         neighbour.link('set', index=1, state='up')
         inside.link('set', index=1, state='up')

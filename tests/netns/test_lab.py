@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyroute2 import netns
+
+from metadata_wsgi.lab import topology
+from metadata_wsgi.netns import namespaces
 
 pytestmark = pytest.mark.netns
 
@@ -42,6 +46,24 @@ def machine():
     os.kill(int(inside), signal.SIGKILL)
     first.wait(10)
     first.stdout.close()
+
+
+def test_lab_creates_a_namespace_without_fork(monkeypatch):
+    """The child of a process with threads may never respond. It had 2 s, and on a busy machine needed longer."""
+
+    def fork():
+        raise AssertionError('the process was forked')
+
+    monkeypatch.setattr(os, 'fork', fork)
+    name = f'lab-{os.getpid()}'
+    topology.create_namespace(name)
+    try:
+        assert namespaces.exists(name)
+        assert os.stat(topology.namespace_path(name)).st_ino != os.stat('/proc/self/ns/net').st_ino
+        with pytest.raises(FileExistsError):
+            topology.create_namespace(name)
+    finally:
+        netns.remove(name)
 
 
 def test_lab_shows_three_instances_at_one_address_and_leaves_no_trace(machine):
