@@ -9,7 +9,7 @@
     │   └── RequestTimeout       the request body did not arrive in time; the client gets 408
     ├── InstanceLookupError      the lookup of an instance failed, and a retry will not help
     │   └── LookupUnavailable    the lookup failed, and a retry may succeed; it is retried until the deadline
-    │       └── IncompleteResult Neutron responded, but its lists lack ports of the network or router of this request
+    │       └── IncompleteResult the lists of Neutron, or the inventory, lack ports of the source of this request
     ├── NoResponse               the agent or Nova sent no complete response
     │   ├── NotSent              the server cannot have received the request: even a POST may be retried
     │   └── MaybeSent            the server may have processed the request: only GET and HEAD may be retried
@@ -60,8 +60,9 @@ class LookupUnavailable(InstanceLookupError):
 class IncompleteResult(LookupUnavailable):
     """Neutron responded, but the lists for one network or router contradict each other or the request.
 
-    This says nothing about the lookups of other networks and routers. A router that was deleted in Neutron, but still
-    exists on the host, has this error in every lookup.
+    Or an address is not in the inventory, while a newer inventory is being read. This says nothing about the lookups of
+    other networks and routers. A router that was deleted in Neutron, but still exists on the host, has this error in
+    every lookup.
     """
 
 

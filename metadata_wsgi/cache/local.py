@@ -50,11 +50,13 @@ class Flight:
     """One load of a key that is in progress. Other requests for the same key wait until it ends.
 
     ``result`` is a tuple with the loaded value, None until the load succeeds. ``error`` is the exception of a failed
-    load.
+    load. ``too_short_until_s`` is the deadline of a load that had too little time to show whether the source is
+    available, else None.
     """
 
     def __init__(self) -> None:
         self._landed = threading.Event()
+        self.too_short_until_s: float | None = None
         self.result: tuple[Any] | None = None
         self.error: Exception | None = None
 

@@ -11,7 +11,8 @@ usual. Otherwise a router that was deleted in Neutron, but still exists on the h
 instances of all other routers.
 
 A load with less than ``REFRESH_TIMEOUT_S`` left does not show whether the source is available. If it fails, no stale
-entry is returned. Otherwise a client that shortens the deadline of its own request could cause stale results.
+entry is returned. Otherwise a client that shortens the deadline of its own request could cause stale results. For the
+same reason a request that waited for such a load, and has a later deadline, loads itself.
 """
 
 from __future__ import annotations
@@ -82,14 +83,20 @@ class SingleFlight:
         return self.cache.clock() < self._retry_at_s or self._incomplete.fresh(key) is not None
 
     def _once(self, key: Hashable, find: Callable[[Flight], Any], deadline: Deadline) -> Any:
-        flight, leads = self.cache.join(key)
-        if not leads:
+        while True:
+            flight, leads = self.cache.join(key)
+            if leads:
+                break
             instruments.CACHE_REQUESTS.add(self._name, 'miss')
             if not flight.wait(deadline.remaining_s()):
                 raise LookupUnavailable('the deadline passed while another request did the same lookup')
-            if flight.result is None:
-                raise flight.error or LookupUnavailable('another request that did the same lookup was aborted')
-            return flight.result[0]
+            if flight.result is not None:
+                return flight.result[0]
+            error = flight.error or LookupUnavailable('another request that did the same lookup was aborted')
+            if flight.too_short_until_s is None or deadline.at_s <= flight.too_short_until_s:
+                raise error
+        if deadline.remaining_s() < REFRESH_TIMEOUT_S:
+            flight.too_short_until_s = deadline.at_s
         try:
             value = find(flight)
             flight.result = (value,)

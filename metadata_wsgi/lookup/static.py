@@ -16,7 +16,7 @@ from oslo_config import cfg
 from metadata_wsgi import limits
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import LookupUnavailable
+from metadata_wsgi.errors import IncompleteResult
 from metadata_wsgi.inventory import Inventory, ReloadingInventory
 from metadata_wsgi.lookup.protocol import StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
@@ -51,13 +51,13 @@ class StaticLookup:
     def find(self, source: Source, deadline: Deadline) -> tuple[Instance, ...]:
         """The instances that have the source's address behind its router or on its network.
 
-        Raises LookupUnavailable if none is found while a newer inventory is being read.
+        Raises IncompleteResult if none is found while a newer inventory is being read.
         """
         inventory = self._current()
         place = {'router_id': source.router_id, 'network_id': source.network_id, 'interface': source.interface}
         ports = inventory.instance_ports(source.address, **place)
         if not ports and self._is_reloading():
-            raise LookupUnavailable('a newer inventory is being read')
+            raise IncompleteResult('a newer inventory is being read')
         if not ports:
             for port in inventory.other_ports(source.address, **place):
                 self.on_other_port(

@@ -92,6 +92,67 @@ def test_a_load_with_too_little_time_does_not_show_that_the_source_is_down(cache
     assert cached_load('b', FakeSource('new b'), Deadline.after(9.0, clock)) == 'new b'
 
 
+def test_a_request_loads_itself_if_the_load_that_it_waited_for_had_too_little_time():
+    """Two instances behind one router: one shortens the deadline of its request. The other must not fail with it."""
+    single_flight = SingleFlight(LocalCache(limit=9), ttl_of=lambda value: Ttl(10.0, 60.0), name='networks')
+    entered, waits = threading.Event(), threading.Event()
+    results = []
+
+    def short_load(deadline):
+        entered.set()
+        assert waits.wait(60)
+        raise LookupUnavailable('the deadline passed')
+
+    def request(load, timeout_s):
+        try:
+            results.append(single_flight('k', load, Deadline.after(timeout_s)))
+        except LookupUnavailable as error:
+            results.append(str(error))
+
+    class WaitingDeadline(Deadline):
+        """Shows that the request waits for the other one."""
+
+        def remaining_s(self):
+            waits.set()
+            return super().remaining_s()
+
+    short = threading.Thread(target=request, args=(short_load, REFRESH_TIMEOUT_S - 0.1))
+    short.start()
+    assert entered.wait(60)
+    results.append(single_flight('k', FakeSource('v'), WaitingDeadline.after(60.0)))
+    short.join(60)
+    assert sorted(results) == ['the deadline passed', 'v']
+
+
+def test_a_failure_of_a_load_with_enough_time_is_that_of_all_that_wait_for_it():
+    """Otherwise a hundred requests would send a hundred queries to a failing Neutron, one after the other."""
+    single_flight = SingleFlight(LocalCache(limit=9), ttl_of=lambda value: Ttl(10.0, 60.0), name='networks')
+    entered, waits = threading.Event(), threading.Event()
+
+    def failing_load(deadline):
+        entered.set()
+        assert waits.wait(60)
+        raise LookupUnavailable('status 500')
+
+    class WaitingDeadline(Deadline):
+        def remaining_s(self):
+            waits.set()
+            return super().remaining_s()
+
+    def first_request():
+        with pytest.raises(LookupUnavailable):
+            single_flight('k', failing_load, Deadline.after(30.0))
+
+    first = threading.Thread(target=first_request)
+    first.start()
+    assert entered.wait(60)
+    other = FakeSource('v')
+    with pytest.raises(LookupUnavailable, match='status 500'):
+        single_flight('k', other, WaitingDeadline.after(60.0))
+    first.join(60)
+    assert not other.timeouts_s
+
+
 def test_a_stale_value_expires(cached_load, clock):
     cached_load('k', FakeSource('old'), Deadline.after(9.0, clock))
     clock.sleep(60)
