@@ -4,9 +4,12 @@
 A request is sent to the first configured host. If this host fails, the request is sent to the next one. For
 ``limits.NOVA_HOST_BACKOFF_S`` seconds after a failure, a host stands last in the order. After this time one request
 tries the host. Until the host responds, it stays last for all other requests. Otherwise each of them would wait for
-seconds if the host hangs. If an attempt with less than ``limits.CIRCUIT_MIN_TIME_S`` gets no response, this is no
-failure of the host. While a host accepts no connections, only one request at a time tries to connect to it (circuit
-breaker).
+seconds if the host hangs.
+
+Nova may respond 500 to a request of one instance, whatever the host. So a status of ``RETRYABLE_STATUSES`` is a failure
+of the host only if another host then gives a better response to the same request. If an attempt with less than
+``limits.CIRCUIT_MIN_TIME_S`` gets no response, this is no failure of the host either. While a host accepts no
+connections, only one request at a time tries to connect to it (circuit breaker).
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ class Hosts:
         hosts = self._in_order(request, deadline)
         if not hosts:
             raise NotSent(self._hosts[-1].circuit.last_error)
+        failed: list[tuple[_Host, int]] = []
         for host in hosts:
             is_last = host is hosts[-1]
             attempt, started_s = _attempt(request, deadline), self._clock()
@@ -60,10 +64,14 @@ class Hosts:
                 if is_last or not (request.is_retryable or isinstance(error, NotSent)):
                     raise
                 continue
-            if is_last or not request.is_retryable or response.status not in RETRYABLE_STATUSES:
+            if response.status not in RETRYABLE_STATUSES:
                 host.end_backoff()
+                for other, status in failed:
+                    other.back_off(f'it answered {status}')
                 return response
-            host.back_off(f'it answered {response.status}')
+            if is_last or not request.is_retryable:
+                return response
+            failed.append((host, response.status))
         raise AssertionError('the last host returns or raises')
 
     def _in_order(self, request: Request, deadline: Deadline) -> list[_Host]:

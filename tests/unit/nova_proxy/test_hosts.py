@@ -140,3 +140,32 @@ def test_all_requests_go_to_the_first_host_again_after_it_has_responded():
     clock.sleep(limits.NOVA_HOST_BACKOFF_S)
     attempts(hosts, clock, 3)
     assert len(first.requests) == 4
+
+
+def test_host_that_hangs_stays_last_if_one_request_gets_500_from_the_other_host():
+    """Nova responds 500 to some requests of one instance. Passwords of others must not go to the host that hangs."""
+    clock, hung = FakeClock(), HungHost()
+    hosts = Hosts([hung, FakeHttpClient(200, 500, 200)], clock)
+    attempts(hosts, clock, 2)
+    requests = hung.requests
+    assert hosts.send_request(POST, Deadline.after(9.0, clock)).status == 200
+    assert hung.requests == requests
+
+
+def test_no_host_is_set_aside_if_all_respond_500_to_one_request(caplog):
+    clock = FakeClock()
+    first, second = FakeHttpClient(500, 200), FakeHttpClient(500)
+    hosts = Hosts([first, second], clock)
+    assert hosts.send_request(GET, Deadline.after(9.0, clock)).status == 500
+    assert hosts.send_request(GET, Deadline.after(9.0, clock)).status == 200
+    assert (len(first.requests), len(second.requests)) == (2, 1)
+    assert not caplog.messages
+
+
+def test_host_that_responds_503_stays_last_while_it_does():
+    clock, first, second = FakeClock(), FakeHttpClient(503), FakeHttpClient(200, 500, 200)
+    hosts = Hosts([first, second], clock)
+    attempts(hosts, clock, 2)
+    assert len(first.requests) == 2
+    attempts(hosts, clock, 3)
+    assert len(first.requests) == 2
