@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metadata_wsgi.keeper import admin_client, protocol
+from metadata_wsgi.keeper import admin_client, holders, protocol
 from metadata_wsgi.keeper.protocol import Listener
 from metadata_wsgi.netns import haproxy
 from tests.e2e.conftest import free_port
@@ -244,8 +244,12 @@ def test_a_setting_haproxy_that_names_this_program_starts_no_endless_loop(real, 
 
 
 @pytest.fixture
-def keeper(tmp_path):
-    """A client of a running keeper, which has a socket of the router and no worker; and the socket's address."""
+def keeper(tmp_path, monkeypatch):
+    """A client of a running keeper, which has a socket of the router and no worker; and the socket's address.
+
+    It sends no requests to holders: on a busy machine the first round came during a test.
+    """
+    monkeypatch.setattr(holders, 'REQUEST_INTERVAL_S', 3600.0)
     namespaces = LoopbackNamespaces()
     namespaces.make('a')
     running = RunningKeeper(str(tmp_path), namespaces, None)
