@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import threading
+import time
 
 import pytest
 
@@ -92,6 +93,16 @@ def test_a_load_with_too_little_time_does_not_show_that_the_source_is_down(cache
     assert cached_load('b', FakeSource('new b'), Deadline.after(9.0, clock)) == 'new b'
 
 
+def deadline_that_shows_the_wait(waits):
+    """A deadline in 60 s. Sets ``waits`` when the request that has it waits for the load of another request."""
+
+    def clock():
+        waits.set()
+        return time.monotonic()
+
+    return Deadline(time.monotonic() + 60.0, clock)
+
+
 def test_a_request_loads_itself_if_the_load_that_it_waited_for_had_too_little_time():
     """Two instances behind one router: one shortens the deadline of its request. The other must not fail with it."""
     single_flight = SingleFlight(LocalCache(limit=9), ttl_of=lambda value: Ttl(10.0, 60.0), name='networks')
@@ -109,17 +120,10 @@ def test_a_request_loads_itself_if_the_load_that_it_waited_for_had_too_little_ti
         except LookupUnavailable as error:
             results.append(str(error))
 
-    class WaitingDeadline(Deadline):
-        """Shows that the request waits for the other one."""
-
-        def remaining_s(self):
-            waits.set()
-            return super().remaining_s()
-
     short = threading.Thread(target=request, args=(short_load, REFRESH_TIMEOUT_S - 0.1))
     short.start()
     assert entered.wait(60)
-    results.append(single_flight('k', FakeSource('v'), WaitingDeadline.after(60.0)))
+    results.append(single_flight('k', FakeSource('v'), deadline_that_shows_the_wait(waits)))
     short.join(60)
     assert sorted(results) == ['the deadline passed', 'v']
 
@@ -134,11 +138,6 @@ def test_a_failure_of_a_load_with_enough_time_is_that_of_all_that_wait_for_it():
         assert waits.wait(60)
         raise LookupUnavailable('status 500')
 
-    class WaitingDeadline(Deadline):
-        def remaining_s(self):
-            waits.set()
-            return super().remaining_s()
-
     def first_request():
         with pytest.raises(LookupUnavailable):
             single_flight('k', failing_load, Deadline.after(30.0))
@@ -148,7 +147,7 @@ def test_a_failure_of_a_load_with_enough_time_is_that_of_all_that_wait_for_it():
     assert entered.wait(60)
     other = FakeSource('v')
     with pytest.raises(LookupUnavailable, match='status 500'):
-        single_flight('k', other, WaitingDeadline.after(60.0))
+        single_flight('k', other, deadline_that_shows_the_wait(waits))
     first.join(60)
     assert not other.timeouts_s
 
