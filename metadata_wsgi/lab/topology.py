@@ -19,7 +19,7 @@ from metadata_wsgi.netns import namespaces, rtnetlink
 
 
 def create_namespace(name: str) -> None:
-    """Create a namespace. Raises OSError if it exists or cannot be made.
+    """Create a namespace. Raises OSError if it exists, and OSError or NetnsError if it cannot be made.
 
     ``netns.create`` of pyroute2 would fork this process, and wait 2 s for the child. The child of a process that has
     threads may never respond, and on a busy machine it needs longer. So a thread makes the namespace.
