@@ -238,6 +238,15 @@ class Node:
         assert data.startswith(b'HTTP/1.1 200'), (data, (self.state_path / 'log').read_text()[-2000:])
         return data.rpartition(b'\r\n\r\n')[2].decode()
 
+    def is_refused(self, id_):
+        """Whether no program listens for the router. Workers close their sockets shortly after the keeper."""
+        address = (f'10.47.{self.ids.index(id_)}.2', 0)
+        try:
+            with socket.create_connection(('169.254.169.254', 80), 10.0, address):
+                return False
+        except ConnectionRefusedError:
+            return True
+
 
 def is_alive(pid):
     """Whether the process runs; a zombie does not."""
