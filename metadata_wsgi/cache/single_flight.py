@@ -3,8 +3,12 @@
 
 While one request loads a key, other requests for the key wait for the result, each at most until its own deadline. If
 the source is unavailable (LookupUnavailable), a stale entry is returned. For ``RETRY_AFTER_FAILURE_S`` after this
-failure, no key with a stale entry is loaded again. Otherwise each request would wait for the timeout of the source. A
-key without a stale entry is always loaded.
+failure, no key of the same group with a stale entry is loaded again. Otherwise each request would wait for the timeout
+of the source. A key without a stale entry is always loaded.
+
+The queries for one router may fail although the source is available, for example because the router has very many
+ports. So the keys of a router are a group. Only if the loads of two groups fail, and no load succeeds between, the
+source counts as down. Then a failure delays the loads of all groups.
 
 IncompleteResult is a failure of one key. The stale entry of this key is returned, and all other keys are loaded as
 usual. Otherwise a router that was deleted in Neutron, but still exists on the host, would cause stale results for the
@@ -29,8 +33,10 @@ from metadata_wsgi.errors import IncompleteResult, LookupUnavailable
 RETRY_AFTER_FAILURE_S = 5.0
 REFRESH_TIMEOUT_S = 2.0
 """Timeout of a load if a stale entry can be served instead."""
-MAX_INCOMPLETE_KEYS = 4096
-"""Number of keys whose IncompleteResult is remembered. The oldest one is forgotten first, and loaded again."""
+DOWN_AFTER_GROUPS = 2
+"""The source counts as down if the loads of this many groups have failed since the last response of the source."""
+MAX_DELAYED = 4096
+"""Number of keys, and number of groups, whose delay is remembered. The oldest one is forgotten first."""
 
 Load = Callable[[Deadline], Any]
 """Gets the value from the source before the deadline. Raises LookupUnavailable if the source is down."""
@@ -42,17 +48,28 @@ def jittered(seconds: float) -> float:
 
 
 class SingleFlight:
-    """Stores loaded values in ``cache``. ``ttl_of`` returns the TTL of a value. Shared by all threads of a worker.
+    """Stores loaded values in ``cache``. Shared by all threads of a worker.
 
-    ``name`` is a label of the metric that counts cache requests.
+    ``ttl_of`` returns the TTL of a value, ``group_of`` the group of a key. By default all keys are one group. ``name``
+    is a label of the metric that counts cache requests.
     """
 
-    def __init__(self, cache: LocalCache, *, ttl_of: Callable[[Any], Ttl], name: str) -> None:
+    def __init__(
+        self,
+        cache: LocalCache,
+        *,
+        ttl_of: Callable[[Any], Ttl],
+        group_of: Callable[[Any], Hashable] = lambda key: None,
+        name: str,
+    ) -> None:
         self.cache = cache
         self._name = name
         self._ttl_of = ttl_of
+        self._group_of = group_of
+        self._failed_groups: set[Hashable] = set()
         self._retry_at_s = float('-inf')
-        self._incomplete = LocalCache(limit=MAX_INCOMPLETE_KEYS, clock=cache.clock)
+        self._delayed_groups = LocalCache(limit=MAX_DELAYED, clock=cache.clock)
+        self._incomplete_keys = LocalCache(limit=MAX_DELAYED, clock=cache.clock)
 
     def __call__(self, key: Hashable, load: Load, deadline: Deadline) -> Any:
         """The cached value of ``key``, else the value that ``load`` returns. Raises the exceptions of ``load``.
@@ -79,8 +96,12 @@ class SingleFlight:
         return self._once(key, lambda flight: self._reload(flight, key, doubted, load, deadline), deadline)
 
     def is_unavailable(self, key: Hashable) -> bool:
-        """Whether within the last ``RETRY_AFTER_FAILURE_S`` the source was unavailable, or ``key`` was incomplete."""
-        return self.cache.clock() < self._retry_at_s or self._incomplete.fresh(key) is not None
+        """Whether a failure within the last ``RETRY_AFTER_FAILURE_S`` concerns ``key``."""
+        return (
+            self.cache.clock() < self._retry_at_s
+            or self._delayed_groups.fresh(self._group_of(key)) is not None
+            or self._incomplete_keys.fresh(key) is not None
+        )
 
     def _once(self, key: Hashable, find: Callable[[Flight], Any], deadline: Deadline) -> Any:
         while True:
@@ -140,16 +161,26 @@ class SingleFlight:
         return value
 
     def _delay_loads(self, key: Hashable, error: LookupUnavailable) -> None:
-        """Load no key with a stale entry again for some seconds; only ``key`` if the failure concerns no other key."""
-        delay_s = jittered(RETRY_AFTER_FAILURE_S)
+        """For some seconds, load none of the keys that the failure concerns if they have a stale entry."""
+        delay = Ttl(jittered(RETRY_AFTER_FAILURE_S), 0.0)
         if isinstance(error, IncompleteResult):
-            self._incomplete.set(key, True, Ttl(delay_s, 0.0))
-        else:
-            self._retry_at_s = self.cache.clock() + delay_s
+            self._incomplete_keys.set(key, True, delay)
+            return
+        group = self._group_of(key)
+        self._delayed_groups.set(group, True, delay)
+        if len(self._failed_groups) < DOWN_AFTER_GROUPS:
+            self._failed_groups.add(group)
+        if len(self._failed_groups) >= DOWN_AFTER_GROUPS:
+            self._retry_at_s = self.cache.clock() + delay.fresh_s
 
     def _load_and_store(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
         began_s = self.cache.clock()
-        value = load(deadline)
+        try:
+            value = load(deadline)
+        except IncompleteResult:
+            self._failed_groups.clear()
+            raise
+        self._failed_groups.clear()
         self.cache.set(key, value, self._ttl_of(value), age_s=self.cache.clock() - began_s, flight=flight)
         return value
 

@@ -45,7 +45,7 @@ class CachedLookup:
                 return Ttl(jittered(not_found_s), 0.0)
             return Ttl(jittered(fresh_s * (1 - NETWORKS_TIME_SHARE)), stale_s)
 
-        self._results = SingleFlight(cache, ttl_of=ttl_of, name='lookup')
+        self._results = SingleFlight(cache, ttl_of=ttl_of, group_of=_router_or_network, name='lookup')
 
     def find(self, source: Source, deadline: Deadline) -> Sequence[Instance]:
         """The instances that match ``source``, from the cache or the lookup. Raises as ``SingleFlight`` does."""
@@ -113,3 +113,8 @@ def _key(source: Source) -> tuple[str, ...]:
     key = source.address, source.router_id or '', source.network_id or ''
     # Without an interface the key is the same as in version 1.0: agents of that version may share the cache.
     return (*key, source.interface) if source.interface else key
+
+
+def _router_or_network(key: tuple[str, ...]) -> tuple[str, ...]:
+    """The part of a key that is the same for all addresses behind one router, or on one network."""
+    return key[1:3]

@@ -193,6 +193,66 @@ def test_an_incomplete_result_makes_only_its_own_key_stale(cached_load, clock):
     assert cached_load('a', FakeSource('new a'), Deadline.after(9.0, clock)) == 'new a'
 
 
+@pytest.fixture
+def load_by_router(clock):
+    """The keys are of the form ROUTER/ADDRESS."""
+    return SingleFlight(
+        LocalCache(limit=100, clock=clock),
+        ttl_of=lambda value: Ttl(10.0, 60.0),
+        group_of=lambda key: key.split('/')[0],
+        name='lookup',
+    )
+
+
+def test_the_slow_queries_of_one_router_make_only_its_own_keys_stale(load_by_router, clock):
+    """Neutron needs longer for the many ports of ``slow`` than a stale value allows."""
+    keys = ['slow/1', 'slow/2', 'other/1']
+    for key in keys:
+        load_by_router(key, FakeSource(f'old {key}'), Deadline.after(9.0, clock))
+    clock.sleep(30)
+    slow = FakeSource(LookupUnavailable('no response'))
+    for _ in range(2):
+        assert load_by_router('slow/1', slow, Deadline.after(9.0, clock)) == 'old slow/1'
+        assert load_by_router('slow/2', slow, Deadline.after(9.0, clock)) == 'old slow/2'
+    assert len(slow.timeouts_s) == 1
+    assert load_by_router('other/1', FakeSource('new'), Deadline.after(9.0, clock)) == 'new'
+    clock.sleep(RETRY_AFTER_FAILURE_S)
+    assert load_by_router('slow/1', FakeSource('new'), Deadline.after(9.0, clock)) == 'new'
+
+
+@pytest.mark.parametrize(
+    'between',
+    [FakeSource('new'), FakeSource(IncompleteResult('no such router')), None],
+    ids=['success', 'incomplete', 'nothing'],
+)
+def test_the_source_is_down_if_the_queries_of_two_routers_fail_without_a_response_between(
+    load_by_router, clock, between
+):
+    keys = ['a/1', 'b/1', 'c/1', 'd/1']
+    for key in keys:
+        load_by_router(key, FakeSource(f'old {key}'), Deadline.after(9.0, clock))
+    clock.sleep(30)
+    unavailable = FakeSource(LookupUnavailable('no route'))
+    load_by_router('a/1', unavailable, Deadline.after(9.0, clock))
+    assert not load_by_router.is_unavailable('d/1')
+    if between:
+        load_by_router('c/1', between, Deadline.after(9.0, clock))
+    load_by_router('b/1', unavailable, Deadline.after(9.0, clock))
+    assert load_by_router.is_unavailable('d/1') == (between is None)
+
+
+def test_while_the_source_is_down_one_failure_delays_the_loads_of_all_routers_again(load_by_router, clock):
+    for key in ('a/1', 'b/1', 'c/1'):
+        load_by_router(key, FakeSource(f'old {key}'), Deadline.after(9.0, clock))
+    clock.sleep(30)
+    unavailable = FakeSource(LookupUnavailable('no route'))
+    for key in ('a/1', 'b/1'):
+        load_by_router(key, unavailable, Deadline.after(9.0, clock))
+    clock.sleep(RETRY_AFTER_FAILURE_S)
+    load_by_router('a/1', unavailable, Deadline.after(9.0, clock))
+    assert load_by_router.is_unavailable('c/1')
+
+
 def test_an_incomplete_refresh_delays_only_its_own_key(cached_load, clock):
     with pytest.raises(IncompleteResult):
         cached_load.refresh('a', 'old', FakeSource(IncompleteResult('no such router')), Deadline.after(9.0, clock))

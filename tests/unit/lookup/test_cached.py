@@ -92,6 +92,17 @@ def test_a_stale_instance_is_served_while_the_lookup_is_unavailable(cached_looku
         find(lookup)
 
 
+def test_slow_queries_of_one_router_do_not_make_the_instances_of_another_router_stale(cached_lookup, clock, find):
+    """The router has so many ports that Neutron responds too late. Behind another router an address moved."""
+    of_slow = [Source(address, router_id='slow') for address in ('10.1.1.2', '10.1.1.3')]
+    lookup = cached_lookup(FakeLookup([OLD], [OLD], [OLD], UNAVAILABLE, [NEW]))
+    for source in (*of_slow, SOURCE):
+        find(lookup, source)
+    clock.sleep(11)
+    assert [find(lookup, source) for source in of_slow] == [(OLD,), (OLD,)]
+    assert find(lookup) == (NEW,)
+
+
 def test_an_error_is_not_cached(cached_lookup, find):
     lookup = cached_lookup(FakeLookup(UNAVAILABLE, InstanceLookupError('no rights'), [OLD]))
     for error in (LookupUnavailable, InstanceLookupError):

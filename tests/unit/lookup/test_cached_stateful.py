@@ -28,13 +28,19 @@ SOURCES = [
     Source('10.1.1.2', network_id='r1'),
     Source('fe80::1', router_id='r1', interface='qr-1'),
 ]
-UP, UNAVAILABLE, FORBIDDEN, INCOMPLETE = 'up', 'unavailable', 'forbidden', 'incomplete'
+UP, UNAVAILABLE, FORBIDDEN, INCOMPLETE, SLOW = 'up', 'unavailable', 'forbidden', 'incomplete', 'slow'
 # Neutron does not show the router of this source, but all others.
 INCOMPLETE_SOURCE = SOURCES[0]
+# Neutron responds too late to the queries for the router of these sources.
+SLOW_SOURCES = [SOURCES[0], SOURCES[2]]
 # Mostly the same one: faults need several requests of one source.
 sources = st.sampled_from([*[SOURCES[0]] * 4, *SOURCES])
 counts = st.sampled_from([1, 1, 0, 2])
 workers = st.sampled_from([0, 1])
+
+
+def group_of(source):
+    return source.router_id, source.network_id
 
 
 class Truth:
@@ -81,7 +87,11 @@ class CachedLookupMachine(state_machine.StateMachine):
         self.clock = FakeClock()
         self.truth = Truth(self.clock)
         self.state = UP
-        self.failed_at_s = [float('-inf')] * 2
+        # Of each worker: when the last lookup of a router or network failed; the failed ones since the last response of
+        # the source; when the last lookup failed while two of them had.
+        self.failed_at_s = [{}, {}]
+        self.failed_groups = [set(), set()]
+        self.down_at_s = [float('-inf')] * 2
         self.incomplete_at_s = [float('-inf')] * 2
         self.invalidated_at_s = {}
         self.during = []
@@ -101,12 +111,16 @@ class CachedLookupMachine(state_machine.StateMachine):
         events, self.during = self.during, []
         for event in events:
             event()
-        if self.clock() >= deadline.at_s or state == UNAVAILABLE:
+        if self.clock() >= deadline.at_s or state == UNAVAILABLE or (state == SLOW and source in SLOW_SOURCES):
             if had_time:
-                self.failed_at_s[worker] = self.clock()
+                self.failed_at_s[worker][group_of(source)] = self.clock()
+                self.failed_groups[worker].add(group_of(source))
+                if len(self.failed_groups[worker]) > 1:
+                    self.down_at_s[worker] = self.clock()
             raise LookupUnavailable('no response')
         if state == FORBIDDEN:
             raise InstanceLookupError('forbidden')
+        self.failed_groups[worker].clear()
         if state == INCOMPLETE and source == INCOMPLETE_SOURCE:
             if had_time:
                 self.incomplete_at_s[worker] = self.clock()
@@ -139,7 +153,7 @@ class CachedLookupMachine(state_machine.StateMachine):
         st.one_of(
             st.tuples(st.just('move_asked'), counts),
             st.tuples(st.just('pass_time'), st.sampled_from([1.1, 3.0])),
-            st.tuples(st.just('set_state'), st.sampled_from([UP, UNAVAILABLE, FORBIDDEN, INCOMPLETE])),
+            st.tuples(st.just('set_state'), st.sampled_from([UP, UNAVAILABLE, FORBIDDEN, INCOMPLETE, SLOW])),
             st.tuples(st.just('invalidate_in'), workers, sources),
             st.tuples(st.just('ask_other'), workers, sources),
         ),
@@ -164,7 +178,7 @@ class CachedLookupMachine(state_machine.StateMachine):
     def time_passes(self, seconds):
         self.pass_time(seconds)
 
-    @rule(state=st.sampled_from([UP, UP, UNAVAILABLE, FORBIDDEN, INCOMPLETE]))
+    @rule(state=st.sampled_from([UP, UP, UNAVAILABLE, FORBIDDEN, INCOMPLETE, SLOW]))
     def source_changes(self, state):
         self.set_state(state)
 
@@ -176,6 +190,19 @@ class CachedLookupMachine(state_machine.StateMachine):
         self.set_state(INCOMPLETE)
         self.address_moves(other, 1, FRESH_S + 0.1)
         self.check(worker, INCOMPLETE_SOURCE)
+        self.pass_time(between_s)
+        self.check(worker, other)
+
+    @rule(worker=workers, between_s=st.sampled_from([0.1, 4.0]))
+    def router_is_slow(self, worker, between_s):
+        """Only the queries for one router get no response in time. An address on a network moves."""
+        other = SOURCES[1]
+        for source in SOURCES:
+            self.check(worker, source)
+        self.set_state(SLOW)
+        self.address_moves(other, 1, FRESH_S + 0.1)
+        for source in SLOW_SOURCES:
+            self.check(worker, source)
         self.pass_time(between_s)
         self.check(worker, other)
 
@@ -232,7 +259,7 @@ class CachedLookupMachine(state_machine.StateMachine):
             assert used in self.truth.since(source, asked_s - MIN_REVALIDATE_AGE_S)
 
     def _failed_lately(self, worker, source, now_s):
-        failed_at_s = self.failed_at_s[worker]
+        failed_at_s = max(self.down_at_s[worker], self.failed_at_s[worker].get(group_of(source), float('-inf')))
         if source == INCOMPLETE_SOURCE:
             failed_at_s = max(failed_at_s, self.incomplete_at_s[worker])
         return now_s - failed_at_s <= RETRY_AFTER_FAILURE_S
