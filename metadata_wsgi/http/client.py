@@ -42,7 +42,8 @@ class HttpClient(Protocol):
     def send_request(self, request: Request, deadline: Deadline) -> Response:
         """Send ``request`` once and return the response.
 
-        Raises NotSent or MaybeSent if there is no response before ``deadline``.
+        Raises NotSent or MaybeSent if there is no response before ``deadline``, and BadRequest for a request that
+        cannot be sent.
         """
 
 
@@ -70,7 +71,7 @@ class PooledHttpClient:
         return f'<HTTP client of {self.name}, {len(self._idle)} idle connections>'
 
     def send_request(self, request: Request, deadline: Deadline) -> Response:
-        """See :meth:`HttpClient.send_request`. Raises BadRequest for a header or target that cannot be sent.
+        """See :meth:`HttpClient.send_request`.
 
         A request that is not retryable always gets a new connection. The server may close an idle connection just when
         the request is sent on it. Then it would be unknown whether the server received the request.

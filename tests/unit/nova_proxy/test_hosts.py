@@ -5,7 +5,7 @@ import pytest
 
 from metadata_wsgi import limits
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import MaybeSent, NoResponse, NotSent
+from metadata_wsgi.errors import BadRequest, MaybeSent, NoResponse, NotSent
 from metadata_wsgi.http import message
 from metadata_wsgi.nova_proxy.hosts import Hosts
 from tests.fakes import FakeClock, FakeHttpClient
@@ -69,6 +69,31 @@ def test_an_open_circuit_is_not_kept_open_by_requests_with_too_little_time():
     attempts(hosts, clock, 3, within_s=0.5)
     assert len(nova.requests) == limits.CIRCUIT_OPEN_FAILURES
     assert hosts.send_request(GET, Deadline.after(9.0, clock)).status == 200
+
+
+def test_an_open_circuit_is_not_kept_open_by_requests_that_cannot_be_sent():
+    """For example with a line break in the device_id of a port, which a tenant may set."""
+    clock, malformed = FakeClock(), BadRequest('a character that no request may have')
+    nova = FakeHttpClient(*[REFUSED] * limits.CIRCUIT_OPEN_FAILURES, malformed, malformed, 200)
+    hosts = Hosts([nova], clock)
+    attempts(hosts, clock, limits.CIRCUIT_OPEN_FAILURES)
+    clock.sleep(limits.CIRCUIT_PROBE_INTERVAL_S)
+    for _ in range(2):
+        with pytest.raises(BadRequest):
+            hosts.send_request(GET, Deadline.after(9.0, clock))
+    assert hosts.send_request(GET, Deadline.after(9.0, clock)).status == 200
+
+
+def test_a_request_that_cannot_be_sent_does_not_delay_the_attempt_at_a_backed_off_host():
+    clock, malformed = FakeClock(), BadRequest('a character that no request may have')
+    first, second = FakeHttpClient(MaybeSent('timed out'), malformed, 200), FakeHttpClient(200)
+    hosts = Hosts([first, second], clock)
+    attempts(hosts, clock, 1)
+    clock.sleep(limits.NOVA_HOST_BACKOFF_S)
+    with pytest.raises(BadRequest):
+        hosts.send_request(GET, Deadline.after(9.0, clock))
+    attempts(hosts, clock, 1)
+    assert (len(first.requests), len(second.requests)) == (3, 1)
 
 
 def test_a_deadline_that_is_nearly_over_opens_no_circuit():
