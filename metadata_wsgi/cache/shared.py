@@ -7,8 +7,8 @@ expired entry is not used even if the server still stores it. The clocks of host
 more than one second. An entry that seems to be from a later time is not used.
 
 An unavailable server must not delay requests: a connection attempt, a read and a write each end within ``TIMEOUT_S``.
-After a failure the worker does not use the server for ``RETRY_AFTER_FAILURE_S``. Then one request tries again. No
-method of SharedCache raises an exception.
+After a failure the worker does not use the server for ``RETRY_AFTER_FAILURE_S``. Then one request tries again. If the
+server responds that it does not store a value, this is no failure. No method of SharedCache raises an exception.
 
 If a program can write to the server, it can make the agent send one instance the metadata of another. If it can read
 from the server, it can read cached responses. So only the agents may be able to connect to the server.
@@ -22,6 +22,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -83,6 +84,7 @@ class SharedCache:
         self._retry_at_s = float('-inf')
         self._is_down = False
         self._down_log = Throttle(limits.LOG_INTERVAL_S, clock)
+        self._refused_log = Throttle(limits.LOG_INTERVAL_S, clock)
 
     def get(self, key: Hashable) -> tuple[Any, float, Ttl] | None:
         """(value, age in seconds, TTL with which the value was stored); None if not stored or if the server is down."""
@@ -103,7 +105,19 @@ class SharedCache:
         """Store a value whose load began ``age_s`` seconds ago; without effect while the server is down."""
         made_s = self._now() - age_s
         stored = {'value': self._pack(value), 'made': made_s, 'fresh': ttl.fresh_s, 'usable': ttl.stale_s}
-        self._guarded_call(lambda: self._region.set(self._hashed(key), stored))
+
+        def store() -> None:
+            try:
+                self._region.set(self._hashed(key), stored)
+            except _TooLarge:
+                pass
+            except Exception as error:
+                if not _is_refusal(error):
+                    raise
+                if self._refused_log.allow():
+                    LOG.warning('The shared cache refuses a value: %s', error)
+
+        self._guarded_call(store)
 
     def delete(self, key: Hashable) -> None:
         """Remove the entry; without effect while the server is down."""
@@ -121,8 +135,6 @@ class SharedCache:
             self._retry_at_s = now_s + RETRY_AFTER_FAILURE_S  # other requests do not call the server meanwhile
         try:
             result = call()
-        except _TooLarge:
-            return None
         except Exception as error:  # each client library has an exception tree of its own
             self._is_down = True
             self._retry_at_s = self._clock() + RETRY_AFTER_FAILURE_S
@@ -132,6 +144,20 @@ class SharedCache:
         self._is_down = False
         self._retry_at_s = float('-inf')
         return None if result is NO_VALUE else result
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the server has responded, and does not store the value. An instance chooses the size of its user-data."""
+    with suppress(ImportError):
+        from pymemcache.exceptions import MemcacheServerError, MemcacheUnexpectedCloseError
+
+        if isinstance(error, MemcacheServerError):
+            return not isinstance(error, MemcacheUnexpectedCloseError)
+    with suppress(ImportError):
+        from redis.exceptions import ResponseError
+
+        return isinstance(error, ResponseError)
+    return False
 
 
 def connect(url: str, *, max_ttl_s: float) -> Any:

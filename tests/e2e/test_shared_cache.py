@@ -28,11 +28,24 @@ class Server:
     """memcached or Redis on a loopback port; may be stopped and started again."""
 
     def __init__(self, kind):
-        self.kind, self.port, self.process = kind, free_port(), None
+        self.kind, self.port, self.process, self.options = kind, free_port(), None, []
         self.url = f'memcached://127.0.0.1:{self.port}' if kind == 'memcached' else f'redis://127.0.0.1:{self.port}/0'
 
     def start(self):
-        memcached = ['memcached', '-u', 'nobody', '-l', '127.0.0.1', '-p', str(self.port), '-t', '1', '-m', '8']
+        memcached = [
+            'memcached',
+            '-u',
+            'nobody',
+            '-l',
+            '127.0.0.1',
+            '-p',
+            str(self.port),
+            '-t',
+            '1',
+            '-m',
+            '8',
+            *self.options,
+        ]
         redis = ['redis-server', '--bind', '127.0.0.1', '--port', str(self.port), '--save', '', '--appendonly', 'no']
         self.process = subprocess.Popen(
             memcached if self.kind == 'memcached' else redis, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -47,6 +60,24 @@ class Server:
         self.process.send_signal(signal.SIGCONT)
         self.process.kill()
         self.process.wait(20)
+
+    def refuse_large_values(self):
+        """Redis refuses all values. memcached starts again."""
+        if self.kind == 'redis':
+            self.limit_memory(1)
+            return
+        self.stop()
+        self.options = ['-I', '512k']
+        self.start()
+
+    def accept_small_values(self):
+        if self.kind == 'redis':
+            self.limit_memory(0)
+
+    def limit_memory(self, size):
+        with contextlib.closing(socket.create_connection(('127.0.0.1', self.port), 10)) as peer:
+            peer.sendall(b'CONFIG SET maxmemory %d\r\n' % size)
+            assert b'OK' in peer.recv(1000)
 
     def freeze(self):
         self.process.send_signal(signal.SIGSTOP)
@@ -117,6 +148,20 @@ def test_shared_cache_stays_available_if_a_value_is_too_large(server, connect, c
     assert one.get('large') is None
     assert one.get('k')[0] == ('v',)
     assert not caplog.records
+
+
+def test_shared_cache_stays_available_if_the_server_refuses_one_value(server, connect, caplog):
+    """An operator may have set a lower limit. An instance chooses the size of its user-data."""
+    server.refuse_large_values()
+    one = connect(ManualClock())
+    large = ['v' * 700_000]
+    for _ in range(2):
+        one.set('large', large, TTL, 0.0)
+    assert one.get('large') is None
+    server.accept_small_values()
+    one.set('k', ['v'], TTL, 0.0)
+    assert one.get('k')[0] == ('v',)
+    assert [record.getMessage().partition(':')[0] for record in caplog.records] == ['The shared cache refuses a value']
 
 
 def is_back(one, clock):
