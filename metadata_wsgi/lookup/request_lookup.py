@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING
 
 from metadata_wsgi import instruments, limits
 from metadata_wsgi.deadline import Deadline, sleep
-from metadata_wsgi.errors import InstanceLookupError, LookupUnavailable
+from metadata_wsgi.errors import IncompleteResult, InstanceLookupError, LookupUnavailable
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.http.retry import RetryBudget, retry_until
 from metadata_wsgi.lookup.protocol import InstanceLookup
 from metadata_wsgi.pipeline import environ_keys
-from metadata_wsgi.throttle import KeyedThrottle, Throttle
+from metadata_wsgi.throttle import KeyedThrottle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
@@ -58,7 +58,8 @@ class RequestLookup:
         self._lookup = lookup
         self._sleep = sleep
         self._retry_budget = RetryBudget(clock)
-        self._failure_log = Throttle(limits.LOG_INTERVAL_S)
+        # One throttle for each kind of failure, and one for each router or network that Neutron does not show.
+        self._failure_log = KeyedThrottle(limits.LOG_INTERVAL_S)
         # One throttle for each router or network: an instance can cause log lines, and must not suppress those of
         # others.
         self._not_found_log = KeyedThrottle(limits.LOG_INTERVAL_S)
@@ -78,7 +79,8 @@ class RequestLookup:
             if had_time or not is_unavailable:
                 result = 'unavailable' if is_unavailable else 'failed'
                 instruments.LOOKUP_SECONDS.observe(deadline.clock() - started_s, result)
-                if self._failure_log.allow():
+                where = (source.router_id, source.network_id) if isinstance(error, IncompleteResult) else None
+                if self._failure_log.allow((type(error), where)):
                     LOG.error('Requests get 503: the lookup of %s failed: %s', source, error)
             environ[environ_keys.FAILURE] = environ_keys.Failure(503, f'the lookup failed: {error}')
             return error_responses.unavailable()

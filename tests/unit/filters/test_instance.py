@@ -6,7 +6,7 @@ import webtest
 
 from metadata_wsgi import instruments, limits
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import ConfigError, InstanceLookupError, LookupUnavailable
+from metadata_wsgi.errors import ConfigError, IncompleteResult, InstanceLookupError, LookupUnavailable
 from metadata_wsgi.filters.instance import InstanceFilter, filter_factory
 from metadata_wsgi.pipeline import environ_keys
 from tests.fakes import FakeClock, FakeLookup
@@ -115,6 +115,38 @@ def test_log_of_a_failed_lookup_is_throttled(caplog):
             deadline = Deadline.after(9, clock)
             app.get('/', extra_environ={environ_keys.SOURCE: SOURCE, environ_keys.DEADLINE: deadline}, status=503)
     assert len(caplog.records) == 1
+
+
+class FailingLookup:
+    """Fails for each router with its error."""
+
+    def __init__(self, errors):
+        self._errors = errors
+
+    def find(self, source, deadline):
+        raise self._errors[source.router_id]
+
+
+def test_log_of_a_router_that_always_fails_is_throttled_separately(caplog):
+    """It exists on the host, but not in Neutron. Other faults are logged too, each kind once."""
+    unavailable = LookupUnavailable('no route to Quantum')
+    errors = {
+        'deleted': IncompleteResult('no port of router deleted'),
+        'also-deleted': IncompleteResult('no port of router also-deleted'),
+        'r3': unavailable,
+        'r4': unavailable,
+        'r5': InstanceLookupError('no rights'),
+    }
+    clock = FakeClock()
+    app = webtest.TestApp(InstanceFilter(respond_with_instance, lookup=FailingLookup(errors), sleep=clock.sleep))
+    with caplog.at_level(logging.ERROR):
+        for router in ('deleted', *errors, *errors):
+            source = environ_keys.Source('10.1.1.2', router_id=router)
+            keys = {environ_keys.SOURCE: source, environ_keys.DEADLINE: Deadline.after(9, clock)}
+            app.get('/', extra_environ=keys, status=503)
+    assert [record.getMessage().partition(' failed: ')[2] for record in caplog.records] == [
+        'no port of router deleted', 'no port of router also-deleted', 'no route to Quantum', 'no rights',
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(('outcome', 'level'), [([], 'INFO'), ([ONE, OTHER], 'WARNING')], ids=['none', 'several'])
