@@ -74,15 +74,15 @@ class RequestLookup:
         try:
             found = self._find(source, deadline)
         except InstanceLookupError as error:
-            is_unavailable = isinstance(error, LookupUnavailable)
+            is_unavailable, is_of_source = isinstance(error, LookupUnavailable), isinstance(error, IncompleteResult)
             had_time = deadline.at_s - started_s >= limits.CIRCUIT_MIN_TIME_S
             if had_time or not is_unavailable:
                 result = 'unavailable' if is_unavailable else 'failed'
                 instruments.LOOKUP_SECONDS.observe(deadline.clock() - started_s, result)
-                where = (source.router_id, source.network_id) if isinstance(error, IncompleteResult) else None
+                where = (source.router_id, source.network_id) if is_of_source else None
                 if self._failure_log.allow((type(error), where)):
                     LOG.error('Requests get 503: the lookup of %s failed: %s', source, error)
-            environ[environ_keys.FAILURE] = environ_keys.Failure(503, f'the lookup failed: {error}')
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, f'the lookup failed: {error}', is_of_source)
             return error_responses.unavailable()
         result = ('none', 'one')[len(found)] if len(found) < 2 else 'several'
         instruments.LOOKUP_SECONDS.observe(deadline.clock() - started_s, result)

@@ -141,11 +141,13 @@ class Instance:
 class Failure:
     """The reason why a request failed: one sentence for the operator, without secrets.
 
-    ``status`` is the status of the response, 0 for a response that was cut off.
+    ``status`` is the status of the response, 0 for a response that was cut off. ``is_of_source``: the cause is the
+    router or network of the request. All services have responded, so other requests may succeed.
     """
 
     status: int
     reason: str
+    is_of_source: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@
 ``/healthcheck`` is the readiness check: 200, or 503 with the reasons. There are two reasons for 503:
 
 - The latest lookup, or the latest request to Nova, failed less than a minute ago. The failure of a request that had
-  less than ``limits.CIRCUIT_MIN_TIME_S`` left does not count.
+  less than ``limits.CIRCUIT_MIN_TIME_S`` left does not count. If Neutron responds, but does not show the router or
+  network of the request, this does not count either: other instances are served.
 - The node is drained: the file ``disable_by_file_path`` exists, or a file of ``enable_by_file_paths`` is missing. A
   drained agent still serves instances.
 
@@ -135,7 +136,9 @@ class HealthcheckFilter:
         body = self.app(environ, recorder)
         deadline: Deadline | None = environ.get(environ_keys.DEADLINE)
         had_time = deadline is None or deadline.at_s - started_s >= limits.CIRCUIT_MIN_TIME_S
-        self._observe(stage_reached(environ), recorder.status, had_time=had_time)
+        failure: environ_keys.Failure | None = environ.get(environ_keys.FAILURE)
+        if failure is None or not failure.is_of_source:
+            self._observe(stage_reached(environ), recorder.status, had_time=had_time)
         return body
 
     def has_path(self, path: str) -> bool:

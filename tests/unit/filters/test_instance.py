@@ -117,6 +117,20 @@ def test_log_of_a_failed_lookup_is_throttled(caplog):
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize(
+    ('error', 'is_of_source'),
+    [
+        (IncompleteResult('no port of router r1'), True),
+        (LookupUnavailable('no route'), False),
+        (InstanceLookupError('no rights'), False),
+    ],
+    ids=['incomplete', 'unavailable', 'refused'],
+)
+def test_failure_is_of_the_source_if_neutron_does_not_show_its_router(error, is_of_source):
+    response, _ = get(FakeLookup(error), status=503)
+    assert response.request.environ[environ_keys.FAILURE].is_of_source == is_of_source
+
+
 class FailingLookup:
     """Fails for each router with its error."""
 

@@ -64,6 +64,15 @@ def test_it_reports_the_result_of_the_last_request(facts, status, healthy, direc
     assert (reasons == ['OK']) == (healthy == 200)
 
 
+def test_a_router_that_neutron_does_not_show_does_not_make_the_directory_unreachable():
+    """It exists on the host, and its instances send requests all the time. All other lookups succeed."""
+    pipeline = Pipeline()
+    pipeline.request(INSTANCE, 200)
+    failure = environ_keys.Failure(503, 'the lookup failed: no port of router r1', is_of_source=True)
+    pipeline.request({**SOURCE, environ_keys.FAILURE: failure}, 503)
+    assert pipeline.health()[0] == 200
+
+
 @pytest.mark.parametrize('facts', [SOURCE, SIGNED], ids=['directory', 'nova'])
 @pytest.mark.parametrize(('had_s', 'code'), [(limits.CIRCUIT_MIN_TIME_S, 503), (0.9, 200)])
 def test_the_failure_of_a_request_with_too_little_time_does_not_count(facts, had_s, code):
