@@ -8,7 +8,7 @@ more than one second. An entry that seems to be from a later time is not used.
 
 An unavailable server must not delay requests: a connection attempt, a read and a write each end within ``TIMEOUT_S``.
 After a failure the worker does not use the server for ``RETRY_AFTER_FAILURE_S``. Then one request tries again. If the
-server responds that it does not store a value, this is no failure. No method of SharedCache raises an exception.
+server responds that it does not execute a write, this is no failure. No method of SharedCache raises an exception.
 
 If a program can write to the server, it can make the agent send one instance the metadata of another. If it can read
 from the server, it can read cached responses. So only the agents may be able to connect to the server.
@@ -105,23 +105,28 @@ class SharedCache:
         """Store a value whose load began ``age_s`` seconds ago; without effect while the server is down."""
         made_s = self._now() - age_s
         stored = {'value': self._pack(value), 'made': made_s, 'fresh': ttl.fresh_s, 'usable': ttl.stale_s}
+        self._write(lambda: self._region.set(self._hashed(key), stored))
 
-        def store() -> None:
+    def delete(self, key: Hashable) -> None:
+        """Remove the entry; without effect while the server is down."""
+        self._write(lambda: self._region.delete(self._hashed(key)))
+
+    def _write(self, write: Callable[[], object]) -> None:
+        def guarded() -> None:
             try:
-                self._region.set(self._hashed(key), stored)
+                write()
             except _TooLarge:
                 pass
             except Exception as error:
                 if not _is_refusal(error):
                     raise
                 if self._refused_log.allow():
-                    LOG.warning('The shared cache refuses a value: %s', error)
+                    text = error.args[0] if error.args else type(error).__name__
+                    LOG.warning(
+                        'The shared cache refuses a write: %s', text.decode() if isinstance(text, bytes) else text
+                    )
 
-        self._guarded_call(store)
-
-    def delete(self, key: Hashable) -> None:
-        """Remove the entry; without effect while the server is down."""
-        self._guarded_call(lambda: self._region.delete(self._hashed(key)))
+        self._guarded_call(guarded)
 
     def _hashed(self, key: Hashable) -> str:
         return f'metadata_wsgi:{self._kind}:{hashlib.sha256(json.dumps(key).encode()).hexdigest()}'
@@ -147,7 +152,10 @@ class SharedCache:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the server has responded, and does not store the value. An instance chooses the size of its user-data."""
+    """Whether the server has responded, and has not executed the write.
+
+    An instance can cause this, because it chooses the size of its user-data.
+    """
     with suppress(ImportError):
         from pymemcache.exceptions import MemcacheServerError, MemcacheUnexpectedCloseError
 

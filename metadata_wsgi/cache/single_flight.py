@@ -2,21 +2,22 @@
 """Loads values through a cache: one load for all concurrent requests with the same key, and stale entries on failure.
 
 While one request loads a key, other requests for the key wait for the result, each at most until its own deadline. If
-the source is unavailable (LookupUnavailable), a stale entry is returned. For ``RETRY_AFTER_FAILURE_S`` after this
-failure, no key of the same group with a stale entry is loaded again. Otherwise each request would wait for the timeout
-of the source. A key without a stale entry is always loaded.
+the load fails (LookupUnavailable), a stale entry is returned. For ``RETRY_AFTER_FAILURE_S`` after this failure, no key
+of the same group with a stale entry is loaded again. Otherwise each request would wait for the timeout of the source. A
+key without a stale entry is always loaded.
 
-The queries for one router may fail although the source is available, for example because the router has very many
-ports. So the keys of a router are a group. Only if the loads of two groups fail, and no load succeeds between, the
-source counts as down. Then a failure delays the loads of all groups.
+The keys of a router are a group, because the queries for one router may fail although the source is available, for
+example if the router has very many ports. If loads of ``DOWN_AFTER_GROUPS`` groups fail, the source is unavailable.
+Then each failure delays the loads of all groups. A failed load does not count for this if another load got a result
+while it waited, or afterwards.
 
 IncompleteResult is a failure of one key. The stale entry of this key is returned, and all other keys are loaded as
 usual. Otherwise a router that was deleted in Neutron, but still exists on the host, would cause stale results for the
 instances of all other routers.
 
-A load with less than ``REFRESH_TIMEOUT_S`` left does not show whether the source is available. If it fails, no stale
-entry is returned. Otherwise a client that shortens the deadline of its own request could cause stale results. For the
-same reason a request that waited for such a load, and has a later deadline, loads itself.
+A load with less than ``REFRESH_TIMEOUT_S`` left delays no load if it fails, and no stale entry is returned. Otherwise a
+client that shortens the deadline of its own request could cause stale results. For the same reason a request that
+waited for such a load, and has a later deadline, loads itself.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ RETRY_AFTER_FAILURE_S = 5.0
 REFRESH_TIMEOUT_S = 2.0
 """Timeout of a load if a stale entry can be served instead."""
 DOWN_AFTER_GROUPS = 2
-"""The source counts as down if the loads of this many groups have failed since the last response of the source."""
+"""The source is unavailable if loads of this many groups have failed since the last load with a result."""
 MAX_DELAYED = 4096
 """Number of keys, and number of groups, whose delay is remembered. The oldest one is forgotten first."""
 
 Load = Callable[[Deadline], Any]
-"""Gets the value from the source before the deadline. Raises LookupUnavailable if the source is down."""
+"""Gets the value from the source before the deadline. Raises LookupUnavailable if there is no result now."""
 
 
 def jittered(seconds: float) -> float:
@@ -66,10 +67,13 @@ class SingleFlight:
         self._name = name
         self._ttl_of = ttl_of
         self._group_of = group_of
+        # Since the last load with a result, which ended at _loaded_at_s.
         self._failed_groups: set[Hashable] = set()
-        self._retry_at_s = float('-inf')
-        self._delayed_groups = LocalCache(limit=MAX_DELAYED, clock=cache.clock)
-        self._incomplete_keys = LocalCache(limit=MAX_DELAYED, clock=cache.clock)
+        self._loaded_at_s = float('-inf')
+        # The values of these caches are the failures that delay loads.
+        self._failures_of_all = LocalCache(limit=1, clock=cache.clock)
+        self._failures_of_group = LocalCache(limit=MAX_DELAYED, clock=cache.clock)
+        self._failures_of_key = LocalCache(limit=MAX_DELAYED, clock=cache.clock)
 
     def __call__(self, key: Hashable, load: Load, deadline: Deadline) -> Any:
         """The cached value of ``key``, else the value that ``load`` returns. Raises the exceptions of ``load``.
@@ -82,7 +86,7 @@ class SingleFlight:
             instruments.CACHE_REQUESTS.add(self._name, 'hit')
             return entry.value
         stale = self.cache.stale_ok(key)
-        if stale is not None and self.is_unavailable(key):
+        if stale is not None and self.recent_failure(key) is not None:
             instruments.CACHE_REQUESTS.add(self._name, 'stale')
             return stale.value
         return self._once(key, lambda flight: self._load_or_serve_stale(flight, key, load, deadline), deadline)
@@ -95,13 +99,17 @@ class SingleFlight:
         """
         return self._once(key, lambda flight: self._reload(flight, key, doubted, load, deadline), deadline)
 
-    def is_unavailable(self, key: Hashable) -> bool:
-        """Whether a failure within the last ``RETRY_AFTER_FAILURE_S`` concerns ``key``."""
-        return (
-            self.cache.clock() < self._retry_at_s
-            or self._delayed_groups.fresh(self._group_of(key)) is not None
-            or self._incomplete_keys.fresh(key) is not None
+    def recent_failure(self, key: Hashable) -> LookupUnavailable | None:
+        """The failure within the last ``RETRY_AFTER_FAILURE_S`` that delays loads of ``key``, else None."""
+        entry = (
+            self._failures_of_all.fresh(None)
+            or self._failures_of_group.fresh(self._group_of(key))
+            or self._failures_of_key.fresh(key)
         )
+        if entry is None:
+            return None
+        failure: LookupUnavailable = entry.value
+        return failure
 
     def _once(self, key: Hashable, find: Callable[[Flight], Any], deadline: Deadline) -> Any:
         while True:
@@ -132,12 +140,12 @@ class SingleFlight:
         entry = self.cache.fresh(key)
         if entry is not None and entry.value is not doubted:
             return entry.value
-        had_time = deadline.remaining_s() >= REFRESH_TIMEOUT_S
+        had_time, began_s = deadline.remaining_s() >= REFRESH_TIMEOUT_S, self.cache.clock()
         try:
             return self._load_and_store(flight, key, load, deadline)
         except LookupUnavailable as error:
             if had_time:
-                self._delay_loads(key, error)
+                self._delay_loads(key, error, began_s)
             raise
 
     def _load_or_serve_stale(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
@@ -146,7 +154,7 @@ class SingleFlight:
             instruments.CACHE_REQUESTS.add(self._name, 'hit')
             return entry.value
         stale = self.cache.stale_ok(key)
-        had_time = deadline.remaining_s() >= REFRESH_TIMEOUT_S
+        had_time, began_s = deadline.remaining_s() >= REFRESH_TIMEOUT_S, self.cache.clock()
         try:
             value = self._load_and_store(
                 flight, key, load, deadline if stale is None else _at_most(deadline, REFRESH_TIMEOUT_S)
@@ -154,35 +162,42 @@ class SingleFlight:
         except LookupUnavailable as error:
             if stale is None or not had_time:
                 raise
-            self._delay_loads(key, error)
+            self._delay_loads(key, error, began_s)
             instruments.CACHE_REQUESTS.add(self._name, 'stale')
             return stale.value
         instruments.CACHE_REQUESTS.add(self._name, 'miss')
         return value
 
-    def _delay_loads(self, key: Hashable, error: LookupUnavailable) -> None:
-        """For some seconds, load none of the keys that the failure concerns if they have a stale entry."""
+    def _delay_loads(self, key: Hashable, error: LookupUnavailable, began_s: float) -> None:
+        """After a failed load that began at ``began_s``: delay the loads that the failure concerns."""
         delay = Ttl(jittered(RETRY_AFTER_FAILURE_S), 0.0)
         if isinstance(error, IncompleteResult):
-            self._incomplete_keys.set(key, True, delay)
+            self._failures_of_key.set(key, error, delay)
             return
         group = self._group_of(key)
-        self._delayed_groups.set(group, True, delay)
+        self._failures_of_group.set(group, error, delay)
+        if self._loaded_at_s >= began_s:
+            return
         if len(self._failed_groups) < DOWN_AFTER_GROUPS:
             self._failed_groups.add(group)
         if len(self._failed_groups) >= DOWN_AFTER_GROUPS:
-            self._retry_at_s = self.cache.clock() + delay.fresh_s
+            self._failures_of_all.set(None, error, delay)
 
     def _load_and_store(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
         began_s = self.cache.clock()
         try:
             value = load(deadline)
         except IncompleteResult:
-            self._failed_groups.clear()
+            self._record_result()
             raise
-        self._failed_groups.clear()
+        self._record_result()
         self.cache.set(key, value, self._ttl_of(value), age_s=self.cache.clock() - began_s, flight=flight)
         return value
+
+    def _record_result(self) -> None:
+        """The source is available. An IncompleteResult shows that too."""
+        self._loaded_at_s = self.cache.clock()
+        self._failed_groups.clear()
 
 
 def _at_most(deadline: Deadline, timeout_s: float) -> Deadline:

@@ -41,10 +41,6 @@ class CircuitBreaker:
         if self._failures >= limits.CIRCUIT_OPEN_FAILURES:
             self._next_attempt_at_s = self._clock() + limits.CONNECT_TIMEOUT_S + limits.CIRCUIT_PROBE_INTERVAL_S
 
-    def cancel_attempt(self) -> None:
-        """Call if the attempt sent nothing because the request is malformed. The next attempt is allowed at once."""
-        self._next_attempt_at_s = self._clock()
-
     def record_connected(self) -> None:
         """Close the circuit: a connection was made."""
         self._failures = 0

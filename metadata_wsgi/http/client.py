@@ -76,7 +76,7 @@ class PooledHttpClient:
         A request that is not retryable always gets a new connection. The server may close an idle connection just when
         the request is sent on it. Then it would be unknown whether the server received the request.
         """
-        header = _header_bytes(request, self._host)
+        header = header_bytes(request, self._host)
         now_s = deadline.clock()
         self._close_older_than(now_s - limits.MAX_IDLE_S)
         while request.is_retryable and self._idle:
@@ -196,8 +196,11 @@ def _connect_unix(path: str, timeout_s: float) -> socket.socket:
     return sock
 
 
-def _header_bytes(request: Request, host: str) -> bytes:
-    """Request line and headers as bytes. A Content-Length is set, because Nova responds 500 to a chunked POST."""
+def header_bytes(request: Request, host: str) -> bytes:
+    """Request line and headers as bytes. Raises BadRequest for a request that cannot be sent.
+
+    A Content-Length is set, because Nova responds 500 to a chunked POST.
+    """
     lines = [f'{request.method} {request.target} HTTP/1.1', f'host: {host}']
     has_accept_encoding = False
     for name, value in request.headers:

@@ -21,7 +21,6 @@ from metadata_wsgi import instruments
 from metadata_wsgi.cache.local import LocalCache, Ttl
 from metadata_wsgi.cache.single_flight import SingleFlight, jittered
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import LookupUnavailable
 from metadata_wsgi.lookup.protocol import InstanceLookup, StepCache
 from metadata_wsgi.pipeline.environ_keys import Instance, Source
 
@@ -65,8 +64,8 @@ class CachedLookup:
         """Whether ``source`` now has another instance than ``used``, or none. Call it if Nova does not know ``used``.
 
         Returns True without a lookup if the cache already has another result. Returns False without a lookup if the
-        cached result is younger than ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError if the lookup fails, or was
-        unavailable for ``source`` within the last ``single_flight.RETRY_AFTER_FAILURE_S``.
+        cached result is younger than ``MIN_REVALIDATE_AGE_S``. Raises InstanceLookupError if the lookup fails, or if a
+        failure within the last ``single_flight.RETRY_AFTER_FAILURE_S`` concerns ``source``.
         """
         key = _key(source)
         entry = self._cache.stale_ok(key) or self._cache.fresh(key)
@@ -76,8 +75,8 @@ class CachedLookup:
             return True
         if self._cache.clock() - entry.loaded_at_s < MIN_REVALIDATE_AGE_S:
             return False
-        if self._results.is_unavailable(key):
-            raise LookupUnavailable('the last lookup failed a moment ago')
+        if (failure := self._results.recent_failure(key)) is not None:
+            raise type(failure)(f'the last lookup failed a moment ago: {failure}')
         return bool(self._results.refresh(key, entry.value, self._load(source), deadline) != entry.value)
 
     def invalidate(self, source: Source) -> None:

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from metadata_wsgi import instruments, limits
@@ -58,7 +58,6 @@ class RequestLookup:
         self._lookup = lookup
         self._sleep = sleep
         self._retry_budget = RetryBudget(clock)
-        # One throttle for each kind of failure, and one for each router or network that Neutron does not show.
         self._failure_log = KeyedThrottle(limits.LOG_INTERVAL_S)
         # One throttle for each router or network: an instance can cause log lines, and must not suppress those of
         # others.
@@ -79,8 +78,7 @@ class RequestLookup:
             if had_time or not is_unavailable:
                 result = 'unavailable' if is_unavailable else 'failed'
                 instruments.LOOKUP_SECONDS.observe(deadline.clock() - started_s, result)
-                where = (source.router_id, source.network_id) if is_of_source else None
-                if self._failure_log.allow((type(error), where)):
+                if self._failure_log.allow(log_key(source, error)):
                     LOG.error('Requests get 503: the lookup of %s failed: %s', source, error)
             environ[environ_keys.FAILURE] = environ_keys.Failure(503, f'the lookup failed: {error}', is_of_source)
             return error_responses.unavailable()
@@ -107,6 +105,15 @@ class RequestLookup:
         )
         self._retry_budget.add_success()
         return found
+
+
+def log_key(source: environ_keys.Source, error: InstanceLookupError) -> Hashable:
+    """The key with which the log line of a failed lookup is throttled.
+
+    It is the kind of failure. For a router or network that Neutron does not show, it also contains the id: such a
+    failure may last for days, and must not suppress other log lines.
+    """
+    return (type(error), *((source.router_id, source.network_id) if isinstance(error, IncompleteResult) else ()))
 
 
 def _log_not_found(source: environ_keys.Source, found: Sequence[environ_keys.Instance]) -> None:

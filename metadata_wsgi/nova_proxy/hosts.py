@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 
 from metadata_wsgi import instruments, limits
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import BadRequest, MaybeSent, NoResponse, NotSent
+from metadata_wsgi.errors import MaybeSent, NoResponse, NotSent
 from metadata_wsgi.http.circuit_breaker import CircuitBreaker
-from metadata_wsgi.http.client import HttpClient
+from metadata_wsgi.http.client import HttpClient, header_bytes
 from metadata_wsgi.http.message import Request, Response
 from metadata_wsgi.throttle import Throttle
 
@@ -107,20 +107,15 @@ class _Host:
         self._failure_log = Throttle(limits.LOG_INTERVAL_S, clock)
 
     def send_request(self, request: Request, deadline: Deadline) -> Response:
-        """See :meth:`HttpClient.send_request`. Also records whether a connection was made.
-
-        BadRequest shows nothing about the host, so the next request may make the attempt instead.
-        """
-        started_s, backed_off_until_s = self._clock(), self._backed_off_until_s
+        """See :meth:`HttpClient.send_request`. Also records whether a connection was made."""
+        started_s = self._clock()
         if self.has_failed:
+            # A request that cannot be sent raises BadRequest here, and is no attempt.
+            header_bytes(request, '')
             self.circuit.start_attempt()
             self._backed_off_until_s = started_s + limits.NOVA_HOST_BACKOFF_S
         try:
             response = self._client.send_request(request, deadline)
-        except BadRequest:
-            self.circuit.cancel_attempt()
-            self._backed_off_until_s = backed_off_until_s
-            raise
         except NotSent as error:
             instruments.SERVICE_SECONDS.observe(self._clock() - started_s, 'nova', 'error')
             had_time = deadline.at_s - started_s >= limits.CIRCUIT_MIN_TIME_S

@@ -141,8 +141,8 @@ class Instance:
 class Failure:
     """The reason why a request failed: one sentence for the operator, without secrets.
 
-    ``status`` is the status of the response, 0 for a response that was cut off. ``is_of_source``: the cause is the
-    router or network of the request. All services have responded, so other requests may succeed.
+    ``status`` is the status of the response, 0 for a response that was cut off. ``is_of_source``: the lists of Neutron
+    lack ports of the router or network of the request. Requests of other routers and networks may succeed.
     """
 
     status: int

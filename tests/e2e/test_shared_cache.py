@@ -161,7 +161,7 @@ def test_shared_cache_stays_available_if_the_server_refuses_one_value(server, co
     server.accept_small_values()
     one.set('k', ['v'], TTL, 0.0)
     assert one.get('k')[0] == ('v',)
-    assert [record.getMessage().partition(':')[0] for record in caplog.records] == ['The shared cache refuses a value']
+    assert [record.getMessage().partition(':')[0] for record in caplog.records] == ['The shared cache refuses a write']
 
 
 def is_back(one, clock):

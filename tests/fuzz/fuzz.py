@@ -60,7 +60,7 @@ class RecordingHttpClient:
         self.heads = []
 
     def send_request(self, request, deadline):
-        self.heads.append(client._header_bytes(request, 'localhost') + request.body)
+        self.heads.append(client.header_bytes(request, 'localhost') + request.body)
         return message.Response(200, 'OK', [], [])
 
 

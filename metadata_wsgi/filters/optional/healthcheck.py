@@ -12,7 +12,7 @@
 
 - The latest lookup, or the latest request to Nova, failed less than a minute ago. The failure of a request that had
   less than ``limits.CIRCUIT_MIN_TIME_S`` left does not count. If Neutron responds, but does not show the router or
-  network of the request, this does not count either: other instances are served.
+  network of the request, this does not count while the latest other lookup succeeded less than a minute ago.
 - The node is drained: the file ``disable_by_file_path`` exists, or a file of ``enable_by_file_paths`` is missing. A
   drained agent still serves instances.
 
@@ -137,7 +137,7 @@ class HealthcheckFilter:
         deadline: Deadline | None = environ.get(environ_keys.DEADLINE)
         had_time = deadline is None or deadline.at_s - started_s >= limits.CIRCUIT_MIN_TIME_S
         failure: environ_keys.Failure | None = environ.get(environ_keys.FAILURE)
-        if failure is None or not failure.is_of_source:
+        if failure is None or not failure.is_of_source or not self._directory_is_reachable():
             self._observe(stage_reached(environ), recorder.status, had_time=had_time)
         return body
 
@@ -156,6 +156,10 @@ class HealthcheckFilter:
             self._record('directory', not (stage == SOURCE and status == '503'), had_time)
         if stage == UPSTREAM and status not in OWN_STATUSES:
             self._record('nova', status not in NOVA_FAILURE_STATUSES, had_time)
+
+    def _directory_is_reachable(self) -> bool:
+        at_s, reachable = self.last_results.get('directory', (float('-inf'), False))
+        return reachable and self._clock() - at_s < STALE_AFTER_S
 
     def _record(self, name: str, reachable: bool, had_time: bool) -> None:
         if reachable or had_time:

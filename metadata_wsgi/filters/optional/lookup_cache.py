@@ -34,12 +34,12 @@ from metadata_wsgi.cache import shared
 from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.config import config_files
 from metadata_wsgi.deadline import sleep
-from metadata_wsgi.errors import ConfigError, InstanceLookupError
+from metadata_wsgi.errors import ConfigError, IncompleteResult, InstanceLookupError
 from metadata_wsgi.http import error_responses
 from metadata_wsgi.lookup import cached, protocol
-from metadata_wsgi.lookup.request_lookup import RequestLookup
+from metadata_wsgi.lookup.request_lookup import RequestLookup, log_key
 from metadata_wsgi.pipeline import environ_keys, order
-from metadata_wsgi.throttle import Throttle
+from metadata_wsgi.throttle import KeyedThrottle
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -103,7 +103,7 @@ class LookupCacheFilter:
         self.lookup = lookup
         self._cached_lookup = cached_lookup
         self._request_lookup = RequestLookup(cached_lookup, sleep=sleep)
-        self._unknown_log = Throttle(limits.LOG_INTERVAL_S)
+        self._unknown_log = KeyedThrottle(limits.LOG_INTERVAL_S)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """Set INSTANCE and call the next filter; once more for the new instance if the address has moved."""
@@ -140,13 +140,14 @@ class LookupCacheFilter:
         environ.clear()
         environ.update(original_environ)
         if unknown:
-            if self._unknown_log.allow():
+            if self._unknown_log.allow(log_key(source, unknown)):
                 LOG.error(
                     'Requests get 503: Nova does not know the cached instance of %s (%s), and the lookup failed: %s',
                     source, instance.instance_id, unknown,
                 )  # fmt: skip
             reason = f'Nova does not know the cached instance, and the lookup failed: {unknown}'
-            environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason)
+            is_of_source = isinstance(unknown, IncompleteResult)
+            environ[environ_keys.FAILURE] = environ_keys.Failure(503, reason, is_of_source)
             return error_responses.unavailable()(environ, start_response)
         error_response = self._set_instance(environ)
         return (error_response or self.app)(environ, start_response)

@@ -3,7 +3,9 @@ import json
 import traceback
 
 import pytest
+import redis
 from dogpile.cache import make_region
+from pymemcache.exceptions import MemcacheServerError, MemcacheUnexpectedCloseError
 
 from metadata_wsgi.cache import shared
 from metadata_wsgi.cache.local import Ttl
@@ -108,6 +110,49 @@ def test_an_unavailable_server_is_a_miss_and_one_log_line(server, caplog):
     assert [record.getMessage() for record in caplog.records] == [
         'The shared cache is unavailable, each worker uses its own: refused'
     ]
+
+
+@pytest.mark.parametrize(
+    'refusal',
+    [
+        MemcacheServerError(b'out of memory storing object'),
+        redis.exceptions.ReadOnlyError('a replica'),
+        redis.exceptions.OutOfMemoryError('maxmemory'),
+    ],
+    ids=['memcached', 'replica', 'memory'],
+)
+def test_a_server_that_refuses_a_write_stays_available(server, caplog, refusal):
+    one = server.client()
+    one.set('k', 'v', TTL, 0.0)
+    server.region.fault = refusal
+    one.set('l', 'v', TTL, 0.0)
+    one.delete('m')
+    server.region.fault = None
+    assert one.get('k')[0] == ('v',)
+    message = refusal.args[0].decode() if isinstance(refusal.args[0], bytes) else refusal.args[0]
+    assert [record.getMessage() for record in caplog.records] == [f'The shared cache refuses a write: {message}']
+
+
+@pytest.mark.parametrize(
+    ('call', 'fault'),
+    [
+        ('set', MemcacheUnexpectedCloseError()),
+        ('set', redis.exceptions.AuthenticationError('a password is required')),
+        ('get', MemcacheServerError('out of memory')),
+        ('get', redis.exceptions.ResponseError('DB index is out of range')),
+    ],
+    ids=str,
+)
+def test_a_server_that_closes_the_connection_or_refuses_a_read_is_unavailable(server, caplog, call, fault):
+    one = server.client()
+    server.region.fault = fault
+    if call == 'set':
+        one.set('k', 'v', TTL, 0.0)
+    else:
+        one.get('k')
+    one.get('k')
+    assert server.region.calls == 1
+    assert 'The shared cache is unavailable' in caplog.text
 
 
 def test_retry_by_one_request_then_by_all(server):

@@ -89,7 +89,7 @@ def test_a_load_with_too_little_time_does_not_show_that_the_source_is_down(cache
     clock.sleep(30)
     with pytest.raises(LookupUnavailable, match='too late'):
         cached_load('a', FakeSource(LookupUnavailable('too late')), Deadline.after(REFRESH_TIMEOUT_S - 0.1, clock))
-    assert not cached_load.is_unavailable('b')
+    assert cached_load.recent_failure('b') is None
     assert cached_load('b', FakeSource('new b'), Deadline.after(9.0, clock)) == 'new b'
 
 
@@ -234,11 +234,37 @@ def test_the_source_is_down_if_the_queries_of_two_routers_fail_without_a_respons
     clock.sleep(30)
     unavailable = FakeSource(LookupUnavailable('no route'))
     load_by_router('a/1', unavailable, Deadline.after(9.0, clock))
-    assert not load_by_router.is_unavailable('d/1')
+    assert load_by_router.recent_failure('d/1') is None
     if between:
         load_by_router('c/1', between, Deadline.after(9.0, clock))
     load_by_router('b/1', unavailable, Deadline.after(9.0, clock))
-    assert load_by_router.is_unavailable('d/1') == (between is None)
+    assert (load_by_router.recent_failure('d/1') is not None) == (between is None)
+
+
+def test_slow_queries_of_two_routers_at_the_same_time_make_only_their_own_keys_stale(load_by_router, clock):
+    """While both wait, the source responds to a query of another router. So the source is available."""
+    for key in ('a/1', 'b/1', 'c/1', 'd/1'):
+        load_by_router(key, FakeSource(f'old {key}'), Deadline.after(9.0, clock))
+    clock.sleep(30)
+
+    def slow(*meanwhile):
+        def load(deadline):
+            for event in meanwhile:
+                event()
+            clock.sleep(REFRESH_TIMEOUT_S)
+            raise LookupUnavailable('no response')
+
+        return load
+
+    def load_of_another_router():
+        clock.sleep(0.5)
+        assert load_by_router('c/1', FakeSource('new'), Deadline.after(9.0, clock)) == 'new'
+
+    def load_of_the_second_router():
+        assert load_by_router('b/1', slow(load_of_another_router), Deadline.after(9.0, clock)) == 'old b/1'
+
+    assert load_by_router('a/1', slow(load_of_the_second_router), Deadline.after(9.0, clock)) == 'old a/1'
+    assert load_by_router('d/1', FakeSource('new'), Deadline.after(9.0, clock)) == 'new'
 
 
 def test_while_the_source_is_down_one_failure_delays_the_loads_of_all_routers_again(load_by_router, clock):
@@ -250,16 +276,16 @@ def test_while_the_source_is_down_one_failure_delays_the_loads_of_all_routers_ag
         load_by_router(key, unavailable, Deadline.after(9.0, clock))
     clock.sleep(RETRY_AFTER_FAILURE_S)
     load_by_router('a/1', unavailable, Deadline.after(9.0, clock))
-    assert load_by_router.is_unavailable('c/1')
+    assert load_by_router.recent_failure('c/1')
 
 
 def test_an_incomplete_refresh_delays_only_its_own_key(cached_load, clock):
     with pytest.raises(IncompleteResult):
         cached_load.refresh('a', 'old', FakeSource(IncompleteResult('no such router')), Deadline.after(9.0, clock))
-    assert cached_load.is_unavailable('a')
-    assert not cached_load.is_unavailable('b')
+    assert cached_load.recent_failure('a')
+    assert cached_load.recent_failure('b') is None
     clock.sleep(RETRY_AFTER_FAILURE_S)
-    assert not cached_load.is_unavailable('a')
+    assert cached_load.recent_failure('a') is None
 
 
 def test_retry_after_the_source_was_unavailable(cached_load, clock):
@@ -397,6 +423,6 @@ def test_failed_refresh_shows_that_the_source_is_down_if_it_had_time_to_respond(
     """So the next requests do not wait for it."""
     with pytest.raises(InstanceLookupError):
         cached_load.refresh('k', 'old', FakeSource(error), Deadline.after(had_s, clock))
-    assert cached_load.is_unavailable('another key') == is_down
+    assert (cached_load.recent_failure('another key') is not None) == is_down
     clock.sleep(RETRY_AFTER_FAILURE_S)
-    assert not cached_load.is_unavailable('another key')
+    assert cached_load.recent_failure('another key') is None

@@ -87,10 +87,11 @@ class CachedLookupMachine(state_machine.StateMachine):
         self.clock = FakeClock()
         self.truth = Truth(self.clock)
         self.state = UP
-        # Of each worker: when the last lookup of a router or network failed; the failed ones since the last response of
-        # the source; when the last lookup failed while two of them had.
+        # Of each worker: when the last lookup of a router or network failed; which failed since the last result; when that
+        # was; when the last lookup failed while two of them had.
         self.failed_at_s = [{}, {}]
         self.failed_groups = [set(), set()]
+        self.result_at_s = [float('-inf')] * 2
         self.down_at_s = [float('-inf')] * 2
         self.incomplete_at_s = [float('-inf')] * 2
         self.invalidated_at_s = {}
@@ -106,7 +107,7 @@ class CachedLookupMachine(state_machine.StateMachine):
 
     def find(self, worker, source, deadline):
         """Right when it begins; then time passes, and other things happen, until it returns."""
-        found, state = self.truth.now(source), self.state
+        found, state, began_s = self.truth.now(source), self.state, self.clock()
         had_time = deadline.remaining_s() > SHORT_TIMEOUT_S
         events, self.during = self.during, []
         for event in events:
@@ -114,13 +115,15 @@ class CachedLookupMachine(state_machine.StateMachine):
         if self.clock() >= deadline.at_s or state == UNAVAILABLE or (state == SLOW and source in SLOW_SOURCES):
             if had_time:
                 self.failed_at_s[worker][group_of(source)] = self.clock()
-                self.failed_groups[worker].add(group_of(source))
-                if len(self.failed_groups[worker]) > 1:
-                    self.down_at_s[worker] = self.clock()
+                if self.result_at_s[worker] < began_s:
+                    self.failed_groups[worker].add(group_of(source))
+                    if len(self.failed_groups[worker]) > 1:
+                        self.down_at_s[worker] = self.clock()
             raise LookupUnavailable('no response')
         if state == FORBIDDEN:
             raise InstanceLookupError('forbidden')
         self.failed_groups[worker].clear()
+        self.result_at_s[worker] = self.clock()
         if state == INCOMPLETE and source == INCOMPLETE_SOURCE:
             if had_time:
                 self.incomplete_at_s[worker] = self.clock()

@@ -64,13 +64,28 @@ def test_it_reports_the_result_of_the_last_request(facts, status, healthy, direc
     assert (reasons == ['OK']) == (healthy == 200)
 
 
+NOT_SHOWN = {
+    **SOURCE,
+    environ_keys.FAILURE: environ_keys.Failure(503, 'the lookup failed: no port of router r1', is_of_source=True),
+}
+
+
 def test_a_router_that_neutron_does_not_show_does_not_make_the_directory_unreachable():
     """It exists on the host, and its instances send requests all the time. All other lookups succeed."""
     pipeline = Pipeline()
     pipeline.request(INSTANCE, 200)
-    failure = environ_keys.Failure(503, 'the lookup failed: no port of router r1', is_of_source=True)
-    pipeline.request({**SOURCE, environ_keys.FAILURE: failure}, 503)
+    pipeline.request(NOT_SHOWN, 503)
     assert pipeline.health()[0] == 200
+
+
+def test_the_directory_is_unreachable_if_neutron_shows_no_router_of_the_host():
+    """For example because auth_region names another region: no lookup succeeds."""
+    pipeline = Pipeline()
+    pipeline.request(INSTANCE, 200)
+    pipeline.clock.sleep(61)
+    for _ in range(2):
+        pipeline.request(NOT_SHOWN, 503)
+        assert pipeline.health()[0] == 503
 
 
 @pytest.mark.parametrize('facts', [SOURCE, SIGNED], ids=['directory', 'nova'])

@@ -4,7 +4,7 @@ import webtest
 
 from metadata_wsgi.cache.local import LocalCache
 from metadata_wsgi.deadline import Deadline
-from metadata_wsgi.errors import ConfigError, InstanceLookupError, LookupUnavailable
+from metadata_wsgi.errors import ConfigError, IncompleteResult, InstanceLookupError, LookupUnavailable
 from metadata_wsgi.filters.instance import InstanceFilter
 from metadata_wsgi.filters.optional.lookup_cache import LookupCacheFilter, filter_factory
 from metadata_wsgi.lookup.cached import CachedLookup
@@ -216,6 +216,27 @@ def test_404_for_a_path_is_404_while_the_lookup_is_unavailable(fault):
     pipeline.nova.requests = []
     assert pipeline.get(status=404).text == 'old /x'
     assert pipeline.nova.requests == [('GET', 'old')] * 2
+
+
+def test_404_while_neutron_does_not_show_the_router_is_a_failure_of_the_source(caplog):
+    """Also of a second request, which does no lookup. The log line does not suppress that of another failure."""
+    incomplete, unavailable = IncompleteResult('no port of router r1'), LookupUnavailable('no route')
+    pipeline = Pipeline(Nova('old'), [OLD], incomplete, [OLD], unavailable)
+    pipeline.get()
+    pipeline.clock.sleep(2)
+    pipeline.nova.knows = set()
+    for _ in range(2):
+        failure = pipeline.get(status=503).request.environ[environ_keys.FAILURE]
+        assert (failure.status, failure.is_of_source) == (503, True)
+        assert 'no port of router r1' in failure.reason
+    assert pipeline.lookups == 2
+    pipeline.filter._cached_lookup.invalidate(SOURCE)
+    pipeline.get(status=404)
+    pipeline.clock.sleep(6)
+    assert not pipeline.get(status=503).request.environ[environ_keys.FAILURE].is_of_source
+    assert [record.getMessage().rpartition(': ')[2] for record in caplog.records] == [
+        'no port of router r1', 'no route',
+    ]  # fmt: skip
 
 
 def test_404_is_503_if_nova_does_not_respond_while_the_lookup_is_unavailable():
