@@ -87,8 +87,8 @@ class CachedLookupMachine(state_machine.StateMachine):
         self.clock = FakeClock()
         self.truth = Truth(self.clock)
         self.state = UP
-        # Of each worker: when the last lookup of a router or network failed; which failed since the last result; when that
-        # was; when the last lookup failed while two of them had.
+        # Of each worker: when a lookup of each group failed last; the groups that failed since the last result; when
+        # that was; when a lookup failed last while two groups had failed.
         self.failed_at_s = [{}, {}]
         self.failed_groups = [set(), set()]
         self.result_at_s = [float('-inf')] * 2
