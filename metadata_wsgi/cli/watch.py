@@ -58,24 +58,38 @@ HA_CONFS_PATH = '/var/lib/neutron/ha_confs'
 HA_STATES = ('primary', 'master', 'backup', 'fault')
 HA_STATE_BYTES = 32
 PENDING_POLL_S = 0.1
-"""Interval of the checks for a namespace that is being created.
-
-``ip netns add`` first creates a file and then mounts the namespace on it. inotify reports only the file.
-"""
+"""Interval of the listings while a namespace is being created."""
 
 
-def watched_namespaces(only: str | None, ha_confs_path: str = HA_CONFS_PATH) -> dict[TargetKey, object]:
-    """The namespaces of routers and networks, each with its identity. ``only``: 'router' or 'network', None for both.
+class NamespaceListing:
+    """Lists the namespaces of routers and networks, each with its identity.
 
     The identity consists of the namespace's identity and the state of an HA router, because the router's addresses
-    change with its state. Names without a namespace are listed too, so that ``attach`` reports them.
+    change with its state. Names without a namespace are listed too, so that ``attach`` reports them. ``only``:
+    'router' or 'network', None for both.
+
+    ``has_pending``: whether the latest listing has left out a file because a namespace may still be mounted on it. Then
+    the next listing must follow soon, because inotify does not report the mount.
     """
-    found: dict[TargetKey, object] = {}
-    for name in (*namespaces.names(), *namespaces.stale_names(attachment_status.STALE_AFTER_S)):
-        match = _NAME.fullmatch(name)
-        if match and only in (None, KINDS[match[1]]):
-            found[KINDS[match[1]], match[2]] = (namespaces.identity(name), ha_state(ha_confs_path, match[2]))
-    return found
+
+    def __init__(self, only: str | None = None, ha_confs_path: str = HA_CONFS_PATH) -> None:
+        self.has_pending = False
+        self._only = only
+        self._ha_confs_path = ha_confs_path
+
+    def __call__(self) -> dict[TargetKey, object]:
+        """Raises NetnsError if /run/netns cannot be listed."""
+        self.has_pending = False
+        found: dict[TargetKey, object] = {}
+        for entry in namespaces.entries():
+            match = _NAME.fullmatch(entry.name)
+            if not match or self._only not in (None, KINDS[match[1]]):
+                continue
+            if entry.identity is None and entry.age_s < attachment_status.STALE_AFTER_S:
+                self.has_pending = True
+            else:
+                found[KINDS[match[1]], match[2]] = (entry.identity, ha_state(self._ha_confs_path, match[2]))
+        return found
 
 
 def ha_state(ha_confs_path: str, router_id: str) -> str:
@@ -279,8 +293,9 @@ def run(args: argparse.Namespace) -> int:
     if args.state_path:
         common_options.append(f'--state-path={args.state_path}')
     exits: ProcessExits[TargetKey] = ProcessExits()
+    listing = NamespaceListing(args.only, args.ha_confs_path)
     reconciler = Reconciler(
-        lambda: watched_namespaces(args.only, args.ha_confs_path),
+        listing,
         CliAttachAdapter(common_options, args.attach_options, exits=exits, on_progress=notifier.progress),
         full_interval_s=args.again,
     )
@@ -303,7 +318,7 @@ def run(args: argparse.Namespace) -> int:
             # A namespace proxy that always ends at its start must not keep this host busy.
             may_restart = time.monotonic() >= next_restart_s
             events.wait(
-                PENDING_POLL_S if _has_pending_name() else args.interval, exits.fileno() if may_restart else None
+                PENDING_POLL_S if listing.has_pending else args.interval, exits.fileno() if may_restart else None
             )
             if running:
                 if exits.has_ended():
@@ -324,15 +339,6 @@ def _reconcile(reconcile: Callable[[], None], reconciler: Reconciler, notifier: 
     else:
         notifier.status(reconciler.summary())
     notifier.progress()
-
-
-def _has_pending_name() -> bool:
-    """Whether a file in /run/netns is so new that a namespace may still be mounted on it."""
-    try:
-        stale = set(namespaces.stale_names()) - set(namespaces.stale_names(attachment_status.STALE_AFTER_S))
-    except MetadataError:
-        return False  # ``_reconcile`` logs the error
-    return any(_NAME.fullmatch(name) for name in stale)
 
 
 def _leftovers(args: argparse.Namespace) -> list[TargetKey]:

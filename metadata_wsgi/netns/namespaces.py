@@ -23,6 +23,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from metadata_wsgi.errors import NetnsError
@@ -50,20 +51,43 @@ class _ThreadState(threading.local):
 _thread = _ThreadState()
 
 
-def names() -> list[str]:
-    """The names of all namespaces of this host, sorted, without stale names.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file in /run/netns: a namespace, or a stale name.
+
+    ``identity`` as of ``identity()``, None for a stale name. ``age_s``: seconds since the file was created, if it is
+    stale. ``ip netns add`` first creates the file and then mounts the namespace on it. So a new file may become a
+    namespace.
+    """
+
+    name: str
+    identity: tuple[int, int] | None
+    age_s: float
+
+
+def entries() -> list[Entry]:
+    """All files in /run/netns, sorted by name.
 
     Raises NetnsError if /run/netns cannot be listed, for example because this process has too many open files.
     """
-    return [name for name in _file_names() if exists(name)]
+    found = []
+    for name in _file_names():
+        try:
+            status = os.stat(path(name))
+        except OSError:  # deleted meanwhile
+            continue
+        found.append(Entry(name, _identity(status), time.time() - status.st_mtime))
+    return found
+
+
+def names() -> list[str]:
+    """The names of all namespaces of this host, sorted, without stale names. Raises as ``entries`` does."""
+    return [entry.name for entry in entries() if entry.identity is not None]
 
 
 def stale_names(min_age_s: float = 0.0) -> list[str]:
-    """The stale names that are at least ``min_age_s`` old, sorted: plain files without a namespace.
-
-    ``ip netns add`` first creates the file and then mounts the namespace on it. So a new file may become a namespace.
-    """
-    return [name for name in _file_names() if _is_stale(name, min_age_s)]
+    """The stale names that are at least ``min_age_s`` old, sorted. Raises as ``entries`` does."""
+    return [entry.name for entry in entries() if entry.identity is None and entry.age_s >= min_age_s]
 
 
 def exists(name: str) -> bool:
@@ -73,7 +97,7 @@ def exists(name: str) -> bool:
 
 def missing_reason(name: str) -> str:
     """A sentence for the operator: the reason why the namespace ``name`` does not exist."""
-    if _is_stale(name, 0.0):
+    if os.path.exists(path(name)) and identity(name) is None:
         return f'{path(name)} is a file and not a namespace; remove it: ip netns delete {name}'
     return f'there is no namespace {name} on this host'
 
@@ -89,9 +113,12 @@ def identity(name: str) -> tuple[int, int] | None:
     If a namespace is deleted and created again under the same name, its identity is different.
     """
     try:
-        status = os.stat(path(name))
+        return _identity(os.stat(path(name)))
     except OSError:
         return None
+
+
+def _identity(status: os.stat_result) -> tuple[int, int] | None:
     # All namespaces are on one file system of the kernel (nsfs). A plain file is on another file system.
     return (status.st_dev, status.st_ino) if status.st_dev == _nsfs_device() else None
 
@@ -108,14 +135,6 @@ def _file_names() -> list[str]:
         return []
     except OSError as error:
         raise NetnsError(f'{DIRECTORY} cannot be read: {error.strerror}') from error
-
-
-def _is_stale(name: str, min_age_s: float) -> bool:
-    try:
-        status = os.stat(path(name))
-    except OSError:
-        return False
-    return status.st_dev != _nsfs_device() and time.time() - status.st_mtime >= min_age_s
 
 
 def identity_of(sock: socket.socket) -> tuple[int, int]:

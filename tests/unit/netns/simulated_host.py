@@ -112,7 +112,6 @@ class SimulatedHost:
             (namespaces, 'identity_of', lambda handle: (4, handle.socket.generation)),
             (namespaces, 'name_of', self.name_of),
             (namespaces, 'run_in', self.run_in),
-            (namespaces, '_is_stale', lambda name, age: False),
             (listening_process, 'find', self.find_process),
             (proxy_process, 'running_pid', self.running_pid),
             (proxy_process, 'is_holder', lambda pid: False),

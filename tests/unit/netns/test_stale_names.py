@@ -64,7 +64,26 @@ def test_attach_to_a_stale_name_says_so(directory, tmp_path):
 
 
 def test_watch_lists_a_stale_name_so_that_it_is_reported(directory):
-    assert watch.watched_namespaces(None) == {('router', STALE.removeprefix('qrouter-')): (None, '')}
+    assert watch.NamespaceListing()() == {('router', STALE.removeprefix('qrouter-')): (None, '')}
+
+
+def test_watch_lists_again_soon_if_a_namespace_is_mounted_just_after_the_listing(directory, monkeypatch):
+    """inotify has reported the file already, and does not report the mount."""
+    (directory / 'qrouter-new-router').touch()
+    listing = watch.NamespaceListing()
+    assert ('router', 'new-router') not in listing()
+    monkeypatch.setattr(namespaces, '_nsfs_device', lambda: os.stat(directory).st_dev)
+    assert listing.has_pending
+    assert ('router', 'new-router') in listing()
+    assert not listing.has_pending
+
+
+def test_watch_does_not_wait_for_a_name_that_it_does_not_attach(directory):
+    for name in ('cni-new', 'qdhcp-new-network'):
+        (directory / name).touch()
+    listing = watch.NamespaceListing('router')
+    listing()
+    assert not listing.has_pending
 
 
 def test_error_in_one_namespace_does_not_hide_the_others(tmp_path, monkeypatch):
@@ -112,8 +131,9 @@ def test_watch_detaches_nothing_while_the_directory_cannot_be_listed(unreadable_
         def __getattr__(self, name):
             raise AssertionError(name)
 
-    reconciler = Reconciler(lambda: watch.watched_namespaces(None), NoActions())
+    listing = watch.NamespaceListing()
+    reconciler = Reconciler(listing, NoActions())
     watch._reconcile(lambda: reconciler.start([('router', 'left-over')]), reconciler, Notifier())
     watch._reconcile(reconciler.reconcile, reconciler, Notifier())
     assert caplog.text.count('Nothing was reconciled this time') == 2
-    assert watch._has_pending_name() is False
+    assert not listing.has_pending
