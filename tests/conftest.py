@@ -11,6 +11,7 @@ import sys
 import threading
 
 import pytest
+from hypothesis import settings
 
 from tests.open_tmp_path import reachable_path, tmp_path_factory
 
@@ -20,6 +21,10 @@ CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 
 MOUNTS_OF_HOST = os.readlink('/proc/self/ns/mnt')
 """The mount namespace in which this process was started."""
+
+# On a busy machine an example may take any time.
+settings.register_profile('no deadline', deadline=None)
+settings.load_profile('no deadline')
 
 # Coverage sets this variable. A Python program that inherits the variable traces itself.
 PROGRAMS_ARE_TRACED = 'COVERAGE_PROCESS_CONFIG'

@@ -150,7 +150,12 @@ class _KernelInterfaceTable:
         except OSError:
             return ''
         deadline_s = time.monotonic() + timeout_s
-        while not (mac := self._cached_neighbour(interface)) and time.monotonic() < deadline_s:
+        while True:
+            # The clock is read first: on a busy host this thread may wait for longer than the timeout.
+            is_last = time.monotonic() >= deadline_s
+            mac = self._cached_neighbour(interface)
+            if mac or is_last:
+                break
             time.sleep(0.01)
         self._delete_neighbour(interface)
         return mac

@@ -43,6 +43,6 @@ def test_booting_instances_lose_no_read(setup):
     argv = [sys.executable, '-m', 'tests.chaos', '--setup', setup, '--seconds', '1.5', '--verbose']
     argv += ['--deadline', '60', '--pause', '0.5']
     argv += [word for fault in FAULTS[setup] for word in ('--fault', fault)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=390)
     assert done.returncode == 0, f'{done.stdout}\n{done.stderr}'
     assert done.stdout.count(f'| {setup} |') == 2 * len(FAULTS[setup]), done.stdout

@@ -150,7 +150,7 @@ class Unit:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_TIMEOUT_S)
-        _kill_group(process.pid)
+        kill_group(process)
         process.wait()
 
     def restart(self) -> None:
@@ -165,7 +165,7 @@ class Unit:
                 return
             now_s = time.monotonic()
             if not self._start_at_s:
-                _kill_group(self._process.pid)
+                kill_group(self._process)
                 self._start_at_s = now_s + RESTART_S
             elif now_s >= self._start_at_s:
                 self.start()
@@ -197,8 +197,3 @@ class Supervisor:
         self._thread.join()
         for unit in reversed(self.units.values()):
             unit.stop()
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)

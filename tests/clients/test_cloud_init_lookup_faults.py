@@ -68,7 +68,9 @@ def test_retry_after_one_quantum_fault(boot_with_fault, datasource, number, name
 
 
 @pytest.mark.parametrize(
-    ('name', 'duration'), [*((name, 'once') for name in FAULTS), ('503', 'twice'), ('hanging', 'twice')]
+    # After two timeouts too little time is left on a busy machine: 'hanging, twice' is in the nightly run.
+    ('name', 'duration'),
+    [*((name, 'once') for name in FAULTS), ('503', 'twice')],
 )
 def test_retry_after_keystone_fault(boot_with_fault, name, duration):
     boot_with_fault('OpenStack', 'Keystone', 0, name, duration)

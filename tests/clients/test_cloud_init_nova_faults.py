@@ -148,7 +148,11 @@ def test_retry_after_one_nova_fault(boot_with_fault, datasource, number, name):
 @pytest.mark.parametrize(
     ('datasource', 'number', 'name', 'duration'),
     [
-        *(pytest.param(*case.values, 'twice', id=f'{case.id}-twice') for case in fault_cases('OpenStack', (2,))),
+        # After two timeouts too little time is left on a busy machine: 'hanging, twice' is in the nightly run.
+        *(
+            pytest.param(*case.values, 'twice', id=f'{case.id}-twice')
+            for case in fault_cases('OpenStack', (2,), [name for name in FAULTS if name != 'hanging'])
+        ),
         *(
             pytest.param(*case.values, '5 s', id=f'{case.id}-5-s')
             for case in fault_cases('OpenStack', (2,), ('500', 'refused', 'hanging', 'cut mid-body'))

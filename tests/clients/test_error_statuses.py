@@ -113,7 +113,7 @@ def refuses(service, for_s):
 
 def restart(services, **options):
     """Restart the agent with the deadline of these tests."""
-    services.restart(**({} if FILE else {'request_timeout': 3.0}), **options)
+    services.restart(**({} if FILE else {'request_timeout': 6.0}), **options)
 
 
 def agent_is_killed(services, case_target):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cloud import Cloud
+from tests.owned_processes import kill_group
 
 BIN = Path(sys.prefix, 'bin')
 
@@ -94,9 +94,8 @@ class Program:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self.process.wait(10)
+        kill_group(self.process)
+        self.process.wait(60)
 
 
 @contextlib.contextmanager
@@ -119,8 +118,10 @@ def programs_in(directory):
 @pytest.fixture
 def programs(tmp_path):
     """Starts programs of the package by name and arguments; stops all of them at the end."""
+    # Paste files of tests name filters of tests.
+    environ = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
     with programs_in(tmp_path) as start:
-        yield lambda name, *argv, **kwargs: start(name, BIN / name, *argv, **kwargs)
+        yield lambda name, *argv, **kwargs: start(name, BIN / name, *argv, **{'env': environ, **kwargs})
 
 
 @pytest.fixture
@@ -185,7 +186,7 @@ def proxy(programs, cloud, tmp_path):
 def guest():
     """Sends a request as a guest does: (port, method, target, ...) -> (status, headers, body)."""
 
-    def send(port, method='GET', target='/openstack/latest/meta_data.json', **kwargs):
-        return request(http.client.HTTPConnection('127.0.0.1', port, timeout=20), method, target, **kwargs)
+    def send(port, method='GET', target='/openstack/latest/meta_data.json', *, timeout_s=20, **kwargs):
+        return request(http.client.HTTPConnection('127.0.0.1', port, timeout=timeout_s), method, target, **kwargs)
 
     return send

@@ -121,7 +121,7 @@ def test_a_replacement_worker_that_cannot_load_does_not_end_the_agent(programs, 
         lambda: program.process.poll() is not None or 'A new worker could not load' in program.text(), program.text
     )
     assert program.process.poll() is None, program.text()
-    assert program.workers() == [other]
+    eventually(lambda: program.workers() == [other], program.text)
     assert responds(cloud.socket)
     cloud.configure(metadata_workers=2)
     program.kill(signal.SIGHUP)

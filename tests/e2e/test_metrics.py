@@ -67,9 +67,16 @@ def with_metrics(cloud, tmp_path, port):
 
 def series(port):
     """Series -> value."""
-    status, _, text = page(port)
-    assert status == 200
-    return dict(re.findall(r'^(\w+(?:{.*})?) (\S+)$', text.decode(), re.MULTILINE))
+    found = []
+
+    def is_served():
+        # It is 503 if a program that starts has the lock of the directory for longer than a second.
+        status, _, text = page(port)
+        found[:] = [text.decode()]
+        return status == 200
+
+    eventually(is_served, 'the page is served')
+    return dict(re.findall(r'^(\w+(?:{.*})?) (\S+)$', found[0], re.MULTILINE))
 
 
 def test_the_agent_serves_its_metrics_and_those_of_the_namespace_proxy(cloud, agent, proxy, guest, tmp_path):

@@ -78,8 +78,9 @@ def test_body_over_the_limit_is_answered_413(agent, proxy, guest, cloud):
 
 def test_retry_while_a_killed_agent_is_restarted(agent, proxy, guest):
     first = agent()
-    _, port = proxy()
-    with Load(lambda: guest(port)) as load:
+    # The start of a traced agent may take longer than the default on a busy machine.
+    _, port = proxy(None, '--request_timeout=60')
+    with Load(lambda: guest(port, timeout_s=90)) as load:
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         agent()
@@ -90,8 +91,9 @@ def test_retry_while_a_killed_agent_is_restarted(agent, proxy, guest):
 
 def test_retry_while_the_agent_is_stopped_and_started(agent, proxy, guest):
     first = agent()
-    _, port = proxy()
-    with Load(lambda: guest(port)) as load:
+    # The start of a traced agent may take longer than the default on a busy machine.
+    _, port = proxy(None, '--request_timeout=60')
+    with Load(lambda: guest(port, timeout_s=90)) as load:
         first.kill(signal.SIGTERM)
         assert first.wait() == 0
         agent()

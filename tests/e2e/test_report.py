@@ -168,7 +168,6 @@ def test_failures_survive_a_reload_and_the_end_of_a_worker(agent, cloud):
 
 
 def test_failures_of_nova_and_of_the_agent_name_who_failed(agent, proxy, guest, cloud):
-    cloud.configure(request_timeout=1)
     program = agent()
     cloud.nova.secret = b'another'
     assert send(cloud, '10.1.1.2') == 403

@@ -10,7 +10,7 @@ ID = 'req-1b4e28ba-2fa1-11d2-883f-0016d3cca427'
 
 
 def test_one_request_id_in_every_log_line_of_both_programs(agent, proxy, guest, cloud):
-    cloud.configure(use_json=True, debug=True, use_stderr=True, request_timeout=0.5)
+    cloud.configure(use_json=True, debug=True, use_stderr=True, request_timeout=5)
     running = agent()
     namespace_proxy, port = proxy(None, '--use-json', '--debug')
     given = guest(port, headers={'X-Openstack-Request-Id': ID})

@@ -15,6 +15,7 @@ import pytest
 from metadata_wsgi.cache import shared
 from metadata_wsgi.cache.local import Ttl
 from tests.e2e.conftest import UnixConnection, eventually, free_port, request
+from tests.e2e.long_store_timeouts import LONG_TIMEOUT_S, patient
 from tests.pipeline.test_caches import with_filters
 
 # dogpile.cache calls a method that redis has deprecated.
@@ -97,11 +98,12 @@ def server(request):
 
 
 @pytest.fixture
-def connect(server):
+def connect(server, monkeypatch):
     """Connects to the server with a clock; closes the connections afterwards."""
     regions = []
 
-    def to(clock):
+    def to(clock, timeout_s=LONG_TIMEOUT_S):
+        monkeypatch.setattr(shared, 'TIMEOUT_S', timeout_s)
         regions.append(shared.connect(server.url, max_ttl_s=60))
         return shared.SharedCache(regions[-1], 'lookup', pack=list, unpack=tuple, clock=clock)
 
@@ -171,7 +173,7 @@ def is_back(one, clock):
 
 
 def test_shared_cache_timeout_of_a_server_that_hangs(server, connect, caplog):
-    one = connect(ManualClock())
+    one = connect(ManualClock(), timeout_s=0.5)
     one.set('k', ['v'], TTL, 0.0)
     server.freeze()
     assert one.get('k') is None
@@ -195,7 +197,7 @@ def test_shared_cache_stores_json_under_hashed_keys(server, connect):
 
 def test_shared_cache_outage_does_not_stop_the_agent(server, cloud, agent, tmp_path):
     """The next worker uses the cached lookups and responses of the one before."""
-    paste = with_filters(tmp_path, 'lookup_cache', 'response_cache')
+    paste = patient(with_filters(tmp_path, 'lookup_cache', 'response_cache'))
     cloud.configure(
         api_paste_config=paste, cache_url=server.url, answer_cache_shared=True, answer_cache_seconds=600,
         lookup_cache_seconds=600,
@@ -230,7 +232,7 @@ def reload(program):
 def test_shared_cache_from_concurrent_connections(server, cloud, agent, tmp_path):
     """Each connection has a greenlet; all share one client."""
     cloud.configure(
-        api_paste_config=with_filters(tmp_path, 'lookup_cache', 'response_cache'), cache_url=server.url,
+        api_paste_config=patient(with_filters(tmp_path, 'lookup_cache', 'response_cache')), cache_url=server.url,
         answer_cache_shared=True,
     )  # fmt: skip
     program = agent()

@@ -46,7 +46,7 @@ def test_status_of_an_agent_with_healthcheck_before_and_after_nova_is_unavailabl
         )
     )
     log = tmp_path / 'agent.log'
-    cloud.configure(api_paste_config=paste, answer_within=1.5, log_file=log)
+    cloud.configure(api_paste_config=paste, answer_within=6, log_file=log)
     # It logs to the file, where the fixture "agent" does not look.
     program = subprocess.Popen([BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file])
     try:

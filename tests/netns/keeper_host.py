@@ -14,6 +14,7 @@ from metadata_wsgi.keeper.attachments_client import AttachmentsClient
 from metadata_wsgi.netns import namespaces
 from tests.cloud import Cloud
 from tests.e2e.conftest import BIN, Program, eventually
+from tests.owned_processes import kill_from_file
 
 TARGET = '/openstack/latest/meta_data.json'
 
@@ -79,8 +80,7 @@ class KeeperHost:
         for program in self._started:
             program.end()
         for file in self.cloud.state_path.glob('external/pids/*.pid'):
-            with contextlib.suppress(OSError, ValueError):
-                subprocess.run(['kill', '-9', file.read_text().strip()], check=False, capture_output=True)
+            kill_from_file(file, str(self.cloud.state_path))
 
 
 def get_instance_id(host='169.254.169.254', port=80, timeout_s=20.0):
@@ -91,6 +91,14 @@ def get_instance_id(host='169.254.169.254', port=80, timeout_s=20.0):
         response = connection.getresponse()
         body = response.read()
         return json.loads(body)['uuid'] if response.status == 200 else (response.status, body)
+
+
+def serves(guest, instance_id):
+    """Whether the guest gets the id of its instance. False without a response: programs may be starting."""
+    try:
+        return namespaces.run_in(guest, get_instance_id) == instance_id
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 class RequestLoad:

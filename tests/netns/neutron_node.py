@@ -227,7 +227,7 @@ class Node:
     def pid(self, id_):
         return int((self.state_path / 'external' / 'pids' / f'{id_}.pid.haproxy').read_text())
 
-    def get(self, id_, timeout_s=10.0):
+    def get(self, id_, timeout_s=60.0):
         """Ask 169.254.169.254 as the instance behind the router; the body. Raises OSError."""
         address = (f'10.47.{self.ids.index(id_)}.2', 0)
         with socket.create_connection(('169.254.169.254', 80), timeout_s, address) as connection:

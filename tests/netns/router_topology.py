@@ -37,7 +37,7 @@ def saved_rules(namespace, program):
     return sorted(rules, key=lambda line: line.split()[:3])
 
 
-def get(namespace, host, port=80, timeout_s=5.0, source=''):
+def get(namespace, host, port=80, timeout_s=30.0, source=''):
     """The body of the response to ``GET /`` from inside the namespace; '' without a response."""
 
     def send():

@@ -116,5 +116,5 @@ class Host:
 
 def curl(namespace, url):
     """The body, or '' without a response."""
-    argv = ['ip', 'netns', 'exec', namespace, 'curl', '-gsS', '-m', '8', url]
+    argv = ['ip', 'netns', 'exec', namespace, 'curl', '-gsS', '-m', '30', url]
     return subprocess.run(argv, capture_output=True, text=True, check=False).stdout

@@ -15,6 +15,7 @@ from metadata_wsgi.netns.proxy_command import ProxyCommand
 from metadata_wsgi.netns.rules import rules_for
 from metadata_wsgi.netns.runner import SubprocessRunner
 from metadata_wsgi.netns.target import AttachTarget
+from tests.e2e.conftest import eventually
 
 from .router_topology import METADATA, get, saved_rules
 
@@ -106,10 +107,10 @@ def test_no_direct_connection_is_accepted_during_detach(topology, tmp_path):
             assert get(topology.guest, METADATA) == f'proxy of {topology.uuid}'
             flood = Flood(topology.guest)
             try:
+                eventually(lambda flood=flood: flood.attempts, 'the flood has begun')
                 assert attacher.detach(target) is True
             finally:
                 flood.stop()
             assert (flood.accepted, saved_rules(topology.router, 'iptables')) == (0, [])
-            assert flood.attempts
     finally:
         proxy_process.stop(ProxyCommand(state_path=str(tmp_path)).pid_file(topology.uuid), topology.uuid)

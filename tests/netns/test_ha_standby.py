@@ -101,6 +101,13 @@ def standby(tmp_path):
         standby.remove()
 
 
+def replace(path, text):
+    """Without a moment in which the file is empty."""
+    new = path.with_name('new')
+    new.write_text(text)
+    new.rename(path)
+
+
 def test_attach_of_a_standby_sends_no_frame(standby):
     before = standby.sent_frames()
     for _ in range(2):
@@ -142,11 +149,11 @@ def test_watch_adds_the_address_when_keepalived_reports_the_primary(standby, tmp
         eventually(lambda: f'router {standby.target.uuid}: attached' in text(), text)
         assert standby.addresses() == set()
         standby.becomes_primary()
-        state.write_text('primary')
+        replace(state, 'primary')
         eventually(lambda: interface_state.ADDRESS in standby.addresses(), text)
-        assert 'its HA state is now primary' in text()
+        eventually(lambda: 'its HA state is now primary' in text(), text)
         standby.becomes_standby()
-        state.write_text('backup')
+        replace(state, 'backup')
         eventually(lambda: interface_state.ADDRESS not in standby.addresses(), text)
     finally:
         watch.terminate()

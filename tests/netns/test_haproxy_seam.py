@@ -112,7 +112,7 @@ def test_a_holder_ends_if_its_namespace_was_deleted_while_no_keeper_ran(node):
     node.kill()
     run('ip', 'netns', 'del', f'qrouter-{id_}')
     node.start_missing()
-    until(lambda: not is_alive(pid), 20)
+    until(lambda: not is_alive(pid))
 
 
 def test_without_workers_the_real_haproxy_is_started(tmp_path):

@@ -2,6 +2,7 @@
 """Which users may connect to the agent's socket, with its file mode and without."""
 
 import os
+import re
 import stat
 
 import pytest
@@ -73,6 +74,9 @@ def test_unix_socket_is_created_closed_and_opened_last(start, cloud, directory):
         BIN / 'quantum-metadata-agent', '--config-file', cloud.conf_file,
     )  # fmt: skip
     eventually(lambda: program.process.poll() is not None or accepts_connections(cloud.socket), 'the agent listens')
+    # strace writes a line after the call.
+    written = re.compile(r'bind\([^\n]*metadata_proxy.*\n\d+ +listen\([^\n]*= 0\n', re.DOTALL)
+    eventually(lambda: written.search(trace.read_text()), trace.read_text)
     lines = [line.split(maxsplit=1)[1] for line in trace.read_text().splitlines() if 'exited' not in line]
     bound = next(n for n, line in enumerate(lines) if line.startswith('bind(') and 'metadata_proxy' in line)
     calls = [line.partition('(')[0] for line in lines[bound - 1 : bound + 5]]

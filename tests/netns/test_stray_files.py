@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files in /run/netns that are no namespaces, and namespaces that are deleted meanwhile, beside well ones."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -133,8 +134,11 @@ def test_watch_attaches_a_new_namespace_without_waiting_for_the_interval(tmp_pat
 
 def started(process):
     """Whether it follows the directory: it has an inotify descriptor."""
-    fds = Path(f'/proc/{process.pid}/fd')
-    return any(os.readlink(fd) == 'anon_inode:inotify' for fd in fds.iterdir() if fd.is_symlink())
+    for fd in Path(f'/proc/{process.pid}/fd').iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if os.readlink(fd) == 'anon_inode:inotify':
+                return True
+    return False
 
 
 def test_namespaces_that_are_deleted_meanwhile_do_not_disturb_a_listing(topology, attach, tmp_path):

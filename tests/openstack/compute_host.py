@@ -21,6 +21,8 @@ from tests.openstack.deployment import Deployment
 from tests.openstack.seed import CLAIMED, GHOST, Admin
 from tests.openstack.services import REGION, SHARED_SECRET
 
+PATIENCE_S = 120.0
+
 
 @dataclass(frozen=True)
 class Response:
@@ -76,7 +78,7 @@ class ComputeHost:
                 [BIN / 'quantum-metadata-agent', '--config-file', self.conf_file],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not self._listens():
             assert time.monotonic() < deadline, f'the agent does not respond: {self.log_text()}'
             assert self._agent.poll() is None, f'the agent ended: {self.log_text()}'
@@ -125,6 +127,26 @@ class ComputeHost:
         headers = dict(line.split(': ', 1) for line in lines if ': ' in line)
         return Response(int(status.split()[1]), {name.lower(): value for name, value in headers.items()}, done.stdout)
 
+    def curl_until_served(self, name: str, path: str, **kwargs: str) -> Response:
+        """Repeat ``curl`` while the response is 503 with Retry-After.
+
+        On a busy machine Neutron or Keystone may need longer than the deadline of a request.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            response = self.curl(name, path, **kwargs)
+            is_retryable = response.status == 503 and response.headers.get('retry-after')
+            if not is_retryable or time.monotonic() > deadline:
+                return response
+
+    def metadata_wsgi_until(self, text: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Repeat ``metadata_wsgi`` until its output contains ``text``: it waits for services for a few seconds only."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            done = self.metadata_wsgi(*words)
+            if text in done.stdout + done.stderr or time.monotonic() > deadline:
+                return done
+
     def metadata_wsgi(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run ``metadata-wsgi``."""
         verb, *rest = words
@@ -155,7 +177,7 @@ class ComputeHost:
         if self._agent is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._agent.pid, signal.SIGKILL)
-            self._agent.wait(10)
+            self._agent.wait(60)
             self._agent = None
 
     def _listens(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import hmac
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import requests
+
 from tests.openstack.install import install
 from tests.openstack.seed import Admin, Seed, seed
-from tests.openstack.services import Services
+from tests.openstack.services import SHARED_SECRET, Services
 
 HERE = Path(__file__).parent
 SOURCES = ('pins.txt', 'services.py', 'seed.py', 'nova_rows.py', 'neutron_tables.py')
@@ -55,16 +58,30 @@ def _seeded(services: Services) -> Seed:
     if seed_file.exists() and sources_file.exists() and sources_file.read_text() == sources:
         services.configure()
         services.start()
-        # The first request of each service loads much code: on a busy machine longer than a guest's timeout.
-        warm_up = Admin(services)
-        warm_up.neutron('GET', 'networks?limit=1')
-        warm_up.close()
+        warm_up(services)
         return Seed.from_json(seed_file.read_text())
     shutil.rmtree(services.top, ignore_errors=True)
     services.configure()
     services.make_databases()
     services.start()
     made = seed(services)
+    warm_up(services)
     seed_file.write_text(made.as_json())
     sources_file.write_text(sources)
     return made
+
+
+def warm_up(services: Services) -> None:
+    """Send a request to each service: the first one loads much code, on a busy machine for longer than the deadline."""
+    admin = Admin(services)
+    admin.neutron('GET', 'networks?limit=1')
+    admin.close()
+    instance_id = '00000000-0000-4000-8000-000000000000'
+    headers = {
+        'X-Forwarded-For': '10.1.1.2',
+        'X-Instance-ID': instance_id,
+        'X-Tenant-ID': 'none',
+        'X-Instance-ID-Signature': hmac.new(SHARED_SECRET.encode(), instance_id.encode(), hashlib.sha256).hexdigest(),
+    }
+    url = f'http://127.0.0.1:{services.port("nova")}/openstack/latest/meta_data.json'
+    requests.get(url, headers=headers, timeout=120, proxies={'http': ''})

@@ -24,6 +24,7 @@ from pathlib import Path
 import requests
 
 from tests.openstack.install import log_end
+from tests.owned_processes import kill_group
 
 ADMIN_PASSWORD = 'admin of tests'
 SHARED_SECRET = 'a secret of Nova and the agent'
@@ -196,9 +197,8 @@ class Services:
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(10)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            kill_group(process)
+            process.wait(60)
 
     def pause(self, name: str) -> None:
         """SIGSTOP: the kernel accepts connections, but the service does not respond until ``resume``."""

@@ -56,24 +56,24 @@ def test_reassigned_address_gives_the_new_instances_metadata(host, seed, ports, 
     # Each port has its own MAC; the one guest namespace represents both instances in turn.
     port = make_port(ports, first)
     host.restart_agent(host.grizzly_configuration(metadata_paste_config=paste_file))
-    assert uuid_of(host.curl('first', META_DATA)) == first.instance_id
+    assert uuid_of(host.curl_until_served('first', META_DATA)) == first.instance_id
     ports.neutron('DELETE', f'ports/{port}')
     make_port(ports, second)
     received = []
     deadline = time.monotonic() + BOUND_S
-    while uuid_of(host.curl('first', META_DATA)) != second.instance_id:
+    while uuid_of(host.curl_until_served('first', META_DATA)) != second.instance_id:
         assert time.monotonic() < deadline, received
-    received += [uuid_of(host.curl('first', META_DATA)) for _ in range(5)]
+    received += [uuid_of(host.curl_until_served('first', META_DATA)) for _ in range(5)]
     assert set(received) == {second.instance_id}
-    assert host.curl('first', '/openstack/latest/user_data').body == second.user_data
+    assert host.curl_until_served('first', '/openstack/latest/user_data').body == second.user_data
 
 
 def test_released_address_gives_404_until_it_is_reassigned(host, seed, ports, paste_file):
     host.restart_agent(host.grizzly_configuration(metadata_paste_config=paste_file))
-    assert host.curl('first', META_DATA).status == 404
+    assert host.curl_until_served('first', META_DATA).status == 404
     make_port(ports, seed['second'])
     deadline = time.monotonic() + BOUND_S
-    while (response := host.curl('first', META_DATA)).status == 404:
+    while (response := host.curl_until_served('first', META_DATA)).status == 404:
         assert time.monotonic() < deadline
     assert uuid_of(response) == seed['second'].instance_id
 

@@ -92,7 +92,7 @@ def test_an_unknown_address_is_a_404_each_time(load, cloud):
 
 
 def test_an_error_of_nova_is_not_cached(load, cloud):
-    app = webtest.TestApp(load(answer_within=0.4))
+    app = webtest.TestApp(load(answer_within=5))
     cloud.nova.statuses = [404]
     app.get('/x', headers=A, status=404)
     assert app.get('/x', headers=A).json['uuid'] == 'instance-a'

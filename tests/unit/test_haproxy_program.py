@@ -265,6 +265,7 @@ def keeper(tmp_path, monkeypatch):
 def executed(keeper, monkeypatch):
     """Each real haproxy that is started, with the listeners that the keeper has at that time."""
     monkeypatch.setattr(program, 'WORKER_TIMEOUT_S', 2 * program.POLL_S)
+    monkeypatch.setattr(program, 'KEEPER_TIMEOUT_BEFORE_HAPROXY_S', 60.0)
     found = []
     monkeypatch.setattr(program.os, 'execv', lambda path, argv: found.append((path, keeper[0].list()[0])))
     return found

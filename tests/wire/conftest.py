@@ -102,7 +102,7 @@ class Servers:
         """Whether the server is up."""
         try:
             return self.send(server, b'GET / HTTP/1.1\r\n\r\n')[0] == 200
-        except ConnectionError:
+        except OSError:
             return False
 
     def tracebacks(self):

@@ -8,7 +8,7 @@ import pytest
 
 from metadata_wsgi.netns import namespaces
 from tests.e2e.conftest import eventually
-from tests.netns.keeper_host import get_instance_id
+from tests.netns.keeper_host import get_instance_id, serves
 from tests.netns.systemd_machine import CHECKOUT, NEUTRON, UNITS, USER, BootError
 from tests.netns.units.running_units import (
     AGENT,
@@ -120,7 +120,7 @@ def test_drop_ins_of_migration_level_1_serve_as_the_user_neutron(machine, topolo
         assert uids.split() == [str(uid)] * 4
     host.systemctl('kill', '--signal', 'KILL', *ALL)
     eventually(
-        lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a',
+        lambda: serves(topology.guest, 'instance-a'),
         lambda: f'the guest gets responses: {host.text()}',
     )
 

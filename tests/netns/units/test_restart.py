@@ -5,7 +5,7 @@ import pytest
 
 from metadata_wsgi.netns import namespaces
 from tests.e2e.conftest import eventually
-from tests.netns.keeper_host import RequestLoad, get_instance_id
+from tests.netns.keeper_host import RequestLoad, get_instance_id, serves
 from tests.netns.units.running_units import (
     AGENT,
     ALL,
@@ -97,7 +97,7 @@ def test_mode_change_and_detach_update_the_fdstore(host, topology, attach):
     attach('one_hop')
     assert sockets_in_fdstore(host) == 1
     host.systemctl('kill', '--signal', 'KILL', *ALL)
-    eventually(lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a', 'the guest gets responses')
+    eventually(lambda: serves(topology.guest, 'instance-a'), 'the guest gets responses')
     assert 'one_hop' in host.metadata_wsgi('attached').stdout
     host.metadata_wsgi('detach', '--router-id', 'router-a', '--namespace', topology.router)
     host.systemctl('kill', '--signal', 'KILL', *ALL)

@@ -7,7 +7,7 @@ import pytest
 
 from metadata_wsgi.netns import namespaces
 from tests.e2e.conftest import eventually
-from tests.netns.keeper_host import TARGET, get_instance_id
+from tests.netns.keeper_host import TARGET, get_instance_id, serves
 from tests.netns.router_topology import METADATA, ip
 from tests.netns.units.running_units import (
     ALL,
@@ -47,7 +47,7 @@ def test_isolated_network_has_both_addresses(host, topology):
     host.metadata_wsgi('attach', '--no-wait', '--mode', 'shared', *words)
     assert sockets_in_fdstore(host) == 2, host.text()
     host.systemctl('kill', '--signal', 'KILL', *ALL)
-    assert namespaces.run_in(topology.guest, get_instance_id) == 'instance-c', host.text()
+    eventually(lambda: serves(topology.guest, 'instance-c'), host.text)
     assert sockets_in_fdstore(host) == 2
     host.metadata_wsgi('detach', *words[:-2])
     assert sockets_in_fdstore(host) == 0

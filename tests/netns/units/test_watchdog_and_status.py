@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from metadata_wsgi.netns import namespaces
 from tests.e2e.conftest import eventually
-from tests.netns.keeper_host import get_instance_id
+from tests.netns.keeper_host import serves
 from tests.netns.units.running_units import AGENT, ALL, KEEPER, PROXY, children, pid, shorten_watchdog
 
 pytestmark = pytest.mark.netns
@@ -23,7 +22,7 @@ def test_watchdog_restarts_a_service_that_makes_no_progress(host, topology, atta
     eventually(lambda: pid(host, unit) not in (0, before), lambda: f'it was restarted: {host.text()}', within_s=60)
     assert 'Watchdog timeout' in host.run('cat', '/dev/kmsg').stdout
     eventually(
-        lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a',
+        lambda: serves(topology.guest, 'instance-a'),
         lambda: f'the guest gets responses: {host.text()}',
     )
 
@@ -38,7 +37,7 @@ def test_watchdog_is_not_fed_while_no_worker_makes_progress(host, topology, atta
     eventually(lambda: pid(host, unit) not in (0, before), lambda: f'it was restarted: {host.text()}', within_s=60)
     assert 'Watchdog timeout' in host.run('cat', '/dev/kmsg').stdout
     eventually(
-        lambda: namespaces.run_in(topology.guest, get_instance_id) == 'instance-a',
+        lambda: serves(topology.guest, 'instance-a'),
         lambda: f'the guest gets responses: {host.text()}',
     )
 

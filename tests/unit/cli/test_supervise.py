@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The supervisor with small programs in place of ours, in a process of its own: it handles signals of its children."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 from metadata_wsgi.cli import supervise
 from metadata_wsgi.errors import ConfigError
 from tests.e2e.conftest import eventually
+from tests.owned_processes import kill_group
 
 SUPERVISE = """
 import logging, sys
@@ -63,8 +63,7 @@ def supervised(tmp_path):
     made = Supervised(tmp_path)
     yield made
     # Its programs too.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(made.process.pid, signal.SIGKILL)
+    kill_group(made.process)
     made.process.wait()
 
 

@@ -112,7 +112,9 @@ def test_number_of_memories_of_one_user_is_limited_and_other_users_are_still_rea
         reasons = [row.reason for rows in shared_memory.read_all() for row in rows]
     assert sum(reason.startswith('forged') for reason in reasons) == 3
     assert 'read' in reasons
-    assert caplog.messages == ['Failures are left out: user 64321 has more than 3 tables']
+    # Other tests on this host may have tables of other users.
+    of_user = [message for message in caplog.messages if 'user 64321' in message]
+    assert of_user == ['Failures are left out: user 64321 has more than 3 tables']
 
 
 @needs_root
@@ -124,7 +126,7 @@ def test_number_of_memories_of_masters_of_root_is_not_limited(monkeypatch, caplo
     with process_with_memories(uid=uid, owner=0, memories=many):
         found = shared_memory.read_all()
     assert all(rows in found for rows in many)
-    assert caplog.messages == []
+    assert not [message for message in caplog.messages if 'user 64321' in message or 'user 0 ' in message]
 
 
 def test_a_worker_cannot_make_the_memory_larger_or_smaller(memory):

@@ -9,13 +9,20 @@ import pytest
 from gevent import monkey
 
 from metadata_wsgi.errors import ConfigError
-from metadata_wsgi.inventory import ReloadingInventory, parse
+from metadata_wsgi.inventory import ReloadingInventory, parse, reloading
 from metadata_wsgi.inventory.reloading import MAX_WAIT_S
 from tests.fakes import FakeClock
 
 
 def cloud(*networks):
     return 'networks:\n' + ''.join(f'- id: {network}\n' for network in networks) + 'ports: []\ninstances: []\n'
+
+
+@pytest.fixture(autouse=True)
+def long_wait(request, monkeypatch):
+    """On a busy machine the thread that reads the file may need seconds."""
+    if 'bounded_time' not in request.node.name:
+        monkeypatch.setattr(reloading, 'MAX_WAIT_S', 60.0)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 """Keeper, its client and workers' subscriptions in any order of events, with real sockets (``loopback_keeper``)."""
 
 import contextlib
+import itertools
 import os
 import socket
 import tempfile
@@ -35,6 +36,9 @@ MAX_WORKERS = 3
 routers = st.sampled_from(ROUTERS)
 modes = st.sampled_from(protocol.MODES)
 ports = st.sampled_from(PORTS)
+
+
+NO_DELAYS_S = itertools.repeat(0.001)
 
 
 class KeeperMachine(state_machine.StateMachine):
@@ -98,9 +102,10 @@ class KeeperMachine(state_machine.StateMachine):
         self.keeper = RunningKeeper(self.state_path, self.namespaces, self.store)
 
     @contextlib.contextmanager
-    def client(self, retry_s=0.001):
+    def client(self, delays_s=NO_DELAYS_S):
+        """``delays_s``: the delays between the attempts while a port is in use."""
         with admin_client.connect(self.state_path) as keeper:
-            keeper._sleep, keeper._find_process = lambda _: time.sleep(retry_s), lambda _: None
+            keeper._sleep, keeper._find_process = lambda _: time.sleep(next(delays_s)), lambda _: None
             yield keeper
 
     def settle(self):
@@ -230,7 +235,10 @@ class KeeperMachine(state_machine.StateMachine):
     def keeper_starts_and_attaches_at_once(self, name, port, mode):
         """While the port is in use by a worker that has not sent its socket back."""
         self.start_keeper()
-        with self.client(retry_s=0.05) as client:
+        is_foreign = (name, port, self.namespaces.generation.get(name)) in self.foreign
+        # On a busy machine the worker may need seconds.
+        delays_s = itertools.repeat(0.001) if is_foreign else itertools.chain([0.05] * 15, itertools.repeat(5.0))
+        with self.client(delays_s) as client:
             self.register(client, name, port, mode)
         self.settle()
 

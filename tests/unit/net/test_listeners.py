@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +15,7 @@ from metadata_wsgi import limits
 from metadata_wsgi.errors import ConfigError
 from metadata_wsgi.net import listeners
 from metadata_wsgi.net.listening_process import ListeningProcess
+from tests.fakes import FakeClock
 from tests.ipv6_loopback import needs_ipv6_loopback
 
 
@@ -241,15 +242,16 @@ FOREIGN = ListeningProcess(4711, 'haproxy', is_own=False)
 
 def held(process):
     """What tcp_listener does with a port in use: (text of the error, number of retries)."""
-    retries = []
-    with listeners.tcp_listener('127.0.0.1', 0) as first:
+    retries, clock = [], FakeClock()
+    with pytest.MonkeyPatch.context() as patch, listeners.tcp_listener('127.0.0.1', 0) as first:
+        patch.setattr(listeners, 'time', SimpleNamespace(monotonic=clock, sleep=clock.sleep))
         port = first.getsockname()[1]
         with pytest.raises(ConfigError) as raised:
             listeners.tcp_listener(
                 '127.0.0.1',
                 port,
                 timeout_s=0.5,
-                sleep=lambda s: retries.append(time.sleep(s)),
+                sleep=lambda s: retries.append(clock.sleep(s)),
                 find_process=process,
             )
     return str(raised.value).replace(str(port), 'PORT').replace(str(port + 1), 'PORT+1'), len(retries)
@@ -343,9 +345,10 @@ def test_a_kept_unix_socket_gets_the_mode_and_group_of_the_options(tmp_path):
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
 
 
-def test_a_kept_unix_socket_with_a_full_backlog_gets_the_mode_of_the_options(tmp_path):
+def test_a_kept_unix_socket_with_a_full_backlog_gets_the_mode_of_the_options(tmp_path, monkeypatch):
     """The former workers serve, so there is soon a free place."""
     path = str(tmp_path / 'socket')
+    monkeypatch.setattr(listeners, 'PROBE_TIMEOUT_S', 60)
     with contextlib.ExitStack() as opened:
         kept = opened.enter_context(listeners.unix_listener(path, mode=0o660, backlog=1))
         os.chmod(path, 0o666)

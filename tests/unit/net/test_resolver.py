@@ -172,7 +172,7 @@ def test_all_addresses_share_one_timeout(full_listener):
     port = full_listener.getsockname()[1]
     with socket.create_server(('127.0.0.1', port)):
         connector = TcpConnector(Resolver(Names(v4('127.0.0.2'), ALIVE)))
-        with connector.connect('nova', port, 1.0) as sock:
+        with connector.connect('nova', port, 6.0) as sock:
             assert sock.getpeername()[0] == '127.0.0.1'
 
 
@@ -248,11 +248,11 @@ def test_waiting_for_a_socket_ends_with_the_timeout():
 UNDER_GEVENT = """
 from metadata_wsgi.net import resolver
 from gevent import monkey; monkey.patch_all()
-import gevent, socket, threading, time
+import gevent, os, socket, threading, time
 gate = threading.Event()
 def lookup(host):
     if host == 'silent':
-        gevent.get_hub().threadpool.apply(time_sleep, (3,))
+        gevent.get_hub().threadpool.apply(time_sleep, (600,))
     return [resolver.Address(socket.AF_INET, '127.0.0.1')]
 time_sleep = monkey.get_original('time', 'sleep')
 listener = socket.create_server(('127.0.0.1', 0))
@@ -264,7 +264,8 @@ def fails():
         return str(error)
 waiting = [gevent.spawn(fails) for _ in range(30)]
 connector.connect('alive', listener.getsockname()[1], 5).close()
-print({greenlet.get() for greenlet in waiting})
+print({greenlet.get() for greenlet in waiting}, flush=True)
+os._exit(0)
 """
 
 

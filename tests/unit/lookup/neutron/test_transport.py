@@ -107,7 +107,7 @@ from metadata_wsgi.deadline import Deadline
 from metadata_wsgi.lookup.neutron import transport
 session = transport.make_session(2)
 try:
-    with transport.deadline_scope(Deadline.after(0.3)):
+    with transport.deadline_scope(Deadline.after(3.0)):
         session.get(sys.argv[2])
 except transport.requests.exceptions.Timeout as error:
     print(transport.describe(error))
@@ -128,7 +128,7 @@ def test_the_deadline_ends_a_handshake_or_header_that_arrives_byte_by_byte_timeo
     try:
         done = subprocess.run(
             [sys.executable, '-W', 'ignore', '-c', GET_WITH_DEADLINE, threads, f'{scheme}://127.0.0.1:{server.port}/'],
-            capture_output=True, text=True, timeout=20,
+            capture_output=True, text=True, timeout=60,
         )  # fmt: skip
     finally:
         server.close()
@@ -240,7 +240,7 @@ def test_a_name_with_a_dead_address_first_is_answered_and_the_good_one_is_tried_
         addresses = [resolver.Address(2, '192.0.2.1'), resolver.Address(2, '127.0.0.1')]
         names(lambda host: addresses)
         for _ in range(2):
-            assert get(f'http://keystone:{server.port}/', 4.0).content == b'ok'
+            assert get(f'http://keystone:{server.port}/', 20.0).content == b'ok'
         assert server.connections == 2
 
 
