@@ -19,6 +19,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.owned_processes import kill_group
+
 RESTART_S = 1.0
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.05
