@@ -118,10 +118,14 @@ def programs_in(directory):
 @pytest.fixture
 def programs(tmp_path):
     """Starts programs of the package by name and arguments; stops all of them at the end."""
-    # Paste files of tests name filters of tests.
-    environ = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[2])}
     with programs_in(tmp_path) as start:
-        yield lambda name, *argv, **kwargs: start(name, BIN / name, *argv, **{'env': environ, **kwargs})
+
+        def start_program(name, *argv, **kwargs):
+            # Paste files of tests name filters of tests.
+            environ = {'PYTHONPATH': str(Path(__file__).parents[2]), **os.environ}
+            return start(name, BIN / name, *argv, **{'env': environ, **kwargs})
+
+        yield start_program
 
 
 @pytest.fixture
