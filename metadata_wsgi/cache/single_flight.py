@@ -171,17 +171,19 @@ class SingleFlight:
     def _delay_loads(self, key: Hashable, error: LookupUnavailable, began_s: float) -> None:
         """After a failed load that began at ``began_s``: delay the loads that the failure concerns."""
         delay = Ttl(jittered(RETRY_AFTER_FAILURE_S), 0.0)
-        if isinstance(error, IncompleteResult):
-            self._failures_of_key.set(key, error, delay)
+        # A copy has no traceback, which would keep the frames of the request in memory.
+        failure = type(error)(str(error))
+        if isinstance(failure, IncompleteResult):
+            self._failures_of_key.set(key, failure, delay)
             return
         group = self._group_of(key)
-        self._failures_of_group.set(group, error, delay)
+        self._failures_of_group.set(group, failure, delay)
         if self._loaded_at_s >= began_s:
             return
         if len(self._failed_groups) < DOWN_AFTER_GROUPS:
             self._failed_groups.add(group)
         if len(self._failed_groups) >= DOWN_AFTER_GROUPS:
-            self._failures_of_all.set(None, error, delay)
+            self._failures_of_all.set(None, failure, delay)
 
     def _load_and_store(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
         began_s = self.cache.clock()

@@ -96,7 +96,9 @@ def _reason(
     if request.outcome in (OK, NOT_FOUND):
         wanted = request.instance_id if request.outcome == OK else ''
         impossible = any(
-            outage.began_s <= request.ended_s and request.started_s <= outage.ended_s + bounds.after_outage_s
+            outage.began_s <= request.ended_s
+            and request.started_s <= outage.ended_s + bounds.after_outage_s
+            and (not outage.routers or request.place[0] in outage.routers)
             for outage in outages
         )
         bound_s = max(bounds.stale_s, bounds.fresh_s) if impossible else bounds.fresh_s

@@ -164,7 +164,8 @@ class Churn:
         """Deleted as an L3 agent deletes it, and made anew; ``watch`` detaches and attaches it."""
         router = self._rng.choice(self._host.routers[1:])
         outcomes = (CUT, REFUSED, TIMED_OUT, NO_ROUTE, RETRY_AFTER, NOT_FOUND)
-        with self._window('router deleted and made anew', outcomes, routers=(router.id,)):
+        # Neutron shows no port of the router meanwhile, so its lookups fail.
+        with self._window('router deleted and made anew', outcomes, routers=(router.id,), stops_lookups=True):
             self._cloud.remove_router(router)
             router.delete()
             self._stopping.wait(self._rng.uniform(*ROUTER_AWAY_S))

@@ -41,8 +41,8 @@ class Assignment:
 class FaultWindow:
     """A fault and the time until the host had recovered.
 
-    ``stops_lookups``: Neutron or Keystone was unavailable. ``outcomes``: prefixes of the outcomes that it may cause, at
-    ``routers``, or at all where that is empty.
+    ``stops_lookups``: Neutron or Keystone was unavailable, or Neutron did not show the router. ``outcomes``: prefixes
+    of the outcomes that it may cause. Both concern ``routers``, or all routers if that is empty.
     """
 
     began_s: float

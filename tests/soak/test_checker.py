@@ -97,6 +97,16 @@ def test_stale_response_during_an_outage(late_s, is_found):
     assert bool(check(History([request], moved, [outage]), BOUNDS)) == is_found
 
 
+@pytest.mark.parametrize(('router', 'is_found'), [(PLACE[0], False), ('another', True)])
+def test_stale_response_while_neutron_does_not_show_the_router(router, is_found):
+    """Its lookups fail, and those of all other routers succeed (doc/caches.md)."""
+    moved = [assigned(0.0, 'old'), assigned(100.0, 'new')]
+    deleted = FaultWindow(90.0, 130.0, 'router deleted', stops_lookups=True, routers=(router,))
+    late_s = BOUNDS.fresh_s + 5.0
+    request = Request(100.1 + late_s, 100.2 + late_s, PLACE, OK, 'old')
+    assert bool(check(History([request], moved, [deleted]), BOUNDS)) == is_found
+
+
 def test_404_where_an_instance_is():
     (found,) = check(History([Request(50, 51, PLACE, NOT_FOUND)], [assigned(0.0, 'one')]), BOUNDS)
     assert 'the place had an instance' in found.reason

@@ -279,6 +279,16 @@ def test_while_the_source_is_down_one_failure_delays_the_loads_of_all_routers_ag
     assert load_by_router.recent_failure('c/1')
 
 
+@pytest.mark.parametrize('error', [IncompleteResult('no such router'), LookupUnavailable('no route')], ids=str)
+def test_the_recent_failure_of_a_key_keeps_no_frame_of_its_request(cached_load, clock, error):
+    """A traceback would keep the environ of the request in memory, for up to ``MAX_DELAYED`` keys."""
+    with pytest.raises(LookupUnavailable):
+        cached_load.refresh('a', 'old', FakeSource(error), Deadline.after(9.0, clock))
+    failure = cached_load.recent_failure('a')
+    assert (type(failure), str(failure)) == (type(error), str(error))
+    assert (failure.__traceback__, failure.__context__, failure.__cause__) == (None, None, None)
+
+
 def test_an_incomplete_refresh_delays_only_its_own_key(cached_load, clock):
     with pytest.raises(IncompleteResult):
         cached_load.refresh('a', 'old', FakeSource(IncompleteResult('no such router')), Deadline.after(9.0, clock))
