@@ -9,7 +9,8 @@ suite=$1 command=$2
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 archive=${XDG_CACHE_HOME:-$HOME/.cache}/metadata_wsgi/debian-$suite.tar
 sources=(/etc/apt/sources.list.d/*.sources /etc/apt/sources.list)
-mirror=$(cat "${sources[@]}" 2>/dev/null | grep -oE 'https?://[^ ]+/debian/?' | head -n 1 || true)
+# A comment may name a snapshot of the archive, which has other paths.
+mirror=$(cat "${sources[@]}" 2>/dev/null | grep -v '^ *#' | grep -oE 'https?://[^ ]+/debian/?' | head -n 1 || true)
 work=$(mktemp -d "${TMPDIR:-/tmp}/debian-$suite.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
 if [ ! -s "$archive" ]; then
