@@ -7,7 +7,7 @@ of the same group with a stale entry is loaded again. Otherwise each request wou
 key without a stale entry is always loaded.
 
 The keys of a router are a group, because the queries for one router may fail although the source is available, for
-example if the router has very many ports. If loads of ``DOWN_AFTER_GROUPS`` groups fail, the source is unavailable.
+example if the router has very many ports. If loads of ``UNAVAILABLE_AFTER_GROUPS`` groups fail, the source is unavailable.
 Then each failure delays the loads of all groups. A failed load does not count for this if another load got a result
 while it waited, or afterwards.
 
@@ -34,7 +34,7 @@ from metadata_wsgi.errors import IncompleteResult, LookupUnavailable
 RETRY_AFTER_FAILURE_S = 5.0
 REFRESH_TIMEOUT_S = 2.0
 """Timeout of a load if a stale entry can be served instead."""
-DOWN_AFTER_GROUPS = 2
+UNAVAILABLE_AFTER_GROUPS = 2
 """The source is unavailable if loads of this many groups have failed since the last load with a result."""
 MAX_DELAYED = 4096
 """Number of keys, and number of groups, whose delay is remembered. The oldest one is forgotten first."""
@@ -180,9 +180,9 @@ class SingleFlight:
         self._failures_of_group.set(group, failure, delay)
         if self._loaded_at_s >= began_s:
             return
-        if len(self._failed_groups) < DOWN_AFTER_GROUPS:
+        if len(self._failed_groups) < UNAVAILABLE_AFTER_GROUPS:
             self._failed_groups.add(group)
-        if len(self._failed_groups) >= DOWN_AFTER_GROUPS:
+        if len(self._failed_groups) >= UNAVAILABLE_AFTER_GROUPS:
             self._failures_of_all.set(None, failure, delay)
 
     def _load_and_store(self, flight: Flight, key: Hashable, load: Load, deadline: Deadline) -> Any:
