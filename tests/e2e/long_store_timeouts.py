@@ -15,7 +15,7 @@ def filter_factory(global_conf):
     return lambda app: app
 
 
-def patient(paste_file):
+def with_long_store_timeouts(paste_file):
     """Put the filter first into the pipelines of ``paste_file``; returns ``paste_file``."""
     text = paste_file.read_text().replace('pipeline = catch_errors', 'pipeline = long_store_timeouts catch_errors')
     assert 'long_store_timeouts' in text

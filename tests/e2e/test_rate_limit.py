@@ -9,7 +9,7 @@ from tests.cloud import SHIPPED
 from tests.unit.filters.optional.test_rate_limit import store
 
 from .conftest import UnixConnection, eventually, free_port, request
-from .long_store_timeouts import patient
+from .long_store_timeouts import with_long_store_timeouts
 
 A = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-a'}
 B = {'X-Forwarded-For': '10.1.1.2', 'X-Quantum-Router-ID': 'router-b'}
@@ -25,7 +25,7 @@ def test_rate_limit_counts_for_all_workers_together(cloud, agent, tmp_path, prog
     url, started = store(program, port)
     paste = tmp_path / 'api-paste.ini'
     paste.write_text(SHIPPED.read_text().replace(' instance signature', ' instance rate_limit signature'))
-    patient(paste)
+    with_long_store_timeouts(paste)
     cloud.configure(api_paste_config=paste, metadata_workers=workers)
     with cloud.conf_file.open('a') as file:
         file.write(f'[rate_limit]\nboots_per_minute = 2\nstorage_url = {url}\n')

@@ -15,7 +15,7 @@ import pytest
 from metadata_wsgi.cache import shared
 from metadata_wsgi.cache.local import Ttl
 from tests.e2e.conftest import UnixConnection, eventually, free_port, request
-from tests.e2e.long_store_timeouts import LONG_TIMEOUT_S, patient
+from tests.e2e.long_store_timeouts import LONG_TIMEOUT_S, with_long_store_timeouts
 from tests.pipeline.test_caches import with_filters
 
 # dogpile.cache calls a method that redis has deprecated.
@@ -197,7 +197,7 @@ def test_shared_cache_stores_json_under_hashed_keys(server, connect):
 
 def test_shared_cache_outage_does_not_stop_the_agent(server, cloud, agent, tmp_path):
     """The next worker uses the cached lookups and responses of the one before."""
-    paste = patient(with_filters(tmp_path, 'lookup_cache', 'response_cache'))
+    paste = with_long_store_timeouts(with_filters(tmp_path, 'lookup_cache', 'response_cache'))
     cloud.configure(
         api_paste_config=paste, cache_url=server.url, answer_cache_shared=True, answer_cache_seconds=600,
         lookup_cache_seconds=600,
@@ -232,7 +232,7 @@ def reload(program):
 def test_shared_cache_from_concurrent_connections(server, cloud, agent, tmp_path):
     """Each connection has a greenlet; all share one client."""
     cloud.configure(
-        api_paste_config=patient(with_filters(tmp_path, 'lookup_cache', 'response_cache')), cache_url=server.url,
+        api_paste_config=with_long_store_timeouts(with_filters(tmp_path, 'lookup_cache', 'response_cache')), cache_url=server.url,
         answer_cache_shared=True,
     )  # fmt: skip
     program = agent()

@@ -21,7 +21,7 @@ from tests.openstack.deployment import Deployment
 from tests.openstack.seed import CLAIMED, GHOST, Admin
 from tests.openstack.services import REGION, SHARED_SECRET
 
-PATIENCE_S = 120.0
+REPEAT_FOR_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class ComputeHost:
                 [BIN / 'quantum-metadata-agent', '--config-file', self.conf_file],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + REPEAT_FOR_S
         while not self._listens():
             assert time.monotonic() < deadline, f'the agent does not respond: {self.log_text()}'
             assert self._agent.poll() is None, f'the agent ended: {self.log_text()}'
@@ -132,7 +132,7 @@ class ComputeHost:
 
         On a busy machine Neutron or Keystone may need longer than the deadline of a request.
         """
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + REPEAT_FOR_S
         while True:
             response = self.curl(name, path, **kwargs)
             is_retryable = response.status == 503 and response.headers.get('retry-after')
@@ -141,7 +141,7 @@ class ComputeHost:
 
     def metadata_wsgi_until(self, text: str, *words: str) -> subprocess.CompletedProcess[str]:
         """Repeat ``metadata_wsgi`` until its output contains ``text``: it waits for services for a few seconds only."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + REPEAT_FOR_S
         while True:
             done = self.metadata_wsgi(*words)
             if text in done.stdout + done.stderr or time.monotonic() > deadline:
