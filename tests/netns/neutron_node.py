@@ -238,6 +238,13 @@ class Node:
         assert data.startswith(b'HTTP/1.1 200'), (data, (self.state_path / 'log').read_text()[-2000:])
         return data.rpartition(b'\r\n\r\n')[2].decode()
 
+    def serves(self, id_):
+        """Whether an instance behind the router or network gets its id. False also while programs start."""
+        try:
+            return self.get(id_) == id_
+        except (OSError, AssertionError):
+            return False
+
     def is_refused(self, id_):
         """Whether no program listens for the router. Workers close their sockets shortly after the keeper."""
         address = (f'10.47.{self.ids.index(id_)}.2', 0)

@@ -209,14 +209,6 @@ def has_interface(name):
     return subprocess.run(['ip', 'link', 'show', name], capture_output=True, check=False).returncode == 0
 
 
-def serves(node, id_):
-    """Whether an instance behind the router or network gets its id."""
-    try:
-        return node.get(id_) == id_
-    except (OSError, AssertionError):
-        return False
-
-
 def wait_for(agent, condition):
     try:
         until(condition, within_s=180)
@@ -239,7 +231,7 @@ def holder_pid(node, id_):
 
 def has_new_holder(node, id_, former):
     pid = holder_pid(node, id_)
-    return pid not in (0, former) and is_alive(pid) and serves(node, id_)
+    return pid not in (0, former) and is_alive(pid) and node.serves(id_)
 
 
 @pytest.mark.skipif(not shutil.which('keepalived'), reason='keepalived is missing (Debian: keepalived)')
@@ -289,7 +281,7 @@ def test_the_l3_agent_starts_respawns_adopts_and_deletes_the_proxies_of_its_rout
     agent.add('routers', added)
     wait_for(agent, lambda: has_interface(peer(added['_interfaces'][0])))
     node.add_instance(added['id'], f'qrouter-{added["id"]}', peer(added['_interfaces'][0]))
-    wait_for(agent, lambda: serves(node, added['id']))
+    wait_for(agent, lambda: node.serves(added['id']))
     stop.set()
     clients.join()
     assert failures == []
@@ -304,7 +296,7 @@ def test_the_l3_agent_starts_respawns_adopts_and_deletes_the_proxies_of_its_rout
         wait_for(agent, lambda id_=id_: not is_alive(pids[id_]))
     wait_for(agent, lambda: attached_ids(node) == {added['id']})
     assert [file.stem for file in (node.state_path / 'ns-metadata-proxy').iterdir()] == [added['id']]
-    assert serves(node, added['id'])
+    assert node.serves(added['id'])
 
 
 @pytest.mark.skipif(not shutil.which('dnsmasq'), reason='dnsmasq is missing (Debian: dnsmasq-base)')
@@ -336,7 +328,7 @@ def test_the_dhcp_agent_starts_respawns_restarts_and_deletes_the_proxies_of_its_
     # The agent is restarted: the networks are served meanwhile. At some events it restarts each proxy once.
     before = {id_: node.pid(id_) for id_ in (first, second)}
     agent.stop()
-    assert all(serves(node, id_) for id_ in before)
+    assert all(node.serves(id_) for id_ in before)
     agent.start()
     agent.add('networks', networks[2])
     wait_until_served(networks[2])
@@ -348,4 +340,4 @@ def test_the_dhcp_agent_starts_respawns_restarts_and_deletes_the_proxies_of_its_
     wait_for(agent, lambda: not Path(f'/run/netns/qdhcp-{second}').exists())
     wait_for(agent, lambda: not is_alive(former))
     wait_for(agent, lambda: attached_ids(node) == {first, added})
-    assert serves(node, first)
+    assert node.serves(first)

@@ -172,7 +172,7 @@ def test_netns_cleanup_of_one_namespace_refuses_no_client_behind_others(node, tm
     done = subprocess.run([*argv, '--agent-type', 'l3'], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     until(lambda: not Path(f'/run/netns/qrouter-{cleaned}').exists())
-    until(lambda: is_served(node, other))
+    until(lambda: node.serves(other))
     stop.set()
     for thread in clients:
         thread.join()
@@ -181,11 +181,3 @@ def test_netns_cleanup_of_one_namespace_refuses_no_client_behind_others(node, tm
     # The clean-up may end workers twice.
     assert len(interrupted) <= 3 * len(clients), 'more than the requests in progress'
     assert before != node.pids(), 'the clean-up ended neither keeper nor proxy: nothing was shown'
-
-
-def is_served(node, id_):
-    """Whether an instance behind the router or network gets its id: programs may be starting."""
-    try:
-        return node.get(id_, timeout_s=60) == id_
-    except (OSError, AssertionError):
-        return False
