@@ -7,9 +7,9 @@ of the same group with a stale entry is loaded again. Otherwise each request wou
 key without a stale entry is always loaded.
 
 The keys of a router are a group, because the queries for one router may fail although the source is available, for
-example if the router has very many ports. If loads of ``UNAVAILABLE_AFTER_GROUPS`` groups fail, the source is unavailable.
-Then each failure delays the loads of all groups. A failed load does not count for this if another load got a result
-while it waited, or afterwards.
+example if the router has very many ports. If loads of ``UNAVAILABLE_AFTER_GROUPS`` groups fail, the source is
+unavailable. Then each failure delays the loads of all groups. A failed load does not count for this if another load got
+a result while it waited, or afterwards.
 
 IncompleteResult is a failure of one key. The stale entry of this key is returned, and all other keys are loaded as
 usual. Otherwise a router that was deleted in Neutron, but still exists on the host, would cause stale results for the

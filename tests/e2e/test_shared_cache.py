@@ -231,10 +231,8 @@ def reload(program):
 
 def test_shared_cache_from_concurrent_connections(server, cloud, agent, tmp_path):
     """Each connection has a greenlet; all share one client."""
-    cloud.configure(
-        api_paste_config=with_long_store_timeouts(with_filters(tmp_path, 'lookup_cache', 'response_cache')), cache_url=server.url,
-        answer_cache_shared=True,
-    )  # fmt: skip
+    paste = with_long_store_timeouts(with_filters(tmp_path, 'lookup_cache', 'response_cache'))
+    cloud.configure(api_paste_config=paste, cache_url=server.url, answer_cache_shared=True)
     program = agent()
     connections = [UnixConnection(cloud.socket) for _ in range(20)]
     for number, connection in enumerate(connections):
